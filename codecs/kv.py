@@ -1,0 +1,53 @@
+"""One segment's keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerKV:
+    """One layer of one segment.
+
+    ``keys`` is ``[H, T, D]`` with RoPE applied at ``positions`` (``[T]``, int64); ``values`` is
+    ``[H, T, Dv]``. ``D`` and ``Dv`` may differ (latent caches), and so may layers among themselves.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+    @property
+    def n_elements(self) -> int:
+        return self.keys.numel() + self.values.numel()
+
+
+@dataclass(frozen=True)
+class KV:
+    """One segment's keys and values, layer by layer, without the prefix it was prefilled under.
+
+    ``token_ids`` is ``[T]`` (int64). ``rope`` is the model's RoPE parameters as JSON values, which transforms
+    need to undo the rotation of keys.
+    """
+
+    layers: tuple[LayerKV, ...]
+    token_ids: Tensor
+    rope: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.token_ids.shape[0])
+
+    @property
+    def n_elements(self) -> int:
+        """Number of key and value elements: what bits per value are counted against."""
+        return sum(layer.n_elements for layer in self.layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layers[0].keys.dtype

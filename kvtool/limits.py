@@ -1,0 +1,28 @@
+"""Every bound on outside input, in one place.
+
+A bound exists so that a hostile or broken file is refused before memory is allocated for it. They are far
+above what real use needs.
+"""
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+DOCUMENT_BYTES = 64 * MIB
+"""One source file. Larger files are named and left out."""
+
+HEADER_BYTES = 64 * MIB
+"""An artifact's header: the safetensors header with the metadata inside."""
+
+ARTIFACT_TENSORS = 200_000
+"""Tensors in one artifact: layers × tensors per layer."""
+
+ARTIFACT_BYTES = 1024 * GIB
+"""One artifact's payload."""
+
+MANIFEST_BYTES = 64 * MIB
+"""One document's manifest."""
+
+DOCUMENT_NAME_BYTES = 4096
+"""A document's name in the store."""
+
+JSON_DEPTH = 32
+"""Nesting of any JSON that is read from outside."""
