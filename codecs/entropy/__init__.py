@@ -1,0 +1,1 @@
+"""Stages that turn tensors into bytes without loss; the last step of every pipeline."""

@@ -1,0 +1,1 @@
+"""Stages that leave out tokens, heads, layers or channels."""

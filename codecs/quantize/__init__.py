@@ -1,0 +1,1 @@
+"""Stages that turn floats into a few levels."""

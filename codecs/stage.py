@@ -1,0 +1,144 @@
+"""What a stage of a pipeline is, and what it plans with."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kvtool.codecs.errors import CodecError
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+Kind: TypeAlias = Literal["prune", "transform", "quantize", "entropy"]
+Payload: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Array:
+    """Shape and dtype of one tensor of a payload.
+
+    ``at_most``: a one-dimensional uint8 tensor whose length is known only up to a bound.
+    ``levels``: an integer tensor's entries lie in ``[0, levels)``; entropy coders size their codes by it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    at_most: bool = False
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        if any(size < 0 for size in self.shape) or self.nbytes >= 1 << 62:
+            raise CodecError(f"array of shape {list(self.shape)}: sizes are negative or past 2**62 bytes")
+        if self.at_most and (len(self.shape) != 1 or self.dtype != torch.uint8):
+            raise CodecError(f"array of shape {list(self.shape)}: only 1-D uint8 has an open length")
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its content; the bound, if ``at_most``."""
+        return self.numel * self.dtype.itemsize
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        """Refuse a tensor that is not what was planned, before its content is touched."""
+        shape = tuple(tensor.shape)
+        fits = shape == self.shape or (self.at_most and len(shape) == 1 and shape[0] <= self.shape[0])
+        if tensor.dtype != self.dtype or not fits:
+            bound = "at most " if self.at_most else ""
+            raise CodecError(
+                f"{name} is {list(shape)} {tensor.dtype}, expected {bound}{list(self.shape)} {self.dtype}"
+            )
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The tensors at one point of a pipeline, by name, and what the stages so far need beyond them.
+
+    ``needs`` names inputs such as ``"queries"`` or ``"attention"``, so that what cannot run is refused when
+    it is planned. A stage over a group of layers would plan ``x`` as ``[L, H, T, D]``.
+    """
+
+    arrays: Mapping[str, Array]
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def nbytes(self) -> int:
+        """An upper bound on the bytes of all tensors."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def replace(self, name: str, arrays: Mapping[str, Array], stage: str) -> Spec:
+        """The spec with ``arrays`` in place of ``name``; the other tensors pass through under their names.
+
+        Raises CodecError, naming the stage, if ``name`` is missing or a name is already another tensor's.
+        """
+        rest = {key: array for key, array in self.arrays.items() if key != name}
+        if name not in self.arrays or rest.keys() & arrays.keys():
+            raise CodecError(f"stage {stage!r}: gets {sorted(self.arrays)}, expected {name} and none it adds")
+        return Spec({**rest, **arrays}, self.needs)
+
+    def check(self, payload: Payload, where: str) -> None:
+        """Refuse a payload whose names, dtypes or shapes are not the planned ones."""
+        if payload.keys() != self.arrays.keys():
+            raise CodecError(f"{where}: holds {sorted(payload)}, expected {sorted(self.arrays)}")
+        for name, array in self.arrays.items():
+            array.check(f"{where}: {name}", payload[name])
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One step of a pipeline, on the keys or the values of one layer.
+
+    Subclasses are small frozen dataclasses: the fields are the parameters and the configuration, checked on
+    construction. A payload starts as ``{"x": [H, T, D]}``; a stage replaces what it works on and may add side
+    tensors (scales, a recent window), which later stages see under their own names. A payload's tensors are
+    never written to.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    kind: ClassVar[Kind]
+
+    @abstractmethod
+    def plan(self, spec: Spec) -> Spec:
+        """The spec of what ``encode`` gives for ``spec``. Raises CodecError if it cannot work on that."""
+
+    @abstractmethod
+    def encode(self, x: Payload, spec: Spec) -> Payload:
+        """Encode a payload of ``spec``. Raises CodecError for content that it cannot represent."""
+
+    @abstractmethod
+    def decode(self, y: Payload, spec: Spec) -> Payload:
+        """Undo ``encode``; ``spec`` is again that of the decoded payload.
+
+        ``y`` has the planned names, dtypes and shapes, but any content: it is decoded to ``spec`` or refused
+        with CodecError, within the memory that the plan bounds.
+        """
+
+    def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
+        """The largest absolute error that an entry may show after ``decode(encode(x))``.
+
+        ``inner`` is the same of the stages behind this one, so that a pipeline's bound is theirs in turn. A
+        stage that does not say otherwise is exact.
+        """
+        return inner
+
+    def to_config(self) -> dict[str, Json]:
+        """Name, version and every field, as JSON values: ``registry.stage_from_config`` undoes it."""
+        config: dict[str, Json] = {"name": self.name, "version": self.version}
+        return config | {field.name: _to_json(getattr(self, field.name)) for field in fields(self)}
+
+    def require(self, holds: bool, field: str, value: object, expected: str) -> None:
+        """Raise CodecError, naming the stage, the field, the value and what was expected, unless it holds."""
+        if not holds:
+            raise CodecError(f"{self.kind} stage {self.name!r}: {field} is {value!r}, expected {expected}")
+
+
+def _to_json(value: Json) -> Json:
+    return [_to_json(item) for item in value] if isinstance(value, tuple) else value

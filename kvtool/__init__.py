@@ -1,0 +1,47 @@
+"""kvtool: turns documents into KV caches ahead of time.
+
+Names are imported on first use, so that ``import kvtool`` and ``kvtool --help`` do not pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import codecs as codecs
+    from .compress import compress as compress
+    from .engines.cache import DocumentCache as DocumentCache
+    from .errors import KvtoolError as KvtoolError
+    from .model import Model as Model
+    from .model import load_model as load_model
+    from .prefill import prefill as prefill
+    from .store import Store as Store
+
+_HOME = {
+    "DocumentCache": ".engines.cache",
+    "KvtoolError": ".errors",
+    "Model": ".model",
+    "Store": ".store",
+    "compress": ".compress",
+    "load_model": ".model",
+    "prefill": ".prefill",
+}
+
+__all__ = ["DocumentCache", "KvtoolError", "Model", "Store", "codecs", "compress", "load_model", "prefill"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    elif name == "codecs":
+        value = importlib.import_module(".codecs", __name__)
+    else:
+        raise AttributeError(f"module 'kvtool' has no attribute {name!r}")
+    # Bound here so that the function wins over the submodule of the same name (kvtool.prefill, kvtool.compress).
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

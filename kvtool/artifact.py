@@ -1,0 +1,274 @@
+"""The artifact: one segment's KV in a safetensors file that says what it is.
+
+Any safetensors reader opens it. ``__metadata__`` holds one canonical JSON value under ``kvtool``. Each tensor's
+digest stands in it, and so does the digest of the whole, taken over the header without that one field; it names
+the file. A reader rebuilds the header from what it parsed and compares the bytes, so no bit of a file is
+unchecked. Tensors lie layer by layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import blake3
+import torch
+from torch import Tensor
+
+from . import limits
+from .codecs import KV, CodecError, LayerKV, Pipeline, container
+from .codecs.container import DTYPES, Entry
+from .codecs.contents import TOKEN_IDS, Contents
+from .digest import canonical_json, digest, digest_json, digest_tensor, digest_token_ids, runs
+from .errors import ArtifactError
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .prompt import Prefix
+
+FORMAT = 1
+RAW = Pipeline((), ())
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an artifact is written from: tensors in file order, and metadata without digests."""
+
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+
+
+def identity(
+    model: str, prefix: str, token_ids: Iterable[int], pipeline: Pipeline = RAW, calibrations: Sequence[str] = ()
+) -> str:
+    """What a segment's artifact is, before it is made: model fingerprint, prefix digest, tokens, pipeline."""
+    return digest_json(
+        {
+            "model": model,
+            "prefix": prefix,
+            "tokens": digest_token_ids(token_ids),
+            "pipeline": pipeline.to_config(),
+            "calibrations": list(calibrations),
+        }
+    )
+
+
+def prefix_identity(model: Model, prefix: Prefix) -> str:
+    return identity(model.fingerprint, digest_token_ids(()), prefix.token_ids)
+
+
+def raw(kv: KV, model: Model, prefix: Prefix, source: Mapping[str, Any]) -> Content:
+    """The exact KV of one segment. ``source`` says where the tokens came from."""
+    return _raw(kv, model, {"digest": prefix.digest, "tokens": len(prefix.token_ids)}, source)
+
+
+def raw_prefix(kv: KV, model: Model, prefix: Prefix) -> Content:
+    """The exact KV of a prefix, which stands under no other."""
+    return _raw(kv, model, {"digest": digest_token_ids(()), "tokens": 0}, {"prefix": prefix.origin})
+
+
+def _raw(kv: KV, model: Model, prefix: Mapping[str, Any], source: Mapping[str, Any]) -> Content:
+    contents = Contents.of(kv, RAW)
+    tensors = {TOKEN_IDS: kv.token_ids.to(torch.int32)}
+    for index, layer in enumerate(kv.layers):
+        tensors |= contents.encode_layer(index, layer)
+    ids = kv.token_ids.tolist()
+    meta = {
+        **contents.to_metadata(),
+        "identity": identity(model.fingerprint, prefix["digest"], ids),
+        "model": {**model.identity.to_json(), "fingerprint": model.fingerprint},
+        "prefix": dict(prefix),
+        "token_digest": digest_token_ids(ids),
+        "calibrations": [],
+        "source": dict(source),
+    }
+    return Content(tensors, meta)
+
+
+def compressed(original: Artifact, pipeline: Pipeline) -> Content:
+    """``original``, a raw artifact, encoded by ``pipeline``: one layer in memory at a time beside the result."""
+    contents = Contents(pipeline, original.contents.geometry, original.contents.start, original.contents.rope)
+    token_ids = original.token_ids
+    tensors = {TOKEN_IDS: token_ids.to(torch.int32)}
+    for index in range(original.n_layers):
+        tensors |= contents.encode_layer(index, original.layer(index))
+    meta = {
+        **original.meta,
+        **contents.to_metadata(),
+        "identity": identity(
+            original.meta["model"]["fingerprint"], original.meta["prefix"]["digest"], token_ids.tolist(), pipeline
+        ),
+        "source": {**original.meta["source"], "raw": original.digest},
+    }
+    return Content(tensors, {k: v for k, v in meta.items() if k not in ("digest", "tensors", "format")})
+
+
+def serialize(content: Content) -> tuple[str, list[bytes | memoryview]]:
+    """The digest of the whole, and the file's bytes in order. The tensors' memory is not copied."""
+    placed = container.layout(container.entries(content.tensors))
+    digests = {name: digest_tensor(tensor) for name, tensor in content.tensors.items()}
+    meta = {**content.meta, "format": FORMAT, "tensors": digests}
+    whole = digest(_header(placed, meta))
+    chunks: list[bytes | memoryview] = [_header(placed, {**meta, "digest": whole})]
+    for name, entry in placed.items():
+        if name in content.tensors:
+            chunks += runs(content.tensors[name])
+        else:
+            chunks.append(bytes(container.nbytes(entry)))
+    return whole, chunks
+
+
+def _header(placed: Mapping[str, Entry], meta: Mapping[str, Any]) -> bytes:
+    return container.header(placed, {"kvtool": canonical_json(meta).decode()})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact file whose header has been checked. Tensors are checked as they are read."""
+
+    path: Path
+    meta: Mapping[str, Any]
+    entries: Mapping[str, Entry]
+    offsets: Mapping[str, int]
+    nbytes: int
+
+    @classmethod
+    def open(cls, path: Path, *, expected: str | None = None) -> Artifact:
+        """Raises ``ArtifactError``, naming what is wrong, unless the header is one that kvtool wrote.
+
+        ``expected`` is the digest that the file must have.
+        """
+        try:
+            return _open(cls, path, expected)
+        except FileNotFoundError:
+            raise ArtifactError(f"{path}: no such artifact; run the same prefill or compress again") from None
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise _broken(path, f"its header is not an artifact's ({type(error).__name__}: {str(error)[:200]})") from error
+
+    @property
+    def digest(self) -> str:
+        return str(self.meta["digest"])
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.contents.geometry.layers)
+
+    @property
+    def is_raw(self) -> bool:
+        return self.contents.pipeline == RAW
+
+    @cached_property
+    def contents(self) -> Contents:
+        try:
+            return Contents.from_metadata(self.meta)
+        except CodecError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def token_ids(self) -> Tensor:
+        """``[T]``, int64."""
+        ids = self.read(TOKEN_IDS).to(torch.int64)
+        if digest_token_ids(ids.tolist()) != self.meta["token_digest"]:
+            raise _broken(self.path, "its token ids are not those it names")
+        return ids
+
+    def kv(self) -> KV:
+        layers = tuple(self.layer(index) for index in range(self.n_layers))
+        return KV(layers, self.token_ids, self.contents.rope)
+
+    def layer(self, index: int) -> LayerKV:
+        """One layer, decoded; every byte of it has been checked."""
+        try:
+            tensors = {name: self.read(name) for name in self.contents.arrays(index)}
+            return self.contents.decode_layer(index, tensors)
+        except CodecError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
+
+    def read(self, name: str) -> Tensor:
+        """A fresh tensor, its digest checked."""
+        if name not in self.entries:
+            raise _broken(self.path, f"tensor {name} is missing")
+        dtype, shape = self.entries[name]
+        out = torch.empty(shape, dtype=dtype)
+        self.read_into(name, out)
+        return out
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Reads into ``out`` (of the entry's shape and dtype, on the CPU), a view of anything, and checks the digest."""
+        dtype, shape = self.entries[name]
+        if out.dtype != dtype or tuple(out.shape) != shape:
+            raise _broken(self.path, f"tensor {name} is {dtype} {list(shape)}, not {out.dtype} {list(out.shape)}")
+        hasher = blake3.blake3()
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offsets[name])
+            for run in runs(out):
+                if _fill(file, run) != len(run):
+                    raise _broken(self.path, f"tensor {name} is cut off")
+                hasher.update(run)
+        if hasher.hexdigest() != self.meta["tensors"][name]:
+            raise _broken(self.path, f"tensor {name} has changed since it was written (digest differs)")
+
+    def verify(self) -> None:
+        """Reads every byte. Raises ``ArtifactError`` for the first that is not what was written."""
+        for name in self.meta["tensors"]:
+            self.read(name)
+        _ = self.token_ids
+        padding = [name for name in self.entries if name not in self.meta["tensors"]]
+        with self.path.open("rb") as file:
+            for name in padding:
+                file.seek(self.offsets[name])
+                if any(file.read(container.nbytes(self.entries[name]))):
+                    raise _broken(self.path, f"padding {name} is not zero")
+
+
+def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if len(first) < 8 or length > limits.HEADER_BYTES:
+            raise _broken(path, f"its header claims {length} bytes, more than {limits.HEADER_BYTES}")
+        head = first + file.read(length)
+        size = file.seek(0, 2)
+    header = json.loads(head[8:])
+    meta = json.loads(header.pop("__metadata__")["kvtool"])
+    if not isinstance(meta["format"], int) or meta["format"] > FORMAT:
+        raise ArtifactError(
+            f"{path}: is an artifact of format {meta['format']}, this kvtool reads up to {FORMAT}; upgrade kvtool"
+        )
+    if len(header) > limits.ARTIFACT_TENSORS:
+        raise _broken(path, f"it claims {len(header)} tensors, more than {limits.ARTIFACT_TENSORS}")
+    entries: dict[str, Entry] = {
+        name: (DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))) for name, entry in header.items()
+    }
+    unsigned = {key: value for key, value in meta.items() if key != "digest"}
+    if _header(entries, meta) != head or digest(_header(entries, unsigned)) != meta["digest"]:
+        raise _broken(path, "its header has changed since it was written (digest differs)")
+    if expected is not None and meta["digest"] != expected:
+        raise _broken(path, f"it is another artifact ({meta['digest'][:12]}…) than its name says")
+    offsets, end = {}, len(head)
+    for name, entry in entries.items():
+        offsets[name] = end
+        end += container.nbytes(entry)
+    if end != size or end > limits.ARTIFACT_BYTES:
+        raise _broken(path, f"it has {size} bytes, its header says {end}")
+    return cls(path, meta, entries, offsets, size)
+
+
+def _fill(file: Any, view: memoryview) -> int:
+    done = 0
+    while done < len(view) and (n := file.readinto(view[done:])):
+        done += n
+    return done
+
+
+def _broken(path: Path, what: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path}: {what}. Nothing was loaded; kvtool verify --remove takes broken artifacts out, and the same prefill "
+        "or compress makes them again"
+    )

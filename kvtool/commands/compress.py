@@ -1,0 +1,61 @@
+"""kvtool compress: raw artifacts → compressed variants."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from . import common
+
+
+def run(
+    names: Annotated[Optional[list[str]], typer.Argument(help="Documents [default: all].", metavar="[NAME…]")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="How to compress; kvtool recipes lists them.")] = "kivi",
+    bits: Annotated[Optional[int], typer.Option("--bits", help="Bits for each value, for recipes that quantize.")] = None,
+    name: Annotated[Optional[str], typer.Option("--name", help="The variant's name [default: the recipe's].")] = None,
+    store: common.StoreOption = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a variant that was made otherwise.")] = False,
+    as_json: common.JsonOption = False,
+) -> int:
+    """Compress the store's raw artifacts into a variant beside them."""
+    from ..compress import compress
+    from ..config import settings
+    from ..store import Store
+
+    opened = Store(settings(store=store).store)
+    parameters = {} if bits is None else {"bits": bits}
+    with common.Bar("compressing") as bar:
+        report = compress(
+            opened,
+            names or None,
+            recipe=recipe,
+            name=name,
+            replace=replace,
+            on_progress=lambda r: bar.update(len(r.compressed) + len(r.unchanged), r.documents_total, "documents"),
+            **parameters,
+        )
+    bits_per_value = 8 * report.nbytes / report.n_elements if report.n_elements else 0.0
+    if as_json:
+        common.print_json(
+            {
+                "variant": report.variant,
+                "compressed": report.compressed,
+                "unchanged": report.unchanged,
+                "problems": [str(error) for error in report.problems],
+                "raw_bytes": report.raw_nbytes,
+                "bytes": report.nbytes,
+                "bits_per_value": round(bits_per_value, 4),
+                "seconds": round(report.seconds, 3),
+            }
+        )
+    elif report.n_elements:
+        common.say(
+            f"{report.variant}: compressed {len(report.compressed)} documents in {report.seconds:.1f} s"
+            + (f"; {len(report.unchanged)} were there already" if report.unchanged else "")
+            + f"; {common.size(report.raw_nbytes)} → {common.size(report.nbytes)}, {bits_per_value:.2f} bits per value, "
+            f"ratio {16 / bits_per_value:.1f} to 16 bits"
+        )
+    elif not report.problems:
+        common.say(f"nothing to compress: {opened.root} is empty; run kvtool prefill first")
+    return common.problems(report.problems, len(report.compressed) + len(report.unchanged))

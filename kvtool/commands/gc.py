@@ -1,0 +1,20 @@
+"""kvtool gc: remove what nothing refers to."""
+
+from __future__ import annotations
+
+import typer
+
+from . import common
+
+
+def run(store: common.StoreOption = None, dry_run: common.DryRunOption = False) -> None:
+    """Remove artifacts that no document refers to, such as those of documents that changed."""
+    from ..config import settings
+    from ..store import Store
+
+    opened = Store(settings(store=store).store)
+    unused = opened.collect(dry_run=dry_run)
+    if dry_run:
+        for path in unused:
+            typer.echo(path)
+    common.say(f"{'would remove' if dry_run else 'removed'} {len(unused)} artifacts")

@@ -1,0 +1,61 @@
+"""kvtool show: everything about one document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from . import common
+
+
+def run(
+    name: Annotated[str, typer.Argument(help="The document's name.")],
+    store: common.StoreOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Show a document's model, prefix, segments and variants, to the byte."""
+    from ..config import settings
+    from ..store import Store
+
+    opened = Store(settings(store=store).store)
+    document = opened[name]
+    segments: list[dict[str, Any]] = []
+    for index, segment in enumerate(document.segments):
+        variants = {}
+        for label, variant in segment.variants.items():
+            artifact = opened.open_artifact(variant)
+            elements = artifact.contents.geometry.n_elements
+            variants[label] = {
+                "digest": variant.artifact,
+                "file": str(artifact.path),
+                "bytes": artifact.nbytes,
+                "bits_per_value": round(8 * artifact.nbytes / elements, 4),
+                "recipe": dict(variant.recipe) or None,
+            }
+        segments.append(
+            {
+                "segment": index,
+                "tokens": segment.n_tokens,
+                "characters": [segment.start, segment.end],
+                "identity": segment.identity,
+                "variants": variants,
+            }
+        )
+    if as_json:
+        common.print_json(
+            {
+                "name": name,
+                "model": dict(document.model),
+                "prefix": dict(document.prefix),
+                "segments": segments,
+            }
+        )
+        return
+    typer.echo(f"{name}: {document.n_tokens:,} tokens")
+    typer.echo(f"  model   {document.model['name']}  {document.model['fingerprint']}")
+    typer.echo(f"  prefix  {document.prefix['tokens']} tokens, {document.prefix['origin']['kind']}")
+    for entry in segments:
+        typer.echo(f"  segment {entry['segment']}: {entry['tokens']:,} tokens, characters {entry['characters'][0]} to {entry['characters'][1]}")
+        for label, variant in entry["variants"].items():
+            typer.echo(f"    {label:10} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  {variant['file']}")

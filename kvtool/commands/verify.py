@@ -1,0 +1,52 @@
+"""kvtool verify: is every byte what was written?"""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from . import common
+
+
+def run(
+    names: Annotated[Optional[list[str]], typer.Argument(help="Documents [default: all].", metavar="[NAME…]")] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove broken artifacts, so that prefill or compress makes them again.")
+    ] = False,
+    store: common.StoreOption = None,
+    as_json: common.JsonOption = False,
+) -> int:
+    """Read every artifact and check every digest. Ends with exit code 4 if anything is not what was written."""
+    from ..config import settings
+    from ..errors import DONE, GATE, KvtoolError
+    from ..store import Store
+
+    opened = Store(settings(store=store).store)
+    sound: set[str] = set()
+    broken: dict[str, str] = {}
+    for name in names or opened:
+        try:
+            variants = opened[name].artifacts
+        except KvtoolError as error:
+            if names:
+                raise
+            broken[name] = str(error)
+            continue
+        for variant in variants:
+            if variant.artifact in sound:
+                continue
+            try:
+                opened.open_artifact(variant).verify()
+                sound.add(variant.artifact)
+            except KvtoolError as error:
+                broken.setdefault(variant.artifact, f"{name}: {error}")
+                if remove:
+                    opened.path_of(variant).unlink(missing_ok=True)
+    if as_json:
+        common.print_json({"sound": len(sound), "broken": broken, "removed": remove and bool(broken)})
+    else:
+        for line in broken.values():
+            common.say(f"error: {line}")
+        common.say(f"{len(sound)} artifacts are sound, {len(broken)} are not")
+    return GATE if broken else DONE

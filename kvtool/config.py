@@ -1,0 +1,81 @@
+"""Settings: flags > ``KVTOOL_*`` > ``kvtool.toml`` or ``[tool.kvtool]`` > the user's file > defaults."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    PyprojectTomlConfigSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from .errors import UsageError
+
+
+def user_file() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kvtool" / "kvtool.toml"
+
+
+class Settings(BaseSettings):
+    """What every command may be told once instead of each time."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="KVTOOL_",
+        extra="forbid",
+        pyproject_toml_table_header=("tool", "kvtool"),
+        protected_namespaces=(),
+    )
+
+    store: Path = Path("kv-store")
+    model: str = "embedded"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    load_in: Literal["4bit", "8bit"] | None = None
+    adapter: Path | None = None
+    system: str | None = None
+    prefix_file: Path | None = None
+    no_prefix: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    segment_tokens: int | None = None
+    step_tokens: int = 1024
+    pack_tokens: int = 1024
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, Path("kvtool.toml")),
+            PyprojectTomlConfigSettingsSource(settings_cls),
+            TomlConfigSettingsSource(settings_cls, user_file()),
+        )
+
+
+def settings(**flags: Any) -> Settings:
+    """The settings, with the ``flags`` that were given on top. Raises ``UsageError``, naming the field."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value not in (None, [])})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"setting {field} is {first.get('input')!r}: {first['msg'].lower()}; see the flag --{field.replace('_', '-')}, "
+            f"KVTOOL_{field.upper()}, kvtool.toml, [tool.kvtool] in pyproject.toml and {user_file()}"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"kvtool.toml, pyproject.toml or {user_file()}: is not TOML ({error})") from error

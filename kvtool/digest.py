@@ -1,0 +1,54 @@
+"""Canonical bytes and their digests: the same on every machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import blake3
+import torch
+from torch import Tensor
+
+Json = Any
+
+
+def canonical_json(value: Json) -> bytes:
+    """Sorted keys, no spaces, no NaN, UTF-8: one value, one spelling."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(data: bytes) -> str:
+    return str(blake3.blake3(data).hexdigest())
+
+
+def digest_json(value: Json) -> str:
+    return digest(canonical_json(value))
+
+
+def digest_token_ids(token_ids: Iterable[int]) -> str:
+    """Digest of token ids as little-endian int64."""
+    return digest(b"".join(int(token).to_bytes(8, "little", signed=True) for token in token_ids))
+
+
+def runs(tensor: Tensor) -> Iterable[memoryview]:
+    """The tensor's bytes in order, as views of its memory: one if it is contiguous, else one for each run.
+
+    A segment's keys are a slice of a longer buffer; hashing and writing them must not copy them first.
+    """
+    if tensor.numel() == 0:
+        return
+    if tensor.is_contiguous():
+        # numpy has no bfloat16, bytes have no type.
+        yield memoryview(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    else:
+        for part in tensor:
+            yield from runs(part)
+
+
+def digest_tensor(tensor: Tensor) -> str:
+    """Digest of the tensor's bytes, in order, little-endian; not of its shape or dtype."""
+    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    for run in runs(tensor):
+        hasher.update(run)
+    return str(hasher.hexdigest())

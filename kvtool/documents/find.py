@@ -1,0 +1,157 @@
+"""Which files are documents: arguments, folders and glob patterns become named files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pathspec import GitIgnoreSpec
+
+from kvtool import limits
+from kvtool.documents.read import shown, special_kind
+from kvtool.documents.walk import STORE_MARKER, walk
+from kvtool.errors import DocumentError, UsageError
+
+
+@dataclass(frozen=True)
+class Found:
+    """A document's name in the store, with `/` on every system, and the absolute path of its file."""
+
+    name: str
+    path: Path
+
+
+def find(
+    arguments: Iterable[str | os.PathLike[str]],
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    cwd: str | os.PathLike[str] | None = None,
+) -> tuple[list[Found], list[DocumentError]]:
+    """The documents that `arguments` name, in the order of the arguments, sorted within each.
+
+    A folder is walked by git's ignore rules; a file named outright is never ignored. A document is named by
+    its path from `cwd`, or, outside of it, from the parent of the argument it came by.
+
+    Args:
+        arguments: files, folders, or glob patterns such as `docs/**/*.md`, which match as in a .gitignore.
+        include: patterns as in a .gitignore on the document's name; where there are any, one must match.
+        exclude: the same, and none may match.
+        cwd: the working directory, by default the process's.
+
+    Returns:
+        The documents, and an error for each argument or file that cannot be one.
+
+    Raises:
+        UsageError: `include` or `exclude` holds what is no pattern.
+    """
+    here = Path(os.path.realpath(cwd or "."))
+    included, excluded = _patterns("include", include), _patterns("exclude", exclude)
+    errors: list[DocumentError] = []
+    documents: dict[str, Path] = {}
+    seen: set[str] = set()
+    for argument in arguments:
+        for path, parent in _expand(os.fspath(argument), here, errors):
+            name = path.relative_to(here if path.is_relative_to(here) else parent).as_posix()
+            if (included and not included.match_file(name)) or excluded.match_file(name):
+                continue
+            if (real := os.path.realpath(path)) in seen:
+                continue
+            seen.add(real)
+            if error := _name_error(name, path, documents):
+                errors.append(error)
+            else:
+                documents[name] = path
+    return [Found(name, path) for name, path in documents.items()], errors
+
+
+def _expand(argument: str, cwd: Path, errors: list[DocumentError]) -> Iterator[tuple[Path, Path]]:
+    """The files an argument stands for, each with the folder that names it if it lies outside `cwd`."""
+    if not argument or "\0" in argument:
+        errors.append(DocumentError(f"{argument!r}: is not a path; expected a file, a folder or a pattern"))
+        return
+    path = _absolute(argument, cwd)
+    try:
+        kind = special_kind(path.stat().st_mode)
+    except OSError as error:
+        if glob.has_magic(argument) and not os.path.lexists(path):
+            yield from _expand_glob(argument, cwd, errors)
+            return
+        errors.append(
+            DocumentError(
+                f"{shown(argument)}: {(error.strerror or str(error)).lower()}; expected a file or "
+                f"folder, looked for from {shown(cwd)}; check the path"
+            )
+        )
+        return
+    if kind is None:
+        yield path, path.parent
+    elif kind != "directory":
+        errors.append(
+            DocumentError(f"{shown(argument)}: is a {kind}; expected a file or folder; check the path")
+        )
+    elif os.path.lexists(path / STORE_MARKER):
+        errors.append(
+            DocumentError(
+                f"{shown(argument)}: is a kvtool store; expected documents; name the folder they are in"
+            )
+        )
+    else:
+        yield from ((file, path.parent) for file in walk(path, cwd, errors))
+
+
+def _expand_glob(argument: str, cwd: Path, errors: list[DocumentError]) -> Iterator[tuple[Path, Path]]:
+    parts = Path(argument).parts
+    plain = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    base = _absolute(os.path.join(*parts[:plain], ""), cwd) if plain else cwd  # noqa: PTH118
+    matching = _patterns("glob", ["/" + "/".join(parts[plain:])])
+    found = False
+    for file in walk(base, cwd, errors) if os.path.lexists(base) else []:
+        if matching.match_file(file.relative_to(base).as_posix()):
+            found = True
+            yield file, base.parent
+    if not found:
+        errors.append(
+            DocumentError(
+                f"{shown(argument)}: matches no documents, leaving aside hidden and ignored files; expected "
+                f"at least one below {shown(base)}; check the pattern"
+            )
+        )
+
+
+def _absolute(argument: str, cwd: Path) -> Path:
+    """An absolute path without `..`; a symbolic link keeps its own name, by which the user knows it."""
+    path = cwd / argument
+    if path.name == "..":
+        return Path(os.path.realpath(path))
+    if ".." in path.parts or not path.is_relative_to(cwd):
+        return Path(os.path.realpath(path.parent)) / path.name
+    return path
+
+
+def _patterns(option: str, patterns: Iterable[str]) -> GitIgnoreSpec:
+    try:
+        return GitIgnoreSpec.from_lines(patterns)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}; expected a pattern as in a .gitignore file") from error
+
+
+def _name_error(name: str, path: Path, documents: dict[str, Path]) -> DocumentError | None:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return DocumentError(f"{name!r}: the name is not UTF-8; expected one that is; rename the file")
+    if size > limits.DOCUMENT_NAME_BYTES:
+        return DocumentError(
+            f"{shown(name)}: the name has {size:,} bytes; expected at most {limits.DOCUMENT_NAME_BYTES:,}; "
+            "rename the file or work from a folder closer to it"
+        )
+    if name in documents:
+        return DocumentError(
+            f"{shown(path)}: would be named {name!r}, as {shown(documents[name])} already is; expected one "
+            "file for each name; rename one, or work from a folder that holds both"
+        )
+    return None

@@ -1,0 +1,84 @@
+"""HTML as Markdown: headings, lists, tables and code stay; scripts, images and link targets go."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning, ParserRejectedMarkup, XMLParsedAsHTMLWarning
+from bs4.dammit import EncodingDetector
+from bs4.element import PreformattedString
+from markdownify import MarkdownConverter
+
+from kvtool.errors import DocumentError
+
+NOT_TEXT = ("script", "style", "noscript", "template", "svg")
+
+BLOCKS = ("p", "ul", "ol", "dl", "table", "pre", "blockquote", "div", "section", "article", "hr")
+CLOSED_BY = {
+    **{name: {"p"} for name in (*BLOCKS, "h1", "h2", "h3", "h4", "h5", "h6")},
+    "li": {"li", "p"},
+    **{name: {"dt", "dd", "p"} for name in ("dt", "dd")},
+    **{name: {"td", "th", "p"} for name in ("td", "th")},
+    **{name: {"td", "th", "tr", "p"} for name in ("tr", "tbody", "tfoot")},
+    "option": {"option"},
+}
+"""Which open elements a start tag ends, of those whose end tag HTML lets an author leave out."""
+
+
+class Soup(BeautifulSoup):
+    """Ends elements that have no end tag where HTML says they end.
+
+    Python's parser does not: every paragraph of an old page would lie inside the one before it, a thousand
+    deep, which no converter survives.
+    """
+
+    def handle_starttag(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        while self.currentTag is not None and self.currentTag.name in CLOSED_BY.get(name, ()):
+            self.handle_endtag(self.currentTag.name)
+        return super().handle_starttag(name, *args, **kwargs)
+
+
+def declared_encoding(data: bytes) -> str | None:
+    """The encoding an HTML file says it has, in its `<meta>` or XML declaration."""
+    return EncodingDetector.find_declared_encoding(data, is_html=True)
+
+
+def html_text(markup: str, name: str) -> str:
+    """The title and body of a page as Markdown.
+
+    Raises:
+        DocumentError: the page is nested too deeply, or is no HTML.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
+            warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)
+            soup = Soup(markup, "html.parser")
+        for element in soup(NOT_TEXT):
+            element.decompose()
+        # Comments, and also declarations, which markdownify would print.
+        for string in soup.find_all(string=lambda string: isinstance(string, PreformattedString)):
+            string.extract()
+        title = soup.title.extract().get_text(" ", strip=True) if soup.title else ""
+        if soup.head:
+            soup.head.decompose()
+        body = MarkdownConverter(
+            heading_style="atx",
+            bullets="-",
+            strip=["a", "img", "video"],
+            escape_asterisks=False,
+            escape_underscores=False,
+        ).convert_soup(soup)
+    except RecursionError:
+        raise DocumentError(
+            f"{name}: its HTML elements are nested too deeply; expected a few hundred levels at most; "
+            "save the page as text or Markdown instead"
+        ) from None
+    except ParserRejectedMarkup as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise DocumentError(
+            f"{name}: is not HTML that can be read ({reason}); expected a web page; "
+            "save it as text or Markdown instead"
+        ) from error
+    return "\n\n".join(part for part in (title, body.strip()) if part)

@@ -1,0 +1,95 @@
+"""Reads one source file into text; what cannot be read is a one-line error that says why and what to do."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from kvtool import limits
+from kvtool.documents.encoding import decode
+from kvtool.errors import DocumentError
+
+HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
+
+
+def read_text(path: Path) -> str:
+    """The text of a document: HTML as Markdown, the text of a PDF, anything else as it stands.
+
+    The byte order mark is taken off and newlines become `\\n`. Nothing else is changed in plain text.
+
+    Args:
+        path: the file; its suffix says whether it is HTML or PDF.
+
+    Raises:
+        DocumentError: the file cannot be read, is too large, is binary, is broken, or holds no text.
+    """
+    name = shown(path)
+    data = read_bytes(path)
+    suffix = path.suffix.lower()
+    if data and suffix == ".pdf":
+        from kvtool.documents.pdf import pdf_text  # pypdf is an extra
+
+        text = pdf_text(data, name)
+    elif suffix in HTML_SUFFIXES:
+        from kvtool.documents.html import declared_encoding, html_text  # 0.1 s to import
+
+        text = html_text(decode(data, name, declared_encoding(data)), name)
+    else:
+        text = decode(data, name)
+    if not text or text.isspace():
+        found = f"no text in its {len(data):,} bytes" if data else "it is empty (0 bytes)"
+        raise DocumentError(f"{name}: {found}; expected a document with text; fill the file or leave it out")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file of at most `limits.DOCUMENT_BYTES`.
+
+    Raises:
+        DocumentError: it is too large, is no regular file, is gone, or may not be read.
+    """
+    name, limit = shown(path), limits.DOCUMENT_BYTES
+    try:
+        status = path.stat()
+        # Opening a named pipe would wait for a writer, so what it is comes first.
+        if kind := special_kind(status.st_mode):
+            raise DocumentError(f"{name}: is a {kind}; expected a regular file; name a file instead")
+        size = status.st_size
+        if size <= limit:
+            with path.open("rb") as file:
+                data = file.read(limit + 1)
+            size = len(data)  # the file may have grown since, and some report no size at all
+    except FileNotFoundError:
+        raise DocumentError(
+            f"{name}: no such file, or it has vanished; expected a file; check the path"
+        ) from None
+    except PermissionError:
+        raise DocumentError(
+            f"{name}: permission denied; expected a file you may read; change its permissions or leave it out"
+        ) from None
+    except OSError as error:
+        raise DocumentError(
+            f"{name}: cannot be read ({error.strerror or error}); expected a readable file; "
+            "check the path and the disk"
+        ) from error
+    if size > limit:
+        raise DocumentError(
+            f"{name}: too large, {size:,} bytes or more; expected at most {limit:,}; "
+            "split it into smaller files"
+        )
+    return data
+
+
+def special_kind(mode: int) -> str | None:
+    """What a path is that is no regular file, in words; None for a regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def shown(path: Path | str) -> str:
+    """A path as it can stand in a one-line message: escaped where it has newlines or is not UTF-8."""
+    name = os.fspath(path)
+    return name if name.isprintable() else repr(name)

@@ -1,0 +1,119 @@
+"""A transformers cache over buffers that grow in place.
+
+transformers' own ``DynamicLayer`` copies a layer's whole cache for every token; over a long document that costs
+more than the model. Here a layer is allocated once, with room for what follows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+ROOM = 256
+"""Tokens of room behind a loaded document, before the first reallocation."""
+
+
+class BufferedLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys ``[B, H, T, D]`` and values ``[B, H, T, Dv]``, as views of buffers with room to grow.
+
+    Every token is kept, in sliding-window layers too: the model's mask limits what is seen, and assembling
+    segments anew needs all of them.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self._capacity = capacity
+        self._buffers: dict[str, Tensor] = {}
+        self._length = 0
+        super().__init__()
+
+    @property
+    def keys(self) -> Tensor | None:
+        return self._view("keys")
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        self._adopt("keys", value)
+
+    @property
+    def values(self) -> Tensor | None:
+        return self._view("values")
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        self._adopt("values", value)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.allocate(key_states.shape, value_states.shape)
+
+    def allocate(self, keys: torch.Size, values: torch.Size) -> None:
+        """Makes room for ``capacity`` tokens of the shapes' batch, heads and sizes."""
+        for name, shape in (("keys", keys), ("values", values)):
+            shape = torch.Size((*shape[:2], self._capacity, shape[3]))
+            self._buffers[name] = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self._length = 0
+        self.is_initialized = True
+
+    def extend(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Views ``[B, H, tokens, D]`` of the next ``tokens`` places, to be written by the caller."""
+        start, end = self._length, self._length + tokens
+        for name, buffer in self._buffers.items():
+            if buffer.shape[2] < end:
+                grown = buffer.new_empty((*buffer.shape[:2], end + max(ROOM, end // 8), buffer.shape[3]))
+                grown[:, :, :start] = buffer[:, :, :start]
+                self._buffers[name] = grown
+        self._length = end
+        return self._buffers["keys"][:, :, start:end], self._buffers["values"][:, :, start:end]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self._buffers["keys"].device != key_states.device:
+            # A model spread over devices: the layer moves to where it is computed, once.
+            self._buffers = {name: buffer.to(key_states.device) for name, buffer in self._buffers.items()}
+        keys, values = self.extend(key_states.shape[2])
+        keys.copy_(key_states)
+        values.copy_(value_states)
+        return self.keys, self.values  # type: ignore[return-value]
+
+    def get_seq_length(self) -> int:
+        return self._length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last ``-tokens_to_remove`` tokens (a negative number, as transformers has it)."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}): expected a negative number of tokens to remove")
+        self._length = max(0, self._length + tokens_to_remove)
+
+    def reset(self) -> None:
+        self._buffers, self._length, self.is_initialized = {}, 0, False
+
+    def _view(self, name: str) -> Tensor | None:
+        buffer = self._buffers.get(name)
+        return None if buffer is None else buffer[:, :, : self._length]
+
+    def _adopt(self, name: str, value: Tensor | None) -> None:
+        if value is None:
+            self._buffers.pop(name, None)
+        else:
+            self._buffers[name] = value
+            self._length = value.shape[2]
+
+
+class DocumentCache(Cache):  # type: ignore[misc]
+    """A transformers ``Cache`` that stands for known tokens.
+
+    ``token_ids`` is ``[N]`` (int64): all the tokens it was loaded with, prefix first, as a full prefill would see
+    them. Pass ``generate`` these ids and the question's behind them.
+    """
+
+    def __init__(self, n_layers: int, *, capacity: int = 0, token_ids: Tensor | None = None) -> None:
+        super().__init__(layers=[BufferedLayer(capacity) for _ in range(n_layers)])
+        self.token_ids = torch.empty(0, dtype=torch.int64) if token_ids is None else token_ids
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        self.token_ids = self.token_ids[: self.get_seq_length()]

@@ -1,0 +1,86 @@
+"""Segments' keys and values, one segment a pass or several, all behind one prefix."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from ..codecs import KV
+from ..model import Model
+from . import transformers as engine
+from .cache import DocumentCache
+
+log = logging.getLogger(__name__)
+
+# Largest difference, relative to the largest element, that another order of summation explains.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+class Prefiller:
+    """Runs token ids behind a prefix, which is computed once.
+
+    Memory beside the model is the segment's KV and one step's activations. The KVs returned are views of one cache.
+    """
+
+    def __init__(self, model: Model, prefix_ids: Sequence[int], *, step: int = engine.STEP_TOKENS) -> None:
+        self.model, self.step = model, step
+        cache = engine.new_cache(model, len(prefix_ids))
+        engine.feed(model, prefix_ids, cache, step=step)
+        self.prefix = engine.slice_kv(model, cache, 0, prefix_ids, 0) if prefix_ids else None
+        self._packs: bool | None = None
+
+    def one(self, token_ids: Sequence[int]) -> KV:
+        """The KV of one segment, fed in steps."""
+        cache = self._cache(len(token_ids))
+        start = cache.get_seq_length()
+        engine.feed(self.model, token_ids, cache, step=self.step)
+        return engine.slice_kv(self.model, cache, start, token_ids, start)
+
+    def many(self, rows: Sequence[Sequence[int]]) -> list[KV]:
+        """The KVs of several segments from one pass; equal to ``one`` up to the order of summation.
+
+        The first pass of a run is checked against ``one``. A model that does not honour the mask is prefilled one
+        segment at a time, with a warning.
+        """
+        if len(rows) == 1 or self._packs is False:
+            return [self.one(row) for row in rows]
+        kvs = self._packed(rows)
+        if self._packs is None:
+            shortest = min(range(1, len(rows)), key=lambda n: len(rows[n]))
+            self._packs = _close(kvs[shortest], self.one(rows[shortest]))
+            if not self._packs:
+                log.warning(
+                    "%s: %s gives other keys and values when documents share a pass; prefilling them one by one",
+                    self.model.name,
+                    self.model.config.model_type,
+                )
+                return self.many(rows)
+        return kvs
+
+    def _packed(self, rows: Sequence[Sequence[int]]) -> list[KV]:
+        cache = self._cache(sum(map(len, rows)))
+        start = position = cache.get_seq_length()
+        engine.feed_packed(self.model, rows, cache)
+        kvs = []
+        for row in rows:
+            kvs.append(engine.slice_kv(self.model, cache, start, row, position))
+            start += len(row)
+        return kvs
+
+    def _cache(self, tokens: int) -> DocumentCache:
+        prefix = self.prefix
+        cache = engine.new_cache(self.model, tokens + (prefix.n_tokens if prefix else 0))
+        if prefix:
+            engine.append_kv(cache, prefix, prefix.layers[0].keys.device)
+        return cache
+
+
+def _close(a: KV, b: KV) -> bool:
+    tolerance = TOLERANCE[a.dtype]
+    return all(
+        (x - y).abs().max() <= tolerance * y.abs().max()
+        for p, q in zip(a.layers, b.layers, strict=True)
+        for x, y in ((p.keys, q.keys), (p.values, q.values))
+    )

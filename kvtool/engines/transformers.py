@@ -1,0 +1,131 @@
+"""Runs a transformers model over token ids, into a ``DocumentCache``.
+
+No model-specific code: what differs between families is read from the config (window sizes) or passed through the
+public forward (``position_ids``, a 4-D ``attention_mask``, a cache).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from ..codecs import KV, LayerKV
+from ..errors import ModelError
+from ..model import Model
+from .cache import DocumentCache
+
+STEP_TOKENS = 1024
+"""Tokens of one forward pass. More are hardly faster, and activations grow with them."""
+
+_KINDS = {"full_attention", "sliding_attention"}
+
+
+def windows(model: Model) -> list[int | None]:
+    """For each layer, how many positions back it sees, or None for all.
+
+    Raises ``ModelError``, naming the family, for a model whose state is not one key and value for every token in
+    every layer: recurrent and hybrid models, chunked attention, layers that share a cache, encoder-decoders.
+    """
+    config, family = model.text_config, model.config.model_type
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{model.name}: {family} is an encoder-decoder; kvtool caches decoder-only models")
+    kinds, options = get_layer_types_and_kwargs(config)
+    if strange := sorted(set(kinds) - _KINDS):
+        raise ModelError(
+            f"{model.name}: {family} has layers of kind {', '.join(strange)}, whose state is not keys and values of "
+            "every token; kvtool caches models with full and sliding-window attention"
+        )
+    return [option.get("sliding_window") for option in options]
+
+
+def new_cache(model: Model, capacity: int) -> DocumentCache:
+    return DocumentCache(len(windows(model)), capacity=capacity)
+
+
+@torch.no_grad()
+def feed(model: Model, token_ids: Sequence[int], cache: DocumentCache, *, step: int = STEP_TOKENS) -> None:
+    """Runs ``token_ids`` behind what ``cache`` holds, ``step`` at a time, so that memory stays at one step's."""
+    for start in range(0, len(token_ids), step):
+        ids = torch.tensor([token_ids[start : start + step]], device=_device(model))
+        # The body without the head: logits over a document's every token are not needed by anyone.
+        model.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    _refuse_partial(model, cache)
+
+
+@torch.no_grad()
+def feed_packed(model: Model, rows: Sequence[Sequence[int]], cache: DocumentCache) -> None:
+    """Runs ``rows``, one behind the other in one pass, each seeing what ``cache`` holds and itself only.
+
+    Prepacking (arXiv 2404.09529) under a shared prefix: positions restart behind the prefix for every row.
+    """
+    prefix = cache.get_seq_length()
+    row = torch.cat([torch.full((len(ids),), n) for n, ids in enumerate(rows)])
+    positions = torch.cat([torch.arange(prefix, prefix + len(ids)) for ids in rows])
+    ids = torch.tensor([[token for tokens in rows for token in tokens]], device=_device(model))
+    model.model.base_model(
+        input_ids=ids,
+        position_ids=positions[None].to(ids.device),
+        attention_mask=_masks(model, prefix, row, positions),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    _refuse_partial(model, cache)
+
+
+def slice_kv(model: Model, cache: DocumentCache, start: int, token_ids: Sequence[int], position: int) -> KV:
+    """The KV of ``token_ids``, held by ``cache`` from index ``start`` on, as views, first of them at ``position``."""
+    end = start + len(token_ids)
+    positions = torch.arange(position, position + len(token_ids))
+    layers = tuple(LayerKV(x.keys[0, :, start:end], x.values[0, :, start:end], positions) for x in cache.layers)
+    return KV(layers, torch.tensor(token_ids, dtype=torch.int64), model.identity.rope)
+
+
+def append_kv(cache: DocumentCache, kv: KV, device: torch.device) -> None:
+    """Copies ``kv`` behind what ``cache`` holds."""
+    for layer, source in zip(cache.layers, kv.layers, strict=True):
+        if not layer.is_initialized:
+            layer.dtype, layer.device = source.keys.dtype, device
+            layer.allocate(source.keys[None].shape, source.values[None].shape)
+        keys, values = layer.extend(source.keys.shape[1])
+        keys[0].copy_(source.keys)
+        values[0].copy_(source.values)
+
+
+def _masks(model: Model, prefix: int, row: Tensor, positions: Tensor) -> Any:
+    """Boolean ``[1, 1, S, prefix + S]``, or a dict of them by layer kind where the model mixes kinds."""
+    key_positions = torch.cat([torch.arange(prefix), positions])
+    index = torch.arange(len(row))
+    own = (row[:, None] == row[None, :]) & (index[None, :] <= index[:, None])
+    visible = torch.cat([torch.ones(len(row), prefix, dtype=torch.bool), own], 1)
+
+    def mask(window: int | None) -> Tensor:
+        seen = visible if window is None else visible & (positions[:, None] - key_positions[None, :] < window)
+        seen = seen[None, None].to(_device(model))
+        if model.text_config._attn_implementation != "eager":
+            return seen
+        # Eager attention adds its mask to the scores.
+        zero = torch.zeros((), dtype=model.dtype, device=seen.device)
+        return torch.where(seen, zero, torch.finfo(model.dtype).min)
+
+    kinds, _ = get_layer_types_and_kwargs(model.text_config)
+    by_kind = dict(zip(kinds, windows(model), strict=True))
+    masks = {kind: mask(window) for kind, window in by_kind.items()}
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _refuse_partial(model: Model, cache: DocumentCache) -> None:
+    """A family that caches otherwise than its config says is refused here, before anything is stored."""
+    lengths = {layer.get_seq_length() for layer in cache.layers}
+    if len(lengths) > 1:
+        raise ModelError(
+            f"{model.name}: {model.config.model_type} cached {sorted(lengths)} tokens in different layers; kvtool "
+            "needs the keys and values of every token in every layer"
+        )
+
+
+def _device(model: Model) -> torch.device:
+    return torch.device(model.model.get_input_embeddings().weight.device)

@@ -1,0 +1,81 @@
+"""Artifacts → a transformers cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from .artifact import Artifact
+from .digest import digest_token_ids
+from .engines.cache import ROOM, BufferedLayer, DocumentCache
+from .errors import MismatchError
+from .model import Model
+
+# Reading, hashing and decoding let go of the interpreter's lock; two threads keep a small machine busy.
+_THREADS = 2
+
+
+def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
+    """A cache of ``parts``, one behind the other at the positions they were prefilled at.
+
+    Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an
+    artifact of another model, or one that does not continue the one before it; ``ArtifactError`` for a broken one.
+    """
+    for part in parts:
+        refuse_mismatch(part, model)
+    _refuse_gaps(parts)
+    token_ids = torch.cat([part.token_ids for part in parts])
+    cache = DocumentCache(parts[0].n_layers, capacity=len(token_ids) + ROOM, token_ids=token_ids)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda index: _fill(cache.layers[index], index, parts), range(parts[0].n_layers)))
+    return cache
+
+
+def _fill(target: BufferedLayer, index: int, parts: Sequence[Artifact]) -> None:
+    for part in parts:
+        geometry = part.contents.geometry
+        (heads, size), (value_heads, value_size) = geometry.layers[index].keys, geometry.layers[index].values
+        if not target.is_initialized:
+            target.dtype, target.device = geometry.dtype, torch.device("cpu")
+            target.allocate(torch.Size((1, heads, 0, size)), torch.Size((1, value_heads, 0, value_size)))
+        keys, values = target.extend(geometry.layers[index].tokens)
+        if part.is_raw:
+            part.read_into(f"layers.{index:04d}.keys", keys[0])
+            part.read_into(f"layers.{index:04d}.values", values[0])
+        else:
+            layer = part.layer(index)
+            keys[0].copy_(layer.keys)
+            values[0].copy_(layer.values)
+
+
+def refuse_mismatch(part: Artifact, model: Model) -> None:
+    there: Mapping[str, Any] = part.meta["model"]
+    if there["fingerprint"] == model.fingerprint:
+        return
+    for field, here in model.identity.to_json().items():
+        if there.get(field) != here:
+            raise MismatchError(
+                f"{part.path}: was made by another model: its {field} is {_short(there.get(field))}, that of "
+                f"{model.name} is {_short(here)}. Load the model it was made with, or prefill again with this one"
+            )
+
+
+def _refuse_gaps(parts: Sequence[Artifact]) -> None:
+    tokens = 0
+    before = digest_token_ids(())
+    for part in parts:
+        if part.meta["prefix"]["digest"] != before or part.contents.start != tokens:
+            raise MismatchError(
+                f"{part.path}: was prefilled under another prefix ({part.meta['prefix']['tokens']} tokens, digest "
+                f"{part.meta['prefix']['digest'][:12]}…) than the one before it; prefill the document again"
+            )
+        before = digest_token_ids(part.token_ids.tolist())
+        tokens += len(part.token_ids)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text

@@ -1,0 +1,267 @@
+"""Documents → raw artifacts in a store.
+
+What is already there is found by identity (model, prefix, tokens), not by name or date. Work is cut the same way
+whether or not parts of it are done, so that an interrupted run, started again, ends with the bytes of one that was
+not interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import artifact
+from .digest import digest
+from .documents import find, read_text, split
+from .engines import transformers as engine
+from .engines.prefiller import Prefiller
+from .errors import DocumentError, KvtoolError, MismatchError, StoreError, UsageError
+from .manifest import RAW, Document, Segment, Variant
+from .model import Model
+from .prompt import Prefix, document_tokens, prefix_of
+from .store import Store
+
+PACK_TOKENS = 1024
+"""Short segments share a pass of up to this many tokens."""
+
+
+@dataclass
+class Report:
+    """What a run has done so far. ``problems`` are the documents that could not be prefilled, with the reasons.
+
+    ``model_seconds`` is the part of ``seconds`` in which the model ran.
+    """
+
+    prefilled: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    problems: list[KvtoolError] = field(default_factory=list)
+    tokens: int = 0
+    tokens_total: int = 0
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """One segment to be: its tokens, where its text lies, what it is."""
+
+    token_ids: array[int]
+    start: int
+    end: int
+    identity: str
+    source: dict[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    name: str
+    text_digest: str
+    pieces: tuple[_Piece, ...]
+
+
+def prefill(
+    paths: Sequence[str | Path],
+    *,
+    model: Model,
+    store: Store,
+    system: str | None = None,
+    prefix_text: str | None = None,
+    no_prefix: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    segment_tokens: int | None = None,
+    step_tokens: int = engine.STEP_TOKENS,
+    pack_tokens: int = PACK_TOKENS,
+    replace: bool = False,
+    dry_run: bool = False,
+    on_progress: Callable[[Report], None] = lambda _: None,
+) -> Report:
+    """Prefills the documents under ``paths`` that ``store`` does not hold yet.
+
+    Every segment is prefilled behind one prefix (see ``prompt.prefix_of``). Documents longer than
+    ``segment_tokens`` (default: the model's context less the prefix and room for a question and its answer) are
+    split at paragraph or sentence boundaries. A document that cannot be read is reported and the others go on.
+    A name that holds another model's or prefix's cache is left alone unless ``replace``.
+
+    Raises ``ModelError`` for a family whose state is not keys and values, ``UsageError`` for options.
+    """
+    started = time.monotonic()
+    engine.windows(model)
+    if step_tokens < 1 or pack_tokens < 0:
+        raise UsageError(f"step tokens {step_tokens} and pack tokens {pack_tokens}: expected at least 1 and 0")
+    prefix = prefix_of(model, system=system, text=prefix_text, none=no_prefix)
+    limit = _segment_limit(model, prefix, segment_tokens)
+    found, problems = find(paths, include=include, exclude=exclude)
+    report = Report(problems=list(problems))
+    plans = []
+    for document in found:
+        try:
+            plan = _plan(document.name, read_text(document.path), model, prefix, limit)
+            _refuse_replacing(plan, store, model, prefix, replace)
+            plans.append(plan)
+        except (DocumentError, MismatchError, StoreError) as error:
+            report.problems.append(error)
+    if dry_run:
+        known = store.known()
+        for plan in plans:
+            done = all(piece.identity in known for piece in plan.pieces)
+            (report.unchanged if done else report.prefilled).append(plan.name)
+    elif plans:
+        with store.writing():
+            _Run(model, store, prefix, step_tokens, report, on_progress).run(plans, pack_tokens)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _segment_limit(model: Model, prefix: Prefix, asked: int | None) -> int:
+    most = model.context - len(prefix.token_ids)
+    limit = most - min(1024, model.context // 8) if asked is None else asked
+    if not 0 < limit < most:
+        raise UsageError(
+            f"segment tokens {limit}: expected 1 to {most - 1}, what the context of {model.name} ({model.context}) "
+            f"leaves behind a prefix of {len(prefix.token_ids)} and before a question"
+        )
+    return limit
+
+
+def _plan(name: str, text: str, model: Model, prefix: Prefix, limit: int) -> _Plan:
+    text_digest = digest(text.encode())
+    cut = split(text, count_tokens=lambda part: len(document_tokens(model, part)), limit=limit)
+    pieces = []
+    for part in cut:
+        if ids := array("q", document_tokens(model, part.text)):
+            identity = artifact.identity(model.fingerprint, prefix.digest, ids)
+            source: dict[str, object] = {"document": name, "text": text_digest, "start": part.start, "end": part.end}
+            pieces.append(_Piece(ids, part.start, part.end, identity, source))
+    if not pieces:
+        raise DocumentError(f"{name}: has no tokens; nothing to prefill")
+    return _Plan(name, text_digest, tuple(pieces))
+
+
+def _refuse_replacing(plan: _Plan, store: Store, model: Model, prefix: Prefix, replace: bool) -> None:
+    if replace or plan.name not in store:
+        return
+    there = store[plan.name]
+    for what, old, new in (
+        ("model", there.model["fingerprint"], model.fingerprint),
+        ("prefix", there.prefix["digest"], prefix.digest),
+    ):
+        if old != new:
+            raise MismatchError(
+                f"{plan.name}: the store holds it for another {what} ({old[:12]}…, this one is {new[:12]}…); use "
+                "another --store, or --replace"
+            )
+
+
+def _units(pieces: Iterable[_Piece], pack_tokens: int) -> list[list[_Piece]]:
+    """Pieces in the passes they are computed in: short ones share a pass, in order, long ones have their own.
+
+    It depends on nothing but the pieces, in particular not on which of them are done: the low bits of a result
+    depend on the pass it was computed in.
+    """
+    result: list[list[_Piece]] = []
+    pack: list[_Piece] = []
+    tokens = 0
+    for piece in {p.identity: p for p in pieces}.values():
+        n = len(piece.token_ids)
+        if n > pack_tokens // 2:
+            result.append([piece])
+            continue
+        if tokens + n > pack_tokens:
+            result.append(pack)
+            pack, tokens = [], 0
+        pack.append(piece)
+        tokens += n
+    return result + [pack] if pack else result
+
+
+class _Run:
+    def __init__(
+        self,
+        model: Model,
+        store: Store,
+        prefix: Prefix,
+        step: int,
+        report: Report,
+        on_progress: Callable[[Report], None],
+    ) -> None:
+        self.model, self.store, self.prefix, self.step = model, store, prefix, step
+        self.report, self.on_progress = report, on_progress
+        self.known = store.known()
+        self._prefiller: Prefiller | None = None
+
+    def run(self, plans: Sequence[_Plan], pack_tokens: int) -> None:
+        missing = {plan.name: {p.identity for p in plan.pieces} - self.known.keys() for plan in plans}
+        lengths = {p.identity: len(p.token_ids) for plan in plans for p in plan.pieces}
+        self.report.tokens_total = sum(lengths[i] for i in set().union(*missing.values()))
+        waiting: dict[str, list[_Plan]] = {}
+        for plan in plans:
+            for identity in missing[plan.name]:
+                waiting.setdefault(identity, []).append(plan)
+            if not missing[plan.name]:
+                self._commit(plan)
+        for unit in _units((p for plan in plans for p in plan.pieces), pack_tokens):
+            for identity in self._compute(unit):
+                self.report.tokens += lengths[identity]
+                for plan in waiting[identity]:
+                    missing[plan.name].discard(identity)
+                    if not missing[plan.name]:
+                        self._commit(plan)
+            self.on_progress(self.report)
+
+    def _compute(self, unit: Sequence[_Piece]) -> list[str]:
+        """Stores what ``unit`` lacks and returns the identities of what was stored."""
+        todo = [piece for piece in unit if piece.identity not in self.known]
+        if todo:
+            prefiller = self.prefiller
+            started = time.monotonic()
+            kvs = prefiller.many([piece.token_ids for piece in unit])
+            self.report.model_seconds += time.monotonic() - started
+            for piece, kv in zip(unit, kvs, strict=True):
+                if piece in todo:
+                    content = artifact.raw(kv, self.model, self.prefix, piece.source)
+                    self.known[piece.identity] = self.store.put(content)
+        return [piece.identity for piece in todo]
+
+    def _commit(self, plan: _Plan) -> None:
+        old = self.store.get(plan.name)
+        variants = {s.identity: s.variants for s in old.segments} if old else {}
+        document = Document(
+            name=plan.name,
+            text_digest=plan.text_digest,
+            model={"name": self.model.name, "fingerprint": self.model.fingerprint},
+            prefix={
+                "identity": artifact.prefix_identity(self.model, self.prefix),
+                "digest": self.prefix.digest,
+                "tokens": len(self.prefix.token_ids),
+                "origin": self.prefix.origin,
+            },
+            prefix_artifact=self._prefix_artifact(),
+            segments=tuple(
+                Segment(p.identity, len(p.token_ids), p.start, p.end, {**variants.get(p.identity, {}), RAW: self.known[p.identity]})
+                for p in plan.pieces
+            ),
+        )
+        if document == old:
+            self.report.unchanged.append(plan.name)
+        else:
+            self.store.commit(document)
+            self.report.prefilled.append(plan.name)
+
+    def _prefix_artifact(self) -> Variant | None:
+        if not self.prefix.token_ids:
+            return None
+        identity = artifact.prefix_identity(self.model, self.prefix)
+        if identity not in self.known:
+            assert self.prefiller.prefix is not None
+            self.known[identity] = self.store.put(artifact.raw_prefix(self.prefiller.prefix, self.model, self.prefix))
+        return self.known[identity]
+
+    @property
+    def prefiller(self) -> Prefiller:
+        if self._prefiller is None:
+            self._prefiller = Prefiller(self.model, self.prefix.token_ids, step=self.step)
+        return self._prefiller

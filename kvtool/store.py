@@ -1,0 +1,242 @@
+"""A store: a directory of artifacts, addressed by content, and manifests that name documents.
+
+Write order: artifacts first, the document's manifest last, each by temporary file, fsync, rename, fsync of the
+directory. Killed at any byte, a store holds everything committed before and nothing half written. Readers need
+no lock. Writers share one, so that what a killed writer left is told apart from what a living one is writing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from . import artifact as artifacts
+from . import fs, limits
+from .artifact import Artifact
+from .digest import canonical_json
+from .errors import ArtifactError, StoreError, UsageError
+from .manifest import RAW, Document, Variant
+
+if TYPE_CHECKING:
+    from .codecs import KV
+    from .engines.cache import DocumentCache
+    from .model import Model
+
+FORMAT = 1
+MARKER = "kvtool-store.json"
+_SAFE = " !#$&'()+,-.;=@[]^_`{}~"
+
+
+class Store(Mapping[str, Document]):
+    """Documents by name. ``Store(path)`` opens a store, or makes an empty one when something is first written.
+
+    Raises ``StoreError`` for a directory that holds something else, and for a store of a newer format.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        if "://" in str(root):
+            raise UsageError(f"store {root}: only directories can be stores in this version")
+        self.root = Path(root)
+        self._artifacts, self._manifests = self.root / "artifacts", self.root / "manifests"
+        marker = self.root / MARKER
+        if marker.exists():
+            self._check_format(marker)
+        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise StoreError(f"{self.root}: is not a kvtool store (no {MARKER}) and not empty; name another with --store")
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    # Reading
+
+    def __getitem__(self, name: str) -> Document:
+        path = self._manifest_path(name)
+        try:
+            with path.open("rb") as file:
+                data = file.read(limits.MANIFEST_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise DocumentMissing(self._missing(name)) from None
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+        if len(data) > limits.MANIFEST_BYTES:
+            raise StoreError(f"{path}: is larger than a manifest can be ({limits.MANIFEST_BYTES} bytes)")
+        document = Document.from_bytes(data, str(path))
+        if document.name != name:
+            raise StoreError(f"{path}: is the manifest of {document.name!r}, not of {name!r}; move it back")
+        return document
+
+    def __iter__(self) -> Iterator[str]:
+        for path in sorted(self._manifests.rglob("*.json")):
+            if path.is_file() and not path.name.startswith(fs.TEMPORARY):
+                yield unquote(str(path.relative_to(self._manifests).with_suffix("")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._manifest_path(name).is_file()
+
+    def size(self, name: str, variant: str = RAW) -> int:
+        """Bytes of the variant's files: every segment's artifact, whole."""
+        document = self[name]
+        return sum(self.path_of(self._variant(document, i, variant)).stat().st_size for i in range(len(document.segments)))
+
+    def open(self, name: str, variant: str = RAW, segment: int = 0) -> Artifact:
+        """The artifact of one segment, its header checked."""
+        return self.open_artifact(self._variant(self[name], segment, variant))
+
+    def open_artifact(self, variant: Variant) -> Artifact:
+        return Artifact.open(self.path_of(variant), expected=variant.artifact)
+
+    def read(self, name: str, variant: str = RAW, segment: int = 0) -> KV:
+        """One segment's KV, every byte checked, without its prefix; needs no model."""
+        return self.open(name, variant, segment).kv()
+
+    def load(self, name: str, model: Model, variant: str = RAW, segment: int = 0) -> DocumentCache:
+        """A transformers cache of one segment behind its prefix, ready for ``model``.
+
+        Raises ``MismatchError``, naming the field, if the artifact belongs to another model.
+        """
+        from .load import load_cache
+
+        document = self[name]
+        parts = [document.prefix_artifact] if document.prefix_artifact else []
+        parts.append(self._variant(document, segment, variant))
+        return load_cache([self.open_artifact(part) for part in parts], model)
+
+    def path_of(self, variant: Variant) -> Path:
+        return self._artifacts / variant.artifact[:2] / f"{variant.artifact}.safetensors"
+
+    def holds(self, variant: Variant) -> bool:
+        return self.path_of(variant).is_file()
+
+    def known(self) -> dict[str, Variant]:
+        """Identity → raw artifact, for all that is there: named by a manifest or left by an interrupted run."""
+        found: dict[str, Variant] = {}
+        referenced: set[str] = set()
+        for document in self.values():
+            referenced |= {variant.artifact for variant in document.artifacts}
+            candidates = {s.identity: s.variants[RAW] for s in document.segments if RAW in s.variants}
+            if document.prefix_artifact:
+                candidates[document.prefix["identity"]] = document.prefix_artifact
+            found |= {identity: variant for identity, variant in candidates.items() if self.holds(variant)}
+        for path in self._artifact_files():
+            if path.stem not in referenced:
+                try:
+                    stray = Artifact.open(path, expected=path.stem)
+                except ArtifactError:
+                    continue
+                if not stray.meta["pipeline"]["keys"]:
+                    found.setdefault(stray.meta["identity"], Variant(path.stem, stray.nbytes))
+        return found
+
+    # Writing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Makes the store if need be, and removes what killed writers left."""
+        marker = self.root / MARKER
+        try:
+            if not marker.exists():
+                fs.write_atomic(marker, [canonical_json({"format": FORMAT}) + b"\n"])
+            with fs.locked_shared(self._lock, when_alone=lambda: fs.remove_temporaries(self.root)):
+                yield
+        except OSError as error:
+            raise fs.write_error(self.root, error) from error
+
+    def put(self, content: artifacts.Content) -> Variant:
+        """Stores an artifact; the same content is stored once."""
+        digest, chunks = artifacts.serialize(content)
+        variant = Variant(digest, sum(len(chunk) for chunk in chunks))
+        if not self.holds(variant):
+            fs.write_atomic(self.path_of(variant), chunks)
+        return variant
+
+    def commit(self, document: Document) -> None:
+        """Makes ``document`` what its name stands for; its artifacts must have been put before."""
+        fs.write_atomic(self._manifest_path(document.name), [document.to_bytes()])
+
+    def remove(self, name: str) -> None:
+        """Forgets a document. Its artifacts stay until ``collect``, since others may share them."""
+        self[name]
+        path = self._manifest_path(name)
+        path.unlink()
+        fs.fsync_directory(path.parent)
+
+    def collect(self, *, dry_run: bool = False) -> list[Path]:
+        """Removes the artifacts that no document refers to, and returns their paths. Waits for writers to end."""
+        if not self._lock.exists():
+            return []
+        with fs.locked(self._lock):
+            used = {variant.artifact for document in self.values() for variant in document.artifacts}
+            unused = [path for path in self._artifact_files() if path.stem not in used]
+            if not dry_run:
+                fs.remove_temporaries(self.root)
+                for path in unused:
+                    path.unlink()
+        return unused
+
+    # Inside
+
+    @property
+    def _lock(self) -> Path:
+        return self.root / "lock"
+
+    def _artifact_files(self) -> Iterator[Path]:
+        return iter(sorted(self._artifacts.glob("??/*.safetensors")))
+
+    def _variant(self, document: Document, segment: int, variant: str) -> Variant:
+        if not 0 <= segment < len(document.segments):
+            raise StoreError(
+                f"{document.name}: has no segment {segment}; it has {len(document.segments)}, counted from 0"
+            )
+        variants = document.segments[segment].variants
+        if variant not in variants:
+            remedy = f"run kvtool compress {document.name} --recipe {variant}" if variant != RAW else "prefill it again"
+            raise StoreError(f"{document.name}: has no variant {variant!r}, only {', '.join(variants)}; {remedy}")
+        found = variants[variant]
+        if not self.holds(found):
+            raise StoreError(
+                f"{document.name}: its artifact {self.path_of(found)} is missing; run the same prefill or compress again"
+            )
+        return found
+
+    def _manifest_path(self, name: str) -> Path:
+        parts = name.split("/")
+        if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name:
+            raise StoreError(f"{name!r}: is not a document name; expected a relative path like docs/guide.md")
+        # A folder called x.json must not meet the manifest of a document called x.
+        folders = [_quoted(part).replace(".json", "%2Ejson") for part in parts[:-1]]
+        return self._manifests.joinpath(*folders, _quoted(parts[-1]) + ".json")
+
+    def _missing(self, name: str) -> str:
+        names = list(self)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "kvtool ls shows what is there"
+        if not names:
+            hint = "the store is empty: run kvtool prefill first"
+        return f"{name}: is not in the store {self.root}; {hint}"
+
+    def _check_format(self, marker: Path) -> None:
+        try:
+            found: Any = json.loads(marker.read_bytes())["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{marker}: cannot be read ({error}); it should say {{\"format\":{FORMAT}}}") from error
+        if not isinstance(found, int) or found > FORMAT:
+            raise StoreError(f"{marker}: is a store of format {found}, this kvtool reads up to {FORMAT}; upgrade kvtool")
+
+
+class DocumentMissing(StoreError, KeyError):
+    """A name that the store does not hold."""
+
+    def __str__(self) -> str:  # KeyError would show its repr
+        return str(self.args[0])
+
+
+def _quoted(part: str) -> str:
+    return quote(part, safe=_SAFE) if part.isascii() else "".join(c if ord(c) > 127 else quote(c, safe=_SAFE) for c in part)

@@ -1,0 +1,38 @@
+"""Files that earlier versions wrote decode to the values they decoded to then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+
+from kvtool.codecs import Array, Spec, stage_from_config, stages
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+FILES = sorted(GOLDEN.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_golden_artifact_decodes_to_its_values(path: Path) -> None:
+    with safetensors.safe_open(path, "pt") as file:
+        described = json.loads(file.metadata()["golden"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    stored = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("y.")}
+    expected = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("x.")}
+    levels = described["levels"]
+    spec = Spec({n: Array(tuple(t.shape), t.dtype, levels=levels[n]) for n, t in expected.items()})
+    stage = stage_from_config(described["stage"])
+    stage.plan(spec).check(stored, path.name)
+    decoded = stage.decode(stored, spec)
+    assert decoded.keys() == expected.keys()
+    assert all(torch.equal(decoded[name], tensor) for name, tensor in expected.items())
+
+
+def test_every_stage_version_has_one() -> None:
+    missing = [
+        key for key, cls in stages().items() if not list(GOLDEN.glob(f"{cls.kind}-{key[0]}-v{key[1]}-*"))
+    ]
+    assert not missing, "python tests/golden/make.py makes them"

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+
+from kvtool.codecs import KV, Array, CodecError, LayerKV, Pipeline, Spec, Stage, decode, encode
+from kvtool.codecs.entropy.pack import Pack
+from kvtool.codecs.entropy.planes import Planes
+from kvtool.codecs.quantize.group import Group
+from kvtool.codecs.stage import Kind, Payload
+
+X = Array((2, 10, 8), torch.float32)
+
+
+@dataclass(frozen=True)
+class Negate(Stage):
+    name: ClassVar[str] = "negate"
+    version: ClassVar[int] = 1
+    kind: ClassVar[Kind] = "transform"
+    wants: str = ""
+
+    def plan(self, spec: Spec) -> Spec:
+        return Spec(spec.arrays, spec.needs | ({self.wants} if self.wants else set()))
+
+    def encode(self, x: Payload, spec: Spec) -> Payload:
+        return {**x, "x": -x["x"]}
+
+    def decode(self, y: Payload, spec: Spec) -> Payload:
+        return {**y, "x": -y["x"]}
+
+
+def layer(tokens: int = 10) -> LayerKV:
+    return LayerKV(torch.randn(2, tokens, 8), torch.randn(2, tokens, 8), torch.arange(tokens))
+
+
+@pytest.mark.parametrize(
+    ("stages", "culprit"),
+    [
+        ((Pack(), Group()), "quantize stage 'group' is out of place after entropy stage 'pack'"),
+        ((Group(), Group(), Pack()), "quantize stage 'group' is out of place after quantize"),
+        ((Group(), Negate(), Pack()), "transform stage 'negate' is out of place after quantize"),
+        ((Planes(), Planes()), "entropy stage 'planes' is out of place after entropy"),
+        ((Group(),), "ends in quantize stage 'group', expected entropy"),
+    ],
+)
+def test_order_is_checked_when_planned(stages: tuple[Stage, ...], culprit: str) -> None:
+    with pytest.raises(CodecError, match=f"values: .*{culprit}"):
+        Pipeline(values=stages).plan(X, X)
+
+
+def test_transforms_may_follow_one_another_and_exact_ones_are_exact() -> None:
+    pipeline = Pipeline(keys=(Negate(), Negate(), Planes()))
+    given = layer()
+    back = pipeline.decode_layer(pipeline.encode_layer(given), X, X, given.positions)
+    assert torch.equal(back.keys, given.keys)
+    assert pipeline.error(given) == (0.0, 0.0)
+
+
+def test_what_a_stage_needs_is_refused_before_anything_runs() -> None:
+    pipeline = Pipeline(keys=(Negate(wants="queries"), Planes()))
+    assert pipeline.plan(X, X).needs == {"queries"}
+    with pytest.raises(CodecError, match="layer 4: needs queries"):
+        pipeline.encode_layer(layer(), 4)
+
+
+def test_names_of_stored_tensors() -> None:
+    group = Group(recent=4, group=4)
+    plan = Pipeline(keys=(group, Pack())).plan(X, X)
+    assert list(plan.arrays) == ["keys.codes", "keys.scale", "keys.zero", "keys.recent", "values"]
+    assert plan.arrays["keys.codes"].shape == (2 * 6 * 8 // 4,)
+    assert plan.nbytes == 24 + 2 * (2 * 2 * 8 * 2) + 2 * 4 * 8 * 2 + X.nbytes
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_refused_with_layer_and_token(value: float) -> None:
+    layers = [layer(), layer()]
+    layers[1].values[1, 7, 3] = value
+    with pytest.raises(CodecError, match=r"layer 1: values: .* at token 7 \(head 1, channel 3\)"):
+        encode(KV(tuple(layers), torch.arange(10)), Pipeline())
+
+
+@pytest.mark.parametrize(("axis", "big"), [("token", 70000.0), ("channel", -1e30)])
+def test_what_float16_cannot_hold_is_refused_with_its_value(
+    axis: Literal["token", "channel"], big: float
+) -> None:
+    for token in (0, 9):
+        given = layer()
+        given.keys[0, token, 0] = big
+        with pytest.raises(CodecError, match=r"layer 0: keys: .* is (-1e\+30|70000), beyond float16's 65504"):
+            Pipeline(keys=(Group(recent=2, axis=axis), Pack())).encode_layer(given, 0)
+
+
+def test_groups_of_one_value_and_of_tiny_range_are_kept() -> None:
+    given = torch.full((1, 64, 4), 1.5)
+    given[:, :, 1] = 1e-9
+    given[0, 5, 2] = 1.5 + 2e-8
+    stage, spec = Group(recent=0), Spec({"x": Array((1, 64, 4), torch.float32)})
+    back = stage.decode(stage.encode({"x": given}, spec), spec)["x"]
+    assert (back - given).abs().max() < 1e-7
+
+
+def test_a_16_bit_window_keeps_its_bits() -> None:
+    given = torch.randn(1, 8, 4).to(torch.bfloat16) * 1e30
+    stage, spec = Group(recent=8), Spec({"x": Array((1, 8, 4), torch.bfloat16)})
+    assert torch.equal(stage.decode(stage.encode({"x": given}, spec), spec)["x"], given)
+
+
+def test_layers_of_several_lengths_and_sizes_keep_their_positions() -> None:
+    layers = (layer(10), LayerKV(torch.randn(1, 4, 6), torch.randn(1, 4, 2), torch.arange(6, 10)))
+    kv = KV(layers, torch.arange(10))
+    blob = encode(kv, "lossless")
+    assert blob.metadata["positions"] is None
+    assert list(blob.tensors)[:2] == ["token_ids", "layers.0000.positions"]
+    for given, back in zip(layers, decode(blob).layers, strict=True):
+        assert torch.equal(given.keys, back.keys)
+        assert torch.equal(given.positions, back.positions)
+
+
+def test_sizes_that_metadata_claims_are_bounded() -> None:
+    blob = encode(KV((layer(),), torch.arange(10)), Pipeline())
+    for field, value in [
+        ("n_tokens", 11),
+        ("n_tokens", -1),
+        ("n_tokens", True),
+        ("dtype", "int8"),
+        ("layers", []),
+        ("layers", [{"count": 10**12, "tokens": 10, "keys": [2, 8], "values": [2, 8]}]),
+        ("layers", [{"count": 1, "tokens": 11, "keys": [2, 8], "values": [2, 8]}]),
+        ("layers", [{"count": 1, "tokens": 10, "keys": [2**31 - 1, 2**31 - 1], "values": [2, 8]}]),
+        ("layers", [{"count": 1, "tokens": 10, "keys": [2], "values": [2, 8]}]),
+    ]:
+        geometry = {**blob.metadata["geometry"], field: value}  # type: ignore[dict-item]
+        with pytest.raises(CodecError):
+            decode(type(blob)(blob.tensors, {**blob.metadata, "geometry": geometry}))
+    for field, wrong in [("positions", {"start": -1}), ("positions", 3), ("rope", []), ("pipeline", {})]:
+        with pytest.raises(CodecError, match=field):
+            decode(type(blob)(blob.tensors, {**blob.metadata, field: wrong}))
+
+
+def test_side_tensors_are_not_overwritten() -> None:
+    with pytest.raises(CodecError, match="group"):
+        Group().plan(Spec({"x": X, "scale": X}))
+    with pytest.raises(CodecError, match="group"):
+        Group().plan(Spec({"factors": X}))

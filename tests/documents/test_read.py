@@ -1,0 +1,332 @@
+import builtins
+import codecs
+import io
+import os
+import re
+from pathlib import Path
+
+import pypdf
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtool import limits
+from kvtool.documents import read_text
+from kvtool.errors import DocumentError
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(name: str, data: bytes) -> str:
+        (tmp_path / name).write_bytes(data)
+        return read_text(tmp_path / name)
+
+    return read
+
+
+@pytest.fixture
+def error(tmp_path):
+    """The one-line message for a file, which must name the file."""
+
+    def error(name: str, data: bytes | None = None) -> str:
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        with pytest.raises(DocumentError) as caught:
+            read_text(tmp_path / name)
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path / name}: ")
+        assert "\n" not in message
+        return message
+
+    return error
+
+
+def pdf(*pages: str, encrypt: str | None = None) -> bytes:
+    """A PDF with one line of text on each page; an empty string makes a page without text."""
+    writer = pypdf.PdfWriter()
+    font = pypdf.generic.DictionaryObject(
+        {
+            pypdf.generic.NameObject("/Type"): pypdf.generic.NameObject("/Font"),
+            pypdf.generic.NameObject("/Subtype"): pypdf.generic.NameObject("/Type1"),
+            pypdf.generic.NameObject("/BaseFont"): pypdf.generic.NameObject("/Helvetica"),
+        }
+    )
+    for text in pages:
+        page = writer.add_blank_page(200, 200)
+        fonts = pypdf.generic.DictionaryObject({pypdf.generic.NameObject("/F1"): font})
+        page[pypdf.generic.NameObject("/Resources")] = pypdf.generic.DictionaryObject(
+            {pypdf.generic.NameObject("/Font"): fonts}
+        )
+        content = pypdf.generic.DecodedStreamObject()
+        content.set_data(f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET".encode() if text else b"")
+        page[pypdf.generic.NameObject("/Contents")] = writer._add_object(content)
+    if encrypt is not None:
+        writer.encrypt(user_password=encrypt, owner_password="owner", algorithm="RC4-128")
+    buffer = io.BytesIO()
+    writer.write(buffer)
+    return buffer.getvalue()
+
+
+def test_plain_text_is_left_as_it_is(read):
+    text = "# Title  \n\n\tcode\n\x0c<b>é漢😀</b>\u2028 end "
+    assert read("a.md", text.encode()) == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-8"])
+def test_unicode_encodings(read, encoding):
+    assert read("a.txt", "é漢😀\r\nb\rc\n".encode(encoding)) == "é漢😀\nb\nc\n"
+
+
+@pytest.mark.parametrize(
+    ("mark", "encoding"), [(codecs.BOM_UTF16_BE, "utf-16-be"), (codecs.BOM_UTF32_BE, "utf-32-be")]
+)
+def test_big_endian_byte_order_marks(read, mark, encoding):
+    assert read("a.txt", mark + "é漢".encode(encoding)) == "é漢"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("café", "latin-1"),
+        ("L'été dernier, à la plage — où l'eau était très chaude.", "cp1252"),
+        ("Привет, как дела? Это текст.", "cp1251"),
+        ("Привет, как дела? Это текст.", "koi8-r"),
+        ("日本語のテキストです。これは文書です", "shift_jis"),
+        ("这是一个中文文档。", "gb18030"),
+    ],
+)
+def test_older_encodings_are_recognized(read, text, encoding):
+    assert read("a.txt", text.encode(encoding)) == text
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.binary(max_size=200), suffix=st.sampled_from([".txt", ".html", ".pdf"]))
+def test_any_bytes_are_text_or_a_document_error(tmp_path_factory, data, suffix):
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(data)
+    try:
+        text = read_text(path)
+    except DocumentError as error:
+        message = str(error)
+        text = None
+    if text is None:
+        assert message.startswith(f"{path}: ")
+        assert "\n" not in message
+    else:
+        assert text.strip()
+        assert "\r" not in text
+        assert text.encode().decode() == text  # no surrogates
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x7fELF\0\0", bytes(range(1, 256)) * 4, b"text\0text", "no mark".encode("utf-16-le")],
+    ids=["elf", "every byte", "nul", "utf-16 without a mark"],
+)
+def test_binary(error, data):
+    message = error("a.txt", data)
+    assert "is binary; expected text, Markdown, HTML or PDF; convert it to text or leave it out" in message
+
+
+def test_bytes_that_belie_their_byte_order_mark(error):
+    message = error("a.txt", codecs.BOM_UTF16_LE + b"\x00\xd8")
+    assert "byte order mark of UTF-16-LE, but byte 2 is not UTF-16-LE; save it again as UTF-8" in message
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.html", "a.pdf"])
+def test_empty(error, name):
+    assert "it is empty (0 bytes); expected a document with text; fill the file or leave it out" in error(
+        name, b""
+    )
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.txt", b" \n\t "), ("a.html", b"<script>x</script>")])
+def test_no_text(error, name, data):
+    assert f"no text in its {len(data)} bytes; expected a document with text" in error(name, data)
+
+
+def test_a_directory(error, tmp_path):
+    (tmp_path / "folder.md").mkdir()
+    assert "is a directory; expected a regular file; name a file instead" in error("folder.md")
+
+
+def test_a_named_pipe_does_not_block(error, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "is a named pipe; expected a regular file" in error("pipe")
+
+
+def test_vanished(error):
+    assert "no such file, or it has vanished; expected a file; check the path" in error("gone.md")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (
+            PermissionError(13, "Permission denied"),
+            "permission denied; .*change its permissions or leave it out",
+        ),
+        (FileNotFoundError(2, "No such file"), "has vanished"),
+        (
+            OSError(5, "Input/output error"),
+            r"cannot be read \(Input/output error\); .*check the path and the disk",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_opened(error, tmp_path, monkeypatch, raised, expected):
+    def refuse(self, *args, **kwargs):
+        raise raised
+
+    (tmp_path / "a.md").write_text("text")
+    monkeypatch.setattr(Path, "open", refuse)
+    assert re.search(expected, error("a.md"))
+
+
+def test_too_large_is_refused_before_it_is_opened(error, tmp_path, monkeypatch):
+    with (tmp_path / "a.md").open("wb") as file:
+        file.truncate(limits.DOCUMENT_BYTES + 1)
+    monkeypatch.setattr(Path, "open", None)
+    message = error("a.md")
+    assert (
+        "too large, 67,108,865 bytes or more; expected at most 67,108,864; split it into smaller" in message
+    )
+
+
+def test_a_file_that_grows_while_it_is_read_is_bounded(error, monkeypatch):
+    monkeypatch.setattr(limits, "DOCUMENT_BYTES", 10)
+    asked = []
+
+    class Growing(io.BytesIO):
+        def read(self, size=-1):
+            asked.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Growing(b"x" * 1000))
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: os.close(os.open(self, os.O_CREAT)))
+    assert "too large, 11 bytes or more; expected at most 10" in error("a.md", b"")
+    assert asked == [11]
+
+
+def test_a_name_with_a_newline_stays_on_one_line(tmp_path):
+    (tmp_path / "new\nline.txt").write_bytes(b"")
+    with pytest.raises(DocumentError, match=r"new\\nline.txt'") as caught:
+        read_text(tmp_path / "new\nline.txt")
+    assert "\n" not in str(caught.value)
+
+
+PAGE = b"""<?xml version="1.0"?><!DOCTYPE html><html><head><title>Guide</title><style>css</style></head>
+<body><!-- note --><svg><title>icon</title></svg><noscript>off</noscript><template>t</template>
+<h2>Start here</h2><p>Use snake_case, <a href="x.html">a link</a> and <b>bold</b>.<img src="x.png" alt="a">
+<ul><li>one</li><li>two</li></ul><pre><code>if x &lt; 1:
+    pass</code></pre><table><tr><th>k</th></tr><tr><td>v</td></tr></table><script>js</script></body></html>"""
+
+
+@pytest.mark.parametrize("suffix", ["html", "HTM", "xhtml"])
+def test_html_becomes_markdown(read, suffix):
+    assert read(f"a.{suffix}", PAGE) == (
+        "Guide\n\n## Start here\n\nUse snake_case, a link and **bold**.\n\n- one\n- two\n\n"
+        "```\nif x < 1:\n    pass\n```\n\n| k |\n| --- |\n| v |"
+    )
+
+
+def test_html_that_is_only_a_fragment_warns_of_nothing(read, recwarn):
+    assert read("a.html", b"index.html") == "index.html"
+    assert not recwarn.list
+
+
+def test_end_tags_that_html_lets_one_leave_out(read):
+    assert read("a.html", b"<p>text" * 5000) == "\n\n".join(["text"] * 5000)
+    assert (
+        read("b.html", b"<ul><li>a<ul><li>in</ul><li>b</ul><p>c<h1>d</h1>") == "- a\n  - in\n- b\n\nc\n\n# d"
+    )
+    assert (
+        read("c.html", b"<table><tr><th>a<th>b<tr><td>1<td>2</table>")
+        == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "encoding"),
+    [
+        ("shift_jis", "shift_jis"),
+        ("iso-8859-1", "cp1252"),
+        ("utf-16", "utf-8"),
+        ("punycode", "utf-8"),
+        ("?", "utf-8"),
+    ],
+)
+def test_the_declared_encoding_of_html(read, label, encoding):
+    text = "“quoted”" if encoding == "cp1252" else "日本語"
+    assert read("a.html", f'<meta charset="{label}"><p>{text}</p>'.encode(encoding)) == text
+
+
+def test_html_without_a_declaration_is_utf_8(read):
+    assert read("a.html", "<p>naïve</p>".encode()) == "naïve"
+
+
+def test_html_nested_too_deeply(error):
+    message = error("a.html", b"<div>" * 5000 + b"text")
+    assert (
+        "nested too deeply; expected a few hundred levels at most; save the page as text or Markdown"
+        in message
+    )
+
+
+def test_html_that_the_parser_turns_down(error):
+    message = error("a.html", b"<![foo[ x <p>text")
+    assert "is not HTML that can be read (" in message
+    assert "save it as text or Markdown instead" in message
+
+
+def test_pdf(read):
+    assert read("a.PDF", pdf("first page", "", "second page")) == "first page\n\nsecond page"
+
+
+def test_a_pdf_that_opens_without_a_password_though_encrypted(read):
+    assert read("a.pdf", pdf("open", encrypt="")) == "open"
+
+
+def test_a_pdf_with_a_password(error):
+    message = error("a.pdf", pdf("secret", encrypt="password"))
+    assert "is encrypted; expected a PDF that opens without a password; save it without one" in message
+
+
+@pytest.mark.parametrize("data", [b"%PDF-1.4 junk", b"no pdf " * 100, pdf("text")[:300]])
+def test_a_broken_pdf(error, data):
+    message = error("a.pdf", data)
+    assert "is broken (" in message
+    assert "expected a PDF; open it in a viewer and save it again" in message
+
+
+def test_a_pdf_that_makes_pypdf_recurse(error, monkeypatch):
+    def recurse(*args, **kwargs):
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(pypdf, "PdfReader", recurse)
+    assert "is broken (RecursionError: maximum recursion depth exceeded)" in error("a.pdf", b"%PDF")
+
+
+def test_a_scanned_pdf(error):
+    message = error("a.pdf", pdf("", ""))
+    assert "no text in its 2 pages, probably scanned images" in message
+    assert "run OCR" in message
+
+
+def test_a_pdf_that_unpacks_to_too_much_text(error, monkeypatch):
+    data = pdf("x" * 100_000)
+    monkeypatch.setattr(limits, "DOCUMENT_BYTES", 99_999)
+    monkeypatch.setattr("kvtool.documents.read.read_bytes", lambda path: data)
+    message = error("a.pdf", data)
+    assert "too large, more than 99,999 characters of text; split the PDF" in message
+
+
+def test_pdf_without_pypdf(error, monkeypatch):
+    import_module = builtins.__import__
+
+    def without_pypdf(name, *args, **kwargs):
+        if name == "pypdf":
+            raise ImportError(name)
+        return import_module(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_pypdf)
+    assert "needs pypdf to be read; install it with: pip install 'kvtool[pdf]'" in error("a.pdf", b"%PDF")
