@@ -8,7 +8,8 @@ from kvtool.codecs.contents import Contents
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import KV, LayerKV
-from kvtool.codecs.pipeline import Pipeline, Plan
+from kvtool.codecs.pipeline import Pipeline
+from kvtool.codecs.plan import Plan
 from kvtool.codecs.recipe import Parameter, Recipe
 from kvtool.codecs.registry import recipe, recipes, register, stage_from_config, stages
 from kvtool.codecs.stage import Array, Json, Payload, Spec, Stage

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -12,33 +11,9 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.kv import LayerKV
+from kvtool.codecs.plan import Plan, plan_side, stored_name
 from kvtool.codecs.registry import stage_from_config
 from kvtool.codecs.stage import Array, Json, Payload, Spec, Stage
-
-ORDER = {"prune": 0, "transform": 1, "quantize": 2, "entropy": 3}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a pipeline holds at each point: ``keys[i]`` goes into its i-th stage, ``keys[-1]`` is stored."""
-
-    keys: tuple[Spec, ...]
-    values: tuple[Spec, ...]
-
-    @property
-    def arrays(self) -> dict[str, Array]:
-        """The stored tensors of a layer, by name, in order: ``keys``, or ``keys.codes``, ``keys.scale``, …"""
-        sides = {"keys": self.keys[-1], "values": self.values[-1]}
-        return {_stored(side, n): array for side, spec in sides.items() for n, array in spec.arrays.items()}
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.keys[-1].needs | self.values[-1].needs
-
-    @property
-    def nbytes(self) -> int:
-        """An upper bound on the bytes of a layer's stored tensors."""
-        return self.keys[-1].nbytes + self.values[-1].nbytes
 
 
 @dataclass(frozen=True)
@@ -50,7 +25,7 @@ class Pipeline:
 
     def plan(self, keys: Array, values: Array) -> Plan:
         """Plan for keys [H, T, D] and values [H, T, Dv]. Raises CodecError, naming the stage at fault."""
-        return Plan(_plan("keys", self.keys, keys), _plan("values", self.values, values))
+        return Plan(plan_side("keys", self.keys, keys), plan_side("values", self.values, values))
 
     def encode_layer(self, layer: LayerKV, index: int | None = None) -> dict[str, Tensor]:
         """A layer's stored tensors, named and ordered as ``Plan.arrays``. ``index`` is for messages.
@@ -75,7 +50,7 @@ class Pipeline:
                 except CodecError as error:
                     raise CodecError(f"{where}: {side}: {error}") from None
                 after.check(payload, f"{where}: {side}: after stage {stage.name!r}")
-            stored |= {_stored(side, name): payload[name] for name in specs[-1].arrays}
+            stored |= {stored_name(side, name): payload[name] for name in specs[-1].arrays}
         return stored
 
     def decode_layer(
@@ -96,7 +71,7 @@ class Pipeline:
         Spec(plan.arrays).check(tensors, where)
         decoded = []
         for side, stages, specs in (("keys", self.keys, plan.keys), ("values", self.values, plan.values)):
-            payload: Payload = {name: tensors[_stored(side, name)] for name in specs[-1].arrays}
+            payload: Payload = {name: tensors[stored_name(side, name)] for name in specs[-1].arrays}
             for stage, (before, after) in reversed(list(zip(stages, pairwise(specs), strict=True))):
                 try:
                     payload = stage.decode(payload, before)
@@ -137,29 +112,6 @@ def _stages(side: str, configs: Json) -> tuple[Stage, ...]:
     return tuple(stage_from_config(config) for config in configs)
 
 
-@lru_cache(maxsize=1024)
-def _plan(side: str, stages: tuple[Stage, ...], x: Array) -> tuple[Spec, ...]:
-    specs = [Spec({"x": x})]
-    previous: Stage | None = None
-    for stage in stages:
-        once = stage.kind in ("quantize", "entropy")
-        if previous and ORDER[stage.kind] < ORDER[previous.kind] + once:
-            raise CodecError(
-                f"pipeline: {side}: {stage.kind} stage {stage.name!r} is out of place after {previous.kind} "
-                f"stage {previous.name!r}; the order is prune* transform* quantize? entropy"
-            )
-        try:
-            specs.append(stage.plan(specs[-1]))
-        except CodecError as error:
-            raise CodecError(f"pipeline: {side}: {error}") from None
-        previous = stage
-    if previous and previous.kind != "entropy":
-        raise CodecError(
-            f"pipeline: {side}: ends in {previous.kind} stage {previous.name!r}, expected entropy"
-        )
-    return tuple(specs)
-
-
 def _error(stages: tuple[Stage, ...], specs: tuple[Spec, ...], payload: Payload) -> float:
     if not stages:
         return 0.0
@@ -185,7 +137,3 @@ def _array(tensor: Tensor) -> Array:
 
 def _label(index: int | None) -> str:
     return "layer" if index is None else f"layer {index}"
-
-
-def _stored(side: str, name: str) -> str:
-    return side if name == "x" else f"{side}.{name}"

@@ -43,7 +43,11 @@ class Content:
 
 
 def identity(
-    model: str, prefix: str, token_ids: Iterable[int], pipeline: Pipeline = RAW, calibrations: Sequence[str] = ()
+    model: str,
+    prefix: str,
+    token_ids: Iterable[int],
+    pipeline: Pipeline = RAW,
+    calibrations: Sequence[str] = (),
 ) -> str:
     """What a segment's artifact is, before it is made: model fingerprint, prefix digest, tokens, pipeline."""
     return digest_json(
@@ -100,7 +104,10 @@ def compressed(original: Artifact, pipeline: Pipeline) -> Content:
         **original.meta,
         **contents.to_metadata(),
         "identity": identity(
-            original.meta["model"]["fingerprint"], original.meta["prefix"]["digest"], token_ids.tolist(), pipeline
+            original.meta["model"]["fingerprint"],
+            original.meta["prefix"]["digest"],
+            token_ids.tolist(),
+            pipeline,
         ),
         "source": {**original.meta["source"], "raw": original.digest},
     }
@@ -149,7 +156,9 @@ class Artifact:
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            raise _broken(path, f"its header is not an artifact's ({type(error).__name__}: {str(error)[:200]})") from error
+            raise _broken(
+                path, f"its header is not an artifact's ({type(error).__name__}: {str(error)[:200]})"
+            ) from error
 
     @property
     def digest(self) -> str:
@@ -203,7 +212,9 @@ class Artifact:
         """Reads into ``out`` (of the entry's shape and dtype, on the CPU), a view of anything, and checks the digest."""
         dtype, shape = self.entries[name]
         if out.dtype != dtype or tuple(out.shape) != shape:
-            raise _broken(self.path, f"tensor {name} is {dtype} {list(shape)}, not {out.dtype} {list(out.shape)}")
+            raise _broken(
+                self.path, f"tensor {name} is {dtype} {list(shape)}, not {out.dtype} {list(out.shape)}"
+            )
         hasher = blake3.blake3()
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offsets[name])

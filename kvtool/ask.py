@@ -133,11 +133,12 @@ class _Stream(TextStreamer):  # type: ignore[misc]
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.on_text, self.first, self._prompt_seen = on_text, None, False
+        self.on_text, self._prompt_seen = on_text, False
+        self.first: float | None = None
 
     def put(self, value: torch.Tensor) -> None:
         if self._prompt_seen and self.first is None:
-            self.first: float | None = time.monotonic()
+            self.first = time.monotonic()
         self._prompt_seen = True
         super().put(value)
 

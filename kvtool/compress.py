@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from . import artifact
-from .codecs import CodecError
+from .codecs import CodecError, Pipeline
 from .codecs.registry import recipe as find_recipe
 from .errors import KvtoolError, StoreError, UsageError
 from .manifest import RAW, Variant
@@ -57,7 +57,7 @@ def compress(
     variant = name or recipe
     if variant == RAW:
         raise UsageError(f"--name {RAW}: is kept for what prefill made; choose another")
-    made = {"name": recipe, "pipeline": pipeline.to_config()}
+    made: dict[str, object] = {"name": recipe, "pipeline": pipeline.to_config()}
     chosen = list(store if names is None else names)
     report = Report(variant=variant, documents_total=len(chosen))
     with store.writing():
@@ -78,7 +78,7 @@ def _compress(
     name: str,
     variant: str,
     made: dict[str, object],
-    pipeline: artifact.Pipeline,
+    pipeline: Pipeline,
     replace: bool,
     report: Report,
 ) -> None:
@@ -97,7 +97,9 @@ def _compress(
             try:
                 content = artifact.compressed(original, pipeline)
             except CodecError as error:
-                raise StoreError(f"{name}: segment {index} cannot be compressed by {variant}: {error}") from error
+                raise StoreError(
+                    f"{name}: segment {index} cannot be compressed by {variant}: {error}"
+                ) from error
             stored = store.put(content)
             new = Variant(stored.artifact, stored.nbytes, made)
             document = document.with_variant(index, variant, new)

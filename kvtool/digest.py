@@ -15,7 +15,9 @@ Json = Any
 
 def canonical_json(value: Json) -> bytes:
     """Sorted keys, no spaces, no NaN, UTF-8: one value, one spelling."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest(data: bytes) -> str:
@@ -40,7 +42,7 @@ def runs(tensor: Tensor) -> Iterable[memoryview]:
         return
     if tensor.is_contiguous():
         # numpy has no bfloat16, bytes have no type.
-        yield memoryview(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
     else:
         for part in tensor:
             yield from runs(part)

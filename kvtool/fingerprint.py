@@ -24,7 +24,15 @@ from .places import cache_dir
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
 _TOKENIZER_SUFFIXES = (".model", ".tiktoken")
 # Written by whichever program saved the model last; they change nothing that is computed.
-_VOLATILE = {"transformers_version", "torch_dtype", "dtype", "use_cache", "name_or_path", "is_local", "local_files_only"}
+_VOLATILE = {
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "name_or_path",
+    "is_local",
+    "local_files_only",
+}
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,12 @@ def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:
 def file_tensors(path: Path) -> dict[str, Any]:
     """Name → [dtype, shape, digest] for one safetensors file, remembered between runs."""
     stat = path.stat()
+    where = str(path.resolve())
     key = {
-        "path": str(path.resolve()),
+        "path": where,
         "stat": [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino],
     }
-    memory = cache_dir() / "digests" / f"{digest(key['path'].encode())}.json"
+    memory = cache_dir() / "digests" / f"{digest(where.encode())}.json"
     try:
         known = json.loads(memory.read_bytes())
         if known["key"] == key:

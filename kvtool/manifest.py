@@ -120,7 +120,9 @@ class Document:
                 ),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StoreError(f"{where}: is not a manifest ({type(error).__name__}: {error}); {remedy}") from error
+            raise StoreError(
+                f"{where}: is not a manifest ({type(error).__name__}: {error}); {remedy}"
+            ) from error
 
 
 def _variant_json(variant: Variant) -> dict[str, Any]:

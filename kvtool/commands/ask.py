@@ -14,8 +14,12 @@ def run(
     question: Annotated[str, typer.Argument(help="The question.")],
     doc: Annotated[str, typer.Option("--doc", help="The document, by its name in the store.")],
     variant: Annotated[str, typer.Option("--variant", help="raw, or a compressed variant's name.")] = "raw",
-    segment: Annotated[Optional[int], typer.Option("--segment", help="Which segment of a long document.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of the answer, at most.")] = 200,
+    segment: Annotated[
+        Optional[int], typer.Option("--segment", help="Which segment of a long document.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Tokens of the answer, at most.")
+    ] = 200,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[Optional[int], typer.Option("--seed", help="Makes sampling repeatable.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Prefill the document now instead.")] = False,

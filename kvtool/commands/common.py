@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 debug = False
 
-StoreOption = Annotated[Optional[Path], typer.Option("--store", help="The store's directory [default: kv-store].")]
+StoreOption = Annotated[
+    Optional[Path], typer.Option("--store", help="The store's directory [default: kv-store].")
+]
 ModelOption = Annotated[
     Optional[str],
-    typer.Option("--model", help="A directory, a .gguf file, a hub id (owner/name@revision) [default: embedded]."),
+    typer.Option(
+        "--model", help="A directory, a .gguf file, a hub id (owner/name@revision) [default: embedded]."
+    ),
 ]
-DeviceOption = Annotated[Optional[str], typer.Option("--device", help="auto, cpu, cuda, cuda:N [default: auto].")]
+DeviceOption = Annotated[
+    Optional[str], typer.Option("--device", help="auto, cpu, cuda, cuda:N [default: auto].")
+]
 DtypeOption = Annotated[
     Optional[str],
     typer.Option("--dtype", help="auto, float32, bfloat16, float16 [default: auto: float32 on a CPU]."),
@@ -63,7 +69,9 @@ def guarded(function: Callable[..., int | None], name: str) -> Callable[..., Non
         except Exception as error:
             if debug:
                 raise
-            say(f"kvtool: {type(error).__name__}: {error}. This is not expected; run with kvtool --debug for a traceback")
+            say(
+                f"kvtool: {type(error).__name__}: {error}. This is not expected; run with kvtool --debug for a traceback"
+            )
             code = FAILED
         raise typer.Exit(code or DONE)
 
@@ -130,7 +138,12 @@ class Bar:
         console = Console(stderr=True)
         self.bar: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, console=console, transient=True)
             self.task = self.bar.add_task(what, total=None, rate="")
 
@@ -150,4 +163,6 @@ class Bar:
             self.bar.update(self.task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
         elif now - self.last >= self.EVERY and done < total:
             self.last = now
-            say(f"{self.what}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} a second, {(total - done) / rate:,.0f} s left")
+            say(
+                f"{self.what}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} a second, {(total - done) / rate:,.0f} s left"
+            )

@@ -10,12 +10,22 @@ from . import common
 
 
 def run(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Documents [default: all].", metavar="[NAME…]")] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="How to compress; kvtool recipes lists them.")] = "kivi",
-    bits: Annotated[Optional[int], typer.Option("--bits", help="Bits for each value, for recipes that quantize.")] = None,
-    name: Annotated[Optional[str], typer.Option("--name", help="The variant's name [default: the recipe's].")] = None,
+    names: Annotated[
+        Optional[list[str]], typer.Argument(help="Documents [default: all].", metavar="[NAME…]")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="How to compress; kvtool recipes lists them.")
+    ] = "kivi",
+    bits: Annotated[
+        Optional[int], typer.Option("--bits", help="Bits for each value, for recipes that quantize.")
+    ] = None,
+    name: Annotated[
+        Optional[str], typer.Option("--name", help="The variant's name [default: the recipe's].")
+    ] = None,
     store: common.StoreOption = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a variant that was made otherwise.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a variant that was made otherwise.")
+    ] = False,
     as_json: common.JsonOption = False,
 ) -> int:
     """Compress the store's raw artifacts into a variant beside them."""
@@ -32,7 +42,9 @@ def run(
             recipe=recipe,
             name=name,
             replace=replace,
-            on_progress=lambda r: bar.update(len(r.compressed) + len(r.unchanged), r.documents_total, "documents"),
+            on_progress=lambda r: bar.update(
+                len(r.compressed) + len(r.unchanged), r.documents_total, "documents"
+            ),
             **parameters,
         )
     bits_per_value = 8 * report.nbytes / report.n_elements if report.n_elements else 0.0

@@ -22,24 +22,33 @@ def run(
         Optional[str], typer.Option("--system", help="A system prompt for the chat template's head.")
     ] = None,
     prefix_file: Annotated[
-        Optional[Path], typer.Option("--prefix-file", help="A text to prefill every document under, instead of the head.")
+        Optional[Path],
+        typer.Option("--prefix-file", help="A text to prefill every document under, instead of the head."),
     ] = None,
-    no_prefix: Annotated[Optional[bool], typer.Option("--no-prefix", help="Prefill documents under nothing.")] = None,
+    no_prefix: Annotated[
+        Optional[bool], typer.Option("--no-prefix", help="Prefill documents under nothing.")
+    ] = None,
     include: Annotated[
-        Optional[list[str]], typer.Option("--include", help="Only names that match, as in .gitignore; repeatable.")
+        Optional[list[str]],
+        typer.Option("--include", help="Only names that match, as in .gitignore; repeatable."),
     ] = None,
     exclude: Annotated[
-        Optional[list[str]], typer.Option("--exclude", help="No names that match, as in .gitignore; repeatable.")
+        Optional[list[str]],
+        typer.Option("--exclude", help="No names that match, as in .gitignore; repeatable."),
     ] = None,
     segment_tokens: Annotated[
         Optional[int],
-        typer.Option("--segment-tokens", help="Split longer documents [default: what the model's context leaves]."),
+        typer.Option(
+            "--segment-tokens", help="Split longer documents [default: what the model's context leaves]."
+        ),
     ] = None,
     step_tokens: Annotated[
-        Optional[int], typer.Option("--step-tokens", help="Tokens of one pass over a long document [default: 1024].")
+        Optional[int],
+        typer.Option("--step-tokens", help="Tokens of one pass over a long document [default: 1024]."),
     ] = None,
     pack_tokens: Annotated[
-        Optional[int], typer.Option("--pack-tokens", help="Tokens of short documents in one pass [default: 1024].")
+        Optional[int],
+        typer.Option("--pack-tokens", help="Tokens of short documents in one pass [default: 1024]."),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace what the store holds for another model or prefix.")
@@ -114,7 +123,11 @@ def run(
                 typer.echo(name)
         common.say(
             f"{verb} {len(report.prefilled)} documents"
-            + (f", {report.tokens:,} tokens in {report.seconds:.1f} s ({report.tokens / report.seconds:,.0f} a second)" if report.tokens else "")
+            + (
+                f", {report.tokens:,} tokens in {report.seconds:.1f} s ({report.tokens / report.seconds:,.0f} a second)"
+                if report.tokens
+                else ""
+            )
             + (f"; {len(report.unchanged)} were there already" if report.unchanged else "")
             + f" → {chosen.store}"
         )

@@ -17,7 +17,8 @@ def run(as_json: common.JsonOption = False) -> None:
             "summary": recipe.summary,
             "paper": recipe.paper or None,
             "parameters": {
-                name: {"default": p.default, "allowed": p.choices, "help": p.help} for name, p in recipe.parameters.items()
+                name: {"default": p.default, "allowed": p.choices, "help": p.help}
+                for name, p in recipe.parameters.items()
             },
         }
         for recipe in recipes().values()

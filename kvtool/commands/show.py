@@ -56,6 +56,10 @@ def run(
     typer.echo(f"  model   {document.model['name']}  {document.model['fingerprint']}")
     typer.echo(f"  prefix  {document.prefix['tokens']} tokens, {document.prefix['origin']['kind']}")
     for entry in segments:
-        typer.echo(f"  segment {entry['segment']}: {entry['tokens']:,} tokens, characters {entry['characters'][0]} to {entry['characters'][1]}")
+        typer.echo(
+            f"  segment {entry['segment']}: {entry['tokens']:,} tokens, characters {entry['characters'][0]} to {entry['characters'][1]}"
+        )
         for label, variant in entry["variants"].items():
-            typer.echo(f"    {label:10} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  {variant['file']}")
+            typer.echo(
+                f"    {label:10} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  {variant['file']}"
+            )

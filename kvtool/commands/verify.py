@@ -10,9 +10,14 @@ from . import common
 
 
 def run(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Documents [default: all].", metavar="[NAME…]")] = None,
+    names: Annotated[
+        Optional[list[str]], typer.Argument(help="Documents [default: all].", metavar="[NAME…]")
+    ] = None,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Remove broken artifacts, so that prefill or compress makes them again.")
+        bool,
+        typer.Option(
+            "--remove", help="Remove broken artifacts, so that prefill or compress makes them again."
+        ),
     ] = False,
     store: common.StoreOption = None,
     as_json: common.JsonOption = False,

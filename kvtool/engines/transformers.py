@@ -80,7 +80,9 @@ def slice_kv(model: Model, cache: DocumentCache, start: int, token_ids: Sequence
     """The KV of ``token_ids``, held by ``cache`` from index ``start`` on, as views, first of them at ``position``."""
     end = start + len(token_ids)
     positions = torch.arange(position, position + len(token_ids))
-    layers = tuple(LayerKV(x.keys[0, :, start:end], x.values[0, :, start:end], positions) for x in cache.layers)
+    layers = tuple(
+        LayerKV(x.keys[0, :, start:end], x.values[0, :, start:end], positions) for x in cache.layers
+    )
     return KV(layers, torch.tensor(token_ids, dtype=torch.int64), model.identity.rope)
 
 

