@@ -1,7 +1,42 @@
-"""kvtool demo"""
+"""kvtool demo: the main job, end to end."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+from typing import Annotated
 
-def run() -> None:
-    """The main job, end to end, on the embedded model and kvtool's own documents."""
+import typer
+
+from . import common
+
+DOCUMENT = "docs/why.md"
+QUESTION = "What is prefill?"
+
+
+def run(
+    question: Annotated[str, typer.Option("--question", help="What to ask.")] = QUESTION,
+    doc: Annotated[str, typer.Option("--doc", help="Which of kvtool's documents to ask.")] = DOCUMENT,
+) -> int:
+    """Prefill kvtool's own documents with the embedded model, compress them, and ask a question, with both times."""
+    from . import ask, compress, ls, prefill
+
+    documents = Path(__file__).resolve().parents[1] / "docs"
+    with tempfile.TemporaryDirectory(prefix="kvtool-demo-") as folder:
+        store = Path(folder) / "kv-store"
+        _announce("prefill docs/")
+        if code := prefill.run([str(documents)], store=store):
+            return code
+        _announce("compress --bits 2")
+        if code := compress.run(bits=2, store=store):
+            return code
+        _announce("ls")
+        ls.run(store=store)
+        for variant in ("raw", "kivi"):
+            _announce(f"ask '{question}' --doc {doc} --variant {variant} --compare")
+            ask.run(question, doc, variant=variant, compare=True, store=store)
+    return 0
+
+
+def _announce(command: str) -> None:
+    common.say(f"\n$ kvtool {command}")
