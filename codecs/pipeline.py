@@ -43,7 +43,8 @@ class Pipeline:
         )
         for side, tensor, stages, specs in sides:
             _check_finite(f"{where}: {side}", tensor)
-            payload: Payload = {"x": tensor.contiguous()}
+            # Stages may rely on it; without any, a slice of a longer cache is stored as it lies, uncopied.
+            payload: Payload = {"x": tensor.contiguous() if stages else tensor}
             for stage, (before, after) in zip(stages, pairwise(specs), strict=True):
                 try:
                     payload = stage.encode(payload, before)

@@ -9,7 +9,8 @@ unchecked. Tensors lie layer by layer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import limits
-from .codecs import KV, CodecError, LayerKV, Pipeline, container
+from .codecs import KV, Array, CodecError, LayerKV, Pipeline, container
 from .codecs.container import DTYPES, Entry
 from .codecs.contents import TOKEN_IDS, Contents
 from .digest import canonical_json, digest, digest_json, digest_tensor, digest_token_ids, runs
@@ -150,11 +151,10 @@ class Artifact:
         ``expected`` is the digest that the file must have.
         """
         try:
-            return _open(cls, path, expected)
-        except FileNotFoundError:
-            raise ArtifactError(f"{path}: no such artifact; run the same prefill or compress again") from None
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+            with _reading(path):
+                found = _open(cls, path, expected)
+            found._refuse_unplanned()
+            return found
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise _broken(
                 path, f"its header is not an artifact's ({type(error).__name__}: {str(error)[:200]})"
@@ -177,7 +177,36 @@ class Artifact:
         try:
             return Contents.from_metadata(self.meta)
         except CodecError as error:
-            raise ArtifactError(f"{self.path}: {error}") from error
+            raise ArtifactError(
+                f"{self.path}: {str(error)[:300]}; if a newer kvtool wrote it, upgrade, else run the same prefill or "
+                "compress with --replace"
+            ) from error
+
+    def _refuse_unplanned(self) -> None:
+        """The header may claim no other tensors than geometry and pipeline call for: they decide what is allocated."""
+        geometry = self.contents.geometry
+        if geometry.n_elements * geometry.dtype.itemsize > limits.ARTIFACT_BYTES:
+            raise _broken(self.path, f"its geometry claims more than {limits.ARTIFACT_BYTES} bytes")
+        if self.n_layers > len(self.entries):
+            raise _broken(self.path, f"it claims {self.n_layers} layers in {len(self.entries)} tensors")
+        planned = {TOKEN_IDS: Array((geometry.n_tokens,), torch.int32)}
+        try:
+            for index in range(self.n_layers):
+                planned |= self.contents.arrays(index)
+            stored = {name: entry for name, entry in self.entries.items() if name in planned}
+            if list(stored) != list(planned) or list(container.layout(stored).items()) != list(
+                self.entries.items()
+            ):
+                odd = min(
+                    planned.keys() ^ stored.keys() or self.entries.keys() ^ stored.keys(), default="order"
+                )
+                raise _broken(self.path, f"its tensors are not those it should have (first: {odd})")
+            for name, (dtype, shape) in stored.items():
+                planned[name].check(f"tensor {name}", torch.empty(shape, dtype=dtype, device="meta"))
+        except CodecError as error:
+            raise _broken(self.path, str(error)[:300]) from error
+        if self.meta["tensors"].keys() != planned.keys():
+            raise _broken(self.path, "its digests are not those of its tensors")
 
     @cached_property
     def token_ids(self) -> Tensor:
@@ -216,7 +245,7 @@ class Artifact:
                 self.path, f"tensor {name} is {dtype} {list(shape)}, not {out.dtype} {list(out.shape)}"
             )
         hasher = blake3.blake3()
-        with self.path.open("rb", buffering=0) as file:
+        with _reading(self.path), self.path.open("rb", buffering=0) as file:
             file.seek(self.offsets[name])
             for run in runs(out):
                 if _fill(file, run) != len(run):
@@ -231,7 +260,7 @@ class Artifact:
             self.read(name)
         _ = self.token_ids
         padding = [name for name in self.entries if name not in self.meta["tensors"]]
-        with self.path.open("rb") as file:
+        with _reading(self.path), self.path.open("rb") as file:
             for name in padding:
                 file.seek(self.offsets[name])
                 if any(file.read(container.nbytes(self.entries[name]))):
@@ -242,16 +271,28 @@ def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
     with path.open("rb") as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
-        if len(first) < 8 or length > limits.HEADER_BYTES:
+        if len(first) < 8:
+            raise _broken(path, f"it has only {len(first)} bytes")
+        if length > limits.HEADER_BYTES:
             raise _broken(path, f"its header claims {length} bytes, more than {limits.HEADER_BYTES}")
         head = first + file.read(length)
         size = file.seek(0, 2)
     header = json.loads(head[8:])
     meta = json.loads(header.pop("__metadata__")["kvtool"])
-    if not isinstance(meta["format"], int) or meta["format"] > FORMAT:
+    if type(meta["format"]) is not int or meta["format"] < 1:
+        raise _broken(path, f"its format is {str(meta['format'])[:80]}")
+    if meta["format"] > FORMAT:
         raise ArtifactError(
             f"{path}: is an artifact of format {meta['format']}, this kvtool reads up to {FORMAT}; upgrade kvtool"
         )
+    # What readers rely on: a header without it is none of ours, whatever its digest.
+    _ = (
+        meta["identity"],
+        meta["token_digest"],
+        meta["model"]["fingerprint"],
+        meta["prefix"]["digest"],
+        meta["source"],
+    )
     if len(header) > limits.ARTIFACT_TENSORS:
         raise _broken(path, f"it claims {len(header)} tensors, more than {limits.ARTIFACT_TENSORS}")
     entries: dict[str, Entry] = {
@@ -271,6 +312,18 @@ def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
     return cls(path, meta, entries, offsets, size)
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such artifact; run the same prefill or compress again") from None
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror}); check the disk and its permissions"
+        ) from error
+
+
 def _fill(file: Any, view: memoryview) -> int:
     done = 0
     while done < len(view) and (n := file.readinto(view[done:])):
@@ -278,8 +331,12 @@ def _fill(file: Any, view: memoryview) -> int:
     return done
 
 
-def _broken(path: Path, what: str) -> ArtifactError:
-    return ArtifactError(
+class BrokenArtifact(ArtifactError):
+    """Its bytes are not those that kvtool wrote. What is merely newer, or cannot be read now, is no such thing."""
+
+
+def _broken(path: Path, what: str) -> BrokenArtifact:
+    return BrokenArtifact(
         f"{path}: {what}. Nothing was loaded; kvtool verify --remove takes broken artifacts out, and the same prefill "
         "or compress makes them again"
     )

@@ -12,6 +12,7 @@ from transformers import TextStreamer
 
 from .engines.cache import DocumentCache
 from .errors import UsageError
+from .load import refuse_mismatch
 from .manifest import RAW
 from .model import Model
 from .prompt import prefix_again, question_tokens
@@ -59,6 +60,7 @@ def ask(
                 f"--segment 0 to {len(entry.segments) - 1} (kvtool show {document} lists them)"
             )
         segment = 0
+    refuse_mismatch(store.open(document, variant if cached else RAW, segment), model)
     asked = question_tokens(model, prefix_again(model, dict(entry.prefix["origin"])), question)
     length = entry.prefix["tokens"] + entry.segments[segment].n_tokens + len(asked)
     if length >= model.context:

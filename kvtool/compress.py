@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from . import artifact
@@ -60,7 +61,8 @@ def compress(
     made: dict[str, object] = {"name": recipe, "pipeline": pipeline.to_config()}
     chosen = list(store if names is None else names)
     report = Report(variant=variant, documents_total=len(chosen))
-    with store.writing():
+    # An empty store is not made one by asking.
+    with store.writing() if store else nullcontext():
         for document_name in chosen:
             try:
                 _compress(store, document_name, variant, made, pipeline, replace, report)
@@ -82,9 +84,8 @@ def _compress(
     replace: bool,
     report: Report,
 ) -> None:
-    document = store[name]
-    changed = False
-    for index, segment in enumerate(document.segments):
+    changes: dict[str, Variant] = {}
+    for index, segment in enumerate(store[name].segments):
         there = segment.variants.get(variant)
         if there and there.recipe != made and not replace:
             raise StoreError(
@@ -101,12 +102,15 @@ def _compress(
                     f"{name}: segment {index} cannot be compressed by {variant}: {error}"
                 ) from error
             stored = store.put(content)
-            new = Variant(stored.artifact, stored.nbytes, made)
-            document = document.with_variant(index, variant, new)
-            changed = True
+            new = changes[segment.identity] = Variant(stored.artifact, stored.nbytes, made)
         report.raw_nbytes += original.nbytes
         report.nbytes += new.nbytes
         report.n_elements += original.contents.geometry.n_elements
-    if changed:
-        store.commit(document)
-    (report.compressed if changed else report.unchanged).append(name)
+    if changes:
+        with store.changing():
+            document = store[name]
+            for index, segment in enumerate(document.segments):
+                if segment.identity in changes:
+                    document = document.with_variant(index, variant, changes[segment.identity])
+            store.commit(document)
+    (report.compressed if changes else report.unchanged).append(name)

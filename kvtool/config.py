@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     PyprojectTomlConfigSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -28,6 +30,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="KVTOOL_",
+        env_ignore_empty=True,
         extra="forbid",
         pyproject_toml_table_header=("tool", "kvtool"),
         protected_namespaces=(),
@@ -73,9 +76,24 @@ def settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(field, Settings.model_fields, n=1)
+            raise UsageError(
+                f"{_file_with(field)}: unknown setting {field}; "
+                + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(Settings.model_fields)}")
+            ) from error
         raise UsageError(
             f"setting {field} is {first.get('input')!r}: {first['msg'].lower()}; see the flag --{field.replace('_', '-')}, "
             f"KVTOOL_{field.upper()}, kvtool.toml, [tool.kvtool] in pyproject.toml and {user_file()}"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except SettingsError as error:
+        raise UsageError(f'{error}: expected JSON for a list in KVTOOL_*, such as ["*.md"]') from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"kvtool.toml, pyproject.toml or {user_file()}: is not TOML ({error})") from error
+
+
+def _file_with(field: str) -> Path:
+    for path in (Path("kvtool.toml"), user_file()):
+        if path.is_file() and field in tomllib.loads(path.read_text()):
+            return path
+    return Path("pyproject.toml")

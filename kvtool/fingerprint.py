@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def digest_tokenizer(directory: Path) -> str:
 def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:
     """Digest over the name, dtype, shape and bytes of every tensor of ``directory``'s safetensors files."""
     index = directory / f"{name}.index.json"
-    names = sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else [name]
+    # transformers looks for shards only where there is no single file.
+    sharded = index.exists() and not (directory / name).exists()
+    names = sorted(set(_read_json(index)["weight_map"].values())) if sharded else [name]
     tensors: dict[str, Any] = {}
     for file in names:
         path = directory / file
@@ -108,31 +111,35 @@ def file_tensors(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError):
         pass
     tensors = _hash_tensors(path)
-    try:
+    # An unwritable cache directory costs time on the next run, nothing else.
+    with suppress(StoreError):
         write_atomic(memory, [canonical_json({"key": key, "tensors": tensors})])
-    except StoreError:
-        pass  # An unwritable cache directory costs time on the next run, nothing else.
     return tensors
 
 
 def _hash_tensors(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        size = int.from_bytes(whole[:8], "little")
-        if size > limits.HEADER_BYTES or 8 + size > len(whole):
-            raise ModelError(f"{path}: is not a safetensors file; download or convert the model again")
-        header = json.loads(whole[8 : 8 + size])
-        header.pop("__metadata__", None)
-        view = memoryview(whole)[8 + size :]
-        try:
-            result = {}
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
-                hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
-                hasher.update(view[begin:end])
-                result[name] = [entry["dtype"], entry["shape"], hasher.hexdigest()]
-        finally:
-            view.release()
-        return result
+    result: dict[str, Any] = {}
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+            size = int.from_bytes(whole[:8], "little")
+            if size > limits.HEADER_BYTES:
+                raise ValueError(f"its header claims {size} bytes")
+            header = json.loads(whole[8 : 8 + size])
+            header.pop("__metadata__", None)
+            with memoryview(whole) as view:
+                for name, entry in header.items():
+                    begin, end = (8 + size + offset for offset in entry["data_offsets"])
+                    if not 8 + size <= begin <= end <= len(whole):
+                        raise ValueError(f"it is cut off: {name} would end at byte {end} of {len(whole)}")
+                    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
+                    with view[begin:end] as part:
+                        hasher.update(part)
+                    result[name] = [entry["dtype"], entry["shape"], hasher.hexdigest()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"{path}: is not a whole safetensors file ({str(error)[:200]}); download or convert the model again"
+        ) from error
+    return result
 
 
 def digest_file(path: Path) -> str:

@@ -49,6 +49,15 @@ def write_error(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path}: cannot be written ({error.strerror}); check that the directory is writable")
 
 
+@contextmanager
+def as_store_errors(path: Path) -> Iterator[None]:
+    """What the system refuses below ``path`` is said as a ``StoreError``."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 def make_directory(path: Path) -> None:
     """Like ``mkdir -p``, durable: a new directory's entry is synced too."""
     if not path.is_dir():

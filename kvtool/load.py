@@ -14,7 +14,7 @@ from .engines.cache import ROOM, BufferedLayer, DocumentCache
 from .errors import MismatchError
 from .model import Model
 
-# Reading, hashing and decoding let go of the interpreter's lock; two threads keep a small machine busy.
+# Reading and hashing let go of the interpreter's lock.
 _THREADS = 2
 
 
@@ -29,7 +29,9 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     _refuse_gaps(parts)
     token_ids = torch.cat([part.token_ids for part in parts])
     cache = DocumentCache(parts[0].n_layers, capacity=len(token_ids) + ROOM, token_ids=token_ids)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    # Decoding computes with torch, which has threads of its own.
+    threads = _THREADS if all(part.is_raw for part in parts) else 1
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda index: _fill(cache.layers[index], index, parts), range(parts[0].n_layers)))
     return cache
 
@@ -55,15 +57,22 @@ def refuse_mismatch(part: Artifact, model: Model) -> None:
     there: Mapping[str, Any] = part.meta["model"]
     if there["fingerprint"] == model.fingerprint:
         return
-    for field, here in model.identity.to_json().items():
-        if there.get(field) != here:
-            raise MismatchError(
-                f"{part.path}: was made by another model: its {field} is {_short(there.get(field))}, that of "
-                f"{model.name} is {_short(here)}. Load the model it was made with, or prefill again with this one"
-            )
+    differing = [
+        f"its {field} is {_short(there.get(field))}, that of {model.name} is {_short(here)}"
+        for field, here in model.identity.to_json().items()
+        if there.get(field) != here
+    ]
+    raise MismatchError(
+        f"{part.path}: was made by another model: {'; '.join(differing or ['its fingerprint differs'])}. Load the model "
+        "it was made with, or prefill again with this one"
+    )
 
 
 def _refuse_gaps(parts: Sequence[Artifact]) -> None:
+    if len({part.n_layers for part in parts}) > 1:
+        raise MismatchError(
+            f"{parts[-1].path}: has {parts[-1].n_layers} layers, its prefix {parts[0].n_layers}"
+        )
     tokens = 0
     before = digest_token_ids(())
     for part in parts:

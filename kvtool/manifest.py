@@ -99,10 +99,11 @@ class Document:
                 raise StoreError(
                     f"{where}: is a manifest of format {body['format']}, this kvtool reads up to {FORMAT}; upgrade kvtool"
                 )
-            if body.pop("digest") != digest_json(body):
-                raise StoreError(f"{where}: has been changed since it was written (digest differs); {remedy}")
             prefix = body["prefix_artifact"]
-            return cls(
+            # What readers rely on, whatever the digest.
+            _ = body["model"]["name"], body["model"]["fingerprint"]
+            _ = body["prefix"]["identity"], body["prefix"]["digest"], body["prefix"]["origin"]["kind"]
+            document = cls(
                 name=body["document"],
                 text_digest=body["text"],
                 model=body["model"],
@@ -111,14 +112,19 @@ class Document:
                 segments=tuple(
                     Segment(
                         s["identity"],
-                        s["tokens"],
-                        s["start"],
-                        s["end"],
+                        int(s["tokens"]),
+                        int(s["start"]),
+                        int(s["end"]),
                         {name: _variant(v) for name, v in s["variants"].items()},
                     )
                     for s in body["segments"]
                 ),
             )
+            if not document.segments:
+                raise ValueError("no segments")
+            if document.to_bytes() != data:
+                raise StoreError(f"{where}: has been changed since it was written (digest differs); {remedy}")
+            return document
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(
                 f"{where}: is not a manifest ({type(error).__name__}: {error}); {remedy}"

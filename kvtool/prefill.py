@@ -101,6 +101,7 @@ def prefill(
     plans = []
     for document in found:
         try:
+            store.check_name(document.name)
             plan = _plan(document.name, read_text(document.path), model, prefix, limit)
             _refuse_replacing(plan, store, model, prefix, replace)
             plans.append(plan)
@@ -234,9 +235,18 @@ class _Run:
         return [piece.identity for piece in todo]
 
     def _commit(self, plan: _Plan) -> None:
-        old = self.store.get(plan.name)
+        prefix_artifact = self._prefix_artifact()
+        with self.store.changing():
+            old = self.store.get(plan.name)
+            document = self._document(plan, prefix_artifact, old)
+            if document != old:
+                self.store.commit(document)
+        (self.report.unchanged if document == old else self.report.prefilled).append(plan.name)
+
+    def _document(self, plan: _Plan, prefix_artifact: Variant | None, old: Document | None) -> Document:
+        """Variants of segments that ``old`` had too are kept."""
         variants = {s.identity: s.variants for s in old.segments} if old else {}
-        document = Document(
+        return Document(
             name=plan.name,
             text_digest=plan.text_digest,
             model={"name": self.model.name, "fingerprint": self.model.fingerprint},
@@ -246,7 +256,7 @@ class _Run:
                 "tokens": len(self.prefix.token_ids),
                 "origin": self.prefix.origin,
             },
-            prefix_artifact=self._prefix_artifact(),
+            prefix_artifact=prefix_artifact,
             segments=tuple(
                 Segment(
                     p.identity,
@@ -258,11 +268,6 @@ class _Run:
                 for p in plan.pieces
             ),
         )
-        if document == old:
-            self.report.unchanged.append(plan.name)
-        else:
-            self.store.commit(document)
-            self.report.prefilled.append(plan.name)
 
     def _prefix_artifact(self) -> Variant | None:
         if not self.prefix.token_ids:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MARKER = "kvtool-store.json"
+_FILE_NAME_BYTES = 255
 _SAFE = " !#$&'()+,-.;=@[]^_`{}~"
 
 
@@ -39,14 +41,15 @@ class Store(Mapping[str, Document]):
     """
 
     def __init__(self, root: str | Path) -> None:
-        if "://" in str(root):
+        # A Path writes s3://bucket as s3:/bucket.
+        if re.match(r"\w{2,}:/", str(root)):
             raise UsageError(f"store {root}: only directories can be stores in this version")
         self.root = Path(root)
         self._artifacts, self._manifests = self.root / "artifacts", self.root / "manifests"
         marker = self.root / MARKER
         if marker.exists():
             self._check_format(marker)
-        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        elif self.root.exists() and not self._is_nearly_empty():
             raise StoreError(
                 f"{self.root}: is not a kvtool store (no {MARKER}) and not empty; name another with --store"
             )
@@ -73,15 +76,17 @@ class Store(Mapping[str, Document]):
         return document
 
     def __iter__(self) -> Iterator[str]:
-        for path in sorted(self._manifests.rglob("*.json")):
-            if path.is_file() and not path.name.startswith(fs.TEMPORARY):
-                yield unquote(str(path.relative_to(self._manifests).with_suffix("")))
+        files = (path for path in self._manifests.rglob("*.json") if path.is_file())
+        yield from sorted(unquote(str(p.relative_to(self._manifests)).removesuffix(".json")) for p in files)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._manifest_path(name).is_file()
+        try:
+            return isinstance(name, str) and self._manifest_path(name).is_file()
+        except (StoreError, OSError):
+            return False
 
     def size(self, name: str, variant: str = RAW) -> int:
         """Bytes of the variant's files: every segment's artifact, whole."""
@@ -145,14 +150,22 @@ class Store(Mapping[str, Document]):
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Makes the store if need be, and removes what killed writers left."""
-        marker = self.root / MARKER
-        try:
-            if not marker.exists():
-                fs.write_atomic(marker, [canonical_json({"format": FORMAT}) + b"\n"])
-            with fs.locked_shared(self._lock, when_alone=lambda: fs.remove_temporaries(self.root)):
+
+        def first() -> None:
+            fs.remove_temporaries(self.root)
+            self._mark()
+
+        with fs.as_store_errors(self.root):
+            fs.make_directory(self.root)
+            with fs.locked_shared(self._lock, when_alone=first):
+                self._mark()  # in case the first was killed before it did
                 yield
-        except OSError as error:
-            raise fs.write_error(self.root, error) from error
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Held while a manifest is read and replaced, so that of two writers' changes to it none is lost."""
+        with fs.as_store_errors(self.root), fs.locked(self.root / MARKER):
+            yield
 
     def put(self, content: artifacts.Content) -> Variant:
         """Stores an artifact; the same content is stored once."""
@@ -163,21 +176,30 @@ class Store(Mapping[str, Document]):
         return variant
 
     def commit(self, document: Document) -> None:
-        """Makes ``document`` what its name stands for; its artifacts must have been put before."""
+        """Makes ``document`` what its name stands for; its artifacts must have been put before.
+
+        Who builds on what was there reads and commits within ``changing``.
+        """
         fs.write_atomic(self._manifest_path(document.name), [document.to_bytes()])
 
     def remove(self, name: str) -> None:
         """Forgets a document. Its artifacts stay until ``collect``, since others may share them."""
         self[name]
         path = self._manifest_path(name)
-        path.unlink()
-        fs.fsync_directory(path.parent)
+        with fs.as_store_errors(path):
+            path.unlink()
+            fs.fsync_directory(path.parent)
+
+    def discard(self, variant: Variant) -> None:
+        """Removes a broken artifact's file, so that it is missing and will be made again."""
+        with fs.as_store_errors(self.root):
+            self.path_of(variant).unlink(missing_ok=True)
 
     def collect(self, *, dry_run: bool = False) -> list[Path]:
         """Removes the artifacts that no document refers to, and returns their paths. Waits for writers to end."""
         if not self._lock.exists():
             return []
-        with fs.locked(self._lock):
+        with fs.as_store_errors(self.root), fs.locked(self._lock):
             used = {variant.artifact for document in self.values() for variant in document.artifacts}
             unused = [path for path in self._artifact_files() if path.stem not in used]
             if not dry_run:
@@ -186,7 +208,22 @@ class Store(Mapping[str, Document]):
                     path.unlink()
         return unused
 
+    def check_name(self, name: str) -> None:
+        """Raises ``StoreError`` for what cannot be a document's name here."""
+        self._manifest_path(name)
+
     # Inside
+
+    def _mark(self) -> None:
+        marker = self.root / MARKER
+        if not marker.exists():
+            fs.write_atomic(marker, [canonical_json({"format": FORMAT}) + b"\n"])
+
+    def _is_nearly_empty(self) -> bool:
+        """No more than a writer leaves that was killed before it wrote the marker."""
+        return self.root.is_dir() and all(
+            path == self._lock or path.name.startswith(fs.TEMPORARY) for path in self.root.iterdir()
+        )
 
     @property
     def _lock(self) -> Path:
@@ -219,11 +256,17 @@ class Store(Mapping[str, Document]):
 
     def _manifest_path(self, name: str) -> Path:
         parts = name.split("/")
-        if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name:
+        if any(part in ("", ".", "..") for part in parts) or "\0" in name or not _is_utf8(name):
             raise StoreError(f"{name!r}: is not a document name; expected a relative path like docs/guide.md")
         # A folder called x.json must not meet the manifest of a document called x.
-        folders = [_quoted(part).replace(".json", "%2Ejson") for part in parts[:-1]]
-        return self._manifests.joinpath(*folders, _quoted(parts[-1]) + ".json")
+        files = [_quoted(part).replace(".json", "%2Ejson") for part in parts[:-1]]
+        files.append(_quoted(parts[-1]) + ".json")
+        if len(longest := max(files, key=lambda file: len(file.encode())).encode()) > _FILE_NAME_BYTES:
+            raise StoreError(
+                f"{name}: cannot be stored: its manifest would have a name of {len(longest)} bytes, file systems take "
+                f"{_FILE_NAME_BYTES}; rename the document"
+            )
+        return self._manifests.joinpath(*files)
 
     def _missing(self, name: str) -> str:
         names = list(self)
@@ -236,7 +279,7 @@ class Store(Mapping[str, Document]):
     def _check_format(self, marker: Path) -> None:
         try:
             found: Any = json.loads(marker.read_bytes())["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(
                 f'{marker}: cannot be read ({error}); it should say {{"format":{FORMAT}}}'
             ) from error
@@ -254,8 +297,13 @@ class DocumentMissing(StoreError, KeyError):
 
 
 def _quoted(part: str) -> str:
-    return (
-        quote(part, safe=_SAFE)
-        if part.isascii()
-        else "".join(c if ord(c) > 127 else quote(c, safe=_SAFE) for c in part)
-    )
+    quoted = "".join(c if ord(c) > 127 else quote(c, safe=_SAFE) for c in part)
+    # What starts like a temporary file would be removed like one.
+    return "%2E" + quoted[1:] if quoted.startswith(fs.TEMPORARY) else quoted
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False

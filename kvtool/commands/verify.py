@@ -23,6 +23,7 @@ def run(
     as_json: common.JsonOption = False,
 ) -> int:
     """Read every artifact and check every digest. Ends with exit code 4 if anything is not what was written."""
+    from ..artifact import BrokenArtifact
     from ..config import settings
     from ..errors import DONE, GATE, KvtoolError
     from ..store import Store
@@ -30,6 +31,7 @@ def run(
     opened = Store(settings(store=store).store)
     sound: set[str] = set()
     broken: dict[str, str] = {}
+    removed: list[str] = []
     for name in names or opened:
         try:
             variants = opened[name].artifacts
@@ -46,12 +48,16 @@ def run(
                 sound.add(variant.artifact)
             except KvtoolError as error:
                 broken.setdefault(variant.artifact, f"{name}: {error}")
-                if remove:
-                    opened.path_of(variant).unlink(missing_ok=True)
+                # What a newer kvtool wrote, or what cannot be read now, is not ours to remove.
+                if remove and isinstance(error, BrokenArtifact) and variant.artifact not in removed:
+                    opened.discard(variant)
+                    removed.append(variant.artifact)
     if as_json:
-        common.print_json({"sound": len(sound), "broken": broken, "removed": remove and bool(broken)})
+        common.print_json({"sound": len(sound), "broken": broken, "removed": removed})
     else:
         for line in broken.values():
             common.say(f"error: {line}")
-        common.say(f"{len(sound)} artifacts are sound, {len(broken)} are not")
+        common.say(
+            f"{len(sound)} artifacts are sound, {len(broken)} are not{f', {len(removed)} removed' if removed else ''}"
+        )
     return GATE if broken else DONE

@@ -61,7 +61,9 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         """Views ``[B, H, tokens, D]`` of the next ``tokens`` places, to be written by the caller."""
         start, end = self._length, self._length + tokens
         for name, buffer in self._buffers.items():
-            if buffer.shape[2] < end:
+            # Tensors made in inference mode cannot be written to outside of it.
+            sealed = buffer.is_inference() and not torch.is_inference_mode_enabled()
+            if buffer.shape[2] < end or sealed:
                 grown = buffer.new_empty((*buffer.shape[:2], end + max(ROOM, end // 8), buffer.shape[3]))
                 grown[:, :, :start] = buffer[:, :, :start]
                 self._buffers[name] = grown
@@ -117,3 +119,7 @@ class DocumentCache(Cache):  # type: ignore[misc]
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
         self.token_ids = self.token_ids[: self.get_seq_length()]
+
+    def reset(self) -> None:
+        super().reset()
+        self.token_ids = self.token_ids[:0]

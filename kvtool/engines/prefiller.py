@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -44,20 +45,27 @@ class Prefiller:
         The first pass of a run is checked against ``one``. A model that does not honour the mask is prefilled one
         segment at a time, with a warning.
         """
-        if len(rows) == 1 or self._packs is False:
-            return [self.one(row) for row in rows]
-        kvs = self._packed(rows)
-        if self._packs is None:
-            shortest = min(range(1, len(rows)), key=lambda n: len(rows[n]))
-            self._packs = _close(kvs[shortest], self.one(rows[shortest]))
-            if not self._packs:
-                log.warning(
-                    "%s: %s gives other keys and values when documents share a pass; prefilling them one by one",
-                    self.model.name,
-                    self.model.config.model_type,
-                )
-                return self.many(rows)
-        return kvs
+        if len(rows) > 1 and self._packs is None:
+            return self._first_pack(rows)
+        if len(rows) > 1 and self._packs:
+            return self._packed(rows)
+        return [self.one(row) for row in rows]
+
+    def _first_pack(self, rows: Sequence[Sequence[int]]) -> list[KV]:
+        shortest = min(range(1, len(rows)), key=lambda n: len(rows[n]))
+        kvs = None
+        # A forward that knows no position_ids or no 4-D mask raises one of these.
+        with suppress(TypeError, ValueError, IndexError, RuntimeError):
+            kvs = self._packed(rows)
+        self._packs = kvs is not None and _close(kvs[shortest], self.one(rows[shortest]))
+        if kvs is not None and self._packs:
+            return kvs
+        log.warning(
+            "%s: %s does not keep documents that share a pass apart; prefilling them one by one",
+            self.model.name,
+            self.model.config.model_type,
+        )
+        return self.many(rows)
 
     def _packed(self, rows: Sequence[Sequence[int]]) -> list[KV]:
         cache = self._cache(sum(map(len, rows)))

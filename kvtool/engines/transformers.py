@@ -49,11 +49,12 @@ def new_cache(model: Model, capacity: int) -> DocumentCache:
 @torch.no_grad()
 def feed(model: Model, token_ids: Sequence[int], cache: DocumentCache, *, step: int = STEP_TOKENS) -> None:
     """Runs ``token_ids`` behind what ``cache`` holds, ``step`` at a time, so that memory stays at one step's."""
+    expected = cache.get_seq_length() + len(token_ids)
     for start in range(0, len(token_ids), step):
         ids = torch.tensor([token_ids[start : start + step]], device=_device(model))
         # The body without the head: logits over a document's every token are not needed by anyone.
         model.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-    _refuse_partial(model, cache)
+    _refuse_partial(model, cache, expected)
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def feed_packed(model: Model, rows: Sequence[Sequence[int]], cache: DocumentCach
         past_key_values=cache,
         use_cache=True,
     )
-    _refuse_partial(model, cache)
+    _refuse_partial(model, cache, prefix + len(row))
 
 
 def slice_kv(model: Model, cache: DocumentCache, start: int, token_ids: Sequence[int], position: int) -> KV:
@@ -107,7 +108,8 @@ def _masks(model: Model, prefix: int, row: Tensor, positions: Tensor) -> Any:
     def mask(window: int | None) -> Tensor:
         seen = visible if window is None else visible & (positions[:, None] - key_positions[None, :] < window)
         seen = seen[None, None].to(_device(model))
-        if model.text_config._attn_implementation != "eager":
+        # The loaded model's own config: only loading chooses an implementation.
+        if model.model.config.get_text_config(decoder=True)._attn_implementation != "eager":
             return seen
         # Eager attention adds its mask to the scores.
         zero = torch.zeros((), dtype=model.dtype, device=seen.device)
@@ -119,13 +121,13 @@ def _masks(model: Model, prefix: int, row: Tensor, positions: Tensor) -> Any:
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def _refuse_partial(model: Model, cache: DocumentCache) -> None:
+def _refuse_partial(model: Model, cache: DocumentCache, expected: int) -> None:
     """A family that caches otherwise than its config says is refused here, before anything is stored."""
     lengths = {layer.get_seq_length() for layer in cache.layers}
-    if len(lengths) > 1:
+    if lengths != {expected}:
         raise ModelError(
-            f"{model.name}: {model.config.model_type} cached {sorted(lengths)} tokens in different layers; kvtool "
-            "needs the keys and values of every token in every layer"
+            f"{model.name}: of {expected} tokens, {model.config.model_type} cached {sorted(lengths)} in its layers; "
+            "kvtool needs the keys and values of every token in every layer"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -106,20 +107,31 @@ def _own_cache_dir(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory):
+    """The tiny model of a family, by its name in ``FAMILIES``."""
+
+    @functools.cache
+    def load(name: str) -> kvtool.Model:
+        config, options = FAMILIES[name]
+        return kvtool.load_model(save(tmp_path_factory.mktemp(name), config(**SIZES | options)))
+
+    return load
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
-def family(request, tmp_path_factory) -> kvtool.Model:
-    config, options = FAMILIES[request.param]
-    return kvtool.load_model(save(tmp_path_factory.mktemp(request.param), config(**SIZES | options)))
+def family(request, model_of) -> kvtool.Model:
+    return model_of(request.param)
 
 
 @pytest.fixture(scope="session")
-def tiny_dir(tmp_path_factory) -> Path:
-    return save(tmp_path_factory.mktemp("tiny"), t.LlamaConfig(**SIZES))
+def tiny(model_of) -> kvtool.Model:
+    return model_of("llama")
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_dir) -> kvtool.Model:
-    return kvtool.load_model(tiny_dir)
+def tiny_dir(tiny) -> Path:
+    return tiny.directory
 
 
 @pytest.fixture(scope="session")

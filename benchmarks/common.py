@@ -1,0 +1,46 @@
+"""What the benchmarks share: text, medians, a table."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from pydoc_data.topics import topics
+
+import torch
+import transformers
+
+import kvtool
+from kvtool.prompt import document_tokens
+
+
+def text_of(model: kvtool.Model, tokens: int, *, skip: int = 0) -> str:
+    """Prose of about ``tokens`` tokens: Python's own help texts, from token ``skip`` on."""
+    whole = "\n\n".join(topics[name] for name in sorted(topics))
+    ids = document_tokens(model, whole[: (skip + tokens) * 8])[skip : skip + tokens]
+    return str(model.tokenizer.decode(ids))
+
+
+def interleaved(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """The median of each run's result over ``repeats`` rounds, in which every run has one turn."""
+    results: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            results[name].append(run())
+    return {name: statistics.median(values) for name, values in results.items()}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
+
+
+def machine() -> str:
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )

@@ -1,0 +1,91 @@
+"""Tokens per second of ``kvtool.prefill``, against a plain transformers loop over the same documents.
+
+python -m benchmarks.prefill [--repeats 3]
+
+kvtool's time includes reading, splitting, hashing and writing the store; the loop's is the model's alone, on token ids
+made beforehand, and what it computes is thrown away. The loop runs twice: as in transformers' documentation
+(``model(ids)``), and lean, with ``logits_to_keep=1``. Both see the prefix before each document, as kvtool's caches do;
+tokens counted are the documents' own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+import kvtool
+from benchmarks.common import interleaved, machine, table, text_of
+from kvtool.prompt import document_tokens, prefix_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    model = kvtool.load_model()
+    print(machine())
+    sizes = random.Random(0)
+    sets = {
+        "3 of 4,096": [text_of(model, 4096, skip=n * 5000) for n in range(3)],
+        "100 of 50–200": [text_of(model, sizes.randint(50, 200), skip=n * 300) for n in range(100)],
+    }
+    rows = []
+    for name, texts in sets.items():
+        ids = [document_tokens(model, text) for text in texts]
+        tokens = sum(map(len, ids))
+        medians = interleaved(
+            {
+                "kvtool": lambda texts=texts: _kvtool(model, texts),
+                "plain": _loop(model, ids),
+                "lean": _loop(model, ids, logits_to_keep=1),
+            },
+            repeats,
+        )
+        speed = {way: tokens / seconds for way, seconds in medians.items()}
+        rows.append(
+            [
+                name,
+                tokens,
+                *(f"{speed[way]:.0f}" for way in ("kvtool", "plain", "lean")),
+                f"{speed['kvtool'] / speed['plain']:.2f}",
+                f"{speed['kvtool'] / speed['lean']:.2f}",
+            ]
+        )
+    table(["documents", "tokens", "kvtool tok/s", "plain", "lean", "kvtool / plain", "kvtool / lean"], rows)
+
+
+def _kvtool(model: kvtool.Model, texts: Sequence[str]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        documents = Path(folder) / "documents"
+        documents.mkdir()
+        for number, text in enumerate(texts):
+            (documents / f"{number:03}.txt").write_text(text)
+        started = time.monotonic()
+        report = kvtool.prefill([documents], model=model, store=kvtool.Store(Path(folder) / "store"))
+        seconds = time.monotonic() - started
+    if report.problems or len(report.prefilled) != len(texts):
+        raise SystemExit(f"not all documents were prefilled: {report.problems}")
+    return seconds
+
+
+def _loop(model: kvtool.Model, documents: Sequence[list[int]], **options: int) -> Callable[[], float]:
+    prefix = list(prefix_of(model).token_ids)
+
+    @torch.no_grad()
+    def run() -> float:
+        started = time.monotonic()
+        for ids in documents:
+            model.model(torch.tensor([prefix + ids]), use_cache=True, **options)
+        return time.monotonic() - started
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

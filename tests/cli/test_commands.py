@@ -1,0 +1,463 @@
+"""Every command: its exit code, its one line of error, its data on stdout and its JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import kvtool
+from kvtool import Store
+from kvtool.cli import app
+from kvtool.errors import DONE, EXIT_CODES, FAILED, GATE, PARTLY, USAGE
+
+THREE = ["c.txt", "docs/a.md", "docs/b.md"]
+COMMANDS = sorted(c.callback.__name__ for c in app.registered_commands if c.callback)
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(corpus: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs kvtool in the corpus's directory, with the tiny model."""
+    monkeypatch.setenv("KVTOOL_MODEL", str(tiny_dir))
+    monkeypatch.setenv("KVTOOL_DEVICE", "cpu")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def cli(*args: str, code: int = DONE) -> Result:
+        result = CliRunner().invoke(app, args)
+        assert result.exit_code == code, (args, result.stdout, result.stderr)
+        assert "Traceback" not in result.stderr
+        assert "not expected" not in result.stderr
+        return result
+
+    return cli
+
+
+def error_of(result: Result) -> str:
+    """The one line of error that a failed command ends with; nothing on stdout."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert result.stdout == ""
+    return lines[0]
+
+
+def typed(value: object) -> object:
+    """The shape of a JSON value: its keys and types."""
+    if isinstance(value, dict):
+        return {key: typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [typed(value[0])] if value else []
+    return None if value is None else type(value).__name__
+
+
+# Help and version
+
+
+def test_every_command_is_known() -> None:
+    assert set(COMMANDS) >= {"ask", "compress", "gc", "ls", "prefill", "recipes", "rm", "show", "verify"}
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_documents_the_exit_codes(cli: Cli, command: str) -> None:
+    text = cli(*command.split(), "--help").stdout
+    assert EXIT_CODES in " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "verify", "prefill", "compress", "ask", "recipes"])
+def test_commands_that_print_data_have_json(cli: Cli, command: str) -> None:
+    assert "--json" in cli(command, "--help").stdout
+
+
+@pytest.mark.parametrize("command", ["prefill", "rm", "gc"])
+def test_commands_that_write_over_or_delete_have_a_dry_run(cli: Cli, command: str) -> None:
+    assert "--dry-run" in cli(command, "--help").stdout
+
+
+def test_version(cli: Cli) -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", cli("--version").stdout)
+
+
+# JSON
+
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def test_ls(cli: Cli, store: Store) -> None:
+    rows = json.loads(cli("ls", "--json").stdout)
+    assert [row["name"] for row in rows] == THREE
+    assert typed(rows[0]) == {
+        "name": "str",
+        "segments": "int",
+        "tokens": "int",
+        "model": "str",
+        "variants": {"raw": "int"},
+    }
+    assert rows[0]["variants"]["raw"] == store.size("c.txt")
+    lines = cli("ls").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == THREE
+
+
+def test_show(cli: Cli, store: Store) -> None:
+    kvtool.compress(store)
+    shown = json.loads(cli("show", "c.txt", "--json").stdout)
+    variant = {"digest": "str", "file": "str", "bytes": "int", "bits_per_value": "float"}
+    recipe = shown["segments"][0]["variants"]["kivi"].pop("recipe")
+    assert recipe["name"] == "kivi"
+    assert typed(shown) == {
+        "name": "str",
+        "model": {"name": "str", "fingerprint": "str"},
+        "prefix": {
+            "identity": "str",
+            "digest": "str",
+            "tokens": "int",
+            "origin": {"kind": "str", "system": None},
+        },
+        "segments": [
+            {
+                "segment": "int",
+                "tokens": "int",
+                "characters": ["int"],
+                "identity": "str",
+                "variants": {"raw": variant | {"recipe": None}, "kivi": variant},
+            }
+        ],
+    }
+    for variant in shown["segments"][0]["variants"].values():
+        path = Path(variant["file"])
+        assert path.stem == variant["digest"]
+        assert path.stat().st_size == variant["bytes"]
+        assert variant["bits_per_value"] == round(8 * variant["bytes"] / store.read("c.txt").n_elements, 4)
+    assert "30 tokens" in cli("show", "c.txt").stdout
+
+
+def test_verify(cli: Cli, store: Store) -> None:
+    assert json.loads(cli("verify", "--json").stdout) == {"sound": 4, "broken": {}, "removed": []}
+    variant = store["c.txt"].segments[0].variants["raw"]
+    path = store.path_of(variant)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    found = json.loads(cli("verify", "--json", code=GATE).stdout)
+    assert found["sound"] == 3
+    assert found["broken"].keys() == {variant.artifact}
+    assert found["removed"] == []
+    assert path.exists()
+    result = cli("verify", "--remove", code=GATE)
+    assert str(path) in error_of(result)
+    assert "3 artifacts are sound, 1 are not, 1 removed" in result.stderr
+    assert not path.exists()
+    cli("verify", "docs/a.md")
+    cli("verify", code=GATE)
+    cli("prefill", "docs", "c.txt")
+    assert path.read_bytes() == data
+    cli("verify")
+
+
+def test_verify_removes_only_what_is_broken(cli: Cli, tiny: kvtool.Model) -> None:
+    # A newer kvtool may read what this one cannot.
+    with pytest.MonkeyPatch.context() as newer:
+        newer.setattr("kvtool.artifact.FORMAT", 2)
+        kvtool.prefill(["c.txt"], model=tiny, store=Store("newer"))
+    before = sorted(Path("newer").rglob("*"))
+    assert "upgrade kvtool" in cli("verify", "--remove", "--store", "newer", code=GATE).stderr
+    assert sorted(Path("newer").rglob("*")) == before
+
+
+def test_prefill(cli: Cli) -> None:
+    first = json.loads(cli("prefill", "docs", "c.txt", "--json").stdout)
+    assert typed(first) == {
+        "store": "str",
+        "model": {"name": "str", "fingerprint": "str"},
+        "dry_run": "bool",
+        "prefilled": ["str"],
+        "unchanged": [],
+        "problems": [],
+        "tokens": "int",
+        "seconds": "float",
+    }
+    assert sorted(first["prefilled"]) == THREE
+    again = json.loads(cli("prefill", "docs", "c.txt", "--json").stdout)
+    assert again["prefilled"] == []
+    assert sorted(again["unchanged"]) == THREE
+    assert again["tokens"] == 0
+    assert "3 were there already" in cli("prefill", "docs", "c.txt").stderr
+
+
+def test_compress(cli: Cli, store: Store) -> None:
+    found = json.loads(cli("compress", "--bits", "4", "--json").stdout)
+    assert typed(found) == {
+        "variant": "str",
+        "compressed": ["str"],
+        "unchanged": [],
+        "problems": [],
+        "raw_bytes": "int",
+        "bytes": "int",
+        "bits_per_value": "float",
+        "seconds": "float",
+    }
+    assert found["compressed"] == THREE
+    assert found["bytes"] == sum(store.size(name, "kivi") for name in THREE)
+    assert "3 documents" in cli("compress", "--name", "other").stderr
+
+
+def test_ask(cli: Cli, store: Store) -> None:
+    arguments = ("ask", "What?", "--doc", "c.txt", "--max-tokens", "3")
+    found = json.loads(cli(*arguments, "--json").stdout)
+    assert typed(found) == {
+        "document": "str",
+        "variant": "str",
+        "answer": "str",
+        "answer_tokens": "int",
+        "prompt_tokens": "int",
+        "cached_tokens": "int",
+        "load_seconds": "float",
+        "first_token_seconds": "float",
+        "first_token_seconds_without_cache": None,
+    }
+    assert found["cached_tokens"] == 31
+    streamed = cli(*arguments)
+    assert streamed.stdout.rstrip("\n") == found["answer"].rstrip("\n")
+    assert "first token after" in streamed.stderr
+    without = json.loads(cli(*arguments, "--json", "--no-cache").stdout)
+    assert without["answer"] == found["answer"]
+    assert without["variant"] is None
+    assert without["cached_tokens"] == 0
+    compared = json.loads(cli(*arguments, "--json", "--compare").stdout)
+    assert compared["first_token_seconds_without_cache"] > 0
+
+
+def test_recipes(cli: Cli) -> None:
+    rows = json.loads(cli("recipes", "--json").stdout)
+    by_name = {row["name"]: row for row in rows}
+    assert list(by_name) == sorted(by_name)
+    assert {"kivi", "lossless"} <= by_name.keys()
+    for row in rows:
+        assert row.keys() == {"name", "summary", "paper", "parameters"}
+        for parameter in row["parameters"].values():
+            assert parameter.keys() == {"default", "allowed", "help"}
+    assert [line.split()[0] for line in cli("recipes").stdout.splitlines() if line[0] != " "] == list(by_name)
+
+
+# Removing
+
+
+def test_rm_and_gc(cli: Cli, store: Store) -> None:
+    before = sorted(store.root.rglob("*"))
+    assert "would remove c.txt" in cli("rm", "c.txt", "--dry-run").stderr
+    assert sorted(store.root.rglob("*")) == before
+    artifact = store.path_of(store["c.txt"].segments[0].variants["raw"])
+    assert "freed 1 artifacts" in cli("rm", "c.txt").stderr
+    assert not artifact.exists()
+    assert list(store) == THREE[1:]
+    store.remove("docs/a.md")
+    unused = cli("gc", "--dry-run").stdout.splitlines()
+    assert len(unused) == 1
+    assert Path(unused[0]).exists()
+    assert cli("gc").stdout == ""
+    assert not Path(unused[0]).exists()
+    cli("verify")
+
+
+def test_rm_of_one_unknown_name_removes_none(cli: Cli, store: Store) -> None:
+    assert "docs/a.md" in error_of(cli("rm", "c.txt", "docs/a.mb", code=FAILED))
+    assert list(store) == THREE
+
+
+# Dry runs and absent stores write nothing
+
+
+def test_prefill_dry_run_writes_nothing(cli: Cli, corpus: Path) -> None:
+    before = sorted(corpus.rglob("*"))
+    result = cli("prefill", "docs", "c.txt", "--dry-run")
+    assert sorted(result.stdout.splitlines()) == THREE
+    assert sorted(corpus.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [["ls"], ["verify"], ["gc"], ["compress"]], ids=" ".join)
+def test_a_store_that_is_not_there_is_empty(cli: Cli, corpus: Path, command: list[str]) -> None:
+    cli(*command, "--store", "none")
+    assert not (corpus / "none").exists()
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "docs/a.mb"],
+        ["verify", "docs/a.mb"],
+        ["rm", "docs/a.mb"],
+        ["compress", "docs/a.mb"],
+        ["ask", "What?", "--doc", "docs/a.mb"],
+    ],
+    ids=lambda a: a[0],
+)
+def test_an_unknown_document_suggests_near_names(cli: Cli, store: Store, arguments: list[str]) -> None:
+    assert "docs/a.mb: is not in the store kv-store; did you mean docs/a.md" in error_of(
+        cli(*arguments, code=FAILED)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ls", "--store", "docs"], "docs: is not a kvtool store"),
+        (["ls", "--store", "s3://bucket"], "only directories"),
+        (["ask", "What?", "--doc", "c.txt", "--variant", "kivi"], "run kvtool compress c.txt --recipe kivi"),
+        (["ask", "What?", "--doc", "c.txt", "--segment", "7"], "no segment 7"),
+        (["ask", "What?", "--doc", "c.txt", "--segment", "-1"], "no segment -1"),
+        (["ask", "What?", "--doc", "c.txt", "--model", "nowhere"], "nowhere"),
+        (["ask", "What?", "--doc", "c.txt", "--dtype", "bfloat16"], "its dtype is float32"),
+        (["ask", "What?", "--doc", "c.txt", "--dtype", "bfloat16", "--no-cache"], "its dtype is float32"),
+        (["ask", "What?", "--doc", "../c.txt"], "is not a document name"),
+        (["prefill", "nothing.md"], "nothing.md"),
+        (["prefill", "docs", "--model", "nowhere.gguf"], "no such GGUF file"),
+        (["prefill", "docs", "--device", "cuda"], "no CUDA GPU"),
+    ],
+    ids=lambda a: " ".join(a) if isinstance(a, list) else "",
+)
+def test_failures(
+    cli: Cli, store: Store, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code = USAGE if "s3://bucket" in arguments else FAILED
+    result = cli(*arguments, code=code)
+    assert says in result.stderr
+    error_of(result)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["frobnicate"],
+        ["prefill"],
+        ["ask"],
+        ["ask", "What?"],
+        ["ls", "--colour"],
+        ["ask", "What?", "--doc", "c.txt", "--max-tokens", "0"],
+        ["ask", "What?", "--doc", "c.txt", "--temperature", "-1"],
+        ["compress", "--recipe", "gzip"],
+        ["compress", "--bits", "99"],
+        ["compress", "--name", "raw"],
+        ["prefill", "docs", "--system", "x", "--no-prefix"],
+        ["prefill", "docs", "--segment-tokens", "0"],
+        ["prefill", "docs", "--segment-tokens", "9999"],
+        ["prefill", "docs", "--step-tokens", "0"],
+        ["prefill", "docs", "--dtype", "int8"],
+        ["prefill", "docs", "--load-in", "3bit"],
+    ],
+    ids=" ".join,
+)
+def test_usage(cli: Cli, store: Store, arguments: list[str]) -> None:
+    before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
+    result = cli(*arguments, code=USAGE)
+    assert result.stdout == "" or not arguments
+    assert result.stderr or not arguments
+    assert {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()} == before
+
+
+def test_done_in_part(cli: Cli) -> None:
+    Path("docs/empty.md").write_text("")
+    result = cli("prefill", "docs", "missing.md", "--json", code=PARTLY)
+    found = json.loads(result.stdout)
+    assert sorted(found["prefilled"]) == THREE[1:]
+    assert len(found["problems"]) == 2
+    assert result.stderr.count("error: ") == 2
+    assert "docs/empty.md" in result.stderr
+    assert list(Store("kv-store")) == THREE[1:]
+
+
+def test_nothing_done_is_failed(cli: Cli, corpus: Path) -> None:
+    Path("empty.md").write_text(" \n")
+    assert "empty.md" in error_of(cli("prefill", "empty.md", code=FAILED))
+    assert not (corpus / "kv-store").exists()
+
+
+def test_compress_done_in_part(cli: Cli, store: Store) -> None:
+    store.path_of(store["c.txt"].segments[0].variants["raw"]).unlink()
+    result = cli("compress", "--json", code=PARTLY)
+    assert json.loads(result.stdout)["compressed"] == THREE[1:]
+    assert "c.txt: its artifact" in result.stderr
+
+
+def test_ls_goes_on_past_a_broken_manifest(cli: Cli, store: Store) -> None:
+    (store.root / "manifests" / "c.txt.json").write_bytes(b"{")
+    result = cli("ls", "--json", code=PARTLY)
+    assert [row["name"] for row in json.loads(result.stdout)] == THREE[1:]
+    assert "c.txt.json: is not a manifest" in result.stderr
+    cli("verify", code=GATE)
+
+
+def test_recompressing_with_other_bits_is_refused(cli: Cli, store: Store) -> None:
+    cli("compress", "c.txt", "--bits", "2")
+    made = store["c.txt"]
+    assert "--replace" in error_of(cli("compress", "c.txt", "--bits", "4", code=FAILED))
+    assert store["c.txt"] == made
+    cli("compress", "c.txt", "--bits", "4", "--replace")
+    assert store["c.txt"] != made
+
+
+def test_a_question_longer_than_the_context_fails_before_the_model_runs(
+    cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(kvtool.Model, "model", property(never))
+    result = cli("ask", "Why? " * 100, "--doc", "c.txt", code=USAGE)
+    assert "has a context of 512; ask a shorter question" in error_of(result)
+
+
+def test_a_long_document_wants_a_segment(cli: Cli) -> None:
+    Path("long.md").write_text("\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(4)))
+    cli("prefill", "long.md", "--segment-tokens", "40")
+    result = cli("ask", "What?", "--doc", "long.md", code=USAGE)
+    assert "long.md: has 4 segments" in error_of(result)
+    cli("ask", "What?", "--doc", "long.md", "--segment", "3", "--max-tokens", "1")
+
+
+def test_an_unexpected_error_is_one_line_too(store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "__iter__", lambda _: 1 / 0)
+    result = CliRunner().invoke(app, ["ls"])
+    assert result.exit_code == FAILED
+    assert result.stderr.splitlines() == [
+        "kvtool: ZeroDivisionError: division by zero. This is not expected; run with kvtool --debug for a traceback"
+    ]
+    assert isinstance(CliRunner().invoke(app, ["--debug", "ls"]).exception, ZeroDivisionError)
+
+
+def test_an_error_of_many_lines_is_shown_as_one(cli: Cli, store: Store) -> None:
+    assert "\\n" in error_of(cli("show", "../a\nb", code=FAILED))
+
+
+def test_a_full_disk(cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
+    Path("docs/new.md").write_text("New.")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kvtool.fs.os.fsync", full)
+    assert "the disk is full. What was stored before is safe" in error_of(cli("prefill", "docs", code=FAILED))
+    assert "the disk is full" in cli("compress", code=FAILED).stderr
+    assert {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "command", [["ask", "What?", "--doc", "c.txt"], ["show", "c.txt"]], ids=lambda c: c[0]
+)
+def test_a_broken_artifact(cli: Cli, store: Store, command: list[str]) -> None:
+    path = store.path_of(store["c.txt"].segments[0].variants["raw"])
+    path.write_bytes(path.read_bytes()[:-1])
+    error = error_of(cli(*command, code=FAILED))
+    assert str(path) in error
+    assert "kvtool verify --remove takes broken artifacts out" in error

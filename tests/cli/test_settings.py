@@ -1,0 +1,93 @@
+"""flags > environment > kvtool.toml > pyproject.toml > the user's file > defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvtool.config import Settings, settings, user_file
+from kvtool.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    user_file().parent.mkdir(parents=True)
+
+
+def test_defaults() -> None:
+    assert settings() == Settings(store=Path("kv-store"), model="embedded", device="auto")
+
+
+def test_what_is_nearer_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    user_file().write_text('model = "user"')
+    assert settings().model == "user"
+    Path("pyproject.toml").write_text('[project]\nname = "x"\n[tool.kvtool]\nmodel = "pyproject"')
+    assert settings().model == "pyproject"
+    Path("kvtool.toml").write_text('model = "toml"\ndevice = "cpu"')
+    assert settings().model == "toml"
+    monkeypatch.setenv("KVTOOL_MODEL", "env")
+    assert settings().model == "env"
+    assert settings(model="flag").model == "flag"
+    assert settings(model=None).model == "env"
+    assert settings(model="flag").device == "cpu"
+
+
+def test_every_kind_of_value_from_a_file() -> None:
+    Path("kvtool.toml").write_text(
+        'store = "s"\ninclude = ["*.md"]\nno_prefix = true\nsegment_tokens = 100\nload_in = "4bit"\nprefix_file = "p"'
+    )
+    found = settings(exclude=["x"])
+    assert found.store == Path("s")
+    assert found.include == ("*.md",)
+    assert found.exclude == ("x",)
+    assert found.no_prefix is True
+    assert found.segment_tokens == 100
+    assert found.load_in == "4bit"
+
+
+def test_lists_and_empty_values_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVTOOL_INCLUDE", '["*.md", "*.txt"]')
+    monkeypatch.setenv("KVTOOL_STORE", "")
+    assert settings().include == ("*.md", "*.txt")
+    assert settings().store == Path("kv-store")
+    monkeypatch.setenv("KVTOOL_INCLUDE", "*.md")
+    with pytest.raises(UsageError, match=r"include.*expected JSON"):
+        settings()
+
+
+@pytest.mark.parametrize("place", ["kvtool.toml", "pyproject.toml", "user"])
+def test_an_unknown_setting_is_named_with_its_file(place: str) -> None:
+    path = user_file() if place == "user" else Path(place)
+    path.write_text('[tool.kvtool]\nstoer = "x"' if place == "pyproject.toml" else 'stoer = "x"')
+    with pytest.raises(UsageError, match=rf"{path}: unknown setting stoer; did you mean store\?"):
+        settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [('dtype = "int8"', "dtype"), ('segment_tokens = "many"', "segment_tokens"), ("store = 3", "store"),
+     ("include = 3", "include"), ('load_in = "3bit"', "load_in"), ("[model]\nname = 3", "model")],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_named_with_its_field(text: str, field: str) -> None:
+    Path("kvtool.toml").write_text(text)
+    flag = field.replace("_", "-")
+    with pytest.raises(
+        UsageError, match=rf"setting {field}\b.* is .*--{flag}, KVTOOL_{field.upper()}, kvtool.toml"
+    ):
+        settings()
+
+
+@pytest.mark.parametrize("data", [b"store = ", b"\xff\xfe", b"[[["])
+@pytest.mark.parametrize("place", ["kvtool.toml", "pyproject.toml", "user"])
+def test_a_file_that_is_not_toml_is_named(place: str, data: bytes) -> None:
+    (user_file() if place == "user" else Path(place)).write_bytes(data)
+    with pytest.raises(UsageError, match="is not TOML"):
+        settings()
+
+
+def test_another_tools_pyproject_is_left_alone() -> None:
+    Path("pyproject.toml").write_text('[tool.other]\nstore = "x"')
+    assert settings() == Settings()

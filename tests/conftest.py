@@ -1,0 +1,171 @@
+"""What the suites share: a tiny random model with its tokenizer, random KV, a store of three documents."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kvtool
+from kvtool.codecs import KV, LayerKV
+
+CACHE_DIR = os.environ.get("KVTOOL_CACHE_DIR")
+TEXTS = {
+    "docs/a.md": "# Apples\n\nThe red apple costs three crowns.\n",
+    "docs/b.md": "# Bread\n\nThe baker opens at six.\n\nThe rye loaf is the best.\n",
+    "c.txt": "Seven ships left the harbour.\n",
+}
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No setting, cache or network of the machine is seen; subprocesses inherit this."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("KVTOOL_")]:
+            patch.delenv(name)
+        patch.setenv("KVTOOL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("NO_COLOR", "1")
+        # Many small matrices: threads would only wait for each other, for very long where cores are shared.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+
+
+def make_tokenizer(*extra: str, template: str | None = TEMPLATE) -> Any:
+    """Bytes as tokens, no merges; ``extra`` are further special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|system|>", "<|user|>", "<|assistant|>", *extra]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", extra_special_tokens=special
+    )
+    fast.chat_template = template
+    return fast
+
+
+def save_model(directory: Path, *, seed: int = 0, shard: str | None = None, **config: Any) -> Path:
+    """A random Llama of two layers, with its tokenizer, as ``save_pretrained`` leaves them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    defaults: dict[str, Any] = {
+        "vocab_size": 272,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": 256,
+        "tie_word_embeddings": True,
+    }
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**defaults | config))
+    model.save_pretrained(directory, **({"max_shard_size": shard} if shard else {}))
+    make_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's directory. Copy it before changing anything."""
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """``save_model``, for tests that need another model than the tiny one."""
+    return save_model
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_dir: Path) -> kvtool.Model:
+    return kvtool.load_model(tiny_dir, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def embedded() -> kvtool.Model:
+    """The embedded model, converted once for all runs in the user's own cache directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        if CACHE_DIR:
+            patch.setenv("KVTOOL_CACHE_DIR", CACHE_DIR)
+        else:
+            patch.delenv("KVTOOL_CACHE_DIR", raising=False)
+        model = kvtool.load_model()
+        _ = model.fingerprint
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_kv() -> Callable[..., KV]:
+    """Random KV: ``layers`` × keys ``[heads, tokens, size]`` and values ``[heads, tokens, value_size]``."""
+
+    def make(
+        *,
+        layers: int = 2,
+        heads: int = 2,
+        tokens: int = 5,
+        size: int = 4,
+        value_size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        start: int = 3,
+        seed: int = 0,
+    ) -> KV:
+        generator = torch.Generator().manual_seed(seed)
+
+        def tensor(channels: int) -> torch.Tensor:
+            return torch.randn(heads, tokens, channels, generator=generator).to(dtype)
+
+        positions = torch.arange(start, start + tokens)
+        made = [LayerKV(tensor(size), tensor(value_size or size), positions) for _ in range(layers)]
+        ids = torch.randint(0, 256, (tokens,), generator=generator)
+        return KV(tuple(made), ids, {"rope_theta": 10000.0, "rope_type": "default"})
+
+    return make
+
+
+def write_corpus(directory: Path) -> Path:
+    for name, text in TEXTS.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+    return directory
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with ``docs/a.md``, ``docs/b.md`` and ``c.txt`` in it."""
+    monkeypatch.chdir(tmp_path)
+    return write_corpus(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def prefilled(tiny: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds the corpus, raw, by the tiny model; not to be written to."""
+    place = write_corpus(tmp_path_factory.mktemp("prefilled"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        report = kvtool.prefill(["docs", "c.txt"], model=tiny, store=kvtool.Store("kv-store"))
+    assert not report.problems
+    return place / "kv-store"
+
+
+@pytest.fixture
+def store(prefilled: Path, corpus: Path) -> kvtool.Store:
+    """The prefilled store, copied beside the corpus as ``kv-store``."""
+    return kvtool.Store(Path(shutil.copytree(prefilled, corpus / "kv-store")).relative_to(corpus))

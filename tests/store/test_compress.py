@@ -1,0 +1,146 @@
+"""Variants lie beside the raw artifacts, and go when what they were made from goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import kvtool
+from kvtool import Store
+from kvtool.errors import StoreError, UsageError
+
+THREE = ["c.txt", "docs/a.md", "docs/b.md"]
+
+
+def test_all_documents_unless_named(store: Store) -> None:
+    report = kvtool.compress(store, recipe="lossless")
+    assert report.compressed == THREE
+    assert report.unchanged == []
+    assert report.variant == "lossless"
+    assert report.nbytes == sum(store.size(name, "lossless") for name in store)
+    assert report.raw_nbytes == sum(store.size(name) for name in store)
+    report = kvtool.compress(store, ["c.txt"], recipe="kivi", bits=4, name="small")
+    assert report.compressed == ["c.txt"]
+    assert store["c.txt"].variants == ["raw", "lossless", "small"]
+    assert store["docs/a.md"].variants == ["raw", "lossless"]
+
+
+def test_lossless_is(store: Store) -> None:
+    kvtool.compress(store, recipe="lossless")
+    raw, packed = store.read("c.txt"), store.read("c.txt", variant="lossless")
+    for one, other in zip(raw.layers, packed.layers, strict=True):
+        assert one.keys.equal(other.keys)
+        assert one.values.equal(other.values)
+    assert raw.token_ids.equal(packed.token_ids)
+
+
+def test_again_is_nothing_and_the_raw_artifacts_stay(store: Store) -> None:
+    raw = {p: p.read_bytes() for p in store.root.rglob("*.safetensors")}
+    kvtool.compress(store)
+    first = {p: p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()}
+    assert first.items() >= raw.items()
+    report = kvtool.compress(store)
+    assert report.compressed == []
+    assert report.unchanged == THREE
+    assert {p: p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()} == first
+
+
+def test_the_same_recipe_gives_the_same_bytes(store: Store) -> None:
+    kvtool.compress(store, recipe="kivi", bits=3)
+    kvtool.compress(store, recipe="kivi", bits=3, name="again")
+    for document in store.values():
+        variants = document.segments[0].variants
+        assert variants["kivi"].artifact == variants["again"].artifact
+
+
+def test_other_bits_under_the_same_name_need_replace(store: Store) -> None:
+    kvtool.compress(store, bits=2)
+    before = dict(store)
+    report = kvtool.compress(store, bits=4)
+    assert len(report.problems) == 3
+    assert "--name" in str(report.problems[0])
+    assert "--replace" in str(report.problems[0])
+    with pytest.raises(StoreError, match="made otherwise"):
+        kvtool.compress(store, ["c.txt"], bits=4)
+    assert dict(store) == before
+    report = kvtool.compress(store, bits=4, replace=True)
+    assert report.compressed == THREE
+    assert store.size("c.txt", "kivi") == report.nbytes - sum(store.size(n, "kivi") for n in THREE[1:])
+
+
+def test_variants_of_what_changed_are_dropped_and_others_kept(store: Store, tiny: kvtool.Model) -> None:
+    kvtool.compress(store)
+    Path("docs/a.md").write_text("# Apples\n\nThe red apple costs four crowns.\n")
+    report = kvtool.prefill(["docs", "c.txt"], model=tiny, store=store)
+    assert report.prefilled == ["docs/a.md"]
+    assert store["docs/a.md"].variants == ["raw"]
+    assert store["docs/b.md"].variants == store["c.txt"].variants == ["raw", "kivi"]
+    assert len(store.collect(dry_run=True)) == 2
+    assert kvtool.compress(store).compressed == ["docs/a.md"]
+
+
+def test_of_a_long_document_the_unchanged_segments_keep_theirs(store: Store, tiny: kvtool.Model) -> None:
+    paragraphs = [f"Paragraph {n} is about the number {n}." for n in range(4)]
+    Path("long.md").write_text("\n\n".join(paragraphs))
+    options = {"model": tiny, "store": store, "segment_tokens": 40}
+    kvtool.prefill(["long.md"], **options)  # type: ignore[arg-type]
+    kvtool.compress(store, ["long.md"])
+    before = store["long.md"]
+    assert len(before.segments) == 4
+    paragraphs[3] = "Paragraph 3 was rewritten lately."
+    Path("long.md").write_text("\n\n".join(paragraphs))
+    kvtool.prefill(["long.md"], **options)  # type: ignore[arg-type]
+    after = store["long.md"]
+    assert after.segments[:3] == before.segments[:3]
+    assert list(after.segments[3].variants) == ["raw"]
+    assert after.variants == ["raw"]
+    report = kvtool.compress(store, ["long.md"])
+    assert report.compressed == ["long.md"]
+    assert store["long.md"].variants == ["raw", "kivi"]
+
+
+def test_a_missing_variant_is_made_again(store: Store) -> None:
+    kvtool.compress(store, recipe="lossless")
+    path = store.path_of(store["c.txt"].segments[0].variants["lossless"])
+    data = path.read_bytes()
+    path.unlink()
+    assert kvtool.compress(store, recipe="lossless").compressed == ["c.txt"]
+    assert path.read_bytes() == data
+
+
+def test_one_document_that_cannot_be_compressed_does_not_stop_the_others(store: Store) -> None:
+    store.path_of(store["docs/a.md"].segments[0].variants["raw"]).unlink()
+    report = kvtool.compress(store)
+    assert report.compressed == ["c.txt", "docs/b.md"]
+    assert "docs/a.md" in str(report.problems[0])
+    assert store["docs/a.md"].variants == ["raw"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"recipe": "gzip"}, "no recipe is called 'gzip'; there are: .*kivi"),
+        ({"bits": 0}, "bits"),
+        ({"bits": 17}, "bits"),
+        ({"bits": "two"}, "bits"),
+        ({"colour": 3}, "colour"),
+        ({"recipe": "lossless", "bits": 2}, "bits"),
+        ({"name": "raw"}, "raw: is kept"),
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(
+    store: Store, options: dict[str, object], says: str
+) -> None:
+    before = dict(store)
+    with pytest.raises(UsageError, match=says):
+        kvtool.compress(store, **options)  # type: ignore[arg-type]
+    assert dict(store) == before
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    store = Store(tmp_path / "none")
+    assert kvtool.compress(store).documents_total == 0
+    with pytest.raises(StoreError, match="the store is empty"):
+        kvtool.compress(store, ["x"])
+    assert not store.root.exists()
