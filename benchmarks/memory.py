@@ -18,7 +18,9 @@ from kvtool.engines.transformers import STEP_TOKENS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=7000)
     tokens = parser.parse_args().tokens
     model = kvtool.load_model()

@@ -25,7 +25,9 @@ from kvtool.prompt import document_tokens, prefix_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
     model = kvtool.load_model()

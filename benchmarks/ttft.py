@@ -23,7 +23,9 @@ VARIANTS = {"raw": {}, "kivi": {"bits": 2}, "lossless": {}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
     arguments = parser.parse_args()
@@ -60,7 +62,13 @@ def main() -> None:
 
 
 def _timed(
-    model: kvtool.Model, store: kvtool.Store, name: str, *, variant: str = "raw", cached: bool = True, cold: bool = False
+    model: kvtool.Model,
+    store: kvtool.Store,
+    name: str,
+    *,
+    variant: str = "raw",
+    cached: bool = True,
+    cold: bool = False,
 ) -> Callable[[], float]:
     def run() -> float:
         if cold:

@@ -11,7 +11,7 @@ from . import artifact
 from .codecs import CodecError, Pipeline
 from .codecs.registry import recipe as find_recipe
 from .errors import KvtoolError, StoreError, UsageError
-from .manifest import RAW, Variant
+from .manifest import RAW, Document, Variant
 from .store import Store
 
 DEFAULT_RECIPE = "kivi"
@@ -34,11 +34,12 @@ class Report:
 
 def compress(
     store: Store,
-    names: Iterable[str] | None = None,
+    names: str | Iterable[str] | None = None,
     *,
     recipe: str = DEFAULT_RECIPE,
     name: str | None = None,
     replace: bool = False,
+    dry_run: bool = False,
     on_progress: Callable[[Report], None] = lambda _: None,
     **parameters: int | float | str,
 ) -> Report:
@@ -46,7 +47,7 @@ def compress(
 
     The variant is called after the recipe unless ``name`` is given. ``parameters`` are the recipe's, such as
     ``bits``. A variant that is there with the same pipeline is left alone; one with another is refused unless
-    ``replace``.
+    ``replace``. ``dry_run`` says which documents would be compressed, and reports no sizes.
 
     Raises ``UsageError`` for an unknown recipe, parameter or value.
     """
@@ -59,13 +60,18 @@ def compress(
     if variant == RAW:
         raise UsageError(f"--name {RAW}: is kept for what prefill made; choose another")
     made: dict[str, object] = {"name": recipe, "pipeline": pipeline.to_config()}
-    chosen = list(store if names is None else names)
+    chosen = [names] if isinstance(names, str) else list(store if names is None else names)
     report = Report(variant=variant, documents_total=len(chosen))
     # An empty store is not made one by asking.
-    with store.writing() if store else nullcontext():
+    with store.writing() if store and not dry_run else nullcontext():
         for document_name in chosen:
             try:
-                _compress(store, document_name, variant, made, pipeline, replace, report)
+                _refuse_replacing(store[document_name], variant, made, replace)
+                if dry_run:
+                    done = _is_made(store, store[document_name], variant, made)
+                    (report.unchanged if done else report.compressed).append(document_name)
+                else:
+                    _compress(store, document_name, variant, made, pipeline, report)
             except KvtoolError as error:
                 if names is not None and len(chosen) == 1:
                     raise
@@ -75,22 +81,32 @@ def compress(
     return report
 
 
+def _refuse_replacing(document: Document, variant: str, made: dict[str, object], replace: bool) -> None:
+    for segment in document.segments:
+        there = segment.variants.get(variant)
+        if there and there.recipe != made and not replace:
+            raise StoreError(
+                f"{document.name}: has a variant {variant!r} made otherwise; give this one another --name, or "
+                "--replace it"
+            )
+
+
+def _is_made(store: Store, document: Document, variant: str, made: dict[str, object]) -> bool:
+    there = [segment.variants.get(variant) for segment in document.segments]
+    return all(found is not None and found.recipe == made and store.holds(found) for found in there)
+
+
 def _compress(
     store: Store,
     name: str,
     variant: str,
     made: dict[str, object],
     pipeline: Pipeline,
-    replace: bool,
     report: Report,
 ) -> None:
     changes: dict[str, Variant] = {}
     for index, segment in enumerate(store[name].segments):
         there = segment.variants.get(variant)
-        if there and there.recipe != made and not replace:
-            raise StoreError(
-                f"{name}: has a variant {variant!r} made otherwise; give this one another --name, or --replace it"
-            )
         original = store.open(name, RAW, index)
         if there and there.recipe == made and store.holds(there):
             new = there

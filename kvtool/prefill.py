@@ -63,7 +63,7 @@ class _Plan:
 
 
 def prefill(
-    paths: Sequence[str | Path],
+    paths: str | Path | Iterable[str | Path],
     *,
     model: Model,
     store: Store,
@@ -96,6 +96,7 @@ def prefill(
         )
     prefix = prefix_of(model, system=system, text=prefix_text, none=no_prefix)
     limit = _segment_limit(model, prefix, segment_tokens)
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     found, problems = find(paths, include=include, exclude=exclude)
     report = Report(problems=list(problems))
     plans = []
@@ -213,12 +214,14 @@ class _Run:
                 self._commit(plan)
         for unit in _units((p for plan in plans for p in plan.pieces), pack_tokens):
             for identity in self._compute(unit):
-                self.report.tokens += lengths[identity]
                 for plan in waiting[identity]:
                     missing[plan.name].discard(identity)
                     if not missing[plan.name]:
                         self._commit(plan)
-            self.on_progress(self.report)
+
+    def _advance(self, tokens: int) -> None:
+        self.report.tokens += tokens
+        self.on_progress(self.report)
 
     def _compute(self, unit: Sequence[_Piece]) -> list[str]:
         """Stores what ``unit`` lacks and returns the identities of what was stored."""
@@ -226,7 +229,11 @@ class _Run:
         if todo:
             prefiller = self.prefiller
             started = time.monotonic()
-            kvs = prefiller.many([piece.token_ids for piece in unit])
+            if len(unit) == 1:
+                kvs = [prefiller.one(unit[0].token_ids, self._advance)]
+            else:
+                kvs = prefiller.many([piece.token_ids for piece in unit])
+                self._advance(sum(len(piece.token_ids) for piece in todo))
             self.report.model_seconds += time.monotonic() - started
             for piece, kv in zip(unit, kvs, strict=True):
                 if piece in todo:
@@ -237,7 +244,10 @@ class _Run:
     def _commit(self, plan: _Plan) -> None:
         prefix_artifact = self._prefix_artifact()
         with self.store.changing():
-            old = self.store.get(plan.name)
+            try:
+                old = self.store.get(plan.name)
+            except StoreError:
+                old = None  # A broken manifest comes this far only to be replaced.
             document = self._document(plan, prefix_artifact, old)
             if document != old:
                 self.store.commit(document)

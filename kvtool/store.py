@@ -126,10 +126,17 @@ class Store(Mapping[str, Document]):
         return self.path_of(variant).is_file()
 
     def known(self) -> dict[str, Variant]:
-        """Identity → raw artifact, for all that is there: named by a manifest or left by an interrupted run."""
+        """Identity → raw artifact, for all that is there: named by a manifest or left by an interrupted run.
+
+        A broken manifest stops nobody here: what it named is found by its own header.
+        """
         found: dict[str, Variant] = {}
         referenced: set[str] = set()
-        for document in self.values():
+        for name in self:
+            try:
+                document = self[name]
+            except StoreError:
+                continue
             referenced |= {variant.artifact for variant in document.artifacts}
             candidates = {s.identity: s.variants[RAW] for s in document.segments if RAW in s.variants}
             if document.prefix_artifact:
@@ -141,7 +148,7 @@ class Store(Mapping[str, Document]):
                     stray = Artifact.open(path, expected=path.stem)
                 except ArtifactError:
                     continue
-                if not stray.meta["pipeline"]["keys"]:
+                if stray.is_raw:
                     found.setdefault(stray.meta["identity"], Variant(path.stem, stray.nbytes))
         return found
 

@@ -26,6 +26,7 @@ def run(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a variant that was made otherwise.")
     ] = False,
+    dry_run: common.DryRunOption = False,
     as_json: common.JsonOption = False,
 ) -> int:
     """Compress the store's raw artifacts into a variant beside them."""
@@ -42,6 +43,7 @@ def run(
             recipe=recipe,
             name=name,
             replace=replace,
+            dry_run=dry_run,
             on_progress=lambda r: bar.update(
                 len(r.compressed) + len(r.unchanged), r.documents_total, "documents"
             ),
@@ -52,6 +54,7 @@ def run(
         common.print_json(
             {
                 "variant": report.variant,
+                "dry_run": dry_run,
                 "compressed": report.compressed,
                 "unchanged": report.unchanged,
                 "problems": [str(error) for error in report.problems],
@@ -61,6 +64,10 @@ def run(
                 "seconds": round(report.seconds, 3),
             }
         )
+    elif dry_run:
+        for document in report.compressed:
+            typer.echo(document)
+        common.say(f"{report.variant}: would compress {len(report.compressed)} documents")
     elif report.n_elements:
         common.say(
             f"{report.variant}: compressed {len(report.compressed)} documents in {report.seconds:.1f} s"

@@ -10,8 +10,9 @@ import typer
 
 from . import common
 
-DOCUMENT = "docs/why.md"
-QUESTION = "What is prefill?"
+DOCUMENT = "docs/faq.md"
+QUESTION = "How do I check that a store is whole?"
+TOKENS = 32
 
 
 def run(
@@ -27,14 +28,14 @@ def run(
         _announce("prefill docs/")
         if code := prefill.run([str(documents)], store=store):
             return code
-        _announce("compress --bits 2")
-        if code := compress.run(bits=2, store=store):
+        _announce("compress --bits 4")
+        if code := compress.run(bits=4, store=store):
             return code
         _announce("ls")
         ls.run(store=store)
         for variant in ("raw", "kivi"):
-            _announce(f"ask '{question}' --doc {doc} --variant {variant} --compare")
-            ask.run(question, doc, variant=variant, compare=True, store=store)
+            _announce(f"ask '{question}' --doc {doc} --variant {variant} --max-tokens {TOKENS} --compare")
+            ask.run(question, doc, variant=variant, max_tokens=TOKENS, compare=True, store=store)
     return 0
 
 

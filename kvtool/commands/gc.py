@@ -7,13 +7,18 @@ import typer
 from . import common
 
 
-def run(store: common.StoreOption = None, dry_run: common.DryRunOption = False) -> None:
+def run(
+    store: common.StoreOption = None, dry_run: common.DryRunOption = False, as_json: common.JsonOption = False
+) -> None:
     """Remove artifacts that no document refers to, such as those of documents that changed."""
     from ..config import settings
     from ..store import Store
 
     opened = Store(settings(store=store).store)
     unused = opened.collect(dry_run=dry_run)
+    if as_json:
+        common.print_json({"dry_run": dry_run, "removed": [str(path) for path in unused]})
+        return
     if dry_run:
         for path in unused:
             typer.echo(path)

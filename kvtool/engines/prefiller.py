@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
@@ -32,11 +32,11 @@ class Prefiller:
         self.prefix = engine.slice_kv(model, cache, 0, prefix_ids, 0) if prefix_ids else None
         self._packs: bool | None = None
 
-    def one(self, token_ids: Sequence[int]) -> KV:
+    def one(self, token_ids: Sequence[int], on_step: Callable[[int], None] = lambda _: None) -> KV:
         """The KV of one segment, fed in steps."""
         cache = self._cache(len(token_ids))
         start = cache.get_seq_length()
-        engine.feed(self.model, token_ids, cache, step=self.step)
+        engine.feed(self.model, token_ids, cache, step=self.step, on_step=on_step)
         return engine.slice_kv(self.model, cache, start, token_ids, start)
 
     def many(self, rows: Sequence[Sequence[int]]) -> list[KV]:

@@ -6,7 +6,7 @@ public forward (``position_ids``, a 4-D ``attention_mask``, a cache).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,13 +47,24 @@ def new_cache(model: Model, capacity: int) -> DocumentCache:
 
 
 @torch.no_grad()
-def feed(model: Model, token_ids: Sequence[int], cache: DocumentCache, *, step: int = STEP_TOKENS) -> None:
-    """Runs ``token_ids`` behind what ``cache`` holds, ``step`` at a time, so that memory stays at one step's."""
+def feed(
+    model: Model,
+    token_ids: Sequence[int],
+    cache: DocumentCache,
+    *,
+    step: int = STEP_TOKENS,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Runs ``token_ids`` behind what ``cache`` holds, ``step`` at a time, so that memory stays at one step's.
+
+    ``on_step`` is called with each step's number of tokens.
+    """
     expected = cache.get_seq_length() + len(token_ids)
     for start in range(0, len(token_ids), step):
         ids = torch.tensor([token_ids[start : start + step]], device=_device(model))
         # The body without the head: logits over a document's every token are not needed by anyone.
         model.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        on_step(ids.shape[1])
     _refuse_partial(model, cache, expected)
 
 

@@ -194,6 +194,7 @@ def test_compress(cli: Cli, store: Store) -> None:
     found = json.loads(cli("compress", "--bits", "4", "--json").stdout)
     assert typed(found) == {
         "variant": "str",
+        "dry_run": "bool",
         "compressed": ["str"],
         "unchanged": [],
         "problems": [],

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 # Largest difference in float32, relative to the largest element of a layer's keys or values.
 PACKED_BOUND = 1e-5  # measured: 2.9e-6
-STEPPED_BOUND = 1e-5  # measured: 2.5e-6
+STEPPED_BOUND = 1e-5  # measured: 3.3e-6
 # KL in nats per token, of the raw cache against kivi's at 8 bits.
 KIVI_BOUND = 1.1e-5  # measured: 3.7e-6
 

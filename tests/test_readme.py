@@ -1,0 +1,83 @@
+"""The README's commands are run, and its outputs are what they print, up to times.
+
+``KVTOOL_UPDATE_README=1`` writes what they print now.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
+
+# Seconds, rates and speed-ups are the machine's; where a file lies is this run's.
+MEASURED = [
+    (re.compile(r"\d[\d,.]* s\b"), "# s"),
+    (re.compile(r"\(\d[\d,]* a second\)"), "(# a second)"),
+    (re.compile(r"the \d[\d,]* tokens a second"), "the # tokens a second"),
+    (re.compile(r"\d+× faster"), "#× faster"),
+    (re.compile(r"\S*/kv-store"), "kv-store"),
+]
+# The embedded model's last bits, and so digests and what compresses losslessly, may differ between processors.
+MEASURED_ON_OTHER_PROCESSORS = [(re.compile(r"kv-store/artifacts/\w\w/\w{64}"), "kv-store/artifacts/#")]
+
+pytestmark = pytest.mark.slow
+
+
+def normal(text: str) -> str:
+    for pattern, replacement in [*MEASURED, *MEASURED_ON_OTHER_PROCESSORS]:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def run(commands: list[str], folder: Path) -> str:
+    """The block that the commands give, in order: each command, then what it printed on both streams."""
+    lines = []
+    for command in commands:
+        arguments = shlex.split(command)
+        assert arguments[0] == "kvtool"
+        done = subprocess.run(
+            [sys.executable, "-m", "kvtool", *arguments[1:]],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        lines += [f"$ {command}", *done.stdout.strip("\n").splitlines()]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def test_every_command_prints_what_the_readme_says(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    text = README.read_text()
+    blocks = BLOCK.findall(text)
+    assert len(blocks) >= 5
+    for block in blocks:
+        commands = [line[2:] for line in block.splitlines() if line.startswith("$ ")]
+        if commands[0] == "kvtool demo":
+            del commands[1:]  # The demo prints the commands that it runs itself.
+        printed = run(commands, tmp_path)
+        if os.environ.get("KVTOOL_UPDATE_README"):
+            text = text.replace(block, printed)
+        else:
+            assert normal(printed) == normal(block)
+    if os.environ.get("KVTOOL_UPDATE_README"):
+        README.write_text(text)
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    program = f"import torch\n{example}\nassert out.shape[1] > len(ids)"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
