@@ -9,7 +9,7 @@ unchecked. Tensors lie layer by layer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +46,7 @@ class Content:
 def identity(
     model: str,
     prefix: str,
-    token_ids: Iterable[int],
+    token_ids: Sequence[int],
     pipeline: Pipeline = RAW,
     calibrations: Sequence[str] = (),
 ) -> str:

@@ -11,6 +11,7 @@ import torch
 from transformers import TextStreamer
 
 from .engines.cache import DocumentCache
+from .engines.transformers import grouped_attention
 from .errors import UsageError
 from .load import refuse_mismatch
 from .manifest import RAW
@@ -113,15 +114,16 @@ def generate(
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     if seed is not None:
         torch.manual_seed(seed)
-    out = model.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
-        max_new_tokens=max_tokens,
-        pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id,
-        streamer=streamer,
-        **sampling,
-    )
+    with grouped_attention(model):
+        out = model.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            max_new_tokens=max_tokens,
+            pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id,
+            streamer=streamer,
+            **sampling,
+        )
     return [int(token) for token in out[0, len(token_ids) :]]
 
 

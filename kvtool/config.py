@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     exclude: tuple[str, ...] = ()
     segment_tokens: int | None = None
     step_tokens: int = 1024
-    pack_tokens: int = 1024
+    pack_tokens: int = 512
 
     @classmethod
     def settings_customise_sources(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import blake3
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +29,9 @@ def digest_json(value: Json) -> str:
     return digest(canonical_json(value))
 
 
-def digest_token_ids(token_ids: Iterable[int]) -> str:
+def digest_token_ids(token_ids: Sequence[int]) -> str:
     """Digest of token ids as little-endian int64."""
-    return digest(b"".join(int(token).to_bytes(8, "little", signed=True) for token in token_ids))
+    return digest(np.array(token_ids, dtype="<i8").tobytes())
 
 
 def runs(tensor: Tensor) -> Iterable[memoryview]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import struct
 import uuid
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
@@ -62,7 +63,7 @@ def _convert(path: Path, target: Path) -> None:
                 dtype=torch.bfloat16,
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        except (ValueError, KeyError, NotImplementedError, OSError) as error:
+        except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
             raise ModelError(
                 f"{path}: transformers cannot convert this GGUF ({error}); use the model's safetensors instead"
             ) from error

@@ -29,6 +29,10 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     _refuse_gaps(parts)
     token_ids = torch.cat([part.token_ids for part in parts])
     cache = DocumentCache(parts[0].n_layers, capacity=len(token_ids) + ROOM, token_ids=token_ids)
+    geometry = parts[0].contents.geometry
+    # Here, not in the threads that fill them: memory that an earlier cache gave back is not given to other threads.
+    for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
+        layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"))
     # Decoding computes with torch, which has threads of its own.
     threads = _THREADS if all(part.is_raw for part in parts) else 1
     with ThreadPoolExecutor(threads) as pool:
@@ -38,12 +42,7 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
 
 def _fill(target: BufferedLayer, index: int, parts: Sequence[Artifact]) -> None:
     for part in parts:
-        geometry = part.contents.geometry
-        (heads, size), (value_heads, value_size) = geometry.layers[index].keys, geometry.layers[index].values
-        if not target.is_initialized:
-            target.dtype, target.device = geometry.dtype, torch.device("cpu")
-            target.allocate(torch.Size((1, heads, 0, size)), torch.Size((1, value_heads, 0, value_size)))
-        keys, values = target.extend(geometry.layers[index].tokens)
+        keys, values = target.extend(part.contents.geometry.layers[index].tokens)
         if part.is_raw:
             part.read_into(f"layers.{index:04d}.keys", keys[0])
             part.read_into(f"layers.{index:04d}.values", values[0])

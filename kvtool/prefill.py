@@ -8,24 +8,25 @@ not interrupted.
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import artifact
-from .digest import digest
-from .documents import find, read_text, split
+from .codecs import KV
+from .documents import find, read_text
 from .engines import transformers as engine
 from .engines.prefiller import Prefiller
 from .errors import DocumentError, KvtoolError, MismatchError, StoreError, UsageError
 from .manifest import RAW, Document, Segment, Variant
 from .model import Model
-from .prompt import Prefix, document_tokens, prefix_of
+from .plan import Piece, Plan, passes, plan_document
+from .prompt import Prefix, prefix_of
 from .store import Store
 
-PACK_TOKENS = 1024
-"""Short segments share a pass of up to this many tokens."""
+PACK_TOKENS = 512
+"""Short segments share a pass of up to this many tokens. In larger ones, attention to masked tokens costs more than is won."""
 
 
 @dataclass
@@ -42,24 +43,6 @@ class Report:
     tokens_total: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """One segment to be: its tokens, where its text lies, what it is."""
-
-    token_ids: array[int]
-    start: int
-    end: int
-    identity: str
-    source: dict[str, object]
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    name: str
-    text_digest: str
-    pieces: tuple[_Piece, ...]
 
 
 def prefill(
@@ -103,9 +86,9 @@ def prefill(
     for document in found:
         try:
             store.check_name(document.name)
-            plan = _plan(document.name, read_text(document.path), model, prefix, limit)
-            _refuse_replacing(plan, store, model, prefix, replace)
-            plans.append(plan)
+            planned = plan_document(document.name, read_text(document.path), model, prefix, limit)
+            _refuse_replacing(planned, store, model, prefix, replace)
+            plans.append(planned)
         except (DocumentError, MismatchError, StoreError) as error:
             report.problems.append(error)
     if dry_run:
@@ -115,7 +98,7 @@ def prefill(
             (report.unchanged if done else report.prefilled).append(plan.name)
     elif plans:
         with store.writing():
-            _Run(model, store, prefix, step_tokens, report, on_progress).run(plans, pack_tokens)
+            _Run(plans, model, store, prefix, step_tokens, report, on_progress).run(pack_tokens)
     report.seconds = time.monotonic() - started
     return report
 
@@ -131,26 +114,7 @@ def _segment_limit(model: Model, prefix: Prefix, asked: int | None) -> int:
     return limit
 
 
-def _plan(name: str, text: str, model: Model, prefix: Prefix, limit: int) -> _Plan:
-    text_digest = digest(text.encode())
-    cut = split(text, count_tokens=lambda part: len(document_tokens(model, part)), limit=limit)
-    pieces = []
-    for part in cut:
-        if ids := array("q", document_tokens(model, part.text)):
-            identity = artifact.identity(model.fingerprint, prefix.digest, ids)
-            source: dict[str, object] = {
-                "document": name,
-                "text": text_digest,
-                "start": part.start,
-                "end": part.end,
-            }
-            pieces.append(_Piece(ids, part.start, part.end, identity, source))
-    if not pieces:
-        raise DocumentError(f"{name}: has no tokens; nothing to prefill")
-    return _Plan(name, text_digest, tuple(pieces))
-
-
-def _refuse_replacing(plan: _Plan, store: Store, model: Model, prefix: Prefix, replace: bool) -> None:
+def _refuse_replacing(plan: Plan, store: Store, model: Model, prefix: Prefix, replace: bool) -> None:
     if replace or plan.name not in store:
         return
     there = store[plan.name]
@@ -165,31 +129,15 @@ def _refuse_replacing(plan: _Plan, store: Store, model: Model, prefix: Prefix, r
             )
 
 
-def _units(pieces: Iterable[_Piece], pack_tokens: int) -> list[list[_Piece]]:
-    """Pieces in the passes they are computed in: short ones share a pass, in order, long ones have their own.
-
-    It depends on nothing but the pieces, in particular not on which of them are done: the low bits of a result
-    depend on the pass it was computed in.
-    """
-    result: list[list[_Piece]] = []
-    pack: list[_Piece] = []
-    tokens = 0
-    for piece in {p.identity: p for p in pieces}.values():
-        n = len(piece.token_ids)
-        if n > pack_tokens // 2:
-            result.append([piece])
-            continue
-        if tokens + n > pack_tokens:
-            result.append(pack)
-            pack, tokens = [], 0
-        pack.append(piece)
-        tokens += n
-    return result + [pack] if pack else result
-
-
 class _Run:
+    """Computes what is missing and stores it; a document is committed as soon as its last segment is stored.
+
+    What a pass of short documents gave is stored while the next pass computes, in a thread of its own.
+    """
+
     def __init__(
         self,
+        plans: Sequence[Plan],
         model: Model,
         store: Store,
         prefix: Prefix,
@@ -197,63 +145,76 @@ class _Run:
         report: Report,
         on_progress: Callable[[Report], None],
     ) -> None:
-        self.model, self.store, self.prefix, self.step = model, store, prefix, step
-        self.report, self.on_progress = report, on_progress
+        self.plans, self.model, self.store, self.prefix = plans, model, store, prefix
+        self.step, self.report, self.on_progress = step, report, on_progress
         self.known = store.known()
+        self.missing = {plan.name: {p.identity for p in plan.pieces} - self.known.keys() for plan in plans}
+        self.waiting: dict[str, list[Plan]] = {}
         self._prefiller: Prefiller | None = None
 
-    def run(self, plans: Sequence[_Plan], pack_tokens: int) -> None:
-        missing = {plan.name: {p.identity for p in plan.pieces} - self.known.keys() for plan in plans}
-        lengths = {p.identity: len(p.token_ids) for plan in plans for p in plan.pieces}
-        self.report.tokens_total = sum(lengths[i] for i in set().union(*missing.values()))
-        waiting: dict[str, list[_Plan]] = {}
-        for plan in plans:
-            for identity in missing[plan.name]:
-                waiting.setdefault(identity, []).append(plan)
-            if not missing[plan.name]:
+    def run(self, pack_tokens: int) -> None:
+        lengths = {p.identity: len(p.token_ids) for plan in self.plans for p in plan.pieces}
+        self.report.tokens_total = sum(lengths[i] for i in set().union(*self.missing.values()))
+        self.prefix_artifact = self._put_prefix()
+        for plan in self.plans:
+            for identity in self.missing[plan.name]:
+                self.waiting.setdefault(identity, []).append(plan)
+            if not self.missing[plan.name]:
                 self._commit(plan)
-        for unit in _units((p for plan in plans for p in plan.pieces), pack_tokens):
-            for identity in self._compute(unit):
-                for plan in waiting[identity]:
-                    missing[plan.name].discard(identity)
-                    if not missing[plan.name]:
-                        self._commit(plan)
+        with ThreadPoolExecutor(1) as writer:
+            storing: Future[None] | None = None
+            for unit in passes((p for plan in self.plans for p in plan.pieces), pack_tokens):
+                todo = [piece for piece in unit if piece.identity not in self.known]
+                if not todo:
+                    continue
+                kvs = self._compute(unit, todo)
+                if storing:
+                    storing.result()
+                storing = writer.submit(self._store, unit, todo, kvs)
+                if len(unit) == 1:
+                    # A long segment's KV is let go before the next is computed.
+                    storing.result()
+                del kvs
+            if storing:
+                storing.result()
+
+    def _compute(self, unit: Sequence[Piece], todo: Sequence[Piece]) -> list[KV]:
+        prefiller = self.prefiller
+        started = time.monotonic()
+        if len(unit) == 1:
+            kvs = [prefiller.one(unit[0].token_ids, self._advance)]
+        else:
+            kvs = prefiller.many([piece.token_ids for piece in unit])
+            self._advance(sum(len(piece.token_ids) for piece in todo))
+        self.report.model_seconds += time.monotonic() - started
+        return kvs
 
     def _advance(self, tokens: int) -> None:
         self.report.tokens += tokens
         self.on_progress(self.report)
 
-    def _compute(self, unit: Sequence[_Piece]) -> list[str]:
-        """Stores what ``unit`` lacks and returns the identities of what was stored."""
-        todo = [piece for piece in unit if piece.identity not in self.known]
-        if todo:
-            prefiller = self.prefiller
-            started = time.monotonic()
-            if len(unit) == 1:
-                kvs = [prefiller.one(unit[0].token_ids, self._advance)]
-            else:
-                kvs = prefiller.many([piece.token_ids for piece in unit])
-                self._advance(sum(len(piece.token_ids) for piece in todo))
-            self.report.model_seconds += time.monotonic() - started
-            for piece, kv in zip(unit, kvs, strict=True):
-                if piece in todo:
-                    content = artifact.raw(kv, self.model, self.prefix, piece.source)
-                    self.known[piece.identity] = self.store.put(content)
-        return [piece.identity for piece in todo]
+    def _store(self, unit: Sequence[Piece], todo: Sequence[Piece], kvs: Sequence[KV]) -> None:
+        for piece, kv in zip(unit, kvs, strict=True):
+            if piece in todo:
+                content = artifact.raw(kv, self.model, self.prefix, piece.source)
+                self.known[piece.identity] = self.store.put(content)
+                for plan in self.waiting[piece.identity]:
+                    self.missing[plan.name].discard(piece.identity)
+                    if not self.missing[plan.name]:
+                        self._commit(plan)
 
-    def _commit(self, plan: _Plan) -> None:
-        prefix_artifact = self._prefix_artifact()
+    def _commit(self, plan: Plan) -> None:
         with self.store.changing():
             try:
                 old = self.store.get(plan.name)
             except StoreError:
                 old = None  # A broken manifest comes this far only to be replaced.
-            document = self._document(plan, prefix_artifact, old)
+            document = self._document(plan, old)
             if document != old:
                 self.store.commit(document)
         (self.report.unchanged if document == old else self.report.prefilled).append(plan.name)
 
-    def _document(self, plan: _Plan, prefix_artifact: Variant | None, old: Document | None) -> Document:
+    def _document(self, plan: Plan, old: Document | None) -> Document:
         """Variants of segments that ``old`` had too are kept."""
         variants = {s.identity: s.variants for s in old.segments} if old else {}
         return Document(
@@ -266,7 +227,7 @@ class _Run:
                 "tokens": len(self.prefix.token_ids),
                 "origin": self.prefix.origin,
             },
-            prefix_artifact=prefix_artifact,
+            prefix_artifact=self.prefix_artifact,
             segments=tuple(
                 Segment(
                     p.identity,
@@ -279,7 +240,7 @@ class _Run:
             ),
         )
 
-    def _prefix_artifact(self) -> Variant | None:
+    def _put_prefix(self) -> Variant | None:
         if not self.prefix.token_ids:
             return None
         identity = artifact.prefix_identity(self.model, self.prefix)

@@ -47,12 +47,13 @@ class Store(Mapping[str, Document]):
         self.root = Path(root)
         self._artifacts, self._manifests = self.root / "artifacts", self.root / "manifests"
         marker = self.root / MARKER
-        if marker.exists():
-            self._check_format(marker)
-        elif self.root.exists() and not self._is_nearly_empty():
+        # The marker is looked for again last: a first writer may be making the store just now.
+        if self.root.exists() and not (marker.exists() or self._is_nearly_empty() or marker.exists()):
             raise StoreError(
                 f"{self.root}: is not a kvtool store (no {MARKER}) and not empty; name another with --store"
             )
+        if marker.exists():
+            self._check_format(marker)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"

@@ -98,7 +98,7 @@ def run(
             ratio = other.first_token_seconds / main.first_token_seconds
             line += f"; {other.first_token_seconds:.2f} s without it: {ratio:.0f}× faster"
         elif rate := recall(loaded.fingerprint):
-            line += f"; without it about {main.prompt_tokens / rate:.1f} s, at the {rate:,.0f} tokens a second of the last prefill here"
+            line += f"; without it about {main.prompt_tokens / rate:.1f} s, at the last prefill's {rate:,.0f} tokens a second"
         else:
             line += "; --compare measures it without"
     common.say(line)

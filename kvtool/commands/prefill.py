@@ -48,7 +48,7 @@ def run(
     ] = None,
     pack_tokens: Annotated[
         Optional[int],
-        typer.Option("--pack-tokens", help="Tokens of short documents in one pass [default: 1024]."),
+        typer.Option("--pack-tokens", help="Tokens of short documents in one pass [default: 512]."),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace what the store holds for another model or prefix.")

@@ -57,9 +57,11 @@ def run(
     typer.echo(f"  prefix  {document.prefix['tokens']} tokens, {document.prefix['origin']['kind']}")
     for entry in segments:
         typer.echo(
-            f"  segment {entry['segment']}: {entry['tokens']:,} tokens, characters {entry['characters'][0]} to {entry['characters'][1]}"
+            f"  segment {entry['segment']}: {entry['tokens']:,} tokens, characters "
+            f"{entry['characters'][0]} to {entry['characters'][1]}"
         )
         for label, variant in entry["variants"].items():
             typer.echo(
-                f"    {label:10} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  {variant['file']}"
+                f"    {label:10} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  "
+                f"{variant['file']}"
             )

@@ -46,14 +46,22 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         self._adopt("values", value)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.allocate(key_states.shape, value_states.shape)
+        (batch, *keys), (_, *values) = key_states.shape, value_states.shape
+        self.allocate((keys[0], keys[2]), (values[0], values[2]), key_states.dtype, key_states.device, batch)
 
-    def allocate(self, keys: torch.Size, values: torch.Size) -> None:
-        """Makes room for ``capacity`` tokens of the shapes' batch, heads and sizes."""
-        for name, shape in (("keys", keys), ("values", values)):
-            shape = torch.Size((*shape[:2], self._capacity, shape[3]))
-            self._buffers[name] = torch.empty(shape, dtype=self.dtype, device=self.device)
+    def allocate(
+        self,
+        keys: tuple[int, int],
+        values: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        batch: int = 1,
+    ) -> None:
+        """Makes room for ``capacity`` tokens of ``keys`` and ``values``, each of (heads, size)."""
+        self.dtype, self.device = dtype, device
+        for name, (heads, size) in (("keys", keys), ("values", values)):
+            shape = (batch, heads, self._capacity, size)
+            self._buffers[name] = torch.empty(shape, dtype=dtype, device=device)
         self._length = 0
         self.is_initialized = True
 

@@ -81,7 +81,7 @@ class Prefiller:
         prefix = self.prefix
         cache = engine.new_cache(self.model, tokens + (prefix.n_tokens if prefix else 0))
         if prefix:
-            engine.append_kv(cache, prefix, prefix.layers[0].keys.device)
+            engine.append_kv(cache, prefix)
         return cache
 
 

@@ -6,7 +6,9 @@ public forward (``position_ids``, a 4-D ``attention_mask``, a cache).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from .cache import DocumentCache
 STEP_TOKENS = 1024
 """Tokens of one forward pass. More are hardly faster, and activations grow with them."""
 
+_GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
 _KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -62,8 +65,9 @@ def feed(
     expected = cache.get_seq_length() + len(token_ids)
     for start in range(0, len(token_ids), step):
         ids = torch.tensor([token_ids[start : start + step]], device=_device(model))
-        # The body without the head: logits over a document's every token are not needed by anyone.
-        model.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        with grouped_attention(model):
+            # The body without the head: logits over a document's every token are not needed by anyone.
+            model.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
         on_step(ids.shape[1])
     _refuse_partial(model, cache, expected)
 
@@ -78,13 +82,14 @@ def feed_packed(model: Model, rows: Sequence[Sequence[int]], cache: DocumentCach
     row = torch.cat([torch.full((len(ids),), n) for n, ids in enumerate(rows)])
     positions = torch.cat([torch.arange(prefix, prefix + len(ids)) for ids in rows])
     ids = torch.tensor([[token for tokens in rows for token in tokens]], device=_device(model))
-    model.model.base_model(
-        input_ids=ids,
-        position_ids=positions[None].to(ids.device),
-        attention_mask=_masks(model, prefix, row, positions),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    with grouped_attention(model):
+        model.model.base_model(
+            input_ids=ids,
+            position_ids=positions[None].to(ids.device),
+            attention_mask=_masks(model, prefix, row, positions),
+            past_key_values=cache,
+            use_cache=True,
+        )
     _refuse_partial(model, cache, prefix + len(row))
 
 
@@ -98,12 +103,11 @@ def slice_kv(model: Model, cache: DocumentCache, start: int, token_ids: Sequence
     return KV(layers, torch.tensor(token_ids, dtype=torch.int64), model.identity.rope)
 
 
-def append_kv(cache: DocumentCache, kv: KV, device: torch.device) -> None:
+def append_kv(cache: DocumentCache, kv: KV) -> None:
     """Copies ``kv`` behind what ``cache`` holds."""
     for layer, source in zip(cache.layers, kv.layers, strict=True):
         if not layer.is_initialized:
-            layer.dtype, layer.device = source.keys.dtype, device
-            layer.allocate(source.keys[None].shape, source.values[None].shape)
+            layer.lazy_initialization(source.keys[None], source.values[None])
         keys, values = layer.extend(source.keys.shape[1])
         keys[0].copy_(source.keys)
         values[0].copy_(source.values)
@@ -140,6 +144,23 @@ def _refuse_partial(model: Model, cache: DocumentCache, expected: int) -> None:
             f"{model.name}: of {expected} tokens, {model.config.model_type} cached {sorted(lengths)} in its layers; "
             "kvtool needs the keys and values of every token in every layer"
         )
+
+
+@contextmanager
+def grouped_attention(model: Model) -> Iterator[None]:
+    """Lets attention under a mask read grouped keys and values as they are, on a CPU.
+
+    transformers repeats them for each query head first, which for a question over a long cache costs as much as
+    attending. Its switch is an environment variable; the results are equal to the bit.
+    """
+    before = os.environ.get(_GROUPED)
+    if before is None and _device(model).type == "cpu":
+        os.environ[_GROUPED] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_GROUPED, None)
 
 
 def _device(model: Model) -> torch.device:
