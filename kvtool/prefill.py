@@ -153,8 +153,9 @@ class _Run:
         self._prefiller: Prefiller | None = None
 
     def run(self, pack_tokens: int) -> None:
-        lengths = {p.identity: len(p.token_ids) for plan in self.plans for p in plan.pieces}
-        self.report.tokens_total = sum(lengths[i] for i in set().union(*self.missing.values()))
+        units = passes((p for plan in self.plans for p in plan.pieces), pack_tokens)
+        units = [unit for unit in units if any(piece.identity not in self.known for piece in unit)]
+        self.report.tokens_total = sum(len(piece.token_ids) for unit in units for piece in unit)
         self.prefix_artifact = self._put_prefix()
         for plan in self.plans:
             for identity in self.missing[plan.name]:
@@ -163,14 +164,11 @@ class _Run:
                 self._commit(plan)
         with ThreadPoolExecutor(1) as writer:
             storing: Future[None] | None = None
-            for unit in passes((p for plan in self.plans for p in plan.pieces), pack_tokens):
-                todo = [piece for piece in unit if piece.identity not in self.known]
-                if not todo:
-                    continue
-                kvs = self._compute(unit, todo)
+            for unit in units:
+                kvs = self._compute(unit)
                 if storing:
                     storing.result()
-                storing = writer.submit(self._store, unit, todo, kvs)
+                storing = writer.submit(self._store, unit, kvs)
                 if len(unit) == 1:
                     # A long segment's KV is let go before the next is computed.
                     storing.result()
@@ -178,14 +176,10 @@ class _Run:
             if storing:
                 storing.result()
 
-    def _compute(self, unit: Sequence[Piece], todo: Sequence[Piece]) -> list[KV]:
+    def _compute(self, unit: Sequence[Piece]) -> list[KV]:
         prefiller = self.prefiller
         started = time.monotonic()
-        if len(unit) == 1:
-            kvs = [prefiller.one(unit[0].token_ids, self._advance)]
-        else:
-            kvs = prefiller.many([piece.token_ids for piece in unit])
-            self._advance(sum(len(piece.token_ids) for piece in todo))
+        kvs = prefiller.many([piece.token_ids for piece in unit], self._advance)
         self.report.model_seconds += time.monotonic() - started
         return kvs
 
@@ -193,9 +187,9 @@ class _Run:
         self.report.tokens += tokens
         self.on_progress(self.report)
 
-    def _store(self, unit: Sequence[Piece], todo: Sequence[Piece], kvs: Sequence[KV]) -> None:
+    def _store(self, unit: Sequence[Piece], kvs: Sequence[KV]) -> None:
         for piece, kv in zip(unit, kvs, strict=True):
-            if piece in todo:
+            if piece.identity not in self.known:
                 content = artifact.raw(kv, self.model, self.prefix, piece.source)
                 self.known[piece.identity] = self.store.put(content)
                 for plan in self.waiting[piece.identity]:

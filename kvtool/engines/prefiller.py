@@ -18,6 +18,12 @@ log = logging.getLogger(__name__)
 # Largest difference, relative to the largest element, that another order of summation explains.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
+OnStep = Callable[[int], None]
+
+
+def _ignore(tokens: int) -> None:
+    pass
+
 
 class Prefiller:
     """Runs token ids behind a prefix, which is computed once.
@@ -32,24 +38,27 @@ class Prefiller:
         self.prefix = engine.slice_kv(model, cache, 0, prefix_ids, 0) if prefix_ids else None
         self._packs: bool | None = None
 
-    def one(self, token_ids: Sequence[int], on_step: Callable[[int], None] = lambda _: None) -> KV:
-        """The KV of one segment, fed in steps."""
+    def one(self, token_ids: Sequence[int], on_step: OnStep = _ignore) -> KV:
+        """The KV of one segment, fed in steps; ``on_step`` is called with the number of tokens of each."""
         cache = self._cache(len(token_ids))
         start = cache.get_seq_length()
         engine.feed(self.model, token_ids, cache, step=self.step, on_step=on_step)
         return engine.slice_kv(self.model, cache, start, token_ids, start)
 
-    def many(self, rows: Sequence[Sequence[int]]) -> list[KV]:
+    def many(self, rows: Sequence[Sequence[int]], on_step: OnStep = _ignore) -> list[KV]:
         """The KVs of several segments from one pass; equal to ``one`` up to the order of summation.
 
         The first pass of a run is checked against ``one``. A model that does not honour the mask is prefilled one
         segment at a time, with a warning.
         """
         if len(rows) > 1 and self._packs is None:
-            return self._first_pack(rows)
-        if len(rows) > 1 and self._packs:
-            return self._packed(rows)
-        return [self.one(row) for row in rows]
+            kvs = self._first_pack(rows)
+        elif len(rows) > 1 and self._packs:
+            kvs = self._packed(rows)
+        else:
+            return [self.one(row, on_step) for row in rows]
+        on_step(sum(map(len, rows)))
+        return kvs
 
     def _first_pack(self, rows: Sequence[Sequence[int]]) -> list[KV]:
         shortest = min(range(1, len(rows)), key=lambda n: len(rows[n]))

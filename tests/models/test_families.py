@@ -50,8 +50,8 @@ def prefilled(family, tmp_path_factory) -> Prefilled:
     result = Prefilled(family, kvtool.Store(root / "store"), kvtool.Store(root / "alone"), made={}, packed=[])
     plain = prefiller.Prefiller.many
 
-    def many(self, rows):
-        kvs = plain(self, rows)
+    def many(self, rows, *options):
+        kvs = plain(self, rows, *options)
         result.made |= {tuple(row): clone(kv) for row, kv in zip(rows, kvs, strict=True)}
         return kvs
 
