@@ -12,7 +12,7 @@ from . import common
 
 DOCUMENT = "docs/faq.md"
 QUESTION = "How do I check that a store is whole?"
-TOKENS = 32
+TOKENS = 35
 
 
 def run(
