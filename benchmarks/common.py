@@ -21,11 +21,14 @@ def text_of(model: kvtool.Model, tokens: int, *, skip: int = 0) -> str:
     return str(model.tokenizer.decode(ids))
 
 
-def interleaved(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+def interleaved(
+    runs: dict[str, Callable[[], float]], repeats: int, *, warm_up: bool = True
+) -> dict[str, float]:
     """The median of each run's result over ``repeats`` rounds, in which every run has one turn."""
     results: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
+    if warm_up:
+        for run in runs.values():
+            run()
     for _ in range(repeats):
         for name, run in runs.items():
             results[name].append(run())

@@ -32,6 +32,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     model = kvtool.load_model()
     print(machine())
+    _loop(model, [document_tokens(model, text_of(model, 200))])()
     sizes = random.Random(0)
     sets = {
         "100 of 50–200": [text_of(model, sizes.randint(50, 200), skip=n * 300) for n in range(100)],
@@ -47,6 +48,7 @@ def main() -> None:
                 "lean": _loop(model, ids, logits_to_keep=1),
             },
             repeats,
+            warm_up=False,
         )
         speed = {way: tokens / seconds for way, seconds in medians.items()}
         row = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Annotated, Optional
 
@@ -53,52 +54,49 @@ def run(
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    def answer(cached: bool, tokens: int, shown: bool):  # type: ignore[no-untyped-def]
-        return ask(
-            question,
-            document=doc,
-            model=loaded,
-            store=opened,
-            variant=variant,
-            segment=segment,
-            max_tokens=tokens,
-            temperature=temperature,
-            seed=seed,
-            cached=cached,
-            on_text=show if shown else lambda _: None,
-        )
-
-    main = answer(not no_cache, max_tokens, True)
+    once = functools.partial(
+        ask,
+        question,
+        document=doc,
+        model=loaded,
+        store=opened,
+        variant=variant,
+        segment=segment,
+        temperature=temperature,
+        seed=seed,
+    )
+    answer = once(cached=not no_cache, max_tokens=max_tokens, on_text=show)
     if not as_json:
         typer.echo()
-    other = answer(no_cache, 1, False) if compare else None
-    full = main if no_cache else other
+    other = once(cached=no_cache, max_tokens=1) if compare else None
+    full = answer if no_cache else other
     if as_json:
         common.print_json(
             {
                 "document": doc,
                 "variant": None if no_cache else variant,
-                "answer": main.text,
-                "answer_tokens": len(main.token_ids),
-                "prompt_tokens": main.prompt_tokens,
-                "cached_tokens": main.cached_tokens,
-                "load_seconds": round(main.load_seconds, 4),
-                "first_token_seconds": round(main.first_token_seconds, 4),
+                "answer": answer.text,
+                "answer_tokens": len(answer.token_ids),
+                "prompt_tokens": answer.prompt_tokens,
+                "cached_tokens": answer.cached_tokens,
+                "load_seconds": round(answer.load_seconds, 4),
+                "first_token_seconds": round(answer.first_token_seconds, 4),
                 "first_token_seconds_without_cache": full and round(full.first_token_seconds, 4),
             }
         )
         return
+    line = f"first token after {answer.first_token_seconds:.2f} s "
     if no_cache:
-        line = f"first token after {main.first_token_seconds:.2f} s, without the cache ({main.prompt_tokens} tokens prefilled)"
-        if other:
-            line += f"; {other.first_token_seconds:.2f} s with it"
+        line += f"without the cache ({answer.prompt_tokens} tokens prefilled)"
+        line += f"; {other.first_token_seconds:.2f} s with it" if other else ""
     else:
-        line = f"first token after {main.first_token_seconds:.2f} s from the {variant} cache ({main.cached_tokens} tokens)"
+        line += f"from the {variant} cache ({answer.cached_tokens} tokens)"
         if other:
-            ratio = other.first_token_seconds / main.first_token_seconds
+            ratio = other.first_token_seconds / answer.first_token_seconds
             line += f"; {other.first_token_seconds:.2f} s without it: {ratio:.0f}× faster"
         elif rate := recall(loaded.fingerprint):
-            line += f"; without it about {main.prompt_tokens / rate:.1f} s, at the last prefill's {rate:,.0f} tokens a second"
+            seconds = answer.prompt_tokens / rate
+            line += f"; without it about {seconds:.1f} s, at the last prefill's {rate:,.0f} tokens a second"
         else:
             line += "; --compare measures it without"
     common.say(line)
