@@ -132,7 +132,7 @@ def _refuse_replacing(plan: Plan, store: Store, model: Model, prefix: Prefix, re
 class _Run:
     """Computes what is missing and stores it; a document is committed as soon as its last segment is stored.
 
-    What a pass of short documents gave is stored while the next pass computes, in a thread of its own.
+    What one pass gave is stored while the next computes, in a thread of its own.
     """
 
     def __init__(
@@ -151,6 +151,7 @@ class _Run:
         self.missing = {plan.name: {p.identity for p in plan.pieces} - self.known.keys() for plan in plans}
         self.waiting: dict[str, list[Plan]] = {}
         self._prefiller: Prefiller | None = None
+        self._storing: Future[None] | None = None
 
     def run(self, pack_tokens: int) -> None:
         units = passes((p for plan in self.plans for p in plan.pieces), pack_tokens)
@@ -163,18 +164,12 @@ class _Run:
             if not self.missing[plan.name]:
                 self._commit(plan)
         with ThreadPoolExecutor(1) as writer:
-            storing: Future[None] | None = None
             for unit in units:
                 kvs = self._compute(unit)
-                if storing:
-                    storing.result()
-                storing = writer.submit(self._store, unit, kvs)
-                if len(unit) == 1:
-                    # A long segment's KV is let go before the next is computed.
-                    storing.result()
+                self._storing = writer.submit(self._store, unit, kvs)
+                # The thread alone holds the KV now, and lets it go once it is stored.
                 del kvs
-            if storing:
-                storing.result()
+            self._settle()
 
     def _compute(self, unit: Sequence[Piece]) -> list[KV]:
         prefiller = self.prefiller
@@ -184,8 +179,16 @@ class _Run:
         return kvs
 
     def _advance(self, tokens: int) -> None:
+        # After a segment's first step, so that two segments' KVs are never in memory whole.
+        self._settle()
         self.report.tokens += tokens
         self.on_progress(self.report)
+
+    def _settle(self) -> None:
+        """Waits until what the pass before gave is stored; raises what storing it raised."""
+        if self._storing:
+            self._storing.result()
+            self._storing = None
 
     def _store(self, unit: Sequence[Piece], kvs: Sequence[KV]) -> None:
         for piece, kv in zip(unit, kvs, strict=True):
