@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +25,12 @@ def run(
     from . import ask, compress, ls, prefill
 
     documents = Path(__file__).resolve().parents[1] / "docs"
-    with tempfile.TemporaryDirectory(prefix="kvtool-demo-") as folder:
-        store = Path(folder) / "kv-store"
+    # A folder of its own: documents are named by their path from the working directory.
+    with tempfile.TemporaryDirectory(prefix="kvtool-demo-") as folder, contextlib.chdir(folder):
+        shutil.copytree(documents, "docs")
+        store = Path("kv-store")
         _announce("prefill docs/")
-        if code := prefill.run([str(documents)], store=store):
+        if code := prefill.run(["docs/"], store=store):
             return code
         _announce("compress --bits 4")
         if code := compress.run(bits=4, store=store):
