@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 import kvtool
 from kvtool import Store
 
-KVTOOL = [sys.executable, "-m", "kvtool.cli"] if shutil.which("kvtool") is None else ["kvtool"]
+KVTOOL = [sys.executable, "-m", "kvtool"]
 HEAVY = {
     "torch",
     "transformers",
