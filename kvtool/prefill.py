@@ -33,7 +33,8 @@ PACK_TOKENS = 512
 class Report:
     """What a run has done so far. ``problems`` are the documents that could not be prefilled, with the reasons.
 
-    ``tokens`` are those that the model ran: whole passes, though some of their documents were there. ``model_seconds`` is the part of ``seconds`` in which the model ran.
+    ``tokens`` are those that the model ran: whole passes, though some of their documents were there already.
+    ``model_seconds`` is the part of ``seconds`` in which the model ran.
     """
 
     prefilled: list[str] = field(default_factory=list)
