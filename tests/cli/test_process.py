@@ -97,7 +97,13 @@ def test_interrupted_and_run_again(corpus: Path, tiny_dir: Path, tiny: kvtool.Mo
         (corpus / "docs" / f"{n:03}.md").write_text(f"Document {n}. " * 4)
     # Every document in a pass of its own, so that there is a middle to interrupt.
     arguments = ["prefill", "docs", "--model", str(tiny_dir), "--device", "cpu", "--pack-tokens", "0"]
-    with subprocess.Popen([*KVTOOL, *arguments], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*KVTOOL, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore SIGINT, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         deadline = time.monotonic() + 100
         while not list(corpus.glob("kv-store/manifests/**/*.json")) and time.monotonic() < deadline:
             time.sleep(0.01)
