@@ -23,6 +23,3 @@ MANIFEST_BYTES = 64 * MIB
 
 DOCUMENT_NAME_BYTES = 4096
 """A document's name in the store."""
-
-JSON_DEPTH = 32
-"""Nesting of any JSON that is read from outside."""
