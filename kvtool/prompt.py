@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -75,22 +76,63 @@ def document_tokens(model: Model, text: str) -> list[int]:
 
 def question_tokens(model: Model, prefix: Prefix, question: str) -> list[int]:
     """Token ids of ``question`` behind a document, and of what leads to the answer."""
-    ids = document_tokens(model, f"\n\n{question}")
-    return ids + list(model.tokenizer(prefix.tail, add_special_tokens=False).input_ids)
+    return conversation_tokens(model, prefix, (), question)
+
+
+def conversation_tokens(
+    model: Model, prefix: Prefix, turns: Sequence[tuple[str, str]], question: str, lead: str = ""
+) -> list[int]:
+    """Token ids of a conversation behind a document: ``turns`` of questions with their answers, then ``question``.
+
+    ``lead`` is how the model's answer begins. Raises ``ModelError`` for a chat template that knows no earlier turns.
+    """
+    tail = list(model.tokenizer(prefix.tail, add_special_tokens=False).input_ids)
+    ids: list[int] = []
+    if turns:
+        between = list(model.tokenizer(_between(model, prefix), add_special_tokens=False).input_ids)
+    for n, (asked, answer) in enumerate(turns):
+        ids += document_tokens(model, f"\n\n{asked}" if n == 0 else asked) + tail
+        ids += document_tokens(model, answer) + between
+    ids += document_tokens(model, question if turns else f"\n\n{question}") + tail
+    return ids + document_tokens(model, lead) if lead else ids
+
+
+def keeps_turns(model: Model, prefix: Prefix) -> bool:
+    """Whether a conversation of several turns can be put behind a document."""
+    try:
+        return bool(_between(model, prefix))
+    except ModelError:
+        return False
+
+
+def _between(model: Model, prefix: Prefix) -> str:
+    """What stands between an answer and the user's next words."""
+    if prefix.origin["kind"] != "chat":
+        return "\n\n"
+    roles = ("user", "assistant", "user")
+    parts = _rendered(model, prefix.origin["system"], roles)
+    if len(parts) != 4 or parts[1] != prefix.tail:
+        raise ModelError(f"{model.name}: its chat template does not keep earlier turns as they were said")
+    return parts[2]
 
 
 def _render(model: Model, system: str | None) -> tuple[str, str]:
-    messages = [{"role": "user", "content": _MARK}]
+    parts = _rendered(model, system, ("user",))
+    if len(parts) != 2:
+        raise ModelError(f"{model.name}: its chat template does not keep the user's words; use --no-prefix")
+    return parts[0], parts[1]
+
+
+def _rendered(model: Model, system: str | None, roles: Sequence[str]) -> list[str]:
+    """What the template puts around the words of ``roles``, the generation prompt behind the last."""
+    messages = [{"role": role, "content": _MARK} for role in roles]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     try:
         text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates raise whatever they like
         raise ModelError(f"{model.name}: its chat template refuses these messages ({error})") from error
-    head, mark, tail = text.partition(_MARK)
-    if not mark:
-        raise ModelError(f"{model.name}: its chat template does not keep the user's words; use --no-prefix")
-    return head, tail
+    return str(text).split(_MARK)
 
 
 def _first_tokens(model: Model) -> tuple[int, ...]:

@@ -23,6 +23,9 @@ from .cache import DocumentCache
 STEP_TOKENS = 1024
 """Tokens of one forward pass. More are hardly faster, and activations grow with them."""
 
+SHARED = -1
+"""The owner of tokens that every row of a pass sees."""
+
 _GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
 _KINDS = {"full_attention", "sliding_attention"}
 
@@ -86,7 +89,13 @@ def feed_packed(model: Model, rows: Sequence[Sequence[int]], cache: DocumentCach
         model.model.base_model(
             input_ids=ids,
             position_ids=positions[None].to(ids.device),
-            attention_mask=_packed_masks(model, prefix, row, positions),
+            attention_mask=row_masks(
+                model,
+                torch.cat([torch.full((prefix,), SHARED), row]),
+                torch.cat([torch.arange(prefix), positions]),
+                row,
+                positions,
+            ),
             past_key_values=cache,
             use_cache=True,
         )
@@ -135,12 +144,14 @@ def masks(model: Model, visible: Tensor, positions: Tensor, key_positions: Tenso
     return found if len(found) > 1 else next(iter(found.values()))
 
 
-def _packed_masks(model: Model, prefix: int, row: Tensor, positions: Tensor) -> Any:
-    """Each of ``row`` sees the prefix, and of its own row what stands before it."""
-    index = torch.arange(len(row))
-    own = (row[:, None] == row[None, :]) & (index[None, :] <= index[:, None])
-    visible = torch.cat([torch.ones(len(row), prefix, dtype=torch.bool), own], 1)
-    return masks(model, visible, positions, torch.cat([torch.arange(prefix), positions]))
+def row_masks(model: Model, owners: Tensor, key_positions: Tensor, row: Tensor, positions: Tensor) -> Any:
+    """Masks under which each token of a pass sees what is ``SHARED``, and of its own row what stands before it.
+
+    ``owners`` and ``key_positions`` [N] are of all keys, those of the pass included; ``row`` and ``positions`` [S] of
+    the pass's tokens.
+    """
+    own = (row[:, None] == owners[None, :]) & (key_positions[None, :] <= positions[:, None])
+    return masks(model, own | (owners == SHARED)[None, :], positions, key_positions)
 
 
 def _refuse_partial(model: Model, cache: DocumentCache, expected: int) -> None:
