@@ -3,7 +3,7 @@
 python -m benchmarks.codecs [--tokens 4096] [--repeats 5] [--threads 1] [--peer PYTHON]
 
 Speeds are in million values a second, medians of interleaved rounds. ``--peer`` is the Python of an environment with
-LMCache (benchmarks/peers/cachegen_lmcache.py says how it is made); its coder then gets the same tensors.
+LMCache (make peers: build/peers/cachegen_lmcache/bin/python); its coder then gets the same tensors.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def coder_table(kv: KV, repeats: int) -> None:
 
 def peer_table(kv: KV, python: Path, repeats: int) -> None:
     """LMCache's CacheGen and ours on the same tensors; rounds are interleaved by whole runs of the peer."""
-    script = Path(__file__).parent / "peers" / "cachegen_lmcache.py"
+    script = Path(__file__).parent / "peers" / "cachegen_coder.py"
     ours = recipe("cachegen-lmcache").build()
     rows = []
     for tokens in sorted({CHUNK, kv.n_tokens}):

@@ -1,107 +1,64 @@
-"""Size, speed and error of CacheGen as LMCache 0.5.6 runs it on the CPU, on a KV cache from a file.
+"""CacheGen as LMCache runs it, on a KV cache (a worker: see worker.py).
 
-python benchmarks/peers/cachegen_lmcache.py INPUT.safetensors OUTPUT.json [--repeats 5] [--chunk 256]
+LMCache's own serializer encodes a chunk of tokens at a time, 256 by default, and the bytes are those it would store: a
+pickle of the coded symbols, their lengths, a table of frequencies for each layer and channel, and each token's
+maximum in float16. The tables alone are 2.2 bits a value in a chunk of 256 tokens. LMCache leaves the last,
+shorter chunk out by default, to be computed again; here it is encoded, unless that takes more than its 16 bits a
+value do. The anchors and deltas of the paper are not in LMCache.
 
-It runs in an environment of its own, which has no kvtool (Linux, Python 3.11):
-
-    python3.11 -m venv lmcache-venv
-    lmcache-venv/bin/pip install -r benchmarks/peers/cachegen_lmcache.requirements.txt
-    lmcache-venv/bin/pip install --no-deps lmcache==0.5.6
-    lmcache-venv/bin/python benchmarks/peers/cachegen_lmcache.py INPUT.safetensors OUTPUT.json
-
-INPUT holds one tensor, ``kv`` [layers, 2, tokens, heads, head size]; LMCache keeps its maxima in the same dtype.
-LMCache's own serializer encodes it a chunk of tokens at a time; the last may be shorter (LMCache leaves such a chunk
-out by default). The bins are LMCache's for a model it does not know by name: 32 for keys of layers 0–9 and values of
-layers 0–1, 16 for the others; 32 throughout with fewer than 10 layers. It uses bins - 1 levels.
-
-OUTPUT has two speeds. ``serializer`` is LMCache as it is, from a tensor to the stored bytes and from these to a tensor:
-on the CPU it submits each channel to a thread pool, and the compiled code holds the GIL, so that most of this time is
-Python's. ``coder`` is the same compiled arithmetic coder alone, all channels in one compiled loop on one thread,
-without quantizing, histograms and pickle. Both are medians over the repeats, after one call that is not counted (it
-compiles). LMCache on a GPU runs other code.
-
-Beside OUTPUT, ``.symbols.safetensors`` has the symbols [layers, 2, tokens, heads, head size] in uint8, ``max``
-[layers, 2, tokens] and ``bins`` [layers, 2]: value = (symbol - c) / c * max, with c = bins // 2 - 1.
+The bins are LMCache's for a model it does not know by name: 32 for keys of layers 0-9 and values of layers 0-1, 16 for
+the others; 32 throughout with fewer than 10 layers. It uses bins - 1 levels. It is made for GPUs: on the CPU it submits
+each channel to a thread pool, and the compiled code holds the GIL, so that most of the time is Python's.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+from worker import Layers, Method, Request, Restored, nbytes, serve
+
+# isort: split
 import torch
-from lmcache import torch_device_type  # type: ignore
-from lmcache.storage_backend.serde.cachegen_basics import CacheGenGPUEncoderOutput  # type: ignore
-from lmcache.storage_backend.serde.cachegen_decoder import CacheGenDeserializer, decode_function_gpu  # type: ignore
-from lmcache.storage_backend.serde.cachegen_encoder import CacheGenSerializer  # type: ignore
-from lmcache.v1.platform.torch_ops.cachegen_kernels import _decode_single_channel, _encode_single_channel  # type: ignore
-from numba import njit
-from safetensors.torch import load_file, save_file
+from lmcache import torch_device_type
+from lmcache.storage_backend.serde.cachegen_basics import CacheGenGPUEncoderOutput
+from lmcache.storage_backend.serde.cachegen_decoder import CacheGenDeserializer
+from lmcache.storage_backend.serde.cachegen_encoder import CacheGenSerializer
+from torch import Tensor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("input", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--chunk", type=int, default=256)
-    args = parser.parse_args()
+    require_cpu()
+    method = Method(cachegen, "CacheGen: a scale for each token, arithmetic coding by channel", "2310.07240")
+    serve("LMCache", version("lmcache"), {"lmcache-cachegen": method})
+
+
+def cachegen(request: Request, *, chunk: int = 256) -> Restored:
+    kv = torch.stack([torch.stack(layer).transpose(1, 2) for layer in request.layers])
+    chunks = [part.contiguous() for part in kv.split(chunk, dim=2)]
+    serializer, deserializer = serde(len(kv), chunk, kv.dtype)
+    started = time.perf_counter()
+    stored: list[bytes | Tensor] = [serializer.to_bytes(part) for part in chunks]
+    encoded = time.perf_counter()
+    if chunks[-1].shape[2] < chunk and len(stored[-1]) > nbytes(chunks[-1]):
+        stored[-1] = chunks[-1]
+    ready = time.perf_counter()
+    decoded = [deserializer.from_bytes(part) if isinstance(part, bytes) else part for part in stored]
+    seconds = time.perf_counter() - ready
+    return Restored(_layers(torch.cat(decoded, dim=2)), _parts(stored), encoded - started, seconds)
+
+
+def require_cpu() -> None:
     if torch_device_type != "cpu":
         raise SystemExit(f"LMCache chose {torch_device_type}; hide the accelerator (CUDA_VISIBLE_DEVICES=)")
 
-    kv = load_file(args.input)["kv"]
-    chunks = [chunk.contiguous() for chunk in kv.split(args.chunk, dim=2)]
-    serializer, deserializer = _serde(kv.shape[0], args.chunk, kv.dtype)
-    stored, encode = _timed(lambda: [serializer.to_bytes(chunk) for chunk in chunks], args.repeats)
-    decoded, decode = _timed(lambda: [deserializer.from_bytes(data) for data in stored], args.repeats)
-    outputs = [CacheGenGPUEncoderOutput.from_bytes(data) for data in stored]
-    symbols = torch.cat([_symbols(output) for output in outputs], dim=2)
-    coder_encode, coder_decode = _coder(outputs, symbols, args.repeats)
-    error = (torch.cat(decoded, dim=2).float() - kv.float()).abs()
-    tensors = {
-        "symbols": symbols,
-        "max": torch.cat([_maxima(output) for output in outputs], dim=2),
-        "bins": torch.stack((serializer.key_bins, serializer.value_bins), dim=1).to(torch.uint8),
-    }
-    save_file(tensors, args.output.with_suffix(".symbols.safetensors"))
-    result = {
-        "shape": list(kv.shape),
-        "dtype": str(kv.dtype).removeprefix("torch."),
-        "chunk": args.chunk,
-        "repeats": args.repeats,
-        "bins": {"keys": serializer.key_bins.tolist(), "values": serializer.value_bins.tolist()},
-        "bytes": _sizes(stored, outputs),
-        "bits_per_value": sum(map(len, stored)) * 8 / kv.numel(),
-        "serializer": _speeds(kv.numel(), encode, decode),
-        "coder": _speeds(kv.numel(), coder_encode, coder_decode),
-        "error": {"max": error.max().item(), "mean": error.mean().item()},
-        "machine": {
-            "architecture": platform.machine(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("lmcache", "numba", "numpy", "torch")},
-        },
-    }
-    text = json.dumps(result, indent=2)
-    args.output.write_text(text + "\n")
-    print(text)
 
-
-def _serde(layers: int, chunk: int, dtype: torch.dtype) -> tuple[Any, Any]:
+def serde(layers: int, chunk: int, dtype: torch.dtype) -> tuple[Any, Any]:
     """LMCache's serializer and deserializer for a model it does not know by name: it reads config.json."""
     with tempfile.TemporaryDirectory() as folder:
         model = {"model_type": "llama", "num_hidden_layers": layers}
@@ -110,95 +67,32 @@ def _serde(layers: int, chunk: int, dtype: torch.dtype) -> tuple[Any, Any]:
         return CacheGenSerializer(config, metadata), CacheGenDeserializer(config, metadata, dtype)
 
 
-def _symbols(output: Any) -> torch.Tensor:
-    layers, tokens, _ = output.max_tensors_key.shape
-    buffer = torch.zeros(2 * layers * tokens * output.cdf.shape[1], dtype=torch.uint8)
-    halves = decode_function_gpu(output.cdf, output.data_chunks, layers, tokens, buffer)
-    both = torch.stack(halves, dim=1).to(torch.uint8)
-    return both.reshape(layers, 2, tokens, output.num_heads, output.head_size)
-
-
-def _maxima(output: Any) -> torch.Tensor:
+def maxima(output: Any) -> Tensor:
+    """Each token's maximum [layers, 2, tokens]."""
     return torch.stack((output.max_tensors_key, output.max_tensors_value), dim=1).squeeze(-1)
 
 
-def _sizes(stored: list[bytes], outputs: list[Any]) -> dict[str, int]:
+def sizes(stored: list[bytes]) -> dict[str, int]:
+    """Bytes by what they hold; they add up to all of ``stored``."""
+    outputs = [CacheGenGPUEncoderOutput.from_bytes(data) for data in stored]
     streams = [stream for output in outputs for stream in output.data_chunks]
     parts = {
-        "payload": sum(stream.bytestream.nbytes for stream in streams),
+        "codes": sum(stream.bytestream.nbytes for stream in streams),
         "lengths": sum(stream.bytestream_lengths.nbytes for stream in streams),
-        "cdf": sum(output.cdf.nbytes for output in outputs),
-        "max": sum(_maxima(output).nbytes for output in outputs),
+        "tables": sum(output.cdf.nbytes for output in outputs),
+        "scales": sum(maxima(output).nbytes for output in outputs),
     }
-    total = sum(map(len, stored))
-    return {"total": total, **parts, "pickle": total - sum(parts.values())}
+    return {**parts, "pickle": sum(map(len, stored)) - sum(parts.values())}
 
 
-def _speeds(values: int, encode: float, decode: float) -> dict[str, float]:
-    return {
-        "encode_seconds": encode,
-        "decode_seconds": decode,
-        "encode_values_per_second": values / encode,
-        "decode_values_per_second": values / decode,
-    }
+def _parts(stored: list[bytes | Tensor]) -> dict[str, int]:
+    parts = sizes([part for part in stored if isinstance(part, bytes)])
+    return {**parts, "raw": nbytes(*(part for part in stored if isinstance(part, Tensor)))}
 
 
-def _coder(outputs: list[Any], symbols: torch.Tensor, repeats: int) -> tuple[float, float]:
-    """Seconds LMCache's compiled coder takes to encode and to decode all channels in a loop."""
-    encode, decode = njit(_encode_channels), njit(_decode_channels)
-    jobs: list[Any] = []
-    start = 0
-    for output in outputs:
-        cdf = output.cdf.numpy().view(np.uint16).astype(np.uint32)
-        for stream in output.data_chunks:
-            part = symbols[:, :, start : start + stream.ntokens].transpose(0, 1).flatten(3).flatten(0, 1)
-            ends = stream.bytestream_lengths.flatten().cumsum(0).reshape(cdf.shape[:2])
-            data = torch.nn.functional.pad(stream.bytestream, (0, 4))
-            jobs.append((cdf, part.contiguous().numpy(), data.numpy(), ends.numpy()))
-            start += stream.ntokens
-    written, encode_seconds = _timed(lambda: [encode(cdf, part) for cdf, part, _, _ in jobs], repeats)
-    read, decode_seconds = _timed(
-        lambda: [decode(cdf, data, ends, part.shape[1]) for cdf, part, data, ends in jobs], repeats
-    )
-    for (_, part, _, ends), lengths, decoded in zip(jobs, written, read, strict=True):
-        if not (np.array_equal(lengths.cumsum(), ends.ravel()) and np.array_equal(decoded, part)):
-            raise RuntimeError("the loop's streams are not the serializer's")
-    return encode_seconds, decode_seconds
-
-
-def _encode_channels(cdf: Any, symbols: Any) -> Any:
-    layers, _, channels = symbols.shape
-    streams = np.zeros((layers, channels, 256), np.uint8)
-    lengths = np.zeros((layers, channels), np.int64)
-    for layer in range(layers):
-        for channel in range(channels):
-            lengths[layer, channel] = _encode_single_channel(
-                cdf[layer, channel], symbols[layer, :, channel], streams[layer, channel]
-            )
-    return lengths
-
-
-def _decode_channels(cdf: Any, data: Any, ends: Any, tokens: int) -> Any:
-    layers, channels = ends.shape
-    symbols = np.zeros((layers, tokens, channels), np.uint8)
-    start = 0
-    for layer in range(layers):
-        for channel in range(channels):
-            end = ends[layer, channel]
-            _decode_single_channel(cdf[layer, channel], data, start, end, tokens, symbols[layer, :, channel])
-            start = end
-    return symbols
-
-
-def _timed(run: Callable[[], list[Any]], repeats: int) -> tuple[list[Any], float]:
-    """What ``run`` returns, and its median time over ``repeats`` calls after a first one."""
-    result = run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return result, statistics.median(times)
+def _layers(kv: Tensor) -> Layers:
+    """``kv`` [layers, 2, tokens, heads, head size]."""
+    return [(keys, values) for keys, values in kv.transpose(2, 3)]
 
 
 if __name__ == "__main__":
