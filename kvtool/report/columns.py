@@ -1,0 +1,142 @@
+"""The columns of the table, in the terminal and on the page alike, and what each number means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .numbers import Cell, Json, estimated, holds_zero, hundredths
+
+
+@dataclass(frozen=True)
+class Column:
+    """``cell`` reads a candidate; ``meaning`` is in plain words."""
+
+    key: str
+    title: str
+    unit: str
+    better: str
+    meaning: str
+    cell: Callable[[Json], Cell]
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title} {self.unit}".strip()
+
+
+def candidates(evaluation: Json) -> list[Json]:
+    """The raw cache first, then by bits per value."""
+    raw, *others = evaluation["candidates"]
+    return [raw, *sorted(others, key=lambda candidate: float(candidate["bits_per_value"]))]
+
+
+def columns(shown: Sequence[Json]) -> list[Column]:
+    """Those that at least one of the candidates has a number for."""
+    return [column for column in COLUMNS if any(column.cell(candidate) for candidate in shown)]
+
+
+def _retrieval(candidate: Json) -> Cell:
+    found = candidate["retrieval"]
+    return estimated(found and found["score"])
+
+
+def _kept(candidate: Json) -> Cell:
+    found = candidate["retrieval"]
+    return estimated(found and found["retention"], scale=100, told=not found or found["told_from_raw"])
+
+
+def _f1(candidate: Json) -> Cell:
+    found = candidate["answers"]
+    return estimated(found and found["f1"])
+
+
+def _faster(candidate: Json) -> Cell:
+    found = candidate["times"]
+    return estimated(found and found["ttft_ratio"])
+
+
+COLUMNS = (
+    Column(
+        "bits",
+        "bits",
+        "",
+        "less",
+        "Bits per value: 8 times all bytes stored, divided by the number of key and value elements before "
+        "compression. All bytes count: codes, tables, scales, tokens kept whole, indices, headers.",
+        lambda candidate: hundredths(candidate["bits_per_value"]),
+    ),
+    Column(
+        "ratio",
+        "ratio",
+        "",
+        "more",
+        "16 divided by the bits per value: how many times smaller than a cache of 16-bit numbers. "
+        "A raw cache in 32 bits has the ratio 0.5.",
+        lambda candidate: hundredths(candidate["ratio"]),
+    ),
+    Column(
+        "kl",
+        "KL",
+        "",
+        "less",
+        "How far the predicted next tokens move: the Kullback–Leibler divergence of the prediction over the "
+        "compressed cache from the one over the raw cache, in nats per token, the same text being fed to both. "
+        "0 means the same predictions.",
+        lambda candidate: estimated(candidate["kl"]),
+    ),
+    Column(
+        "dnll",
+        "dNLL",
+        "",
+        "less",
+        "How much worse the real text is predicted: the difference in mean negative log likelihood, in nats per "
+        "token. Below 0 the compressed cache predicted it better, which happens by chance.",
+        lambda candidate: estimated(candidate["dnll"], told=not holds_zero(candidate["dnll"])),
+    ),
+    Column(
+        "top1",
+        "top-1",
+        "%",
+        "more",
+        "Share of tokens for which both caches make the same token the likeliest.",
+        lambda candidate: estimated(candidate["top1"], scale=100),
+    ),
+    Column(
+        "retrieval",
+        "retrieval",
+        "",
+        "more",
+        "Needle tasks in the manner of RULER: facts are hidden in a long context at several depths and asked for; "
+        "the score is the mean over all questions, 1 where every fact comes back word for word.",
+        _retrieval,
+    ),
+    Column(
+        "kept",
+        "kept",
+        "%",
+        "more",
+        "Of the retrieval questions that the raw cache answers, the share still answered. What the model cannot do "
+        "with the raw cache is not held against compression.",
+        _kept,
+    ),
+    Column(
+        "f1",
+        "answers F1",
+        "",
+        "more",
+        "Greedy answers to your own questions, held against the answer over the raw cache: the harmonic mean of the "
+        "shares of words that agree. 1 means the same words. It says how much answers change, not whether they are right.",
+        _f1,
+    ),
+    Column(
+        "faster",
+        "TTFT ×",
+        "",
+        "more",
+        "Time to first token: how many times sooner it comes with this cache, opened from its file, than with a full "
+        "prefill of the same tokens. Medians of interleaved repeats in one run on one machine.",
+        _faster,
+    ),
+)
+
+BY_KEY = {column.key: column for column in COLUMNS}

@@ -1,0 +1,154 @@
+"""Rate and distortion: what a bit less costs, in predictions and in retrieval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from .. import words
+from ..columns import BY_KEY
+from ..numbers import TINY, Json, is_finite
+from . import labels, style
+from .svg import Picture, drawn
+
+Point = tuple[float, float]
+
+
+def rate_distortion(shown: Sequence[Json]) -> Picture | None:
+    """KL against bits per value, both logarithmic. Each mark has the id ``rate-<index in shown>``."""
+    measured = {i: c for i, c in enumerate(shown) if is_finite(c["kl"])}
+    if not measured:
+        return None
+    positive = [c["kl"]["value"] for c in measured.values() if c["kl"]["value"] >= TINY] or [1e-3]
+    bottom = 10.0 ** math.floor(math.log10(min(positive)))
+    # A logarithmic axis has no zero: it gets a line of its own, a decade below the rest.
+    zero = bottom / 10
+    top = 10.0 ** math.ceil(math.log10(max([c["kl"]["high"] for c in measured.values()] + [10 * bottom])))
+    reaches_zero = any(c["kl"]["low"] < bottom for c in measured.values())
+
+    def at(kl: float) -> float:
+        return kl if kl >= bottom else max(kl, zero) if kl >= TINY else zero
+
+    with style.styled():
+        figure = style.figure(4.9)
+        axes = figure.add_axes((0.075, 0.11, 0.915, 0.84))
+        axes.set(xscale="log", yscale="log", xlabel="bits per value")
+        axes.set_title("KL, nats per token")
+        _bits_axis(axes, "rate", [c["bits_per_value"] for c in measured.values()])
+        decades = [10.0**n for n in range(round(math.log10(bottom)), round(math.log10(top)) + 1)]
+        rounded = any(0 < c["kl"]["value"] < TINY for c in measured.values())
+        texts = [f"{decade:.10f}".rstrip("0").rstrip(".") for decade in decades]
+        if reaches_zero:
+            decades, texts = [zero, *decades], ["≈ 0" if rounded else "0", *texts]
+        axes.set_ylim(decades[0] / 1.6, top * 1.1)
+        style.ticks(axes, "y", "rate", decades, texts)
+        axes.grid(axis="y")
+        axes.axhline(zero, color=style.MUTED, lw=0.8, ls=(0, (1, 3)))
+        points = {i: (c["bits_per_value"], at(c["kl"]["value"])) for i, c in measured.items()}
+        ranges = {i: (at(c["kl"]["low"]), at(c["kl"]["high"])) for i, c in measured.items()}
+        _families(axes, "rate", shown, points, ranges, lambda _: True, zero)
+        says = words.rate(shown)
+        label = "Chart of KL against bits per value, both axes logarithmic"
+        return Picture(drawn(figure, "rate", label, _titles("rate", measured, "bits", "kl")), says)
+
+
+def retrieval_kept(shown: Sequence[Json]) -> Picture | None:
+    """Share of the raw cache's retrieval still there, against ratio. Each mark has the id ``kept-<index in shown>``."""
+    measured = {
+        i: c for i, c in enumerate(shown) if c["retrieval"] and is_finite(c["retrieval"]["retention"])
+    }
+    if not measured:
+        return None
+    kept = {i: c["retrieval"]["retention"] for i, c in measured.items()}
+    least = min(max(0.0, estimate["low"]) for estimate in kept.values())
+    bottom = max(0, math.floor(least * 10 - 0.2) * 10)
+    with style.styled():
+        figure = style.figure(4.3)
+        axes = figure.add_axes((0.075, 0.125, 0.915, 0.82))
+        axes.set(xscale="log", xlabel="ratio: times smaller than 16-bit numbers")
+        axes.set_title("retrieval kept, %")
+        _bits_axis(axes, "kept", [c["ratio"] for c in measured.values()])
+        style.ticks(axes, "y", "kept", range(bottom, 101, 20 if bottom < 40 else 10))
+        # Room for the names of those that lose nothing, which are many.
+        axes.set_ylim(bottom - 2, 100 + 0.22 * (102 - bottom))
+        axes.grid(axis="y")
+        axes.axhline(100, color=style.MUTED, lw=0.8)
+        points = {i: (c["ratio"], 100 * kept[i]["value"]) for i, c in measured.items()}
+        ranges = {
+            i: (100 * max(0.0, estimate["low"]), 100 * estimate["high"]) for i, estimate in kept.items()
+        }
+        _families(axes, "kept", shown, points, ranges, lambda i: shown[i]["retrieval"]["told_from_raw"], 100)
+        says = words.kept(shown)
+        label = "Chart of the share of retrieval kept against ratio"
+        return Picture(drawn(figure, "kept", label, _titles("kept", measured, "ratio", "kept")), says)
+
+
+def _families(
+    axes: Axes,
+    name: str,
+    shown: Sequence[Json],
+    points: dict[int, Point],
+    ranges: dict[int, Point],
+    is_filled: Callable[[int], bool],
+    level: float,
+) -> None:
+    """One line for each family, a bar and a mark for each candidate, and the families' names beside them.
+
+    A horizontal line is drawn at ``level`` already.
+    """
+    looks, named = style.series(shown), []
+    covered = _along(axes, [(x, level) for x in axes.get_xlim()])
+    for family, look in looks.items():
+        own = sorted((points[i], i) for i in points if shown[i]["family"] == family)
+        if not own:
+            continue
+        axes.plot(*zip(*(point for point, _ in own), strict=True), color=look.colour, lw=1.1, ls=look.dash)
+        for (x, y), i in own:
+            axes.vlines(x, *ranges[i], color=look.colour, lw=1.4, gid=f"{name}-range-{i}")
+            axes.plot(
+                [x],
+                [y],
+                ls="none",
+                marker=look.marker,
+                ms=6.5,
+                color=look.colour,
+                mfc=look.colour if is_filled(i) else style.PAPER,
+                mec=style.PAPER if is_filled(i) else look.colour,
+                mew=0.8 if is_filled(i) else 1.3,
+                gid=f"{name}-{i}",
+                zorder=3,
+            )
+            covered += [(x, end) for end in ranges[i]]
+        covered += _along(axes, [point for point, _ in own])
+        named.append((family, look.colour, [point for point, _ in own]))
+    labels.place(axes, name, named, covered)
+
+
+def _along(axes: Axes, line: Sequence[Point]) -> list[Point]:
+    """Points on a line, close enough for no letter to lie between two."""
+    corners = axes.transData.transform(line)
+    steps = np.linspace(0, 1, 60)[:, None]
+    passed = [start + steps * (end - start) for start, end in pairwise(corners)]
+    return [(float(x), float(y)) for part in passed for x, y in axes.transData.inverted().transform(part)]
+
+
+def _bits_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
+    low, high = min(values), max(values)
+    axes.set_xlim(low / 1.25, high * 1.25)
+    style.ticks(axes, "x", name, [2.0**n for n in range(-8, 13) if low / 1.25 <= 2.0**n <= high * 1.25])
+
+
+def _titles(name: str, measured: dict[int, Json], *keys: str) -> dict[str, str]:
+    """What is said over a mark: the candidate, and both its numbers."""
+    said = {}
+    for i, candidate in measured.items():
+        cells = [(BY_KEY[key], BY_KEY[key].cell(candidate)) for key in keys]
+        numbers = [
+            f"{c.title} {n.text}{f' ({n.interval})' if n.interval else ''} {c.unit}".strip() for c, n in cells
+        ]
+        said[f"{name}-{i}"] = f"{candidate['name']}: {', '.join(numbers)}"
+    return said

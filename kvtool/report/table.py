@@ -1,0 +1,83 @@
+"""The evaluation in a terminal: a line for each candidate, then the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import columns
+from .numbers import ABSENT, Cell, Json, estimated, plain
+from .text import printable
+
+GAP = "  "
+# A limit on retrieval is on what is kept of the raw cache's.
+METRICS = {
+    "kl": "KL",
+    "dnll": "dNLL",
+    "top1": "top-1",
+    "retrieval": "retrieval kept",
+    "answers": "answers F1",
+}
+
+
+def table(evaluation: Json) -> str:
+    """Aligned plain text: the raw cache first, the others by bits per value, then a line for each of the gate's limits."""
+    shown = columns.candidates(evaluation)
+    chosen = columns.columns(shown)
+    cells = [[column.cell(candidate) for candidate in shown] for column in chosen]
+    names = ["candidate", *(printable(candidate["name"]) for candidate in shown)]
+    blocks = [_left(names), *(_block(c.heading, below) for c, below in zip(chosen, cells, strict=True))]
+    lines = [GAP.join(row).rstrip() for row in zip(*blocks, strict=True)]
+    return "\n".join([*lines, *_legend(cells), *gate(evaluation)])
+
+
+def gate(evaluation: Json) -> list[str]:
+    """One line for each limit: what failed is named, and what lies too near the limit to be told from it."""
+    return [
+        f"gate {'passed' if check['passed'] else 'FAILED'}: {printable(check['candidate'])}: {metric(check)} "
+        f"{measured(check)}, limit {plain(check['limit'])}"
+        + ("" if check["told"] or check["value"] is None else "; cannot be told from the limit")
+        for check in evaluation["gate"] or ()
+    ]
+
+
+def metric(check: Json) -> str:
+    return METRICS.get(check["metric"], printable(check["metric"]))
+
+
+def measured(check: Json) -> str:
+    """A gate's number, with its interval where it has one."""
+    if check["value"] is None:
+        return "was not measured"
+    if check["low"] is None or check["high"] is None:
+        return plain(check["value"])
+    cell = estimated({**check, "n": 2})
+    return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
+
+
+def _block(heading: str, cells: Sequence[Cell]) -> list[str]:
+    """One column; the numbers end at one place, and the spreads begin at the next."""
+    numbers = [cell.text if cell.told else f"≈{cell.text}" for cell in cells]
+    wide, spread = max(map(len, numbers)), _left([cell.spread for cell in cells])
+    body = [f"{n:>{wide}}{' ' if spread[0] else ''}{s}" for n, s in zip(numbers, spread, strict=True)]
+    width = max(len(heading), len(body[0]))
+    return [
+        f"{heading:>{wide}}".ljust(width),
+        *(line.ljust(width) if spread[0] else line.rjust(width) for line in body),
+    ]
+
+
+def _left(texts: Sequence[str]) -> list[str]:
+    width = max(map(len, texts))
+    return [text.ljust(width) for text in texts]
+
+
+def _legend(cells: Sequence[Sequence[Cell]]) -> list[str]:
+    every = [cell for column in cells for cell in column]
+    marks = {
+        "±: to the farther end of the 95 % interval": any(cell.interval for cell in every),
+        "±?: one piece alone, no interval": any(cell.spread == "±?" for cell in every),
+        "≈: cannot be told from the raw cache": not all(cell.told for cell in every if cell),
+        f"{ABSENT}: not measured": not all(every),
+    }
+    said = [text for text, there in marks.items() if there]
+    return ["", " · ".join(said)] if said else []

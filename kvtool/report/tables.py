@@ -1,0 +1,184 @@
+"""The page's tables, as rows of cells: the numbers behind each picture, whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from . import columns, words
+from .numbers import Cell, Json, estimated, hundredths, plain
+from .table import measured, metric
+
+
+@dataclass(frozen=True)
+class Table:
+    """``rows`` begin with what they are about; the other cells stand under ``head``."""
+
+    caption: str
+    first: str
+    head: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+
+    @property
+    def spreads(self) -> list[int]:
+        """Characters of the longest spread in each column, so that all of a column's begin at one place."""
+        return [
+            max((len(cells[n].spread) for _, cells in self.rows), default=0) for n in range(len(self.head))
+        ]
+
+
+def of_columns(caption: str, shown: Sequence[Json], *keys: str) -> Table:
+    """The columns ``keys`` for the candidates that have a number in the last of them; without ``keys``, all."""
+    chosen = [columns.BY_KEY[key] for key in keys] or columns.columns(shown)
+    rows = [(c["name"], [column.cell(c) for column in chosen]) for c in shown]
+    kept = [row for row in rows if not keys or row[1][-1]]
+    return Table(caption, "candidate", [column.heading for column in chosen], kept)
+
+
+def gate(checks: Iterable[Json]) -> Table:
+    rows = [
+        (
+            check["candidate"],
+            [
+                Cell(metric(check)),
+                Cell(measured(check), check["value"]),
+                number(check["limit"]),
+                Cell(("✓ passed" if check["passed"] else "✕ failed") + _doubt(check)),
+            ],
+        )
+        for check in checks
+    ]
+    return Table(
+        "Every limit, and what was measured", "candidate", ["metric", "measured", "limit", "result"], rows
+    )
+
+
+def _doubt(check: Json) -> str:
+    return "" if check["told"] or check["value"] is None else ", but too near the limit to be told from it"
+
+
+def by_document(shown: Sequence[Json]) -> Table:
+    """KL of each candidate on each document; a document of several segments has a column for each."""
+    found = [(c["name"], _told_apart(c["by_document"])) for c in shown if c["by_document"]]
+    names = list(dict.fromkeys(name for _, there in found for name in there))
+    rows = [(candidate, [number(there.get(name)) for name in names]) for candidate, there in found]
+    return Table("KL on each document, nats per token", "candidate", names, rows)
+
+
+def _told_apart(documents: Sequence[Json]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    seen: Counter[str] = Counter()
+    for document in documents:
+        name = document["name"]
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name} ({seen[name]})"] = document["kl"]
+    return found
+
+
+def tasks(shown: Sequence[Json]) -> Table:
+    own = [c for c in shown if c["retrieval"]]
+    names = list(dict.fromkeys(name for c in own for name in c["retrieval"]["tasks"]))
+    rows = []
+    for c in own:
+        there = c["retrieval"]["tasks"]
+        rows.append(
+            (c["name"], [estimated(there[n]["score"]) if n in there else number(None) for n in names])
+        )
+    return Table("Score in each kind of task", "candidate", names, rows)
+
+
+def turns(shown: Sequence[Json]) -> Table:
+    """Retrieval at each turn."""
+    head, rows = _turns(shown, "retrieval", "score")
+    return Table("Retrieval score, by turn", "candidate", head, rows)
+
+
+def answers(shown: Sequence[Json]) -> Table:
+    """Agreement with the raw cache's answers, over all and at each turn."""
+    head, rows = _turns(shown, "answers", "f1")
+    overall = [[estimated(c["answers"][key]) for key in ("exact", "f1")] for c in shown if c["answers"]]
+    return Table(
+        "Agreement with the answers over the raw cache",
+        "candidate",
+        ["exact match", "F1", *(f"F1, {turn}" for turn in head)],
+        [(name, [*whole, *cells]) for (name, cells), whole in zip(rows, overall, strict=True)],
+    )
+
+
+def _turns(shown: Sequence[Json], part: str, metric: str) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+    there = [(c["name"], {t["turn"]: t[metric] for t in c[part]["turns"]}) for c in shown if c[part]]
+    numbers = sorted({turn for _, found in there for turn in found})
+    head = ["asked alone" if n == 1 else f"turn {n}" for n in numbers]
+    return head, [(name, [score(found.get(n)) for n in numbers]) for name, found in there]
+
+
+def error(candidate: Json) -> Table:
+    """Layers by heads; a layer may have fewer heads than another."""
+    both = [candidate["error"][side] for side in ("keys", "values")]
+    heads = [max(map(len, layers)) for layers in both]
+    head = [
+        f"{side} {n}" for side, count in zip(("keys", "values"), heads, strict=True) for n in range(count)
+    ]
+    rows = []
+    for layer in range(len(both[0])):
+        cells = [
+            Cell(plain(layers[layer][n]) if n < len(layers[layer]) else "")
+            for layers, count in zip(both, heads, strict=True)
+            for n in range(count)
+        ]
+        rows.append((str(layer), cells))
+    return Table("Error of keys and values, by head", "layer", head, rows)
+
+
+def scores(raw: Json, candidate: Json) -> Table:
+    """Raw and own score at each length and depth."""
+    before = {(cell["length"], cell["depth"]): cell["score"] for cell in raw["retrieval"]["map"]}
+    rows = [
+        (
+            f"{cell['length']:,} tokens, depth {100 * cell['depth']:.0f} %",
+            [score(before.get((cell["length"], cell["depth"]))), score(cell["score"]), number(cell["asked"])],
+        )
+        for cell in candidate["retrieval"]["map"]
+    ]
+    return Table("Score by length and depth", "place", ["raw", "candidate", "questions"], rows)
+
+
+def times(shown: Sequence[Json], prefill_seconds: float) -> Table:
+    rows = []
+    for c in shown:
+        if c["times"]:
+            share = [words.percent(c, name, prefill_seconds) for name in ("encode_seconds", "load_seconds")]
+            peak = c["times"]["peak_bytes"]
+            cells = [estimated(c["times"]["ttft_ratio"]), *map(number, share)]
+            rows.append((c["name"], [*cells, number(None if peak is None else peak / 1e6)]))
+    head = [
+        "first token, × sooner",
+        "encoding, % of prefill",
+        "loading, % of prefill",
+        "peak memory of loading, MB",
+    ]
+    return Table("Times relative to a full prefill, and memory", "candidate", head, rows)
+
+
+def number(value: float | None) -> Cell:
+    return Cell(plain(value), value)
+
+
+def score(value: float | None) -> Cell:
+    return number(None) if value is None else hundredths(value)
+
+
+def documents(evaluation: Json) -> Table:
+    rows = [
+        (
+            f"{d['name']}, segment {d['segment']}" if d["segment"] else d["name"],
+            [_count(d[k]) for k in ("cached_tokens", "fed_tokens")],
+        )
+        for d in evaluation["documents"]
+    ]
+    return Table("Documents", "document", ["tokens cached", "tokens fed"], rows)
+
+
+def _count(value: int) -> Cell:
+    return Cell(f"{value:,}", value)
