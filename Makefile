@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint peers bench clean
 
 setup: $(READY)
 
@@ -30,7 +30,13 @@ lint: setup
 	@mkdir -p build/types && ln -sfn ../../kvtool build/types/kvtool
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
+# The other tools that recipes are compared with, each in an environment of its own under build/peers.
+peers: setup
+	$(BIN)/python -m benchmarks.peers.environments
+	$(BIN)/python -m benchmarks.quality
+
 bench: setup
+	$(BIN)/python -m benchmarks.quality --write docs/benchmarks.md
 	$(BIN)/python -m benchmarks.ttft
 	$(BIN)/python -m benchmarks.prefill
 	$(BIN)/python -m benchmarks.memory

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .compress import compress as compress
     from .engines.cache import DocumentCache as DocumentCache
     from .errors import KvtoolError as KvtoolError
+    from .evaluate import evaluate as evaluate
     from .model import Model as Model
     from .model import load_model as load_model
     from .prefill import prefill as prefill
@@ -26,11 +27,22 @@ _HOME = {
     "Model": ".model",
     "Store": ".store",
     "compress": ".compress",
+    "evaluate": ".evaluate",
     "load_model": ".model",
     "prefill": ".prefill",
 }
 
-__all__ = ["DocumentCache", "KvtoolError", "Model", "Store", "codecs", "compress", "load_model", "prefill"]
+__all__ = [
+    "DocumentCache",
+    "KvtoolError",
+    "Model",
+    "Store",
+    "codecs",
+    "compress",
+    "evaluate",
+    "load_model",
+    "prefill",
+]
 
 
 def __getattr__(name: str) -> Any:

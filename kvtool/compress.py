@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -136,7 +136,22 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def _refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
+def parameters_of(options: Iterable[str], where: str, example: str) -> dict[str, int | float | str]:
+    """``name=value`` of each of ``options``, the value a number where it is one. ``where`` begins an error."""
+    found: dict[str, int | float | str] = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{where}: {option!r} is no parameter; expected NAME=VALUE, as in {example}")
+        found[name] = text
+        for kind in (float, int):
+            with suppress(ValueError):
+                found[name] = kind(text)
+    return found
+
+
+def refuse_unmeasurable(recipe: str, pipeline: Pipeline) -> None:
+    """Raises ``UsageError`` for a pipeline that needs what kvtool cannot measure."""
     if not pipeline.needs:
         return
     from .engines.attention import MEASURED
@@ -146,7 +161,11 @@ def _refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
             f"recipe {recipe!r} needs {', '.join(sorted(unknown))}, which kvtool cannot measure; it can measure "
             f"{', '.join(sorted(MEASURED))}"
         )
-    if model is None:
+
+
+def _refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
+    refuse_unmeasurable(recipe, pipeline)
+    if pipeline.needs and model is None:
         raise UsageError(
             f"recipe {recipe!r} needs {' and '.join(sorted(pipeline.needs))}, which are measured by running the model that "
             f"the documents were prefilled with: kvtool compress --recipe {recipe} --model MODEL, or compress(..., "

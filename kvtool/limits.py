@@ -23,3 +23,6 @@ MANIFEST_BYTES = 64 * MIB
 
 DOCUMENT_NAME_BYTES = 4096
 """A document's name in the store."""
+
+QUESTIONS_BYTES = 16 * MIB
+"""A file of questions."""

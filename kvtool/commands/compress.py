@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Annotated, Optional
 
 import typer
@@ -117,21 +116,15 @@ def run(
 
 
 def _parsed(options: list[str]) -> dict[str, int | float | str]:
-    """``name=value``, the value a number where it is one."""
     from inspect import signature
 
-    from ..compress import compress
+    from ..compress import compress, parameters_of
     from ..errors import UsageError
 
-    found: dict[str, int | float | str] = {}
-    for option in options:
-        name, equals, text = option.partition("=")
-        if not name or not equals:
-            raise UsageError(f"--set {option}: expected NAME=VALUE, as in --set group=64")
+    found = parameters_of(options, "--set", "--set group=64")
+    for name in found:
         if name in signature(compress).parameters:
-            raise UsageError(f"--set {option}: {name} is no parameter of a recipe; kvtool compress --help")
-        found[name] = text
-        for kind in (float, int):
-            with suppress(ValueError):
-                found[name] = kind(text)
+            raise UsageError(
+                f"--set {name}={found[name]}: {name} is no parameter of a recipe; kvtool compress --help"
+            )
     return found

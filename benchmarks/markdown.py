@@ -1,0 +1,91 @@
+"""An evaluation as docs/benchmarks.md: recipes and peers in one table, ratios only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEAD = """# Benchmarks
+
+Recipes and other tools on the same tensors, by `{command}`, which writes this page; `make peers` makes the other tools'
+environments first. {machine}. Model: {model}.
+
+{documents} documents (Python's help texts and source code, kvtool's own pages): the first {context} tokens of each are
+cached, the {tokens} behind them predicted. Retrieval: {asked} questions over {haystacks} haystacks of {lengths} tokens of
+the same documents. All bytes are counted, headers and tables too. Intervals are 95 % and come from drawing documents
+and haystacks again; so few of them tell large differences only.
+
+- **bits**: per key or value, all that is stored. **ratio**: 16 ÷ bits.
+- **KL**, **ΔNLL**: nats per token, against the raw cache. **top-1**: equal next tokens.
+- **kept**: of what is answered over the raw cache, the share that is answered still. **≈** where the difference to raw
+  cannot be told from noise.
+- **TTFT**: time to first token of a full prefill ÷ that from the artifact, at {timed} tokens. **encode**, **load**: their
+  time ÷ that of the prefill. Of other tools, which run in processes of their own, without reading and checking files.
+"""
+
+COLUMNS = ("", "bits", "ratio", "KL", "ΔNLL", "top-1", "kept", "TTFT", "encode", "load")
+
+
+def markdown(evaluation: Mapping[str, Any]) -> str:
+    """The page. ``evaluation`` is what ``kvtool.evaluate`` gave."""
+    machine, settings, candidates = (evaluation[part] for part in ("machine", "settings", "candidates"))
+    raw = candidates[0]
+    head = HEAD.format(
+        command=evaluation["command"],
+        machine=(
+            f"{machine['cores']} cores ({machine['processor']}), {machine['device']}, Python {machine['python']}, "
+            f"torch {machine['torch']}, transformers {machine['transformers']}, kvtool {evaluation['kvtool']}"
+        ),
+        model=evaluation["model"]["name"],
+        documents=len(evaluation["documents"]),
+        context=settings["context"],
+        tokens=settings["tokens"],
+        asked=raw["retrieval"]["asked"],
+        haystacks=2 * settings["haystacks"] * len(settings["lengths"]),
+        lengths=", ".join(map(str, settings["lengths"])),
+        timed=evaluation["times"]["tokens"],
+    )
+    rows = [_row(c, evaluation["times"]["prefill_seconds"]) for c in _sorted(candidates)]
+    table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    peers = [f"- {c['name']}: {c['summary']}" for c in candidates if c["kind"] == "peer"]
+    parts = [head, "\n".join(lines), _raw_answers(raw)]
+    if peers:
+        parts.append("Other tools, in bold above:\n\n" + "\n".join(peers))
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _sorted(candidates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [candidates[0], *sorted(candidates[1:], key=lambda c: -c["bits_per_value"])]
+
+
+def _row(candidate: Mapping[str, Any], prefill: float) -> list[str]:
+    times, retrieval = candidate["times"], candidate["retrieval"]
+    name = f"**{candidate['name']}**" if candidate["kind"] == "peer" else candidate["name"]
+    kept = "" if retrieval["retention"] is None else f"{retrieval['retention']['value']:.2f}"
+    if kept and not retrieval["told_from_raw"]:
+        kept += " ≈"
+    return [
+        name,
+        f"{candidate['bits_per_value']:.2f}",
+        f"{candidate['ratio']:.1f}",
+        _with_interval(candidate["kl"], 4),
+        _with_interval(candidate["dnll"], 4),
+        f"{candidate['top1']['value']:.3f}",
+        kept,
+        f"{times['ttft_ratio']['value']:.1f}×" if times["ttft_ratio"] else "",
+        f"{times['encode_seconds'] / prefill:.2f}" if times["encode_seconds"] else "",
+        f"{times['load_seconds'] / prefill:.3f}",
+    ]
+
+
+def _with_interval(estimate: Mapping[str, float], digits: int) -> str:
+    value, low, high = (f"{estimate[part]:.{digits}f}" for part in ("value", "low", "high"))
+    return value if low == high else f"{value} ({low} to {high})"
+
+
+def _raw_answers(raw: Mapping[str, Any]) -> str:
+    tasks = ", ".join(
+        f"{name} {task['score']['value']:.2f}" for name, task in raw["retrieval"]["tasks"].items()
+    )
+    return f"Over the raw cache the model answers {raw['retrieval']['score']['value']:.2f} of all questions: {tasks}."

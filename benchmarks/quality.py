@@ -1,0 +1,186 @@
+"""What recipes and peers keep of what the model says, and how small they are, on the same tensors.
+
+python -m benchmarks.quality [--peers build/peers] [--out build/benchmarks] [--write docs/benchmarks.md]
+
+The figures are `kvtool eval`'s own: quality.json and quality.html in --out, and a page in Markdown. Peers are those
+whose environments `make peers` has made; they get each context's raw keys and values, and what they give back is asked
+the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kvtool
+from benchmarks.common import machine
+from benchmarks.corpus import write_corpus
+from benchmarks.markdown import markdown
+from benchmarks.peers.client import Peer
+from kvtool.codecs import KV, LayerKV, recipes
+from kvtool.engines import transformers as engine
+from kvtool.evaluate import Scope, evaluate
+from kvtool.evaluate.bench import Bench
+from kvtool.evaluate.candidates import Kind, Restored
+from kvtool.evaluate.run import Progress
+from kvtool.report.page import page
+from kvtool.report.table import table
+
+RECIPES = (*(name for name in recipes()), "kivi:bits=2:recent=32", "kivi:bits=4:recent=32")
+"""Every recipe as its paper has it, and KIVI's window as the figures in FACTS have it."""
+
+PEERS: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]] = {
+    "cachegen_lmcache": [("lmcache-cachegen", {})],
+    "quantized_cache": [
+        ("transformers-quanto", {"bits": 4}),
+        ("transformers-quanto", {"bits": 2, "axis_key": -1}),
+        ("transformers-hqq", {"bits": 4}),
+    ],
+    "turboquant": [("tiny-turboquant", {"bits": 4})],
+    "presses": [("kvpress-snapkv", {}), ("kvpress-expected-attention", {}), ("kvpress-keydiff", {})],
+}
+"""By script in peers/: methods and parameters, as each comes by default but for bits and axes."""
+
+
+@dataclass(frozen=True)
+class PeerCandidate:
+    """One of a peer's methods as what ``evaluate`` compares."""
+
+    peer: Peer
+    method: str
+    parameters: Mapping[str, Any]
+    kind: Kind = "peer"
+    variant: None = None
+
+    @property
+    def name(self) -> str:
+        return ":".join([self.method, *(f"{name}={value}" for name, value in self.parameters.items())])
+
+    @property
+    def family(self) -> str:
+        return self.method
+
+    @property
+    def summary(self) -> str:
+        return f"{self.peer.methods[self.method].summary} ({self.peer.name} {self.peer.version})"
+
+    @property
+    def paper(self) -> str:
+        return self.peer.methods[self.method].paper
+
+    @property
+    def identity(self) -> Any:
+        return ["peer", self.peer.name, self.peer.version, self.method, dict(self.parameters)]
+
+    def restore(self, bench: Bench) -> Restored:
+        kv, prefix = bench.kv(), bench.prefix_kv
+        none = torch.empty(0, dtype=torch.int32)
+        given = {
+            "token_ids": kv.token_ids.to(torch.int32),
+            "prefix_ids": prefix.token_ids.to(torch.int32) if prefix else none,
+        }
+        for index, layer in enumerate(kv.layers):
+            given |= {f"layers.{index:04d}.keys": layer.keys, f"layers.{index:04d}.values": layer.values}
+        back = self.peer.restore(self.method, self.parameters, given, bench.model.directory)
+        layers = [
+            (back.tensors[f"layers.{n:04d}.keys"], back.tensors[f"layers.{n:04d}.values"])
+            for n in range(len(kv.layers))
+        ]
+        parts = [prefix] if prefix and not back.covers_prefix else []
+        tokens = layers[0][0].shape[1]
+        parts.append(KV(tuple(LayerKV(k, v, torch.arange(tokens)) for k, v in layers), kv.token_ids, kv.rope))
+        cache = engine.new_cache(bench.model, sum(part.layers[0].keys.shape[1] for part in parts))
+        for part in parts:
+            engine.append_kv(cache, part)
+        whole = kv.n_tokens + (prefix.n_tokens if prefix else 0)
+        position = None if cache.get_seq_length() == whole else whole
+        # Of what is stored for prefix and segment together, the segment's share.
+        nbytes = back.nbytes * kv.n_tokens // whole if back.covers_prefix else back.nbytes
+        return Restored(cache, nbytes, back.encode_seconds, back.decode_seconds, position)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peers", type=Path, default=Path("build/peers"))
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--haystacks", type=int, default=1)
+    parser.add_argument("--fresh", action="store_true")
+    arguments = parser.parse_args()
+    model = kvtool.load_model()
+    print(machine(), flush=True)
+    scope = Scope(context=1024, lengths=tuple(arguments.lengths), haystacks=arguments.haystacks)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        store = kvtool.Store(folder / "store")
+        write_corpus(folder / "texts", model, scope.context + scope.tokens + 8)
+        others = list(_peers(stack, arguments.peers))
+        before = Path.cwd()
+        os.chdir(folder / "texts")
+        kvtool.prefill(".", model=model, store=store)
+        os.chdir(before)
+        found = evaluate(
+            store,
+            model=model,
+            recipes=arguments.recipes,
+            scope=scope,
+            others=others,
+            fresh=arguments.fresh,
+            command="python -m benchmarks.quality",
+            on_progress=_Lines(),
+        )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "quality.json").write_text(json.dumps(found, indent=1))
+    (arguments.out / "quality.html").write_text(page(found))
+    if arguments.write:
+        arguments.write.write_text(markdown(found))
+    print(table(found))
+
+
+def _peers(stack: ExitStack, environments: Path) -> Any:
+    here = Path(__file__).parent / "peers"
+    for script, methods in PEERS.items():
+        python = environments / script / "bin" / "python"
+        if not python.exists():
+            print(f"{script}: no environment in {environments}; `make peers` makes it", flush=True)
+            continue
+        peer = stack.enter_context(Peer(python, here / f"{script}.py"))
+        for method, parameters in methods:
+            yield PeerCandidate(peer, method, parameters)
+
+
+class _Lines:
+    """A line for each context: what is done, and how long the rest takes at that speed."""
+
+    def __init__(self) -> None:
+        import time
+
+        self.clock, self.started, self.what = time.monotonic, time.monotonic(), ""
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.what == self.what or not progress.done:
+            return
+        self.what = progress.what
+        passed = self.clock() - self.started
+        left = passed / progress.done * (progress.total - progress.done)
+        print(
+            f"{passed:.0f} s: {progress.done / progress.total:.0%}, {progress.what}; {left:.0f} s left",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Where contexts are measured: a store of its own, in which one context at a time is put and compressed.
+
+So that everything goes the way a user's documents go (files with headers, digests checked when loading), and the
+user's own store is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .. import artifact
+from ..codecs import KV, Pipeline
+from ..encode import Task, encode_segment
+from ..engines.attention import observe
+from ..engines.cache import DocumentCache
+from ..manifest import RAW, Document, Segment, Variant
+from ..model import Model
+from ..prompt import Prefix
+from ..store import Store
+
+NAME = "context"
+
+
+class Bench:
+    """``prefix_kv`` is what every context stands behind, None for an empty prefix."""
+
+    def __init__(self, folder: Path, model: Model, prefix: Prefix, prefix_kv: KV | None) -> None:
+        self.store, self.model, self.prefix, self.prefix_kv = Store(folder), model, prefix, prefix_kv
+
+    @contextmanager
+    def holding(self, kv: KV) -> Iterator[None]:
+        """While it lasts, ``kv`` is the context; afterwards its files are gone."""
+        with self.store.writing():
+            self._place(kv)
+        yield
+        self.store.remove(NAME)
+        self.store.collect()
+
+    @property
+    def raw_nbytes(self) -> int:
+        return self.store.size(NAME)
+
+    def encode(self, pipeline: Pipeline, variant: str) -> int:
+        """Compresses the context, measuring what the pipeline needs; returns the bytes of its file."""
+        inputs = observe(self.model, self.store.parts(NAME)) if pipeline.needs else None
+        made = encode_segment(self.store, Task(NAME, 0), pipeline, inputs)
+        self.store.commit(self.store[NAME].with_variant(0, variant, made))
+        return made.nbytes
+
+    def load(self, variant: str = RAW) -> DocumentCache:
+        return self.store.load(NAME, self.model, variant)
+
+    def kv(self) -> KV:
+        return self.store.read(NAME)
+
+    def _place(self, kv: KV) -> None:
+        raw = self.store.put(artifact.raw(kv, self.model, self.prefix, {"document": NAME}))
+        behind = self._put_prefix()
+        segment = Segment(
+            identity=artifact.identity(self.model.fingerprint, self.prefix.digest, kv.token_ids.tolist()),
+            n_tokens=kv.n_tokens,
+            start=0,
+            end=0,
+            variants={RAW: raw},
+        )
+        prefix = {
+            "identity": artifact.prefix_identity(self.model, self.prefix),
+            "digest": self.prefix.digest,
+            "tokens": len(self.prefix.token_ids),
+            "origin": self.prefix.origin,
+        }
+        model = {"name": self.model.name, "fingerprint": self.model.fingerprint}
+        self.store.commit(Document(NAME, "", model, prefix, behind, (segment,)))
+
+    def _put_prefix(self) -> Variant | None:
+        if self.prefix_kv is None:
+            return None
+        return self.store.put(artifact.raw_prefix(self.prefix_kv, self.model, self.prefix))

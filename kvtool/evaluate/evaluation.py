@@ -1,0 +1,163 @@
+"""An evaluation: everything that is planned, measured and summed up."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engines import transformers as engine
+from ..errors import KvtoolError, UsageError
+from ..model import Model
+from ..store import Store
+from .bench import Bench
+from .candidates import Candidate
+from .conversations import converse, histories, with_prompts
+from .gate import Gate
+from .plan import Plan, longest_document, plan
+from .run import OnProgress, Progress
+from .scope import Scope
+from .summary import Measured, candidate_summary
+from .times import times
+
+FORMAT = 1
+
+TRIAL_TOKENS = 64
+"""Tokens of the first context on which every candidate is tried before anything long starts."""
+
+
+def evaluate(
+    store: Store,
+    names: str | Sequence[str] | None = None,
+    *,
+    model: Model,
+    recipes: Sequence[str] | None = None,
+    questions: str | Path | None = None,
+    scope: Scope | None = None,
+    gate: Gate | None = None,
+    others: Sequence[Candidate] = (),
+    fresh: bool = False,
+    command: str = "",
+    on_progress: OnProgress = lambda _: None,
+) -> dict[str, Any]:
+    """What compressing ``names`` (default: all documents) by ``recipes`` costs, as JSON.
+
+    ``recipes`` are names with parameters, such as ``kivi:bits=4``; by default the variants that the documents have.
+    ``others`` are compared too. ``questions`` is a file of the user's own. What an earlier run measured is used again
+    unless ``fresh``; times are always measured.
+
+    Raises ``UsageError``, ``StoreError``, ``MismatchError`` or ``ModelError`` before anything long starts.
+    """
+    planned = plan(store, names, model, recipes, questions, scope or Scope(), gate or Gate(), others, fresh)
+    return carry_out(planned, command=command, on_progress=on_progress)
+
+
+def carry_out(plan: Plan, *, command: str = "", on_progress: OnProgress = lambda _: None) -> dict[str, Any]:
+    """Measures what is planned, and sums it up as JSON. ``command`` is what a report says it was made by."""
+    runner, measured = plan.runner, []
+    runner.progress, runner.on_progress = Progress(total=plan.cost), on_progress
+    told, each = None, None
+    with runner.bench() as bench:
+        _try_all(plan, bench)
+        for context in plan.contexts:
+            measured.append(Measured(context, tuple(runner.measure(bench, context))))
+        for context, asked in plan.asked:
+            answers = histories(runner.model, runner.prefix, context, asked, plan.scope)
+            if not answers:
+                with bench.holding(runner.kv(context)):
+                    answers = converse(bench, context, asked, plan.scope)
+            context = with_prompts(runner.model, runner.prefix, context, asked, answers, plan.scope)
+            measured.append(Measured(context, tuple(runner.measure(bench, context))))
+        timed = longest_document([one.context for one in measured])
+        if "times" in plan.scope.metrics and timed:
+            with bench.holding(runner.kv(timed)):
+                told, each = times(bench, timed, runner.candidates, plan.scope.repeats, runner.turn(timed))
+    return _evaluation(plan, measured, told, each, command)
+
+
+def _try_all(plan: Plan, bench: Bench) -> None:
+    """What a candidate cannot do with this model is found on a few tokens, not after an hour."""
+    first = next(iter([*plan.contexts, *(context for context, _ in plan.asked)]))
+    tried = replace(first, token_ids=first.token_ids[:TRIAL_TOKENS])
+    with bench.holding(plan.runner.kv(tried)):
+        for candidate in plan.runner.candidates:
+            try:
+                candidate.restore(bench)
+            except KvtoolError as error:
+                raise UsageError(
+                    f"{candidate.name}: cannot be used with {plan.runner.model.name}: {error}"
+                ) from error
+
+
+def _evaluation(
+    plan: Plan,
+    measured: Sequence[Measured],
+    told: dict[str, Any] | None,
+    each: Sequence[dict[str, Any]] | None,
+    command: str,
+) -> dict[str, Any]:
+    runner, model = plan.runner, plan.runner.model
+    found = [candidate_summary(n, c, measured) for n, c in enumerate(runner.candidates)]
+    for summary, own in zip(found, each or [], strict=False):
+        summary["times"] = own
+    notes = list(plan.notes)
+    if runner.progress.kept:
+        notes.append(
+            f"{runner.progress.kept} measurements were kept from an earlier run (--fresh measures anew)."
+        )
+    evaluation: dict[str, Any] = {
+        "format": FORMAT,
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kvtool": version("kvtool"),
+        "machine": machine(model),
+        "model": {
+            "name": model.name,
+            "fingerprint": model.fingerprint,
+            "dtype": model.dtype_name,
+            "layers": len(engine.windows(model)),
+            "kv_heads": getattr(model.text_config, "num_key_value_heads", None),
+        },
+        "settings": {name: _listed(value) for name, value in asdict(plan.scope).items()},
+        "documents": [
+            {
+                "name": one.context.name,
+                "segment": one.context.place.segment if one.context.place else 0,
+                "cached_tokens": len(one.context.token_ids),
+                "fed_tokens": len(one.context.fed),
+            }
+            for one in measured
+            if one.context.place is not None
+        ],
+        "candidates": found,
+        "times": told,
+        "notes": notes,
+    }
+    evaluation["gate"] = plan.gate.checks(evaluation) or None
+    return evaluation
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def machine(model: Model) -> dict[str, Any]:
+    """What the figures were made on."""
+    import transformers
+
+    return {
+        "system": platform.system(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": str(engine.device_of(model)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -1,0 +1,127 @@
+"""Limits that a candidate must keep to, for CI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .scope import Scope
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Limits on each recipe, None for no limit. ``min_retrieval`` is on what is kept of the raw cache's answers;
+    ``max_ratio_loss`` on the share of the compression ratio lost since ``baseline``, an earlier evaluation's ratios.
+    """
+
+    max_kl: float | None = None
+    max_dnll: float | None = None
+    min_top1: float | None = None
+    min_retrieval: float | None = None
+    min_answers: float | None = None
+    min_ratio: float | None = None
+    max_ratio_loss: float | None = None
+    baseline: Mapping[str, float] | None = None
+
+    def refuse_unmeasured(self, scope: Scope, has_questions: bool) -> None:
+        """Raises ``UsageError`` for a limit on what is not going to be measured."""
+        for limit, metric in (
+            ("max_kl", "kl"),
+            ("max_dnll", "kl"),
+            ("min_top1", "kl"),
+            ("min_retrieval", "retrieval"),
+            ("min_answers", "answers"),
+        ):
+            if getattr(self, limit) is not None and metric not in scope.metrics:
+                raise UsageError(f"{_flag(limit)}: needs the metric {metric}, which --metrics leaves out")
+        if self.min_answers is not None and not has_questions:
+            raise UsageError("--min-answers: needs questions to answer; give --questions FILE")
+        if (self.max_ratio_loss is None) != (self.baseline is None):
+            raise UsageError(
+                "--max-ratio-loss and --baseline: one says how much smaller the ratio may be, the other than what; give both"
+            )
+
+    def checks(self, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Every limit against every candidate but the raw cache, as JSON; empty if there is no limit.
+
+        ``told`` says whether the limit lies outside the interval: a check that noise could turn around is not told.
+        """
+        return [
+            check
+            for candidate in evaluation["candidates"]
+            if candidate["kind"] != "raw"
+            for limit in fields(self)
+            if limit.name != "baseline" and getattr(self, limit.name) is not None
+            for check in [self._check(candidate, limit.name)]
+        ]
+
+    def _check(self, candidate: Mapping[str, Any], limit: str) -> dict[str, Any]:
+        most, metric = limit.startswith("max_"), limit.partition("_")[2].replace("_", " ")
+        bound = getattr(self, limit)
+        value, low, high = self._measured(candidate, limit)
+        # What was not measured has not been shown to keep the limit.
+        passed = value is not None and (value <= bound if most else value >= bound)
+        told = low is None or high is None or not low <= bound <= high
+        return {
+            "candidate": candidate["name"],
+            "metric": metric,
+            "value": value,
+            "low": low,
+            "high": high,
+            "limit": bound,
+            "passed": passed,
+            "told": told,
+        }
+
+    def _measured(
+        self, candidate: Mapping[str, Any], limit: str
+    ) -> tuple[float | None, float | None, float | None]:
+        if limit == "min_ratio":
+            return candidate["ratio"], None, None
+        if limit == "max_ratio_loss":
+            before = (self.baseline or {}).get(candidate["name"])
+            return (None if before is None else 1 - candidate["ratio"] / before), None, None
+        found = {
+            "max_kl": lambda: candidate["kl"],
+            "max_dnll": lambda: candidate["dnll"],
+            "min_top1": lambda: candidate["top1"],
+            "min_retrieval": lambda: candidate["retrieval"] and candidate["retrieval"]["retention"],
+            "min_answers": lambda: candidate["answers"] and candidate["answers"]["f1"],
+        }[limit]()
+        return (found["value"], found["low"], found["high"]) if found else (None, None, None)
+
+
+def read_baseline(path: Path) -> dict[str, float]:
+    """Each candidate's ratio in an evaluation that ``kvtool eval --json`` printed. Raises ``UsageError``."""
+    try:
+        found = json.loads(path.read_bytes())
+        return {str(c["name"]): float(c["ratio"]) for c in found["candidates"]}
+    except OSError as error:
+        raise UsageError(f"--baseline {path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"--baseline {path}: is no evaluation ({error}); expected what kvtool eval --json printed"
+        ) from error
+
+
+def failed(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each limit that was not kept."""
+    return [_line(check) for check in checks if not check["passed"]]
+
+
+def _line(check: Mapping[str, Any]) -> str:
+    name, metric, value = check["candidate"], check["metric"], check["value"]
+    if value is None:
+        return f"{name}: {metric} was not measured, so the limit {check['limit']:g} is not shown to be kept"
+    line = f"{name}: {metric} is {value:.4g}, the limit is {check['limit']:g}"
+    if not check["told"]:
+        line += f"; between {check['low']:.4g} and {check['high']:.4g}, so noise may have decided it"
+    return line
+
+
+def _flag(limit: str) -> str:
+    return f"--{limit.replace('_', '-')}"

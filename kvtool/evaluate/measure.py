@@ -1,0 +1,74 @@
+"""One candidate on one context: what is stored, what comes back, what the model then says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..engines.cache import DocumentCache
+from ..engines.shared import answer_each, follow
+from .bench import Bench
+from .candidates import Candidate
+from .contexts import Context
+from .distortion import cache_error, distortion
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The context's raw cache, and the logits over it [S, V], None where nothing is fed."""
+
+    cache: DocumentCache
+    logits: Tensor | None
+
+
+def reference(bench: Bench, context: Context) -> Reference:
+    """Of the context that the bench holds."""
+    # Two loads: the one that is fed has lost its last token's own bits.
+    return Reference(bench.load(), _logits(bench, bench.load(), context, None))
+
+
+def measure(bench: Bench, context: Context, candidate: Candidate, raw: Reference) -> dict[str, Any]:
+    """All of it, as JSON:
+
+    - ``nbytes`` and ``n_elements``, ``encode_seconds`` and ``load_seconds``;
+    - ``error``: squared errors and squares by layer and head, as ``cache_error`` has them;
+    - ``kl``, ``dnll``, ``top1``: for each token that is fed;
+    - ``said``: the answer to each prompt.
+    """
+    restored = candidate.restore(bench)
+    start = len(bench.prefix.token_ids)
+    found: dict[str, Any] = {
+        "nbytes": restored.nbytes,
+        "n_elements": sum(
+            side[:, :, start:].numel() for layer in raw.cache.layers for side in (layer.keys, layer.values)
+        ),
+        "encode_seconds": restored.encode_seconds,
+        "load_seconds": restored.load_seconds,
+        "error": cache_error(raw.cache, restored.cache, start),
+    }
+    if context.prompts:
+        said = answer_each(
+            bench.model,
+            restored.cache,
+            [prompt.token_ids for prompt in context.prompts],
+            [prompt.max_tokens for prompt in context.prompts],
+            position=restored.position,
+        )
+        found["said"] = [bench.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
+    logits = _logits(bench, restored.cache, context, restored.position)
+    if raw.logits is not None and logits is not None:
+        lost = distortion(raw.logits, logits, context.targets)
+        found |= {"kl": lost.kl, "dnll": lost.dnll, "top1": lost.top1}
+    return found
+
+
+def _logits(bench: Bench, cache: DocumentCache, context: Context, position: int | None) -> Tensor | None:
+    """The cache loses its last token, which is the first that is fed; a pruned cache may have lost it before."""
+    if not context.fed:
+        return None
+    if position is None:
+        cache.crop(-1)
+        return follow(bench.model, cache, context.fed)
+    return follow(bench.model, cache, context.fed, position=position - 1)

@@ -1,0 +1,113 @@
+"""Every candidate on every context, one context at a time; what was measured before is taken from the journal."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..codecs import KV
+from ..engines.prefiller import Prefiller
+from ..model import Model
+from ..prompt import Prefix
+from ..store import Store
+from . import journal
+from .bench import Bench
+from .candidates import Candidate
+from .contexts import Context, Place
+from .measure import measure, reference
+
+
+@dataclass
+class Progress:
+    """``done`` of ``total`` tokens, counted once for each candidate; ``kept`` measurements were there already."""
+
+    what: str = ""
+    done: int = 0
+    total: int = 0
+    measured: int = 0
+    kept: int = 0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass
+class Runner:
+    """Measures contexts of ``store``'s documents and of others, all behind ``prefix``."""
+
+    store: Store
+    model: Model
+    prefix: Prefix
+    candidates: Sequence[Candidate]
+    fresh: bool = False
+    on_progress: OnProgress = lambda _: None
+    progress: Progress = field(default_factory=Progress)
+    _prefiller: Prefiller | None = None
+    _prefix_kv: KV | None = None
+
+    @contextmanager
+    def bench(self) -> Iterator[Bench]:
+        """A bench in a directory of its own, which goes with it."""
+        with tempfile.TemporaryDirectory(prefix="kvtool-eval-") as folder:
+            yield Bench(Path(folder), self.model, self.prefix, self._prefix())
+
+    def measure(self, bench: Bench, context: Context) -> list[dict[str, Any]]:
+        """A record for each candidate, as ``measure`` gives it."""
+        identity = context.identity(self.model, self.prefix)
+        keys = [journal.key("measured", identity, candidate.identity) for candidate in self.candidates]
+        records = [None if self.fresh else journal.recall(key) for key in keys]
+        self.progress.what = context.name
+        self.progress.kept += sum(record is not None for record in records)
+        self._advance(context.cost * sum(record is not None for record in records))
+        if None in records:
+            with bench.holding(self.kv(context)):
+                raw = reference(bench, context)
+                for n, candidate in enumerate(self.candidates):
+                    if records[n] is None:
+                        records[n] = measure(bench, context, candidate, raw)
+                        journal.remember(keys[n], records[n])
+                        self.progress.measured += 1
+                        self._advance(context.cost)
+        return [record for record in records if record is not None]
+
+    def kv(self, context: Context) -> KV:
+        """The raw KV of a context: the head of what the store holds, or prefilled now."""
+        if context.place is None:
+            return self._prefiller_().one(context.token_ids)
+        return head(self.store, context.place, len(context.token_ids))
+
+    def turn(self, context: Context) -> Callable[[str], None]:
+        """To be called with what was timed just now, over ``context``."""
+
+        def on_turn(name: str) -> None:
+            self.progress.what = f"times: {name}"
+            self._advance(len(context.token_ids))
+
+        return on_turn
+
+    def _advance(self, cost: int) -> None:
+        self.progress.done += cost
+        self.on_progress(self.progress)
+
+    def _prefiller_(self) -> Prefiller:
+        if self._prefiller is None:
+            self._prefiller = Prefiller(self.model, self.prefix.token_ids)
+        return self._prefiller
+
+    def _prefix(self) -> KV | None:
+        """The prefix as the store's documents stand behind it."""
+        for document in self.store.values():
+            if document.prefix["digest"] == self.prefix.digest and document.prefix_artifact:
+                return self.store.open_artifact(document.prefix_artifact).kv()
+        return self._prefiller_().prefix
+
+
+def head(store: Store, place: Place, tokens: int) -> KV:
+    """The KV of a segment's first tokens, as views."""
+    kv = store.read(place.document, segment=place.segment)
+    layers = tuple(layer.of(range(tokens)) for layer in kv.layers)
+    return KV(layers, kv.token_ids[:tokens], kv.rope)

@@ -1,0 +1,285 @@
+"""The whole of an evaluation on a tiny model: what is the same is called so, what is broken is caught."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+
+import kvtool
+from kvtool.evaluate import Gate, Scope, evaluate
+from kvtool.evaluate.run import Progress, Runner
+
+from .conftest import BROKEN, NOISY, Broken
+
+SMALL = Scope(context=500, tokens=64, lengths=(2400,), haystacks=1, answer_tokens=8, repeats=1)
+KL = Scope(metrics=("kl",), context=500, tokens=64)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    asked = [
+        {"document": "a.txt", "question": "What did the ship carry?"},
+        {"document": "b.txt", "turns": ["Who left?", "When?", "With what?"]},
+        {"document": "a.txt", "question": "How many sailors?"},
+    ]
+    path.write_text("\n".join(map(json.dumps, asked)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(documents: kvtool.Store, lively: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Everything measured, of everything."""
+    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    asked = [{"document": n, "turns": ["What did the ship carry?", "And when?"]} for n in ("a.txt", "c.txt")]
+    path.write_text("\n".join(map(json.dumps, asked)))
+    recipes = ["lossless", "kivi:bits=4:recent=32", "kivi:bits=2:recent=32", "zipcache"]
+    return evaluate(
+        documents,
+        model=lively,
+        recipes=recipes,
+        questions=path,
+        scope=SMALL,
+        others=[*BROKEN, NOISY],
+        command="kvtool eval",
+    )
+
+
+def of(evaluation: Any, name: str) -> Any:
+    (found,) = (c for c in evaluation["candidates"] if c["name"] == name)
+    return found
+
+
+@pytest.mark.parametrize("name", ["raw", "lossless"])
+def test_what_is_the_same_costs_nothing(whole: Any, name: str) -> None:
+    found = of(whole, name)
+    for metric, value in (("kl", 0.0), ("dnll", 0.0), ("top1", 1.0)):
+        assert (found[metric]["low"], found[metric]["value"], found[metric]["high"]) == (value,) * 3
+    assert found["answers"]["f1"]["value"] == found["answers"]["exact"]["value"] == 1.0
+    assert not found["retrieval"]["told_from_raw"]
+    assert np.abs(np.array(found["error"]["keys"])).max() == 0
+
+
+def test_fewer_bits_cost_more(whole: Any) -> None:
+    four, two = of(whole, "kivi:bits=4:recent=32"), of(whole, "kivi:bits=2:recent=32")
+    assert two["bits_per_value"] < four["bits_per_value"] < of(whole, "lossless")["bits_per_value"]
+    assert two["kl"]["low"] > four["kl"]["high"] > 0
+    assert two["top1"]["value"] < four["top1"]["value"]
+    assert np.mean(two["error"]["keys"]) > 2 * np.mean(four["error"]["keys"])
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda b: b.name)
+def test_what_is_broken_is_caught(whole: Any, broken: Broken) -> None:
+    found, good = of(whole, broken.name), of(whole, "kivi:bits=4:recent=32")
+    assert found["kl"]["low"] > good["kl"]["high"]
+    assert found["top1"]["high"] < 1
+    assert found["answers"]["f1"]["value"] < 1
+
+
+def test_the_map_of_errors_shows_where(whole: Any) -> None:
+    keys, values = (np.array(of(whole, "zeroed layer")["error"][side]) for side in ("keys", "values"))
+    assert keys.shape == (3, 2)
+    assert keys[1].tolist() == values[1].tolist() == [1.0, 1.0]
+    assert keys[[0, 2]].max() == values[[0, 2]].max() == 0
+    turned = of(whole, "RoPE off by one")["error"]
+    assert np.array(turned["keys"]).min() > 0.05
+    assert np.array(turned["values"]).max() == 0
+    assert np.array(of(whole, "swapped heads")["error"]["values"]).min() > 0.5
+    np.testing.assert_allclose(of(whole, "noisy")["error"]["values"], 0.05, rtol=0.1)
+
+
+@torch.no_grad()
+def test_kl_over_a_noisy_cache_is_what_transformers_alone_gives(
+    whole: Any, documents: kvtool.Store, lively: kvtool.Model
+) -> None:
+    """Its own cache class, one plain pass, NumPy in double precision: nothing of the evaluation's path."""
+    prefix = documents["a.txt"].prefix["tokens"]
+    told = {d["name"]: d["kl"] for d in of(whole, "noisy")["by_document"]}
+    for name in ("a.txt", "c.txt"):
+        loaded = documents.load(name, lively)
+        ids = loaded.token_ids.tolist()
+        loaded.crop(prefix + 500 - len(ids))
+        noisy = copy.deepcopy(loaded)
+        generator = torch.Generator().manual_seed(7)
+        for layer in noisy.layers:
+            for part in (layer.keys, layer.values):
+                part.add_(0.05 * part.std() * torch.randn(part.shape, generator=generator))
+        logits = []
+        for source in (loaded, noisy):
+            cache = DynamicCache()
+            for index, layer in enumerate(source.layers):
+                cache.update(layer.keys[:, :, :-1].clone(), layer.values[:, :, :-1].clone(), index)
+            fed = torch.tensor([ids[prefix + 499 : prefix + 499 + 64]])
+            logits.append(lively.model(fed, past_key_values=cache).logits[0].double().numpy())
+        p, q = (np.exp(x - x.max(1, keepdims=True)) for x in logits)
+        p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+        assert told[name] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-3)
+
+
+def test_the_size_is_that_of_the_variant(
+    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path
+) -> None:
+    """Where all of a segment is cached, bits per value are those of the file that compress writes."""
+    found = evaluate(
+        documents,
+        "a.txt",
+        model=lively,
+        recipes=["kivi:bits=4"],
+        scope=Scope(metrics=("times",), tokens=1, repeats=1),
+    )
+    (told,) = found["documents"]
+    kv = documents.read("a.txt")
+    assert told["cached_tokens"] == kv.n_tokens - 1
+    blob = kvtool.codecs.encode(kv, "kivi", bits=4)
+    assert of(found, "kivi:bits=4")["bits_per_value"] == pytest.approx(
+        8 * blob.nbytes / kv.n_elements, rel=0.05
+    )
+    assert of(found, "kivi:bits=4")["bits_per_value"] > 8 * blob.nbytes / kv.n_elements
+
+
+def test_the_store_is_only_read(whole: Any, documents: kvtool.Store) -> None:
+    assert documents["a.txt"].variants == ["raw"]
+    assert not documents.collect(dry_run=True)
+
+
+def test_it_is_json(whole: Any) -> None:
+    assert json.loads(json.dumps(whole, allow_nan=False)) == whole
+
+
+def test_variants_are_compared_by_default(
+    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path
+) -> None:
+    import shutil
+
+    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    with pytest.raises(kvtool.KvtoolError, match="nothing to compare"):
+        evaluate(store, model=lively, scope=KL)
+    kvtool.compress(store, recipe="kivi", bits=4, name="small")
+    found = evaluate(store, model=lively, scope=KL)
+    assert [(c["name"], c["family"]) for c in found["candidates"]] == [("raw", "raw"), ("small", "kivi")]
+    kvtool.compress(store, "a.txt", recipe="kivi", bits=2, name="small", replace=True)
+    with pytest.raises(kvtool.KvtoolError, match="made otherwise"):
+        evaluate(store, model=lively, scope=KL)
+
+
+def test_an_interrupted_run_goes_on(
+    documents: kvtool.Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path))
+    recipes = ["kivi:bits=4", "nf4"]
+
+    def stop(progress: Progress) -> None:
+        if progress.measured == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(documents, model=lively, recipes=recipes, scope=KL, on_progress=stop)
+    seen: list[Progress] = []
+    resumed = evaluate(
+        documents, model=lively, recipes=recipes, scope=KL, on_progress=lambda p: seen.append(copy.copy(p))
+    )
+    assert (seen[-1].kept, seen[-1].measured) == (4, 5)
+    assert seen[-1].done == seen[-1].total
+    fresh = evaluate(documents, model=lively, recipes=recipes, scope=KL, fresh=True)
+    assert [c["kl"] for c in fresh["candidates"]] == [c["kl"] for c in resumed["candidates"]]
+    assert any("kept from an earlier run" in note for note in resumed["notes"])
+    assert not any("kept from an earlier run" in note for note in fresh["notes"])
+
+
+def test_a_wider_run_adds_to_a_narrow_one(
+    documents: kvtool.Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path))
+    evaluate(documents, model=lively, recipes=["nf4"], scope=KL)
+    seen: list[Progress] = []
+    evaluate(
+        documents, model=lively, recipes=["nf4", "lossless"], scope=KL, on_progress=lambda p: seen.append(p)
+    )
+    assert (seen[-1].kept, seen[-1].measured) == (6, 3)
+
+
+def test_a_conversation_is_asked_turn_by_turn(
+    documents: kvtool.Store, lively: kvtool.Model, questions: Path
+) -> None:
+    scope = Scope(metrics=("answers",), answer_tokens=6)
+    found = evaluate(documents, model=lively, recipes=["kivi:bits=2"], questions=questions, scope=scope)
+    answers = of(found, "kivi:bits=2")["answers"]
+    assert answers["asked"] == 5
+    assert [(turn["turn"], turn["asked"]) for turn in answers["turns"]] == [(1, 3), (2, 1), (3, 1)]
+    assert of(found, "raw")["answers"]["f1"]["value"] == 1.0
+    for example in answers["examples"]:
+        assert example["f1"] < 1
+        assert example["raw"] != example["answer"]
+
+
+def test_documents_are_drawn_by_the_seed(documents: kvtool.Store, lively: kvtool.Model) -> None:
+    def names(seed: int) -> list[str]:
+        scope = Scope(metrics=("kl",), documents=1, context=64, tokens=8, seed=seed)
+        found = evaluate(documents, model=lively, recipes=["kivi"], scope=scope)
+        assert any("1 of 3 segments were drawn" in note for note in found["notes"])
+        return [document["name"] for document in found["documents"]]
+
+    assert names(0) == names(0)
+    assert len({name for seed in range(8) for name in names(seed)}) > 1
+
+
+class Refused(Exception):
+    """Something long was started."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"recipes": ["kiwi"]}, "kiwi"),
+        ({"recipes": ["kivi:bits=99"]}, "bits is 99"),
+        ({"recipes": ["kivi:bits"]}, "expected NAME=VALUE"),
+        ({"recipes": ["kivi", "recent=32"]}, "behind colons"),
+        ({"recipes": ["nf4"], "names": ["nowhere.txt"]}, "is not in the store"),
+        ({"recipes": ["nf4"], "names": ["a.txt"], "scope": Scope(tokens=2000)}, "a.txt: segment 0 has"),
+        ({"recipes": ["nf4"], "scope": Scope(tokens=2000)}, "2 more are as short"),
+        ({"recipes": ["nf4"], "scope": Scope(lengths=(100_000,))}, "has a context of 4096"),
+        ({"recipes": ["nf4"], "scope": Scope(lengths=(60,))}, "length 60"),
+        ({"recipes": ["nf4"], "questions": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"recipes": ["nf4"], "gate": Gate(min_answers=0.9)}, "--min-answers"),
+        ({"recipes": ["nf4"], "gate": Gate(max_ratio_loss=0.1)}, "--baseline"),
+        ({"recipes": ["nf4"], "gate": Gate(max_kl=0.1), "scope": Scope(metrics=("times",))}, "--max-kl"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_input_is_named_before_anything_long(
+    documents: kvtool.Store,
+    lively: kvtool.Model,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    message: str,
+) -> None:
+    def start(*_: Any) -> None:
+        raise Refused
+
+    monkeypatch.setattr(Runner, "measure", start)
+    monkeypatch.setattr(Runner, "kv", start)
+    with pytest.raises(kvtool.KvtoolError, match=message):
+        evaluate(documents, arguments.pop("names", None), model=lively, **{"scope": SMALL, **arguments})
+
+
+def test_a_candidate_that_cannot_be_used_is_named_at_once(
+    documents: kvtool.Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(cache: kvtool.DocumentCache, bench: Any) -> None:
+        raise kvtool.KvtoolError("its heads are odd")
+
+    monkeypatch.setattr(Runner, "measure", lambda *_: pytest.fail("something long was started"))
+    with pytest.raises(kvtool.KvtoolError, match=r"odd one: cannot be used with lively.*: its heads are odd"):
+        evaluate(documents, model=lively, recipes=["nf4"], scope=KL, others=[Broken("odd one", fail)])
+
+
+def test_another_model_is_refused(documents: kvtool.Store, tiny: kvtool.Model) -> None:
+    with pytest.raises(kvtool.KvtoolError, match="another model"):
+        evaluate(documents, model=tiny, recipes=["nf4"], scope=KL)
