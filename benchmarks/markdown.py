@@ -7,8 +7,8 @@ from typing import Any
 
 HEAD = """# Benchmarks
 
-Recipes and other tools on the same tensors, by `{command}`, which writes this page; `make peers` makes the other tools'
-environments first. {machine}. Model: {model}.
+Recipes and other tools on the same tensors. `make peers` makes the other tools' environments, `make bench` writes this page.
+{machine}. Model: {model}.
 
 {documents} documents (Python's help texts and source code, kvtool's own pages): the first {context} tokens of each are
 cached, the {tokens} behind them predicted. Retrieval: {asked} questions over {haystacks} haystacks of {lengths} tokens of
@@ -20,7 +20,8 @@ and haystacks again; so few of them tell large differences only.
 - **kept**: of what is answered over the raw cache, the share that is answered still. **≈** where the difference to raw
   cannot be told from noise.
 - **TTFT**: time to first token of a full prefill ÷ that from the artifact, at {timed} tokens. **encode**, **load**: their
-  time ÷ that of the prefill. Of other tools, which run in processes of their own, without reading and checking files.
+  time ÷ that of the prefill. Of other tools, which run in processes of their own, without reading and checking files;
+  kvpress prunes while it prefills, so that its encoding holds a prefill.
 """
 
 COLUMNS = ("", "bits", "ratio", "KL", "ΔNLL", "top-1", "kept", "TTFT", "encode", "load")
@@ -31,7 +32,6 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
     machine, settings, candidates = (evaluation[part] for part in ("machine", "settings", "candidates"))
     raw = candidates[0]
     head = HEAD.format(
-        command=evaluation["command"],
         machine=(
             f"{machine['cores']} cores ({machine['processor']}), {machine['device']}, Python {machine['python']}, "
             f"torch {machine['torch']}, transformers {machine['transformers']}, kvtool {evaluation['kvtool']}"

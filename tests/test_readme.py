@@ -60,7 +60,9 @@ def run(commands: list[str], folder: Path) -> str:
         assert done.returncode == 0, done.stdout
         # Lines of progress come when a run takes long.
         printed = [
-            line for line in done.stdout.strip("\n").splitlines() if not line.startswith("prefilling: ")
+            line
+            for line in done.stdout.strip("\n").splitlines()
+            if not line.startswith(("prefilling: ", "evaluating: "))
         ]
         lines += [f"$ {command}", *printed]
     return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -110,7 +110,8 @@ def run(
     """
     from ..config import settings
     from ..evaluate import Gate, Scope, carry_out, plan
-    from ..evaluate.gate import failed, read_baseline
+    from ..evaluate.gate import read_baseline
+    from ..report.table import gate as gate_lines
     from ..report.table import table
     from ..store import Store
 
@@ -158,18 +159,18 @@ def run(
             command=shlex.join(["kvtool", *sys.argv[1:]]),
             on_progress=lambda p: bar.update(p.done, p.total, "tokens"),
         )
-    if as_json:
-        common.print_json(evaluation)
-    else:
-        typer.echo(table(evaluation))
-        for note in evaluation["notes"]:
-            common.say(note)
+    for note in evaluation["notes"][len(planned.notes) :]:
+        common.say(note)
     if html is not None:
         _write_page(html, evaluation)
-    lines = failed(evaluation["gate"] or [])
-    for line in lines:
-        common.say(f"gate: {line}")
-    return GATE if lines else DONE
+    failed = [check for check in evaluation["gate"] or () if not check["passed"]]
+    if as_json:
+        common.print_json(evaluation)
+        for line in gate_lines(failed):
+            common.say(line)
+    else:
+        typer.echo(table(evaluation))
+    return GATE if failed else DONE
 
 
 def _say_plan(plan: Plan) -> None:

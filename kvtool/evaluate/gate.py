@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -106,21 +106,6 @@ def read_baseline(path: Path) -> dict[str, float]:
         raise UsageError(
             f"--baseline {path}: is no evaluation ({error}); expected what kvtool eval --json printed"
         ) from error
-
-
-def failed(checks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each limit that was not kept."""
-    return [_line(check) for check in checks if not check["passed"]]
-
-
-def _line(check: Mapping[str, Any]) -> str:
-    name, metric, value = check["candidate"], check["metric"], check["value"]
-    if value is None:
-        return f"{name}: {metric} was not measured, so the limit {check['limit']:g} is not shown to be kept"
-    line = f"{name}: {metric} is {value:.4g}, the limit is {check['limit']:g}"
-    if not check["told"]:
-        line += f"; between {check['low']:.4g} and {check['high']:.4g}, so noise may have decided it"
-    return line
 
 
 def _flag(limit: str) -> str:

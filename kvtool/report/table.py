@@ -27,16 +27,16 @@ def table(evaluation: Json) -> str:
     names = ["candidate", *(printable(candidate["name"]) for candidate in shown)]
     blocks = [_left(names), *(_block(c.heading, below) for c, below in zip(chosen, cells, strict=True))]
     lines = [GAP.join(row).rstrip() for row in zip(*blocks, strict=True)]
-    return "\n".join([*lines, *_legend(cells), *gate(evaluation)])
+    return "\n".join([*lines, *_legend(cells), *gate(evaluation["gate"] or ())])
 
 
-def gate(evaluation: Json) -> list[str]:
+def gate(checks: Sequence[Json]) -> list[str]:
     """One line for each limit: what failed is named, and what lies too near the limit to be told from it."""
     return [
         f"gate {'passed' if check['passed'] else 'FAILED'}: {printable(check['candidate'])}: {metric(check)} "
         f"{measured(check)}, limit {plain(check['limit'])}"
         + ("" if check["told"] or check["value"] is None else "; cannot be told from the limit")
-        for check in evaluation["gate"] or ()
+        for check in checks
     ]
 
 

@@ -57,8 +57,8 @@ def test_json_is_the_evaluation(cli: Cli) -> None:
 def test_a_gate_that_is_kept_and_one_that_is_not(cli: Cli) -> None:
     cli("--recipes", "kivi:bits=8", *KL, "--max-kl", "5", "--min-ratio", "1")
     result = cli("--recipes", "kivi:bits=2,kivi:bits=8", *KL, "--max-kl", "1e-9", "--json", code=GATE)
-    assert "gate: kivi:bits=2: kl is" in result.stderr
-    assert "gate: kivi:bits=8: kl is" in result.stderr
+    assert "gate FAILED: kivi:bits=2: KL" in result.stderr
+    assert "gate FAILED: kivi:bits=8: KL" in result.stderr
     assert [check["passed"] for check in json.loads(result.stdout)["gate"]] == [False, False]
 
 
@@ -70,7 +70,7 @@ def test_a_smaller_ratio_than_before_is_caught(cli: Cli, tmp_path: Path) -> None
     (tmp_path / "better.json").write_text(json.dumps(before))
     loss = ("--baseline", "better.json", "--max-ratio-loss", "0.1")
     result = cli("--recipes", "kivi:bits=4", *KL, *loss, code=GATE)
-    assert "gate: kivi:bits=4: ratio loss is 0.3333, the limit is 0.1" in result.stderr
+    assert "gate FAILED: kivi:bits=4: ratio loss 0.333, limit 0.1" in result.stdout
 
 
 def test_the_page_is_written_once(cli: Cli, tmp_path: Path) -> None:
