@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ import kvtool
 from benchmarks.common import machine
 from benchmarks.corpus import write_corpus
 from benchmarks.markdown import markdown
-from benchmarks.peers.client import Peer
+from benchmarks.peers.client import Peer, PeerError
 from kvtool.codecs import KV, LayerKV, recipes
+from kvtool.digest import digest
 from kvtool.engines import transformers as engine
 from kvtool.evaluate import Scope, evaluate
 from kvtool.evaluate.bench import Bench
@@ -79,7 +81,9 @@ class PeerCandidate:
 
     @property
     def identity(self) -> Any:
-        return ["peer", self.peer.name, self.peer.version, self.method, dict(self.parameters)]
+        here = Path(__file__).parent / "peers"
+        code = [digest(path.read_bytes()) for path in sorted(here.glob("*.py"))]
+        return ["peer", self.peer.name, self.peer.version, self.method, dict(self.parameters), code]
 
     def restore(self, bench: Bench) -> Restored:
         kv, prefix = bench.kv(), bench.prefix_kv
@@ -90,7 +94,10 @@ class PeerCandidate:
         }
         for index, layer in enumerate(kv.layers):
             given |= {f"layers.{index:04d}.keys": layer.keys, f"layers.{index:04d}.values": layer.values}
-        back = self.peer.restore(self.method, self.parameters, given, bench.model.directory)
+        try:
+            back = self.peer.restore(self.method, self.parameters, given, bench.model.directory)
+        except PeerError as error:
+            raise kvtool.KvtoolError(str(error)) from error
         layers = [
             (back.tensors[f"layers.{n:04d}.keys"], back.tensors[f"layers.{n:04d}.values"])
             for n in range(len(kv.layers))
@@ -130,7 +137,8 @@ def main() -> None:
         others = list(_peers(stack, arguments.peers))
         before = Path.cwd()
         os.chdir(folder / "texts")
-        kvtool.prefill(".", model=model, store=store)
+        problems = kvtool.prefill(".", model=model, store=store).problems
+        assert not problems, problems
         os.chdir(before)
         found = evaluate(
             store,
@@ -166,15 +174,13 @@ class _Lines:
     """A line for each context: what is done, and how long the rest takes at that speed."""
 
     def __init__(self) -> None:
-        import time
-
-        self.clock, self.started, self.what = time.monotonic, time.monotonic(), ""
+        self.started, self.what = time.monotonic(), ""
 
     def __call__(self, progress: Progress) -> None:
         if progress.what == self.what or not progress.done:
             return
         self.what = progress.what
-        passed = self.clock() - self.started
+        passed = time.monotonic() - self.started
         left = passed / progress.done * (progress.total - progress.done)
         print(
             f"{passed:.0f} s: {progress.done / progress.total:.0%}, {progress.what}; {left:.0f} s left",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -161,8 +162,6 @@ def run(
         )
     for note in evaluation["notes"][len(planned.notes) :]:
         common.say(note)
-    if html is not None:
-        _write_page(html, evaluation)
     failed = [check for check in evaluation["gate"] or () if not check["passed"]]
     if as_json:
         common.print_json(evaluation)
@@ -170,14 +169,18 @@ def run(
             common.say(line)
     else:
         typer.echo(table(evaluation))
+    if html is not None:
+        _write_page(html, evaluation)
     return GATE if failed else DONE
 
 
 def _say_plan(plan: Plan) -> None:
+    from ..report.text import printable
+
     kinds = [context.kind for context in plan.contexts]
     parts = [
         f"{kinds.count(kind)} {what}"
-        for kind, what in (("text", "documents"), ("needles", "haystacks"))
+        for kind, what in (("text", "segments"), ("needles", "haystacks"))
         if kind in kinds
     ]
     if plan.asked:
@@ -185,7 +188,7 @@ def _say_plan(plan: Plan) -> None:
         parts.append(f"{turns} questions")
     common.say(f"{len(plan.runner.candidates)} candidates, raw among them, on {', '.join(parts)}")
     for note in plan.notes:
-        common.say(note)
+        common.say(printable(note))
 
 
 def _refuse_page(path: Path, replace: bool) -> None:
@@ -195,8 +198,11 @@ def _refuse_page(path: Path, replace: bool) -> None:
     require()
     if path.exists() and not replace:
         raise UsageError(f"--html {path}: is there already; give another name, or --replace it")
-    if not path.parent.is_dir():
-        raise UsageError(f"--html {path}: {path.parent} is no directory; make it first")
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a directory" if path.is_dir() else f"{path.parent} is no directory"
+        raise UsageError(f"--html {path}: {what}; name a file in a directory that is there")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--html {path}: {path.parent} cannot be written to; name another directory")
 
 
 def _write_page(path: Path, evaluation: dict[str, Any]) -> None:

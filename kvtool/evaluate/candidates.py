@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from ..codecs import CodecError, Pipeline
 from ..codecs.registry import recipe as find_recipe
+from ..codecs.registry import recipes
 from ..compress import parameters_of, pipeline_of, refuse_unmeasurable
 from ..digest import Json
 from ..engines.cache import DocumentCache
@@ -37,7 +38,7 @@ class Restored:
 class Candidate(Protocol):
     """``name`` tells it from the others; candidates of one ``family`` are points on one curve.
 
-    ``identity`` is what its results depend on, ``artifact`` the variant of the bench that ``restore`` leaves, or None.
+    ``identity`` is what its results depend on, ``variant`` the one that ``restore`` leaves on the bench, or None.
     """
 
     @property
@@ -126,7 +127,8 @@ def candidate(text: str) -> Coded:
 
 def candidates(texts: Iterable[str]) -> list[Coded]:
     """Each of ``texts`` once. Raises ``UsageError`` as ``candidate`` does."""
-    return [candidate(text) for text in dict.fromkeys(text.strip() for text in texts) if text]
+    given = [texts] if isinstance(texts, str) else texts
+    return [candidate(text) for text in dict.fromkeys(text.strip() for text in given) if text]
 
 
 def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
@@ -139,11 +141,14 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
             family = str(made.recipe.get("name", variant))
             try:
                 pipeline = Pipeline.from_config(made.recipe["pipeline"])
-                recipe = find_recipe(family)
-                summary, paper = recipe.summary, recipe.paper
-            except CodecError:
-                summary = paper = ""
-            coded = Coded(variant, family, pipeline, summary, paper)
+            except (CodecError, KeyError) as error:
+                raise UsageError(
+                    f"{name}: its variant {variant!r} cannot be made here ({error}); name what to compare with --recipes"
+                ) from error
+            known = recipes().get(family)
+            coded = Coded(
+                variant, family, pipeline, known.summary if known else "", known.paper if known else ""
+            )
             if found.setdefault(variant, coded).pipeline != pipeline:
                 raise UsageError(
                     f"{name}: its variant {variant!r} was made otherwise than that of other documents; name what to "

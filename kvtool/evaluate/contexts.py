@@ -60,6 +60,11 @@ class Context:
             + sum(len(p.token_ids) + 8 * p.max_tokens for p in self.prompts)
         )
 
+    @property
+    def prefill_cost(self) -> int:
+        """Tokens that the model runs before any candidate has a turn."""
+        return len(self.token_ids) if self.place is None else 0
+
     def identity(self, model: Model, prefix: Prefix) -> Json:
         """All that a measurement of this context depends on."""
         return {
@@ -68,6 +73,7 @@ class Context:
             "cached": digest_token_ids(self.token_ids),
             "stored": self.place is not None,
             "fed": digest_token_ids(self.fed),
+            "targets": digest_token_ids(self.targets),
             "prompts": [[digest_token_ids(p.token_ids), p.max_tokens] for p in self.prompts],
         }
 
@@ -82,28 +88,35 @@ def chosen(store: Store, names: Sequence[str], scope: Scope) -> list[Place]:
 
 
 def text_contexts(store: Store, places: Sequence[Place], scope: Scope) -> tuple[list[Context], list[Place]]:
-    """A context of each segment's first tokens, and the segments that are too short for one."""
+    """A context of each segment's first tokens, and the segments that are too short for one.
+
+    Without KL nothing is fed, and of all of them the longest is enough.
+    """
     contexts, short = [], []
     for place in places:
         ids = store.open(place.document, segment=place.segment).token_ids.tolist()
-        cached = min(scope.context, len(ids) - scope.tokens)
+        cached = min(scope.context, len(ids) - scope.fed)
         if cached < LEAST_CACHED:
             short.append(place)
             continue
-        # The last cached token is fed again, so that all that is predicted is predicted over the cache.
-        fed = tuple(ids[cached - 1 : cached - 1 + scope.tokens])
-        targets = tuple(ids[cached : cached + scope.tokens])
         contexts.append(
             Context(
                 "text",
                 segment_name(store[place.document], place),
                 tuple(ids[:cached]),
-                fed,
-                targets,
+                # The last cached token is fed again, so that all that is predicted is predicted over the cache.
+                fed=tuple(ids[cached - 1 : cached - 1 + scope.fed]),
+                targets=tuple(ids[cached : cached + scope.fed]),
                 place=place,
             )
         )
-    return contexts, short
+    return (contexts if scope.fed else longest(contexts)), short
+
+
+def longest(contexts: Sequence[Context]) -> list[Context]:
+    """The longest of those that a store holds, if there is one: what times are measured on."""
+    stored = [context for context in contexts if context.place is not None]
+    return [max(stored, key=lambda context: len(context.token_ids))] if stored else []
 
 
 def segment_name(document: Document, place: Place) -> str:
@@ -120,7 +133,7 @@ def needle_contexts(
     """
     made = haystacks(
         texts,
-        lengths=scope.lengths,
+        lengths=scope.lengths or (),
         contexts=scope.haystacks,
         seed=scope.seed,
         count_tokens=lambda text: len(document_tokens(model, text)),
@@ -135,7 +148,7 @@ def refuse_too_short(short: Sequence[Place], store: Store, scope: Scope) -> Usag
     return UsageError(
         f"{first.document}: segment {first.segment} has {tokens} tokens"
         + (f" ({len(short) - 1} more are as short)" if len(short) > 1 else "")
-        + f"; to cache at least {LEAST_CACHED} and predict {scope.tokens}, {LEAST_CACHED + scope.tokens} are needed. Give a "
+        + f"; to cache at least {LEAST_CACHED} and predict {scope.fed}, {LEAST_CACHED + scope.fed} are needed. Give a "
         "smaller --tokens, or name longer documents"
     )
 

@@ -34,10 +34,15 @@ def question_contexts(store: Store, asked: Sequence[Asked]) -> list[tuple[Contex
 
 
 def histories(
-    model: Model, prefix: Prefix, context: Context, asked: Sequence[Asked], scope: Scope
-) -> list[list[str]]:
-    """What was noted of an earlier run: for each conversation its answers over the raw cache. Empty if nothing was."""
-    return journal.recall(_key(model, prefix, context, asked, scope)) or []
+    model: Model, prefix: Prefix, context: Context, asked: Sequence[Asked], scope: Scope, *, fresh: bool
+) -> list[list[str]] | None:
+    """For each conversation its answers over the raw cache, but for the last turn's, behind which nothing is asked.
+
+    None if they are to be found first: no earlier run has noted them, or all is to be measured afresh.
+    """
+    if all(len(one.turns) == 1 for one in asked):
+        return [[] for _ in asked]
+    return None if fresh else journal.recall(_key(model, prefix, context, asked, scope))
 
 
 def converse(bench: Bench, context: Context, asked: Sequence[Asked], scope: Scope) -> list[list[str]]:
@@ -45,8 +50,8 @@ def converse(bench: Bench, context: Context, asked: Sequence[Asked], scope: Scop
     model = bench.model
     cache = bench.load()
     answers: list[list[str]] = [[] for _ in asked]
-    for turn in range(max(len(one.turns) for one in asked)):
-        there = [n for n, one in enumerate(asked) if len(one.turns) > turn]
+    for turn in range(max(len(one.turns) for one in asked) - 1):
+        there = [n for n, one in enumerate(asked) if len(one.turns) > turn + 1]
         prompts = [_prompt(model, bench.prefix, asked[n], answers[n], turn, scope) for n in there]
         said = answer_each(model, cache, [p.token_ids for p in prompts], [p.max_tokens for p in prompts])
         for n, ids in zip(there, said, strict=True):

@@ -51,9 +51,10 @@ def cache_error(
             if x.shape != y.shape:
                 return {}
             # Float32 sums of a long segment's squares lose digits; a head at a time in double they take little memory.
-            layers.append([[_square(b - a), _square(a)] for a, b in zip(x.double(), y.double(), strict=True)])
+            heads = ((a.double(), b.double()) for a, b in zip(x, y, strict=True))
+            layers.append([[_square(b - a), _square(a)] for a, b in heads])
     return found
 
 
 def _square(x: Tensor) -> float:
-    return float((x * x).sum())
+    return float(x.square().sum())

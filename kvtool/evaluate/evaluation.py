@@ -19,12 +19,14 @@ from ..model import Model
 from ..store import Store
 from .bench import Bench
 from .candidates import Candidate
+from .contexts import Context, Place
 from .conversations import converse, histories, with_prompts
 from .gate import Gate
-from .plan import Plan, longest_document, plan
+from .plan import Plan, plan
+from .questions import Asked
 from .run import OnProgress, Progress
 from .scope import Scope
-from .summary import Measured, candidate_summary
+from .summary import Measured, candidate_summary, is_finite
 from .times import times
 
 FORMAT = 1
@@ -44,7 +46,7 @@ def evaluate(
     gate: Gate | None = None,
     others: Sequence[Candidate] = (),
     fresh: bool = False,
-    command: str = "",
+    command: str = "kvtool.evaluate(…)",
     on_progress: OnProgress = lambda _: None,
 ) -> dict[str, Any]:
     """What compressing ``names`` (default: all documents) by ``recipes`` costs, as JSON.
@@ -59,7 +61,7 @@ def evaluate(
     return carry_out(planned, command=command, on_progress=on_progress)
 
 
-def carry_out(plan: Plan, *, command: str = "", on_progress: OnProgress = lambda _: None) -> dict[str, Any]:
+def carry_out(plan: Plan, *, command: str, on_progress: OnProgress = lambda _: None) -> dict[str, Any]:
     """Measures what is planned, and sums it up as JSON. ``command`` is what a report says it was made by."""
     runner, measured = plan.runner, []
     runner.progress, runner.on_progress = Progress(total=plan.cost), on_progress
@@ -69,17 +71,25 @@ def carry_out(plan: Plan, *, command: str = "", on_progress: OnProgress = lambda
         for context in plan.contexts:
             measured.append(Measured(context, tuple(runner.measure(bench, context))))
         for context, asked in plan.asked:
-            answers = histories(runner.model, runner.prefix, context, asked, plan.scope)
-            if not answers:
-                with bench.holding(runner.kv(context)):
-                    answers = converse(bench, context, asked, plan.scope)
-            context = with_prompts(runner.model, runner.prefix, context, asked, answers, plan.scope)
-            measured.append(Measured(context, tuple(runner.measure(bench, context))))
-        timed = longest_document([one.context for one in measured])
-        if "times" in plan.scope.metrics and timed:
-            with bench.holding(runner.kv(timed)):
-                told, each = times(bench, timed, runner.candidates, plan.scope.repeats, runner.turn(timed))
+            ready = _conversations(plan, bench, context, asked)
+            runner.progress.total += (ready.cost - context.cost) * len(runner.candidates)
+            measured.append(Measured(ready, tuple(runner.measure(bench, ready))))
+        if plan.timed:
+            with bench.holding(runner.kv(plan.timed)):
+                told, each = times(
+                    bench, plan.timed, runner.candidates, plan.scope.repeats, runner.turn(plan.timed)
+                )
     return _evaluation(plan, measured, told, each, command)
+
+
+def _conversations(plan: Plan, bench: Bench, context: Context, asked: Sequence[Asked]) -> Context:
+    """``context`` with its prompts, for which earlier turns have to be answered first."""
+    runner = plan.runner
+    answers = histories(runner.model, runner.prefix, context, asked, plan.scope, fresh=runner.fresh)
+    if answers is None:
+        with bench.holding(runner.kv(context)):
+            answers = converse(bench, context, asked, plan.scope)
+    return with_prompts(runner.model, runner.prefix, context, asked, answers, plan.scope)
 
 
 def _try_all(plan: Plan, bench: Bench) -> None:
@@ -108,10 +118,16 @@ def _evaluation(
     for summary, own in zip(found, each or [], strict=False):
         summary["times"] = own
     notes = list(plan.notes)
+    for n, candidate in enumerate(runner.candidates):
+        if not all(is_finite(one.records[n]) for one in measured):
+            notes.append(
+                f"{candidate.name}: its cache, or what is predicted over it, is not made of numbers (NaN)."
+            )
     if runner.progress.kept:
         notes.append(
             f"{runner.progress.kept} measurements were kept from an earlier run (--fresh measures anew)."
         )
+    geometry = runner.store.open(plan.places[0].document).contents.geometry
     evaluation: dict[str, Any] = {
         "format": FORMAT,
         "command": command,
@@ -122,26 +138,28 @@ def _evaluation(
             "name": model.name,
             "fingerprint": model.fingerprint,
             "dtype": model.dtype_name,
-            "layers": len(engine.windows(model)),
-            "kv_heads": getattr(model.text_config, "num_key_value_heads", None),
+            "layers": len(geometry.layers),
+            "kv_heads": geometry.layers[0].keys[0],
         },
         "settings": {name: _listed(value) for name, value in asdict(plan.scope).items()},
-        "documents": [
-            {
-                "name": one.context.name,
-                "segment": one.context.place.segment if one.context.place else 0,
-                "cached_tokens": len(one.context.token_ids),
-                "fed_tokens": len(one.context.fed),
-            }
-            for one in measured
-            if one.context.place is not None
-        ],
+        "documents": [_document(plan, place, measured) for place in plan.places],
         "candidates": found,
         "times": told,
         "notes": notes,
     }
     evaluation["gate"] = plan.gate.checks(evaluation) or None
     return evaluation
+
+
+def _document(plan: Plan, place: Place, measured: Sequence[Measured]) -> dict[str, Any]:
+    """What was cached and predicted of a segment; of one that was only asked about or gave text to haystacks, 0."""
+    own = [one.context for one in measured if one.context.place == place and one.context.kind == "text"]
+    return {
+        "name": place.document,
+        "segment": place.segment,
+        "cached_tokens": sum(len(context.token_ids) for context in own),
+        "fed_tokens": sum(len(context.fed) for context in own),
+    }
 
 
 def _listed(value: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ class Gate:
     max_ratio_loss: float | None = None
     baseline: Mapping[str, float] | None = None
 
-    def refuse_unmeasured(self, scope: Scope, has_questions: bool) -> None:
-        """Raises ``UsageError`` for a limit on what is not going to be measured."""
+    def refuse_unmeasured(self, scope: Scope, has_questions: bool, names: Sequence[str]) -> None:
+        """Raises ``UsageError`` for a limit on what is not going to be measured, of the candidates ``names``."""
         for limit, metric in (
             ("max_kl", "kl"),
             ("max_dnll", "kl"),
@@ -43,6 +44,11 @@ class Gate:
         if (self.max_ratio_loss is None) != (self.baseline is None):
             raise UsageError(
                 "--max-ratio-loss and --baseline: one says how much smaller the ratio may be, the other than what; give both"
+            )
+        if self.baseline is not None and (missing := [name for name in names if name not in self.baseline]):
+            raise UsageError(
+                f"--baseline: has no {', '.join(missing)}, only {', '.join(self.baseline)}; compare the same recipes, or make "
+                "it again"
             )
 
     def checks(self, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -62,44 +68,46 @@ class Gate:
     def _check(self, candidate: Mapping[str, Any], limit: str) -> dict[str, Any]:
         most, metric = limit.startswith("max_"), limit.partition("_")[2].replace("_", " ")
         bound = getattr(self, limit)
-        value, low, high = self._measured(candidate, limit)
+        found = self._measured(candidate, limit)
+        value, low, high, n = (found[part] for part in ("value", "low", "high", "n"))
         # What was not measured has not been shown to keep the limit.
         passed = value is not None and (value <= bound if most else value >= bound)
-        told = low is None or high is None or not low <= bound <= high
+        # Bytes are counted, not estimated. One document or context says nothing of others.
+        told = n is None or (n > 1 and not low <= bound <= high)
         return {
             "candidate": candidate["name"],
             "metric": metric,
-            "value": value,
-            "low": low,
-            "high": high,
+            **found,
             "limit": bound,
             "passed": passed,
             "told": told,
         }
 
-    def _measured(
-        self, candidate: Mapping[str, Any], limit: str
-    ) -> tuple[float | None, float | None, float | None]:
+    def _measured(self, candidate: Mapping[str, Any], limit: str) -> Mapping[str, Any]:
+        counted: dict[str, Any] = {"value": None, "low": None, "high": None, "n": None}
         if limit == "min_ratio":
-            return candidate["ratio"], None, None
+            return counted | {"value": candidate["ratio"]}
         if limit == "max_ratio_loss":
-            before = (self.baseline or {}).get(candidate["name"])
-            return (None if before is None else 1 - candidate["ratio"] / before), None, None
-        found = {
+            assert self.baseline is not None
+            return counted | {"value": 1 - candidate["ratio"] / self.baseline[candidate["name"]]}
+        estimate = {
             "max_kl": lambda: candidate["kl"],
             "max_dnll": lambda: candidate["dnll"],
             "min_top1": lambda: candidate["top1"],
             "min_retrieval": lambda: candidate["retrieval"] and candidate["retrieval"]["retention"],
             "min_answers": lambda: candidate["answers"] and candidate["answers"]["f1"],
         }[limit]()
-        return (found["value"], found["low"], found["high"]) if found else (None, None, None)
+        return estimate or counted
 
 
 def read_baseline(path: Path) -> dict[str, float]:
     """Each candidate's ratio in an evaluation that ``kvtool eval --json`` printed. Raises ``UsageError``."""
     try:
         found = json.loads(path.read_bytes())
-        return {str(c["name"]): float(c["ratio"]) for c in found["candidates"]}
+        ratios = {str(c["name"]): float(c["ratio"]) for c in found["candidates"]}
+        if not all(0 < ratio < math.inf for ratio in ratios.values()):
+            raise ValueError("a ratio is not above 0")
+        return ratios
     except OSError as error:
         raise UsageError(f"--baseline {path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

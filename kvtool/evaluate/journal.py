@@ -5,21 +5,20 @@ A measurement is found by all that it depends on. Times are not kept: they are r
 
 from __future__ import annotations
 
+import functools
 import json
-from importlib.metadata import version
+import os
 from pathlib import Path
 from typing import Any
 
-from ..digest import Json, canonical_json, digest_json
+from ..digest import Json, digest, digest_json
 from ..fs import write_atomic
 from ..places import cache_dir
 
-FORMAT = 1
-
 
 def key(*parts: Json) -> str:
-    """Of all that a measurement depends on, as JSON; the version of kvtool is always part of it."""
-    return digest_json([FORMAT, version("kvtool"), *parts])
+    """Of all that a measurement depends on, as JSON; kvtool's own code is always part of it."""
+    return digest_json([_code(), *parts])
 
 
 def recall(key: str) -> Any:
@@ -32,7 +31,19 @@ def recall(key: str) -> Any:
 
 def remember(key: str, measured: Json) -> None:
     """Raises ``StoreError`` if the cache directory cannot be written to: an evaluation takes long enough to be kept."""
-    write_atomic(_path(key), [canonical_json(measured)])
+    # Broken caches give NaN and infinity, which canonical JSON has no words for.
+    write_atomic(_path(key), [json.dumps(measured).encode()])
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the package's source files: a version number would not tell two states of a checkout apart."""
+    package = Path(__file__).resolve().parents[1]
+    folders = os.walk(package, followlinks=True)
+    files = sorted(
+        Path(folder) / name for folder, _, names in folders for name in names if name.endswith(".py")
+    )
+    return digest_json([[str(path.relative_to(package)), digest(path.read_bytes())] for path in files])
 
 
 def _path(key: str) -> Path:

@@ -25,14 +25,15 @@ class Reference:
 
 def reference(bench: Bench, context: Context) -> Reference:
     """Of the context that the bench holds."""
-    # Two loads: the one that is fed has lost its last token's own bits.
-    return Reference(bench.load(), _logits(bench, bench.load(), context, None))
+    # A load of its own: the cache that is fed loses its last token's very bits.
+    logits = _logits(bench, bench.load(), context, None) if context.fed else None
+    return Reference(bench.load(), logits)
 
 
 def measure(bench: Bench, context: Context, candidate: Candidate, raw: Reference) -> dict[str, Any]:
     """All of it, as JSON:
 
-    - ``nbytes`` and ``n_elements``, ``encode_seconds`` and ``load_seconds``;
+    - ``nbytes`` and ``n_elements``;
     - ``error``: squared errors and squares by layer and head, as ``cache_error`` has them;
     - ``kl``, ``dnll``, ``top1``: for each token that is fed;
     - ``said``: the answer to each prompt.
@@ -44,8 +45,6 @@ def measure(bench: Bench, context: Context, candidate: Candidate, raw: Reference
         "n_elements": sum(
             side[:, :, start:].numel() for layer in raw.cache.layers for side in (layer.keys, layer.values)
         ),
-        "encode_seconds": restored.encode_seconds,
-        "load_seconds": restored.load_seconds,
         "error": cache_error(raw.cache, restored.cache, start),
     }
     if context.prompts:
@@ -57,17 +56,15 @@ def measure(bench: Bench, context: Context, candidate: Candidate, raw: Reference
             position=restored.position,
         )
         found["said"] = [bench.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
-    logits = _logits(bench, restored.cache, context, restored.position)
-    if raw.logits is not None and logits is not None:
+    if raw.logits is not None:
+        logits = _logits(bench, restored.cache, context, restored.position)
         lost = distortion(raw.logits, logits, context.targets)
         found |= {"kl": lost.kl, "dnll": lost.dnll, "top1": lost.top1}
     return found
 
 
-def _logits(bench: Bench, cache: DocumentCache, context: Context, position: int | None) -> Tensor | None:
+def _logits(bench: Bench, cache: DocumentCache, context: Context, position: int | None) -> Tensor:
     """The cache loses its last token, which is the first that is fed; a pruned cache may have lost it before."""
-    if not context.fed:
-        return None
     if position is None:
         cache.crop(-1)
         return follow(bench.model, cache, context.fed)

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
-from statistics import fmean
 
 from ..errors import UsageError
 from .haystack import Needle, document_text, hide
-from .tasks import COMMON_WORDS, MOST_KEYS, MOST_VALUES, Question, Task, keys, needles_of, values
+from .tasks import MOST_KEYS, MOST_VALUES, Question, Task, keys, needles_of, values
 
-__all__ = ["Haystack", "Question", "found", "haystacks", "score"]
+__all__ = ["Haystack", "Question", "found", "haystacks"]
 
 Draw = Callable[[Random, str, int], list[Task]]
 
@@ -70,15 +69,10 @@ def haystacks(
     return made
 
 
-def score(question: Question, said: str) -> float:
-    """Share of the question's answers that ``said`` has, 0 to 1."""
-    return found(question.answers, said)
-
-
-def found(answers: Sequence[str], said: str) -> float:
-    """Share of ``answers`` that occur in ``said`` as whole words or numbers, in either case."""
+def found(answers: Sequence[str], said: str) -> list[bool]:
+    """Which of ``answers`` occur in ``said`` as whole words or numbers, in either case."""
     there = [re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", said, re.IGNORECASE) for answer in answers]
-    return sum(map(bool, there)) / len(answers)
+    return [match is not None for match in there]
 
 
 def _first_that_fits(
@@ -97,6 +91,5 @@ def _first_that_fits(
 
 
 def _placed(task: Task, depths: Mapping[Needle, float]) -> Question:
-    if task.question.task == COMMON_WORDS:
-        return task.question
-    return replace(task.question, depth=fmean(depths[needle] for needle in task.needles))
+    """What stands in several places has no depth of its own."""
+    return replace(task.question, depth=depths[task.needles[0]] if len(task.needles) == 1 else None)

@@ -14,7 +14,15 @@ from ..model import Model
 from ..prompt import Prefix, keeps_turns, prefix_again
 from ..store import Store
 from .candidates import Candidate, Raw, candidates, variants_of
-from .contexts import Context, chosen, needle_contexts, refuse_too_short, text_contexts
+from .contexts import (
+    Context,
+    Place,
+    chosen,
+    longest,
+    needle_contexts,
+    refuse_too_short,
+    text_contexts,
+)
 from .conversations import question_contexts
 from .gate import Gate
 from .questions import Asked, read_questions
@@ -24,27 +32,31 @@ from .scope import Scope
 
 @dataclass
 class Plan:
-    """All that is going to be measured. ``notes`` say what is not, and why."""
+    """All that is going to be measured. ``places`` are the segments that it is about; ``notes`` say what is left out,
+    and why."""
 
     runner: Runner
     scope: Scope
-    documents: list[str]
+    places: list[Place]
     contexts: list[Context]
     asked: list[tuple[Context, list[Asked]]]
     gate: Gate
     notes: list[str] = field(default_factory=list)
 
     @property
+    def timed(self) -> Context | None:
+        """What times are measured on."""
+        if "times" not in self.scope.metrics:
+            return None
+        return next(iter(longest([*self.contexts, *(context for context, _ in self.asked)])), None)
+
+    @property
     def cost(self) -> int:
-        """In the tokens that progress is counted in; what is asked about is not known before, and guessed."""
-        each = sum(context.cost for context in self.contexts)
-        each += sum(
-            len(context.token_ids) + sum(len(one.turns) for one in asked) * 10 * self.scope.answer_tokens
-            for context, asked in self.asked
-        )
-        timed = longest_document(self.contexts)
-        rounds = self.scope.repeats * len(timed.token_ids) if "times" in self.scope.metrics and timed else 0
-        return (each + rounds) * len(self.runner.candidates)
+        """In tokens, as progress is counted; conversations have their prompts, and so their part, later."""
+        each = sum(context.cost for context in [*self.contexts, *(context for context, _ in self.asked)])
+        before = sum(context.prefill_cost for context in self.contexts)
+        rounds = self.scope.repeats * len(self.timed.token_ids) if self.timed else 0
+        return before + each * len(self.runner.candidates) + rounds * (1 + len(self.runner.candidates))
 
 
 def plan(
@@ -70,19 +82,25 @@ def plan(
             f"nothing to compare: {store.root} has no variants beside raw; name recipes with --recipes kivi:bits=4,…, or "
             "run kvtool compress first"
         )
-    scope.refuse_too_long(model, prefix)
-    gate.refuse_unmeasured(scope, questions is not None)
+    gate.refuse_unmeasured(scope, questions is not None, [candidate.name for candidate in compared])
+    places = chosen(store, documents, scope)
+    scope = scope.fitted(model, prefix, sum(_tokens(store, place) for place in places))
     notes: list[str] = []
-    asked = []
-    if "answers" in scope.metrics:
-        if questions is None:
-            notes.append("Answers were not compared: no questions were given (--questions FILE).")
-        else:
-            asked = question_contexts(store, read_questions(Path(questions), documents))
-    contexts = _contexts(store, documents, model, prefix, scope, notes, named=names is not None)
-    _refuse_unanswerable(model, prefix, asked, scope)
-    runner = Runner(store, model, prefix, [Raw(), *compared], fresh)
-    return Plan(runner, scope, documents, contexts, asked, gate, notes)
+    asked = _asked(store, documents, model, prefix, questions, scope, notes)
+    contexts = _contexts(store, places, model, prefix, scope, notes, named=names is not None)
+    if not contexts and not asked:
+        raise UsageError(
+            "nothing to measure: --metrics answers needs questions to answer; give --questions FILE"
+        )
+    whole = sum(len(entry.segments) for entry in entries)
+    if len(places) < whole:
+        notes.append(f"{len(places)} of {whole} segments were drawn (--documents, --seed).")
+    runner = Runner(store, model, prefix, entries[0].prefix_artifact, [Raw(), *compared], fresh)
+    return Plan(runner, scope, places, contexts, asked, gate, notes)
+
+
+def _tokens(store: Store, place: Place) -> int:
+    return store[place.document].segments[place.segment].n_tokens
 
 
 def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
@@ -106,34 +124,31 @@ def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
 
 def _contexts(
     store: Store,
-    documents: Sequence[str],
+    places: Sequence[Place],
     model: Model,
     prefix: Prefix,
     scope: Scope,
     notes: list[str],
     named: bool,
 ) -> list[Context]:
-    places = chosen(store, documents, scope)
-    whole = sum(len(store[name].segments) for name in documents)
-    if len(places) < whole:
-        notes.append(f"{len(places)} of {whole} segments were drawn (--documents, --seed).")
     contexts: list[Context] = []
     if "kl" in scope.metrics or "times" in scope.metrics:
         contexts, short = text_contexts(store, places, scope)
         if short and (named or not contexts):
             raise refuse_too_short(short, store, scope)
-        if short:
+        if short and scope.fed:
             left = ", ".join(dict.fromkeys(place.document for place in short))
-            notes.append(f"Too short to predict {scope.tokens} tokens of, and left out: {left} (--tokens).")
-        if len(contexts) == 1:
+            notes.append(f"Too short to predict {scope.fed} tokens of, and left out: {left} (--tokens).")
+        if scope.fed and len({context.place.document for context in contexts if context.place}) == 1:
             notes.append("KL, dNLL and top-1 come from one document: their intervals say nothing of others.")
     if "retrieval" in scope.metrics:
         texts = [
             model.tokenizer.decode(store.open(place.document, segment=place.segment).token_ids)
             for place in places
         ]
-        needles = needle_contexts(model, prefix, texts, scope, later_turns=keeps_turns(model, prefix))
-        if not keeps_turns(model, prefix):
+        turns = keeps_turns(model, prefix)
+        needles = needle_contexts(model, prefix, texts, scope, later_turns=turns)
+        if not turns:
             notes.append(
                 "Later turns were not asked: the chat template does not keep earlier ones as they were said."
             )
@@ -145,27 +160,46 @@ def _contexts(
     return contexts
 
 
-def _refuse_unanswerable(
-    model: Model, prefix: Prefix, asked: Sequence[tuple[Context, Sequence[Asked]]], scope: Scope
-) -> None:
-    for context, questions in asked:
-        if any(len(one.turns) > 1 for one in questions) and not keeps_turns(model, prefix):
-            raise ModelError(
-                f"{model.name}: its chat template does not keep earlier turns as they were said; ask questions of one turn"
+def _asked(
+    store: Store,
+    documents: Sequence[str],
+    model: Model,
+    prefix: Prefix,
+    questions: str | Path | None,
+    scope: Scope,
+    notes: list[str],
+) -> list[tuple[Context, list[Asked]]]:
+    if "answers" not in scope.metrics:
+        if questions is not None:
+            raise UsageError(
+                f"--questions {questions}: --metrics leaves out answers; add it, or leave out the questions"
             )
-        for one in questions:
-            tokens = sum(
-                len(model.tokenizer(turn).input_ids) + scope.answer_tokens + 16 for turn in one.turns
+        return []
+    if questions is None:
+        notes.append("Answers were not compared: no questions were given (--questions FILE).")
+        return []
+    read = read_questions(Path(questions), documents)
+    for one in read:
+        if one.segment >= (there := len(store[one.document].segments)):
+            raise UsageError(
+                f"{questions}: asks about segment {one.segment} of {one.document}, which has {there}, counted from 0"
             )
-            length = len(prefix.token_ids) + len(context.token_ids) + tokens
-            if length >= model.context:
-                raise UsageError(
-                    f"{context.name}: with {one.turns[0][:40]!r} it is about {length} tokens long, {model.name} has a "
-                    f"context of {model.context}; ask less, or prefill with a smaller --segment-tokens"
-                )
+    found = question_contexts(store, read)
+    for context, own in found:
+        for one in own:
+            _refuse_unanswerable(model, prefix, context, one, scope)
+    return found
 
 
-def longest_document(contexts: Sequence[Context]) -> Context | None:
-    """What times are measured on."""
-    stored = [context for context in contexts if context.place is not None]
-    return max(stored, key=lambda context: len(context.token_ids), default=None)
+def _refuse_unanswerable(model: Model, prefix: Prefix, context: Context, asked: Asked, scope: Scope) -> None:
+    if len(asked.turns) > 1 and not keeps_turns(model, prefix):
+        raise ModelError(
+            f"{model.name}: its chat template does not keep earlier turns as they were said; ask questions of one turn"
+        )
+    tokens = sum(len(model.tokenizer(turn).input_ids) + scope.answer_tokens + 16 for turn in asked.turns)
+    length = len(prefix.token_ids) + len(context.token_ids) + tokens
+    if length >= model.context:
+        raise UsageError(
+            f"{context.name}: with {asked.turns[0][:40]!r} it is about {length} tokens long, {model.name} has a context of "
+            f"{model.context}; ask less, or prefill with a smaller --segment-tokens"
+        )

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..codecs import KV
 from ..engines.prefiller import Prefiller
+from ..manifest import Variant
 from ..model import Model
 from ..prompt import Prefix
 from ..store import Store
@@ -37,17 +38,17 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass
 class Runner:
-    """Measures contexts of ``store``'s documents and of others, all behind ``prefix``."""
+    """Measures contexts of ``store``'s documents and of others, all behind ``prefix``, as ``stored`` if it is."""
 
     store: Store
     model: Model
     prefix: Prefix
+    stored: Variant | None
     candidates: Sequence[Candidate]
     fresh: bool = False
     on_progress: OnProgress = lambda _: None
     progress: Progress = field(default_factory=Progress)
     _prefiller: Prefiller | None = None
-    _prefix_kv: KV | None = None
 
     @contextmanager
     def bench(self) -> Iterator[Bench]:
@@ -61,10 +62,15 @@ class Runner:
         keys = [journal.key("measured", identity, candidate.identity) for candidate in self.candidates]
         records = [None if self.fresh else journal.recall(key) for key in keys]
         self.progress.what = context.name
-        self.progress.kept += sum(record is not None for record in records)
-        self._advance(context.cost * sum(record is not None for record in records))
-        if None in records:
+        kept = sum(record is not None for record in records)
+        self.progress.kept += kept
+        # What is kept takes no time: counted as done, it would promise too much of the rest.
+        self.progress.total -= context.cost * kept
+        if kept == len(records):
+            self.progress.total -= context.prefill_cost
+        else:
             with bench.holding(self.kv(context)):
+                self._advance(context.prefill_cost)
                 raw = reference(bench, context)
                 for n, candidate in enumerate(self.candidates):
                     if records[n] is None:
@@ -99,11 +105,7 @@ class Runner:
         return self._prefiller
 
     def _prefix(self) -> KV | None:
-        """The prefix as the store's documents stand behind it."""
-        for document in self.store.values():
-            if document.prefix["digest"] == self.prefix.digest and document.prefix_artifact:
-                return self.store.open_artifact(document.prefix_artifact).kv()
-        return self._prefiller_().prefix
+        return None if self.stored is None else self.store.open_artifact(self.stored).kv()
 
 
 def head(store: Store, place: Place, tokens: int) -> KV:

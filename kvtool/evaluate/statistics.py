@@ -37,15 +37,18 @@ class Estimate:
         return self.low <= value <= self.high
 
 
-def mean(clusters: Sequence[Sequence[float]], *, block: int = 1) -> Estimate | None:
-    """The mean of all pieces, over clusters of them; None if there are no pieces."""
-    return ratio([[(value, 1.0) for value in cluster] for cluster in clusters], block=block)
+def mean(clusters: Sequence[Sequence[float]], *, block: int = 1, share: bool = False) -> Estimate | None:
+    """The mean of all pieces, over clusters of them; None if there are no pieces. As ``ratio``."""
+    return ratio([[(value, 1.0) for value in cluster] for cluster in clusters], block=block, share=share)
 
 
-def ratio(clusters: Sequence[Sequence[tuple[float, float]]], *, block: int = 1) -> Estimate | None:
+def ratio(
+    clusters: Sequence[Sequence[tuple[float, float]]], *, block: int = 1, share: bool = False
+) -> Estimate | None:
     """The sum of the first over the sum of the second of all pairs; None if the second is 0.
 
-    ``block`` pairs that follow one another are drawn together.
+    ``block`` pairs that follow one another are drawn together. Of a ``share`` that is all or nothing, drawing again
+    never shows anything else, however few pieces there are: its interval is that of as many equal outcomes in a row.
     """
     blocks = [_blocks(cluster, block) for cluster in clusters if len(cluster)]
     whole = sum((b.sum(0) for b in blocks), np.zeros(2))
@@ -63,6 +66,9 @@ def ratio(clusters: Sequence[Sequence[tuple[float, float]]], *, block: int = 1) 
     values = found[:, 0] / found[:, 1]
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = float(whole[0] / whole[1])
+    if share and value in (0.0, 1.0):
+        least = (1 - LEVEL) ** (1 / max(1.0, float(whole[1])))
+        low, high = (least, 1.0) if value else (0.0, 1 - least)
     return Estimate(value, min(float(low), value), max(float(high), value), len(blocks))
 
 

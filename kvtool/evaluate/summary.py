@@ -63,29 +63,47 @@ def _size(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _over_tokens(metric: str, index: int, texts: Sequence[Measured]) -> Any:
-    return _json(mean([one.records[index].get(metric, []) for one in texts], block=BLOCK))
+    """Segments of one document are not independent of one another: they are drawn as one."""
+    by_document: dict[str, list[float]] = {}
+    for one in texts:
+        name = one.context.place.document if one.context.place else one.context.name
+        by_document.setdefault(name, []).extend(one.records[index].get(metric, []))
+    return _json(mean(list(by_document.values()), block=BLOCK))
 
 
 def _document(name: str, record: Record) -> dict[str, Any]:
-    means = {metric: math.fsum(record[metric]) / len(record[metric]) for metric in ("kl", "dnll", "top1")}
+    means = {metric: _finite(sum(record[metric]) / len(record[metric])) for metric in ("kl", "dnll", "top1")}
     return {"name": name, "bits_per_value": _size([record])["bits_per_value"], **means}
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """One needle question: its score over the candidate's cache and over the raw one."""
+    """One needle question, and which of its answers the model gives over the candidate's cache and over the raw one."""
 
     about: Mapping[str, Any]
     length: int
-    score: float
-    raw: float
+    there: tuple[bool, ...]
+    raw: tuple[bool, ...]
+
+    @property
+    def score(self) -> float:
+        return sum(self.there) / len(self.there)
+
+    @property
+    def kept(self) -> tuple[float, float]:
+        """Of the raw cache's right answers, as shares of the question: those still given, and all."""
+        both = sum(a and b for a, b in zip(self.there, self.raw, strict=True))
+        return both / len(self.raw), sum(self.raw) / len(self.raw)
 
 
 def _retrieval(index: int, needles: Sequence[Measured]) -> Any:
     contexts = [
         [
             _Asked(
-                p.about, one.context.length, found(p.about["answers"], said), found(p.about["answers"], raw)
+                p.about,
+                one.context.length,
+                tuple(found(p.about["answers"], said)),
+                tuple(found(p.about["answers"], raw)),
             )
             for p, said, raw in zip(
                 one.context.prompts, one.records[index]["said"], one.records[0]["said"], strict=True
@@ -93,24 +111,24 @@ def _retrieval(index: int, needles: Sequence[Measured]) -> Any:
         ]
         for one in needles
     ]
-    everything = [asked for context in contexts for asked in context]
-    if not everything:
+    if not any(contexts):
         return None
-    difference = mean([[a.score - a.raw for a in context] for context in contexts])
+    kept = ratio([[asked.kept for asked in context] for context in contexts], share=True) if index else None
+    later = {a.about["task"] for context in contexts for a in context if a.about["turn"] > 1}
+    # Turns are compared on the tasks that have later ones: others may be harder.
+    alike = [[a for a in context if a.about["task"] in later] for context in contexts]
     return {
         "score": _json(_score(contexts)),
-        "retention": _json(ratio([[(min(a.score, a.raw), a.raw) for a in c] for c in contexts]))
-        if index
-        else None,
-        "told_from_raw": difference is not None and not difference.holds(0.0),
-        "asked": len(everything),
+        "retention": _json(kept),
+        "told_from_raw": kept is not None and kept.high < 1,
+        "asked": sum(map(len, contexts)),
         "tasks": {
             task: {"score": _json(_score(some)), "asked": sum(map(len, some))}
             for task, some in _split(contexts, lambda a: a.about["task"]).items()
         },
         "turns": [
             {"turn": turn, **_mean(some)}
-            for turn, some in sorted(_split(contexts, lambda a: a.about["turn"]).items())
+            for turn, some in sorted(_split(alike, lambda a: a.about["turn"]).items())
         ],
         "map": [
             {"length": length, "depth": depth, **_mean(some)}
@@ -164,8 +182,9 @@ def _answers(index: int, questions: Sequence[Measured]) -> Any:
     turns = sorted({row["turn"] for row in everything})
     worst = sorted((row for row in everything if row["f1"] < 1), key=lambda row: row["f1"])
     return {
-        "exact": _json(mean([[row["exact"] for row in context] for context in rows])),
-        "f1": _json(mean([[row["f1"] for row in context] for context in rows])),
+        # The raw cache's answers agree with themselves, however few they are.
+        "exact": _json(mean([[row["exact"] for row in context] for context in rows], share=index > 0)),
+        "f1": _json(mean([[row["f1"] for row in context] for context in rows], share=index > 0)),
         "asked": len(everything),
         "turns": [
             {"turn": turn, **_agreement([r for r in everything if r["turn"] == turn])} for turn in turns
@@ -181,7 +200,7 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _error(records: Sequence[Record]) -> Any:
     """Norm of the error over the norm of the cache, by layer and head; None where tokens are missing."""
     errors = [record["error"] for record in records]
-    if not all(errors):
+    if not all(errors) or not all(map(is_finite, records)):
         return None
     return {
         side: [
@@ -196,5 +215,17 @@ def _root(wrong: float, whole: float) -> float:
     return math.sqrt(wrong / whole) if whole else 0.0
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _json(estimate: Estimate | None) -> Any:
-    return estimate and estimate.to_json()
+    """None for what is no number, which JSON has no word for."""
+    return estimate.to_json() if estimate and math.isfinite(estimate.value) else None
+
+
+def is_finite(record: Record) -> bool:
+    """Whether a cache, and what is predicted over it, are numbers throughout."""
+    predicted = [value for metric in ("kl", "dnll") for value in record.get(metric, [])]
+    errors = [pair[0] for layers in record["error"].values() for heads in layers for pair in heads]
+    return all(map(math.isfinite, predicted + errors))

@@ -39,7 +39,7 @@ ASK_SEEN, MOST_SEEN = "Which two animals were seen most often?", "The two animal
 class Question:
     """``lead`` is how the answer begins; the model goes on from there, and should say every one of ``answers``.
 
-    ``depth`` is where the needle stands, 0 to 1; of several the mean; None for common words, which stand all over.
+    ``depth`` is where the needle stands, 0 to 1; None where there are several.
     ``history`` are the turns before, each a question with its right answer.
     """
 

@@ -50,7 +50,7 @@ def measured(check: Json) -> str:
         return "was not measured"
     if check["low"] is None or check["high"] is None:
         return plain(check["value"])
-    cell = estimated({**check, "n": 2})
+    cell = estimated(check)
     return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
 
 

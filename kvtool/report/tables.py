@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,20 +59,10 @@ def _doubt(check: Json) -> str:
 
 def by_document(shown: Sequence[Json]) -> Table:
     """KL of each candidate on each document; a document of several segments has a column for each."""
-    found = [(c["name"], _told_apart(c["by_document"])) for c in shown if c["by_document"]]
+    found = [(c["name"], {d["name"]: d["kl"] for d in c["by_document"]}) for c in shown if c["by_document"]]
     names = list(dict.fromkeys(name for _, there in found for name in there))
     rows = [(candidate, [number(there.get(name)) for name in names]) for candidate, there in found]
     return Table("KL on each document, nats per token", "candidate", names, rows)
-
-
-def _told_apart(documents: Sequence[Json]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    seen: Counter[str] = Counter()
-    for document in documents:
-        name = document["name"]
-        seen[name] += 1
-        found[name if seen[name] == 1 else f"{name} ({seen[name]})"] = document["kl"]
-    return found
 
 
 def tasks(shown: Sequence[Json]) -> Table:
@@ -150,7 +139,7 @@ def times(shown: Sequence[Json], prefill_seconds: float) -> Table:
         if c["times"]:
             share = [words.percent(c, name, prefill_seconds) for name in ("encode_seconds", "load_seconds")]
             peak = c["times"]["peak_bytes"]
-            cells = [estimated(c["times"]["ttft_ratio"]), *map(number, share)]
+            cells = [columns.faster(c), *map(number, share)]
             rows.append((c["name"], [*cells, number(None if peak is None else peak / 1e6)]))
     head = [
         "first token, × sooner",

@@ -112,7 +112,11 @@ def times(shown: Sequence[Json], prefill_seconds: float) -> str:
         said.append(
             f"The first token comes {least:.1f} times ({last}) to {most:.1f} times ({first}) sooner than with a full prefill."
         )
-    encode = [t for c in shown if (t := percent(c, "encode_seconds", prefill_seconds)) is not None]
+    encode = [
+        t
+        for c in shown
+        if c["kind"] != "raw" and (t := percent(c, "encode_seconds", prefill_seconds)) is not None
+    ]
     if encode:
         said.append(
             f"Encoding takes {_brief(min(encode))} to {_brief(max(encode))} of a prefill's time, once."

@@ -41,7 +41,7 @@ def test_the_table_is_data_and_the_rest_is_not(cli: Cli) -> None:
     result = cli("--recipes", "kivi:bits=4,nf4", *KL)
     names = [line.split()[0] for line in result.stdout.splitlines() if line]
     assert {"raw", "kivi:bits=4", "nf4"} <= set(names)
-    assert "3 candidates, raw among them, on 3 documents" in result.stderr
+    assert "3 candidates, raw among them, on 3 segments" in result.stderr
 
 
 def test_json_is_the_evaluation(cli: Cli) -> None:
@@ -86,7 +86,7 @@ def test_the_page_is_written_once(cli: Cli, tmp_path: Path) -> None:
 def test_a_dry_run_says_the_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Runner, "measure", lambda *_: pytest.fail("something was measured"))
     result = cli("--recipes", "nf4", *KL, "--dry-run")
-    assert "2 candidates, raw among them, on 3 documents" in result.stderr
+    assert "2 candidates, raw among them, on 3 segments" in result.stderr
     assert result.stdout == ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from transformers import DynamicCache
 
 import kvtool
+from kvtool.codecs import CodecError, Pipeline
 from kvtool.evaluate import Gate, Scope, evaluate
 from kvtool.evaluate.run import Progress, Runner
 
-from .conftest import BROKEN, NOISY, Broken
+from .conftest import BROKEN, NOISY, Broken, prose
 
 SMALL = Scope(context=500, tokens=64, lengths=(2400,), haystacks=1, answer_tokens=8, repeats=1)
 KL = Scope(metrics=("kl",), context=500, tokens=64)
@@ -127,21 +129,15 @@ def test_the_size_is_that_of_the_variant(
     documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path
 ) -> None:
     """Where all of a segment is cached, bits per value are those of the file that compress writes."""
-    found = evaluate(
-        documents,
-        "a.txt",
-        model=lively,
-        recipes=["kivi:bits=4"],
-        scope=Scope(metrics=("times",), tokens=1, repeats=1),
-    )
-    (told,) = found["documents"]
-    kv = documents.read("a.txt")
-    assert told["cached_tokens"] == kv.n_tokens - 1
-    blob = kvtool.codecs.encode(kv, "kivi", bits=4)
-    assert of(found, "kivi:bits=4")["bits_per_value"] == pytest.approx(
-        8 * blob.nbytes / kv.n_elements, rel=0.05
-    )
-    assert of(found, "kivi:bits=4")["bits_per_value"] > 8 * blob.nbytes / kv.n_elements
+    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    kvtool.compress(store, "a.txt", recipe="kivi", bits=4)
+    scope = Scope(metrics=("times",), repeats=1)
+    found = evaluate(store, "a.txt", model=lively, recipes=["kivi:bits=4"], scope=scope)
+    kv = store.read("a.txt")
+    assert found["documents"][0]["cached_tokens"] == kv.n_tokens
+    bits = 8 * store.size("a.txt", "kivi") / kv.n_elements
+    # The header says where a document came from, in a few words more.
+    assert of(found, "kivi:bits=4")["bits_per_value"] == pytest.approx(bits, rel=0.01)
 
 
 def test_the_store_is_only_read(whole: Any, documents: kvtool.Store) -> None:
@@ -156,8 +152,6 @@ def test_it_is_json(whole: Any) -> None:
 def test_variants_are_compared_by_default(
     documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path
 ) -> None:
-    import shutil
-
     store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
     with pytest.raises(kvtool.KvtoolError, match="nothing to compare"):
         evaluate(store, model=lively, scope=KL)
@@ -167,6 +161,111 @@ def test_variants_are_compared_by_default(
     kvtool.compress(store, "a.txt", recipe="kivi", bits=2, name="small", replace=True)
     with pytest.raises(kvtool.KvtoolError, match="made otherwise"):
         evaluate(store, model=lively, scope=KL)
+
+
+def test_a_variant_whose_stages_are_not_here_is_refused(
+    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not be measured with another variant's pipeline."""
+    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    kvtool.compress(store, recipe="kivi", bits=4)
+    kvtool.compress(store, recipe="nf4", name="plugin")
+    known = Pipeline.from_config
+
+    def without_plugins(config: Any) -> Pipeline:
+        if "blockwise" in json.dumps(config):
+            raise CodecError("stage 'blockwise' is not registered")
+        return known(config)
+
+    monkeypatch.setattr(Pipeline, "from_config", without_plugins)
+    with pytest.raises(
+        kvtool.KvtoolError, match=r"its variant 'plugin' cannot be made here \(stage 'blockwise'"
+    ):
+        evaluate(store, model=lively, scope=KL)
+
+
+def test_another_models_documents_in_the_store_do_not_matter(
+    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their prefix has the same tokens, but other keys and values."""
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path / "cache"))
+    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    (tmp_path / "0.txt").write_text(prose(60, 9))
+    other = kvtool.load_model(lively.directory, device="cpu", dtype="bfloat16")
+    monkeypatch.chdir(tmp_path)
+    assert not kvtool.prefill("0.txt", model=other, store=store).problems
+    both = [evaluate(s, "a.txt", model=lively, recipes=["kivi:bits=2"], scope=KL) for s in (documents, store)]
+    fresh = evaluate(store, "a.txt", model=lively, recipes=["kivi:bits=2"], scope=KL, fresh=True)
+    assert (
+        of(both[0], "kivi:bits=2")["kl"] == of(both[1], "kivi:bits=2")["kl"] == of(fresh, "kivi:bits=2")["kl"]
+    )
+
+
+def test_a_cache_that_is_no_numbers_is_said(
+    documents: kvtool.Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path))
+
+    def overflow(cache: kvtool.DocumentCache, bench: Any) -> None:
+        cache.layers[0].keys.fill_(float("nan"))
+
+    others = [Broken("overflown", overflow)]
+    for _ in range(2):  # measured, and recalled
+        found = evaluate(
+            documents, model=lively, recipes=["nf4"], scope=KL, others=others, gate=Gate(max_kl=100.0)
+        )
+        json.dumps(found, allow_nan=False)
+        assert of(found, "overflown")["kl"] is None
+        assert of(found, "overflown")["error"] is None
+        assert any(note.startswith("overflown: its cache") for note in found["notes"])
+        assert [(c["candidate"], c["passed"]) for c in found["gate"]] == [("nf4", True), ("overflown", False)]
+
+
+def test_progress_adds_up(
+    documents: kvtool.Store,
+    lively: kvtool.Model,
+    questions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path / "cache"))
+
+    def run() -> list[Progress]:
+        seen: list[Progress] = []
+        evaluate(
+            documents,
+            model=lively,
+            recipes=["nf4"],
+            questions=questions,
+            scope=SMALL,
+            on_progress=lambda p: seen.append(copy.copy(p)),
+        )
+        return seen
+
+    for seen in (run(), run()):
+        assert [p.done for p in seen] == sorted(p.done for p in seen)
+        assert all(p.done <= p.total for p in seen)
+        assert seen[-1].done == seen[-1].total
+
+
+def test_times_alone_predict_nothing(documents: kvtool.Store, lively: kvtool.Model) -> None:
+    found = evaluate(documents, model=lively, recipes=["nf4"], scope=Scope(metrics=("times",), repeats=1))
+    assert of(found, "nf4")["kl"] is None
+    assert of(found, "nf4")["times"]["ttft_ratio"]["value"] > 0
+    assert found["times"]["tokens"] == max(document.n_tokens for document in documents.values())
+
+
+def test_haystacks_that_the_model_cannot_hold_are_left_out(
+    documents: kvtool.Store, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(tmp_path / "short", max_position_embeddings=1600)
+    model = kvtool.load_model(tmp_path / "short", device="cpu")
+    (tmp_path / "d.txt").write_text(prose(200, 3))
+    monkeypatch.chdir(tmp_path)
+    store = kvtool.Store("store")
+    assert not kvtool.prefill("d.txt", model=model, store=store).problems
+    found = evaluate(store, model=model, recipes=["nf4"], scope=Scope(metrics=("retrieval",), haystacks=1))
+    assert found["settings"]["lengths"] == [512, 1024]
 
 
 def test_an_interrupted_run_goes_on(
@@ -250,6 +349,9 @@ class Refused(Exception):
         ({"recipes": ["nf4"], "gate": Gate(min_answers=0.9)}, "--min-answers"),
         ({"recipes": ["nf4"], "gate": Gate(max_ratio_loss=0.1)}, "--baseline"),
         ({"recipes": ["nf4"], "gate": Gate(max_kl=0.1), "scope": Scope(metrics=("times",))}, "--max-kl"),
+        ({"recipes": ["nf4"], "scope": Scope(metrics=("answers",))}, "nothing to measure"),
+        ({"recipes": ["nf4"], "questions": "q.jsonl", "scope": KL}, "--metrics leaves out answers"),
+        ({"recipes": ["nf4"], "gate": Gate(max_ratio_loss=0.1, baseline={"a": 1.0})}, "has no nf4, only a"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -10,11 +10,12 @@ import pytest
 
 from kvtool.errors import UsageError
 from kvtool.evaluate.gate import Gate, read_baseline
+from kvtool.evaluate.scope import Scope
 from kvtool.report.table import gate as lines
 
 
-def estimate(value: float, width: float = 0.01) -> dict[str, float]:
-    return {"value": value, "low": value - width, "high": value + width, "n": 5}
+def estimate(value: float, width: float = 0.01, n: int = 5) -> dict[str, float]:
+    return {"value": value, "low": value - width, "high": value + width, "n": n}
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
@@ -67,6 +68,12 @@ def test_noise_that_may_have_decided_is_said() -> None:
     assert "cannot be told from the limit" in lines([check])[0]
 
 
+def test_one_document_tells_nothing_of_others() -> None:
+    (check,) = Gate(max_kl=0.5).checks(evaluation(kl=estimate(0.05, 0.0, n=1)))
+    assert check["passed"]
+    assert not check["told"]
+
+
 @pytest.mark.parametrize(
     ("limit", "missing"), [("max_kl", "kl"), ("min_retrieval", "retrieval"), ("min_answers", "answers")]
 )
@@ -85,10 +92,22 @@ def test_a_ratio_is_held_against_the_baseline(tmp_path: Path) -> None:
     checks = Gate(max_ratio_loss=0.05, baseline=baseline).checks(evaluation())
     assert checks[0]["value"] == pytest.approx(1 - 4.0 / 4.4)
     assert "ratio loss 0.09" in lines(checks)[0]
-    assert not Gate(max_ratio_loss=0.05, baseline={"other": 1.0}).checks(evaluation())[0]["passed"]
+    with pytest.raises(UsageError, match="has no kivi, only other"):
+        Gate(max_ratio_loss=0.05, baseline={"other": 1.0}).refuse_unmeasured(Scope(), False, ["kivi"])
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"candidates": [{"name": "a"}]}', "[" * 100_000, "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"candidates": [{"name": "a"}]}',
+        '{"candidates": [{"name": "a", "ratio": 0}]}',
+        "[" * 100_000,
+        "\xff",
+    ],
+)
 def test_what_is_no_baseline_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "before.json"
     path.write_bytes(text.encode("latin-1"))

@@ -40,6 +40,18 @@ def test_a_constant_has_no_width() -> None:
     assert (found.low, found.high) == (0.25, 0.25)
 
 
+def test_a_share_of_everything_is_as_sure_as_there_are_pieces() -> None:
+    few, many = mean([[1.0] * 3], share=True), mean([[1.0] * 300], share=True)
+    assert few is not None
+    assert many is not None
+    assert few.low == pytest.approx(0.05 ** (1 / 3))
+    assert many.low > 0.99
+    assert few.high == many.high == 1.0
+    none = mean([[0.0] * 10], share=True)
+    assert none is not None
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - 0.05**0.1))
+
+
 def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
     random = np.random.default_rng(1)
     held = 0

@@ -169,6 +169,7 @@ def evaluation(
             "candidate": c["name"],
             "metric": "kl",
             **{k: c["kl"][k] for k in ("value", "low", "high")},
+            "n": c["kl"]["n"],
             "limit": 0.05,
         }
         | {"passed": c["kl"]["value"] <= 0.05, "told": not c["kl"]["low"] <= 0.05 <= c["kl"]["high"]}

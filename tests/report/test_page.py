@@ -277,16 +277,6 @@ def test_a_cache_broken_so_badly_that_nothing_is_a_number(make_evaluation: Make)
     assert "zeroed: keys are no numbers" in soup.find(id="figure-error-1").figcaption.get_text()
 
 
-def test_segments_of_one_document_are_told_apart(make_evaluation: Make) -> None:
-    evaluation = make_evaluation(candidates=(("kivi", "kivi", "recipe", 5.0, 0.02),))
-    for candidate in evaluation["candidates"]:
-        for n, piece in enumerate(candidate["by_document"]):
-            piece |= {"name": "long.md", "kl": 0.5 + n}
-    (table,) = [t for t in parsed(evaluation).find_all("table") if "on each document" in t.caption.get_text()]
-    assert [head.get_text() for head in table.thead.find_all("th")] == ["candidate", "long.md", "long.md (2)"]
-    assert [float(cell["data-value"]) for cell in rows_of(table)["kivi"]] == [0.5, 1.5]
-
-
 def test_the_summary_names_the_smallest_within_a_loss(make_evaluation: Make) -> None:
     rows = (
         ("a", "a", "recipe", 3.0, 0.05),

@@ -62,7 +62,7 @@ def test_numbers_and_spreads_stand_below_each_other(make_evaluation: Make) -> No
     lines = table(make_evaluation()).splitlines()
     body = lines[: lines.index("")]
     places = [{match.start() for match in re.finditer("±", line)} for line in body[1:]]
-    assert len(set.union(*places)) == max(map(len, places)) == 7
+    assert len(set.union(*places)) == max(map(len, places)) == 6
     assert max(map(len, lines)) < 130
 
 
@@ -88,7 +88,15 @@ def test_columns_that_nobody_has_are_left_out(make_evaluation: Make) -> None:
 def test_the_gate_names_what_failed(make_evaluation: Make) -> None:
     evaluation = make_evaluation()
     evaluation["gate"].append(
-        {"candidate": "nf4", "metric": "retrieval", "value": None, "low": None, "high": None, "limit": 0.95}
+        {
+            "candidate": "nf4",
+            "metric": "retrieval",
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": None,
+            "limit": 0.95,
+        }
         | {"passed": False, "told": False}
     )
     gate = [line for line in table(evaluation).splitlines() if line.startswith("gate ")]
@@ -101,7 +109,15 @@ def test_the_gate_names_what_failed(make_evaluation: Make) -> None:
 
 
 def test_near_the_limit_is_said(make_evaluation: Make) -> None:
-    check = {"candidate": "kivi", "metric": "kl", "value": 0.049, "low": 0.03, "high": 0.06, "limit": 0.05}
+    check = {
+        "candidate": "kivi",
+        "metric": "kl",
+        "value": 0.049,
+        "low": 0.03,
+        "high": 0.06,
+        "n": 6,
+        "limit": 0.05,
+    }
     near = make_evaluation(gate=[check | {"passed": True, "told": False}])
     far = make_evaluation(gate=[check | {"passed": True, "told": True}])
     assert table(near).endswith("limit 0.05; cannot be told from the limit")
