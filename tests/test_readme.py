@@ -68,9 +68,15 @@ def run(commands: list[str], folder: Path) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-@pytest.mark.usefixtures("embedded")
-def test_every_command_prints_what_the_readme_says(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+@pytest.fixture(scope="module")
+def folder(embedded: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader of the README works; the example in Python finds there what the commands have prefilled."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    return folder
+
+
+def test_every_command_prints_what_the_readme_says(folder: Path) -> None:
     text = README.read_text()
     blocks = BLOCK.findall(text)
     assert len(blocks) >= 5
@@ -78,7 +84,7 @@ def test_every_command_prints_what_the_readme_says(tmp_path: Path) -> None:
         commands = [line[2:] for line in block.splitlines() if line.startswith("$ ")]
         if commands[0] == "kvtool demo":
             del commands[1:]  # The demo prints the commands that it runs itself.
-        printed = run(commands, tmp_path)
+        printed = run(commands, folder)
         if UPDATE:
             text = text.replace(block, printed)
         else:
@@ -87,9 +93,7 @@ def test_every_command_prints_what_the_readme_says(tmp_path: Path) -> None:
         README.write_text(text)
 
 
-@pytest.mark.usefixtures("embedded")
-def test_the_python_example_runs(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+def test_the_python_example_runs(folder: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     program = f"{example}\nassert out.shape[1] > len(ids)"
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT, check=True)
+    subprocess.run([sys.executable, "-c", program], cwd=folder, env=ENVIRONMENT, check=True)

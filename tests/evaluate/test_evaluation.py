@@ -145,6 +145,48 @@ def test_the_store_is_only_read(whole: Any, documents: kvtool.Store) -> None:
     assert not documents.collect(dry_run=True)
 
 
+ESTIMATE = {"value", "low", "high", "n"}
+CANDIDATE = {
+    "name": str,
+    "kind": str,
+    "family": str,
+    "summary": str,
+    "paper": str,
+    "bits_per_value": float,
+    "ratio": float,
+    "kl": ESTIMATE,
+    "dnll": ESTIMATE,
+    "top1": ESTIMATE,
+    "retrieval": {"score", "retention", "told_from_raw", "asked", "tasks", "turns", "map"},
+    "answers": {"exact", "f1", "asked", "turns", "examples"},
+    "error": {"keys", "values"},
+    "times": {"encode_seconds", "load_seconds", "first_token_seconds", "ttft_ratio", "peak_bytes"},
+    "by_document": list,
+}
+
+
+def test_its_shape_is_what_readers_rely_on(whole: Any) -> None:
+    assert set(whole) == {
+        *("format", "command", "created", "kvtool", "machine", "model", "settings", "documents"),
+        *("candidates", "times", "notes", "gate"),
+    }
+    assert set(whole["times"]) == {"document", "tokens", "repeats", "prefill_seconds"}
+    assert set(whole["documents"][0]) == {"name", "segment", "cached_tokens", "fed_tokens"}
+    for candidate in whole["candidates"]:
+        assert set(candidate) == set(CANDIDATE)
+        for key, shape in CANDIDATE.items():
+            if isinstance(shape, set):
+                assert set(candidate[key]) == shape, key
+            else:
+                assert isinstance(candidate[key], shape), key
+        assert set(candidate["by_document"][0]) == {"name", "bits_per_value", "kl", "dnll", "top1"}
+        assert {frozenset(cell) for cell in candidate["retrieval"]["map"]} == {
+            frozenset({"length", "depth", "score", "asked"})
+        }
+        for task in candidate["retrieval"]["tasks"].values():
+            assert set(task) == {"score", "asked"}
+
+
 def test_it_is_json(whole: Any) -> None:
     assert json.loads(json.dumps(whole, allow_nan=False)) == whole
 
