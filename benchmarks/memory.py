@@ -15,6 +15,7 @@ from pathlib import Path
 import kvtool
 from benchmarks.common import machine, table, text_of
 from kvtool.engines.transformers import STEP_TOKENS
+from kvtool.evaluate.memory import status
 
 
 def main() -> None:
@@ -57,10 +58,10 @@ def _prefill(model: kvtool.Model, folder: Path, name: str, tokens: int) -> tuple
 
 
 def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {field}")
+    found = status(field)
+    if found is None:
+        raise SystemExit(f"/proc/self/status has no {field}")
+    return found
 
 
 if __name__ == "__main__":

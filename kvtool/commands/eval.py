@@ -46,26 +46,38 @@ def run(
     ] = None,
     documents: Annotated[
         Optional[int],
-        typer.Option("--documents", help="Segments that are looked at, drawn if there are more."),
+        typer.Option(
+            "--documents", help="Segments that are looked at, drawn if there are more (default: 12)."
+        ),
     ] = None,
     context: Annotated[
-        Optional[int], typer.Option("--context", help="Tokens of a document that are cached, at most.")
+        Optional[int],
+        typer.Option("--context", help="Tokens of a document that are cached, at most (default: 2048)."),
     ] = None,
     tokens: Annotated[
-        Optional[int], typer.Option("--tokens", help="Tokens behind them that are predicted.")
+        Optional[int], typer.Option("--tokens", help="Tokens behind them that are predicted (default: 256).")
     ] = None,
     lengths: Annotated[
         Optional[list[str]],
-        typer.Option("--lengths", help="Tokens of the haystacks, separated by commas.", metavar="N,N,…"),
+        typer.Option(
+            "--lengths",
+            help="Tokens of the haystacks (default: of 512,1024,2048 those that can be).",
+            metavar="N,N,…",
+        ),
     ] = None,
     haystacks: Annotated[
-        Optional[int], typer.Option("--haystacks", help="Haystacks of each kind and length.")
+        Optional[int], typer.Option("--haystacks", help="Haystacks of each kind and length (default: 2).")
     ] = None,
     answer_tokens: Annotated[
-        Optional[int], typer.Option("--answer-tokens", help="Tokens of an answer that are compared.")
+        Optional[int],
+        typer.Option("--answer-tokens", help="Tokens of an answer that are compared (default: 48)."),
     ] = None,
-    repeats: Annotated[Optional[int], typer.Option("--repeats", help="Rounds that are timed.")] = None,
-    seed: Annotated[Optional[int], typer.Option("--seed", help="Draws documents and needles.")] = None,
+    repeats: Annotated[
+        Optional[int], typer.Option("--repeats", help="Rounds that are timed (default: 3).")
+    ] = None,
+    seed: Annotated[
+        Optional[int], typer.Option("--seed", help="Draws documents and needles (default: 0).")
+    ] = None,
     html: Annotated[
         Optional[Path], typer.Option("--html", help="Write the report as one page.", metavar="FILE")
     ] = None,
@@ -73,9 +85,9 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure anew what an earlier run has measured.")
     ] = False,
-    max_kl: Annotated[Limit, typer.Option("--max-kl", help="Gate: KL in nats a token, at most.")] = None,
+    max_kl: Annotated[Limit, typer.Option("--max-kl", help="Gate: KL in nats per token, at most.")] = None,
     max_dnll: Annotated[
-        Limit, typer.Option("--max-dnll", help="Gate: loss gained in nats a token, at most.")
+        Limit, typer.Option("--max-dnll", help="Gate: dNLL in nats per token, at most.")
     ] = None,
     min_top1: Annotated[
         Limit, typer.Option("--min-top1", help="Gate: share of equal next tokens, at least.")
