@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,12 @@ import torch
 
 import kvtool
 from kvtool.codecs import KV, LayerKV
+
+# Triton decides for good, when it is first imported, whether its own functions can be interpreted, as the kernels' tests
+# want them; other tests import it by way of transformers.
+with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
+    patch.setenv("TRITON_INTERPRET", "1")
+    importlib.import_module("triton.language")
 
 CACHE_DIR = os.environ.get("KVTOOL_CACHE_DIR")
 TEXTS = {
