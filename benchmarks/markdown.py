@@ -15,13 +15,19 @@ cached, the {tokens} behind them predicted. Retrieval: {asked} questions over {h
 the same documents. All bytes are counted, headers and tables too. Intervals are 95 % and come from drawing documents
 and haystacks again; so few of them tell large differences only.
 
-- **bits**: per key or value, all that is stored. **ratio**: 16 ÷ bits.
+- **bits**: per key or value, all that is stored of a document's first {context} tokens. **ratio**: 16 ÷ bits. Of haystacks,
+  where a recipe keeps a window of fixed size, they differ.
 - **KL**, **ΔNLL**: nats per token, against the raw cache. **top-1**: equal next tokens.
-- **kept**: of what is answered over the raw cache, the share that is answered still. **≈** where the difference to raw
-  cannot be told from noise.
-- **TTFT**: time to first token of a full prefill ÷ that from the artifact, at {timed} tokens. **encode**, **load**: their
-  time ÷ that of the prefill. Of other tools, which run in processes of their own, without reading and checking files;
-  kvpress prunes while it prefills, so that its encoding holds a prefill.
+- **kept**: of what is answered over the raw cache, the share that is answered still. **≈**: cannot be told from nothing
+  lost, which is easier where the interval is wide.
+- **TTFT**: how many times sooner than with a full prefill the first token comes from the artifact, at {timed} tokens, with
+  the range of {repeats} rounds. **encode**, **load**: their time ÷ that of the prefill.
+
+Recipes are as their papers have them by default, so `kivi` has 2 bits; the row with 4 is added since many take it. Other
+tools, in bold, run in processes of their own: their times hold no file's reading and checking, and what they are given is
+rounded to float16 first. kvpress is set to drop half of all tokens (its own default drops none). It prunes while it
+prefills, the prefix too, so that its encoding holds a prefill; it sees no question; and the last cached token, which is fed
+again, is seen twice over its caches.
 """
 
 COLUMNS = ("", "bits", "ratio", "KL", "ΔNLL", "top-1", "kept", "TTFT", "encode", "load")
@@ -37,13 +43,14 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
             f"torch {machine['torch']}, transformers {machine['transformers']}, kvtool {evaluation['kvtool']}"
         ),
         model=evaluation["model"]["name"],
-        documents=len(evaluation["documents"]),
+        documents=len({document["name"] for document in evaluation["documents"]}),
         context=settings["context"],
         tokens=settings["tokens"],
         asked=raw["retrieval"]["asked"],
         haystacks=2 * settings["haystacks"] * len(settings["lengths"]),
         lengths=", ".join(map(str, settings["lengths"])),
         timed=evaluation["times"]["tokens"],
+        repeats=evaluation["times"]["repeats"],
     )
     rows = [_row(c, evaluation["times"]["prefill_seconds"]) for c in _sorted(candidates)]
     table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
@@ -60,26 +67,29 @@ def _sorted(candidates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _row(candidate: Mapping[str, Any], prefill: float) -> list[str]:
-    times, retrieval = candidate["times"], candidate["retrieval"]
+    times, retention = candidate["times"], candidate["retrieval"]["retention"]
     name = f"**{candidate['name']}**" if candidate["kind"] == "peer" else candidate["name"]
-    kept = "" if retrieval["retention"] is None else f"{retrieval['retention']['value']:.2f}"
-    if kept and not retrieval["told_from_raw"]:
-        kept += " ≈"
+    dnll = candidate["dnll"]
+    nothing_lost = dnll and dnll["low"] <= 0 <= dnll["high"] and dnll["low"] < dnll["high"]
+    all_kept = retention and not candidate["retrieval"]["told_from_raw"]
     return [
         name,
         f"{candidate['bits_per_value']:.2f}",
         f"{candidate['ratio']:.1f}",
         _with_interval(candidate["kl"], 4),
-        _with_interval(candidate["dnll"], 4),
-        f"{candidate['top1']['value']:.3f}",
-        kept,
-        f"{times['ttft_ratio']['value']:.1f}×" if times["ttft_ratio"] else "",
+        ("≈ " if nothing_lost else "") + _with_interval(dnll, 4),
+        _with_interval(candidate["top1"], 3),
+        ("≈ " if all_kept else "") + _with_interval(retention, 2),
+        _with_interval(times["ttft_ratio"], 1),
         f"{times['encode_seconds'] / prefill:.2f}" if times["encode_seconds"] else "",
         f"{times['load_seconds'] / prefill:.3f}",
     ]
 
 
-def _with_interval(estimate: Mapping[str, float], digits: int) -> str:
+def _with_interval(estimate: Mapping[str, float] | None, digits: int) -> str:
+    """Empty where there is none, as for what the raw cache keeps of itself, and for what is no number."""
+    if estimate is None:
+        return ""
     value, low, high = (f"{estimate[part]:.{digits}f}" for part in ("value", "low", "high"))
     return value if low == high else f"{value} ({low} to {high})"
 

@@ -52,7 +52,7 @@ PEERS: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]] = {
     "turboquant": [("tiny-turboquant", {"bits": 4})],
     "presses": [("kvpress-snapkv", {}), ("kvpress-expected-attention", {})],
 }
-"""By script in peers/: methods and parameters, as each comes by default but for bits and axes."""
+"""By script in peers/: methods and parameters."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from ..codecs import CodecError, Pipeline
 from ..codecs.registry import recipe as find_recipe
 from ..codecs.registry import recipes
 from ..compress import parameters_of, pipeline_of, refuse_unmeasurable
-from ..digest import Json
+from ..digest import Json, digest
 from ..engines.cache import DocumentCache
 from ..errors import UsageError
 from ..manifest import RAW
@@ -92,7 +94,12 @@ class Coded:
 
     @property
     def identity(self) -> Json:
-        return self.pipeline.to_config()
+        stages = {type(stage) for stage in (*self.pipeline.keys, *self.pipeline.values)}
+        others = sorted(
+            inspect.getfile(stage) for stage in stages if not stage.__module__.startswith("kvtool.")
+        )
+        # A plug-in's stages are not among kvtool's own files, and change too.
+        return [self.pipeline.to_config(), *(digest(Path(file).read_bytes()) for file in others)]
 
     @property
     def variant(self) -> str | None:
@@ -111,7 +118,7 @@ def candidate(text: str) -> Coded:
 
     Raises ``UsageError`` for an unknown recipe, parameter or value.
     """
-    name, *options = text.split(":") if ":" in text else (text,)
+    name, *options = text.split(":")
     if "=" in name:
         raise UsageError(
             f"--recipes {text}: is no recipe; parameters follow their recipe behind colons, as in kivi:bits=4:recent=32"

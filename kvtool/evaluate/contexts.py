@@ -69,6 +69,7 @@ class Context:
         """All that a measurement of this context depends on."""
         return {
             "model": model.fingerprint,
+            "device": model.device_map,
             "prefix": prefix.digest,
             "cached": digest_token_ids(self.token_ids),
             "stored": self.place is not None,

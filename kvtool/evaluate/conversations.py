@@ -24,7 +24,7 @@ def question_contexts(store: Store, asked: Sequence[Asked]) -> list[tuple[Contex
     """A context without prompts for each segment that is asked about, and what is asked."""
     by_place: dict[Place, list[Asked]] = {}
     for one in asked:
-        by_place.setdefault(Place(one.document, one.segment), []).append(one)
+        by_place.setdefault(Place(one.document, one.segment or 0), []).append(one)
     found = []
     for place, questions in by_place.items():
         ids = tuple(store.open(place.document, segment=place.segment).token_ids.tolist())

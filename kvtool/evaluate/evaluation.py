@@ -123,6 +123,8 @@ def _evaluation(
             notes.append(
                 f"{candidate.name}: its cache, or what is predicted over it, is not made of numbers (NaN)."
             )
+    if found[0]["retrieval"] and not found[0]["retrieval"]["score"]["value"]:
+        notes.append("Retrieval tells nothing: the model finds none of the needles over the raw cache.")
     if runner.progress.kept:
         notes.append(
             f"{runner.progress.kept} measurements were kept from an earlier run (--fresh measures anew)."
@@ -142,7 +144,7 @@ def _evaluation(
             "kv_heads": geometry.layers[0].keys[0],
         },
         "settings": {name: _listed(value) for name, value in asdict(plan.scope).items()},
-        "documents": [_document(plan, place, measured) for place in plan.places],
+        "documents": [_document(place, measured) for place in _places(plan, measured)],
         "candidates": found,
         "times": told,
         "notes": notes,
@@ -151,7 +153,13 @@ def _evaluation(
     return evaluation
 
 
-def _document(plan: Plan, place: Place, measured: Sequence[Measured]) -> dict[str, Any]:
+def _places(plan: Plan, measured: Sequence[Measured]) -> list[Place]:
+    """What was measured, and what haystacks have their text from."""
+    own = [one.context.place for one in measured if one.context.place is not None]
+    return list(dict.fromkeys([*(plan.places if "retrieval" in plan.scope.metrics else []), *own]))
+
+
+def _document(place: Place, measured: Sequence[Measured]) -> dict[str, Any]:
     """What was cached and predicted of a segment; of one that was only asked about or gave text to haystacks, 0."""
     own = [one.context for one in measured if one.context.place == place and one.context.kind == "text"]
     return {

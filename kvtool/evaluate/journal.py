@@ -11,14 +11,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+
 from ..digest import Json, digest, digest_json
 from ..fs import write_atomic
 from ..places import cache_dir
 
 
 def key(*parts: Json) -> str:
-    """Of all that a measurement depends on, as JSON; kvtool's own code is always part of it."""
-    return digest_json([_code(), *parts])
+    """Of all that a measurement depends on, as JSON; kvtool's own code and what it runs on are always part of it."""
+    return digest_json([_code(), torch.__version__, transformers.__version__, *parts])
 
 
 def recall(key: str) -> Any:

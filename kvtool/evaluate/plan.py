@@ -93,7 +93,7 @@ def plan(
             "nothing to measure: --metrics answers needs questions to answer; give --questions FILE"
         )
     whole = sum(len(entry.segments) for entry in entries)
-    if len(places) < whole:
+    if len(places) < whole and contexts:
         notes.append(f"{len(places)} of {whole} segments were drawn (--documents, --seed).")
     runner = Runner(store, model, prefix, entries[0].prefix_artifact, [Raw(), *compared], fresh)
     return Plan(runner, scope, places, contexts, asked, gate, notes)
@@ -180,7 +180,13 @@ def _asked(
         return []
     read = read_questions(Path(questions), documents)
     for one in read:
-        if one.segment >= (there := len(store[one.document].segments)):
+        there = len(store[one.document].segments)
+        if one.segment is None and there > 1:
+            raise UsageError(
+                f'{questions}: {one.document} has {there} segments, each with a cache of its own; name one with "segment": 0 '
+                f"to {there - 1} (kvtool show {one.document} lists them)"
+            )
+        if one.segment is not None and one.segment >= there:
             raise UsageError(
                 f"{questions}: asks about segment {one.segment} of {one.document}, which has {there}, counted from 0"
             )

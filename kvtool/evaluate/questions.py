@@ -22,10 +22,10 @@ EXAMPLE = '{"document": "docs/a.md", "question": "…"}'
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked about one segment of a document: one question, or the turns of a conversation."""
+    """What is asked about one segment of a document, None if none was named: one question, or a conversation's turns."""
 
     document: str
-    segment: int
+    segment: int | None
     turns: tuple[str, ...]
     id: str | None = None
 
@@ -33,7 +33,7 @@ class Asked:
 def read_questions(path: Path, names: Collection[str]) -> list[Asked]:
     """The questions of ``path``, all about documents in ``names``. Blank lines are left out.
 
-    Each line has ``document`` and either ``question`` or ``turns``, a list of them; ``segment`` (default 0) and
+    Each line has ``document`` and either ``question`` or ``turns``, a list of them; ``segment`` and
     ``id`` if wanted. Raises ``UsageError``, naming file, line and field.
     """
     lines = _text(path).split("\n")  # not splitlines, whose further line ends may stand within JSON's strings
@@ -129,8 +129,10 @@ def _turns(fields: dict[str, Any]) -> tuple[str, ...]:
     return tuple(_string(numbered, field) for field in numbered)
 
 
-def _segment(fields: dict[str, Any]) -> int:
-    segment = fields.get("segment", 0)
+def _segment(fields: dict[str, Any]) -> int | None:
+    if "segment" not in fields:
+        return None
+    segment = fields["segment"]
     if not isinstance(segment, int) or isinstance(segment, bool) or segment < 0:
         raise _Wrong(
             f"segment is {_short(segment)}; expected a whole number from 0 (kvtool show lists a document's segments); "

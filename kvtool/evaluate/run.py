@@ -83,7 +83,7 @@ class Runner:
     def kv(self, context: Context) -> KV:
         """The raw KV of a context: the head of what the store holds, or prefilled now."""
         if context.place is None:
-            return self._prefiller_().one(context.token_ids)
+            return self.prefiller().one(context.token_ids)
         return head(self.store, context.place, len(context.token_ids))
 
     def turn(self, context: Context) -> Callable[[str], None]:
@@ -99,7 +99,8 @@ class Runner:
         self.progress.done += cost
         self.on_progress(self.progress)
 
-    def _prefiller_(self) -> Prefiller:
+    def prefiller(self) -> Prefiller:
+        """What computes contexts that no store holds."""
         if self._prefiller is None:
             self._prefiller = Prefiller(self.model, self.prefix.token_ids)
         return self._prefiller

@@ -76,12 +76,13 @@ class Scope:
         if "retrieval" not in self.metrics:
             return self
         most = model.context - len(prefix.token_ids) - ROOM
-        if self.lengths is None:
+        if self.lengths is None and most >= LENGTHS[0]:
             lengths = tuple(n for n in LENGTHS if n <= most and n <= available * MOST_REPEATS)
             return replace(self, lengths=lengths or LENGTHS[:1])
-        if max(self.lengths) > most:
+        asked = self.lengths or LENGTHS[:1]
+        if max(asked) > most:
             raise UsageError(
-                f"--lengths {max(self.lengths)}: {model.name} has a context of {model.context}, which leaves {most} tokens "
+                f"--lengths {max(asked)}: {model.name} has a context of {model.context}, which leaves {most} tokens "
                 f"behind a prefix of {len(prefix.token_ids)} and before the questions"
             )
-        return replace(self, lengths=tuple(dict.fromkeys(self.lengths)))
+        return replace(self, lengths=tuple(dict.fromkeys(asked)))

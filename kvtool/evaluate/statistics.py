@@ -32,10 +32,6 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def holds(self, value: float) -> bool:
-        """Whether ``value`` lies in the interval: then the mean cannot be told from it."""
-        return self.low <= value <= self.high
-
 
 def mean(clusters: Sequence[Sequence[float]], *, block: int = 1, share: bool = False) -> Estimate | None:
     """The mean of all pieces, over clusters of them; None if there are no pieces. As ``ratio``."""

@@ -58,13 +58,13 @@ def times(
             with peak() as measured:
                 bench.load(candidate.variant)
             own.peak_nbytes = measured.nbytes
-    told = {
+    about = {
         "document": context.name,
         "tokens": len(context.token_ids),
         "repeats": repeats,
         "prefill_seconds": median(full),
     }
-    return told, [_told(own, full) for own in rounds]
+    return about, [told(own, full) for own in rounds]
 
 
 def _first_token(bench: Bench, variant: str | None) -> float:
@@ -80,7 +80,7 @@ def _first_token(bench: Bench, variant: str | None) -> float:
     return answer.first_token_seconds
 
 
-def _told(own: Rounds, full: Sequence[float]) -> dict[str, Any]:
+def told(own: Rounds, full: Sequence[float]) -> dict[str, Any]:
     ratio = None
     if own.first_token:
         each = [a / b for a, b in zip(full, own.first_token, strict=True)]

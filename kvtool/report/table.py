@@ -47,7 +47,7 @@ def metric(check: Json) -> str:
 def measured(check: Json) -> str:
     """A gate's number, with its interval where it has one."""
     if check["value"] is None:
-        return "was not measured"
+        return "has no number"
     if check["low"] is None or check["high"] is None:
         return plain(check["value"])
     cell = estimated(check)

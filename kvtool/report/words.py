@@ -115,13 +115,17 @@ def times(shown: Sequence[Json], prefill_seconds: float) -> str:
     encode = [
         t
         for c in shown
-        if c["kind"] != "raw" and (t := percent(c, "encode_seconds", prefill_seconds)) is not None
+        if c["kind"] == "recipe" and (t := percent(c, "encode_seconds", prefill_seconds)) is not None
     ]
     if encode:
         said.append(
             f"Encoding takes {_brief(min(encode))} to {_brief(max(encode))} of a prefill's time, once."
         )
-    load = [t for c in shown if (t := percent(c, "load_seconds", prefill_seconds)) is not None]
+    load = [
+        t
+        for c in shown
+        if c["kind"] != "peer" and (t := percent(c, "load_seconds", prefill_seconds)) is not None
+    ]
     if load:
         said.append(f"Loading takes {_brief(min(load))} to {_brief(max(load))}, each time.")
     return " ".join(said)

@@ -360,6 +360,39 @@ def test_a_conversation_is_asked_turn_by_turn(
         assert example["raw"] != example["answer"]
 
 
+def test_a_question_about_a_split_document_names_the_segment(
+    lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "long.txt").write_text(prose(120, 1))
+    monkeypatch.chdir(tmp_path)
+    store = kvtool.Store("store")
+    kvtool.prefill("long.txt", model=lively, store=store, segment_tokens=300)
+    assert len(store["long.txt"].segments) > 1
+    asked = {"document": "long.txt", "question": "Who?"}
+    scope = Scope(metrics=("answers",), answer_tokens=2)
+    for segment, message in ((None, "name one with"), (9, "asks about segment 9")):
+        line = asked if segment is None else {**asked, "segment": segment}
+        (tmp_path / "questions.jsonl").write_text(json.dumps(line))
+        with pytest.raises(kvtool.KvtoolError, match=message):
+            evaluate(store, model=lively, recipes=["nf4"], questions="questions.jsonl", scope=scope)
+    (tmp_path / "questions.jsonl").write_text(json.dumps({**asked, "segment": 1}))
+    found = evaluate(store, model=lively, recipes=["nf4"], questions="questions.jsonl", scope=scope)
+    assert [(d["name"], d["segment"]) for d in found["documents"]] == [("long.txt", 1)]
+
+
+def test_a_model_too_small_for_every_haystack_is_named(
+    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(tmp_path / "short", max_position_embeddings=600)
+    model = kvtool.load_model(tmp_path / "short", device="cpu")
+    (tmp_path / "d.txt").write_text(prose(60, 3))
+    monkeypatch.chdir(tmp_path)
+    store = kvtool.Store("store")
+    assert not kvtool.prefill("d.txt", model=model, store=store).problems
+    with pytest.raises(kvtool.KvtoolError, match="--lengths 512: short has a context of 600"):
+        evaluate(store, model=model, recipes=["nf4"], scope=Scope(metrics=("retrieval",)))
+
+
 def test_documents_are_drawn_by_the_seed(documents: kvtool.Store, lively: kvtool.Model) -> None:
     def names(seed: int) -> list[str]:
         scope = Scope(metrics=("kl",), documents=1, context=64, tokens=8, seed=seed)

@@ -44,7 +44,7 @@ def test_reads_questions_and_turns(file: Path) -> None:
         " \t",
     )
     assert asked == [
-        Asked("c.txt", 0, ("Where did the ships go?",)),
+        Asked("c.txt", None, ("Where did the ships go?",)),
         Asked("docs/a.md", 2, ("What is red?", "And what does it cost?"), "x"),
     ]
 
