@@ -58,11 +58,12 @@ def run(commands: list[str], folder: Path) -> str:
             check=False,
         )
         assert done.returncode == 0, done.stdout
-        # Lines of progress come when a run takes long.
+        # Lines of progress come when a run takes long, and what an earlier run has measured is said.
         printed = [
             line
             for line in done.stdout.strip("\n").splitlines()
             if not line.startswith(("prefilling: ", "evaluating: "))
+            and "were kept from an earlier run" not in line
         ]
         lines += [f"$ {command}", *printed]
     return "\n".join(line.rstrip() for line in lines) + "\n"
