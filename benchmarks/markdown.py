@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvtool.report.numbers import holds_zero
+
 HEAD = """# Benchmarks
 
 Recipes and other tools on the same tensors. `make peers` makes the other tools' environments, `make bench` writes this page.
@@ -69,15 +71,13 @@ def _sorted(candidates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _row(candidate: Mapping[str, Any], prefill: float) -> list[str]:
     times, retention = candidate["times"], candidate["retrieval"]["retention"]
     name = f"**{candidate['name']}**" if candidate["kind"] == "peer" else candidate["name"]
-    dnll = candidate["dnll"]
-    nothing_lost = dnll and dnll["low"] <= 0 <= dnll["high"] and dnll["low"] < dnll["high"]
     all_kept = retention and not candidate["retrieval"]["told_from_raw"]
     return [
         name,
         f"{candidate['bits_per_value']:.2f}",
         f"{candidate['ratio']:.1f}",
         _with_interval(candidate["kl"], 4),
-        ("≈ " if nothing_lost else "") + _with_interval(dnll, 4),
+        ("≈ " if holds_zero(candidate["dnll"]) else "") + _with_interval(candidate["dnll"], 4),
         _with_interval(candidate["top1"], 3),
         ("≈ " if all_kept else "") + _with_interval(retention, 2),
         _with_interval(times["ttft_ratio"], 1),

@@ -29,6 +29,7 @@ from benchmarks.common import machine
 from benchmarks.corpus import write_corpus
 from benchmarks.markdown import markdown
 from benchmarks.peers.client import Peer, PeerError
+from benchmarks.peers.environments import HERE, script
 from kvtool.codecs import KV, LayerKV, recipes
 from kvtool.digest import digest
 from kvtool.engines import transformers as engine
@@ -83,8 +84,7 @@ class PeerCandidate:
 
     @property
     def identity(self) -> Any:
-        here = Path(__file__).parent / "peers"
-        code = [digest(path.read_bytes()) for path in sorted(here.glob("*.py"))]
+        code = [digest(path.read_bytes()) for path in sorted(HERE.glob("*.py"))]
         return ["peer", self.peer.name, self.peer.version, self.method, dict(self.parameters), code]
 
     def restore(self, bench: Bench) -> Restored:
@@ -161,13 +161,12 @@ def main() -> None:
 
 
 def _peers(stack: ExitStack, environments: Path) -> Any:
-    here = Path(__file__).parent / "peers"
-    for script, methods in PEERS.items():
-        python = environments / script / "bin" / "python"
+    for name, methods in PEERS.items():
+        python = environments / name / "bin" / "python"
         if not python.exists():
-            print(f"{script}: no environment in {environments}; `make peers` makes it", flush=True)
+            print(f"{name}: no environment in {environments}; `make peers` makes it", flush=True)
             continue
-        peer = stack.enter_context(Peer(python, here / f"{script}.py"))
+        peer = stack.enter_context(Peer(python, script(name)))
         for method, parameters in methods:
             yield PeerCandidate(peer, method, parameters)
 

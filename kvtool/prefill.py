@@ -104,6 +104,30 @@ def prefill(
     return report
 
 
+def document_of(
+    name: str,
+    text_digest: str,
+    model: Model,
+    prefix: Prefix,
+    prefix_artifact: Variant | None,
+    segments: tuple[Segment, ...],
+) -> Document:
+    """A document's entry in a store, prefilled by ``model`` behind ``prefix``."""
+    return Document(
+        name=name,
+        text_digest=text_digest,
+        model={"name": model.name, "fingerprint": model.fingerprint},
+        prefix={
+            "identity": artifact.prefix_identity(model, prefix),
+            "digest": prefix.digest,
+            "tokens": len(prefix.token_ids),
+            "origin": prefix.origin,
+        },
+        prefix_artifact=prefix_artifact,
+        segments=segments,
+    )
+
+
 def _segment_limit(model: Model, prefix: Prefix, asked: int | None) -> int:
     most = model.context - len(prefix.token_ids)
     limit = most - min(1024, model.context // 8) if asked is None else asked
@@ -215,18 +239,13 @@ class _Run:
     def _document(self, plan: Plan, old: Document | None) -> Document:
         """Variants of segments that ``old`` had too are kept."""
         variants = {s.identity: s.variants for s in old.segments} if old else {}
-        return Document(
-            name=plan.name,
-            text_digest=plan.text_digest,
-            model={"name": self.model.name, "fingerprint": self.model.fingerprint},
-            prefix={
-                "identity": artifact.prefix_identity(self.model, self.prefix),
-                "digest": self.prefix.digest,
-                "tokens": len(self.prefix.token_ids),
-                "origin": self.prefix.origin,
-            },
-            prefix_artifact=self.prefix_artifact,
-            segments=tuple(
+        return document_of(
+            plan.name,
+            plan.text_digest,
+            self.model,
+            self.prefix,
+            self.prefix_artifact,
+            tuple(
                 Segment(
                     p.identity,
                     len(p.token_ids),

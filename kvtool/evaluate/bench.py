@@ -15,8 +15,9 @@ from ..codecs import KV, Pipeline
 from ..encode import Task, encode_segment
 from ..engines.attention import observe
 from ..engines.cache import DocumentCache
-from ..manifest import RAW, Document, Segment, Variant
+from ..manifest import RAW, Segment, Variant
 from ..model import Model
+from ..prefill import document_of
 from ..prompt import Prefix
 from ..store import Store
 
@@ -72,14 +73,7 @@ class Bench:
             end=0,
             variants={RAW: raw},
         )
-        prefix = {
-            "identity": artifact.prefix_identity(self.model, self.prefix),
-            "digest": self.prefix.digest,
-            "tokens": len(self.prefix.token_ids),
-            "origin": self.prefix.origin,
-        }
-        model = {"name": self.model.name, "fingerprint": self.model.fingerprint}
-        self.store.commit(Document(NAME, "", model, prefix, behind, (segment,)))
+        self.store.commit(document_of(NAME, "", self.model, self.prefix, behind, (segment,)))
 
     def _put_prefix(self) -> Variant | None:
         if self.prefix_kv is None:

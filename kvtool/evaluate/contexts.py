@@ -24,6 +24,9 @@ class Place:
     document: str
     segment: int
 
+    def n_tokens(self, store: Store) -> int:
+        return store[self.document].segments[self.segment].n_tokens
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -142,12 +145,11 @@ def needle_contexts(
     return [_haystack_context(model, prefix, haystack, later_turns) for haystack in made]
 
 
-def refuse_too_short(short: Sequence[Place], store: Store, scope: Scope) -> UsageError:
+def too_short(short: Sequence[Place], store: Store, scope: Scope) -> UsageError:
     """What to say of segments that are too short to predict their end from their beginning."""
     first = short[0]
-    tokens = store[first.document].segments[first.segment].n_tokens
     return UsageError(
-        f"{first.document}: segment {first.segment} has {tokens} tokens"
+        f"{first.document}: segment {first.segment} has {first.n_tokens(store)} tokens"
         + (f" ({len(short) - 1} more are as short)" if len(short) > 1 else "")
         + f"; to cache at least {LEAST_CACHED} and predict {scope.fed}, {LEAST_CACHED + scope.fed} are needed. Give a "
         "smaller --tokens, or name longer documents"

@@ -20,8 +20,8 @@ from .contexts import (
     chosen,
     longest,
     needle_contexts,
-    refuse_too_short,
     text_contexts,
+    too_short,
 )
 from .conversations import question_contexts
 from .gate import Gate
@@ -84,7 +84,7 @@ def plan(
         )
     gate.refuse_unmeasured(scope, questions is not None, [candidate.name for candidate in compared])
     places = chosen(store, documents, scope)
-    scope = scope.fitted(model, prefix, sum(_tokens(store, place) for place in places))
+    scope = scope.fitted(model, prefix, sum(place.n_tokens(store) for place in places))
     notes: list[str] = []
     asked = _asked(store, documents, model, prefix, questions, scope, notes)
     contexts = _contexts(store, places, model, prefix, scope, notes, named=names is not None)
@@ -97,10 +97,6 @@ def plan(
         notes.append(f"{len(places)} of {whole} segments were drawn (--documents, --seed).")
     runner = Runner(store, model, prefix, entries[0].prefix_artifact, [Raw(), *compared], fresh)
     return Plan(runner, scope, places, contexts, asked, gate, notes)
-
-
-def _tokens(store: Store, place: Place) -> int:
-    return store[place.document].segments[place.segment].n_tokens
 
 
 def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
@@ -135,7 +131,7 @@ def _contexts(
     if "kl" in scope.metrics or "times" in scope.metrics:
         contexts, short = text_contexts(store, places, scope)
         if short and (named or not contexts):
-            raise refuse_too_short(short, store, scope)
+            raise too_short(short, store, scope)
         if short and scope.fed:
             left = ", ".join(dict.fromkeys(place.document for place in short))
             notes.append(f"Too short to predict {scope.fed} tokens of, and left out: {left} (--tokens).")
