@@ -4,8 +4,9 @@
 """
 
 from kvtool.codecs.blob import Blob, decode, encode
+from kvtool.codecs.calibration import Calibration, Sample
 from kvtool.codecs.contents import Contents
-from kvtool.codecs.errors import CodecError, NeedsError
+from kvtool.codecs.errors import CodecError, MissingCalibration, NeedsCalibration, NeedsError
 from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
@@ -19,12 +20,15 @@ __all__ = [
     "KV",
     "Array",
     "Blob",
+    "Calibration",
     "CodecError",
     "Contents",
     "Geometry",
     "Inputs",
     "Json",
     "LayerKV",
+    "MissingCalibration",
+    "NeedsCalibration",
     "NeedsError",
     "Parameter",
     "Payload",
@@ -33,6 +37,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "Rope",
+    "Sample",
     "Spec",
     "Stage",
     "decode",

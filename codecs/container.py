@@ -34,6 +34,13 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+def canonical_json(value: object) -> bytes:
+    """Sorted keys, no spaces, no NaN, UTF-8: one value, one spelling. Raises ValueError for NaN and infinity."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
 def nbytes(entry: Entry) -> int:
     """Bytes of a tensor of that dtype and shape."""
     dtype, shape = entry
@@ -88,3 +95,47 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's content as the container holds it: little-endian. No copy if it is contiguous."""
     data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
     return memoryview(data)
+
+
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A whole file: header, tensors in their order, padding. Raises CodecError for what cannot be stored."""
+    placed = layout(entries(tensors))
+    parts = [raw_bytes(tensors[n]) if n in tensors else bytes(nbytes(entry)) for n, entry in placed.items()]
+    return b"".join([header(placed, metadata), *parts])
+
+
+def from_bytes(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, without padding, and metadata of what ``to_bytes`` wrote. Raises CodecError for what is no such file.
+
+    Nothing larger than ``data`` is allocated. Who must know that the file holds nothing else writes it again,
+    and compares.
+    """
+    try:
+        offset = 8 + int.from_bytes(data[:8], "little")
+        found = json.loads(data[8:offset])
+        metadata = {str(name): str(text) for name, text in found.pop("__metadata__").items()}
+        tensors: dict[str, Tensor] = {}
+        for name, entry in found.items():
+            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+            if not all(type(size) is int and 0 <= size < 1 << 31 for size in shape):
+                raise CodecError(f"container: tensor {name[:80]!r} has shape {str(shape)[:80]}")
+            end = offset + nbytes((dtype, shape))
+            if end > len(data):
+                raise CodecError(f"container: tensor {name[:80]!r} is cut off")
+            if not name.startswith(PADDING):
+                tensors[name] = _tensor(data[offset:end], dtype, shape)
+            offset = end
+    except CodecError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
+        raise CodecError(f"container: is not a file of tensors ({type(error).__name__})") from error
+    if offset != len(data):
+        raise CodecError(f"container: has {len(data)} bytes, its header says {offset}")
+    return tensors, metadata
+
+
+def _tensor(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if not content:
+        return torch.empty(shape, dtype=dtype)
+    # A copy of its own: aligned, and nobody else's to write to.
+    return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvtool.codecs.calibration import NONE, Calibration
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import KV, LayerKV
@@ -59,8 +60,13 @@ class Contents:
         }
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Json]) -> Contents:
-        """Undo ``to_metadata``; other keys are left alone. Raises CodecError, naming the field."""
+    def from_metadata(
+        cls, metadata: Mapping[str, Json], calibrations: Mapping[str, Calibration] = NONE
+    ) -> Contents:
+        """Undo ``to_metadata``; other keys are left alone. ``calibrations`` are found by their digests.
+
+        Raises CodecError, naming the field; MissingCalibration for a digest that is not there.
+        """
         positions, rope = metadata.get("positions"), metadata.get("rope")
         geometry = Geometry.from_json(metadata.get("geometry"))
         start: int | None = None
@@ -73,7 +79,8 @@ class Contents:
                 raise CodecError("metadata: positions has one start, but layers differ in tokens")
         if not isinstance(rope, Mapping):
             raise CodecError(f"metadata: rope is {str(rope)[:80]}, expected an object")
-        return cls(Pipeline.from_config(metadata.get("pipeline")), geometry, start, rope)
+        pipeline = Pipeline.from_config(metadata.get("pipeline"), calibrations)
+        return cls(pipeline, geometry, start, rope)
 
     @cached_property
     def groups(self) -> tuple[range, ...]:

@@ -18,3 +18,22 @@ class NeedsError(CodecError):
     def __init__(self, needs: Iterable[str]) -> None:
         self.needs = sorted(needs)
         super().__init__(f"pipeline: needs {', '.join(self.needs)}, which is not given")
+
+
+class NeedsCalibration(CodecError):
+    """A recipe that is built from a calibration of ``method``, which was not given."""
+
+    def __init__(self, recipe: str, method: str) -> None:
+        self.recipe, self.method = recipe, method
+        super().__init__(f"recipe {recipe!r}: needs a calibration of method {method!r}, which is not given")
+
+
+class MissingCalibration(CodecError):
+    """A stage's configuration names, by ``digest``, a calibration that is not there."""
+
+    def __init__(self, stage: str, digest: str) -> None:
+        self.digest = digest
+        super().__init__(
+            f"{stage}: needs calibration {digest}, which is not here; get it from where the segment was encoded, or encode "
+            "again with another"
+        )

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from kvtool.codecs.calibration import NONE, Calibration
 from kvtool.codecs.errors import CodecError, NeedsError
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.plan import STAGES_AT_MOST, Plan, plan_side, stored_name
@@ -36,6 +37,12 @@ class Pipeline:
         """What must be given to encode, beyond what every segment has."""
         wanted = frozenset[str]().union(*(stage.needs for stage in self.keys + self.values))
         return wanted - {POSITIONS}
+
+    @property
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """Those that its stages hold, each once, in their order: what decoding needs beside the stored tensors."""
+        held = (calibration for stage in self.keys + self.values for calibration in stage.calibrations)
+        return tuple(dict.fromkeys(held))
 
     def plan(self, keys: Array, values: Array, place: Place | None = None) -> Plan:
         """Plan for keys [H, T, D] and values [H, T, Dv] of each layer at ``place``.
@@ -143,14 +150,18 @@ class Pipeline:
         return sides | ({"layers": self.layers} if self.layers > 1 else {})
 
     @classmethod
-    def from_config(cls, config: Json) -> Pipeline:
-        """The pipeline that ``to_config`` described. Raises CodecError, naming the stage and the field."""
+    def from_config(cls, config: Json, calibrations: Mapping[str, Calibration] = NONE) -> Pipeline:
+        """The pipeline that ``to_config`` described, its calibrations looked up by digest.
+
+        Raises CodecError, naming the stage and the field; MissingCalibration for a digest that is not there.
+        """
         if not isinstance(config, Mapping) or config.keys() - {"layers"} != {"keys", "values"}:
             raise CodecError(f"pipeline: is {str(config)[:80]}, expected an object of keys and values")
         layers = config.get("layers", 1)
         if type(layers) is not int or layers < 1 or (layers == 1 and "layers" in config):
             raise CodecError(f"pipeline: layers is {str(layers)[:80]}, expected an integer from 2")
-        return cls(_stages("keys", config["keys"]), _stages("values", config["values"]), layers)
+        keys, values = (_stages(side, config[side], calibrations) for side in ("keys", "values"))
+        return cls(keys, values, layers)
 
     def _stacked(self, x: Array, place: Place) -> Array:
         return Array((place.count, *x.shape), x.dtype) if self.layers > 1 else x
@@ -169,12 +180,12 @@ class Pipeline:
         return torch.stack(tuple(tensors)) if self.layers > 1 else tensors[0]
 
 
-def _stages(side: str, configs: Json) -> tuple[Stage, ...]:
+def _stages(side: str, configs: Json, calibrations: Mapping[str, Calibration]) -> tuple[Stage, ...]:
     if not isinstance(configs, Sequence) or isinstance(configs, str) or len(configs) > STAGES_AT_MOST:
         raise CodecError(
             f"pipeline: {side} is {str(configs)[:80]}, expected a list of at most {STAGES_AT_MOST} stages"
         )
-    return tuple(stage_from_config(config) for config in configs)
+    return tuple(stage_from_config(config, calibrations) for config in configs)
 
 
 def _wanted(stages: tuple[Stage, ...], specs: tuple[Spec, ...], tokens: range | None) -> list[range | None]:

@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 import torch
 
-from kvtool.codecs.errors import CodecError
+from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.errors import CodecError, NeedsCalibration
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.rope import Rope
 from kvtool.codecs.stage import Array, Place
@@ -41,6 +42,10 @@ class Recipe:
     """A named way to build a pipeline.
 
     ``paper`` is the arXiv id and title, empty where there is none; ``make`` takes the parameters by name.
+
+    ``calibration`` is the method of the calibration that ``make`` wants under that name, beside the parameters;
+    empty for most. ``fit`` then makes one from samples of a model's caches (``Sequence[Sample]``) and from options
+    by name; it knows no model, whoever calls it says which (``Calibration.made``).
     """
 
     name: str
@@ -48,11 +53,14 @@ class Recipe:
     make: Callable[..., Pipeline]
     paper: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    calibration: str = ""
+    fit: Callable[..., Calibration] | None = None
 
-    def build(self, **parameters: Value) -> Pipeline:
+    def build(self, calibration: Calibration | None = None, **parameters: Value) -> Pipeline:
         """The pipeline for these parameters, the others at their defaults.
 
-        Raises CodecError for an unknown parameter or a value that is not allowed, with what is.
+        Raises CodecError for an unknown parameter or a value that is not allowed, with what is, and for a
+        calibration of another method; NeedsCalibration where one is needed and not given.
         """
         for name, value in parameters.items():
             if name not in self.parameters:
@@ -62,14 +70,28 @@ class Recipe:
                 choices = self.parameters[name].choices
                 raise CodecError(f"recipe {self.name!r}: {name} is {value!r}, expected {choices}")
         defaults = {name: parameter.default for name, parameter in self.parameters.items()}
-        return self.make(**(defaults | parameters))
+        return self.make(**(defaults | parameters), **self._calibrated(calibration))
+
+    def _calibrated(self, calibration: Calibration | None) -> dict[str, Calibration]:
+        if calibration is None:
+            if self.calibration:
+                raise NeedsCalibration(self.name, self.calibration)
+            return {}
+        if calibration.method != self.calibration:
+            expected = f"one of {self.calibration!r}" if self.calibration else "none"
+            raise CodecError(
+                f"recipe {self.name!r}: calibration {calibration.digest} is of method {calibration.method!r}, "
+                f"expected {expected}"
+            )
+        return {"calibration": calibration}
 
     def nominal_bits(self, **parameters: Value) -> float:
         """Bits per value of 1,024 tokens of a common model (32 layers, 8 heads of 128 channels, 16 bits).
 
-        Of what is entropy coded it is the most there can be. The container is not counted.
+        Of what is entropy coded it is the most there can be. The container is not counted. Raises
+        NeedsCalibration where one is needed: it is of another model, and what it learned decides.
         """
-        pipeline = self.build(**parameters)
+        pipeline = self.build(None, **parameters)
         x = Array((8, 1024, 128), torch.float16)
         rope = Rope(tuple(10_000 ** (-i / 64) for i in range(64)))
         layers = min(pipeline.layers, 32)

@@ -16,7 +16,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from kvtool.codecs.errors import CodecError
+from kvtool.codecs.calibration import NONE, Calibration
+from kvtool.codecs.errors import CodecError, MissingCalibration
 from kvtool.codecs.stage import Json, Stage
 
 if TYPE_CHECKING:  # A recipe builds a pipeline, and a pipeline finds its stages here.
@@ -45,8 +46,11 @@ def stages() -> Mapping[tuple[str, int], type[Stage]]:
     return dict(_stages)
 
 
-def stage_from_config(config: Json) -> Stage:
-    """The stage that ``Stage.to_config`` described. Raises CodecError, naming the stage and the field."""
+def stage_from_config(config: Json, calibrations: Mapping[str, Calibration] = NONE) -> Stage:
+    """The stage that ``Stage.to_config`` described, its calibration looked up by digest.
+
+    Raises CodecError, naming the stage and the field; MissingCalibration for a digest that is not there.
+    """
     if not isinstance(config, Mapping):
         raise CodecError(f"stage: is {config!r}, expected an object with name and version")
     name, version = config.get("name"), config.get("version")
@@ -64,6 +68,9 @@ def stage_from_config(config: Json) -> Stage:
         value, hint = values.pop(field.name), hints[field.name]
         if not _fits(value, hint):
             raise CodecError(f"{cls.kind} stage {name!r}: {field.name} is {value!r}, expected {field.type}")
+        if hint is Calibration:
+            arguments[field.name] = _calibration(str(value), calibrations, f"{cls.kind} stage {name!r}")
+            continue
         arguments[field.name] = tuple(value) if isinstance(value, list) else value
     if values:
         known = ", ".join(field.name for field in fields(cls)) or "none"
@@ -117,6 +124,13 @@ def _find(name: str, version: int) -> type[Stage]:
     return known[name, version]
 
 
+def _calibration(digest: str, calibrations: Mapping[str, Calibration], stage: str) -> Calibration:
+    try:
+        return calibrations[digest]
+    except KeyError:
+        raise MissingCalibration(stage, digest) from None
+
+
 def _fits(value: object, hint: Any) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
@@ -125,6 +139,8 @@ def _fits(value: object, hint: Any) -> bool:
         return any(_fits(value, choice) for choice in arguments)
     if origin is tuple:
         return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if hint is Calibration:
+        return isinstance(value, str)
     if hint is float:
         return type(value) in (int, float)
     return type(value) is (type(None) if hint is None else hint)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,18 @@ import torch
 from torch import Tensor
 
 from . import limits
-from .codecs import KV, Array, CodecError, Inputs, LayerKV, Pipeline, container
+from .codecs import (
+    KV,
+    Array,
+    Calibration,
+    CodecError,
+    Inputs,
+    LayerKV,
+    MissingCalibration,
+    Pipeline,
+    container,
+)
+from .codecs.calibration import NONE
 from .codecs.container import DTYPES, Entry
 from .codecs.contents import TOKEN_IDS, Contents
 from .digest import canonical_json, digest, digest_json, digest_tensor, digest_token_ids, runs
@@ -48,10 +59,9 @@ def identity(
     prefix: str,
     token_ids: Sequence[int],
     pipeline: Pipeline = RAW,
-    calibrations: Sequence[str] = (),
 ) -> str:
     """What a segment's artifact is, before it is made: model fingerprint, prefix digest, tokens, pipeline."""
-    return _identity(model, prefix, digest_token_ids(token_ids), pipeline, calibrations)
+    return _identity(model, prefix, digest_token_ids(token_ids), pipeline)
 
 
 def compressed_identity(original: Artifact, pipeline: Pipeline) -> str:
@@ -60,18 +70,20 @@ def compressed_identity(original: Artifact, pipeline: Pipeline) -> str:
     return _identity(meta["model"]["fingerprint"], meta["prefix"]["digest"], meta["token_digest"], pipeline)
 
 
-def _identity(
-    model: str, prefix: str, tokens: str, pipeline: Pipeline, calibrations: Sequence[str] = ()
-) -> str:
+def _identity(model: str, prefix: str, tokens: str, pipeline: Pipeline) -> str:
     return digest_json(
         {
             "model": model,
             "prefix": prefix,
             "tokens": tokens,
             "pipeline": pipeline.to_config(),
-            "calibrations": list(calibrations),
+            "calibrations": _digests(pipeline),
         }
     )
+
+
+def _digests(pipeline: Pipeline) -> list[str]:
+    return [calibration.digest for calibration in pipeline.calibrations]
 
 
 def prefix_identity(model: Model, prefix: Prefix) -> str:
@@ -100,7 +112,7 @@ def _raw(kv: KV, model: Model, prefix: Mapping[str, Any], source: Mapping[str, A
         "model": {**model.identity.to_json(), "fingerprint": model.fingerprint},
         "prefix": dict(prefix),
         "token_digest": digest_token_ids(ids),
-        "calibrations": [],
+        "calibrations": _digests(RAW),
         "source": dict(source),
     }
     return Content(tensors, meta)
@@ -119,6 +131,7 @@ def compressed(original: Artifact, pipeline: Pipeline, inputs: Inputs | None = N
         **original.meta,
         **contents.to_metadata(),
         "identity": compressed_identity(original, pipeline),
+        "calibrations": _digests(pipeline),
         "source": {**original.meta["source"], "raw": original.digest},
     }
     return Content(tensors, {k: v for k, v in meta.items() if k not in ("digest", "tensors", "format")})
@@ -145,23 +158,30 @@ def _header(placed: Mapping[str, Entry], meta: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact file whose header has been checked. Tensors are checked as they are read."""
+    """An artifact file whose header has been checked. Tensors are checked as they are read.
+
+    ``calibrations`` has those that its pipeline names, by digest.
+    """
 
     path: Path
     meta: Mapping[str, Any]
     entries: Mapping[str, Entry]
     offsets: Mapping[str, int]
     nbytes: int
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: Path, *, expected: str | None = None) -> Artifact:
+    def open(
+        cls, path: Path, *, expected: str | None = None, calibrations: Mapping[str, Calibration] = NONE
+    ) -> Artifact:
         """Raises ``ArtifactError``, naming what is wrong, unless the header is one that kvtool wrote.
 
-        ``expected`` is the digest that the file must have.
+        ``expected`` is the digest that the file must have. The file is refused too if it names a calibration that
+        ``calibrations`` has not, since how much would be read is then unknown.
         """
         try:
             with _reading(path):
-                found = _open(cls, path, expected)
+                found = replace(_open(cls, path, expected), calibrations=calibrations)
             found._refuse_unplanned()
             return found
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -184,7 +204,13 @@ class Artifact:
     @cached_property
     def contents(self) -> Contents:
         try:
-            return Contents.from_metadata(self.meta)
+            return Contents.from_metadata(self.meta, self.calibrations)
+        except MissingCalibration as error:
+            raise ArtifactError(
+                f"{self.path}: needs calibration {error.digest[:80]}, which the store does not hold; copy it from the store "
+                f"that this was compressed in (calibrations/{error.digest[:80]}.safetensors), or compress again with "
+                "--replace"
+            ) from error
         except CodecError as error:
             raise ArtifactError(
                 f"{self.path}: {str(error)[:300]}; if a newer kvtool wrote it, upgrade, else run the same prefill or "
@@ -214,6 +240,8 @@ class Artifact:
                 planned[name].check(f"tensor {name}", torch.empty(shape, dtype=dtype, device="meta"))
         except CodecError as error:
             raise _broken(self.path, str(error)[:300]) from error
+        if self.meta["calibrations"] != _digests(self.contents.pipeline):
+            raise _broken(self.path, "its calibrations are not those that its pipeline names")
         if self.meta["tensors"].keys() != planned.keys():
             raise _broken(self.path, "its digests are not those of its tensors")
 

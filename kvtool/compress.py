@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import artifact
-from .codecs import CodecError, Pipeline
+from .calibrations import Find, finder
+from .codecs import Calibration, CodecError, Pipeline
 from .codecs.registry import recipe as find_recipe
 from .encode import Task, encode_all, encode_segment
-from .errors import KvtoolError, StoreError, UsageError
+from .errors import KvtoolError, MismatchError, StoreError, UsageError
 from .manifest import RAW, Document, Variant
 from .store import Store
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from .model import Model
 
 DEFAULT_RECIPE = "kivi"
+
+Parameters: TypeAlias = Mapping[str, int | float | str]
+"""A recipe's, by name."""
 
 
 @dataclass
@@ -47,6 +51,7 @@ def compress(
     keys: str | int | None = None,
     values: str | int | None = None,
     model: Model | None = None,
+    calibration: Calibration | str | None = None,
     name: str | None = None,
     replace: bool = False,
     dry_run: bool = False,
@@ -61,19 +66,25 @@ def compress(
     documents would be compressed, and reports no sizes.
 
     ``model``, the one that the documents were prefilled with, is run for recipes that need more than keys and
-    values (``pipeline_of(recipe).needs``).
+    values (``pipeline_of(recipe).needs``). ``calibration``, or the digest of one in the store, is for recipes that
+    need one; by default they take the newest of their method for the documents' model.
 
-    Raises ``UsageError`` for an unknown recipe, parameter or value, and for a recipe that needs a model without one.
+    Raises ``UsageError`` for an unknown recipe, parameter or value, for a recipe that needs a model or a calibration
+    without one, and for a calibration that the recipe has no use for.
     """
     started = time.monotonic()
-    pipeline = pipeline_of(recipe, keys, values, **parameters)
-    _refuse_unmet(recipe, pipeline, model)
     variant = name or recipe
     if variant == RAW:
         raise UsageError(f"--name {RAW}: is kept for what prefill made; choose another")
-    made: dict[str, object] = {"name": recipe, "pipeline": pipeline.to_config()}
     chosen = [names] if isinstance(names, str) else list(dict.fromkeys(store if names is None else names))
     report = Report(variant=variant, documents_total=len(chosen))
+    if not chosen:
+        return report
+    pipeline = pipeline_of(recipe, keys, values, finder(store, chosen, calibration), **parameters)
+    if calibration is not None and not pipeline.calibrations:
+        raise UsageError(f"--calibration: recipe {recipe!r} takes none; leave it out")
+    _refuse_unmet(recipe, pipeline, model)
+    made: dict[str, object] = {"name": recipe, "pipeline": pipeline.to_config()}
     # An empty store is not made one by asking.
     with store.writing() if store and not dry_run else nullcontext():
         run = _Run(store, variant, made, pipeline, report)
@@ -85,6 +96,9 @@ def compress(
         if dry_run:
             report.compressed += list(run.unfinished)
         else:
+            # Who encodes puts them too; without them, what is there already cannot be read.
+            for held in pipeline.calibrations if report.unchanged else ():
+                store.put_calibration(held)
             # Closed by whatever ends the loop, so that no other process goes on.
             with closing(run.encoded(model)) as outcomes:
                 for task, outcome in outcomes:
@@ -100,16 +114,18 @@ def pipeline_of(
     recipe: str,
     keys: str | int | None = None,
     values: str | int | None = None,
+    find: Find | None = None,
     **parameters: int | float | str,
 ) -> Pipeline:
     """The recipe's pipeline. ``keys`` and ``values`` say otherwise for one side: bits, a recipe, or recipe:bits.
 
-    Raises ``UsageError`` for an unknown recipe, parameter or value, and for sides that do not go together.
+    ``find`` gives recipes the calibrations that they need. Raises ``UsageError`` for an unknown recipe, parameter or
+    value, for a calibration that is missing or of another method, and for sides that do not go together.
     """
     try:
-        base = find_recipe(recipe).build(**parameters)
+        base = _built(recipe, find, parameters)
         sides = [
-            base if side is None else _side(option, str(side), recipe, parameters)
+            base if side is None else _side(option, str(side), recipe, find, parameters)
             for option, side in (("--keys", keys), ("--values", values))
         ]
     except CodecError as error:
@@ -122,14 +138,19 @@ def pipeline_of(
     return Pipeline(sides[0].keys, sides[1].values, sides[0].layers)
 
 
-def _side(option: str, text: str, recipe: str, parameters: dict[str, int | float | str]) -> Pipeline:
+def _built(recipe: str, find: Find | None, parameters: Parameters) -> Pipeline:
+    found = find_recipe(recipe)
+    return found.build(find(found) if find and found.calibration else None, **parameters)
+
+
+def _side(option: str, text: str, recipe: str, find: Find | None, parameters: Parameters) -> Pipeline:
     name, _, bits = text.rpartition(":") if ":" in text or _is_number(text) else (text, "", "")
-    own = parameters if name in ("", recipe) else {}
+    own: Parameters = parameters if name in ("", recipe) else {}
     if bits and not _is_number(bits):
         raise UsageError(
             f"{option} {text}: {bits!r} is no number of bits; expected BITS, RECIPE or RECIPE:BITS"
         )
-    return find_recipe(name or recipe).build(**(own | ({"bits": int(bits)} if bits else {})))
+    return _built(name or recipe, find, {**own, **({"bits": int(bits)} if bits else {})})
 
 
 def _is_number(text: str) -> bool:
@@ -173,6 +194,16 @@ def _refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
         )
 
 
+def _refuse_other_model(document: Document, calibration: Calibration) -> None:
+    there = document.model["fingerprint"]
+    if calibration.model != there:
+        of = f"model {calibration.model[:12]}…" if calibration.model else "no model that it names"
+        raise MismatchError(
+            f"{document.name}: was prefilled with {document.model['name']} (model {there[:12]}…), calibration "
+            f"{calibration.digest} is of {of}; take another, or run kvtool calibrate with the documents' model"
+        )
+
+
 @dataclass
 class _Run:
     """One call: which segments are still to be encoded, and what has come of the others."""
@@ -188,6 +219,8 @@ class _Run:
     def look_at(self, name: str, replace: bool) -> None:
         """Finds out what is to be done for a document. Raises KvtoolError if it cannot be."""
         document = self.store[name]
+        for calibration in self.pipeline.calibrations:
+            _refuse_other_model(document, calibration)
         segments: dict[int, Variant | None] = {}
         for index, segment in enumerate(document.segments):
             there = segment.variants.get(self.variant)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .codecs.container import canonical_json as canonical_json
+
 Json = Any
-
-
-def canonical_json(value: Json) -> bytes:
-    """Sorted keys, no spaces, no NaN, UTF-8: one value, one spelling."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
 
 
 def digest(data: bytes) -> str:
     return str(blake3.blake3(data).hexdigest())
+
+
+def is_digest(text: object) -> bool:
+    """Whether it could be one: only then may it become a path."""
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def digest_json(value: Json) -> str:

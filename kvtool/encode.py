@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,12 @@ class Task:
 
 
 def encode_segment(store: Store, task: Task, pipeline: Pipeline, inputs: Inputs | None = None) -> Variant:
-    """Encodes one segment into the store. Raises KvtoolError, naming the document and the segment."""
+    """Encodes one segment into the store, behind the pipeline's calibrations.
+
+    Raises KvtoolError, naming the document and the segment.
+    """
+    for calibration in pipeline.calibrations:
+        store.put_calibration(calibration)
     original = store.open(task.document, RAW, task.segment)
     try:
         return store.put(artifact.compressed(original, pipeline, inputs))
@@ -78,7 +84,20 @@ def _encode_in_processes(
 
 
 def _in_process(root: str, task: Task, config: Mapping[str, Any]) -> Variant | KvtoolError:
-    return _outcome(Store(Path(root)), task, Pipeline.from_config(config))
+    store = _store(root)
+    try:
+        pipeline = Pipeline.from_config(config, store.calibrations)
+    except CodecError as error:
+        return StoreError(f"{task.document}: segment {task.segment} cannot be compressed: {error}")
+    except KvtoolError as error:
+        return error
+    return _outcome(store, task, pipeline)
+
+
+@cache
+def _store(root: str) -> Store:
+    """One for all of a process's segments, so that each calibration is read once."""
+    return Store(Path(root))
 
 
 def _outcome(store: Store, task: Task, pipeline: Pipeline) -> Variant | KvtoolError:

@@ -18,6 +18,9 @@ ARTIFACT_TENSORS = 200_000
 ARTIFACT_BYTES = 1024 * GIB
 """One artifact's payload."""
 
+CALIBRATION_BYTES = 4 * GIB
+"""One calibration, which is read whole."""
+
 MANIFEST_BYTES = 64 * MIB
 """One document's manifest."""
 

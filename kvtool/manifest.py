@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .digest import canonical_json, digest_json
+from .digest import canonical_json, digest_json, is_digest
 from .errors import StoreError
 
 FORMAT = 1
@@ -137,7 +137,6 @@ def _variant_json(variant: Variant) -> dict[str, Any]:
 
 def _variant(body: Mapping[str, Any]) -> Variant:
     digest = body["artifact"]
-    # The digest becomes a path: nothing but hex digits may get there.
-    if not (isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")):
+    if not is_digest(digest):
         raise ValueError(f"artifact {digest!r} is not a digest")
     return Variant(digest, int(body["bytes"]), body["recipe"])

@@ -19,12 +19,13 @@ from urllib.parse import quote, unquote
 from . import artifact as artifacts
 from . import fs, limits
 from .artifact import Artifact
+from .calibrations import Calibrations
 from .digest import canonical_json
 from .errors import ArtifactError, StoreError, UsageError
 from .manifest import RAW, Document, Variant
 
 if TYPE_CHECKING:
-    from .codecs import KV
+    from .codecs import KV, Calibration
     from .engines.cache import DocumentCache
     from .model import Model
 
@@ -46,6 +47,7 @@ class Store(Mapping[str, Document]):
             raise UsageError(f"store {root}: only directories can be stores in this version")
         self.root = Path(root)
         self._artifacts, self._manifests = self.root / "artifacts", self.root / "manifests"
+        self.calibrations = Calibrations(self.root / "calibrations")
         marker = self.root / MARKER
         # The marker is looked for again last: a first writer may be making the store just now.
         if self.root.exists() and not (marker.exists() or self._is_nearly_empty() or marker.exists()):
@@ -102,7 +104,7 @@ class Store(Mapping[str, Document]):
         return self.open_artifact(self._variant(self[name], segment, variant))
 
     def open_artifact(self, variant: Variant) -> Artifact:
-        return Artifact.open(self.path_of(variant), expected=variant.artifact)
+        return Artifact.open(self.path_of(variant), expected=variant.artifact, calibrations=self.calibrations)
 
     def read(self, name: str, variant: str = RAW, segment: int = 0) -> KV:
         """One segment's KV, every byte checked, without its prefix; needs no model."""
@@ -149,7 +151,7 @@ class Store(Mapping[str, Document]):
         for path in self._artifact_files():
             if path.stem not in referenced:
                 try:
-                    stray = Artifact.open(path, expected=path.stem)
+                    stray = Artifact.open(path, expected=path.stem, calibrations=self.calibrations)
                 except ArtifactError:
                     continue
                 found.setdefault(stray.meta["identity"], Variant(path.stem, stray.nbytes))
@@ -185,6 +187,10 @@ class Store(Mapping[str, Document]):
             fs.write_atomic(self.path_of(variant), chunks)
         return variant
 
+    def put_calibration(self, calibration: Calibration) -> None:
+        """Stores a calibration; it must be there before an artifact that names it."""
+        self.calibrations.put(calibration)
+
     def commit(self, document: Document) -> None:
         """Makes ``document`` what its name stands for; its artifacts must have been put before.
 
@@ -206,7 +212,10 @@ class Store(Mapping[str, Document]):
             self.path_of(variant).unlink(missing_ok=True)
 
     def collect(self, *, dry_run: bool = False) -> list[Path]:
-        """Removes the artifacts that no document refers to, and returns their paths. Waits for writers to end."""
+        """Removes the artifacts that no document refers to, and returns their paths. Waits for writers to end.
+
+        Calibrations stay: each was made on purpose, and serves documents to come.
+        """
         if not self._lock.exists():
             return []
         with fs.as_store_errors(self.root), fs.locked(self._lock):

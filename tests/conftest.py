@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import kvtool
-from kvtool.codecs import KV, LayerKV
+from kvtool.codecs import KV, LayerKV, Recipe, registry
 
 # Triton decides for good, when it is first imported, whether its own functions can be interpreted, as the kernels' tests
 # want them; other tests import it by way of transformers.
@@ -183,3 +184,26 @@ def prefilled(tiny: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> P
 def store(prefilled: Path, corpus: Path) -> kvtool.Store:
     """The prefilled store, copied beside the corpus as ``kv-store``."""
     return kvtool.Store(Path(shutil.copytree(prefilled, corpus / "kv-store")).relative_to(corpus))
+
+
+@pytest.fixture
+def centred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
+    """The recipe of ``plugins/centred.py``, installed for as long as it lasts, in other processes too."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copy(Path(__file__).parent / "plugins" / "centred.py", folder)
+    info = folder / "centred-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: centred\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[kvtool.recipes]\ncentred = centred:RECIPES\n[kvtool.stages]\ncentred = centred:Centred\n"
+    )
+    before = dict(registry.stages())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        registry._discover.cache_clear()
+        registry.recipes.cache_clear()
+        yield registry.recipe("centred")
+    registry._stages.clear()
+    registry._stages.update(before)
+    registry.recipes.cache_clear()
+    del sys.modules["centred"]

@@ -41,6 +41,14 @@ def run(
             metavar="NAME=VALUE",
         ),
     ] = None,
+    calibration: Annotated[
+        Optional[str],
+        typer.Option(
+            "--calibration",
+            help="For recipes that need one: one of the store's (default: the newest for the documents' model).",
+            metavar="DIGEST",
+        ),
+    ] = None,
     name: Annotated[
         Optional[str], typer.Option("--name", help="The variant's name (default: the recipe's).")
     ] = None,
@@ -60,6 +68,7 @@ def run(
 
     Some recipes measure attention: for these the model is run that the documents were prefilled with.
     """
+    from ..calibrations import finder
     from ..compress import compress, pipeline_of
     from ..config import settings
     from ..store import Store
@@ -68,7 +77,9 @@ def run(
     opened = Store(chosen.store)
     given = {"bits": bits, "recent": recent, "sinks": sinks, **_parsed(options or [])}
     parameters = {name: value for name, value in given.items() if value is not None}
-    needs = pipeline_of(recipe, keys, values, **parameters).needs
+    documents = names or list(opened)
+    find = finder(opened, documents, calibration)
+    needs = pipeline_of(recipe, keys, values, find, **parameters).needs if documents else ()
     loaded = common.load_model(chosen) if needs else None
     with common.Bar("compressing") as bar:
         report = compress(
@@ -78,6 +89,7 @@ def run(
             keys=keys,
             values=values,
             model=loaded,
+            calibration=calibration,
             name=name,
             replace=replace,
             dry_run=dry_run,

@@ -10,7 +10,10 @@ from . import common
 def run(
     store: common.StoreOption = None, dry_run: common.DryRunOption = False, as_json: common.JsonOption = False
 ) -> None:
-    """Remove artifacts that no document refers to, such as those of documents that changed."""
+    """Remove artifacts that no document refers to, such as those of documents that changed.
+
+    Calibrations stay: each was made on purpose, and serves documents to come.
+    """
     from ..config import settings
     from ..store import Store
 

@@ -37,8 +37,8 @@ def run(
         (
             recipe.name,
             recipe.paper.split(" ")[0] or "–",
-            ", ".join(sorted(recipe.build().needs)) or "–",
-            f"{recipe.nominal_bits():.2f}",
+            ", ".join(_needs(recipe)) or "–",
+            "–" if recipe.calibration else f"{recipe.nominal_bits():.2f}",
             recipe.summary,
         )
         for recipe in found
@@ -51,13 +51,18 @@ def run(
     )
 
 
+def _needs(recipe: Recipe) -> list[str]:
+    # What a calibrated pipeline needs besides is known once it is built.
+    return ["calibration"] if recipe.calibration else sorted(recipe.build().needs)
+
+
 def _described(recipe: Recipe) -> dict[str, object]:
     return {
         "name": recipe.name,
         "summary": recipe.summary,
         "paper": recipe.paper or None,
-        "needs": sorted(recipe.build().needs),
-        "nominal_bits": round(recipe.nominal_bits(), 4),
+        "needs": _needs(recipe),
+        "nominal_bits": None if recipe.calibration else round(recipe.nominal_bits(), 4),
         "parameters": {
             name: {"default": p.default, "allowed": p.choices, "help": p.help}
             for name, p in recipe.parameters.items()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import common
+
+if TYPE_CHECKING:
+    from ..store import Store
 
 
 def run(
@@ -14,17 +17,22 @@ def run(
     store: common.StoreOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Show a document's model, prefix, segments and variants, to the byte."""
+    """Show a document's model, prefix, segments, variants and their calibrations, to the byte."""
     from ..config import settings
     from ..store import Store
 
     opened = Store(settings(store=store).store)
     document = opened[name]
     segments: list[dict[str, Any]] = []
+    calibrations: dict[str, dict[str, Any]] = {}
     for index, segment in enumerate(document.segments):
         variants = {}
         for label, variant in segment.variants.items():
             artifact = opened.open_artifact(variant)
+            for digest in artifact.meta["calibrations"]:
+                used = calibrations.setdefault(digest, _calibration(opened, digest))["variants"]
+                if label not in used:
+                    used.append(label)
             elements = artifact.contents.geometry.n_elements
             variants[label] = {
                 "digest": variant.artifact,
@@ -49,6 +57,7 @@ def run(
                 "model": dict(document.model),
                 "prefix": dict(document.prefix),
                 "segments": segments,
+                "calibrations": list(calibrations.values()),
             }
         )
         return
@@ -66,3 +75,19 @@ def run(
                 f"    {label:{width}} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  "
                 f"{variant['file']}"
             )
+    for entry in calibrations.values():
+        typer.echo(
+            f"  calibration {entry['method']}, {entry['bytes']:,} bytes, shared by all that is compressed with it (here "
+            f"{', '.join(entry['variants'])})  {entry['file']}"
+        )
+
+
+def _calibration(store: Store, digest: str) -> dict[str, Any]:
+    found = store.calibrations[digest]
+    return {
+        "digest": digest,
+        "method": found.method,
+        "file": str(store.calibrations.path_of(digest)),
+        "bytes": found.nbytes,
+        "variants": [],
+    }

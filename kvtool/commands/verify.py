@@ -22,8 +22,12 @@ def run(
     store: common.StoreOption = None,
     as_json: common.JsonOption = False,
 ) -> int:
-    """Read every artifact and check every digest. Ends with exit code 4 if anything is not what was written."""
+    """Read every artifact and calibration and check every digest.
+
+    Ends with exit code 4 if anything is not what was written, or names a calibration that is missing.
+    """
     from ..artifact import BrokenArtifact
+    from ..calibrations import BrokenCalibration
     from ..config import settings
     from ..errors import DONE, GATE, KvtoolError
     from ..store import Store
@@ -52,6 +56,15 @@ def run(
                 if remove and isinstance(error, BrokenArtifact) and variant.artifact not in removed:
                     opened.discard(variant)
                     removed.append(variant.artifact)
+    for digest in () if names else opened.calibrations:
+        try:
+            _ = opened.calibrations[digest]
+            sound.add(digest)
+        except KvtoolError as error:
+            broken[digest] = str(error)
+            if remove and isinstance(error, BrokenCalibration):
+                opened.calibrations.discard(digest)
+                removed.append(digest)
     if as_json:
         common.print_json({"sound": len(sound), "broken": broken, "removed": removed})
     else:

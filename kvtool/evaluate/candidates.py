@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ..calibrations import Find
 from ..codecs import CodecError, Pipeline
 from ..codecs.registry import recipe as find_recipe
 from ..codecs.registry import recipes
@@ -113,10 +114,11 @@ class Coded:
         return Restored(cache, nbytes, encoded - started, time.monotonic() - encoded)
 
 
-def candidate(text: str) -> Coded:
+def candidate(text: str, find: Find | None = None) -> Coded:
     """``recipe`` or ``recipe:parameter=value:…``; ``keys`` and ``values`` are parameters too, as compress has them.
 
-    Raises ``UsageError`` for an unknown recipe, parameter or value.
+    ``find`` gives recipes the calibrations that they need. Raises ``UsageError`` for an unknown recipe, parameter or
+    value, and for a missing calibration.
     """
     name, *options = text.split(":")
     if "=" in name:
@@ -126,16 +128,16 @@ def candidate(text: str) -> Coded:
     options = list(_joined(options))
     parameters = parameters_of(options, f"--recipes {text}", "kivi:bits=4")
     keys, values = (str(parameters.pop(side)) if side in parameters else None for side in ("keys", "values"))
-    pipeline = pipeline_of(name, keys, values, **parameters)
+    pipeline = pipeline_of(name, keys, values, find, **parameters)
     refuse_unmeasurable(name, pipeline)
     recipe = find_recipe(name)
     return Coded(text, name, pipeline, recipe.summary, recipe.paper)
 
 
-def candidates(texts: Iterable[str]) -> list[Coded]:
+def candidates(texts: Iterable[str], find: Find | None = None) -> list[Coded]:
     """Each of ``texts`` once. Raises ``UsageError`` as ``candidate`` does."""
     given = [texts] if isinstance(texts, str) else texts
-    return [candidate(text) for text in dict.fromkeys(text.strip() for text in given) if text]
+    return [candidate(text, find) for text in dict.fromkeys(text.strip() for text in given) if text]
 
 
 def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
@@ -147,7 +149,7 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
                 continue
             family = str(made.recipe.get("name", variant))
             try:
-                pipeline = Pipeline.from_config(made.recipe["pipeline"])
+                pipeline = Pipeline.from_config(made.recipe["pipeline"], store.calibrations)
             except (CodecError, KeyError) as error:
                 raise UsageError(
                     f"{name}: its variant {variant!r} cannot be made here ({error}); name what to compare with --recipes"

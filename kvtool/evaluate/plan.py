@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..calibrations import finder
 from ..engines import transformers as engine
 from ..errors import ModelError, UsageError
 from ..load import refuse_mismatch
@@ -76,7 +77,9 @@ def plan(
         raise UsageError(f"nothing to evaluate: {store.root} is empty; run kvtool prefill first")
     entries = [store[name] for name in documents]
     prefix = _prefix(model, store, entries)
-    compared = [*(candidates(recipes) if recipes is not None else variants_of(store, documents)), *others]
+    find = finder(store, documents)
+    coded = candidates(recipes, find) if recipes is not None else variants_of(store, documents)
+    compared = [*coded, *others]
     if not compared:
         raise UsageError(
             f"nothing to compare: {store.root} has no variants beside raw; name recipes with --recipes kivi:bits=4,…, or "

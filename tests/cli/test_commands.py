@@ -129,6 +129,7 @@ def test_show(cli: Cli, store: Store) -> None:
                 "variants": {"raw": variant | {"recipe": None}, "kivi": variant},
             }
         ],
+        "calibrations": [],
     }
     for variant in shown["segments"][0]["variants"].values():
         path = Path(variant["file"])
@@ -241,7 +242,8 @@ def test_recipes(cli: Cli) -> None:
     assert {"kivi", "lossless"} <= by_name.keys()
     for row in rows:
         assert row.keys() == {"name", "summary", "paper", "needs", "nominal_bits", "parameters"}
-        assert 0 < row["nominal_bits"] < 17
+        assert (row["nominal_bits"] is None) == (row["needs"] == ["calibration"])
+        assert 0 < (row["nominal_bits"] or 1) < 17
         for parameter in row["parameters"].values():
             assert parameter.keys() == {"default", "allowed", "help"}
     assert by_name["zipcache"]["needs"] == ["attention"]

@@ -8,7 +8,8 @@ import json
 import pkgutil
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from types import ModuleType
 from typing import ClassVar
 
@@ -20,13 +21,18 @@ import kvtool.codecs
 import kvtool.recipes
 from kvtool.codecs import (
     KV,
+    Blob,
+    Calibration,
     CodecError,
     Contents,
     LayerKV,
+    MissingCalibration,
+    NeedsCalibration,
     Pipeline,
     Place,
     Recipe,
     Rope,
+    Sample,
     decode,
     encode,
     recipes,
@@ -39,6 +45,8 @@ from kvtool.codecs.stage import Array, Payload, Spec, Stage
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(2, 37, 10), (1, 1, 8), (3, 0, 8), (1, 161, 33), (2, 5, 0), (1, 1, 1), (2, 64, 64)]
+# The only sizes that a stage with a calibration takes: those of its examples.
+SHAPES += [(2, 29, 6), (2, 1, 6), (2, 0, 6)]
 LAYERS = 2
 
 
@@ -62,7 +70,7 @@ def place(shape: tuple[int, ...]) -> Place:
     """The last layers of a model whose keys are rotated in all channels but an odd one."""
     count = 1 if len(shape) == 3 else shape[0]
     rope = Rope(tuple(1.0 / 100.0 ** (i / 8) for i in range(shape[-1] // 2)))
-    return Place(first=4, count=count, total=4 + count, ropes=(rope,) * count)
+    return Place(first=2, count=count, total=2 + count, ropes=(rope,) * count)
 
 
 def inputs(stage: Stage) -> list[tuple[Spec, Payload]]:
@@ -149,7 +157,11 @@ def test_stage_round_trip(stage: Stage) -> None:
 @each_stage
 def test_stage_config_survives_json(stage: Stage) -> None:
     config = json.loads(json.dumps(stage.to_config()))
-    assert stage_from_config(config) == stage
+    calibrations = {calibration.digest: calibration for calibration in stage.calibrations}
+    assert stage_from_config(config, calibrations) == stage
+    if calibrations:
+        with pytest.raises(MissingCalibration, match=min(calibrations)):
+            stage_from_config(config)
     for broken in (
         {**config, "name": "nothing"},
         {**config, "version": 1_000},
@@ -157,10 +169,10 @@ def test_stage_config_survives_json(stage: Stage) -> None:
         {**config, "unknown": 1},
     ):
         with pytest.raises(CodecError, match=r"nothing|version|unknown"):
-            stage_from_config(broken)
+            stage_from_config(broken, calibrations)
     for field in set(config) - {"name", "version"}:
         with pytest.raises(CodecError, match=field):
-            stage_from_config({**config, field: {"wrong": "type"}})
+            stage_from_config({**config, field: {"wrong": "type"}}, calibrations)
 
 
 @each_stage
@@ -238,9 +250,14 @@ def test_every_recipe_in_the_folder_is_registered() -> None:
 
 
 def make_kv(
-    tokens: int, keys: tuple[int, int], values: tuple[int, int], dtype: torch.dtype, start: int = 5
+    tokens: int,
+    keys: tuple[int, int],
+    values: tuple[int, int],
+    dtype: torch.dtype,
+    start: int = 5,
+    seed: int = 0,
 ) -> KV:
-    generator = torch.Generator().manual_seed(tokens)
+    generator = torch.Generator().manual_seed(tokens + seed)
 
     def side(heads: int, channels: int) -> Tensor:
         return torch.randn(heads, tokens, channels, generator=generator).to(dtype)
@@ -260,7 +277,33 @@ KVS = {
     "window only": make_kv(100, (2, 8), (2, 8), torch.float32),
     "empty": make_kv(0, (2, 8), (2, 8), torch.float32),
 }
-PIPELINES = {name: recipe.build() for name, recipe in recipes().items()} | {"raw": Pipeline()}
+RECIPES = {**recipes(), "raw": Recipe("raw", "", Pipeline)}
+
+
+@cache
+def samples(name: str) -> list[Sample]:
+    """Two segments of a model whose caches have the sizes of ``KVS[name]``, with gradients."""
+    layer = KVS[name].layers[0]
+    keys, values = ((side.shape[0], side.shape[2]) for side in (layer.keys, layer.values))
+    made = [make_kv(300, keys, values, layer.keys.dtype, seed=seed) for seed in range(4)]
+    gradients = (
+        tuple(LayerKV(x.keys.float(), x.values.float(), x.positions) for x in kv.layers) for kv in made[2:]
+    )
+    return [Sample(kv, gradient) for kv, gradient in zip(made[:2], gradients, strict=True)]
+
+
+_calibrations: dict[tuple[str, str], Calibration] = {}
+
+
+def built(recipe: Recipe, name: str) -> Pipeline:
+    """The recipe's pipeline for ``KVS[name]``, calibrated on samples if it must be."""
+    if recipe.fit is None:
+        assert not recipe.calibration, f"{recipe.name} cannot be calibrated"
+        return recipe.build()
+    if (recipe.name, name) not in _calibrations:
+        _calibrations[recipe.name, name] = recipe.fit(samples(name))
+    return recipe.build(_calibrations[recipe.name, name])
+
 
 INPUTS = {
     name: {
@@ -270,26 +313,29 @@ INPUTS = {
     for name, kv in KVS.items()
 }
 
-each_pipeline = pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
+each_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 
 def test_every_recipe_and_every_stage_is_tried() -> None:
-    assert {name: recipe.build() for name, recipe in recipes().items()}.items() <= PIPELINES.items()
+    assert recipes().items() <= RECIPES.items()
     assert {type(stage) for stage in EXAMPLES} == set(stages().values())
 
 
-@each_pipeline
+@each_recipe
 @pytest.mark.parametrize("name", KVS)
-def test_recipe_round_trip(pipeline: Pipeline, name: str) -> None:
-    kv, inputs = KVS[name], INPUTS[name]
+def test_recipe_round_trip(recipe: Recipe, name: str) -> None:
+    kv, inputs, pipeline = KVS[name], INPUTS[name], built(recipe, name)
     blob = encode(kv, pipeline, inputs=inputs)
-    again = encode(kv, Pipeline.from_config(json.loads(json.dumps(pipeline.to_config()))), inputs=inputs)
+    assert bool(blob.calibrations) == bool(recipe.calibration)
+    calibrations = {found.digest: Calibration.from_bytes(found.to_bytes()) for found in blob.calibrations}
+    config = json.loads(json.dumps(pipeline.to_config()))
+    again = encode(kv, Pipeline.from_config(config, calibrations), inputs=inputs)
     assert equal(blob.tensors, again.tensors)
     assert json.dumps(blob.metadata) == json.dumps(again.metadata)
-    back = decode(type(blob)(blob.tensors, json.loads(json.dumps(blob.metadata))))
+    back = decode(Blob(blob.tensors, json.loads(json.dumps(blob.metadata)), tuple(calibrations.values())))
     assert torch.equal(back.token_ids, kv.token_ids)
     assert back.rope == kv.rope
-    contents = Contents.from_metadata(blob.metadata)
+    contents = Contents.from_metadata(blob.metadata, calibrations)
     for group in contents.groups:
         chosen = {need: [tensors[index] for index in group] for need, tensors in inputs.items()}
         bounds = pipeline.error([kv.layers[index] for index in group], contents.place(group), chosen)
@@ -303,9 +349,9 @@ def test_recipe_round_trip(pipeline: Pipeline, name: str) -> None:
                 assert not a.numel() or (a.double() - b.double()).abs().max() <= bound
 
 
-@each_pipeline
-def test_recipe_refuses_tensors_that_are_not_planned(pipeline: Pipeline) -> None:
-    blob = encode(KVS["plain"], pipeline, inputs=INPUTS["plain"])
+@each_recipe
+def test_recipe_refuses_tensors_that_are_not_planned(recipe: Recipe) -> None:
+    blob = encode(KVS["plain"], built(recipe, "plain"), inputs=INPUTS["plain"])
     for name, tensor in blob.tensors.items():
         missing = {n: t for n, t in blob.tensors.items() if n != name}
         for wrong in (
@@ -316,4 +362,26 @@ def test_recipe_refuses_tensors_that_are_not_planned(pipeline: Pipeline) -> None
             {**blob.tensors, "layers.0000.odd": tensor},
         ):
             with pytest.raises(CodecError, match=r"token_ids|layer|odd"):
-                decode(type(blob)(wrong, blob.metadata))
+                decode(replace(blob, tensors=wrong))
+
+
+@each_recipe
+def test_recipe_is_calibrated_the_same_each_time_and_is_not_built_without(recipe: Recipe) -> None:
+    if recipe.fit is None:
+        with pytest.raises(CodecError, match=f"{recipe.name}.*expected none"):
+            recipe.build(Calibration("another", {}, {}))
+        return
+    calibration = recipe.fit(samples("plain"))
+    assert calibration.method == recipe.calibration
+    assert calibration.digest == recipe.fit(samples("plain")).digest
+    assert recipe.build(calibration).calibrations == (calibration,)
+    with pytest.raises(NeedsCalibration, match=recipe.name):
+        recipe.build()
+    with pytest.raises(NeedsCalibration, match=recipe.name):
+        recipe.nominal_bits()
+    with pytest.raises(CodecError, match=f"{recipe.name}.*expected one of"):
+        recipe.build(Calibration("another", {}, {}))
+    with pytest.raises(CodecError):
+        encode(KVS["unequal"], recipe.build(calibration), inputs=INPUTS["unequal"])
+    with pytest.raises(CodecError):
+        encode(KVS["plain"], recipe.build(replace(calibration, tensors={}, facts={})), inputs=INPUTS["plain"])

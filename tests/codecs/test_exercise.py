@@ -55,7 +55,7 @@ conformance = load(Path(__file__).with_name("test_conformance.py"))
 
 
 def laws(of: str) -> list[Callable[..., None]]:
-    """The conformance suite's tests of every stage, or of every pipeline."""
+    """The conformance suite's tests of every stage, or of every recipe."""
     found = [law for name, law in vars(conformance).items() if name.startswith("test_")]
     return [law for law in found if of in inspect.signature(law).parameters]
 
@@ -132,7 +132,7 @@ def test_the_page_has_a_stage_and_a_recipe() -> None:
 
 def test_the_laws_are_found() -> None:
     assert len(laws("stage")) >= 3
-    assert len(laws("pipeline")) >= 2
+    assert len(laws("recipe")) >= 2
 
 
 @pytest.mark.parametrize("law", laws("stage"), ids=lambda law: law.__name__)
@@ -141,13 +141,13 @@ def test_the_stage_conforms(law: Callable[[Stage], None]) -> None:
         law(stage)
 
 
-@pytest.mark.parametrize("law", laws("pipeline"), ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", laws("recipe"), ids=lambda law: law.__name__)
 def test_the_recipe_conforms(law: Callable[..., None]) -> None:
     each: list[dict[str, Any]] = [{}]
     if "name" in inspect.signature(law).parameters:
         each = [{"name": name} for name in conformance.KVS]
     for arguments in each:
-        law(skvq().build(), **arguments)
+        law(skvq(), **arguments)
 
 
 def test_the_stage_refuses_what_float16_cannot_hold() -> None:

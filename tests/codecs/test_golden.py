@@ -9,6 +9,7 @@ import pytest
 import safetensors
 import torch
 
+from kvtool.calibrations import Calibrations
 from kvtool.codecs import Array, Place, Rope, Spec, stage_from_config, stages
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -28,7 +29,7 @@ def test_golden_artifact_decodes_to_its_values(path: Path) -> None:
     place = Place(**{**at, "ropes": tuple(map(Rope.from_json, at["ropes"]))})
     arrays = {n: Array(tuple(t.shape), t.dtype, levels=levels[n]) for n, t in expected.items()}
     spec = Spec(arrays, place=place)
-    stage = stage_from_config(described["stage"])
+    stage = stage_from_config(described["stage"], Calibrations(GOLDEN / "calibrations"))
     stage.plan(spec).check(stored, path.name)
     decoded = stage.decode({**stored, **given}, spec)
     assert decoded.keys() == expected.keys()

@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 import kvtool
-from kvtool.codecs import CodecError, Pipeline
+from kvtool.codecs import CodecError, Pipeline, Recipe, Sample
 from kvtool.evaluate import Gate, Scope, evaluate
 from kvtool.evaluate.run import Progress, Runner
 
@@ -214,16 +214,33 @@ def test_a_variant_whose_stages_are_not_here_is_refused(
     kvtool.compress(store, recipe="nf4", name="plugin")
     known = Pipeline.from_config
 
-    def without_plugins(config: Any) -> Pipeline:
+    def without_plugins(config: Any, *calibrations: Any) -> Pipeline:
         if "blockwise" in json.dumps(config):
             raise CodecError("stage 'blockwise' is not registered")
-        return known(config)
+        return known(config, *calibrations)
 
     monkeypatch.setattr(Pipeline, "from_config", without_plugins)
     with pytest.raises(
         kvtool.KvtoolError, match=r"its variant 'plugin' cannot be made here \(stage 'blockwise'"
     ):
         evaluate(store, model=lively, scope=KL)
+
+
+def test_a_recipe_is_measured_with_the_calibration_that_the_store_holds(
+    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path, centred: Recipe
+) -> None:
+    assert centred.fit
+    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    with pytest.raises(kvtool.KvtoolError, match="'centred' needs a calibration"):
+        evaluate(store, "a.txt", model=lively, recipes=["centred:bits=8"], scope=KL)
+    calibration = centred.fit([Sample(store.read("a.txt"))]).made(model=lively.fingerprint, source=None)
+    kvtool.compress(store, "a.txt", recipe="centred", bits=8, calibration=calibration)
+    measured = [
+        evaluate(store, "a.txt", model=lively, recipes=recipes, scope=KL)["candidates"][1]
+        for recipes in (["centred:bits=8"], ["centred:bits=1"], None)
+    ]
+    kl = [one["kl"]["value"] for one in measured]
+    assert kl[0] == kl[2] < kl[1]
 
 
 def test_another_models_documents_in_the_store_do_not_matter(

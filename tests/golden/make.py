@@ -1,7 +1,8 @@
 """Makes a golden artifact for every stage version that has none yet: ``python tests/golden/make.py``.
 
 Each file holds a stage's configuration and spec, what it wrote (``y.*``), and what that decodes to (``x.*``).
-Files are kept for ever and never written again: what has been written once must stay readable.
+The calibration of a stage that holds one lies in ``calibrations``. Files are kept for ever and never written again:
+what has been written once must stay readable.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from kvtool.calibrations import Calibrations
 from kvtool.codecs import Array, CodecError, Place, Rope, Spec, Stage, container, stages
 
 HERE = Path(__file__).parent
@@ -64,13 +66,10 @@ def write(stage: Stage, path: Path) -> None:
         "stage": stage.to_config(),
         "levels": {name: array.levels for name, array in spec.arrays.items()},
     }
-    placed = container.layout(container.entries(tensors))
+    for calibration in stage.calibrations:
+        Calibrations(HERE / "calibrations").put(calibration)
     with path.open("xb") as file:
-        file.write(container.header(placed, {"golden": json.dumps(described)}))
-        for name, entry in placed.items():
-            file.write(
-                container.raw_bytes(tensors[name]) if name in tensors else bytes(container.nbytes(entry))
-            )
+        file.write(container.to_bytes(tensors, {"golden": json.dumps(described)}))
     print(path.name)
 
 

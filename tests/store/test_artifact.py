@@ -443,7 +443,7 @@ def test_identity_depends_on_everything_that_decides_the_bits() -> None:
     base: dict[str, Any] = {"model": "m", "prefix": "p", "token_ids": [1, 2]}
     variations = [
         {}, {"model": "n"}, {"prefix": "q"}, {"token_ids": [2, 1]}, {"token_ids": [1, 2, 2]},
-        {"pipeline": pipelines[0]}, {"pipeline": pipelines[1]}, {"calibrations": ["c"]},
+        {"pipeline": pipelines[0]}, {"pipeline": pipelines[1]},
     ]  # fmt: skip
     made = [artifact.identity(**base | change) for change in variations]
     assert len(set(made)) == len(made)

@@ -1,0 +1,136 @@
+"""What a recipe learned about a model, shared by all segments that are coded with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import blake3
+import torch
+from torch import Tensor
+
+from kvtool.codecs import container
+from kvtool.codecs.errors import CodecError
+from kvtool.codecs.kv import KV, LayerKV
+
+if TYPE_CHECKING:  # A stage may hold a calibration.
+    from kvtool.codecs.stage import Array, Json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One segment's cache to calibrate on.
+
+    ``gradients``, if there are any, are those of a loss with respect to the keys, as they are stored, and to the
+    values: layer by layer, of the same shapes, in float32.
+    """
+
+    kv: KV
+    gradients: tuple[LayerKV, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """``facts`` are JSON values that planning needs, such as sizes and ranks; ``tensors`` what coding computes with.
+
+    ``facts`` has under ``model`` the fingerprint of the model and under ``source`` what was sampled, once ``made``
+    has said so. Facts and tensors are kept as they would be read back: lists for tuples, names sorted. Two are
+    equal if their bytes are. Raises CodecError for what cannot be stored, NaN and infinity included.
+    """
+
+    method: str
+    facts: Mapping[str, Json]
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, str) or not self.method:
+            raise CodecError(f"calibration: method is {str(self.method)[:80]!r}, expected a name")
+        tensors = {name: self.tensors[name].detach() for name in sorted(self.tensors)}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor.double()).all():
+                raise CodecError(f"calibration: tensor {name!r} holds NaN or infinity")
+        try:
+            facts = json.loads(container.canonical_json(dict(self.facts)))
+            container.header(container.layout(container.entries(tensors)), {"kvtool": self.method})
+        except CodecError:
+            raise
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CodecError(f"calibration: cannot be stored ({str(error)[:200]})") from error
+        object.__setattr__(self, "facts", facts)
+        object.__setattr__(self, "tensors", tensors)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Calibration) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Calibration({self.method!r}, {self.digest[:12]}…)"
+
+    @cached_property
+    def digest(self) -> str:
+        """BLAKE3 over its bytes, 64 hex digits: what artifacts name it by."""
+        return str(blake3.blake3(self.to_bytes()).hexdigest())
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of its file."""
+        return len(self.to_bytes())
+
+    @property
+    def model(self) -> str:
+        """The fingerprint of the model that it is of; empty where nobody has said so."""
+        return str(self.facts.get("model", ""))
+
+    def made(self, *, model: str, source: Json) -> Calibration:
+        """The same, with the fingerprint of its model and with what it was made from."""
+        return dataclasses.replace(self, facts={**self.facts, "model": model, "source": source})
+
+    def tensor(self, name: str, array: Array) -> Tensor:
+        """The tensor of that name. Raises CodecError unless it is there and of the array's shape and dtype."""
+        if name not in self.tensors:
+            raise CodecError(f"calibration {self.digest[:12]}… ({self.method}): has no tensor {name!r}")
+        array.check(f"calibration {self.digest[:12]}… ({self.method}): {name}", self.tensors[name])
+        return self.tensors[name]
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file: the same content gives the same bytes."""
+        about = {"kind": "calibration", "format": FORMAT, "method": self.method, "facts": self.facts}
+        return container.to_bytes(self.tensors, {"kvtool": container.canonical_json(about).decode()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Calibration:
+        """Undo ``to_bytes``. Raises CodecError, naming what is wrong, for bytes that it would not have given."""
+        tensors, metadata = container.from_bytes(data)
+        try:
+            about = json.loads(metadata["kvtool"])
+            kind, version = about["kind"], about["format"]
+            if kind != "calibration" or type(version) is not int or version < 1:
+                raise CodecError(f"calibration: is a {str(kind)[:80]!r} of format {str(version)[:80]}")
+            if version > FORMAT:
+                raise CodecError(
+                    f"calibration: is of format {version}, this kvtool reads up to {FORMAT}; upgrade kvtool"
+                )
+            found = cls(about["method"], about["facts"], tensors)
+            same = found.to_bytes() == data
+        except CodecError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CodecError(
+                f"calibration: its header is not a calibration's ({type(error).__name__})"
+            ) from error
+        if not same:
+            raise CodecError("calibration: its bytes are not as kvtool writes them")
+        return found
+
+
+NONE: Mapping[str, Calibration] = MappingProxyType({})
+"""By digest: what is looked in where there are none."""

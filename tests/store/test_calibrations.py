@@ -1,0 +1,397 @@
+"""A store's calibrations: written like artifacts, checked whole, found by digest, and missed by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import kvtool
+from kvtool import Store, artifact, encode, fs, limits
+from kvtool.artifact import Artifact
+from kvtool.calibrations import BrokenCalibration, Calibrations
+from kvtool.cli import app
+from kvtool.codecs import Calibration, Recipe, Sample, container
+from kvtool.digest import canonical_json, digest
+from kvtool.errors import GATE, ArtifactError, MismatchError, StoreError, UsageError
+
+THREE = ["c.txt", "docs/a.md", "docs/b.md"]
+
+
+@pytest.fixture
+def calibration(store: Store, tiny: kvtool.Model, centred: Recipe) -> Calibration:
+    """The plugin's, of the tiny model."""
+    return fitted(centred, store, tiny.fingerprint, "docs/a.md", "docs/b.md")
+
+
+def fitted(recipe: Recipe, store: Store, model: str, *names: str) -> Calibration:
+    assert recipe.fit
+    return recipe.fit([Sample(store.read(name)) for name in names]).made(model=model, source=list(names))
+
+
+def simple(value: float = 1.0, method: str = "mean", model: str = "m") -> Calibration:
+    return Calibration(method, {"model": model}, {"x": torch.full((3,), value)})
+
+
+def aged(store: Store, *calibrations: Calibration) -> None:
+    """Each was written a second after the one before it."""
+    for second, calibration in enumerate(calibrations, 1_000_000):
+        store.put_calibration(calibration)
+        os.utime(store.calibrations.path_of(calibration.digest), (second, second))
+
+
+# The files
+
+
+def test_what_is_put_is_there_for_whoever_opens_the_store(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    assert not store.calibrations
+    with store.writing():
+        store.put_calibration(simple())
+        store.put_calibration(simple())
+        store.put_calibration(simple(2))
+    found = Store(tmp_path / "store").calibrations
+    assert set(found) == {simple().digest, simple(2).digest}
+    assert found[simple().digest] == simple()
+    assert found[simple().digest] is found[simple().digest], "read twice"
+    path = tmp_path / "store" / "calibrations" / f"{simple().digest}.safetensors"
+    assert found.path_of(simple().digest) == path
+    assert path.read_bytes() == simple().to_bytes()
+
+
+@pytest.mark.parametrize("name", ["0" * 64, "", "x", "../../etc/passwd", "G" * 64, "0" * 63])
+def test_what_is_not_there_is_missing_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name[:10] or 'y'}.safetensors".replace("/", "")).write_bytes(simple().to_bytes())
+    found = Calibrations(tmp_path)
+    assert name not in found
+    assert list(found) == []
+    with pytest.raises(KeyError):
+        found[name]
+
+
+def test_writing_is_atomic(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.put_calibration(simple())
+    assert not store.calibrations
+    assert not list(store.root.rglob(fs.TEMPORARY + "*"))
+
+
+@pytest.mark.parametrize("at", [0, 20, 200, -1])
+def test_a_flipped_bit_is_refused_with_the_files_name(tmp_path: Path, at: int) -> None:
+    found = Calibrations(tmp_path)
+    found.put(simple())
+    path = found.path_of(simple().digest)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(BrokenCalibration, match=f"{path}.*digest differs.*verify --remove"):
+        found[simple().digest]
+
+
+def test_what_is_whole_but_no_calibration_is_refused_and_not_called_broken(tmp_path: Path) -> None:
+    data = container.to_bytes({}, {"kvtool": json.dumps({"kind": "calibration", "format": 2})})
+    path = tmp_path / f"{digest(data)}.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=f"{path}.*format 2.*upgrade") as caught:
+        Calibrations(tmp_path)[path.stem]
+    assert not isinstance(caught.value, BrokenCalibration)
+
+
+def test_a_file_past_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Calibrations(tmp_path)
+    found.put(simple())
+    monkeypatch.setattr(limits, "CALIBRATION_BYTES", 100)
+    with pytest.raises(ArtifactError, match="at most 100"):
+        found[simple().digest]
+
+
+def test_the_newest_of_a_method_and_a_model(store: Store) -> None:
+    old, new = simple(1), simple(2)
+    aged(store, new, old)
+    assert store.calibrations.newest("mean", "m") == old
+    aged(store, old, new, simple(3, model="n"), simple(4, method="klt"))
+    assert store.calibrations.newest("mean", "m") == new
+    assert store.calibrations.newest("klt", "m") == simple(4, method="klt")
+    assert store.calibrations.newest("klt", "n") is None
+
+
+# Compressing
+
+
+def test_compress_takes_the_newest_that_fits(
+    store: Store, tiny: kvtool.Model, centred: Recipe, calibration: Calibration
+) -> None:
+    old = fitted(centred, store, tiny.fingerprint, "c.txt")
+    others = [calibration.made(model="0" * 64, source=None), simple(method="klt", model=tiny.fingerprint)]
+    aged(store, old, calibration, *others)
+    report = kvtool.compress(store, recipe="centred", bits=8)
+    assert report.compressed == THREE
+    assert report.nbytes == sum(store.size(name, "centred") for name in store)
+    opened = Store(store.root).open("c.txt", "centred")
+    assert opened.meta["calibrations"] == [calibration.digest]
+    assert opened.contents.pipeline.calibrations == (calibration,)
+    raw, back = store.read("c.txt"), Store(store.root).read("c.txt", "centred")
+    for one, other in zip(raw.layers, back.layers, strict=True):
+        assert (one.keys - other.keys).abs().max() < 0.05
+    cache = Store(store.root).load("c.txt", tiny, "centred")
+    assert cache.get_seq_length() == len(cache.token_ids)
+    # Made with another one it is another artifact, under a name of its own.
+    assert kvtool.compress(store, recipe="centred", bits=8).unchanged == THREE
+    report = kvtool.compress(store, recipe="centred", bits=8, calibration=old.digest, name="old")
+    assert report.compressed == THREE
+    one, other = (store.open("c.txt", variant).meta["identity"] for variant in ("centred", "old"))
+    assert one != other
+    report = kvtool.compress(store, recipe="centred", bits=8, calibration=old)
+    assert all("made otherwise" in str(problem) for problem in report.problems)
+
+
+def test_a_calibration_that_is_given_is_stored_first(store: Store, calibration: Calibration) -> None:
+    assert kvtool.compress(store, recipe="centred", calibration=calibration, dry_run=True).compressed == THREE
+    assert not store.calibrations
+    kvtool.compress(store, recipe="centred", calibration=calibration)
+    assert list(store.calibrations) == [calibration.digest]
+    # Lost and given again, it is there again, though nothing is to be compressed.
+    store.calibrations.discard(calibration.digest)
+    assert kvtool.compress(store, recipe="centred", calibration=calibration).unchanged == THREE
+    assert store.read("c.txt", "centred").n_tokens
+
+
+def test_one_side_may_be_calibrated(store: Store, calibration: Calibration) -> None:
+    kvtool.compress(store, recipe="kivi", keys="centred:3", calibration=calibration, name="mixed")
+    pipeline = store.open("c.txt", "mixed").contents.pipeline
+    assert [stage.name for stage in pipeline.keys] == ["centred", "group", "pack"]
+    assert pipeline.calibrations == (calibration,)
+
+
+@pytest.mark.usefixtures("centred")
+def test_without_a_calibration_nothing_is_compressed(store: Store, tiny: kvtool.Model) -> None:
+    with pytest.raises(UsageError, match=r"'centred' needs a calibration .*'mean'.* run kvtool calibrate"):
+        kvtool.compress(store, recipe="centred")
+    with pytest.raises(UsageError, match=f"calibration {'0' * 64}: is not in the store .*; it has: none"):
+        kvtool.compress(store, recipe="centred", calibration="0" * 64)
+    with pytest.raises(UsageError, match=r"'centred'.*of method 'klt', expected one of 'mean'"):
+        kvtool.compress(store, recipe="centred", calibration=simple(method="klt", model=tiny.fingerprint))
+    with pytest.raises(UsageError, match="'kivi' takes none"):
+        kvtool.compress(store, recipe="kivi", calibration=simple())
+    assert all(document.variants == ["raw"] for document in store.values())
+    assert not store.calibrations
+
+
+@pytest.mark.usefixtures("centred")
+def test_a_document_that_is_not_there_is_named_before_a_calibration_is_missed(
+    store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError, match=r"docs/z.md: is not in the store"):
+        kvtool.compress(store, "docs/z.md", recipe="centred")
+    assert kvtool.compress(Store(tmp_path / "none"), recipe="centred").documents_total == 0
+
+
+def test_a_calibration_of_another_model_is_refused(store: Store, calibration: Calibration) -> None:
+    for model in ("0" * 64, ""):
+        wrong = calibration.made(model=model, source=None)
+        report = kvtool.compress(store, recipe="centred", calibration=wrong)
+        assert len(report.problems) == 3
+        with pytest.raises(MismatchError, match=f"c.txt: was prefilled with .*calibration {wrong.digest}"):
+            kvtool.compress(store, "c.txt", recipe="centred", calibration=wrong)
+    assert all(document.variants == ["raw"] for document in store.values())
+    assert not store.calibrations
+
+
+def test_documents_of_several_models_want_to_be_named(
+    store: Store, tmp_path: Path, make_model: Callable[..., Path], calibration: Calibration
+) -> None:
+    other = kvtool.load_model(make_model(tmp_path / "other", seed=1), device="cpu")
+    Path("d.txt").write_text("Another model read this.\n")
+    kvtool.prefill(["d.txt"], model=other, store=store)
+    store.put_calibration(calibration)
+    with pytest.raises(UsageError, match="several models"):
+        kvtool.compress(store, recipe="centred")
+    assert kvtool.compress(store, THREE, recipe="centred").compressed == THREE
+    report = kvtool.compress(store, recipe="centred", calibration=calibration)
+    assert report.unchanged == THREE
+    assert ["d.txt: was prefilled with" in str(problem) for problem in report.problems] == [True]
+
+
+def test_what_an_interrupted_run_left_is_taken_up(
+    store: Store, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kvtool.compress(store, "c.txt", recipe="centred", calibration=calibration)
+    (segment,) = store["c.txt"].segments
+    raw = replace(segment, variants={"raw": segment.variants["raw"]})
+    store.commit(replace(store["c.txt"], segments=(raw,)))
+    monkeypatch.setattr(encode, "encode_segment", lambda *_: pytest.fail("encoded again"))
+    assert kvtool.compress(Store(store.root), "c.txt", recipe="centred").compressed == ["c.txt"]
+
+
+@pytest.mark.slow
+def test_processes_find_the_calibration_in_the_store(
+    store: Store, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kvtool.compress(store, recipe="centred", calibration=calibration, name="here")
+    for document in store.values():
+        store.discard(document.segments[0].variants["here"])
+    monkeypatch.setattr(encode, "WORTH_SECONDS", 0)
+    monkeypatch.setattr(encode, "_cores", lambda: 2)
+    processes: list[object] = []
+    start = encode._encode_in_processes
+    monkeypatch.setattr(encode, "_encode_in_processes", lambda *a: processes.append(a) or start(*a))
+    report = kvtool.compress(store, recipe="centred", name="there")
+    assert processes
+    assert sorted(report.compressed) == THREE
+    for document in store.values():
+        variants = document.segments[0].variants
+        assert variants["here"].artifact == variants["there"].artifact
+
+
+@pytest.mark.slow
+def test_a_calibration_that_a_process_cannot_read_is_said(
+    store: Store, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "WORTH_SECONDS", 0)
+    monkeypatch.setattr(encode, "_cores", lambda: 2)
+    taken = []
+
+    def takes(report: object) -> None:
+        if not taken:
+            taken.append(store.calibrations.path_of(calibration.digest).unlink())
+
+    report = kvtool.compress(store, recipe="centred", calibration=calibration, on_progress=takes)
+    assert report.compressed == ["c.txt"]
+    assert [f"needs calibration {calibration.digest}" in str(p) for p in report.problems] == [True, True]
+
+
+# Artifacts that name one
+
+
+def test_without_its_calibration_an_artifact_is_refused_and_the_store_works(
+    store: Store, tiny: kvtool.Model, calibration: Calibration
+) -> None:
+    kvtool.compress(store, recipe="centred", calibration=calibration)
+    store.calibrations.path_of(calibration.digest).unlink()
+    opened = Store(store.root)
+    path = opened.path_of(opened["c.txt"].segments[0].variants["centred"])
+    says = rf"{path}: needs calibration {calibration.digest}.*copy it.*compress again"
+    for read in (
+        lambda: opened.read("c.txt", "centred"),
+        lambda: opened.open("c.txt", "centred"),
+        lambda: opened.load("c.txt", tiny, "centred"),
+    ):
+        with pytest.raises(ArtifactError, match=says) as caught:
+            read()
+        assert not isinstance(caught.value, artifact.BrokenArtifact)
+    assert opened.read("c.txt").n_tokens
+    root = str(store.root)
+    runner = CliRunner()
+    assert "centred" in runner.invoke(app, ["ls", "--store", root]).stdout
+    verified = runner.invoke(app, ["verify", "--remove", "--store", root])
+    assert verified.exit_code == GATE
+    assert f"needs calibration {calibration.digest}" in verified.stderr
+    assert path.exists(), "what is merely without its calibration is not broken"
+    assert runner.invoke(app, ["gc", "--store", root]).exit_code == 0
+    assert path.exists()
+    assert calibration.digest in runner.invoke(app, ["show", "c.txt", "--store", root]).stderr
+    assert kvtool.compress(opened, recipe="kivi").compressed == THREE
+    opened.put_calibration(calibration)
+    assert opened.read("c.txt", "centred").n_tokens
+    store.calibrations.path_of(calibration.digest).unlink()
+    assert runner.invoke(app, ["rm", "c.txt", "--store", root]).exit_code == 0
+    assert not path.exists()
+
+
+def test_a_broken_calibration_does_not_make_artifacts_broken(store: Store, calibration: Calibration) -> None:
+    kvtool.compress(store, recipe="centred", calibration=calibration)
+    path = store.calibrations.path_of(calibration.digest)
+    path.write_bytes(path.read_bytes()[:-1])
+    artifacts = sorted((store.root / "artifacts").rglob("*.safetensors"))
+    with pytest.raises(BrokenCalibration, match=str(path)):
+        Store(store.root).read("c.txt", "centred")
+    result = CliRunner().invoke(app, ["verify", "--json", "--remove", "--store", str(store.root)])
+    assert result.exit_code == GATE
+    found = json.loads(result.stdout)
+    assert found["removed"] == [calibration.digest]
+    assert calibration.digest in found["broken"]
+    assert len(found["broken"]) == 4
+    assert not path.exists()
+    assert sorted((store.root / "artifacts").rglob("*.safetensors")) == artifacts
+    assert kvtool.compress(Store(store.root), recipe="centred", calibration=calibration).unchanged == THREE
+    assert CliRunner().invoke(app, ["verify", "--store", str(store.root)]).exit_code == 0
+
+
+def test_gc_keeps_calibrations(store: Store, calibration: Calibration) -> None:
+    kvtool.compress(store, recipe="centred", calibration=calibration)
+    for name in THREE:
+        store.remove(name)
+    assert store.collect()
+    assert list(store.calibrations) == [calibration.digest]
+
+
+def test_show_and_verify_name_them(store: Store, calibration: Calibration) -> None:
+    kvtool.compress(store, recipe="centred", calibration=calibration)
+    kvtool.compress(store, recipe="centred", bits=8, name="fine")
+    runner, root = CliRunner(), str(store.root)
+    shown = json.loads(runner.invoke(app, ["show", "c.txt", "--json", "--store", root]).stdout)
+    path = store.calibrations.path_of(calibration.digest)
+    assert shown["calibrations"] == [
+        {
+            "digest": calibration.digest,
+            "method": "mean",
+            "file": str(path),
+            "bytes": path.stat().st_size,
+            "variants": ["centred", "fine"],
+        }
+    ]
+    lines = runner.invoke(app, ["show", "c.txt", "--store", root]).stdout.splitlines()
+    (line,) = [line for line in lines if "calibration mean" in line]
+    assert f"{calibration.nbytes:,} bytes" in line
+    assert "(here centred, fine)" in line
+    verified = json.loads(runner.invoke(app, ["verify", "--json", "--store", root]).stdout)
+    assert verified == {"sound": 11, "broken": {}, "removed": []}
+
+
+def test_compress_takes_a_digest(store: Store, centred: Recipe, calibration: Calibration) -> None:
+    aged(store, calibration, fitted(centred, store, calibration.model, "c.txt"))
+    arguments = [
+        "compress",
+        "--recipe",
+        "centred",
+        "--store",
+        str(store.root),
+        "--calibration",
+        calibration.digest,
+    ]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert store.open("c.txt", "centred").meta["calibrations"] == [calibration.digest]
+
+
+@pytest.mark.parametrize("named", [[], ["0" * 64], None], ids=["none", "another", "no list"])
+def test_an_artifact_names_the_calibrations_of_its_pipeline(
+    store: Store, calibration: Calibration, named: list[str] | None
+) -> None:
+    kvtool.compress(store, "c.txt", recipe="centred", calibration=calibration)
+    opened = store.open("c.txt", "centred")
+    meta = json.loads(canonical_json(opened.meta)) | {"calibrations": named}
+    del meta["digest"]
+    tensors = {name: opened.read(name) for name in opened.entries if name in opened.meta["tensors"]}
+    _, chunks = artifact.serialize(artifact.Content(tensors, meta))
+    path = store.root / "forged.safetensors"
+    path.write_bytes(b"".join(chunks))
+    with pytest.raises(ArtifactError, match="calibrations are not those that its pipeline names"):
+        Artifact.open(path, calibrations=store.calibrations)
+
+
+@pytest.mark.usefixtures("centred")
+def test_recipes_are_listed_that_need_one() -> None:
+    rows = {row["name"]: row for row in json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)}
+    assert rows["centred"]["needs"] == ["calibration"]
+    assert rows["centred"]["nominal_bits"] is None
+    assert "centred" in CliRunner().invoke(app, ["recipes"]).stdout
