@@ -1,0 +1,141 @@
+"""Texts in a store that stays, so that tuning a recipe pays for their prefill once, and what is measured on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kvtool
+from benchmarks.texts import Text, write
+from kvtool.calibrations import finder
+from kvtool.codecs import Calibration, Recipe
+from kvtool.documents.find import find as find_documents
+from kvtool.errors import MismatchError
+from kvtool.evaluate.candidates import Candidate, Coded, Raw, candidates
+from kvtool.evaluate.contexts import Context, Place
+from kvtool.evaluate.run import OnProgress, Progress, Runner
+from kvtool.evaluate.summary import Measured
+from kvtool.evaluate.times import times
+from kvtool.prefill import Report
+from kvtool.prompt import Prefix, prefix_of
+
+FOLDER = Path(__file__).resolve().parents[1] / "build" / "prefilled"
+
+EVERY = 15.0
+"""Seconds between two lines of progress."""
+
+
+class Lines:
+    """Now and then a line: how much is done, and how long the rest takes at that speed."""
+
+    def __init__(self) -> None:
+        self.started = self.said = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done and now - self.said >= EVERY:
+            self.said = now
+            left = (now - self.started) * (total - done) / done
+            print(f"{done / total:4.0%} {what}; {left / 60:.0f} min left", flush=True)
+
+    def measured(self, progress: Progress) -> None:
+        self(progress.what, progress.done, progress.total)
+
+    def prefilled(self, report: Report) -> None:
+        self("prefilled", report.tokens, report.tokens_total)
+
+
+@dataclass
+class Prefilled:
+    """Texts of one model, behind the prefix that chat requests have. ``store`` grows by what is placed."""
+
+    model: kvtool.Model
+    folder: Path = field(default_factory=lambda: FOLDER)
+    prefix: Prefix = field(init=False)
+    store: kvtool.Store = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder / self.model.fingerprint[:12]
+        self.prefix = prefix_of(self.model)
+        self.store = kvtool.Store(self.folder / "store")
+
+    def place(self, texts: Iterable[Text]) -> list[Place]:
+        """Where each text lies, prefilled now if it was not before. A text must fit one segment."""
+        paths = write(texts, self.folder / "texts")
+        report = kvtool.prefill(
+            paths, model=self.model, store=self.store, replace=True, on_progress=Lines().prefilled
+        )
+        if report.problems:
+            raise report.problems[0]
+        # A raw cache takes 46 KB a token: what another text of the same name left behind goes.
+        self.store.collect()
+        names = {found.path: found.name for found in find_documents(paths)[0]}
+        places = [Place(names[path.resolve()], 0) for path in paths]
+        for place in places:
+            if (segments := len(self.store[place.document].segments)) > 1:
+                raise kvtool.KvtoolError(
+                    f"{place.document}: has {segments} segments, expected one; {self.model.name} has a context of "
+                    f"{self.model.context}, choose a smaller length"
+                )
+        return places
+
+    def token_ids(self, place: Place) -> list[int]:
+        """The segment's tokens, without its prefix."""
+        return list(self.store.open(place.document, segment=place.segment).token_ids.tolist())
+
+    def candidates(self, recipes: Iterable[str], calibrations: Iterable[Path] = ()) -> list[Coded]:
+        """``recipes`` as ``kvtool eval`` has them. ``calibrations`` are files; of a method, the last is taken.
+
+        What needs another takes the newest that this store has. Raises ``UsageError`` where there is none, and
+        ``MismatchError`` for one of another model.
+        """
+        given: dict[str, Calibration] = {}
+        for path in calibrations:
+            one = Calibration.from_bytes(path.read_bytes())
+            if one.model != self.model.fingerprint:
+                raise MismatchError(
+                    f"{path}: is of model {one.model[:12]}…, expected {self.model.fingerprint[:12]}… ({self.model.name}); "
+                    "calibrate with this model"
+                )
+            given[one.method] = one
+        newest = finder(self.store, list(self.store))
+
+        def find(recipe: Recipe) -> Calibration:
+            return given.get(recipe.calibration) or newest(recipe)
+
+        return candidates(recipes, find)
+
+    def measure(
+        self,
+        contexts: Sequence[Context],
+        compared: Sequence[Candidate],
+        *,
+        fresh: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> list[Measured]:
+        """A record for each candidate and context, the raw cache's first.
+
+        What an earlier run of the same code measured is used again unless ``fresh``: an interrupted run goes on.
+        """
+        runner = self._runner([Raw(), *compared], fresh)
+        runner.on_progress = on_progress or Lines().measured
+        runner.progress.total = sum(context.cost for context in contexts) * len(runner.candidates)
+        with runner.bench() as bench:
+            return [Measured(context, tuple(runner.measure(bench, context))) for context in contexts]
+
+    def times(
+        self, context: Context, compared: Sequence[Candidate], repeats: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What was timed over ``context``, and each candidate's times, the raw cache's first."""
+        runner = self._runner([Raw(), *compared])
+        runner.on_progress = Lines().measured
+        runner.progress.total = len(context.token_ids) * repeats * (1 + len(runner.candidates))
+        with runner.bench() as bench, bench.holding(runner.kv(context)):
+            return times(bench, context, runner.candidates, repeats, runner.turn(context))
+
+    def _runner(self, compared: Sequence[Candidate], fresh: bool = False) -> Runner:
+        stored = next(iter(self.store.values())).prefix_artifact
+        return Runner(self.store, self.model, self.prefix, stored, compared, fresh)
