@@ -84,12 +84,15 @@ class Contents:
 
     @cached_property
     def groups(self) -> tuple[range, ...]:
-        """The layers that are coded together: ``pipeline.layers`` neighbours of equal sizes, fewer at the end."""
+        """The layers that are coded together: ``pipeline.layers`` neighbours of equal sizes, fewer at the end.
+
+        All neighbours of equal sizes where that is 0.
+        """
         found: list[range] = []
         for _, run in groupby(range(len(self.geometry.layers)), key=lambda i: self.geometry.layers[i]):
             layers = list(run)
-            starts = range(layers[0], layers[-1] + 1, self.pipeline.layers)
-            found += [range(start, min(start + self.pipeline.layers, layers[-1] + 1)) for start in starts]
+            step, end = self.pipeline.layers or len(layers), layers[-1] + 1
+            found += [range(start, min(start + step, end)) for start in range(layers[0], end, step)]
         return tuple(found)
 
     def arrays(self, group: range) -> dict[str, Array]:
@@ -167,7 +170,7 @@ class Contents:
         }
 
     def _full(self, group: range, name: str) -> str:
-        last = f"-{group[-1]:04d}" if self.pipeline.layers > 1 else ""
+        last = f"-{group[-1]:04d}" if self.pipeline.grouped else ""
         return f"layers.{group[0]:04d}{last}.{name}"
 
 

@@ -25,12 +25,18 @@ Inputs: TypeAlias = Mapping[str, Sequence[Tensor]]
 class Pipeline:
     """``Prune* Transform* Quantize? Entropy`` on each side; a side without stages is stored as it is.
 
-    ``layers`` neighbouring layers are coded together; the stages then get them stacked, [L, H, T, D].
+    ``layers`` neighbouring layers are coded together; 0 stands for all neighbours of equal sizes. The stages then
+    get them stacked, [L, H, T, D].
     """
 
     keys: tuple[Stage, ...] = ()
     values: tuple[Stage, ...] = ()
     layers: int = 1
+
+    @property
+    def grouped(self) -> bool:
+        """Whether stages get layers stacked; a group may still have a single one."""
+        return self.layers != 1
 
     @property
     def needs(self) -> frozenset[str]:
@@ -119,7 +125,7 @@ class Pipeline:
                 expected = after if stage.kind == "prune" else before
                 expected.check(payload, f"{_label(place)}: {side}: decoded by stage {stage.name!r}")
             decoded.append(payload["x"])
-        apart = [list(x) if self.layers > 1 else [x] for x in decoded]
+        apart = [list(x) if self.grouped else [x] for x in decoded]
         whole = [LayerKV(*parts) for parts in zip(*apart, positions, strict=True)]
         return whole if tokens is None else [layer.of(tokens) for layer in whole]
 
@@ -147,7 +153,7 @@ class Pipeline:
             "values": [stage.to_config() for stage in self.values],
         }
         # Written only where it says something, so that pipelines keep the identity they had without it.
-        return sides | ({"layers": self.layers} if self.layers > 1 else {})
+        return sides | ({"layers": self.layers} if self.grouped else {})
 
     @classmethod
     def from_config(cls, config: Json, calibrations: Mapping[str, Calibration] = NONE) -> Pipeline:
@@ -158,13 +164,15 @@ class Pipeline:
         if not isinstance(config, Mapping) or config.keys() - {"layers"} != {"keys", "values"}:
             raise CodecError(f"pipeline: is {str(config)[:80]}, expected an object of keys and values")
         layers = config.get("layers", 1)
-        if type(layers) is not int or layers < 1 or (layers == 1 and "layers" in config):
-            raise CodecError(f"pipeline: layers is {str(layers)[:80]}, expected an integer from 2")
+        if type(layers) is not int or layers < 0 or (layers == 1 and "layers" in config):
+            raise CodecError(
+                f"pipeline: layers is {str(layers)[:80]}, expected an integer from 2, or 0 for all"
+            )
         keys, values = (_stages(side, config[side], calibrations) for side in ("keys", "values"))
         return cls(keys, values, layers)
 
     def _stacked(self, x: Array, place: Place) -> Array:
-        return Array((place.count, *x.shape), x.dtype) if self.layers > 1 else x
+        return Array((place.count, *x.shape), x.dtype) if self.grouped else x
 
     def _given(self, layers: Sequence[LayerKV], inputs: Inputs) -> Payload:
         found = {POSITIONS: self._stack([layer.positions for layer in layers])}
@@ -177,7 +185,7 @@ class Pipeline:
         return found
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.stack(tuple(tensors)) if self.layers > 1 else tensors[0]
+        return torch.stack(tuple(tensors)) if self.grouped else tensors[0]
 
 
 def _stages(side: str, configs: Json, calibrations: Mapping[str, Calibration]) -> tuple[Stage, ...]:

@@ -94,7 +94,7 @@ class Recipe:
         pipeline = self.build(None, **parameters)
         x = Array((8, 1024, 128), torch.float16)
         rope = Rope(tuple(10_000 ** (-i / 64) for i in range(64)))
-        layers = min(pipeline.layers, 32)
+        layers = min(pipeline.layers or 32, 32)
         total = 32 - 32 % layers
         places = (Place(first, layers, 32, (rope,) * layers) for first in range(0, total, layers))
         return 8 * sum(pipeline.plan(x, x, place).nbytes for place in places) / (2 * total * x.numel)

@@ -222,7 +222,9 @@ class Artifact:
         geometry = self.contents.geometry
         if geometry.n_elements * geometry.dtype.itemsize > limits.ARTIFACT_BYTES:
             raise _broken(self.path, f"its geometry claims more than {limits.ARTIFACT_BYTES} bytes")
-        if self.n_layers > len(self.entries):
+        # Every group has a tensor. There is no room for groups yet where even full ones would be too many.
+        most = (self.contents.pipeline.layers or self.n_layers) * len(self.entries)
+        if self.n_layers > most or len(self.contents.groups) > len(self.entries):
             raise _broken(self.path, f"it claims {self.n_layers} layers in {len(self.entries)} tensors")
         planned = {TOKEN_IDS: Array((geometry.n_tokens,), torch.int32)}
         try:

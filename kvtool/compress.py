@@ -132,8 +132,8 @@ def pipeline_of(
         raise UsageError(str(error)) from error
     if sides[0].layers != sides[1].layers:
         raise UsageError(
-            f"--keys and --values: code {sides[0].layers} and {sides[1].layers} layers together, expected the same; "
-            "take both sides from one recipe, or recipes that code layer by layer"
+            f"--keys and --values: code {sides[0].layers or 'all'} and {sides[1].layers or 'all'} layers together, expected "
+            "the same; take both sides from one recipe, or recipes that code layer by layer"
         )
     return Pipeline(sides[0].keys, sides[1].values, sides[0].layers)
 

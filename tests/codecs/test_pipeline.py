@@ -87,7 +87,7 @@ def test_transforms_may_follow_one_another_and_exact_ones_are_exact() -> None:
     assert pipeline.error([given]) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", [0, 1, 2])
 def test_what_a_stage_needs_is_given_or_refused_before_anything_runs(layers: int) -> None:
     pipeline = Pipeline(keys=(AddQueries(), Planes()), layers=layers)
     assert pipeline.needs == {"queries"}
@@ -114,6 +114,29 @@ def test_layers_are_grouped_with_their_equals() -> None:
     for given, back in zip(kv.layers, decode(blob).layers, strict=True):
         assert torch.equal(given.keys, back.keys)
         assert torch.equal(given.values, back.values)
+
+
+def test_all_neighbours_of_equal_sizes_make_one_group() -> None:
+    wide = LayerKV(torch.randn(2, 10, 4), torch.randn(2, 10, 4), torch.arange(10))
+    kv = KV((layer(), layer(), layer(), wide, layer()), torch.arange(10))
+    pipeline = Pipeline((Planes(),), (Planes(),), layers=0)
+    config = json.loads(json.dumps(pipeline.to_config()))
+    assert config["layers"] == 0
+    assert Pipeline.from_config(config) == pipeline
+    contents, blob = Contents.of(kv, pipeline), encode(kv, pipeline)
+    assert [contents.place(group).count for group in contents.groups] == [3, 1, 1]
+    names = ["0000-0002", "0003-0003", "0004-0004"]
+    assert list(blob.tensors)[1::2] == [f"layers.{name}.keys" for name in names]
+    for given, back in zip(kv.layers, decode(blob).layers, strict=True):
+        assert torch.equal(back.keys, given.keys)
+        assert torch.equal(back.values, given.values)
+
+
+@pytest.mark.parametrize("layers", [1, -1, True, 2.0, "0", None])
+def test_a_configuration_of_layers_that_nobody_writes_is_refused(layers: object) -> None:
+    config = {**Pipeline(layers=2).to_config(), "layers": layers}
+    with pytest.raises(CodecError, match=r"layers is .*, expected an integer from 2, or 0 for all"):
+        Pipeline.from_config(config)
 
 
 def test_names_of_stored_tensors() -> None:

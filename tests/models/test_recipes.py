@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import kvtool
 from kvtool import Store
 from kvtool.cli import app
-from kvtool.codecs import recipe, recipes
+from kvtool.codecs import Sample, recipe, recipes
 from kvtool.engines.attention import observe
 
 pytestmark = pytest.mark.slow
@@ -32,8 +32,12 @@ def store(tmp_path_factory: pytest.TempPathFactory, embedded: kvtool.Model) -> S
     (folder / "faq.md").write_text(text[:2500])
     made = Store(folder / "store")
     kvtool.prefill([folder / "faq.md"], model=embedded, store=made)
+    (document,) = made
     for name in RECIPES:
-        kvtool.compress(made, recipe=name, model=embedded)
+        calibration = None
+        if fit := recipe(name).fit:
+            calibration = fit([Sample(made.read(document))]).made(model=embedded.fingerprint, source=None)
+        kvtool.compress(made, recipe=name, model=embedded, calibration=calibration)
     return made
 
 
@@ -42,7 +46,8 @@ def test_a_real_cache_comes_back(store: Store, embedded: kvtool.Model, variant: 
     (name,) = store
     raw, back = store.read(name), store.read(name, variant=variant)
     assert torch.equal(raw.token_ids, back.token_ids)
-    pipeline, contents = recipe(variant).build(), store.open(name, variant).contents
+    contents = store.open(name, variant).contents
+    pipeline = contents.pipeline
     inputs = observe(embedded, store.parts(name)) if pipeline.needs else {}
     for group in contents.groups[:: max(1, len(contents.groups) // 4)]:
         own = {need: [tensors[index] for index in group] for need, tensors in inputs.items()}

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 import kvtool
 from kvtool import artifact, limits
 from kvtool.artifact import Artifact
-from kvtool.codecs import KV, LayerKV, container
+from kvtool.codecs import KV, LayerKV, Pipeline, container
+from kvtool.codecs.entropy.planes import Planes
 from kvtool.codecs.registry import recipe
 from kvtool.digest import canonical_json, digest, digest_tensor
 from kvtool.errors import ArtifactError
@@ -464,3 +465,22 @@ def test_compressed_keeps_where_it_came_from(make_kv: KVs, write: Write, tmp_pat
         assert packed.meta[field] == original.meta[field]
     assert packed.meta["identity"] != original.meta["identity"]
     assert same(packed.kv(), original.kv())
+
+
+@pytest.mark.parametrize("layers", [0, 12])
+def test_many_layers_may_lie_in_few_tensors(make_kv: KVs, write: Write, tmp_path: Path, layers: int) -> None:
+    original = Artifact.open(write(make_kv(layers=12)))
+    content = artifact.compressed(original, Pipeline((Planes(),), (Planes(),), layers))
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(b"".join(artifact.serialize(content)[1]))
+    packed = Artifact.open(path)
+    assert [name for name in packed.entries if "pad." not in name] == [
+        "token_ids",
+        "layers.0000-0011.keys",
+        "layers.0000-0011.values",
+    ]
+    assert same(packed.kv(), original.kv())
+    assert same(KV((packed.layer(5),), original.token_ids), KV((original.layer(5),), original.token_ids))
+    for count in (11, 13, 99_999):
+        with pytest.raises(ArtifactError, match="tensors"):
+            read_all(forge(path, geometry(count=count)))
