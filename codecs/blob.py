@@ -11,12 +11,12 @@ from torch import Tensor
 
 from kvtool.codecs import container
 from kvtool.codecs.calibration import Calibration
-from kvtool.codecs.contents import TOKEN_IDS, Contents
+from kvtool.codecs.contents import Contents
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.recipe import Recipe, Value
 from kvtool.codecs.registry import recipe as find_recipe
-from kvtool.codecs.stage import Json
+from kvtool.codecs.stage import TOKEN_IDS, Json
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def encode(
     contents = Contents.of(kv, _pipeline(recipe, calibration, parameters))
     tensors = {TOKEN_IDS: kv.token_ids.to(torch.int32)}
     for group in contents.groups:
-        tensors |= contents.encode(group, [kv.layers[index] for index in group], inputs)
+        tensors |= contents.encode(group, [kv.layers[index] for index in group], inputs, kv.token_ids)
     return Blob(tensors, contents.to_metadata(), contents.pipeline.calibrations)
 
 
@@ -75,7 +75,8 @@ def decode(blob: Blob) -> KV:
     token_ids = contents.check(blob.tensors)
     layers: list[LayerKV] = []
     for group in contents.groups:
-        layers += contents.decode(group, {name: blob.tensors[name] for name in contents.arrays(group)})
+        own = {name: blob.tensors[name] for name in contents.arrays(group)}
+        layers += contents.decode(group, own, token_ids=token_ids)
     return KV(tuple(layers), token_ids.to(torch.int64), contents.rope)
 
 

@@ -17,9 +17,8 @@ from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.rope import Rope, ropes
-from kvtool.codecs.stage import POSITIONS, Array, Json, Place
+from kvtool.codecs.stage import POSITIONS, TOKEN_IDS, Array, Json, Place
 
-TOKEN_IDS = "token_ids"
 INT32_END = 1 << 31
 
 
@@ -118,13 +117,19 @@ class Contents:
         return tensors[TOKEN_IDS]
 
     def encode(
-        self, group: range, layers: Sequence[LayerKV], inputs: Inputs | None = None
+        self,
+        group: range,
+        layers: Sequence[LayerKV],
+        inputs: Inputs | None = None,
+        token_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """A group's stored tensors by their full names, named and ordered as ``arrays``.
 
         ``inputs`` has a tensor for each layer of the segment.
         """
         own = {name: [tensors[index] for index in group] for name, tensors in (inputs or {}).items()}
+        if (ids := self._ids_of(group, token_ids)) is not None:
+            own[TOKEN_IDS] = [ids] * len(group)
         stored = self.pipeline.encode(layers, self.place(group), own)
         positions = {
             name: layer.positions.to(torch.int32)
@@ -133,7 +138,11 @@ class Contents:
         return positions | {self._full(group, name): tensor for name, tensor in stored.items()}
 
     def decode(
-        self, group: range, tensors: Mapping[str, Tensor], tokens: range | None = None
+        self,
+        group: range,
+        tensors: Mapping[str, Tensor],
+        tokens: range | None = None,
+        token_ids: Tensor | None = None,
     ) -> list[LayerKV]:
         """Undo ``encode``, for ``tokens`` (a range without steps) or all.
 
@@ -150,7 +159,14 @@ class Contents:
         prefix = self._full(group, "")
         short = {n.removeprefix(prefix): t for n, t in tensors.items() if n not in self._positions(group)}
         sizes = self.geometry.arrays(group[0])
-        return self.pipeline.decode(short, *sizes, positions, self.place(group), tokens)
+        ids = self._ids_of(group, token_ids)
+        return self.pipeline.decode(short, *sizes, positions, self.place(group), tokens, ids)
+
+    def _ids_of(self, group: range, token_ids: Tensor | None) -> Tensor | None:
+        """Token ids [T] int64 of a group's layers; None where it is not known which tokens they hold."""
+        if token_ids is None or self.geometry.layers[group[0]].tokens != len(token_ids):
+            return None
+        return token_ids.to(torch.int64)
 
     @cached_property
     def _ropes(self) -> tuple[Rope, ...]:
@@ -159,7 +175,7 @@ class Contents:
     def place(self, group: range) -> Place:
         """Where a group's layers stand in the model, and how their keys were rotated."""
         own = self._ropes[group.start : group.stop]
-        return Place(group.start, len(group), len(self.geometry.layers), own)
+        return Place(group.start, len(group), len(self.geometry.layers), own, self.start)
 
     def _positions(self, group: range) -> dict[str, Array]:
         if self.start is not None:

@@ -15,7 +15,17 @@ from kvtool.codecs.errors import CodecError, NeedsError
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.plan import STAGES_AT_MOST, Plan, plan_side, stored_name
 from kvtool.codecs.registry import stage_from_config
-from kvtool.codecs.stage import ATTENTION, POSITIONS, Array, Json, Payload, Place, Spec, Stage
+from kvtool.codecs.stage import (
+    BY_TOKEN,
+    POSITIONS,
+    TOKEN_IDS,
+    Array,
+    Json,
+    Payload,
+    Place,
+    Spec,
+    Stage,
+)
 
 Inputs: TypeAlias = Mapping[str, Sequence[Tensor]]
 """What stages need beyond keys and values, by name: one tensor for each layer."""
@@ -42,7 +52,7 @@ class Pipeline:
     def needs(self) -> frozenset[str]:
         """What must be given to encode, beyond what every segment has."""
         wanted = frozenset[str]().union(*(stage.needs for stage in self.keys + self.values))
-        return wanted - {POSITIONS}
+        return wanted - {POSITIONS, TOKEN_IDS}
 
     @property
     def calibrations(self) -> tuple[Calibration, ...]:
@@ -98,10 +108,12 @@ class Pipeline:
         positions: Sequence[Tensor],
         place: Place | None = None,
         tokens: range | None = None,
+        token_ids: Tensor | None = None,
     ) -> list[LayerKV]:
         """Undo ``encode`` for layers whose keys and values were as ``keys`` and ``values`` say.
 
-        With ``tokens``, a range of them alone is given, and no more decoded than they need.
+        With ``tokens``, a range of them alone is given, and no more decoded than they need. ``token_ids`` [T] are
+        for stages that need them.
 
         Names, dtypes and shapes are held against the plan before any content is read, so that nothing larger
         than planned is allocated. Raises CodecError, naming the tensor.
@@ -109,11 +121,16 @@ class Pipeline:
         place = place or Place()
         plan = self.plan(keys, values, place)
         Spec(plan.arrays).check(tensors, _label(place))
+        given = {POSITIONS: self._stack(positions)}
+        if token_ids is not None:
+            given[TOKEN_IDS] = self._stack([token_ids] * len(positions))
+        if missing := plan.needs & {TOKEN_IDS} - given.keys():
+            raise NeedsError(missing)
         decoded: list[Tensor] = []
         for side, stages, specs in (("keys", self.keys, plan.keys), ("values", self.values, plan.values)):
             payload: Payload = {name: tensors[stored_name(side, name)] for name in specs[-1].arrays}
             wanted = _wanted(stages, specs, tokens)
-            at_stage = _inputs(stages, specs, {POSITIONS: self._stack(positions)})
+            at_stage = _inputs(stages, specs, given)
             for stage, (before, after), extra, own in reversed(
                 list(zip(stages, pairwise(specs), at_stage, wanted, strict=True))
             ):
@@ -178,10 +195,9 @@ class Pipeline:
         found = {POSITIONS: self._stack([layer.positions for layer in layers])}
         for name, tensors in inputs.items():
             found[name] = self._stack(tensors)
-            if name == ATTENTION and {t.shape[-1] for t in tensors} != {layers[0].keys.shape[1]}:
-                raise CodecError(
-                    f"pipeline: {name} is {list(tensors[0].shape)}, expected [heads, {layers[0].keys.shape[1]}]"
-                )
+            tokens = layers[0].keys.shape[1]
+            if name in BY_TOKEN and {t.shape[-1] for t in tensors} != {tokens}:
+                raise CodecError(f"pipeline: {name} is {list(tensors[0].shape)}, expected [..., {tokens}]")
         return found
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,12 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 Kind: TypeAlias = Literal["prune", "transform", "quantize", "entropy"]
 Payload: TypeAlias = Mapping[str, Tensor]
 
-POSITIONS, ATTENTION = "positions", "attention"
+POSITIONS, TOKEN_IDS = "positions", "token_ids"
+"""Inputs that every segment has, in decoding too."""
+
+ATTENTION, IMPORTANCE = "attention", "importance"
+
+BY_TOKEN = frozenset({POSITIONS, TOKEN_IDS, ATTENTION, IMPORTANCE})
 """Inputs that have an entry for each token, along their last axis."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -75,13 +80,15 @@ class Array:
 class Place:
     """Where a payload comes from: ``count`` layers from ``first`` on, of the ``total`` that the model has.
 
-    ``ropes`` says how the keys of each of these layers were rotated; it is empty where nobody knows.
+    ``ropes`` says how the keys of each of these layers were rotated; it is empty where nobody knows. ``start`` is
+    the position of the first token; None where layers hold different tokens.
     """
 
     first: int = 0
     count: int = 1
     total: int = 1
     ropes: tuple[Rope, ...] = ()
+    start: int | None = 0
 
 
 @dataclass(frozen=True)

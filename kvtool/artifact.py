@@ -34,7 +34,8 @@ from .codecs import (
 )
 from .codecs.calibration import NONE
 from .codecs.container import DTYPES, Entry
-from .codecs.contents import TOKEN_IDS, Contents
+from .codecs.contents import Contents
+from .codecs.stage import TOKEN_IDS
 from .digest import canonical_json, digest, digest_json, digest_tensor, digest_token_ids, runs
 from .errors import ArtifactError
 
@@ -124,9 +125,10 @@ def compressed(original: Artifact, pipeline: Pipeline, inputs: Inputs | None = N
     One group of layers is in memory at a time beside the result. ``inputs`` is what the pipeline needs.
     """
     contents = Contents(pipeline, original.contents.geometry, original.contents.start, original.contents.rope)
-    tensors = {TOKEN_IDS: original.token_ids.to(torch.int32)}
+    ids = original.token_ids
+    tensors = {TOKEN_IDS: ids.to(torch.int32)}
     for group in contents.groups:
-        tensors |= contents.encode(group, [original.layer(index) for index in group], inputs)
+        tensors |= contents.encode(group, [original.layer(index) for index in group], inputs, ids)
     meta = {
         **original.meta,
         **contents.to_metadata(),
@@ -268,7 +270,7 @@ class Artifact:
         """The layers of one of ``contents.groups``, decoded: all tokens, or a range of them."""
         try:
             tensors = {name: self.read(name) for name in self.contents.arrays(group)}
-            return self.contents.decode(group, tensors, tokens)
+            return self.contents.decode(group, tensors, tokens, self.token_ids)
         except CodecError as error:
             raise ArtifactError(f"{self.path}: {error}") from error
 
