@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -26,6 +27,7 @@ from kvtool.codecs.stage import (
     Spec,
     Stage,
 )
+from kvtool.codecs.threads import side_by_side
 
 Inputs: TypeAlias = Mapping[str, Sequence[Tensor]]
 """What stages need beyond keys and values, by name: one tensor for each layer."""
@@ -126,8 +128,8 @@ class Pipeline:
             given[TOKEN_IDS] = self._stack([token_ids] * len(positions))
         if missing := plan.needs & {TOKEN_IDS} - given.keys():
             raise NeedsError(missing)
-        decoded: list[Tensor] = []
-        for side, stages, specs in (("keys", self.keys, plan.keys), ("values", self.values, plan.values)):
+
+        def side_of(side: str, stages: tuple[Stage, ...], specs: tuple[Spec, ...]) -> Tensor:
             payload: Payload = {name: tensors[stored_name(side, name)] for name in specs[-1].arrays}
             wanted = _wanted(stages, specs, tokens)
             at_stage = _inputs(stages, specs, given)
@@ -141,7 +143,12 @@ class Pipeline:
                 # What is pruned stays pruned.
                 expected = after if stage.kind == "prune" else before
                 expected.check(payload, f"{_label(place)}: {side}: decoded by stage {stage.name!r}")
-            decoded.append(payload["x"])
+            return payload["x"]
+
+        sides = (("keys", self.keys, plan.keys), ("values", self.values, plan.values))
+        calls = [partial(side_of, *side) for side in sides]
+        # Where all layers are one group there is nothing else to share the work by.
+        decoded = [call() for call in calls] if self.layers else side_by_side(calls)
         apart = [list(x) if self.grouped else [x] for x in decoded]
         whole = [LayerKV(*parts) for parts in zip(*apart, positions, strict=True)]
         return whole if tokens is None else [layer.of(tokens) for layer in whole]

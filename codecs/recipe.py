@@ -18,23 +18,45 @@ Value: TypeAlias = "int | float | str"
 
 
 @dataclass(frozen=True)
+class Between:
+    """Every number from ``low`` to ``high``."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
 class Parameter:
     """One parameter of a recipe: its default (the paper's), the values allowed, and what it means."""
 
     default: Value
-    allowed: Collection[Value]
+    allowed: Collection[Value] | Between
     help: str
 
     def accepts(self, value: object) -> bool:
-        # `True in range(1, 9)` and `2.0 in range(1, 9)` hold, and neither is what a user meant.
-        return type(value) is type(self.default) and value in self.allowed
+        # `True in range(1, 9)` and `2.0 in range(1, 9)` hold, and neither is what a user meant; 1 for 1.0 is.
+        exact = type(value) is type(self.default) or (type(value) is int and type(self.default) is float)
+        return exact and value in self.allowed
 
     @property
     def choices(self) -> str:
         """The allowed values, for people."""
         if isinstance(self.allowed, range):
             return f"{self.allowed.start} to {self.allowed.stop - 1}"
+        if isinstance(self.allowed, Between):
+            return f"{self.allowed.low:g} to {self.allowed.high:g}"
         return ", ".join(map(repr, self.allowed))
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The one parameter that trades size for quality: both fall as it rises. ``presets`` are settings of note."""
+
+    parameter: str
+    presets: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,7 +67,11 @@ class Recipe:
 
     ``calibration`` is the method of the calibration that ``make`` wants under that name, beside the parameters;
     empty for most. ``fit`` then makes one from samples of a model's caches (``Sequence[Sample]``) and from options
-    by name; it knows no model, whoever calls it says which (``Calibration.made``).
+    by name; it knows no model, whoever calls it says which (``Calibration.made``). Samples may be gone over more
+    than once; with ``gradients`` they have some, the first time that each is asked for. With ``embedding`` one of the
+    options is the model's input embeddings under that name, [vocabulary, width] float32.
+
+    ``dial`` is for recipes that can be asked for a size or a quality instead of for parameters.
     """
 
     name: str
@@ -55,6 +81,9 @@ class Recipe:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     calibration: str = ""
     fit: Callable[..., Calibration] | None = None
+    gradients: bool = False
+    embedding: bool = False
+    dial: Dial | None = None
 
     def build(self, calibration: Calibration | None = None, **parameters: Value) -> Pipeline:
         """The pipeline for these parameters, the others at their defaults.
@@ -70,6 +99,8 @@ class Recipe:
                 choices = self.parameters[name].choices
                 raise CodecError(f"recipe {self.name!r}: {name} is {value!r}, expected {choices}")
         defaults = {name: parameter.default for name, parameter in self.parameters.items()}
+        # Written one way, so that 1 and 1.0 are one pipeline.
+        parameters = {n: float(v) if type(defaults[n]) is float else v for n, v in parameters.items()}
         return self.make(**(defaults | parameters), **self._calibrated(calibration))
 
     def _calibrated(self, calibration: Calibration | None) -> dict[str, Calibration]:

@@ -16,6 +16,9 @@ __all__ = [
     "Kernels",
     "Layout",
     "angles",
+    "context_count",
+    "context_decode",
+    "context_encode",
     "dequantize",
     "hadamard",
     "implementations",
@@ -29,7 +32,11 @@ __all__ = [
 
 
 class Kernels(Protocol):
-    """One implementation of every kernel; ``kvtool.kernels.reference`` documents what each computes."""
+    """One implementation of every kernel; ``kvtool.kernels.reference`` documents what each computes.
+
+    ``context``'s are the exception: the reference and the CPU have them, and no GPU, since each code waits for the one
+    before it.
+    """
 
     def pack(self, codes: Tensor, bits: int) -> Tensor: ...
     def unpack(self, packed: Tensor, n: int, bits: int) -> Tensor: ...
@@ -133,3 +140,44 @@ def rans_decode(
     if not inside or (blocks[:, 0] > blocks[:, 1]).any() or (blocks[:, 2] > blocks[:, 3]).any():
         raise ValueError(f"blocks {blocks.tolist()} of {len(stream)} bytes and {out.shape[1]} tokens")
     _for(out).rans_decode(stream, blocks, cumulative, table, precision, lanes, out)
+
+
+def context_count(
+    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, counts: Tensor
+) -> None:
+    """Add to ``counts`` how often each symbol stands in each table; ``kvtool.kernels.reference.context`` says more."""
+    _check_context(codes, exponents)
+    cpu.context_count(codes, exponents, scales, weights, loudness, counts)
+
+
+def context_encode(
+    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, cumulative: Tensor
+) -> Tensor:
+    """``codes`` [T, C] int16 as one block of bytes; ``kvtool.kernels.reference.context`` has the format."""
+    _check_context(codes, exponents)
+    return cpu.context_encode(codes, exponents, scales, weights, loudness, cumulative)
+
+
+def context_decode(
+    stream: Tensor,
+    exponents: Tensor,
+    scales: Tensor,
+    weights: Tensor,
+    loudness: Tensor,
+    cumulative: Tensor,
+    out: Tensor,
+) -> None:
+    """Decode ``stream``, one block, into ``out`` [T, C] int16.
+
+    Raises ValueError for a block that ``context_encode`` has not made with the same.
+    """
+    _check_context(out, exponents)
+    cpu.context_decode(stream, exponents, scales, weights, loudness, cumulative, out)
+
+
+def _check_context(codes: Tensor, exponents: Tensor) -> None:
+    """Raises ValueError for a device that has no kernels, and for exponents that they do not take."""
+    if codes.device.type != "cpu":
+        raise ValueError(f"no kernels for a tensor on {codes.device}, expected one on the CPU")
+    if len(exponents) and int(exponents.max()) > reference.EXPONENTS:
+        raise ValueError(f"exponent {int(exponents.max())}, expected at most {reference.EXPONENTS}")

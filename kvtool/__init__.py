@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import codecs as codecs
+    from .calibrate import calibrate as calibrate
     from .compress import compress as compress
     from .engines.cache import DocumentCache as DocumentCache
     from .errors import KvtoolError as KvtoolError
@@ -26,6 +27,7 @@ _HOME = {
     "KvtoolError": ".errors",
     "Model": ".model",
     "Store": ".store",
+    "calibrate": ".calibrate",
     "compress": ".compress",
     "evaluate": ".evaluate",
     "load_model": ".model",
@@ -37,6 +39,7 @@ __all__ = [
     "KvtoolError",
     "Model",
     "Store",
+    "calibrate",
     "codecs",
     "compress",
     "evaluate",

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Find: TypeAlias = Callable[[Recipe], Calibration]
 """Gives a recipe the calibration that it needs. Raises KvtoolError if it has none."""
 
+Make: TypeAlias = Callable[[Recipe, str, str], Calibration]
+"""Makes one for a recipe, and for the model of this fingerprint and this name."""
+
 
 class Calibrations(Mapping[str, Calibration]):
     """Calibrations by digest, read from ``folder`` when they are first asked for.
@@ -89,14 +92,29 @@ def _read(path: Path) -> Calibration:
         raise ArtifactError(f"{path}: {error}; upgrade kvtool if a newer one wrote it") from error
 
 
-def finder(store: Store, names: Sequence[str], given: Calibration | str | None = None) -> Find:
+class MissingCalibration(UsageError):
+    """A recipe needs a calibration, and the store has none that fits."""
+
+
+def finder(
+    store: Store, names: Sequence[str], given: Calibration | str | None = None, make: Make | None = None
+) -> Find:
     """What finds the calibration for compressing the documents ``names``.
 
     That is ``given`` or, if it is a digest, the store's of that digest; else the store's newest of the recipe's method
-    for the documents' model. Raises ``UsageError`` where there is none, or where there are several models.
+    for the documents' model; else what ``make`` makes. Raises ``MissingCalibration`` where there is none,
+    ``UsageError`` where there are several models.
     """
 
+    known: dict[str, Calibration] = {}
+
     def find(recipe: Recipe) -> Calibration:
+        # One for a whole run, whatever is put into the store meanwhile.
+        if recipe.calibration not in known:
+            known[recipe.calibration] = look(recipe)
+        return known[recipe.calibration]
+
+    def look(recipe: Recipe) -> Calibration:
         if isinstance(given, Calibration):
             return given
         if given is not None:
@@ -107,7 +125,9 @@ def finder(store: Store, names: Sequence[str], given: Calibration | str | None =
         fingerprint, model = _model(store, names)
         if found := store.calibrations.newest(recipe.calibration, fingerprint):
             return found
-        raise UsageError(
+        if make is not None:
+            return make(recipe, fingerprint, model)
+        raise MissingCalibration(
             f"recipe {recipe.name!r} needs a calibration of method {recipe.calibration!r} for {model}, and {store.root} has "
             f"none; run kvtool calibrate --recipe {recipe.name} first"
         )

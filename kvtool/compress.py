@@ -6,24 +6,25 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from . import artifact
-from .calibrations import Find, finder
-from .codecs import Calibration, CodecError, Pipeline
-from .codecs.registry import recipe as find_recipe
+from .calibrate import maker
+from .calibrations import Find, MissingCalibration, finder
+from .codecs import Calibration, Pipeline
+from .codecs.registry import recipes
+from .dial import Setting, Target, asked, turned
 from .encode import Task, encode_all, encode_segment
 from .errors import KvtoolError, MismatchError, StoreError, UsageError
+from .inputs import measure_inputs, refuse_unmet
 from .manifest import RAW, Document, Variant
+from .pipelines import pipeline_of
 from .store import Store
 
 if TYPE_CHECKING:
     from .model import Model
 
 DEFAULT_RECIPE = "kivi"
-
-Parameters: TypeAlias = Mapping[str, int | float | str]
-"""A recipe's, by name."""
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Report:
     nbytes: int = 0
     n_elements: int = 0
     seconds: float = 0.0
+    target: Target | None = None
+    setting: Setting | None = None
 
 
 def compress(
@@ -65,9 +68,15 @@ def compress(
     the same pipeline is left alone; one with another is refused unless ``replace``. ``dry_run`` says which
     documents would be compressed, and reports no sizes.
 
+    A recipe with a dial takes one of ``bits`` (per value, at most), ``ratio`` (to 16 bits, at least), ``max_kl`` (nats per
+    token, at most) and ``preset`` instead of its setting, unless it has a parameter so called. The setting is found on a
+    few segments (``kvtool.dial``); ``Report.setting`` has it, what was measured there, and whether that is what was
+    asked for. Documents that join a variant that was asked for alike get its setting.
+
     ``model``, the one that the documents were prefilled with, is run for recipes that need more than keys and
     values (``pipeline_of(recipe).needs``). ``calibration``, or the digest of one in the store, is for recipes that
-    need one; by default they take the newest of their method for the documents' model.
+    need one; by default they take the newest of their method for the documents' model, and if there is none it is
+    made first, if ``model`` is given, as ``calibrate`` does from the store's documents.
 
     Raises ``UsageError`` for an unknown recipe, parameter or value, for a recipe that needs a model or a calibration
     without one, and for a calibration that the recipe has no use for.
@@ -80,11 +89,29 @@ def compress(
     report = Report(variant=variant, documents_total=len(chosen))
     if not chosen:
         return report
-    pipeline = pipeline_of(recipe, keys, values, finder(store, chosen, calibration), **parameters)
+    report.target, left = asked(recipe, parameters)
+    find = finder(store, chosen, calibration, None if dry_run else maker(store, model))
+    if dry_run and _is_uncalibrated(recipe, find):
+        report.compressed += [document for document in chosen if document in store]
+        return report
+    made: dict[str, object] = {"name": recipe}
+
+    def build(**setting: float) -> Pipeline:
+        return pipeline_of(recipe, keys, values, find, **{**left, **setting})
+
+    if report.target is None:
+        pipeline = build()
+    else:
+        made |= {"target": report.target.to_json(), "parameters": left}
+        there = _asked_alike(store, chosen, variant, made) if calibration is None else None
+        if there is None:
+            refuse_unmet(recipe, build(), model)
+            report.setting = turned(report.target, recipe, build, store, chosen, model)
+        pipeline = there or build(**(report.setting.parameter if report.setting else {}))
     if calibration is not None and not pipeline.calibrations:
         raise UsageError(f"--calibration: recipe {recipe!r} takes none; leave it out")
-    _refuse_unmet(recipe, pipeline, model)
-    made: dict[str, object] = {"name": recipe, "pipeline": pipeline.to_config()}
+    refuse_unmet(recipe, pipeline, model)
+    made["pipeline"] = pipeline.to_config()
     # An empty store is not made one by asking.
     with store.writing() if store and not dry_run else nullcontext():
         run = _Run(store, variant, made, pipeline, report)
@@ -110,88 +137,29 @@ def compress(
     return report
 
 
-def pipeline_of(
-    recipe: str,
-    keys: str | int | None = None,
-    values: str | int | None = None,
-    find: Find | None = None,
-    **parameters: int | float | str,
-) -> Pipeline:
-    """The recipe's pipeline. ``keys`` and ``values`` say otherwise for one side: bits, a recipe, or recipe:bits.
-
-    ``find`` gives recipes the calibrations that they need. Raises ``UsageError`` for an unknown recipe, parameter or
-    value, for a calibration that is missing or of another method, and for sides that do not go together.
-    """
+def _is_uncalibrated(recipe: str, find: Find) -> bool:
+    """Whether a calibration is still to be made for a recipe, so that nothing can be there already."""
+    known = recipes().get(recipe)
+    if known is None or not known.calibration:
+        return False
     try:
-        base = _built(recipe, find, parameters)
-        sides = [
-            base if side is None else _side(option, str(side), recipe, find, parameters)
-            for option, side in (("--keys", keys), ("--values", values))
-        ]
-    except CodecError as error:
-        raise UsageError(str(error)) from error
-    if sides[0].layers != sides[1].layers:
-        raise UsageError(
-            f"--keys and --values: code {sides[0].layers or 'all'} and {sides[1].layers or 'all'} layers together, expected "
-            "the same; take both sides from one recipe, or recipes that code layer by layer"
-        )
-    return Pipeline(sides[0].keys, sides[1].values, sides[0].layers)
+        find(known)
+    except MissingCalibration:
+        return True
+    return False
 
 
-def _built(recipe: str, find: Find | None, parameters: Parameters) -> Pipeline:
-    found = find_recipe(recipe)
-    return found.build(find(found) if find and found.calibration else None, **parameters)
-
-
-def _side(option: str, text: str, recipe: str, find: Find | None, parameters: Parameters) -> Pipeline:
-    name, _, bits = text.rpartition(":") if ":" in text or _is_number(text) else (text, "", "")
-    own: Parameters = parameters if name in ("", recipe) else {}
-    if bits and not _is_number(bits):
-        raise UsageError(
-            f"{option} {text}: {bits!r} is no number of bits; expected BITS, RECIPE or RECIPE:BITS"
-        )
-    return _built(name or recipe, find, {**own, **({"bits": int(bits)} if bits else {})})
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def parameters_of(options: Iterable[str], where: str, example: str) -> dict[str, int | float | str]:
-    """``name=value`` of each of ``options``, the value a number where it is one. ``where`` begins an error."""
-    found: dict[str, int | float | str] = {}
-    for option in options:
-        name, equals, text = option.partition("=")
-        if not name or not equals:
-            raise UsageError(f"{where}: {option!r} is no parameter; expected NAME=VALUE, as in {example}")
-        found[name] = text
-        for kind in (float, int):
-            with suppress(ValueError):
-                found[name] = kind(text)
-    return found
-
-
-def refuse_unmeasurable(recipe: str, pipeline: Pipeline) -> None:
-    """Raises ``UsageError`` for a pipeline that needs what kvtool cannot measure."""
-    if not pipeline.needs:
-        return
-    from .engines.attention import MEASURED
-
-    if unknown := pipeline.needs - MEASURED:
-        raise UsageError(
-            f"recipe {recipe!r} needs {', '.join(sorted(unknown))}, which kvtool cannot measure; it can measure "
-            f"{', '.join(sorted(MEASURED))}"
-        )
-
-
-def _refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
-    refuse_unmeasurable(recipe, pipeline)
-    if pipeline.needs and model is None:
-        raise UsageError(
-            f"recipe {recipe!r} needs {' and '.join(sorted(pipeline.needs))}, which are measured by running the model that "
-            f"the documents were prefilled with: kvtool compress --recipe {recipe} --model MODEL, or compress(..., "
-            "model=model)"
-        )
+def _asked_alike(
+    store: Store, names: Iterable[str], variant: str, made: Mapping[str, object]
+) -> Pipeline | None:
+    """The pipeline of a variant of that name that was asked for in the same words, if any of the documents has one."""
+    for name in names:
+        with suppress(KvtoolError):
+            for segment in store[name].segments:
+                there = segment.variants.get(variant)
+                if there and {**there.recipe, "pipeline": None} == {**made, "pipeline": None}:
+                    return Pipeline.from_config(there.recipe["pipeline"], store.calibrations)
+    return None
 
 
 def _refuse_other_model(document: Document, calibration: Calibration) -> None:
@@ -289,10 +257,9 @@ class _Run:
         self.report.problems.append(error)
 
     def _measured(self, task: Task, model: Model) -> Variant | KvtoolError:
-        from .engines.attention import observe
-
         try:
-            inputs = observe(model, self.store.parts(task.document, RAW, task.segment))
+            parts = self.store.parts(task.document, RAW, task.segment)
+            inputs = measure_inputs(model, parts, self.pipeline.needs)
             return encode_segment(self.store, task, self.pipeline, inputs)
         except KvtoolError as error:
             return error

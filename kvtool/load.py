@@ -35,6 +35,9 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
         layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"))
     for part in parts:
+        if len(part.contents.groups) == 1:
+            _fill(cache.layers, part.contents.groups[0], part)
+            continue
         with _reading() if part.is_raw else _decoding() as pool:
             list(pool.map(lambda group, part=part: _fill(cache.layers, group, part), part.contents.groups))
     return cache

@@ -11,12 +11,12 @@ from torch import Tensor
 from kvtool.codecs.allocation import entry
 from kvtool.codecs.calibrate.bits import allocate
 from kvtool.codecs.calibrate.principal import mean_of, principal
+from kvtool.codecs.calibrate.rows import cache_rows
 from kvtool.codecs.calibration import Calibration, Sample
 from kvtool.codecs.contents import Contents
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.pipeline import Pipeline
-from kvtool.codecs.stage import Array, Json, Spec
-from kvtool.codecs.transform.unrope import Unrope
+from kvtool.codecs.stage import Json
 
 RATIOS = (8, 16, 32, 64, 128)
 MEASURED = 256
@@ -94,16 +94,9 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Tensor]:
         for sample, contents in zip(self.samples, self.contents, strict=True):
-            layers = [sample.kv.layers[index] for index in self.group]
-            between = slice(self.sinks, max(layers[0].positions.numel() - self.recent, self.sinks))
-            x = torch.stack([getattr(layer, self.side)[:, between] for layer in layers])
-            if self.side == "keys":
-                positions = torch.stack([layer.positions[between] for layer in layers])
-                spec = Spec({"x": Array(tuple(x.shape), x.dtype)}, place=contents.place(self.group))
-                unrope = Unrope()
-                unrope.plan(spec)
-                x = unrope.encode({"x": x, "positions": positions}, spec)["x"]
-            rows = x.float().permute(2, 0, 1, 3).flatten(1)
+            held = sample.kv.layers[self.group.start].positions.numel()
+            between = slice(self.sinks, max(held - self.recent, self.sinks))
+            rows = cache_rows(sample, contents, self.group, self.side, between)
             if rows.shape[1] != self.width:
                 raise CodecError("kvtc: samples differ in heads or channels; expected caches of one model")
             yield rows

@@ -24,16 +24,16 @@ def mean_of(parts: Iterable[Tensor], width: int) -> tuple[Tensor, int]:
 def principal(parts: Iterable[Tensor], width: int, rank: int, seed: int) -> Tensor:
     """Orthonormal directions [rank, width] float32 of the largest variance, the largest first.
 
-    ``parts`` are centred rows [n, width], gone through several times. Where the covariance is too large to hold,
-    or a small part of its eigenvectors is wanted, the directions are those of a randomised range (Halko,
-    Martinsson and Tropp, 2011, arXiv 0909.4061): of ``rank`` and 64 more random vectors, sent through the
-    covariance four times without building it, and then its eigenvectors among them.
+    ``parts`` are centred rows [n, width]. Where the covariance is too large to hold, or at most half of its
+    eigenvectors are wanted, the directions are those of a randomised range (Halko, Martinsson and Tropp, 2011,
+    arXiv 0909.4061): of ``rank`` and 64 more random vectors, sent through the covariance four times, and then its
+    eigenvectors among them. A covariance that is too large is never built; ``parts`` are gone through several times.
     """
-    if width <= EXACT_AT_MOST and 4 * (rank + OVERSAMPLING) > width:
-        covariance = torch.zeros(width, width, dtype=torch.float64)
+    if width <= EXACT_AT_MOST:
+        covariance = torch.zeros(width, width)
         for part in parts:
             covariance += part.mT @ part
-        return _fixed(_leading(covariance, rank))
+        return leading(covariance, rank, seed)
     generator = torch.Generator().manual_seed(seed)
     within = torch.randn(width, min(rank + OVERSAMPLING, width), generator=generator)
     for _ in range(PASSES):
@@ -45,12 +45,26 @@ def principal(parts: Iterable[Tensor], width: int, rank: int, seed: int) -> Tens
     for part in parts:
         seen = part @ within
         smaller += seen.mT @ seen
-    return _fixed(_leading(smaller, rank) @ within.mT)
+    return _fixed(_eigenvectors(smaller, rank) @ within.mT)
 
 
-def _leading(symmetric: Tensor, rank: int) -> Tensor:
-    """The eigenvectors [rank, n] of the largest eigenvalues, the largest first."""
-    # In float32, which halves a wait of minutes: directions are kept in 16 bits.
+def leading(symmetric: Tensor, rank: int, seed: int) -> Tensor:
+    """The eigenvectors [rank, n] of the largest eigenvalues of a matrix [n, n] that has none below 0.
+
+    Those within a randomised range where at most half of them are wanted: minutes become seconds.
+    """
+    n = len(symmetric)
+    if 2 * (rank + OVERSAMPLING) > n:
+        return _fixed(_eigenvectors(symmetric, rank))
+    generator = torch.Generator().manual_seed(seed)
+    within = torch.randn(n, rank + OVERSAMPLING, generator=generator)
+    for _ in range(PASSES):
+        within = torch.linalg.qr(symmetric @ within).Q
+    return _fixed(_eigenvectors(within.mT @ (symmetric @ within), rank) @ within.mT)
+
+
+def _eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
+    # In float32, which halves the wait: directions are kept in 16 bits or fewer.
     vectors: Tensor = torch.linalg.eigh(symmetric.float()).eigenvectors
     return vectors.mT.flip(0)[:rank]
 

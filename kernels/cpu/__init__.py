@@ -1,9 +1,21 @@
 """Kernels for the CPU: loops that numba compiles to vector instructions."""
 
 from kvtool.kernels.cpu.bits import pack, unpack
+from kvtool.kernels.cpu.context import context_count, context_decode, context_encode
 from kvtool.kernels.cpu.groups import dequantize
 from kvtool.kernels.cpu.hadamard import hadamard
 from kvtool.kernels.cpu.rans import rans_decode, rans_encode
 from kvtool.kernels.cpu.rope import rotate
 
-__all__ = ["dequantize", "hadamard", "pack", "rans_decode", "rans_encode", "rotate", "unpack"]
+__all__ = [
+    "context_count",
+    "context_decode",
+    "context_encode",
+    "dequantize",
+    "hadamard",
+    "pack",
+    "rans_decode",
+    "rans_encode",
+    "rotate",
+    "unpack",
+]

@@ -1,14 +1,20 @@
 """What each kernel computes, in plain torch: slow, obvious, and what every other implementation is held to."""
 
 from kvtool.kernels.reference.bits import pack, packed_size, sections, unpack
+from kvtool.kernels.reference.context import context_count, context_decode, context_encode
+from kvtool.kernels.reference.expectation import EXPONENTS
 from kvtool.kernels.reference.groups import dequantize
 from kvtool.kernels.reference.hadamard import hadamard
 from kvtool.kernels.reference.rans import rans_decode, rans_encode
 from kvtool.kernels.reference.rope import Layout, angles, rotate
 
 __all__ = [
+    "EXPONENTS",
     "Layout",
     "angles",
+    "context_count",
+    "context_decode",
+    "context_encode",
     "dequantize",
     "hadamard",
     "pack",

@@ -16,6 +16,7 @@ import typer
 from ..errors import DONE, FAILED, INTERRUPTED, PARTLY, KvtoolError
 
 if TYPE_CHECKING:
+    from ..calibrate import Progress as CalibrateProgress
     from ..config import Settings
     from ..model import Model
 
@@ -166,3 +167,14 @@ class Bar:
             say(
                 f"{self.what}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} a second, {(total - done) / rate:,.0f} s left"
             )
+
+
+def calibrated(bar: Bar) -> Callable[[CalibrateProgress], None]:
+    """What shows a calibration's progress: the model's part, and that there is another behind it."""
+
+    def show(progress: CalibrateProgress) -> None:
+        bar.update(progress.tokens, progress.tokens_total, "tokens")
+        if progress.tokens == progress.tokens_total:
+            say(f"the model has run, {progress.seconds:.0f} s; learning from what it gave")
+
+    return show

@@ -17,7 +17,18 @@ def run(
         str, typer.Option("--recipe", help="How to compress; kvtool recipes lists them.")
     ] = "kivi",
     bits: Annotated[
-        Optional[int], typer.Option("--bits", help="Bits for each value, for recipes that quantize.")
+        Optional[float],
+        typer.Option("--bits", help="Bits for each value: of codes, or in all for recipes with a dial."),
+    ] = None,
+    ratio: Annotated[
+        Optional[float], typer.Option("--ratio", help="To 16 bits at least, all bytes counted.", metavar="R")
+    ] = None,
+    max_kl: Annotated[
+        Optional[float],
+        typer.Option("--max-kl", help="KL to the raw cache at most, in nats per token.", metavar="X"),
+    ] = None,
+    preset: Annotated[
+        Optional[str], typer.Option("--preset", help="near-lossless, balanced or small.")
     ] = None,
     keys: Annotated[
         Optional[str],
@@ -68,19 +79,42 @@ def run(
 
     Some recipes measure attention: for these the model is run that the documents were prefilled with.
     """
-    from ..calibrations import finder
-    from ..compress import compress, pipeline_of
+    from ..calibrate import maker
+    from ..calibrations import Make, MissingCalibration, finder
+    from ..compress import compress
     from ..config import settings
+    from ..dial import asked
+    from ..pipelines import pipeline_of
     from ..store import Store
 
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     opened = Store(chosen.store)
-    given = {"bits": bits, "recent": recent, "sinks": sinks, **_parsed(options or [])}
+    given = {
+        "bits": _whole(bits),
+        "ratio": _whole(ratio),
+        "max_kl": max_kl,
+        "preset": preset,
+        "recent": recent,
+        "sinks": sinks,
+        **_parsed(options or []),
+    }
     parameters = {name: value for name, value in given.items() if value is not None}
     documents = names or list(opened)
-    find = finder(opened, documents, calibration)
-    needs = pipeline_of(recipe, keys, values, find, **parameters).needs if documents else ()
-    loaded = common.load_model(chosen) if needs else None
+    _, left = asked(recipe, parameters)
+
+    def needs(make: Make | None = None) -> bool:
+        find = finder(opened, documents, calibration, make)
+        return bool(documents and pipeline_of(recipe, keys, values, find, **left).needs)
+
+    loaded = None
+    try:
+        if needs():
+            loaded = common.load_model(chosen)
+    except MissingCalibration:
+        if not dry_run:
+            loaded = common.load_model(chosen)
+            with common.Bar("calibrating") as bar:
+                needs(maker(opened, loaded, common.say, common.calibrated(bar)))
     with common.Bar("compressing") as bar:
         report = compress(
             opened,
@@ -124,14 +158,27 @@ def run(
         )
     elif not report.problems:
         common.say(f"nothing to compress: {opened.root} is empty; run kvtool prefill first")
+    if report.setting and report.target:
+        found = f"{report.setting.name}={report.setting.value:g}"
+        reached = report.target.said(report.setting.measured)
+        if not report.setting.met:
+            common.say(f"{report.variant}: {found} comes nearest to what was asked for, with {reached}")
+            return max(4, common.problems(report.problems, len(report.compressed) + len(report.unchanged)))
+        common.say(f"{report.variant}: {found}, {reached} on a few segments")
     return common.problems(report.problems, len(report.compressed) + len(report.unchanged))
+
+
+def _whole(number: float | None) -> float | None:
+    """What recipes count, they count in integers."""
+    return int(number) if number is not None and number == int(number) else number
 
 
 def _parsed(options: list[str]) -> dict[str, int | float | str]:
     from inspect import signature
 
-    from ..compress import compress, parameters_of
+    from ..compress import compress
     from ..errors import UsageError
+    from ..pipelines import parameters_of
 
     found = parameters_of(options, "--set", "--set group=64")
     for name in found:

@@ -1,43 +1,28 @@
-"""What recipes ask beyond keys and values, measured by running a model over a stored segment.
+"""Attention that a segment's tokens receive, and queries that meet its keys, measured over the stored segment.
 
-No model-specific code. A few tokens of the segment, the probes, are run again over the keys and values that
-are stored for all tokens. Their queries, and where they look, are noted on the way through transformers'
-``AttentionInterface``; the weights are those of the family's own eager attention, which knows its scale, soft
-cap and sinks.
+A few tokens of the segment, the probes, are run again over the keys and values that are stored for all tokens.
 """
 
 from __future__ import annotations
 
 import math
 import random
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..artifact import Artifact
 from ..codecs import Inputs
-from ..errors import ModelError
 from ..load import load_cache
 from ..model import Model
 from . import transformers as engine
-
-MEASURED = frozenset({"attention", "queries"})
-"""The inputs that ``observe`` gives."""
+from .watching import step_tokens, unwatchable, watching
 
 SHARE, AT_LEAST = 0.05, 8
 """Of a segment's tokens, how many of the last are probes, and how many of the others."""
-
-SCORES = 1 << 20
-"""Scores of one head at a time: what bounds the memory of a pass, whatever the segment's length."""
-
-_WATCHED = "kvtool-watched"
 
 
 def probe_tokens(n_tokens: int) -> Tensor:
@@ -62,7 +47,8 @@ def observe(model: Model, parts: Sequence[Artifact], probes: Tensor | None = Non
       seen.
     - ``queries`` [Q, P, D] float32: the probes' queries as they meet the keys, rotated.
 
-    ``probes`` [P] int64 are indices of tokens of the segment, by default ``probe_tokens``.
+    ``probes`` [P] int64 are indices of tokens of the segment, by default ``probe_tokens``. With all of them,
+    ``attention`` is exact, and costs about what prefilling the segment does.
 
     Raises MismatchError and ArtifactError as ``load_cache`` does; ModelError for a family whose attention
     cannot be watched.
@@ -73,10 +59,10 @@ def observe(model: Model, parts: Sequence[Artifact], probes: Tensor | None = Non
     stored = Cache(layers=[_StoredLayer(layer.keys, layer.values) for layer in cache.layers])
     positions = start + (probe_tokens(n_tokens) if probes is None else probes)
     keys = torch.arange(len(token_ids))
-    notes = [_Notes(heads=layer.keys.shape[1], start=start, n_tokens=n_tokens) for layer in cache.layers]
+    notes = [_Received(heads=layer.keys.shape[1], start=start, n_tokens=n_tokens) for layer in cache.layers]
     device = engine.device_of(model)
-    step = max(1, SCORES // max(1, len(token_ids)))
-    with _watching(model, notes):
+    step = step_tokens(len(token_ids))
+    with watching(model, notes):
         for first in range(0, len(positions), step):
             some = positions[first : first + step]
             model.model.base_model(
@@ -87,11 +73,18 @@ def observe(model: Model, parts: Sequence[Artifact], probes: Tensor | None = Non
                 use_cache=True,
             )
     if any(sum(query.shape[1] for query in note.queries) != len(positions) for note in notes):
-        raise _unwatchable(model)
+        raise unwatchable(model)
     return {
         "attention": [note.attention() for note in notes],
         "queries": [note.all_queries(layer.keys) for note, layer in zip(notes, cache.layers, strict=True)],
     }
+
+
+def filled(score: Tensor, seen: Tensor) -> Tensor:
+    """``score`` [..., T], where tokens that nobody saw, ``seen`` [T], have the mean of the others."""
+    if seen.any() and not seen.all():
+        score[..., ~seen] = score[..., seen].mean(-1, keepdim=True)
+    return score
 
 
 class _StoredLayer(DynamicLayer):  # type: ignore[misc]
@@ -107,29 +100,28 @@ class _StoredLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
 
-class _Notes:
-    """What is noted of one layer, pass by pass."""
+class _Received:
+    """The probes' queries, and what they give each token of the segment, summed."""
 
     def __init__(self, heads: int, start: int, n_tokens: int) -> None:
-        self.start = start
+        self.heads, self.start = heads, start
         self.queries: list[Tensor] = []
-        self.weight = torch.zeros(heads, n_tokens)
+        self.weight = torch.zeros(0, n_tokens)
         self.seen = torch.zeros(n_tokens)
 
-    def add(self, query: Tensor, weights: Tensor, mask: Tensor) -> None:
-        """``query`` [Q, P, D]; ``weights`` [Q, P, N] and ``mask`` [P, N], over prefix and segment."""
-        heads, n_tokens = self.weight.shape
+    def see(self, query: Tensor, mask: Tensor) -> None:
         self.queries.append(query.float().cpu())
-        received = weights[..., self.start :].sum(1, dtype=torch.float32)
-        self.weight += received.view(heads, -1, n_tokens).mean(1).cpu()
         self.seen += mask[:, self.start :].sum(0).cpu()
+        if not len(self.weight):
+            self.weight = self.weight.new_zeros(len(query), self.weight.shape[1])
+
+    def weigh(self, first: int, weights: Tensor) -> None:
+        received = weights[..., self.start :].sum(1, dtype=torch.float32)
+        self.weight[first : first + len(received)] += received.cpu()
 
     def attention(self) -> Tensor:
-        score = self.weight / self.seen.clamp(min=1)
-        seen = self.seen > 0
-        if seen.any() and not seen.all():
-            score[:, ~seen] = score[:, seen].mean(1, keepdim=True)
-        return score
+        score = self.weight.view(self.heads, -1, self.weight.shape[1]).mean(1) / self.seen.clamp(min=1)
+        return filled(score, self.seen > 0)
 
     def all_queries(self, keys: Tensor) -> Tensor:
         return (
@@ -137,47 +129,3 @@ class _Notes:
             if self.queries
             else keys.new_zeros(keys.shape[1], 0, keys.shape[3]).float()
         )
-
-
-_watch: ContextVar[tuple[Model, Sequence[_Notes]]] = ContextVar("_watch")
-
-
-@contextmanager
-def _watching(model: Model, notes: Sequence[_Notes]) -> Iterator[None]:
-    """Notes what every layer's attention does; the model is as it was afterwards."""
-    config = model.model.config.get_text_config(decoder=True)
-    before, token = config._attn_implementation, _watch.set((model, notes))
-    try:
-        model.model.set_attn_implementation(_WATCHED)
-        if config._attn_implementation != _WATCHED:
-            raise _unwatchable(model)
-        yield
-    finally:
-        model.model.set_attn_implementation(before)
-        _watch.reset(token)
-
-
-def _watched(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """An attention function of transformers', under a boolean mask [1, 1, P, N]."""
-    model, notes = _watch.get()
-    # Every family that takes part in the interface has this function beside its attention, as the default.
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if eager is None:
-        raise _unwatchable(model)
-    added = torch.zeros_like(attention_mask, dtype=query.dtype)
-    added.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
-    output, weights = eager(module, query, key, value, added, **options)
-    notes[module.layer_idx].add(query[0], weights[0], attention_mask[0, 0])
-    return output, weights
-
-
-AttentionInterface.register(_WATCHED, _watched)
-
-
-def _unwatchable(model: Model) -> ModelError:
-    return ModelError(
-        f"{model.name}: the attention of {model.config.model_type} cannot be watched, since it does not go through "
-        "transformers' AttentionInterface; recipes that need attention or queries cannot be used with it"
-    )

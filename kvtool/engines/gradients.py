@@ -37,7 +37,7 @@ def gradients(
     Raises ModelError for a family whose keys and values have no gradients, or whose gradients are not finite.
     """
     start = len(prefix_ids)
-    ids = list(token_ids[: min(tokens, model.context - start)])
+    ids = list(token_ids[: max(0, min(tokens, model.context - start))])
     everything = torch.tensor([[*prefix_ids, *ids]], device=engine.device_of(model))
     cache = Cache(layers=[_NotedLayer() for _ in engine.windows(model)])
     with torch.enable_grad():
@@ -52,51 +52,43 @@ def gradients(
         ).logits[0, :-1]
         targets = torch.tensor(predicted, dtype=torch.int64, device=logits.device)
         loss = cross_entropy(logits.float(), targets, reduction="sum")
-        if any(layer.noted != start + len(ids) for layer in cache.layers) or not loss.requires_grad:
+        noted = [tensor for layer in cache.layers for tensor in layer.noted]
+        lengths = [tensor.shape[2] for tensor in noted]
+        if lengths != [start + len(ids)] * 2 * len(cache.layers) or not all(
+            tensor.requires_grad for tensor in (loss, *noted)
+        ):
             raise _untraceable(model)
-        loss.backward()
+        slopes = torch.autograd.grad(loss, noted, allow_unused=True)
+    if any(slope is None for slope in slopes):
+        raise _untraceable(model)
+    if not all(slope.isfinite().all() for slope in slopes):
+        raise ModelError(
+            f"{model.name}: gradients of its keys and values are not finite in {model.dtype_name}; calibrate with "
+            "--dtype float32, or bfloat16"
+        )
     positions = torch.arange(start, start + len(ids))
-    kv = KV(
-        tuple(LayerKV(_own(x.keys, start), _own(x.values, start), positions) for x in cache.layers),
-        torch.tensor(ids, dtype=torch.int64),
-        model.rope,
-    )
-    return Sample(kv, tuple(_gradient(model, layer, start, positions) for layer in cache.layers))
+    kv = KV(_layers(noted, start, positions), torch.tensor(ids, dtype=torch.int64), model.rope)
+    return Sample(kv, _layers([slope.float() for slope in slopes], start, positions))
 
 
 class _NotedLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer that hands its keys and values on as they are, and keeps their gradients."""
+    """A layer that hands its keys and values on as they are, and notes them."""
 
-    noted = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.keys, self.values, self.is_initialized = key_states, value_states, True
-        if key_states.requires_grad and value_states.requires_grad:
-            key_states.retain_grad()
-            value_states.retain_grad()
-            # A layer that is written twice holds what two layers share.
-            self.noted += key_states.shape[2]
+        # Twice as many where two layers share one.
+        self.noted += [key_states, value_states]
         return key_states, value_states
 
 
-def _gradient(model: Model, layer: _NotedLayer, start: int, positions: Tensor) -> LayerKV:
-    found = []
-    for tensor in (layer.keys, layer.values):
-        if tensor.grad is None:
-            raise _untraceable(model)
-        gradient = _own(tensor.grad, start).float()
-        if not gradient.isfinite().all():
-            raise ModelError(
-                f"{model.name}: gradients of its keys and values are not finite in {model.dtype_name}; calibrate with "
-                "--dtype float32, or bfloat16"
-            )
-        found.append(gradient)
-    return LayerKV(*found, positions)
-
-
-def _own(tensor: Tensor, start: int) -> Tensor:
-    """The segment's part [H, T, D] of [1, H, N, D]."""
-    return tensor.detach()[0, :, start:].cpu()
+def _layers(tensors: Sequence[Tensor], start: int, positions: Tensor) -> tuple[LayerKV, ...]:
+    """Keys and values in turn, each [1, H, N, D], as layers of the segment's part on the CPU."""
+    own = [tensor.detach()[0, :, start:].cpu() for tensor in tensors]
+    return tuple(LayerKV(keys, values, positions) for keys, values in zip(own[::2], own[1::2], strict=True))
 
 
 def _untraceable(model: Model) -> ModelError:

@@ -13,11 +13,12 @@ from ..calibrations import Find
 from ..codecs import CodecError, Pipeline
 from ..codecs.registry import recipe as find_recipe
 from ..codecs.registry import recipes
-from ..compress import parameters_of, pipeline_of, refuse_unmeasurable
 from ..digest import Json, digest
 from ..engines.cache import DocumentCache
 from ..errors import UsageError
+from ..inputs import refuse_unmeasurable
 from ..manifest import RAW
+from ..pipelines import parameters_of, pipeline_of
 from ..store import Store
 from .bench import Bench
 
@@ -107,11 +108,12 @@ class Coded:
         return self.name
 
     def restore(self, bench: Bench) -> Restored:
+        _, measuring = bench.measured(self.pipeline)
         started = time.monotonic()
         nbytes = bench.encode(self.pipeline, self.name)
         encoded = time.monotonic()
         cache = bench.load(self.name)
-        return Restored(cache, nbytes, encoded - started, time.monotonic() - encoded)
+        return Restored(cache, nbytes, measuring + encoded - started, time.monotonic() - encoded)
 
 
 def candidate(text: str, find: Find | None = None) -> Coded:

@@ -26,7 +26,7 @@ class Reference:
 def reference(bench: Bench, context: Context) -> Reference:
     """Of the context that the bench holds."""
     # A load of its own: the cache that is fed loses its last token's very bits.
-    logits = _logits(bench, bench.load(), context, None) if context.fed else None
+    logits = followed(bench, bench.load(), context, None) if context.fed else None
     return Reference(bench.load(), logits)
 
 
@@ -57,14 +57,14 @@ def measure(bench: Bench, context: Context, candidate: Candidate, raw: Reference
         )
         found["said"] = [bench.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
     if raw.logits is not None:
-        logits = _logits(bench, restored.cache, context, restored.position)
+        logits = followed(bench, restored.cache, context, restored.position)
         lost = distortion(raw.logits, logits, context.targets)
         found |= {"kl": lost.kl, "dnll": lost.dnll, "top1": lost.top1}
     return found
 
 
-def _logits(bench: Bench, cache: DocumentCache, context: Context, position: int | None) -> Tensor:
-    """The cache loses its last token, which is the first that is fed; a pruned cache may have lost it before."""
+def followed(bench: Bench, cache: DocumentCache, context: Context, position: int | None = None) -> Tensor:
+    """Logits [S, V] over ``cache``, which loses its last token, the first that is fed; pruning may have lost it before."""
     if position is None:
         cache.crop(-1)
         return follow(bench.model, cache, context.fed)

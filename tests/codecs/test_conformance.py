@@ -60,6 +60,8 @@ def needed(needs: Iterable[str], shape: tuple[int, ...]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(11)
     made = {
         "positions": torch.arange(5, tokens + 5).expand(*layers, tokens),
+        "token_ids": torch.randint(0, 40, (tokens,), generator=generator).expand(*layers, tokens),
+        "importance": torch.rand(*layers, tokens, generator=generator) + 1e-3,
         "attention": torch.rand(*layers, heads, tokens, generator=generator),
         "queries": torch.randn(*layers, 2 * heads, 6, channels, generator=generator),
     }
@@ -88,7 +90,13 @@ def inputs(stage: Stage) -> list[tuple[Spec, Payload]]:
                     tensors[f"codes{levels}"] = codes
                     arrays[f"codes{levels}"] = Array(shape, torch.uint8, levels=levels)
                 tensors["index"] = torch.arange(shape[-2], dtype=torch.int32)
-                arrays["index"] = Array((shape[-2],), torch.int32)
+                # As transform coefficients are quantized: few are far from 0, and each token has a step.
+                bell = torch.randn(shape[-2:], generator=generator)
+                tensors["codes"] = (bell**5).clamp(-(1 << 15), (1 << 15) - 1).to(torch.int16)
+                exponents = torch.randint(0, 65, shape[-2:-1], generator=generator)
+                tensors["exponents"] = exponents.to(torch.uint8)
+                for name in ("index", "codes", "exponents"):
+                    arrays[name] = Array(tuple(tensors[name].shape), tensors[name].dtype)
             spec = Spec(arrays, place=place(shape))
             with suppress(CodecError):
                 stage.plan(spec)
@@ -103,7 +111,7 @@ def own(payload: Payload, spec: Spec) -> Payload:
 
 
 def decode_stage(stage: Stage, payload: Payload, spec: Spec) -> Payload:
-    extra = needed(stage.needs & {"positions"}, spec.arrays["x"].shape)
+    extra = needed(stage.needs & {"positions", "token_ids"}, spec.arrays["x"].shape)
     return stage.decode({**payload, **extra}, spec)
 
 
@@ -308,7 +316,7 @@ def built(recipe: Recipe, name: str) -> Pipeline:
 INPUTS = {
     name: {
         need: [needed([need], tuple(layer.keys.shape))[need] for layer in kv.layers]
-        for need in ("attention", "queries")
+        for need in ("attention", "importance", "queries", "token_ids")
     }
     for name, kv in KVS.items()
 }

@@ -13,7 +13,7 @@ from kvtool.calibrations import Calibrations
 from kvtool.codecs import Array, Place, Rope, Spec, stage_from_config, stages
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-INEXACT = ("cross-layer-svd", "hadamard", "lloyd-max", "low-rank-residual", "pca", "unrope")
+INEXACT = ("cross-layer-svd", "hadamard", "klt", "lloyd-max", "low-rank-residual", "pca", "unrope")
 FILES = sorted(GOLDEN.glob("*.safetensors"))
 
 

@@ -32,10 +32,16 @@ def sample(stage: Stage) -> tuple[Spec, dict[str, torch.Tensor]]:
             arrays[f"codes{levels}"] = Array(shape, torch.uint8, levels=levels)
         tensors["half"] = torch.ones(40, dtype=torch.bfloat16)
         arrays["half"] = Array((40,), torch.bfloat16)
+        tensors["codes"] = (torch.randn(shape[1:], generator=generator) ** 5).to(torch.int16)
+        arrays["codes"] = Array(shape[1:], torch.int16)
+        tensors["exponents"] = torch.randint(24, 41, shape[1:2], generator=generator).to(torch.uint8)
+        arrays["exponents"] = Array(shape[1:2], torch.uint8)
     rope = Rope((1.0, 0.25, 0.0625))
     spec = Spec(arrays, place=Place(2, 1, 4, (rope,)))
     needed = {
         "positions": torch.arange(7, 20),
+        "token_ids": torch.arange(3, 16),
+        "importance": torch.linspace(0.1, 2, 13),
         "attention": torch.rand(shape[:2], generator=generator),
         "queries": torch.randn(4, 5, 6, generator=generator),
     }
@@ -52,7 +58,7 @@ def sample(stage: Stage) -> tuple[Spec, dict[str, torch.Tensor]]:
 def write(stage: Stage, path: Path) -> None:
     spec, payload = sample(stage)
     encoded = stage.encode(payload, spec)
-    known = {name: payload[name] for name in stage.needs & {"positions"}}
+    known = {name: payload[name] for name in stage.needs & {"positions", "token_ids"}}
     decoded = stage.decode({**encoded, **known}, spec)
     tensors = {f"y.{n}": t for n, t in encoded.items()} | {f"x.{n}": t for n, t in decoded.items()}
     tensors |= {f"given.{n}": t for n, t in known.items()}

@@ -8,7 +8,7 @@ import transformers as t
 from transformers import DynamicCache
 
 import kvtool
-from kvtool.engines import attention
+from kvtool.engines import attention, watching
 from kvtool.engines.attention import observe, probe_tokens
 from kvtool.engines.transformers import windows
 from kvtool.errors import MismatchError, ModelError, StoreError
@@ -82,7 +82,7 @@ def check_all_tokens_as_probes(model, parts, monkeypatch) -> None:
             "attention should look somewhere in particular, or equality says nothing"
         )
     # In many passes, as for a long segment.
-    monkeypatch.setattr(attention, "SCORES", 7 * sum(len(part.token_ids) for part in parts))
+    monkeypatch.setattr(watching, "SCORES", 7 * sum(len(part.token_ids) for part in parts))
     for name, tensors in observe(model, parts, torch.arange(n_tokens)).items():
         for one, other in zip(tensors, whole[name], strict=True):
             assert (one - other).abs().max() < BOUND * max(1, other.abs().max())
@@ -180,7 +180,7 @@ def test_a_family_outside_the_attention_interface_is_refused_by_name(save_model,
 def test_the_model_is_left_as_it_was_after_an_error(tiny, parts_of, monkeypatch):
     parts = parts_of(tiny)
     before = tiny.model.config._attn_implementation
-    monkeypatch.setattr(attention._Notes, "add", lambda *_: 1 / 0)
+    monkeypatch.setattr(attention._Received, "see", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         observe(tiny, parts)
     assert tiny.model.config._attn_implementation == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pytest
 
 import kvtool
 from kvtool import Store, encode
-from kvtool.codecs import Pipeline, Recipe
 from kvtool.codecs.registry import recipes
 from kvtool.codecs.transform.window import Window
-from kvtool.compress import Report, pipeline_of
+from kvtool.compress import Report
 from kvtool.errors import MismatchError, StoreError, UsageError
+from kvtool.pipelines import pipeline_of
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 
@@ -187,10 +186,8 @@ def test_needs_that_nobody_can_measure_are_named(
     store: Store, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Window, "needs", frozenset({"gradients"}))
-    recipe = Recipe("fisher", "", lambda: Pipeline(keys=(Window(sinks=1),)))
-    monkeypatch.setattr(sys.modules["kvtool.compress"], "find_recipe", lambda name: recipe)
-    with pytest.raises(UsageError, match="'fisher' needs gradients, which kvtool cannot measure"):
-        kvtool.compress(store, recipe="fisher", model=tiny)
+    with pytest.raises(UsageError, match="'kivi' needs gradients, which kvtool cannot measure"):
+        kvtool.compress(store, recipe="kivi", model=tiny, recent=32)
 
 
 def test_the_model_must_be_the_one_of_the_artifacts(

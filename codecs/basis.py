@@ -1,0 +1,149 @@
+"""What ``klt`` computes with, read from its calibration: predictions, a basis, and what errors cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.compact import some_rows, whole_rows, whole_symmetric
+from kvtool.codecs.errors import CodecError
+from kvtool.codecs.models.context import MIDDLE
+from kvtool.codecs.stage import Array
+
+TABLE = "tokens"
+"""The table of what a token says of its own keys and values, and of the next token's."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one basis: ``layers`` times ``channels`` (heads times head size) columns, ``rank`` components."""
+
+    layers: int
+    channels: int
+    rank: int
+    features: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, calibration: Calibration, name: str) -> Sizes:
+        """Raises CodecError if the calibration has none under that name, or sizes that make no sense."""
+        found = calibration.facts.get("bases")
+        own = found.get(name) if isinstance(found, dict) else None
+        fields = list(cls.__dataclass_fields__)
+        if not isinstance(own, dict) or sorted(own) != sorted(fields):
+            raise CodecError(
+                f"calibration {calibration.digest[:12]}… ({calibration.method}): has no basis {name!r}; it is of caches of "
+                "other sizes"
+            )
+        if any(type(own[field]) is not int or not 0 <= own[field] < 1 << 31 for field in fields):
+            raise CodecError(f"calibration {calibration.digest[:12]}…: sizes of {name!r} are {str(own)[:80]}")
+        return cls(**own)
+
+    @property
+    def width(self) -> int:
+        return self.layers * self.channels
+
+    @property
+    def components(self) -> int:
+        """Those of the basis, and those of what it leaves out."""
+        return self.rank + self.width
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Rows x [T, width] are ``predicted(token_ids) + coefficients @ synthesis``, up to what the basis leaves out.
+
+    ``synthesis`` [rank, width]; ``mean`` [width]; ``prediction`` [2 · features, width], for a token and the one
+    before it. All float32. What is left out has a basis of its own for each layer, whose components come in an
+    ``order`` [width] across layers.
+    """
+
+    calibration: Calibration
+    name: str
+    sizes: Sizes
+    synthesis: Tensor
+    mean: Tensor
+    prediction: Tensor
+
+    def predicted(self, token_ids: Tensor) -> Tensor:
+        """What the tokens [T] let expect: [T, width]. A token that the table lacks says nothing."""
+        return self.mean + self.features(token_ids) @ self.prediction
+
+    def features(self, token_ids: Tensor) -> Tensor:
+        """[T, 2 · features]: those of each token and of the one before it; nothing stands before the first."""
+        shape = (self.sizes.vocabulary, self.sizes.features)
+        own = (
+            some_rows(self.calibration, TABLE, shape, token_ids)
+            if all(shape)
+            else torch.zeros(len(token_ids), 0)
+        )
+        before = torch.cat([torch.zeros(1, own.shape[1]), own])[: len(own)]
+        return torch.cat([own, before], 1)
+
+    @cached_property
+    def analysis(self) -> Tensor:
+        """[width, rank]: coefficients that leave the least error, weighted by what it does to the loss."""
+        sensitivity = whole_symmetric(
+            self.calibration, f"{self.name}.sensitivity", self.sizes.layers, self.sizes.channels
+        )
+        by_layer = self.synthesis.view(-1, self.sizes.layers, self.sizes.channels)
+        weighted = torch.einsum("rlc,lcd->rld", by_layer, sensitivity).flatten(1)
+        # The basis was orthonormal under these weights before it was stored in few bits; now it is nearly so.
+        gram = (weighted @ self.synthesis.mT).double()
+        gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        found: Tensor = torch.linalg.solve(gram, weighted.double()).float()
+        return found.mT.contiguous()
+
+    @cached_property
+    def complement(self) -> Tensor:
+        """[L, C, C]: rows of each layer that what is left out is written in."""
+        rows = whole_rows(self.calibration, f"{self.name}.complement", self.sizes.width, self.sizes.channels)
+        return rows.view(self.sizes.layers, self.sizes.channels, self.sizes.channels)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """[width] int64. Raises CodecError unless it is one."""
+        order = self.calibration.tensor(f"{self.name}.order", Array((self.sizes.width,), torch.int32)).long()
+        if not torch.equal(order.sort().values, torch.arange(self.sizes.width)):
+            raise CodecError(
+                f"calibration {self.calibration.digest[:12]}…: {self.name}.order is no permutation"
+            )
+        return order
+
+    def coefficients(self, rows: Tensor, token_ids: Tensor, *, whole: bool) -> Tensor:
+        """[T, rank], or with those of what the basis leaves out [T, rank + width]."""
+        left = rows - self.predicted(token_ids)
+        found = left @ self.analysis
+        if not whole:
+            return found
+        rest = (left - found @ self.synthesis).view(len(rows), self.sizes.layers, self.sizes.channels)
+        apart = torch.linalg.solve(self.complement.double(), rest.transpose(0, 1).double(), left=False)
+        return torch.cat([found, apart.float().transpose(0, 1).flatten(1)[:, self.order]], 1)
+
+
+@lru_cache(maxsize=8)
+def basis_of(calibration: Calibration, name: str) -> Basis:
+    """Raises CodecError for a calibration that has no such basis, or tensors of other sizes than it claims."""
+    sizes = Sizes.of(calibration, name)
+    synthesis = whole_rows(calibration, f"{name}.basis", sizes.rank, sizes.width)
+    prediction = whole_rows(calibration, f"{name}.prediction", 2 * sizes.features, sizes.width)
+    mean = calibration.tensor(f"{name}.mean", Array((sizes.width,), torch.float32))
+    return Basis(calibration, name, sizes, synthesis, mean, prediction)
+
+
+def audible(calibration: Calibration, side: str, magnitude: float) -> int:
+    """How many of the first components any basis of this side needs for all of mean ``magnitude`` or more; one at least."""
+    least, most = MIDDLE + 8 * math.log2(magnitude), 1
+    bases = calibration.facts.get("bases")
+    for name in bases if isinstance(bases, dict) else ():
+        if name.endswith(f".{side}"):
+            rank = Sizes.of(calibration, name).rank
+            scales = calibration.tensors[f"{name}.scales"][:rank]
+            loud = (scales >= least).nonzero().flatten().tolist()
+            most = max(most, loud[-1] + 1 if loud else 1)
+    return most

@@ -1,0 +1,99 @@
+"""One step for all components, larger for tokens that matter less, and a dead zone around zero."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvtool.codecs.registry import register
+from kvtool.codecs.stage import ATTENTION, IMPORTANCE, Array, Kind, Payload, Spec, Stage
+
+MIDDLE = 32
+"""The exponent of a token whose step is the stage's own."""
+
+LARGEST = 32767
+
+
+@register
+@dataclass(frozen=True)
+class Deadzone(Stage):
+    """Coefficients ``x`` [..., T, R] become ``codes`` [..., T, R] int16 and ``exponents`` [T] uint8.
+
+    Token t has the step ``step * 2 ** ((exponents[t] - 32) / 2)``; an entry's code is its number of steps, rounded
+    down from ``rounding`` below the next, so that zero has a wider zone than the others. With ``power`` a token's step goes
+    with its weight ``w`` as ``w ** -power``, relative to the tokens' geometric mean, at most ``octaves`` either way. Its
+    weight is the geometric mean of its ``importance`` and of the ``attention`` paid to it, each the mean over layers
+    and heads. With 0 all tokens are alike, and nothing is needed.
+    """
+
+    name: ClassVar[str] = "deadzone"
+    version: ClassVar[int] = 1
+    kind: ClassVar[Kind] = "quantize"
+
+    step: float = 0.04
+    rounding: float = 0.4
+    power: float = 0.0
+    octaves: int = 3
+
+    def __post_init__(self) -> None:
+        self.require(1e-6 <= self.step <= 1e6, "step", self.step, "1e-6 to 1e6")
+        self.require(0 <= self.rounding <= 0.5, "rounding", self.rounding, "0 to 0.5")
+        self.require(0 <= self.power <= 1, "power", self.power, "0 to 1")
+        self.require(self.octaves in range(13), "octaves", self.octaves, "0 to 12")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({ATTENTION, IMPORTANCE}) if self.power else frozenset()
+
+    @classmethod
+    def examples(cls) -> tuple[Stage, ...]:
+        return cls(), cls(step=0.5, rounding=0.5), cls(power=0.25, octaves=2)
+
+    def plan(self, spec: Spec) -> Spec:
+        x = self.x_of(spec, "...", "tokens", "components")
+        parts = {"codes": Array(x.shape, torch.int16), "exponents": Array((x.shape[-2],), torch.uint8)}
+        return spec.replace("x", parts, self.name)
+
+    def encode(self, x: Payload, spec: Spec) -> Payload:
+        tensor, exponents = x["x"].float(), self._exponents(x, spec)
+        scaled = tensor / self._steps(exponents)
+        codes = scaled.sign() * (scaled.abs() + self.rounding).floor()
+        if codes.numel() and (largest := codes.abs().max().item()) > LARGEST:
+            self.require(False, "a coefficient in steps", largest, f"at most {LARGEST}; take a larger step")
+        kept = {name: t for name, t in x.items() if name not in ("x", *self.needs)}
+        return {**kept, "codes": codes.to(torch.int16), "exponents": exponents}
+
+    def decode(self, y: Payload, spec: Spec) -> Payload:
+        kept = {name: y[name] for name in spec.arrays if name != "x"}
+        return {**kept, "x": (y["codes"].float() * self._steps(y["exponents"])).to(spec.arrays["x"].dtype)}
+
+    def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
+        tensor = x["x"]
+        if not tensor.numel():
+            return inner
+        largest = self._steps(self._exponents(x, spec)).amax().item() * (1 - self.rounding)
+        return inner + largest + 4 * tensor.abs().amax().item() * torch.finfo(tensor.dtype).eps
+
+    def _exponents(self, x: Payload, spec: Spec) -> Tensor:
+        tokens = spec.arrays["x"].shape[-2]
+        if not self.power or not tokens:
+            return torch.full((tokens,), MIDDLE, dtype=torch.uint8)
+        # Of both the geometric mean: what is looked at all the time, and what is looked up once.
+        octaves = (_octaves(x[IMPORTANCE], tokens) + _octaves(x[ATTENTION], tokens)) / 2
+        moved = (-2 * self.power * octaves).round().clamp(-2 * self.octaves, 2 * self.octaves)
+        return (moved + MIDDLE).to(torch.uint8)
+
+    def _steps(self, exponents: Tensor) -> Tensor:
+        """[T, 1] float32."""
+        factors = torch.tensor([self.step * math.exp2((e - MIDDLE) / 2) for e in range(256)])
+        return factors[exponents.long()][:, None]
+
+
+def _octaves(weights: Tensor, tokens: int) -> Tensor:
+    """log2 of each token's weight [T], the mean over layers and heads where there are several, less their mean."""
+    octaves = weights.float().reshape(-1, tokens).mean(0).clamp(min=1e-12).log2()
+    return octaves - octaves.mean()

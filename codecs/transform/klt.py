@@ -1,0 +1,122 @@
+"""All layers in one basis, in which errors weigh what they do to the model's loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kvtool.codecs.allocation import entry
+from kvtool.codecs.basis import Basis, Sizes, basis_of
+from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.float16 import saturated
+from kvtool.codecs.registry import register
+from kvtool.codecs.stage import TOKEN_IDS, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.threads import one_thread
+
+
+@register
+@dataclass(frozen=True)
+class Klt(Stage):
+    """``x`` [L, H, T, D] becomes ``x`` [T, R] float32: how each token differs from what its text lets expect.
+
+    What a token and the one before it say of the keys or values, linearly, is taken off; the rest is written in a
+    Karhunen-Loève basis of the model's caches, under weights in which an error of one costs about as much anywhere.
+    ``calibration`` is one that ``kvtool.codecs.calibrate.klt`` has fitted. Its first ``components`` are kept, of
+    those of the basis (0 for all of these); with ``whole`` also those of what the basis leaves out, a fine step's.
+    """
+
+    name: ClassVar[str] = "klt"
+    version: ClassVar[int] = 1
+    kind: ClassVar[Kind] = "transform"
+    needs: ClassVar[frozenset[str]] = frozenset({TOKEN_IDS})
+
+    calibration: Calibration
+    side: Literal["keys", "values"] = "keys"
+    components: int = 0
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        self.require(self.components in range(1 << 31), "components", self.components, "0 to 2**31 - 1")
+        self.require(not (self.components and self.whole), "components", self.components, "0 where whole")
+
+    @classmethod
+    def examples(cls) -> tuple[Stage, ...]:
+        from kvtool.codecs.calibrate.klt import example
+
+        calibration = example()
+        return cls(calibration), cls(calibration, "values", whole=True), cls(calibration, components=5)
+
+    def plan(self, spec: Spec) -> Spec:
+        layers, heads, tokens, channels = self.x_of(spec, "layers", "heads", "tokens", "channels").shape
+        sizes = Sizes.of(self.calibration, entry(spec.place.first, self.side))
+        expected = [sizes.layers, sizes.channels]
+        self.require(
+            [layers, heads * channels] == expected,
+            "layers, channels",
+            [layers, heads * channels],
+            str(expected),
+        )
+        self.require(self.components <= sizes.rank, "components", self.components, f"at most {sizes.rank}")
+        kept = sizes.components if self.whole else self.components or sizes.rank
+        return spec.replace("x", {"x": Array((tokens, kept), torch.float32)}, self.name)
+
+    def encode(self, x: Payload, spec: Spec) -> Payload:
+        basis, ids = self._basis(spec), _ids(x)
+        rows = x["x"].float().permute(2, 0, 1, 3).flatten(1)
+        kept = {name: tensor for name, tensor in x.items() if name != TOKEN_IDS}
+        with one_thread():
+            found = basis.coefficients(rows, ids, whole=self.whole)
+        return {**kept, "x": found[:, : self.components].contiguous() if self.components else found}
+
+    def decode(self, y: Payload, spec: Spec) -> Payload:
+        basis, ids, array = self._basis(spec), _ids(y), spec.arrays["x"]
+        layers, heads, tokens, channels = array.shape
+        # Small components are often 0 in all of a segment: those behind the last that is not are left out.
+        found = y["x"][:, : basis.sizes.rank]
+        used = int(found.ne(0).any(0).nonzero().amax()) + 1 if found.any() else 0
+        left = torch.cat([basis.features(ids), found[:, :used]], 1)
+        right = torch.cat([basis.prediction, basis.synthesis[:used]]).view(-1, layers, heads * channels)
+        rest = None
+        if self.whole:
+            rest = torch.empty(tokens, basis.sizes.width)
+            rest[:, basis.order] = y["x"][:, basis.sizes.rank :]
+            rest = rest.view(tokens, layers, heads * channels)
+        out = torch.empty(array.shape, dtype=array.dtype)
+        for index in range(layers):
+            own = torch.addmm(basis.mean.view(layers, -1)[index], left, right[:, index])
+            if rest is not None:
+                own += rest[:, index] @ basis.complement[index]
+            out[index] = saturated(own.view(tokens, heads, channels).transpose(0, 1), array.dtype)
+        return {**{name: y[name] for name in spec.arrays if name != "x"}, "x": out}
+
+    def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
+        """What the basis leaves out of ``x``, ``inner`` once for each component, and rounding."""
+        tensor = x["x"]
+        if not tensor.numel():
+            return inner
+        basis = self._basis(spec)
+        coefficients = self.encode(x, spec)["x"]
+        decoded = self.decode({**x, "x": coefficients}, spec)["x"]
+        own = (decoded.double() - tensor.double()).abs().amax().item()
+        amplified = inner * basis.synthesis.abs().sum(0).amax().item()
+        if self.whole:
+            amplified += inner * basis.complement.abs().sum(1).amax().item()
+        largest = tensor.abs().amax().item() + own + amplified + basis.mean.abs().amax().item()
+        terms = basis.sizes.components + 2 * basis.sizes.features + 1
+        longest = coefficients.norm(dim=-1).amax().item() * basis.synthesis.norm(dim=0).amax().item()
+        eps = torch.finfo(torch.float32).eps
+        return float(
+            own + amplified + terms * eps * (largest + longest) + largest * torch.finfo(tensor.dtype).eps
+        )
+
+    def _basis(self, spec: Spec) -> Basis:
+        return basis_of(self.calibration, entry(spec.place.first, self.side))
+
+
+def _ids(payload: Payload) -> Tensor:
+    """Token ids [T]; every layer of the group has the same."""
+    ids = payload[TOKEN_IDS]
+    return ids[0] if ids.ndim == 2 else ids

@@ -1,0 +1,318 @@
+"""Transform coefficients under an adaptive model; ``kvtool.kernels.reference.context`` has the format.
+
+What is expected of a token's components is worked out for all of them at once, but for how loud the token is. All in
+one file: what numba keeps on disk is not compiled anew when a function that it calls in another file has changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvtool.kernels.cpu.jit import compiled
+from kvtool.kernels.reference import expectation as model
+from kvtool.kernels.reference.context import LOWEST
+
+Ints: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Int: TypeAlias = Any
+"""Of either sign, in 64 bits."""
+
+BUCKETS, CLASSES, QUIETEST, LOUD = model.BUCKETS, model.CLASSES, model.QUIETEST, model.LOUD
+SCALE, HISTORY, LOUDNESS = model.SCALE, model.HISTORY, model.LOUDNESS
+SLOW, SLOWER = model.SLOW, model.SLOWER
+LARGEST, LOUDEST = model.LARGEST, model.LOUDEST
+HISTORY_FLOOR, LOUDNESS_FLOOR = model.HISTORY_FLOOR, model.LOUDNESS_FLOOR
+NEAR_1, NEAR_2, NEAR_3, NEAR_4 = model.NEAR
+FAR = model.FAR
+LOG, EIGHTHS = np.array(model.LOG), np.array(model.EIGHTHS)
+
+PADDING = 8
+"""Words behind the last: a code reads four at most, and is asked only then whether there were as many."""
+
+RUN = 8
+"""Bits of the slots whose first symbol is looked up."""
+
+U8, U16, U32, U48 = np.uint64(8), np.uint64(16), np.uint64(32), np.uint64(48)
+L, LOW16, LOW32 = np.uint64(LOWEST), np.uint64(0xFFFF), np.uint64(0xFFFFFFFF)
+
+
+def context_count(
+    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, counts: Tensor
+) -> None:
+    """Add to ``counts`` [BUCKETS * CLASSES, SYMBOLS] int64 how often each symbol stands in each table."""
+    _count(*_given(codes.contiguous(), exponents, scales, weights, loudness), counts.numpy())
+
+
+def context_encode(
+    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, cumulative: Tensor
+) -> Tensor:
+    """One block of bytes [n] uint8."""
+    shares = np.empty(4 * codes.numel(), np.uint32)
+    given = _given(codes.contiguous(), exponents, scales, weights, loudness)
+    n = _shares(*given, _entries(cumulative), shares)
+    words = np.empty(n, np.uint32)
+    state, used = _encode(shares[:n], words)
+    content = int(state).to_bytes(8, "little") + words[:used][::-1].astype("<u4").tobytes()
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def context_decode(
+    stream: Tensor,
+    exponents: Tensor,
+    scales: Tensor,
+    weights: Tensor,
+    loudness: Tensor,
+    cumulative: Tensor,
+    out: Tensor,
+) -> None:
+    """Decode ``stream`` [n] uint8, one block, into ``out`` [T, C] int16.
+
+    Raises ValueError for a block that ``context_encode`` has not made with these tables.
+    """
+    content = stream.contiguous().numpy().tobytes()
+    if len(content) < 8 or len(content) % 4:
+        raise ValueError(f"a block of {len(content)} bytes cannot hold a state and words")
+    words = np.zeros(len(content) // 4 - 2 + PADDING, np.uint32)
+    words[:-PADDING] = np.frombuffer(content[8:], "<u4")
+    entries, codes = _entries(cumulative), torch.empty(out.shape, dtype=torch.int16)
+    state = np.uint64(int.from_bytes(content[:8], "little"))
+    given = _given(codes, exponents, scales, weights, loudness)
+    state, read, fits = _decode(*given, entries, _first_symbols(entries), state, words)
+    if not fits:
+        raise ValueError(f"a block of {len(content)} bytes holds a code that 16 bits do not")
+    if read > len(words) - PADDING:
+        raise ValueError(f"a block of {len(content)} bytes ends too early")
+    if read != len(words) - PADDING or state != LOWEST:
+        raise ValueError(f"a block of {len(content)} bytes does not end where it was begun")
+    out.copy_(codes)
+
+
+def _given(
+    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor
+) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+    wide = (x.to(torch.int64).contiguous().numpy() for x in (exponents, scales, weights))
+    first, second, third = wide
+    return codes.numpy(), first, second, third, loudness.numpy()
+
+
+def _entries(cumulative: Tensor) -> Ints:
+    """Each symbol's share and start in a word."""
+    bounds = cumulative.numpy().astype(np.uint32)
+    return ((bounds[:, 1:] - bounds[:, :-1]) << np.uint32(16)) | bounds[:, :-1]
+
+
+@compiled
+def _first_symbols(entries: Ints) -> Ints:
+    """For each table, the first symbol of each run of 2**RUN slots."""
+    tables, symbols = entries.shape
+    found = np.empty((tables, 1 << (16 - RUN)), np.uint8)
+    for k in range(tables):
+        s = 0
+        for run in range(1 << (16 - RUN)):
+            while s + 1 < symbols and np.int64(entries[k, s + 1] & np.uint32(0xFFFF)) <= run << RUN:
+                s += 1
+            found[k, run] = s
+    return found
+
+
+@compiled
+def _power(eighths: Int) -> Int:
+    return (EIGHTHS[eighths & 7] << 30) >> (30 - (eighths >> 3))
+
+
+@compiled
+def _log2(x: Int) -> Int:
+    """By the bits of a float64, which holds ``x`` as it is."""
+    bits = np.float64(x).view(np.int64)
+    return 64 * ((bits >> 52) - 1039) + LOG[(bits >> 47) & 31]
+
+
+@compiled
+def _components(scales: Ints) -> Ints:
+    """Of each, what is remembered: history, last, mean; what is expected: value, middle, kind, magnitude; 1 / scale."""
+    memory = np.zeros((8, len(scales)), np.int64)
+    for i in range(len(scales)):
+        memory[0, i], memory[7, i] = _power(scales[i]), _power(-scales[i])
+    return memory
+
+
+@compiled
+def _expect(memory: Ints, scales: Ints, weights: Ints, exponent: Int) -> None:
+    history, last, mean, value, middle, kind, magnitude = memory[:7]
+    back = _power(-4 * exponent)
+    for i in range(len(scales)):
+        expected = weights[i, 0] * (last[i] >> 8) + weights[i, 1] * (mean[i] >> 8)
+        predicted = min(max((expected * back) >> 25, -(1 << 19)), 1 << 19)
+        nearest = (predicted + 32) >> 6 if abs(predicted) >= 64 else 0
+        above = predicted - 64 * nearest
+        size = abs(above)
+        near = np.int64(size >= NEAR_1) + (size >= NEAR_2) + (size >= NEAR_3) + (size >= NEAR_4)
+        far = 5 + np.int64(size >= FAR)
+        value[i], middle[i] = 2 * expected, nearest
+        # A class, and in the bit above whether differences are turned.
+        kind[i] = (near if nearest == 0 else far) | (8 if above < 0 else 0)
+        magnitude[i] = (
+            8 * SCALE * scales[i] + HISTORY * _log2(history[i] + HISTORY_FLOOR) - 512 * exponent + 128
+        )
+
+
+@compiled
+def _table(magnitude: Int, kind: Int, loud: Int) -> tuple[Int, Int]:
+    """The table, and the number of low bits."""
+    bucket = (magnitude + LOUDNESS * _log2(loud + LOUDNESS_FLOOR)) >> 8
+    low = min((bucket - LOUD + 3) >> 2, 15) if bucket > LOUD else 0
+    bucket = min(max(bucket - 4 * low, QUIETEST), LOUD) - QUIETEST
+    return bucket * CLASSES + (kind & 7), low
+
+
+@compiled
+def _louder(loud: Int, code: Int, unit: Int, memory: Ints, i: Int) -> Int:
+    """The loudness after ``code``; what was expected of it gives way to how far off it has been."""
+    level = min(max(code * unit, -LARGEST), LARGEST)
+    off = min(abs(level - memory[3, i]), LARGEST) if code != 0 or memory[4, i] != 0 else 0
+    memory[1, i], memory[3, i] = level, off
+    return loud + ((min(((off >> 8) * memory[7, i]) >> 8, LOUDEST) - loud) >> SLOWER)
+
+
+@compiled
+def _learn(memory: Ints) -> None:
+    history, last, mean, off = memory[:4]
+    for i in range(len(history)):
+        history[i] += (off[i] - history[i]) >> SLOW
+        mean[i] += (last[i] - mean[i]) >> SLOW
+
+
+@compiled
+def _symbol(off: Int, low: Int) -> Int:
+    return min(max(off >> low, -16), 16) + 16
+
+
+@compiled
+def _count(codes: Ints, exponents: Ints, scales: Ints, weights: Ints, loudness: Ints, counts: Ints) -> None:
+    memory = _components(scales)
+    for t in range(len(exponents)):
+        loud, unit = np.int64(loudness[t]), _power(4 * (exponents[t] - 32))
+        _expect(memory, scales, weights, exponents[t] - 32)
+        for i in range(len(scales)):
+            table, low = _table(memory[6, i], memory[5, i], loud)
+            off = codes[t, i] - memory[4, i]
+            counts[table, _symbol(-off if memory[5, i] & 8 else off, low)] += 1
+            loud = _louder(loud, np.int64(codes[t, i]), unit, memory, i)
+        loudness[t] = loud
+        _learn(memory)
+
+
+@compiled
+def _shares(
+    codes: Ints, exponents: Ints, scales: Ints, weights: Ints, loudness: Ints, entries: Ints, out: Ints
+) -> Int:
+    """The share and start of all that is coded, in order, in words; how many there are."""
+    memory, n = _components(scales), 0
+    for t in range(len(exponents)):
+        loud, unit = np.int64(loudness[t]), _power(4 * (exponents[t] - 32))
+        _expect(memory, scales, weights, exponents[t] - 32)
+        for i in range(len(scales)):
+            table, low = _table(memory[6, i], memory[5, i], loud)
+            off = codes[t, i] - memory[4, i]
+            off = -off if memory[5, i] & 8 else off
+            symbol = _symbol(off, low)
+            out[n] = entries[table, symbol]
+            n += 1
+            if symbol == 0 or symbol == 32:
+                excess, width = abs(off >> low) - 15, 0
+                while excess >> (width + 1):
+                    width += 1
+                n = _bits(out, n, width, 4)
+                n = _bits(out, n, excess - (1 << width), width)
+            n = _bits(out, n, off & ((1 << low) - 1), low)
+            loud = _louder(loud, np.int64(codes[t, i]), unit, memory, i)
+        loudness[t] = loud
+        _learn(memory)
+    return n
+
+
+@compiled
+def _bits(out: Ints, n: Int, value: Int, bits: Int) -> Int:
+    if bits == 0:
+        return n
+    out[n] = (1 << (32 - bits)) | (value << (16 - bits))
+    return n + 1
+
+
+@compiled
+def _encode(shares: Ints, words: Ints) -> tuple[Int, Int]:
+    x, n = L, 0
+    for k in range(len(shares) - 1, -1, -1):
+        share, start = np.uint64(shares[k]) >> U16, np.uint64(shares[k]) & LOW16
+        if x >= share << U48:
+            words[n] = x & LOW32
+            n += 1
+            x >>= U32
+        x = (x // share << U16) + x % share + start
+    return x, n
+
+
+@compiled
+def _take(x: Int, share: Int, start: Int, words: Ints, read: Int) -> tuple[Int, Int]:
+    x = share * (x >> U16) + (x & LOW16) - start
+    if x < L:
+        x = (x << U32) | np.uint64(words[read])
+        read += 1
+    return x, read
+
+
+@compiled
+def _read_bits(x: Int, bits: Int, words: Ints, read: Int) -> tuple[Int, Int, Int]:
+    if bits == 0:
+        return 0, x, read
+    value = np.int64(x & LOW16) >> (16 - bits)
+    x, read = _take(x, np.uint64(1 << (16 - bits)), np.uint64(value << (16 - bits)), words, read)
+    return value, x, read
+
+
+@compiled
+def _decode(
+    codes: Ints,
+    exponents: Ints,
+    scales: Ints,
+    weights: Ints,
+    loudness: Ints,
+    entries: Ints,
+    symbols: Ints,
+    x: Int,
+    words: Ints,
+) -> tuple[Int, Int, bool]:
+    """The state at the end, the words read, more than there are where they did not suffice; if all codes fitted."""
+    memory, read = _components(scales), 0
+    last = len(words) - PADDING
+    for t in range(len(exponents)):
+        loud, unit = np.int64(loudness[t]), _power(4 * (exponents[t] - 32))
+        _expect(memory, scales, weights, exponents[t] - 32)
+        for i in range(len(scales)):
+            table, low = _table(memory[6, i], memory[5, i], loud)
+            slot = x & LOW16
+            symbol = symbols[table, slot >> U8]
+            entry = np.uint64(entries[table, symbol])
+            while slot - (entry & LOW16) >= entry >> U16:
+                symbol += np.uint8(1)
+                entry = np.uint64(entries[table, symbol])
+            x, read = _take(x, entry >> U16, entry & LOW16, words, read)
+            off = np.int64(symbol) - 16
+            if symbol == 0 or symbol == 32:
+                width, x, read = _read_bits(x, 4, words, read)
+                rest, x, read = _read_bits(x, width, words, read)
+                off += (1 << width) + rest - 1 if off > 0 else 1 - (1 << width) - rest
+            if low:
+                rest, x, read = _read_bits(x, low, words, read)
+                off = (off << low) + rest
+            code = memory[4, i] + (-off if memory[5, i] & 8 else off)
+            if read > last or code < -(1 << 15) or code >= 1 << 15:
+                return x, read, read > last
+            codes[t, i] = code
+            loud = _louder(loud, code, unit, memory, i)
+        loudness[t] = loud
+        _learn(memory)
+    return x, read, True

@@ -1,0 +1,107 @@
+"""kvtool calibrate: documents → what a recipe learns about a model."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from . import common
+
+if TYPE_CHECKING:
+    from ..errors import KvtoolError
+
+
+def run(
+    names: Annotated[
+        Optional[list[str]], typer.Argument(help="Documents (default: all).", metavar="[NAME…]")
+    ] = None,
+    text: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--text",
+            help="Files, folders or patterns to use instead of documents; repeatable.",
+            metavar="PATH",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="Whose; kvtool recipes says which take one.")
+    ] = "klt",
+    tokens: Annotated[int, typer.Option("--tokens", help="How many to learn from.", metavar="N")] = 16384,
+    seed: Annotated[int, typer.Option("--seed", help="Another one draws other pieces of the documents.")] = 0,
+    store: common.StoreOption = None,
+    model: common.ModelOption = None,
+    device: common.DeviceOption = None,
+    dtype: common.DtypeOption = None,
+    load_in: common.LoadInOption = None,
+    adapter: common.AdapterOption = None,
+    as_json: common.JsonOption = False,
+) -> int:
+    """Make a calibration: what a recipe learns about a model, once, for all documents.
+
+    The model runs over a sample of the store's documents, or of other text. kvtool compress takes the newest
+    calibration that fits.
+    """
+    from ..calibrate import calibrate, calibrated_recipe
+    from ..config import settings
+    from ..store import Store
+
+    chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
+    opened = Store(chosen.store)
+    calibrated_recipe(recipe)
+    texts, problems = _texts(text) if text else (None, [])
+    loaded = common.load_model(chosen)
+    started = time.monotonic()
+    with common.Bar("calibrating") as bar:
+        made = calibrate(
+            opened,
+            names or None,
+            model=loaded,
+            recipe=recipe,
+            tokens=tokens,
+            texts=texts,
+            seed=seed,
+            on_progress=common.calibrated(bar),
+        )
+    seconds = time.monotonic() - started
+    source = dict(made.facts["source"])  # type: ignore[arg-type]
+    if as_json:
+        common.print_json(
+            {
+                "method": made.method,
+                "digest": made.digest,
+                "file": str(opened.calibrations.path_of(made.digest)),
+                "model": {"name": loaded.name, "fingerprint": loaded.fingerprint},
+                "tokens": source["tokens"],
+                "documents": source["documents"],
+                "bytes": made.nbytes,
+                "seconds": round(seconds, 3),
+                "problems": [str(error) for error in problems],
+            }
+        )
+    else:
+        typer.echo(made.digest)
+        common.say(
+            f"{made.method}: calibrated {loaded.name} from {source['tokens']:,} tokens of {source['documents']} documents in "
+            f"{seconds:.1f} s; {common.size(made.nbytes)} → {chosen.store}"
+        )
+    return common.problems(problems, 1)
+
+
+def _texts(paths: list[str]) -> tuple[list[str], list[KvtoolError]]:
+    """What can be read of ``paths``, and what cannot. Raises if nothing can."""
+    from ..documents import find, read_text
+    from ..errors import DocumentError, UsageError
+
+    found, missing = find(paths)
+    problems: list[KvtoolError] = list(missing)
+    texts = []
+    for document in found:
+        try:
+            texts.append(read_text(document.path))
+        except DocumentError as error:
+            problems.append(error)
+    if not texts:
+        raise problems[0] if problems else UsageError("--text: names no files")
+    return texts, problems

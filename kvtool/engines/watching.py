@@ -1,0 +1,148 @@
+"""Watches what attention does while a model runs: every layer's queries, and where they look.
+
+No model-specific code: transformers' ``AttentionInterface`` calls a function here in place of the family's own. Plain
+attention, a softmax over scaled products, is computed in blocks that stay in the processor's cache, and without
+repeating keys for every query head. Whether a family's attention is plain is tried out on a few queries of each pass;
+one that has a soft cap or sinks is computed by its own eager function.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from ..errors import ModelError
+from ..model import Model
+
+SCORES = 1 << 20
+"""Scores of one head in a pass: what bounds its memory, whatever the segment's length."""
+
+BLOCK = {"cpu": 1 << 18}
+"""Scores in a block, a megabyte: the size of a core's own cache. Elsewhere more, since starting a block costs more."""
+_BLOCK = 1 << 24
+
+TRIED = 4
+"""Queries of a pass that tell whether a family's attention is plain."""
+
+# Largest difference between weights that rounding explains.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+
+_WATCHED = "kvtool-watched"
+
+OnWeights: TypeAlias = Callable[[int, Tensor], None]
+
+
+class Notes(Protocol):
+    """What is noted of one layer, pass by pass."""
+
+    def see(self, query: Tensor, mask: Tensor) -> None:
+        """A pass's queries [Q, P, D], and which of the N tokens in the cache each may look at: ``mask`` [P, N]."""
+
+    def weigh(self, first: int, weights: Tensor) -> None:
+        """Where some of them look, [G, B, N]: G query heads from ``first`` on, and B queries."""
+
+
+def step_tokens(n_keys: int) -> int:
+    """Tokens of one pass over that many keys."""
+    return max(1, SCORES // max(1, n_keys))
+
+
+_watch: ContextVar[tuple[Model, Sequence[Notes]]] = ContextVar("_watch")
+
+
+@contextmanager
+def watching(model: Model, notes: Sequence[Notes]) -> Iterator[None]:
+    """Tells ``notes``, one for each layer, what its attention does; the model is as it was afterwards.
+
+    The model must be called with the masks of ``engines.transformers``. Raises ModelError for a family whose attention
+    cannot be watched.
+    """
+    config = model.model.config.get_text_config(decoder=True)
+    before, token = config._attn_implementation, _watch.set((model, notes))
+    try:
+        model.model.set_attn_implementation(_WATCHED)
+        if config._attn_implementation != _WATCHED:
+            raise unwatchable(model)
+        yield
+    finally:
+        model.model.set_attn_implementation(before)
+        _watch.reset(token)
+
+
+def unwatchable(model: Model) -> ModelError:
+    return ModelError(
+        f"{model.name}: the attention of {model.config.model_type} cannot be watched, since it does not go through "
+        "transformers' AttentionInterface; recipes that measure what is attended to cannot be used with it"
+    )
+
+
+def _watched(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers', under a boolean mask [1, 1, P, N]; gives [1, P, Q, Dv]."""
+    model, notes = _watch.get()
+    # Every family that takes part in the interface has this function beside its attention, as the default.
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        raise unwatchable(model)
+    note, mask = notes[module.layer_idx], attention_mask[0, 0]
+    note.see(query[0], mask)
+
+    def own(some: Tensor | slice) -> tuple[Tensor, Tensor]:
+        added = query.new_zeros(mask[some].shape).masked_fill_(~mask[some], torch.finfo(query.dtype).min)
+        # Where it scales by itself it takes no scaling.
+        scaled = options if scaling is None else {**options, "scaling": scaling}
+        output, weights = eager(module, query[:, :, some], key, value, added[None, None], **scaled)
+        return output, weights[0]
+
+    some = torch.linspace(0, len(mask) - 1, TRIED, device=query.device).long()
+    if scaling is not None and len(mask) > TRIED and query.shape[1] % key.shape[1] == 0:
+        output, weights = own(some)
+        found: list[Tensor] = []
+        plain = _plain(query[:, :, some], key, value, mask[some], scaling, lambda _, w: found.append(w))
+        tolerance = TOLERANCE[query.dtype]
+        if (torch.cat(found) - weights).abs().max() <= tolerance and (
+            plain - output
+        ).abs().max() <= tolerance * value.abs().max():
+            return _plain(query, key, value, mask, scaling, note.weigh), None
+    output, weights = own(slice(None))
+    note.weigh(0, weights)
+    return output, None
+
+
+AttentionInterface.register(_WATCHED, _watched)
+
+
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, on_weights: OnWeights
+) -> Tensor:
+    """Attention [1, P, Q, Dv], block by block: a few queries of all heads that share a key head."""
+    group = query.shape[1] // key.shape[1]
+    output = query.new_empty(1, len(mask), query.shape[1], value.shape[3])
+    added = query.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+    step = max(1, BLOCK.get(query.device.type, _BLOCK) // (group * key.shape[2]))
+    for start in range(0, len(mask), step):
+        some = slice(start, start + step)
+        hidden = added[some].repeat(group, 1)
+        for head in range(key.shape[1]):
+            first = head * group
+            own = slice(first, first + group)
+            scores = torch.addmm(hidden, query[0, own, some].flatten(0, 1), key[0, head].mT, alpha=scaling)
+            weights = scores.softmax(-1, dtype=torch.float32)
+            looked = weights.to(value.dtype) @ value[0, head]
+            output[0, some, own] = looked.view(group, -1, looked.shape[1]).transpose(0, 1)
+            on_weights(first, weights.view(group, -1, weights.shape[1]))
+    return output
