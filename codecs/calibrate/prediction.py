@@ -71,7 +71,8 @@ def directions(moments: Moments, features: int) -> Tensor:
             own = root[:, None] * (vectors.mT @ half)
             predicted += own @ own.mT
     best = torch.linalg.eigh(predicted).eigenvectors.flip(1)[:, :features]
-    return (vectors @ (best / root[:, None])).float()
+    found: Tensor = (vectors @ (best / root[:, None])).float()
+    return found
 
 
 def ridge(seen: Tensor, crossed: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import kvtool
 from kvtool import Store
 from kvtool.cli import app
-from kvtool.codecs import Sample, recipe, recipes
-from kvtool.engines.attention import observe
+from kvtool.codecs import recipes
+from kvtool.inputs import measure_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -32,12 +32,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, embedded: kvtool.Model) -> S
     (folder / "faq.md").write_text(text[:2500])
     made = Store(folder / "store")
     kvtool.prefill([folder / "faq.md"], model=embedded, store=made)
-    (document,) = made
     for name in RECIPES:
-        calibration = None
-        if fit := recipe(name).fit:
-            calibration = fit([Sample(made.read(document))]).made(model=embedded.fingerprint, source=None)
-        kvtool.compress(made, recipe=name, model=embedded, calibration=calibration)
+        # Those that are calibrated are so first.
+        kvtool.compress(made, recipe=name, model=embedded)
     return made
 
 
@@ -48,9 +45,10 @@ def test_a_real_cache_comes_back(store: Store, embedded: kvtool.Model, variant: 
     assert torch.equal(raw.token_ids, back.token_ids)
     contents = store.open(name, variant).contents
     pipeline = contents.pipeline
-    inputs = observe(embedded, store.parts(name)) if pipeline.needs else {}
+    inputs = measure_inputs(embedded, store.parts(name), pipeline.needs)
     for group in contents.groups[:: max(1, len(contents.groups) // 4)]:
         own = {need: [tensors[index] for index in group] for need, tensors in inputs.items()}
+        own["token_ids"] = [raw.token_ids] * len(group)
         bounds = pipeline.error([raw.layers[index] for index in group], contents.place(group), own)
         for index in group:
             for side, bound in zip(("keys", "values"), bounds, strict=True):
