@@ -40,8 +40,9 @@ from kvtool.evaluate.run import Progress
 from kvtool.report.page import page
 from kvtool.report.table import table
 
-RECIPES = (*(name for name in recipes()), "kivi:bits=4:recent=32")
-"""Every recipe as its paper has it, and KIVI in 4 bits, which many take."""
+RECIPES = (*(name for name, recipe in recipes().items() if not recipe.calibration), "kivi:bits=4:recent=32")
+"""Every recipe as its paper has it, and KIVI in 4 bits, which many take. Those that learn a model first are compared in
+``benchmarks.rate_distortion``."""
 
 PEERS: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]] = {
     "cachegen_lmcache": [("lmcache-cachegen", {})],
