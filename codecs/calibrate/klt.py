@@ -42,7 +42,7 @@ def fit(
     samples: Sequence[Sample],
     *,
     embedding: Tensor | None = None,
-    features: int = 128,
+    features: int = 256,
     rank: int = 1536,
     seed: int = 0,
 ) -> Calibration:

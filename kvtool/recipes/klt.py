@@ -63,5 +63,5 @@ RECIPE = Recipe(
     fit=fit,
     gradients=True,
     embedding=True,
-    dial=Dial("step", {"near-lossless": 0.012, "balanced": 0.04, "small": 0.07}),
+    dial=Dial("step", {"near-lossless": 0.012, "balanced": 0.016, "small": 0.06}),
 )
