@@ -58,17 +58,27 @@ class Sizes:
 class Basis:
     """Rows x [T, width] are ``predicted(token_ids) + coefficients @ synthesis``, up to what the basis leaves out.
 
-    ``synthesis`` [rank, width]; ``mean`` [width]; ``prediction`` [2 · features, width], for a token and the one
-    before it. All float32. What is left out has a basis of its own for each layer, whose components come in an
-    ``order`` [width] across layers.
+    ``directions`` [2 · features + rank, width] has those of the features, of a token and of the one before it, and then
+    those of the components: one matrix, so that decoding cuts it and copies nothing. ``mean`` [width]. Both float32.
+    What is left out has a basis of its own for each layer, whose components come in an ``order`` [width] across
+    layers.
     """
 
     calibration: Calibration
     name: str
     sizes: Sizes
-    synthesis: Tensor
+    directions: Tensor
     mean: Tensor
-    prediction: Tensor
+
+    @property
+    def prediction(self) -> Tensor:
+        """[2 · features, width]"""
+        return self.directions[: 2 * self.sizes.features]
+
+    @property
+    def synthesis(self) -> Tensor:
+        """[rank, width]"""
+        return self.directions[2 * self.sizes.features :]
 
     def predicted(self, token_ids: Tensor) -> Tensor:
         """What the tokens [T] let expect: [T, width]. A token that the table lacks says nothing."""
@@ -82,8 +92,7 @@ class Basis:
             if all(shape)
             else torch.zeros(len(token_ids), 0)
         )
-        before = torch.cat([torch.zeros(1, own.shape[1]), own])[: len(own)]
-        return torch.cat([own, before], 1)
+        return with_previous(own)
 
     @cached_property
     def analysis(self) -> Tensor:
@@ -133,7 +142,12 @@ def basis_of(calibration: Calibration, name: str) -> Basis:
     synthesis = whole_rows(calibration, f"{name}.basis", sizes.rank, sizes.width)
     prediction = whole_rows(calibration, f"{name}.prediction", 2 * sizes.features, sizes.width)
     mean = calibration.tensor(f"{name}.mean", Array((sizes.width,), torch.float32))
-    return Basis(calibration, name, sizes, synthesis, mean, prediction)
+    return Basis(calibration, name, sizes, torch.cat([prediction, synthesis]), mean)
+
+
+def with_previous(rows: Tensor) -> Tensor:
+    """[T, 2 · n]: each token's row [n] and that of the one before; zeros stand before the first."""
+    return torch.cat([rows, torch.cat([torch.zeros(1, rows.shape[1]), rows])[: len(rows)]], 1)
 
 
 def audible(calibration: Calibration, side: str, magnitude: float) -> int:

@@ -32,6 +32,11 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """What stages compute with."""
 
 
+def of_tokens(inputs: Payload, some: slice | Tensor) -> Payload:
+    """``inputs``, those that have an entry for each token cut to ``some`` tokens: a slice, or indices."""
+    return {name: t[..., some] if name in BY_TOKEN else t for name, t in inputs.items()}
+
+
 @dataclass(frozen=True)
 class Array:
     """Shape and dtype of one tensor of a payload.

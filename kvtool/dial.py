@@ -36,7 +36,6 @@ TRIES, CLOSE = 10, 0.02
 TRIAL = "trial"
 
 UNITS, PRESET = ("bits", "ratio", "max_kl"), "preset"
-OnTry = Callable[[float, float], None]
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,6 @@ def turned(
     store: Store,
     names: Sequence[str],
     model: Model | None,
-    on_try: OnTry = lambda *_: None,
 ) -> Setting:
     """Where the recipe's dial meets ``target`` on a few segments of ``names``, or comes nearest to it.
 
@@ -145,7 +143,6 @@ def turned(
             start=float(parameter.default),
             between=between,
             rising=target.unit == "max_kl",
-            on_try=on_try,
         )
 
 
@@ -169,7 +166,6 @@ def solve(
     start: float,
     between: tuple[float, float],
     rising: bool,
-    on_try: OnTry = lambda *_: None,
 ) -> Setting:
     """The setting within ``between`` at which ``measure`` is as near below ``limit`` as a few tries find.
 
@@ -183,7 +179,6 @@ def solve(
     setting = start
     for _ in range(TRIES):
         measured = max(measure(setting), 1e-12)
-        on_try(setting, measured)
         if measured <= limit:
             good = (setting, measured)
         else:
@@ -219,13 +214,13 @@ def _next(
     return math.exp(math.log(x0) + min(max(share, 0.1), 0.9) * (math.log(x1) - math.log(x0)))
 
 
-def sampled(store: Store, names: Sequence[str], least_tokens: int = 1) -> list[Task]:
-    """Up to four segments, spread evenly over those of at least so many tokens."""
+def sampled(store: Store, names: Sequence[str]) -> list[Task]:
+    """Up to four segments with tokens, spread evenly over all."""
     there = [
         Task(name, index)
         for name in names
         for index, segment in enumerate(store[name].segments)
-        if segment.n_tokens >= least_tokens
+        if segment.n_tokens
     ]
     n = min(SEGMENTS, len(there))
     return [there[(2 * k + 1) * len(there) // (2 * n)] for k in range(n)]

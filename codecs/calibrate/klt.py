@@ -246,7 +246,7 @@ def _behind_sinks(contents: Contents) -> slice:
 
 
 def _shrunk(square: Tensor) -> Tensor:
-    """Sensitivities [L, C, C] as they will be read back: errors in their bits are not made again in decoding."""
+    """Sensitivities [L, C, C] in which no channel is taken to be harmless."""
     mean = square.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
     return (square + SHRINK * mean[:, None, None] * torch.eye(square.shape[1])).float()
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kvtool.codecs.basis import with_previous
+
 EMBEDDED = 512
 """Directions of the embedding, those in which the samples' tokens differ most, that features are looked for in."""
 
@@ -28,8 +30,7 @@ class Moments:
 
     def both(self, token_ids: Tensor) -> Tensor:
         """[T, 2 · n]: each token's embedding and that of the one before."""
-        own = self.embedded[token_ids]
-        return torch.cat([own, torch.cat([torch.zeros(1, own.shape[1]), own])[: len(own)]], 1)
+        return with_previous(self.embedded[token_ids])
 
     def add(self, features: Tensor) -> None:
         self.seen += features.mT @ features

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvtool.codecs.float16 import FLOAT16, saturated, to_float16
 from kvtool.codecs.registry import register
-from kvtool.codecs.stage import BY_TOKEN, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage, of_tokens
 
 
 @register
@@ -79,8 +79,7 @@ class Anchors(Stage):
 
     def inputs_behind(self, inputs: Payload, spec: Spec) -> Payload:
         _, others, _ = self._split(spec.arrays["x"].shape[1])
-        own = {n: t[..., others] for n, t in inputs.items() if n in BY_TOKEN}
-        return {**inputs, **own}
+        return of_tokens(inputs, others)
 
     def behind(self, tokens: range, spec: Spec) -> range | None:
         # Of the tokens before n, ⌈n / group⌉ are anchors.

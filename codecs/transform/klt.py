@@ -78,7 +78,7 @@ class Klt(Stage):
         found = y["x"][:, : basis.sizes.rank]
         used = int(found.ne(0).any(0).nonzero().amax()) + 1 if found.any() else 0
         left = torch.cat([basis.features(ids), found[:, :used]], 1)
-        right = torch.cat([basis.prediction, basis.synthesis[:used]]).view(-1, layers, heads * channels)
+        right = basis.directions[: left.shape[1]].view(-1, layers, heads * channels)
         rest = None
         if self.whole:
             rest = torch.empty(tokens, basis.sizes.width)

@@ -9,7 +9,7 @@ import torch
 
 from kvtool.codecs.float16 import saturated
 from kvtool.codecs.registry import register
-from kvtool.codecs.stage import BY_TOKEN, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage, of_tokens
 
 
 @register
@@ -57,7 +57,7 @@ class Sinks(Stage):
         return kept | {"x": torch.cat([first, y["x"].to(array.dtype)], dim=-2)}
 
     def inputs_behind(self, inputs: Payload, spec: Spec) -> Payload:
-        return {name: t[..., self._n(spec) :] if name in BY_TOKEN else t for name, t in inputs.items()}
+        return of_tokens(inputs, slice(self._n(spec), None))
 
     def behind(self, tokens: range, spec: Spec) -> range | None:
         n = self._n(spec)

@@ -9,7 +9,7 @@ import torch
 
 from kvtool.codecs.float16 import FLOAT16, to_float16, window_dtype
 from kvtool.codecs.registry import register
-from kvtool.codecs.stage import BY_TOKEN, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage, of_tokens
 
 
 @register
@@ -66,8 +66,7 @@ class Window(Stage):
 
     def inputs_behind(self, inputs: Payload, spec: Spec) -> Payload:
         sinks, between, _ = self._sizes(spec.arrays["x"])
-        own = {n: t.narrow(-1, sinks, between) for n, t in inputs.items() if n in BY_TOKEN}
-        return {**inputs, **own}
+        return of_tokens(inputs, slice(sinks, sinks + between))
 
     def behind(self, tokens: range, spec: Spec) -> range | None:
         sinks, between, _ = self._sizes(spec.arrays["x"])
