@@ -156,3 +156,17 @@ def embedded() -> kvtool.Model:
             return kvtool.load_model()
         except kvtool.errors.ModelError as error:
             pytest.skip(str(error))
+
+
+@pytest.fixture
+def parts_of(request, tmp_path):
+    """The artifacts of a document by a model, behind its prefix; its text is the module's ``TEXT`` if none is given."""
+
+    def make(model: kvtool.Model, text: str = request.module.TEXT, **options):
+        (tmp_path / "doc.txt").write_text(text)
+        store = kvtool.Store(tmp_path / "store")
+        kvtool.prefill([tmp_path / "doc.txt"], model=model, store=store, **options)
+        (name,) = store
+        return store.parts(name)
+
+    return make

@@ -11,8 +11,7 @@ import kvtool
 from kvtool.engines import attention, watching
 from kvtool.engines.attention import observe, probe_tokens
 from kvtool.engines.transformers import windows
-from kvtool.errors import MismatchError, ModelError, StoreError
-from kvtool.manifest import RAW
+from kvtool.errors import StoreError
 
 BOUND = 1e-5
 """Largest difference of a mean attention weight in float32."""
@@ -29,21 +28,6 @@ SOFTCAP = {
 @pytest.fixture(scope="module")
 def softcapped(save_model, sizes, tmp_path_factory) -> kvtool.Model:
     return kvtool.load_model(save_model(tmp_path_factory.mktemp("gemma2"), t.Gemma2Config(**sizes | SOFTCAP)))
-
-
-@pytest.fixture
-def parts_of(tmp_path):
-    """The artifacts of a document by a model, behind its prefix."""
-
-    def make(model: kvtool.Model, text: str = TEXT, **options):
-        (tmp_path / "doc.txt").write_text(text)
-        store = kvtool.Store(tmp_path / "store")
-        kvtool.prefill([tmp_path / "doc.txt"], model=model, store=store, **options)
-        (name,) = store
-        prefix = store[name].prefix_artifact
-        return [*([store.open_artifact(prefix)] if prefix else []), store.open(name, RAW)]
-
-    return make
 
 
 def reported(model: kvtool.Model, parts) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -162,19 +146,6 @@ def test_probes_are_the_last_tokens_and_some_others(n_tokens):
     share = min(n_tokens, len(probes) // 2)
     assert probes[len(probes) - share :].tolist() == list(range(n_tokens - share, n_tokens))
     assert not len(probes) or 0 <= probes[0] <= probes[-1] == n_tokens - 1
-
-
-def test_a_model_that_the_artifacts_are_not_of_is_refused(model_of, parts_of):
-    with pytest.raises(MismatchError, match="made by another model"):
-        observe(model_of("qwen2"), parts_of(model_of("llama")))
-
-
-def test_a_family_outside_the_attention_interface_is_refused_by_name(save_model, sizes, tmp_path, parts_of):
-    config = t.BloomConfig(**sizes, n_layer=2, n_head=4)
-    model = kvtool.load_model(save_model(tmp_path / "bloom", config))
-    with pytest.raises(ModelError, match=r"bloom.*AttentionInterface"):
-        observe(model, parts_of(model))
-    assert model.model.config._attn_implementation != "kvtool-watched"
 
 
 def test_the_model_is_left_as_it_was_after_an_error(tiny, parts_of, monkeypatch):

@@ -11,8 +11,7 @@ import kvtool
 from kvtool.engines import watching
 from kvtool.engines.replay import OVERLAP, REQUEST, replay
 from kvtool.engines.transformers import windows
-from kvtool.errors import MismatchError, ModelError
-from kvtool.manifest import RAW
+from kvtool.errors import ModelError
 from kvtool.prompt import document_tokens
 
 BOUND = 1e-5
@@ -26,20 +25,6 @@ SOFTCAP = {
     "attn_logit_softcapping": 2.0,
 }
 NUMBER = "The magic number for Amber is 40719."
-
-
-@pytest.fixture
-def parts_of(tmp_path):
-    """The artifacts of a document by a model, behind its prefix."""
-
-    def make(model: kvtool.Model, text: str = TEXT, **options):
-        (tmp_path / "doc.txt").write_text(text)
-        store = kvtool.Store(tmp_path / "store")
-        kvtool.prefill([tmp_path / "doc.txt"], model=model, store=store, **options)
-        (name,) = store
-        return store.parts(name, RAW)
-
-    return make
 
 
 def reported(model: kvtool.Model, parts, passage: slice = slice(None)) -> list[torch.Tensor]:
@@ -168,15 +153,3 @@ def test_a_segment_that_does_not_fit_twice_is_replayed_in_passages(save_model, s
 def test_a_segment_of_one_token(family, parts_of):
     parts = parts_of(family, "a")
     assert all(layer.shape == (1,) for layer in replay(family, parts)["importance"])
-
-
-def test_a_model_that_the_artifacts_are_not_of_is_refused(model_of, parts_of):
-    with pytest.raises(MismatchError, match="made by another model"):
-        replay(model_of("qwen2"), parts_of(model_of("llama")))
-
-
-def test_a_family_outside_the_attention_interface_is_refused_by_name(save_model, sizes, tmp_path, parts_of):
-    config = t.BloomConfig(**sizes, n_layer=2, n_head=4)
-    model = kvtool.load_model(save_model(tmp_path / "bloom", config))
-    with pytest.raises(ModelError, match=r"bloom.*AttentionInterface"):
-        replay(model, parts_of(model))
