@@ -32,16 +32,11 @@ class Sizes:
     @classmethod
     def of(cls, calibration: Calibration, name: str) -> Sizes:
         """Raises CodecError if the calibration has none under that name, or sizes that make no sense."""
-        found = calibration.facts.get("bases")
-        own = found.get(name) if isinstance(found, dict) else None
-        fields = list(cls.__dataclass_fields__)
-        if not isinstance(own, dict) or sorted(own) != sorted(fields):
+        own, fields = calibration.fact("bases", name), set(cls.__dataclass_fields__)
+        if not isinstance(own, dict) or own.keys() != fields or not all(map(_is_size, own.values())):
             raise CodecError(
-                f"calibration {calibration.digest[:12]}… ({calibration.method}): has no basis {name!r}; it is of caches of "
-                "other sizes"
+                f"{calibration.label}: sizes of {name} are {str(own)[:80]}, expected {sorted(fields)}, integers from 0"
             )
-        if any(type(own[field]) is not int or not 0 <= own[field] < 1 << 31 for field in fields):
-            raise CodecError(f"calibration {calibration.digest[:12]}…: sizes of {name!r} are {str(own)[:80]}")
         return cls(**own)
 
     @property
@@ -119,9 +114,7 @@ class Basis:
         """[width] int64. Raises CodecError unless it is one."""
         order = self.calibration.tensor(f"{self.name}.order", Array((self.sizes.width,), torch.int32)).long()
         if not torch.equal(order.sort().values, torch.arange(self.sizes.width)):
-            raise CodecError(
-                f"calibration {self.calibration.digest[:12]}…: {self.name}.order is no permutation"
-            )
+            raise CodecError(f"{self.calibration.label}: {self.name}.order is no permutation")
         return order
 
     def coefficients(self, rows: Tensor, token_ids: Tensor, *, whole: bool) -> Tensor:
@@ -143,6 +136,10 @@ def basis_of(calibration: Calibration, name: str) -> Basis:
     prediction = whole_rows(calibration, f"{name}.prediction", 2 * sizes.features, sizes.width)
     mean = calibration.tensor(f"{name}.mean", Array((sizes.width,), torch.float32))
     return Basis(calibration, name, sizes, torch.cat([prediction, synthesis]), mean)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def with_previous(rows: Tensor) -> Tensor:

@@ -94,12 +94,29 @@ class Calibration:
         """The same, with the fingerprint of its model and with what it was made from."""
         return dataclasses.replace(self, facts={**self.facts, "model": model, "source": source})
 
+    @property
+    def label(self) -> str:
+        """What errors call it."""
+        return f"calibration {self.digest[:12]}… ({self.method})"
+
     def tensor(self, name: str, array: Array) -> Tensor:
         """The tensor of that name. Raises CodecError unless it is there and of the array's shape and dtype."""
         if name not in self.tensors:
-            raise CodecError(f"calibration {self.digest[:12]}… ({self.method}): has no tensor {name!r}")
-        array.check(f"calibration {self.digest[:12]}… ({self.method}): {name}", self.tensors[name])
+            raise CodecError(f"{self.label}: has no tensor {name!r}")
+        array.check(f"{self.label}: {name}", self.tensors[name])
         return self.tensors[name]
+
+    def fact(self, *path: str) -> Json:
+        """The fact at ``path``. Raises CodecError, with what is missing, if there is none."""
+        found: Json = self.facts
+        for depth, key in enumerate(path, 1):
+            if not isinstance(found, dict) or key not in found:
+                raise CodecError(
+                    f"{self.label}: has no {' '.join(path[:depth])}, expected one for each group of layers: it was made of "
+                    "caches of other sizes, or for other ratios"
+                )
+            found = found[key]
+        return found
 
     def to_bytes(self) -> bytes:
         """A safetensors file: the same content gives the same bytes."""
@@ -130,6 +147,11 @@ class Calibration:
         if not same:
             raise CodecError("calibration: its bytes are not as kvtool writes them")
         return found
+
+
+def entry(first: int, side: str) -> str:
+    """What a calibration calls the keys or the values of the group of layers that starts at ``first``."""
+    return f"{first:04d}.{side}"
 
 
 NONE: Mapping[str, Calibration] = MappingProxyType({})

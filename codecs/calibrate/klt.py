@@ -9,12 +9,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kvtool.codecs.allocation import entry
 from kvtool.codecs.basis import TABLE, Sizes, basis_of
 from kvtool.codecs.calibrate import prediction
 from kvtool.codecs.calibrate.principal import leading
 from kvtool.codecs.calibrate.rows import cache_rows, gradient_rows
-from kvtool.codecs.calibration import Calibration, Sample
+from kvtool.codecs.calibration import Calibration, Sample, entry
 from kvtool.codecs.compact import compact_rows, compact_symmetric
 from kvtool.codecs.contents import Contents
 from kvtool.codecs.errors import CodecError

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtool.codecs.allocation import entry
 from kvtool.codecs.calibrate.bits import allocate
 from kvtool.codecs.calibrate.principal import mean_of, principal
 from kvtool.codecs.calibrate.rows import cache_rows
-from kvtool.codecs.calibration import Calibration, Sample
+from kvtool.codecs.calibration import Calibration, Sample, entry
 from kvtool.codecs.contents import Contents
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.pipeline import Pipeline

@@ -10,8 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvtool.codecs.allocation import entry
-from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.coding import as_tensor, read_lengths
 from kvtool.codecs.entropy.rans import Rans
 from kvtool.codecs.errors import CodecError

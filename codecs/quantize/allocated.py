@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from kvtool.codecs.allocation import WHOLE, Run, entry, runs_of
-from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.allocation import WHOLE, Run, runs_of
+from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import to_float16
 from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.registry import register

@@ -8,9 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvtool.codecs.allocation import entry
 from kvtool.codecs.basis import Basis, Sizes, basis_of
-from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import TOKEN_IDS, Array, Kind, Payload, Spec, Stage

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvtool.codecs.allocation import entry, rank_of, runs_of
-from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.allocation import rank_of, runs_of
+from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import Array, Json, Kind, Payload, Spec, Stage
