@@ -100,7 +100,7 @@ def run(
     }
     parameters = {name: value for name, value in given.items() if value is not None}
     documents = names or list(opened)
-    _, left = asked(recipe, parameters)
+    target, left = asked(recipe, parameters)
 
     def needs(make: Make | None = None) -> bool:
         find = finder(opened, documents, calibration, make)
@@ -108,7 +108,7 @@ def run(
 
     loaded = None
     try:
-        if needs():
+        if needs() or (target and target.needs_model):
             loaded = common.load_model(chosen)
     except MissingCalibration:
         if not dry_run:
