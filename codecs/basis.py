@@ -75,6 +75,13 @@ class Basis:
         """[rank, width]"""
         return self.directions[2 * self.sizes.features :]
 
+    def directions_in(self, dtype: torch.dtype) -> Tensor:
+        return self.directions if dtype == torch.float32 else self._short
+
+    @cached_property
+    def _short(self) -> Tensor:
+        return self.directions.bfloat16()
+
     def predicted(self, token_ids: Tensor) -> Tensor:
         """What the tokens [T] let expect: [T, width]. A token that the table lacks says nothing."""
         return self.mean + self.features(token_ids) @ self.prediction
@@ -90,13 +97,16 @@ class Basis:
         return with_previous(own)
 
     @cached_property
-    def analysis(self) -> Tensor:
-        """[width, rank]: coefficients that leave the least error, weighted by what it does to the loss."""
-        sensitivity = whole_symmetric(
+    def sensitivity(self) -> Tensor:
+        """[L, C, C]: what an error's outer product costs, layer by layer."""
+        return whole_symmetric(
             self.calibration, f"{self.name}.sensitivity", self.sizes.layers, self.sizes.channels
         )
-        by_layer = self.synthesis.view(-1, self.sizes.layers, self.sizes.channels)
-        weighted = torch.einsum("rlc,lcd->rld", by_layer, sensitivity).flatten(1)
+
+    @cached_property
+    def analysis(self) -> Tensor:
+        """[width, rank]: coefficients that leave the least error, weighted by what it does to the loss."""
+        weighted = self._weighted(self.synthesis)
         # The basis was orthonormal under these weights before it was stored in few bits; now it is nearly so.
         gram = (weighted @ self.synthesis.mT).double()
         gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
@@ -119,13 +129,28 @@ class Basis:
 
     def coefficients(self, rows: Tensor, token_ids: Tensor, *, whole: bool) -> Tensor:
         """[T, rank], or with those of what the basis leaves out [T, rank + width]."""
-        left = rows - self.predicted(token_ids)
-        found = left @ self.analysis
+        found, rest = self._split(rows, token_ids)
         if not whole:
             return found
-        rest = (left - found @ self.synthesis).view(len(rows), self.sizes.layers, self.sizes.channels)
+        rest = rest.view(len(rows), self.sizes.layers, self.sizes.channels)
         apart = torch.linalg.solve(self.complement.double(), rest.transpose(0, 1).double(), left=False)
         return torch.cat([found, apart.float().transpose(0, 1).flatten(1)[:, self.order]], 1)
+
+    def left_out(self, rows: Tensor, token_ids: Tensor) -> float:
+        """The mean over tokens of what the basis leaves out of ``rows`` [T, width], squared and weighted."""
+        rest = self._split(rows, token_ids)[1]
+        return (self._weighted(rest) * rest).sum().item() / max(len(rows), 1)
+
+    def _split(self, rows: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients [T, rank], and what is left [T, width]."""
+        left = rows - self.predicted(token_ids)
+        found = left @ self.analysis
+        return found, left - found @ self.synthesis
+
+    def _weighted(self, rows: Tensor) -> Tensor:
+        """[n, width], times each layer's sensitivity."""
+        by_layer = rows.view(-1, self.sizes.layers, self.sizes.channels)
+        return torch.einsum("nlc,lcd->nld", by_layer, self.sensitivity).flatten(1)
 
 
 @lru_cache(maxsize=8)

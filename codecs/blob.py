@@ -58,7 +58,8 @@ def encode(
     an unknown recipe or parameter and for a layer that cannot be encoded, NeedsError for a missing input,
     NeedsCalibration for a missing calibration.
     """
-    contents = Contents.of(kv, _pipeline(recipe, calibration, parameters))
+    asked = Contents.of(kv, _pipeline(recipe, calibration, parameters))
+    contents = asked.suited(kv.layers.__getitem__, inputs, kv.token_ids)
     tensors = {TOKEN_IDS: kv.token_ids.to(torch.int32)}
     for group in contents.groups:
         tensors |= contents.encode(group, [kv.layers[index] for index in group], inputs, kv.token_ids)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -116,6 +116,19 @@ class Contents:
             raise CodecError(f"tensor {name} is {'missing' if name in expected else 'not expected'}")
         return tensors[TOKEN_IDS]
 
+    def suited(
+        self,
+        layer: Callable[[int], LayerKV],
+        inputs: Inputs | None = None,
+        token_ids: Tensor | None = None,
+    ) -> Contents:
+        """The same by a pipeline that suits the segment (``Pipeline.suited``); ``layer`` gives each of its layers."""
+        pipeline = self.pipeline
+        for group in self.groups if pipeline.chooses else ():
+            own = self._inputs(group, inputs, token_ids)
+            pipeline = pipeline.suited([layer(index) for index in group], self.place(group), own)
+        return replace(self, pipeline=pipeline)
+
     def encode(
         self,
         group: range,
@@ -127,10 +140,7 @@ class Contents:
 
         ``inputs`` has a tensor for each layer of the segment.
         """
-        own = {name: [tensors[index] for index in group] for name, tensors in (inputs or {}).items()}
-        if (ids := self._ids_of(group, token_ids)) is not None:
-            own[TOKEN_IDS] = [ids] * len(group)
-        stored = self.pipeline.encode(layers, self.place(group), own)
+        stored = self.pipeline.encode(layers, self.place(group), self._inputs(group, inputs, token_ids))
         positions = {
             name: layer.positions.to(torch.int32)
             for name, layer in zip(self._positions(group), layers, strict=False)
@@ -161,6 +171,12 @@ class Contents:
         sizes = self.geometry.arrays(group[0])
         ids = self._ids_of(group, token_ids)
         return self.pipeline.decode(short, *sizes, positions, self.place(group), tokens, ids)
+
+    def _inputs(self, group: range, inputs: Inputs | None, token_ids: Tensor | None) -> Inputs:
+        own = {name: [tensors[index] for index in group] for name, tensors in (inputs or {}).items()}
+        if (ids := self._ids_of(group, token_ids)) is not None:
+            own[TOKEN_IDS] = [ids] * len(group)
+        return own
 
     def _ids_of(self, group: range, token_ids: Tensor | None) -> Tensor | None:
         """Token ids [T] int64 of a group's layers; None where it is not known which tokens they hold."""

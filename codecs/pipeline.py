@@ -62,6 +62,11 @@ class Pipeline:
         held = (calibration for stage in self.keys + self.values for calibration in stage.calibrations)
         return tuple(dict.fromkeys(held))
 
+    @property
+    def chooses(self) -> bool:
+        """Whether any of its stages may want another in its place."""
+        return any(map(_chooses, self.keys + self.values))
+
     def plan(self, keys: Array, values: Array, place: Place | None = None) -> Plan:
         """Plan for keys [H, T, D] and values [H, T, Dv] of each layer at ``place``.
 
@@ -70,6 +75,26 @@ class Pipeline:
         place = place or Place()
         sides = (("keys", self.keys, keys), ("values", self.values, values))
         return Plan(*(plan_side(side, stages, self._stacked(x, place), place) for side, stages, x in sides))
+
+    def suited(self, layers: Sequence[LayerKV], place: Place, inputs: Inputs) -> Pipeline:
+        """This pipeline, with other stages where these layers are far from what its calibration was made from.
+
+        Raises CodecError and NeedsError as ``encode`` does.
+        """
+        plan = self.plan(_array(layers[0].keys), _array(layers[0].values), place)
+        given = self._given(layers, inputs)
+        sides: dict[str, tuple[Stage, ...]] = {}
+        for side, stages, specs in (("keys", self.keys, plan.keys), ("values", self.values, plan.values)):
+            sides[side] = stages
+            payload: Payload = {"x": self._stack([getattr(layer, side) for layer in layers])}
+            last = max((n for n, stage in enumerate(stages) if _chooses(stage)), default=-1)
+            for n, extra in enumerate(_inputs(stages, specs, given)[: last + 1]):
+                at_stage = {**payload, **extra}
+                own = stages[n].suited(at_stage, specs[n])
+                sides[side] = (*sides[side][:n], own, *stages[n + 1 :])
+                if n < last:
+                    payload = stages[n].encode(at_stage, specs[n])
+        return Pipeline(**sides, layers=self.layers)
 
     def encode(
         self, layers: Sequence[LayerKV], place: Place | None = None, inputs: Inputs | None = None
@@ -209,6 +234,10 @@ class Pipeline:
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(tuple(tensors)) if self.grouped else tensors[0]
+
+
+def _chooses(stage: Stage) -> bool:
+    return type(stage).suited is not Stage.suited
 
 
 def _stages(side: str, configs: Json, calibrations: Mapping[str, Calibration]) -> tuple[Stage, ...]:

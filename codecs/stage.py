@@ -196,6 +196,11 @@ class Stage(ABC):
         """The tokens behind this stage from which it decodes ``tokens`` in front of it; None for all."""
         return None
 
+    def suited(self, x: Payload, spec: Spec) -> Stage:
+        """The stage to encode ``x`` with: this one, or in its place one that does better on what is far from all that
+        its calibration was made from."""
+        return self
+
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """The largest absolute error that an entry may show after ``decode(encode(x))``.
 

@@ -120,12 +120,12 @@ def _raw(kv: KV, model: Model, prefix: Mapping[str, Any], source: Mapping[str, A
 
 
 def compressed(original: Artifact, pipeline: Pipeline, inputs: Inputs | None = None) -> Content:
-    """``original``, a raw artifact, encoded by ``pipeline``.
+    """``original``, a raw artifact, encoded by ``pipeline``, or as suits it if it is far from the calibration.
 
     One group of layers is in memory at a time beside the result. ``inputs`` is what the pipeline needs.
     """
-    contents = Contents(pipeline, original.contents.geometry, original.contents.start, original.contents.rope)
-    ids = original.token_ids
+    ids, of = original.token_ids, original.contents
+    contents = Contents(pipeline, of.geometry, of.start, of.rope).suited(original.layer, inputs, ids)
     tensors = {TOKEN_IDS: ids.to(torch.int32)}
     for group in contents.groups:
         tensors |= contents.encode(group, [original.layer(index) for index in group], inputs, ids)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 RECIPE, TOKENS = "klt", 16_384
 
-GRADIENT_COST = 3.0
+GRADIENT_COST = 7.0
 """Times that computing a segment with its gradients takes as long as prefilling it."""
 
 
@@ -58,8 +58,8 @@ def calibrate(
 
     They are drawn from the raw segments of ``names`` (default: all documents that ``model`` prefilled), evenly over
     documents and kinds, or from ``texts``, run under the store's prefix; always the same ones for a ``seed``. They
-    are run through the model piece by piece, at most 1,024 tokens at a time, with gradients if the recipe wants
-    them. Their keys and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of ``fit``.
+    are run through the model piece by piece, at most 1,024 tokens at a time, the first 16,384 with gradients if the recipe
+    wants them. Their keys and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of ``fit``.
 
     Raises ``UsageError`` for a recipe that takes no calibration, for a store or texts without tokens, and for too few
     of them; ``MismatchError`` for documents of another model; ``ModelError`` for one without gradients.
@@ -146,8 +146,11 @@ def maker(
 
 def estimated_seconds(recipe: Recipe, model: Model, tokens: int) -> float | None:
     """How long the model will run, from how fast it prefilled on this machine; None if it never did."""
+    from .samples import SLOPED_TOKENS
+
     speed = recall(model.fingerprint)
-    return None if speed is None else tokens * (GRADIENT_COST if recipe.gradients else 1.0) / speed
+    sloped = min(tokens, SLOPED_TOKENS) if recipe.gradients else 0
+    return None if speed is None else (tokens + (GRADIENT_COST - 1) * sloped) / speed
 
 
 def _pieces(

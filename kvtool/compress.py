@@ -29,11 +29,15 @@ DEFAULT_RECIPE = "kivi"
 
 @dataclass
 class Report:
-    """What a run has done so far. Bytes are of the documents' raw artifacts and of the variants just made."""
+    """What a run has done so far. Bytes are of the documents' raw artifacts and of the variants just made.
+
+    ``strayed`` are segments so unlike the calibration's text that they were coded otherwise, in more bytes.
+    """
 
     compressed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     problems: list[KvtoolError] = field(default_factory=list)
+    strayed: list[Task] = field(default_factory=list)
     variant: str = ""
     documents_total: int = 0
     segments_total: int = 0
@@ -242,6 +246,8 @@ class _Run:
         if isinstance(outcome, KvtoolError):
             self.fail(task.document, outcome)
             return
+        if self.pipeline.chooses and self.store.open_artifact(outcome).contents.pipeline != self.pipeline:
+            self.report.strayed.append(task)
         segments = self.unfinished[task.document]
         segments[task.segment] = Variant(outcome.artifact, outcome.nbytes, self.made)
         if all(segments.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, zip_longest
+from itertools import accumulate, pairwise, zip_longest
 from pathlib import PurePosixPath
 from typing import TypeVar, overload
 
@@ -28,6 +28,9 @@ PIECE_TOKENS = 1024
 
 SHORTEST = 64
 """Tokens of a piece that is not all of its segment; fewer are mostly beginning."""
+
+SLOPED_TOKENS = 16_384
+"""That gradients are computed for, about; what errors cost is soon known, and each takes as long as seven without."""
 
 KEPT_BYTES = 8 << 30
 """Of all samples' keys and values together, in 16 bits, which wait in memory while a recipe goes over them."""
@@ -97,8 +100,8 @@ def pieces_of_texts(
 class Samples(Sequence[Sample]):
     """The caches of ``pieces``, each computed when it is first asked for, then kept in 16 bits.
 
-    Gradients, where they are wanted, come with a sample the first time only. ``on_tokens`` is called with the tokens of
-    each that was computed. Raises UsageError as soon as it is seen that all would take more than ``KEPT_BYTES``.
+    Gradients, where they are wanted, come with the first ``SLOPED_TOKENS`` tokens, and the first time only.
+    ``on_tokens`` is called with the tokens of each that was computed. Raises UsageError as soon as it is seen that all would take more than ``KEPT_BYTES``.
     """
 
     def __init__(
@@ -108,12 +111,9 @@ class Samples(Sequence[Sample]):
         with_gradients: bool,
         on_tokens: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.pieces, self.model, self.with_gradients, self.on_tokens = (
-            pieces,
-            model,
-            with_gradients,
-            on_tokens,
-        )
+        self.pieces, self.model, self.on_tokens = pieces, model, on_tokens
+        before = accumulate((len(piece.token_ids) for piece in pieces), initial=0)
+        self._sloped = [with_gradients and n < SLOPED_TOKENS for n in before]
         self._kept: dict[int, KV] = {}
         self._prefiller: Prefiller | None = None
         self._prefix_ids: tuple[int, ...] | None = None
@@ -131,14 +131,14 @@ class Samples(Sequence[Sample]):
         number = range(len(self))[index]
         if number in self._kept:
             return Sample(self._kept[number])
-        sample = self._computed(self.pieces[number])
+        sample = self._computed(self.pieces[number], self._sloped[number])
         self._refuse_too_many(sample.kv)
         self._kept[number] = _in_16_bits(sample.kv)
         self.on_tokens(sample.kv.n_tokens)
         return replace(sample, kv=self._kept[number])
 
-    def _computed(self, piece: Piece) -> Sample:
-        if self.with_gradients:
+    def _computed(self, piece: Piece, sloped: bool) -> Sample:
+        if sloped:
             return gradients(self.model, piece.prefix_ids, piece.token_ids, tokens=PIECE_TOKENS)
         if self._prefiller is None or self._prefix_ids != piece.prefix_ids:
             self._prefiller, self._prefix_ids = Prefiller(self.model, piece.prefix_ids), piece.prefix_ids

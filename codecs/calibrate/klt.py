@@ -33,6 +33,9 @@ SHRINK = 0.1
 SMALLEST = 0.008
 """Standard deviation below which a component is not kept; what is left out has a basis of its own for each layer."""
 
+TABLE_BYTES = 1 << 25
+"""Of the table of what tokens foretell, at most."""
+
 STEPS, CODED = (0.01, 0.03, 0.07), 1 << 13
 """At which codes are counted, and about how many tokens: tables are small, and soon full."""
 
@@ -41,7 +44,7 @@ def fit(
     samples: Sequence[Sample],
     *,
     embedding: Tensor | None = None,
-    features: int = 256,
+    features: int = 512,
     rank: int = 1536,
     seed: int = 0,
 ) -> Calibration:
@@ -49,7 +52,7 @@ def fit(
 
     A channel's sensitivity comes from the samples' gradients: F, the mean of g · gᵀ over tokens, a matrix for each
     layer. Rows are weighted by F^½, so that an error's square says what it does to the loss. Of ``embedding`` [V, W],
-    the model's own, ``features`` numbers for each token are kept. At most ``rank`` components are kept, those whose
+    the model's own, ``features`` numbers for each token are kept, fewer where a vocabulary is large. At most ``rank`` components are kept, those whose
     standard deviation is not too small. Samples without gradients count for the basis and the predictions alone.
     ``samples`` is gone through three times, and gradients are used the first time only, so it may be lazy. Raises
     CodecError for samples of several models, and for gradients of too few tokens.
@@ -60,7 +63,7 @@ def fit(
     tensors: dict[str, Tensor] = {}
     table = torch.zeros(0, 0)
     if moments is not None:
-        cut = prediction.directions(moments, features)
+        cut = prediction.directions(moments, min(features, TABLE_BYTES // len(moments.embedded)))
         table = moments.embedded @ cut
         moments = moments.cut(cut)
         tensors |= _under(TABLE, compact_rows(table))
@@ -117,7 +120,7 @@ class _Learned:
             behind = _behind_sinks(own)
             n = max(sample.kv.n_tokens - behind.start, 0)
             tokens += n
-            sloped += n if sample.gradients else 0
+            sloped += max(len(sample.gradients[0].positions) - behind.start, 0) if sample.gradients else 0
             for group in own.groups:
                 for side in ("keys", "values"):
                     name = entry(group.start, side)
@@ -128,7 +131,7 @@ class _Learned:
                     sums[name] = sums.get(name, 0) + rows.double().sum(0)
                     if sample.gradients:
                         slopes = gradient_rows(sample, own, group, side, behind)
-                        slopes = slopes.view(len(rows), len(group), -1)
+                        slopes = slopes.view(len(slopes), len(group), -1)
                         square = torch.einsum("tlc,tld->lcd", slopes, slopes)
                         squares[name] = squares.get(name, 0) + square.double()
         if sloped < 2:
@@ -185,6 +188,7 @@ class _Learned:
     def with_statistics(self, fitted: Calibration) -> Calibration:
         """The third pass: what the entropy coder goes by (``kvtool.codecs.models.context``)."""
         sums = {name: torch.zeros(Sizes.of(fitted, name).components) for name in self.names}
+        left_out = dict.fromkeys(self.names, 0.0)
         kept: dict[str, list[Tensor]] = {name: [] for name in self.names}
         tokens = 0
         for sample, contents in zip(self.samples, self.contents, strict=True):
@@ -194,6 +198,8 @@ class _Learned:
                 rows = cache_rows(sample, contents, group, side, behind)
                 found = basis.coefficients(rows, sample.kv.token_ids[behind], whole=True)
                 sums[name] += found.abs().sum(0)
+                # Rows of a complement are orthonormal under the weights.
+                left_out[name] += found[:, basis.sizes.rank :].square().sum().item()
                 if tokens < CODED:
                     kept[name].append(found.half())
             tokens += sample.kv.n_tokens
@@ -209,7 +215,8 @@ class _Learned:
             for codes, exponents, step in _coded(parts):
                 total += context.counts(codes, exponents, scales, weights, step)
             tensors |= _under(name, {"scales": scales, "autoregression": weights})
-        return Calibration(fitted.method, fitted.facts, {**tensors, "tables": context.roots(total)})
+        facts = {**fitted.facts, "left_out": {name: total / self.tokens for name, total in left_out.items()}}
+        return Calibration(fitted.method, facts, {**tensors, "tables": context.roots(total)})
 
     def weighted(self, name: str, rows: Tensor) -> Tensor:
         return self._times(name, rows, 0.5)
@@ -272,7 +279,9 @@ def example() -> Calibration:
         rank=16,
     )
     moved = {name.replace("0000.", "0002."): tensor for name, tensor in fitted.tensors.items()}
-    found = fitted.facts["bases"]
-    assert isinstance(found, dict)
-    bases = {name.replace("0000.", "0002."): own for name, own in found.items()}
-    return Calibration("klt", {**fitted.facts, "bases": bases}, moved)
+    facts = dict(fitted.facts)
+    for name in ("bases", "left_out"):
+        found = facts[name]
+        assert isinstance(found, dict)
+        facts[name] = {entry.replace("0000.", "0002."): own for entry, own in found.items()}
+    return Calibration("klt", facts, moved)

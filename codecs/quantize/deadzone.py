@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.registry import register
-from kvtool.codecs.stage import ATTENTION, IMPORTANCE, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.stage import ATTENTION, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.threads import one_thread
 
 MIDDLE = 32
 """The exponent of a token whose step is the stage's own."""
 
 LARGEST = 32767
+
+QUIETEST = 0.05
+"""Magnitude in steps below which no coefficient is expected to lie."""
 
 
 @register
@@ -24,10 +28,12 @@ class Deadzone(Stage):
     """Coefficients ``x`` [..., T, R] become ``codes`` [..., T, R] int16 and ``exponents`` [T] uint8.
 
     Token t has the step ``step * 2 ** ((exponents[t] - 32) / 2)``; an entry's code is its number of steps, rounded
-    down from ``rounding`` below the next, so that zero has a wider zone than the others. With ``power`` a token's step goes
-    with its weight ``w`` as ``w ** -power``, relative to the tokens' geometric mean, at most ``octaves`` either way. Its
-    weight is the geometric mean of its ``importance`` and of the ``attention`` paid to it, each the mean over layers
-    and heads. With 0 all tokens are alike, and nothing is needed.
+    down from ``rounding`` below the next, so that zero has a wider zone than the others. With ``rate`` that zone follows
+    from what is expected of the entry: it goes one step further where that lowers the squared error by more than the
+    bits it takes are worth, ``rate`` times what they are worth at high rates (Sullivan, 1996). What is expected is a
+    Laplace distribution, as wide as the component's mean times the token's. With ``power`` a token's step goes
+    with the ``attention`` a that is paid to it, the mean over layers and heads, as ``a ** -power``, relative to the
+    tokens' geometric mean, at most ``octaves`` either way. With 0 all tokens are alike, and nothing is needed.
     """
 
     name: ClassVar[str] = "deadzone"
@@ -38,20 +44,22 @@ class Deadzone(Stage):
     rounding: float = 0.4
     power: float = 0.0
     octaves: int = 3
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         self.require(1e-6 <= self.step <= 1e6, "step", self.step, "1e-6 to 1e6")
         self.require(0 <= self.rounding <= 0.5, "rounding", self.rounding, "0 to 0.5")
         self.require(0 <= self.power <= 1, "power", self.power, "0 to 1")
         self.require(self.octaves in range(13), "octaves", self.octaves, "0 to 12")
+        self.require(0 <= self.rate <= 4, "rate", self.rate, "0 to 4")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({ATTENTION, IMPORTANCE}) if self.power else frozenset()
+        return frozenset({ATTENTION}) if self.power else frozenset()
 
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:
-        return cls(), cls(step=0.5, rounding=0.5), cls(power=0.25, octaves=2)
+        return cls(), cls(step=0.5, rounding=0.5), cls(power=0.25, octaves=2), cls(rate=0.6)
 
     def plan(self, spec: Spec) -> Spec:
         x = self.x_of(spec, "...", "tokens", "components")
@@ -61,7 +69,7 @@ class Deadzone(Stage):
     def encode(self, x: Payload, spec: Spec) -> Payload:
         tensor, exponents = x["x"].float(), self._exponents(x, spec)
         scaled = tensor / self._steps(exponents)
-        codes = scaled.sign() * (scaled.abs() + self.rounding).floor()
+        codes = scaled.sign() * (scaled.abs() + self._rounding(scaled.abs())).floor().clamp(min=0)
         if codes.numel() and (largest := codes.abs().max().item()) > LARGEST:
             self.require(False, "a coefficient in steps", largest, f"at most {LARGEST}; take a larger step")
         kept = {name: t for name, t in x.items() if name not in ("x", *self.needs)}
@@ -75,15 +83,26 @@ class Deadzone(Stage):
         tensor = x["x"]
         if not tensor.numel():
             return inner
-        largest = self._steps(self._exponents(x, spec)).amax().item() * (1 - self.rounding)
+        widest = 1.5 if self.rate else 1 - self.rounding
+        largest = self._steps(self._exponents(x, spec)).amax().item() * widest
         return inner + largest + 4 * tensor.abs().amax().item() * torch.finfo(tensor.dtype).eps
+
+    def _rounding(self, magnitudes: Tensor) -> Tensor | float:
+        """What is added before rounding down, of magnitudes in steps [..., T, R]."""
+        if not self.rate or not magnitudes.numel():
+            return self.rounding
+        with one_thread():
+            component = magnitudes.mean(-2, keepdim=True).clamp(min=QUIETEST)
+            token = (magnitudes / component).clamp(max=8).mean(-1, keepdim=True)
+        expected = (component * token).clamp(min=QUIETEST)
+        # One step more takes 1 / (ln 2 * expected) bits, each worth ln 2 / 6 of a step's square.
+        return (0.5 - self.rate / (12 * expected)).clamp(min=-0.5)
 
     def _exponents(self, x: Payload, spec: Spec) -> Tensor:
         tokens = spec.arrays["x"].shape[-2]
         if not self.power or not tokens:
             return torch.full((tokens,), MIDDLE, dtype=torch.uint8)
-        # Of both the geometric mean: what is looked at all the time, and what is looked up once.
-        octaves = (_octaves(x[IMPORTANCE], tokens) + _octaves(x[ATTENTION], tokens)) / 2
+        octaves = _octaves(x[ATTENTION], tokens)
         moved = (-2 * self.power * octaves).round().clamp(-2 * self.octaves, 2 * self.octaves)
         return (moved + MIDDLE).to(torch.uint8)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -11,9 +11,13 @@ from torch import Tensor
 from kvtool.codecs.basis import Basis, Sizes, basis_of
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
+from kvtool.codecs.products import EPS, factors
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import TOKEN_IDS, Array, Kind, Payload, Spec, Stage
 from kvtool.codecs.threads import one_thread
+
+FAR = 4.0
+"""Times what a basis leaves out of its own calibration's text, weighted and squared, from which on text is unlike it."""
 
 
 @register
@@ -62,9 +66,18 @@ class Klt(Stage):
         kept = sizes.components if self.whole else self.components or sizes.rank
         return spec.replace("x", {"x": Array((tokens, kept), torch.float32)}, self.name)
 
+    def suited(self, x: Payload, spec: Spec) -> Stage:
+        """All components, where the basis leaves out much more than of what it was made from."""
+        usual = self.calibration.facts.get("left_out")
+        expected = usual.get(entry(spec.place.first, self.side)) if isinstance(usual, dict) else None
+        if self.whole or not isinstance(expected, float) or not x["x"].numel():
+            return self
+        with one_thread():
+            found = self._basis(spec).left_out(_rows(x), _ids(x))
+        return replace(self, components=0, whole=True) if found > FAR * expected else self
+
     def encode(self, x: Payload, spec: Spec) -> Payload:
-        basis, ids = self._basis(spec), _ids(x)
-        rows = x["x"].float().permute(2, 0, 1, 3).flatten(1)
+        basis, ids, rows = self._basis(spec), _ids(x), _rows(x)
         kept = {name: tensor for name, tensor in x.items() if name != TOKEN_IDS}
         with one_thread():
             found = basis.coefficients(rows, ids, whole=self.whole)
@@ -77,7 +90,10 @@ class Klt(Stage):
         found = y["x"][:, : basis.sizes.rank]
         used = int(found.ne(0).any(0).nonzero().amax()) + 1 if found.any() else 0
         left = torch.cat([basis.features(ids), found[:, :used]], 1)
-        right = basis.directions[: left.shape[1]].view(-1, layers, heads * channels)
+        # A fine step is not to be blurred by 16 bits.
+        dtype = torch.float32 if self.whole else factors(left.numel() * basis.sizes.width)
+        left = left.to(dtype)
+        right = basis.directions_in(dtype)[: left.shape[1]].view(-1, layers, heads * channels)
         rest = None
         if self.whole:
             rest = torch.empty(tokens, basis.sizes.width)
@@ -85,7 +101,7 @@ class Klt(Stage):
             rest = rest.view(tokens, layers, heads * channels)
         out = torch.empty(array.shape, dtype=array.dtype)
         for index in range(layers):
-            own = torch.addmm(basis.mean.view(layers, -1)[index], left, right[:, index])
+            own = (left @ right[:, index]).float() + basis.mean.view(layers, -1)[index]
             if rest is not None:
                 own += rest[:, index] @ basis.complement[index]
             out[index] = saturated(own.view(tokens, heads, channels).transpose(0, 1), array.dtype)
@@ -107,12 +123,18 @@ class Klt(Stage):
         terms = basis.sizes.components + 2 * basis.sizes.features + 1
         longest = coefficients.norm(dim=-1).amax().item() * basis.synthesis.norm(dim=0).amax().item()
         eps = torch.finfo(torch.float32).eps
-        return float(
-            own + amplified + terms * eps * (largest + longest) + largest * torch.finfo(tensor.dtype).eps
-        )
+        rounding = terms * eps * (largest + longest) + largest * torch.finfo(tensor.dtype).eps
+        if not self.whole:
+            rounding += 2 * EPS * (largest + longest)
+        return float(own + amplified + rounding)
 
     def _basis(self, spec: Spec) -> Basis:
         return basis_of(self.calibration, entry(spec.place.first, self.side))
+
+
+def _rows(payload: Payload) -> Tensor:
+    """[T, L · H · D] float32."""
+    return payload["x"].float().permute(2, 0, 1, 3).flatten(1)
 
 
 def _ids(payload: Payload) -> Tensor:

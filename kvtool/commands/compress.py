@@ -138,6 +138,7 @@ def run(
                 "dry_run": dry_run,
                 "compressed": report.compressed,
                 "unchanged": report.unchanged,
+                "strayed": [{"document": task.document, "segment": task.segment} for task in report.strayed],
                 "problems": [str(error) for error in report.problems],
                 "raw_bytes": report.raw_nbytes,
                 "bytes": report.nbytes,
@@ -158,6 +159,13 @@ def run(
         )
     elif not report.problems:
         common.say(f"nothing to compress: {opened.root} is empty; run kvtool prefill first")
+    if report.strayed and not as_json:
+        some = ", ".join(f"{task.document} (segment {task.segment})" for task in report.strayed[:3])
+        common.say(
+            f"{report.variant}: {len(report.strayed)} segments are unlike the calibration's text and were coded whole, in "
+            f"more bytes at the same step: {some}{', …' if len(report.strayed) > 3 else ''}; kvtool calibrate on the like "
+            "would make them smaller"
+        )
     if report.setting and report.target:
         found = f"{report.setting.name}={report.setting.value:g}"
         reached = report.target.said(report.setting.measured)

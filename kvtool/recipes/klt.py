@@ -17,6 +17,9 @@ from ..codecs.transform.unrope import Unrope
 WHOLE_BELOW = 0.02
 """The step from which on what the basis leaves out is coarser than what is rounded off."""
 
+RATE = 0.6
+"""What a bit is held to be worth in rounding, of its worth at high rates; at most settings the best of 0, 0.6 and 1."""
+
 SILENT = 0.06
 """Components whose mean magnitude is smaller than this share of the step are not worth the time of coding zeros."""
 
@@ -28,7 +31,7 @@ def klt(calibration: Calibration, step: float, power: float) -> Pipeline:
     anyway; the rest, of all layers at once, is written in a Karhunen-Loève basis under the weights of the loss's own
     gradients (Fisher information), found once for the model. One ``step`` for all components is then reverse
     water-filling: rank, bits for each component, layer and side all follow from it. Tokens that others look at
-    get finer steps: a token's is ``step`` times its importance to the power of ``-power``. Codes are entropy coded
+    get finer steps: a token's is ``step`` times the attention it gets to the power of ``-power``. Codes are entropy coded
     under a model of their neighbours. The first four positions of a context, which attention falls back on, are
     apart in 8 bits; under a shared prefix they belong to the prefix.
 
@@ -40,7 +43,7 @@ def klt(calibration: Calibration, step: float, power: float) -> Pipeline:
     def side(name: Literal["keys", "values"]) -> tuple[Stage, ...]:
         kept = 0 if whole else audible(calibration, name, step * SILENT)
         transform = Klt(calibration, name, kept, whole)
-        return transform, Deadzone(step=step, power=power), Context(calibration, name, step)
+        return transform, Deadzone(step=step, power=power, rate=RATE), Context(calibration, name, step)
 
     return Pipeline(
         keys=(Sinks(SINKS), Unrope(), *side("keys")), values=(Sinks(SINKS), *side("values")), layers=0
@@ -56,7 +59,7 @@ RECIPE = Recipe(
             0.04, Between(1e-4, 10.0), "of every component, in units of its effect on the loss"
         ),
         "power": Parameter(
-            0.25, Between(0.0, 1.0), "how far a token's importance lowers its step; 0 for not at all"
+            0.4, Between(0.0, 1.0), "how far attention to a token lowers its step; 0 for not at all"
         ),
     },
     calibration="klt",

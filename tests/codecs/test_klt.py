@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.codecs import KV, CodecError, LayerKV, Place, Rope, Sample, Spec
+from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, Place, Rope, Sample, Spec, decode, encode
 from kvtool.codecs.basis import basis_of
 from kvtool.codecs.calibrate import klt
 from kvtool.codecs.calibrate.principal import leading
@@ -19,6 +19,7 @@ from kvtool.codecs.quantize.deadzone import MIDDLE, Deadzone
 from kvtool.codecs.stage import Array
 from kvtool.codecs.transform.klt import Klt
 from kvtool.codecs.transform.sinks import Sinks
+from kvtool.recipes.klt import klt as klt_pipeline
 
 LAYERS, HEADS, CHANNELS, VOCABULARY = 3, 2, 6, 40
 ROPE = Rope((1.0, 0.1, 0.01))
@@ -140,6 +141,22 @@ def test_samples_without_gradients_count_for_the_basis_alone() -> None:
         fitted([drawn(0, gradients=False)])
 
 
+def test_what_is_far_from_the_calibration_is_coded_whole() -> None:
+    calibration = fitted(embedding=EMBEDDING, rank=24)
+    pipeline = klt_pipeline(calibration, step=0.05, power=0.0)
+    near, far = drawn(5).kv, drawn(5, noise=3.0).kv
+    for kv, whole in ((near, False), (far, True)):
+        blob = encode(kv, pipeline)
+        stages = Pipeline.from_config(blob.metadata["pipeline"], {calibration.digest: calibration}).values
+        assert [stage.whole for stage in stages if isinstance(stage, Klt)] == [whole]
+        if whole:
+            error = max(
+                (one.values - other.values).abs().amax().item()
+                for one, other in zip(decode(blob).layers, kv.layers, strict=True)
+            )
+            assert error < 1.5
+
+
 def test_samples_of_two_models_are_refused() -> None:
     other = drawn(1)
     assert other.gradients is not None
@@ -169,10 +186,26 @@ def test_sinks_are_tokens_at_the_first_positions() -> None:
         stage.plan(Spec({"x": Array((2, 9, 6), torch.float32)}, place=Place(start=None)))
 
 
-def test_important_tokens_get_finer_steps() -> None:
+def test_a_step_further_must_be_worth_its_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    loud, quiet = torch.randn(2, 500, 1, generator=generator) * torch.tensor([[[4.0]], [[0.2]]])
+    x = torch.cat([loud, quiet], 1)
+    x[7] = torch.tensor([0.62, 0.62])
+    spec = Spec({"x": Array((500, 2), torch.float32)})
+    thrifty = Deadzone(step=1.0, rate=0.6)
+    codes = thrifty.encode({"x": x}, spec)["codes"]
+    # What is seldom anything but 0 costs many bits where it is.
+    assert codes[7].tolist() == [1, 0]
+    assert (
+        thrifty.decode({"codes": codes, "exponents": torch.full((500,), MIDDLE)}, spec)["x"] - x
+    ).abs().amax() <= (thrifty.error({"x": x}, spec))
+    assert Deadzone(step=1.0).encode({"x": x}, spec)["codes"][7].tolist() == [1, 1]
+
+
+def test_tokens_that_others_look_at_get_finer_steps() -> None:
     stage = Deadzone(step=0.5, power=0.25, octaves=1)
     spec = Spec({"x": Array((4, 3), torch.float32)})
-    given = {"x": torch.full((4, 3), 0.9), "importance": WEIGHTS**2, "attention": torch.ones(2, 4)}
+    given = {"x": torch.full((4, 3), 0.9), "attention": WEIGHTS * torch.ones(2, 4)}
     coded = stage.encode(given, spec)
     # Its fourth root, relative to the geometric mean, in half octaves, an octave at most.
     octaves = WEIGHTS.log2()
