@@ -29,7 +29,7 @@ class Sample:
     """One segment's cache to calibrate on.
 
     ``gradients``, if there are any, are those of a loss with respect to the keys, as they are stored, and to the
-    values: layer by layer, of the same shapes but for tokens, of which they may have the first only, in float32.
+    values: layer by layer, of the same shapes, in float32.
     """
 
     kv: KV

@@ -16,7 +16,7 @@ EPS = torch.finfo(torch.bfloat16).eps
 @cache
 def _fast() -> bool:
     # Without these instructions torch takes longer over bfloat16 than over float32.
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 

@@ -101,7 +101,8 @@ class Samples(Sequence[Sample]):
     """The caches of ``pieces``, each computed when it is first asked for, then kept in 16 bits.
 
     Gradients, where they are wanted, come with the first ``SLOPED_TOKENS`` tokens, and the first time only.
-    ``on_tokens`` is called with the tokens of each that was computed. Raises UsageError as soon as it is seen that all would take more than ``KEPT_BYTES``.
+    ``on_tokens`` is called with the tokens of each that was computed. Raises UsageError as soon as it is seen that all
+    would take more than ``KEPT_BYTES``.
     """
 
     def __init__(

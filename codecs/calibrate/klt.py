@@ -37,7 +37,7 @@ TABLE_BYTES = 1 << 25
 """Of the table of what tokens foretell, at most."""
 
 STEPS, CODED = (0.01, 0.03, 0.07), 1 << 13
-"""At which codes are counted, and about how many tokens: tables are small, and soon full."""
+"""At which codes are counted, and of about how many tokens: what is learned from them is little, and soon known."""
 
 
 def fit(
@@ -52,8 +52,9 @@ def fit(
 
     A channel's sensitivity comes from the samples' gradients: F, the mean of g · gᵀ over tokens, a matrix for each
     layer. Rows are weighted by F^½, so that an error's square says what it does to the loss. Of ``embedding`` [V, W],
-    the model's own, ``features`` numbers for each token are kept, fewer where a vocabulary is large. At most ``rank`` components are kept, those whose
-    standard deviation is not too small. Samples without gradients count for the basis and the predictions alone.
+    the model's own, ``features`` numbers for each token are kept, fewer where a vocabulary is large. At most ``rank``
+    components are kept, those whose standard deviation is not too small. Samples without gradients count for the basis
+    and the predictions alone.
     ``samples`` is gone through three times, and gradients are used the first time only, so it may be lazy. Raises
     CodecError for samples of several models, and for gradients of too few tokens.
     """
@@ -120,7 +121,7 @@ class _Learned:
             behind = _behind_sinks(own)
             n = max(sample.kv.n_tokens - behind.start, 0)
             tokens += n
-            sloped += max(len(sample.gradients[0].positions) - behind.start, 0) if sample.gradients else 0
+            sloped += n if sample.gradients else 0
             for group in own.groups:
                 for side in ("keys", "values"):
                     name = entry(group.start, side)
@@ -131,7 +132,7 @@ class _Learned:
                     sums[name] = sums.get(name, 0) + rows.double().sum(0)
                     if sample.gradients:
                         slopes = gradient_rows(sample, own, group, side, behind)
-                        slopes = slopes.view(len(slopes), len(group), -1)
+                        slopes = slopes.view(len(rows), len(group), -1)
                         square = torch.einsum("tlc,tld->lcd", slopes, slopes)
                         squares[name] = squares.get(name, 0) + square.double()
         if sloped < 2:
@@ -192,7 +193,10 @@ class _Learned:
         kept: dict[str, list[Tensor]] = {name: [] for name in self.names}
         tokens = 0
         for sample, contents in zip(self.samples, self.contents, strict=True):
+            if tokens >= CODED:
+                break
             behind = _behind_sinks(contents)
+            tokens += max(sample.kv.n_tokens - behind.start, 0)
             for name, (group, side) in self.names.items():
                 basis = basis_of(fitted, name)
                 rows = cache_rows(sample, contents, group, side, behind)
@@ -200,13 +204,11 @@ class _Learned:
                 sums[name] += found.abs().sum(0)
                 # Rows of a complement are orthonormal under the weights.
                 left_out[name] += found[:, basis.sizes.rank :].square().sum().item()
-                if tokens < CODED:
-                    kept[name].append(found.half())
-            tokens += sample.kv.n_tokens
+                kept[name].append(found.half())
         tensors = dict(fitted.tensors)
         total = torch.zeros(context.SHAPE, dtype=torch.int64)
         for name, parts in kept.items():
-            eighths = 8 * (sums[name] / self.tokens).clamp(min=1e-30).log2()
+            eighths = 8 * (sums[name] / max(tokens, 1)).clamp(min=1e-30).log2()
             scales = (context.MIDDLE + eighths).round().clamp(0, 255).to(torch.uint8)
             before = context.Autoregression(len(scales))
             for codes, exponents, _ in _coded(parts):
@@ -215,7 +217,10 @@ class _Learned:
             for codes, exponents, step in _coded(parts):
                 total += context.counts(codes, exponents, scales, weights, step)
             tensors |= _under(name, {"scales": scales, "autoregression": weights})
-        facts = {**fitted.facts, "left_out": {name: total / self.tokens for name, total in left_out.items()}}
+        facts = {
+            **fitted.facts,
+            "left_out": {name: total / max(tokens, 1) for name, total in left_out.items()},
+        }
         return Calibration(fitted.method, facts, {**tensors, "tables": context.roots(total)})
 
     def weighted(self, name: str, rows: Tensor) -> Tensor:

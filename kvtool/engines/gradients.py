@@ -1,16 +1,18 @@
 """How much a model's loss depends on each stored key and value: what calibration weighs errors with.
 
-What is stored is not computed again where it is used: an error in one layer changes nothing that a later layer has
-stored. So the gradients are those of what comes after, which looks at the cache as it is. It reads on, and it repeats
-what was read: the first alone makes little of the few heads that look one thing up among many, whose keys may err
-by what running text hides and questions show.
+The loss is that of reading, and that of repeating what was read over the cache as it is stored. The first alone makes
+little of the few heads that look one thing up among many: their keys may err by what running text hides and questions
+show.
 
-No model-specific code: a cache hands every layer its stored keys and values, and autograd does the rest.
+No model-specific code: a cache notes what every layer hands it, or hands out what is stored, and autograd does the
+rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -24,8 +26,7 @@ from . import transformers as engine
 from .replay import REQUEST
 
 TOKENS = 1024
-"""Of a segment at a time: the activations of what comes after are in memory together, until they have been gone back
-through."""
+"""Of a segment at a time: its activations in all layers are in memory together, until they have been gone back through."""
 
 REPEATING = 2.0
 """Weight of the loss of repeating; its square is that of errors which are seen there alone."""
@@ -34,76 +35,91 @@ REPEATING = 2.0
 def gradients(
     model: Model, prefix_ids: Sequence[int], token_ids: Sequence[int], *, tokens: int = TOKENS
 ) -> Sample:
-    """The cache of the segment's first ``tokens`` tokens, and gradients with respect to that of the first half of them.
+    """The cache of the segment's first ``tokens`` tokens behind the prefix, and what the model's loss does with it.
 
-    Over the stored first half, the model reads the other half, then a request to repeat (KVzip's, arXiv 2505.23416), then
-    the first half again. The loss is the negative log likelihood of both, in nats and summed, that of repeating
-    ``REPEATING`` times. The gradients are those of moving one stored key, rotated as it is, or one value; [H, T / 2, D]
-    and [H, T / 2, Dv] of each layer, in float32 whatever the model computes in, on the CPU like the KV beside them.
-    A segment that does not fit the model's context once and a half is cut as well; ``kv.token_ids`` says what was
-    left.
+    The loss is the negative log likelihood of the tokens, in nats and summed, and ``REPEATING`` times that of reading them
+    again over their own stored cache, behind a request to repeat (KVzip's, arXiv 2505.23416). The gradients are those
+    of moving one key, rotated as it is stored, or one value, with all that is made of it: in the first reading by later
+    layers' keys and values too; [H, T, D] and [H, T, Dv] of each layer, in float32 whatever the model computes in, on
+    the CPU like the KV beside them. A segment that does not fit the model's context twice is cut as well;
+    ``kv.token_ids`` says what was left.
 
     Raises ModelError for a family whose keys and values have no gradients, or whose gradients are not finite.
     """
     start, request = len(prefix_ids), document_tokens(model, REQUEST)
-    room = (model.context - start - len(request)) * 2 // 3
+    room = (model.context - start - len(request)) // 2
     ids = list(token_ids[: max(0, min(tokens, room))])
-    half = start + (len(ids) + 1) // 2
-    stored = _stored(model, [*prefix_ids, *ids])
-    kv = KV(_layers(stored, start, start + len(ids)), torch.tensor(ids, dtype=torch.int64), model.rope)
-    leaves = [tensor[:, :, :half].clone().requires_grad_() for tensor in stored]
-    if not ids:
-        return Sample(kv, _layers([torch.zeros_like(leaf).float() for leaf in leaves], start, half))
-    on, again = ids[half - start :], ids[: half - start]
+    cache = Cache(layers=[_NotedLayer() for _ in engine.windows(model)])
     with torch.enable_grad():
-        loss = _loss(model, leaves, on, request, again)
-        if not loss.requires_grad:
+        loss = _reading(model, cache, prefix_ids, ids)
+        noted = [tensor for layer in cache.layers for tensor in layer.noted]
+        lengths = [tensor.shape[2] for tensor in noted]
+        if lengths != [start + len(ids)] * 2 * len(cache.layers):
             raise _untraceable(model)
-        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-    if any(slope is None for slope in slopes):
-        raise _untraceable(model)
+        read = _slopes(model, loss, noted)
+        stored = [tensor.detach().requires_grad_() for tensor in noted]
+        repeated = _slopes(model, _repeating(model, stored, request, ids), stored)
+    slopes = [one.float() + REPEATING * other.float() for one, other in zip(read, repeated, strict=True)]
     if not all(slope.isfinite().all() for slope in slopes):
         raise ModelError(
             f"{model.name}: gradients of its keys and values are not finite in {model.dtype_name}; calibrate with "
             "--dtype float32, or bfloat16"
         )
-    return Sample(kv, _layers([slope.float() for slope in slopes], start, half))
+    positions = torch.arange(start, start + len(ids))
+    kv = KV(_layers(noted, start, positions), torch.tensor(ids, dtype=torch.int64), model.rope)
+    return Sample(kv, _layers(slopes, start, positions))
 
 
-@torch.no_grad()
-def _stored(model: Model, token_ids: Sequence[int]) -> list[Tensor]:
-    """Every layer's keys and values [1, H, N, D] in turn."""
-    cache = Cache(layers=[DynamicLayer() for _ in engine.windows(model)])
-    ids = torch.tensor([list(token_ids)], device=engine.device_of(model))
-    model.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-    if {layer.get_seq_length() for layer in cache.layers} != {len(token_ids)}:
-        raise _untraceable(model)
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-
-
-def _loss(
-    model: Model, leaves: Sequence[Tensor], on: Sequence[int], request: Sequence[int], again: Sequence[int]
-) -> Tensor:
-    """Of reading ``on`` over what is stored, and, behind the request, ``again``."""
-    cache = Cache(layers=[_StoredLayer(*pair) for pair in zip(leaves[::2], leaves[1::2], strict=True)])
-    before, fed = leaves[0].shape[2], [*on, *request, *again]
-    ids = torch.tensor([fed], device=engine.device_of(model))
-    keys = torch.arange(before + len(fed))
-    positions = keys[before:]
-    # Nothing here foretells the first token that is read on.
-    read = torch.arange(1, max(len(on), 1))
-    repeated = torch.arange(len(fed) - len(again), len(fed))
-    predicted = torch.cat([read, repeated]).to(ids.device)
+def _reading(model: Model, cache: Cache, prefix_ids: Sequence[int], ids: Sequence[int]) -> Tensor:
+    everything = torch.tensor([[*prefix_ids, *ids]], device=engine.device_of(model))
+    # Parameters need no gradients, so that none are kept: the graph hangs on the embeddings.
+    embedded = model.model.get_input_embeddings()(everything).detach().requires_grad_()
+    # Without a prefix nothing foretells the first token.
+    predicted = len(ids) if prefix_ids else max(len(ids) - 1, 0)
     logits = model.model(
-        input_ids=ids,
-        position_ids=positions[None].to(ids.device),
+        inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=predicted + 1
+    ).logits[0, :-1]
+    targets = everything[0, everything.shape[1] - predicted :].to(logits.device)
+    return cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def _repeating(model: Model, stored: Sequence[Tensor], request: Sequence[int], ids: Sequence[int]) -> Tensor:
+    cache = Cache(layers=[_StoredLayer(*pair) for pair in zip(stored[::2], stored[1::2], strict=True)])
+    fed = torch.tensor([[*request, *ids]], device=engine.device_of(model))
+    keys = torch.arange(stored[0].shape[2] + fed.shape[1])
+    positions = keys[stored[0].shape[2] :]
+    logits = model.model(
+        input_ids=fed,
+        position_ids=positions[None].to(fed.device),
         attention_mask=engine.masks(model, keys[None, :] <= positions[:, None], positions, keys),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=predicted - 1,
-    ).logits[0]
-    surprise = cross_entropy(logits.float(), ids[0, predicted], reduction="none")
-    return surprise[: len(read)].sum() + REPEATING * surprise[len(read) :].sum()
+        logits_to_keep=len(ids) + 1,
+    ).logits[0, :-1]
+    return cross_entropy(logits.float(), fed[0, len(request) :].to(logits.device), reduction="sum")
+
+
+def _slopes(model: Model, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    if not all(tensor.requires_grad for tensor in (loss, *tensors)):
+        raise _untraceable(model)
+    slopes = torch.autograd.grad(loss, tensors, allow_unused=True)
+    if any(slope is None for slope in slopes):
+        raise _untraceable(model)
+    return list(slopes)
+
+
+class _NotedLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer that hands its keys and values on as they are, and notes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values, self.is_initialized = key_states, value_states, True
+        # Twice as many where two layers share one.
+        self.noted += [key_states, value_states]
+        return key_states, value_states
 
 
 class _StoredLayer(DynamicLayer):  # type: ignore[misc]
@@ -115,10 +131,9 @@ class _StoredLayer(DynamicLayer):  # type: ignore[misc]
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
 
-def _layers(tensors: Sequence[Tensor], start: int, end: int) -> tuple[LayerKV, ...]:
-    """Keys and values in turn, each [1, H, N, D], as layers of the tokens from ``start`` to ``end``, on the CPU."""
-    own = [tensor.detach()[0, :, start:end].cpu() for tensor in tensors]
-    positions = torch.arange(start, end)
+def _layers(tensors: Sequence[Tensor], start: int, positions: Tensor) -> tuple[LayerKV, ...]:
+    """Keys and values in turn, each [1, H, N, D], as layers of the segment's part on the CPU."""
+    own = [tensor.detach()[0, :, start:].cpu() for tensor in tensors]
     return tuple(LayerKV(keys, values, positions) for keys, values in zip(own[::2], own[1::2], strict=True))
 
 

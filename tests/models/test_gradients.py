@@ -18,44 +18,57 @@ from kvtool.errors import ModelError
 from kvtool.prompt import document_tokens, prefix_of
 
 BOUND = 0.02
-"""Largest difference of a slope, relative to it: what float32 and the loss's curvature leave of a step of STEP."""
+"""Largest difference of a slope, relative to it: what float32 and the loss's curvature leave of a step."""
 STEP, MOVED = 1e-2, 4e-3
 """At most, of an entry and of the loss: a mixture's experts change places where one is moved far."""
 
 TEXT = "A store keeps what was computed. The reader asks; the cache answers, from keys and values."
 
 
-def halves(ids: list[int]) -> tuple[list[int], list[int]]:
-    half = (len(ids) + 1) // 2
-    return ids[:half], ids[half:]
+class Moved(DynamicCache):
+    """A cache that moves one entry, (layer, side, head, token, channel), by ``step`` as it is written."""
+
+    def __init__(self, where: tuple[int, ...] = (-1,), step: float = 0.0) -> None:
+        super().__init__()
+        self.where, self.step = where, step
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        states = [key_states.clone(), value_states.clone()]
+        layer, *entry = self.where
+        if layer == layer_idx:
+            side, head, token, channel = entry
+            states[side][0, head, token, channel] += self.step
+        return super().update(*states, layer_idx, *args, **kwargs)
 
 
 @torch.no_grad()
 def loss(
-    model: kvtool.Model, prefix: list[int], ids: list[int], where: tuple[int, ...], step: float
+    model: kvtool.Model, prefix: list[int], ids: list[int], where: tuple[int, ...] = (-1,), step: float = 0.0
 ) -> float:
-    """With one entry, (layer, side, head, token, channel), of the stored first half moved by ``step``."""
-    first, rest = halves(ids)
-    request = document_tokens(model, REQUEST)
+    """With one entry moved as it is written, and then as it lies in the cache."""
+    logits = model.model(torch.tensor([prefix + ids]), past_key_values=Moved(where, step)).logits[0].double()
+    predicted = ids if prefix else ids[1:]
+    start = len(prefix + ids) - len(predicted)
+    read = cross_entropy(logits[start - 1 : -1], torch.tensor(predicted), reduction="sum")
     cache = DynamicCache()
-    model.model(torch.tensor([prefix + first]), past_key_values=cache)
-    layer, side, *entry = where
-    states = [cache.layers[layer].keys, cache.layers[layer].values][side]
-    states[(0, *entry)] += step
-    logits = model.model(torch.tensor([rest + request + first]), past_key_values=cache).logits[0].double()
-    on = cross_entropy(logits[: len(rest) - 1], torch.tensor(rest[1:]), reduction="sum")
-    again = cross_entropy(logits[-len(first) - 1 : -1], torch.tensor(first), reduction="sum")
-    return float(on + REPEATING * again)
+    model.model(torch.tensor([prefix + ids]), past_key_values=cache)
+    if step:
+        layer, side, *entry = where
+        [cache.layers[layer].keys, cache.layers[layer].values][side][(0, *entry)] += step
+    again = torch.tensor([document_tokens(model, REQUEST) + ids])
+    logits = model.model(again, past_key_values=cache).logits[0].double()
+    repeated = cross_entropy(logits[-len(ids) - 1 : -1], torch.tensor(ids), reduction="sum")
+    return float(read + REPEATING * repeated)
 
 
 def check_slopes(model: kvtool.Model, prefix: list[int], ids: list[int]) -> None:
-    sample, first = gradients(model, prefix, ids), halves(ids)[0]
+    sample = gradients(model, prefix, ids)
     assert sample.gradients is not None
     for index, (layer, gradient) in enumerate(zip(sample.kv.layers, sample.gradients, strict=True)):
-        assert torch.equal(layer.positions[: len(first)], gradient.positions)
+        assert torch.equal(layer.positions, gradient.positions)
         for side, name in enumerate(("keys", "values")):
             slopes, states = getattr(gradient, name), getattr(layer, name)
-            assert slopes.shape == states[:, : len(first)].shape
+            assert slopes.shape == states.shape
             assert (slopes.dtype, slopes.device.type) == (torch.float32, "cpu")
             head, token, channel = (int(x) for x in torch.unravel_index(slopes.abs().argmax(), slopes.shape))
             where = (index, side, head, len(prefix) + token, channel)
@@ -65,12 +78,12 @@ def check_slopes(model: kvtool.Model, prefix: list[int], ids: list[int]) -> None
             assert math.isclose(slope, slopes[head, token, channel], rel_tol=BOUND), (index, name)
 
 
-def test_a_gradient_is_the_slope_of_the_loss_of_what_comes_after(family):
+def test_a_gradient_is_the_slope_of_the_loss(family):
     prefix, ids = list(prefix_of(family).token_ids), document_tokens(family, TEXT)
     check_slopes(family, prefix, ids)
 
 
-def test_without_a_prefix(tiny):
+def test_without_a_prefix_the_first_token_is_not_foretold(tiny):
     check_slopes(tiny, [], document_tokens(tiny, TEXT))
 
 
@@ -88,21 +101,15 @@ def test_the_cache_is_the_one_that_prefill_makes(family):
 
 
 def test_what_is_too_long_is_cut(tiny):
-    ids, request = document_tokens(tiny, TEXT), len(document_tokens(tiny, REQUEST))
+    ids = document_tokens(tiny, TEXT)
     cut, alone = gradients(tiny, [1, 2], ids, tokens=20), gradients(tiny, [1, 2], ids[:20])
     assert cut.kv.token_ids.tolist() == ids[:20]
     assert torch.equal(cut.gradients[1].keys, alone.gradients[1].keys)
-    # The segment once, and half of it again.
-    long = gradients(tiny, [1] * (tiny.context - request - 9), ids)
-    assert long.kv.token_ids.tolist() == ids[:6]
-    assert long.gradients[0].keys.shape[1] == 3
+    request = len(document_tokens(tiny, REQUEST))
+    long = gradients(tiny, [1] * (tiny.context - request - 10), ids)
+    assert long.kv.token_ids.tolist() == ids[:5]
+    assert long.gradients[0].keys.shape[1] == 5
     assert gradients(tiny, [1] * (tiny.context + 1), ids).kv.n_tokens == 0
-
-
-def test_a_token_alone(tiny):
-    layer, *_ = gradients(tiny, [1, 2], [3]).gradients
-    assert layer.keys.shape[1] == 1
-    assert layer.values.any()
 
 
 def test_the_model_is_left_as_it_was(tiny):
@@ -135,3 +142,11 @@ def test_a_family_that_keeps_its_state_elsewhere_is_refused(save_model, sizes, t
     model = kvtool.load_model(save_model(tmp_path / "model", config))
     with pytest.raises(ModelError, match=r"\brwkv\b"):
         gradients(model, [1, 2], document_tokens(model, TEXT))
+
+
+def test_layers_without_gradients_are_refused(tiny, monkeypatch):
+    layer = tiny.model.model.layers[1].self_attn
+    forward = layer.k_proj.forward
+    monkeypatch.setattr(layer.k_proj, "forward", lambda x: forward(x).detach())
+    with pytest.raises(ModelError, match=r"\bllama\b.*gradients"):
+        gradients(tiny, [1, 2], document_tokens(tiny, TEXT))
