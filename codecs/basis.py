@@ -129,23 +129,20 @@ class Basis:
 
     def coefficients(self, rows: Tensor, token_ids: Tensor, *, whole: bool) -> Tensor:
         """[T, rank], or with those of what the basis leaves out [T, rank + width]."""
-        found, rest = self._split(rows, token_ids)
+        left = rows - self.predicted(token_ids)
+        found = left @ self.analysis
         if not whole:
             return found
-        rest = rest.view(len(rows), self.sizes.layers, self.sizes.channels)
+        rest = (left - found @ self.synthesis).view(len(rows), self.sizes.layers, self.sizes.channels)
         apart = torch.linalg.solve(self.complement.double(), rest.transpose(0, 1).double(), left=False)
         return torch.cat([found, apart.float().transpose(0, 1).flatten(1)[:, self.order]], 1)
 
     def left_out(self, rows: Tensor, token_ids: Tensor) -> float:
-        """The mean over tokens of what the basis leaves out of ``rows`` [T, width], squared and weighted."""
-        rest = self._split(rows, token_ids)[1]
-        return (self._weighted(rest) * rest).sum().item() / max(len(rows), 1)
-
-    def _split(self, rows: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients [T, rank], and what is left [T, width]."""
-        left = rows - self.predicted(token_ids)
-        found = left @ self.analysis
-        return found, left - found @ self.synthesis
+        """The mean of what the basis leaves out of ``rows`` [T, width], squared and weighted, over some 256 tokens."""
+        every = max(1, len(rows) // 256)
+        left = rows[::every] - self.mean - self.features(token_ids)[::every] @ self.prediction
+        rest = left - left @ self.analysis @ self.synthesis
+        return (self._weighted(rest) * rest).sum().item() / max(len(rest), 1)
 
     def _weighted(self, rows: Tensor) -> Tensor:
         """[n, width], times each layer's sensitivity."""

@@ -1,7 +1,7 @@
 """One number for how small or how good: a recipe's dial is turned until real files reach it.
 
-Sizes are those of files, with headers; KL is measured by running the model behind the start of segments, as ``kvtool
-eval`` does. Both on a few segments, spread over the documents.
+Sizes are those of encoded tensors with headers; KL is measured by running the model, as ``kvtool eval`` does. Both on
+the starts of a few segments, spread over the documents.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import artifact
-from .codecs import CodecError, Inputs, Pipeline, Recipe
+from .codecs import KV, CodecError, Inputs, LayerKV, Pipeline, Recipe, encode
 from .codecs.recipe import Between
 from .codecs.registry import recipe as recipe_named
+from .codecs.stage import BY_TOKEN
 from .encode import Task
 from .errors import UsageError
 from .inputs import measure_inputs
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 SEGMENTS = 4
 """That are tried out."""
+
+HEAD = 1024
+"""Tokens of each of them at most: what the rest would cost follows from these."""
 
 TRIES, CLOSE = 10, 0.02
 """Tries at most, and how far below the target, as a share of it, is near enough."""
@@ -232,17 +235,18 @@ def sampled(store: Store, names: Sequence[str]) -> list[Task]:
 
 
 def bits_per_value(store: Store, tasks: Sequence[Task], model: Model | None) -> Callable[[Pipeline], float]:
-    """What measures a pipeline's bits per value over ``tasks``: 8 times all bytes of files ÷ keys and values."""
-    known: dict[Task, Inputs] = {}
+    """What measures a pipeline's bits per value over the starts of ``tasks``: 8 times all bytes, with headers, ÷ keys
+    and values."""
+    heads: dict[Task, tuple[KV, Inputs]] = {}
 
     def measure(pipeline: Pipeline) -> float:
         nbytes = elements = 0
         for task in tasks:
-            original = store.open(task.document, RAW, task.segment)
-            inputs = _inputs(store, task, pipeline, model, known)
-            _, chunks = artifact.serialize(artifact.compressed(original, pipeline, inputs))
-            nbytes += sum(len(chunk) for chunk in chunks)
-            elements += original.contents.geometry.n_elements
+            if task not in heads:
+                heads[task] = _head(store, task, pipeline, model)
+            kv, inputs = heads[task]
+            nbytes += encode(kv, pipeline, inputs=inputs).nbytes
+            elements += kv.n_elements
         return 8 * nbytes / max(elements, 1)
 
     return measure
@@ -289,12 +293,21 @@ def kl(store: Store, tasks: Sequence[Task], model: Model) -> Iterator[Callable[[
         yield measure
 
 
-def _inputs(
-    store: Store, task: Task, pipeline: Pipeline, model: Model | None, known: dict[Task, Inputs]
-) -> Inputs | None:
-    if not pipeline.needs or model is None:
-        return None
-    if task not in known:
+def _head(store: Store, task: Task, pipeline: Pipeline, model: Model | None) -> tuple[KV, Inputs]:
+    """A segment's first tokens, and what the pipeline needs of them, measured over all of the segment."""
+    inputs: Inputs = {}
+    if pipeline.needs and model is not None:
         parts = store.parts(task.document, RAW, task.segment)
-        known[task] = measure_inputs(model, parts, pipeline.needs)
-    return known[task]
+        inputs = measure_inputs(model, parts, pipeline.needs)
+    kv = store.read(task.document, RAW, task.segment)
+    n = min(HEAD, kv.n_tokens)
+    cut = {
+        name: [tensor[..., :n].clone() for tensor in tensors] if name in BY_TOKEN else tensors
+        for name, tensors in inputs.items()
+    }
+    # Views would keep all of a long segment in memory.
+    layers = tuple(
+        LayerKV(layer.keys[:, :n].clone(), layer.values[:, :n].clone(), layer.positions[:n])
+        for layer in kv.layers
+    )
+    return KV(layers, kv.token_ids[:n], kv.rope), cut

@@ -30,6 +30,8 @@ SINKS = 4
 SHRINK = 0.1
 """Of the mean sensitivity, added to each channel's: what few tokens show to be harmless need not be."""
 
+RANK = 1536
+
 SMALLEST = 0.008
 """Standard deviation below which a component is not kept; what is left out has a basis of its own for each layer."""
 
@@ -45,7 +47,7 @@ def fit(
     *,
     embedding: Tensor | None = None,
     features: int = 512,
-    rank: int = 1536,
+    rank: int | None = None,
     seed: int = 0,
 ) -> Calibration:
     """For keys and values of each run of layers of equal sizes: sensitivities, predictions, and a basis.
@@ -53,12 +55,14 @@ def fit(
     A channel's sensitivity comes from the samples' gradients: F, the mean of g · gᵀ over tokens, a matrix for each
     layer. Rows are weighted by F^½, so that an error's square says what it does to the loss. Of ``embedding`` [V, W],
     the model's own, ``features`` numbers for each token are kept, fewer where a vocabulary is large. At most ``rank``
-    components are kept, those whose standard deviation is not too small. Samples without gradients count for the basis
+    components are kept, by default 1,536, those whose standard deviation is not too small. Samples without gradients count for the basis
     and the predictions alone.
     ``samples`` is gone through three times, and gradients are used the first time only, so it may be lazy. Raises
-    CodecError for samples of several models, and for gradients of too few tokens.
+    CodecError for samples of several models, for gradients of too few tokens, and for fewer tokens than ``rank``.
     """
     learned = _Learned.of(samples)
+    if rank is not None and learned.tokens < rank:
+        raise CodecError(f"klt: rank {rank} needs at least {rank} tokens, here are {learned.tokens}")
     moments, covariances = learned.moments(embedding if features else None)
     facts: dict[str, Json] = {}
     tensors: dict[str, Tensor] = {}
@@ -75,7 +79,7 @@ def fit(
             maps = prediction.ridge(moments.seen, moments.crossed[name])
             left = prediction.residual(left, moments.seen, moments.crossed[name], maps)
         left /= learned.tokens
-        directions = leading(left, min(rank, len(left), learned.tokens), seed)
+        directions = leading(left, min(rank or RANK, len(left), learned.tokens), seed)
         deviation = ((directions @ left) * directions).sum(1).clamp(min=0).sqrt()
         kept = max(1, int((deviation > SMALLEST).sum()))
         channels = len(left) // len(group)

@@ -139,6 +139,8 @@ def test_samples_without_gradients_count_for_the_basis_alone() -> None:
     assert more.facts["tokens"] == 1200
     with pytest.raises(CodecError, match=r"gradients of 0 tokens .* give more text"):
         fitted([drawn(0, gradients=False)])
+    with pytest.raises(CodecError, match="rank 801 needs at least 801 tokens, here are 800"):
+        fitted([drawn(0), drawn(1)], rank=801)
 
 
 def test_what_is_far_from_the_calibration_is_coded_whole() -> None:
