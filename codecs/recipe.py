@@ -91,6 +91,14 @@ class Recipe:
         Raises CodecError for an unknown parameter or a value that is not allowed, with what is, and for a
         calibration of another method; NeedsCalibration where one is needed and not given.
         """
+        self.check(parameters)
+        defaults = {name: parameter.default for name, parameter in self.parameters.items()}
+        # Written one way, so that 1 and 1.0 are one pipeline.
+        parameters = {n: float(v) if type(defaults[n]) is float else v for n, v in parameters.items()}
+        return self.make(**(defaults | parameters), **self._calibrated(calibration))
+
+    def check(self, parameters: Mapping[str, Value]) -> None:
+        """Raises CodecError for parameters as ``build`` does, before there is a calibration."""
         for name, value in parameters.items():
             if name not in self.parameters:
                 known = ", ".join(self.parameters) or "none"
@@ -98,10 +106,6 @@ class Recipe:
             if not self.parameters[name].accepts(value):
                 choices = self.parameters[name].choices
                 raise CodecError(f"recipe {self.name!r}: {name} is {value!r}, expected {choices}")
-        defaults = {name: parameter.default for name, parameter in self.parameters.items()}
-        # Written one way, so that 1 and 1.0 are one pipeline.
-        parameters = {n: float(v) if type(defaults[n]) is float else v for n, v in parameters.items()}
-        return self.make(**(defaults | parameters), **self._calibrated(calibration))
 
     def _calibrated(self, calibration: Calibration | None) -> dict[str, Calibration]:
         if calibration is None:

@@ -28,11 +28,16 @@ def pipeline_of(
     value, for a calibration that is missing or of another method, and for sides that do not go together.
     """
     try:
-        base = _built(recipe, find, parameters)
-        sides = [
-            base if side is None else _side(option, str(side), recipe, find, parameters)
+        base = recipe, parameters
+        own = [
+            base if side is None else _side(option, str(side), recipe, parameters)
             for option, side in (("--keys", keys), ("--values", values))
         ]
+        # All of it before any calibration, which may have to be made first.
+        for name, given in (base, *own):
+            find_recipe(name).check(given)
+        first = _built(*own[0], find)
+        sides = [first, first if own[0] == own[1] else _built(*own[1], find)]
     except CodecError as error:
         raise UsageError(str(error)) from error
     if sides[0].layers != sides[1].layers:
@@ -43,19 +48,20 @@ def pipeline_of(
     return Pipeline(sides[0].keys, sides[1].values, sides[0].layers)
 
 
-def _built(recipe: str, find: Find | None, parameters: Parameters) -> Pipeline:
+def _built(recipe: str, parameters: Parameters, find: Find | None) -> Pipeline:
     found = find_recipe(recipe)
     return found.build(find(found) if find and found.calibration else None, **parameters)
 
 
-def _side(option: str, text: str, recipe: str, find: Find | None, parameters: Parameters) -> Pipeline:
+def _side(option: str, text: str, recipe: str, parameters: Parameters) -> tuple[str, Parameters]:
+    """A recipe and its parameters."""
     name, _, bits = text.rpartition(":") if ":" in text or _is_number(text) else (text, "", "")
-    own: Parameters = parameters if name in ("", recipe) else {}
+    own = parameters if name in ("", recipe) else {}
     if bits and not _is_number(bits):
         raise UsageError(
             f"{option} {text}: {bits!r} is no number of bits; expected BITS, RECIPE or RECIPE:BITS"
         )
-    return _built(name or recipe, find, {**own, **({"bits": int(bits)} if bits else {})})
+    return name or recipe, {**own, **({"bits": int(bits)} if bits else {})}
 
 
 def _is_number(text: str) -> bool:
