@@ -89,7 +89,8 @@ def calibrate(
     except CodecError as error:
         raise UsageError(
             f"{error}. It was given {progress.tokens_total} tokens of {progress.documents} documents; raise --tokens "
-            f"(now {tokens}), prefill more documents, or give more --text"
+            f"(now {tokens}), prefill more documents, give more --text, or compress with --recipe kivi, which "
+            "needs no calibration"
         ) from error
     source: dict[str, Json] = {
         "tokens": progress.tokens_total,

@@ -24,7 +24,7 @@ from .store import Store
 if TYPE_CHECKING:
     from .model import Model
 
-DEFAULT_RECIPE = "kivi"
+DEFAULT_RECIPE = "klt"
 
 
 @dataclass
@@ -80,15 +80,14 @@ def compress(
     ``model``, the one that the documents were prefilled with, is run for recipes that need more than keys and
     values (``pipeline_of(recipe).needs``). ``calibration``, or the digest of one in the store, is for recipes that
     need one; by default they take the newest of their method for the documents' model, and if there is none it is
-    made first, if ``model`` is given, as ``calibrate`` does from the store's documents.
+    made first, if ``model`` is given, as ``calibrate`` does from the store's documents. ``klt``, the default, needs both;
+    ``kivi`` needs neither.
 
     Raises ``UsageError`` for an unknown recipe, parameter or value, for a recipe that needs a model or a calibration
     without one, and for a calibration that the recipe has no use for.
     """
     started = time.monotonic()
-    variant = name or recipe
-    if variant == RAW:
-        raise UsageError(f"--name {RAW}: is kept for what prefill made; choose another")
+    variant = variant_name(recipe, name)
     chosen = [names] if isinstance(names, str) else list(dict.fromkeys(store if names is None else names))
     report = Report(variant=variant, documents_total=len(chosen))
     if not chosen:
@@ -139,6 +138,14 @@ def compress(
         raise report.problems[0]
     report.seconds = time.monotonic() - started
     return report
+
+
+def variant_name(recipe: str, name: str | None) -> str:
+    """What the variant is called. Raises ``UsageError`` for the name of what prefill made."""
+    variant = name or recipe
+    if variant == RAW:
+        raise UsageError(f"--name {RAW}: is kept for what prefill made; choose another")
+    return variant
 
 
 def _is_uncalibrated(recipe: str, find: Find) -> bool:

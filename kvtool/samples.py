@@ -151,7 +151,8 @@ class Samples(Sequence[Sample]):
         if tokens * each > KEPT_BYTES:
             raise UsageError(
                 f"--tokens: {tokens} tokens of {self.model.name} take {tokens * each / 1e9:.1f} GB while they are learned from, "
-                f"at most {KEPT_BYTES / 1e9:.1f} are allowed; give {int(KEPT_BYTES / each)} or fewer"
+                f"at most {KEPT_BYTES / 1e9:.1f} are allowed; give {int(KEPT_BYTES / each)} or fewer to "
+                "kvtool calibrate, or compress with --recipe kivi, which needs no calibration"
             )
 
 

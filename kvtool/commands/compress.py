@@ -15,7 +15,7 @@ def run(
     ] = None,
     recipe: Annotated[
         str, typer.Option("--recipe", help="How to compress; kvtool recipes lists them.")
-    ] = "kivi",
+    ] = "klt",
     bits: Annotated[
         Optional[float],
         typer.Option("--bits", help="Bits for each value: of codes, or in all for recipes with a dial."),
@@ -77,16 +77,19 @@ def run(
 ) -> int:
     """Compress the store's raw artifacts into a variant beside them.
 
-    Some recipes measure attention: for these the model is run that the documents were prefilled with.
+    Some recipes measure attention: for these the model is run that the documents were prefilled with. klt, the default, is one
+    of them, and learns that model first, once; kivi is quick and needs no model.
     """
     from ..calibrate import maker
     from ..calibrations import Make, MissingCalibration, finder
-    from ..compress import compress
+    from ..compress import compress, variant_name
     from ..config import settings
     from ..dial import asked
     from ..pipelines import pipeline_of
     from ..store import Store
 
+    # Before a calibration is made, which takes minutes.
+    variant_name(recipe, name)
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     opened = Store(chosen.store)
     given = {

@@ -32,8 +32,8 @@ def run(
         _announce("prefill docs/")
         if code := prefill.run(["docs/"], store=store):
             return code
-        _announce("compress --bits 4")
-        if code := compress.run(bits=4, store=store):
+        _announce("compress --recipe kivi --bits 4")
+        if code := compress.run(recipe="kivi", bits=4, store=store):
             return code
         _announce("ls")
         ls.run(store=store)

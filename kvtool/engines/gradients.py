@@ -63,7 +63,7 @@ def gradients(
     if not all(slope.isfinite().all() for slope in slopes):
         raise ModelError(
             f"{model.name}: gradients of its keys and values are not finite in {model.dtype_name}; calibrate with "
-            "--dtype float32, or bfloat16"
+            "--dtype float32, or bfloat16, or compress with --recipe kivi, which needs neither gradients nor attention"
         )
     positions = torch.arange(start, start + len(ids))
     kv = KV(_layers(noted, start, positions), torch.tensor(ids, dtype=torch.int64), model.rope)
@@ -140,5 +140,6 @@ def _layers(tensors: Sequence[Tensor], start: int, positions: Tensor) -> tuple[L
 def _untraceable(model: Model) -> ModelError:
     return ModelError(
         f"{model.name}: {model.config.model_type} does not hand its cache every layer's keys and values in a way that "
-        "gradients follow; recipes that are calibrated with gradients cannot be used with it"
+        "gradients follow, so that recipes which are calibrated with gradients cannot be used with it; compress with "
+        "--recipe kivi, which needs neither gradients nor attention"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 import kvtool
@@ -106,7 +107,7 @@ def test_ls(cli: Cli, store: Store) -> None:
 
 
 def test_show(cli: Cli, store: Store) -> None:
-    kvtool.compress(store)
+    kvtool.compress(store, recipe="kivi")
     shown = json.loads(cli("show", "c.txt", "--json").stdout)
     variant = {"digest": "str", "file": "str", "bytes": "int", "bits_per_value": "float"}
     recipe = shown["segments"][0]["variants"]["kivi"].pop("recipe")
@@ -192,12 +193,13 @@ def test_prefill(cli: Cli) -> None:
 
 
 def test_compress(cli: Cli, store: Store) -> None:
-    found = json.loads(cli("compress", "--bits", "4", "--json").stdout)
+    found = json.loads(cli("compress", "--recipe", "kivi", "--bits", "4", "--json").stdout)
     assert typed(found) == {
         "variant": "str",
         "dry_run": "bool",
         "compressed": ["str"],
         "unchanged": [],
+        "strayed": [],
         "problems": [],
         "raw_bytes": "int",
         "bytes": "int",
@@ -206,7 +208,28 @@ def test_compress(cli: Cli, store: Store) -> None:
     }
     assert found["compressed"] == THREE
     assert found["bytes"] == sum(store.size(name, "kivi") for name in THREE)
-    assert "3 documents" in cli("compress", "--name", "other").stderr
+    assert "3 documents" in cli("compress", "--recipe", "kivi", "--name", "other").stderr
+
+
+def test_compress_without_a_recipe_makes_a_calibration_and_says_so(cli: Cli, store: Store) -> None:
+    first = cli("compress").stderr
+    assert first.count("no calibration for tiny yet: making one from") == 1
+    assert "klt: compressed 3 documents" in first
+    assert [calibration.method for calibration in store.calibrations.values()] == ["klt"]
+    assert store["c.txt"].variants == ["raw", "klt"]
+    again = cli("compress", "--json")
+    assert "no calibration" not in again.stderr
+    assert json.loads(again.stdout)["unchanged"] == THREE
+
+
+def test_a_model_that_klt_cannot_learn_is_refused_with_what_to_do(
+    cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "kvtool.engines.gradients.cross_entropy", lambda *a, **k: cross_entropy(*a, **k).detach()
+    )
+    assert "compress with --recipe kivi" in error_of(cli("compress", code=FAILED))
+    assert store["c.txt"].variants == ["raw"]
 
 
 def test_ask(cli: Cli, store: Store) -> None:
@@ -258,12 +281,13 @@ def test_recipes(cli: Cli) -> None:
 def test_help_says_what_is_the_default(cli: Cli) -> None:
     shown = cli("compress", "--help").stdout
     assert "(default: all)" in shown
+    assert "[default: klt]" in shown
     assert "(default: kv-store)" in shown
 
 
 def test_compress_with_sides_of_their_own(cli: Cli, store: Store) -> None:
     cli("compress", "--recipe", "kivi", "--keys", "4", "--values", "turboquant:3", "--sinks", "2")
-    cli("compress", "--bits", "4", "--recent", "0", "--set", "group=16", "--name", "wide")
+    cli("compress", "--recipe", "kivi", "--bits", "4", "--recent", "0", "--set", "group=16", "--name", "wide")
     made = {
         name: variant.recipe["pipeline"]
         for name, variant in store["c.txt"].segments[0].variants.items()
@@ -280,16 +304,18 @@ def test_compress_with_sides_of_their_own(cli: Cli, store: Store) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--bits", "0"], "bits is 0, expected 1 to 8"),
-        (["--bits", "17"], "bits is 17, expected 1 to 8"),
-        (["--keys", "17"], "bits is 17, expected 1 to 8"),
-        (["--keys", "kiwi"], "'kiwi'"),
-        (["--values", "kivi:many"], "'many' is no number of bits"),
-        (["--keys", "xkv"], "--keys and --values: code 4 and 1 layers together"),
+        (["--recipe", "kivi", "--bits", "0"], "bits is 0, expected 1 to 8"),
+        (["--recipe", "kivi", "--bits", "17"], "bits is 17, expected 1 to 8"),
+        (["--recipe", "kivi", "--keys", "17"], "bits is 17, expected 1 to 8"),
+        (["--recipe", "kivi", "--keys", "kiwi"], "'kiwi'"),
+        (["--recipe", "kivi", "--values", "kivi:many"], "'many' is no number of bits"),
+        (["--recipe", "kivi", "--keys", "xkv"], "--keys and --values: code 4 and 1 layers together"),
         (["--recipe", "lossless", "--recent", "3"], "no parameter 'recent'; it has: level"),
         (["--set", "group"], "expected NAME=VALUE"),
         (["--set", "recipe=nf4"], "recipe is no parameter of a recipe"),
-        (["--set", "group=0.5"], "group is 0.5, expected 1 to"),
+        (["--recipe", "kivi", "--set", "group=0.5"], "group is 0.5, expected 1 to"),
+        (["--recent", "32"], "recipe 'klt' has no parameter 'recent'; it has: step, power"),
+        (["--keys", "kivi:4", "--values", "4"], "recipe 'klt' has no parameter 'bits'"),
         (["--recipe", "cachegen", "--set", "level=9"], "level is 9, expected 1, 2, 3, 4, 5"),
     ],
 )
@@ -399,7 +425,7 @@ def test_failures(
         ["ask", "What?", "--doc", "c.txt", "--max-tokens", "0"],
         ["ask", "What?", "--doc", "c.txt", "--temperature", "-1"],
         ["compress", "--recipe", "gzip"],
-        ["compress", "--bits", "99"],
+        ["compress", "--recipe", "kivi", "--bits", "99"],
         ["compress", "--name", "raw"],
         ["prefill", "docs", "--system", "x", "--no-prefix"],
         ["prefill", "docs", "--segment-tokens", "0"],
@@ -437,7 +463,7 @@ def test_nothing_done_is_failed(cli: Cli, corpus: Path) -> None:
 
 def test_compress_done_in_part(cli: Cli, store: Store) -> None:
     store.path_of(store["c.txt"].segments[0].variants["raw"]).unlink()
-    result = cli("compress", "--json", code=PARTLY)
+    result = cli("compress", "--recipe", "kivi", "--json", code=PARTLY)
     assert json.loads(result.stdout)["compressed"] == THREE[1:]
     assert "c.txt: its artifact" in result.stderr
 
@@ -464,11 +490,11 @@ def test_compress_runs_the_model_for_recipes_that_need_it(
 
 
 def test_recompressing_with_other_bits_is_refused(cli: Cli, store: Store) -> None:
-    cli("compress", "c.txt", "--bits", "2")
+    cli("compress", "c.txt", "--recipe", "kivi", "--bits", "2")
     made = store["c.txt"]
-    assert "--replace" in error_of(cli("compress", "c.txt", "--bits", "4", code=FAILED))
+    assert "--replace" in error_of(cli("compress", "c.txt", "--recipe", "kivi", "--bits", "4", code=FAILED))
     assert store["c.txt"] == made
-    cli("compress", "c.txt", "--bits", "4", "--replace")
+    cli("compress", "c.txt", "--recipe", "kivi", "--bits", "4", "--replace")
     assert store["c.txt"] != made
 
 
@@ -514,7 +540,7 @@ def test_a_full_disk(cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("kvtool.fs.os.fsync", full)
     assert "the disk is full. What was stored before is safe" in error_of(cli("prefill", "docs", code=FAILED))
-    assert "the disk is full" in cli("compress", code=FAILED).stderr
+    assert "the disk is full" in cli("compress", "--recipe", "kivi", code=FAILED).stderr
     assert {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()} == before
 
 

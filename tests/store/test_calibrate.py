@@ -135,7 +135,10 @@ def test_what_would_take_too_much_memory_is_refused(
     store: Store, tiny: kvtool.Model, centred: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samples, "KEPT_BYTES", 10_000)
-    with pytest.raises(UsageError, match=r"--tokens: .* tokens of tiny .* give 78 or fewer"):
+    with pytest.raises(
+        UsageError,
+        match=r"--tokens: .* tokens of tiny .* give 78 or fewer to kvtool calibrate, or .*--recipe kivi",
+    ):
         calibrate(store, model=tiny, recipe="centred")
     assert calibrate(store, model=tiny, recipe="centred", tokens=78)
 
@@ -209,7 +212,8 @@ def test_what_fit_refuses_names_the_option(
 
     fitted_with(fit=fit)
     with pytest.raises(
-        UsageError, match=r"expected 500. It was given \d+ tokens of 3 documents; raise --tokens"
+        UsageError,
+        match=r"expected 500. It was given \d+ tokens of 3 documents; raise --tokens.* --recipe kivi",
     ):
         calibrate(store, model=tiny, recipe="centred")
     assert not store.calibrations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import kvtool
 from kvtool import Store, encode
+from kvtool.codecs.quantize.deadzone import Deadzone
 from kvtool.codecs.registry import recipes
 from kvtool.codecs.transform.window import Window
 from kvtool.compress import Report
@@ -42,10 +44,10 @@ def test_lossless_is(store: Store) -> None:
 
 def test_again_is_nothing_and_the_raw_artifacts_stay(store: Store) -> None:
     raw = {p: p.read_bytes() for p in store.root.rglob("*.safetensors")}
-    kvtool.compress(store)
+    kvtool.compress(store, recipe="kivi")
     first = {p: p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()}
     assert first.items() >= raw.items()
-    report = kvtool.compress(store)
+    report = kvtool.compress(store, recipe="kivi")
     assert report.compressed == []
     assert report.unchanged == THREE
     assert {p: p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()} == first
@@ -60,29 +62,29 @@ def test_the_same_recipe_gives_the_same_bytes(store: Store) -> None:
 
 
 def test_other_bits_under_the_same_name_need_replace(store: Store) -> None:
-    kvtool.compress(store, bits=2)
+    kvtool.compress(store, recipe="kivi", bits=2)
     before = dict(store)
-    report = kvtool.compress(store, bits=4)
+    report = kvtool.compress(store, recipe="kivi", bits=4)
     assert len(report.problems) == 3
     assert "--name" in str(report.problems[0])
     assert "--replace" in str(report.problems[0])
     with pytest.raises(StoreError, match="made otherwise"):
-        kvtool.compress(store, ["c.txt"], bits=4)
+        kvtool.compress(store, ["c.txt"], recipe="kivi", bits=4)
     assert dict(store) == before
-    report = kvtool.compress(store, bits=4, replace=True)
+    report = kvtool.compress(store, recipe="kivi", bits=4, replace=True)
     assert report.compressed == THREE
     assert store.size("c.txt", "kivi") == report.nbytes - sum(store.size(n, "kivi") for n in THREE[1:])
 
 
 def test_variants_of_what_changed_are_dropped_and_others_kept(store: Store, tiny: kvtool.Model) -> None:
-    kvtool.compress(store)
+    kvtool.compress(store, recipe="kivi")
     Path("docs/a.md").write_text("# Apples\n\nThe red apple costs four crowns.\n")
     report = kvtool.prefill(["docs", "c.txt"], model=tiny, store=store)
     assert report.prefilled == ["docs/a.md"]
     assert store["docs/a.md"].variants == ["raw"]
     assert store["docs/b.md"].variants == store["c.txt"].variants == ["raw", "kivi"]
     assert len(store.collect(dry_run=True)) == 2
-    assert kvtool.compress(store).compressed == ["docs/a.md"]
+    assert kvtool.compress(store, recipe="kivi").compressed == ["docs/a.md"]
 
 
 def test_of_a_long_document_the_unchanged_segments_keep_theirs(store: Store, tiny: kvtool.Model) -> None:
@@ -90,7 +92,7 @@ def test_of_a_long_document_the_unchanged_segments_keep_theirs(store: Store, tin
     Path("long.md").write_text("\n\n".join(paragraphs))
     options = {"model": tiny, "store": store, "segment_tokens": 40}
     kvtool.prefill(["long.md"], **options)  # type: ignore[arg-type]
-    kvtool.compress(store, ["long.md"])
+    kvtool.compress(store, ["long.md"], recipe="kivi")
     before = store["long.md"]
     assert len(before.segments) == 4
     paragraphs[3] = "Paragraph 3 was rewritten lately."
@@ -100,7 +102,7 @@ def test_of_a_long_document_the_unchanged_segments_keep_theirs(store: Store, tin
     assert after.segments[:3] == before.segments[:3]
     assert list(after.segments[3].variants) == ["raw"]
     assert after.variants == ["raw"]
-    report = kvtool.compress(store, ["long.md"])
+    report = kvtool.compress(store, ["long.md"], recipe="kivi")
     assert report.compressed == ["long.md"]
     assert store["long.md"].variants == ["raw", "kivi"]
 
@@ -116,7 +118,7 @@ def test_a_missing_variant_is_made_again(store: Store) -> None:
 
 def test_one_document_that_cannot_be_compressed_does_not_stop_the_others(store: Store) -> None:
     store.path_of(store["docs/a.md"].segments[0].variants["raw"]).unlink()
-    report = kvtool.compress(store)
+    report = kvtool.compress(store, recipe="kivi")
     assert report.compressed == ["c.txt", "docs/b.md"]
     assert "docs/a.md" in str(report.problems[0])
     assert store["docs/a.md"].variants == ["raw"]
@@ -126,12 +128,12 @@ def test_one_document_that_cannot_be_compressed_does_not_stop_the_others(store: 
     ("options", "says"),
     [
         ({"recipe": "gzip"}, "no recipe is called 'gzip'; there are: .*kivi"),
-        ({"bits": 0}, "bits"),
-        ({"bits": 17}, "bits"),
-        ({"bits": "two"}, "bits"),
-        ({"colour": 3}, "colour"),
+        ({"recipe": "kivi", "bits": 0}, "bits"),
+        ({"recipe": "kivi", "bits": 17}, "bits"),
+        ({"recipe": "kivi", "bits": "two"}, "bits"),
+        ({"colour": 3}, "recipe 'klt' has no parameter 'colour'"),
         ({"recipe": "lossless", "bits": 2}, "bits"),
-        ({"name": "raw"}, "raw: is kept"),
+        ({"recipe": "kivi", "name": "raw"}, "raw: is kept"),
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(
@@ -145,10 +147,38 @@ def test_options_that_make_no_sense_are_usage_errors(
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     store = Store(tmp_path / "none")
-    assert kvtool.compress(store).documents_total == 0
+    assert kvtool.compress(store, recipe="kivi").documents_total == 0
     with pytest.raises(StoreError, match="the store is empty"):
-        kvtool.compress(store, ["x"])
+        kvtool.compress(store, ["x"], recipe="kivi")
     assert not store.root.exists()
+
+
+# The default
+
+
+def test_without_a_recipe_it_is_klt_calibrated_first(
+    store: Store, tiny: kvtool.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kvtool")
+    report = kvtool.compress(store, model=tiny)
+    assert (report.variant, report.compressed) == ("klt", THREE)
+    assert caplog.text.count("no calibration for tiny yet: making one") == 1
+    (made,) = store.calibrations.values()
+    assert (made.method, made.model) == ("klt", tiny.fingerprint)
+    klt = recipes()["klt"]
+    (stage,) = [s for s in klt.build(made).keys if isinstance(s, Deadzone)]
+    assert stage.step == klt.parameters["step"].default
+    assert store.open("c.txt", "klt").contents.pipeline.keys == klt.build(made).keys
+    again = kvtool.compress(store, model=tiny)
+    assert (again.compressed, again.unchanged) == ([], THREE)
+    assert list(store.calibrations) == [made.digest]
+
+
+def test_without_a_recipe_or_a_model_nothing_else_is_taken(store: Store) -> None:
+    before = dict(store)
+    with pytest.raises(UsageError, match=r"'klt' needs a calibration"):
+        kvtool.compress(store)
+    assert dict(store) == before
 
 
 # Recipes that need more than keys and values
@@ -225,10 +255,10 @@ def test_what_an_interrupted_run_left_is_taken_up(store: Store, monkeypatch: pyt
     pipeline = pipeline_of("kivi")
     left = encode.encode_segment(store, encode.Task("c.txt", 0), pipeline)
     with pytest.raises(KeyboardInterrupt):
-        kvtool.compress(store, ["docs/a.md", "docs/b.md"], on_progress=killed)
+        kvtool.compress(store, ["docs/a.md", "docs/b.md"], recipe="kivi", on_progress=killed)
     assert "kivi" in store["docs/a.md"].variants
     monkeypatch.setattr(encode, "encode_segment", lambda *_: pytest.fail("encoded again"))
-    assert kvtool.compress(store, ["c.txt"]).compressed == ["c.txt"]
+    assert kvtool.compress(store, ["c.txt"], recipe="kivi").compressed == ["c.txt"]
     assert store["c.txt"].segments[0].variants["kivi"].artifact == left.artifact
 
 
@@ -264,18 +294,20 @@ def test_what_was_prefilled_again_meanwhile_gets_no_variant_of_what_it_was(
             kvtool.prefill(["docs"], model=tiny, store=store)
             store.remove("docs/b.md")
 
-    report = kvtool.compress(store, on_progress=changes)
+    report = kvtool.compress(store, recipe="kivi", on_progress=changes)
     assert report.compressed == ["c.txt"]
     again, removed = map(str, report.problems)
     assert "docs/a.md: was prefilled again meanwhile" in again
     assert "docs/b.md" in removed
     assert store["docs/a.md"].variants == ["raw"]
-    assert kvtool.compress(store).compressed == ["docs/a.md"]
+    assert kvtool.compress(store, recipe="kivi").compressed == ["docs/a.md"]
 
 
 def test_progress_counts_what_was_there(store: Store) -> None:
-    kvtool.compress(store, ["c.txt"])
+    kvtool.compress(store, ["c.txt"], recipe="kivi")
     seen: list[tuple[int, int]] = []
-    kvtool.compress(store, on_progress=lambda r: seen.append((r.segments_done, r.segments_total)))
+    kvtool.compress(
+        store, recipe="kivi", on_progress=lambda r: seen.append((r.segments_done, r.segments_total))
+    )
     assert seen == [(2, 3), (3, 3)]
-    assert kvtool.compress(store, ["c.txt", "c.txt"]).unchanged == ["c.txt"]
+    assert kvtool.compress(store, ["c.txt", "c.txt"], recipe="kivi").unchanged == ["c.txt"]

@@ -460,7 +460,7 @@ def test_a_disk_that_cannot_be_written(
     assert disk.load("c.txt", tiny).get_seq_length() == 31
     for attempt in (
         lambda: kvtool.prefill(["docs"], model=tiny, store=disk),
-        lambda: kvtool.compress(disk),
+        lambda: kvtool.compress(disk, recipe="kivi"),
         lambda: disk.remove("c.txt"),
         lambda: disk.discard(disk["c.txt"].artifacts[0]),
         disk.collect,
