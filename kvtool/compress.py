@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import artifact
@@ -80,8 +81,8 @@ def compress(
     ``model``, the one that the documents were prefilled with, is run for recipes that need more than keys and
     values (``pipeline_of(recipe).needs``). ``calibration``, or the digest of one in the store, is for recipes that
     need one; by default they take the newest of their method for the documents' model, and if there is none it is
-    made first, if ``model`` is given, as ``calibrate`` does from the store's documents. ``klt``, the default, needs both;
-    ``kivi`` needs neither.
+    made first, as ``calibrate`` does from the store's documents. ``klt``, the default, needs both; ``kivi`` needs
+    neither. Without ``model`` the embedded one is loaded where one is needed, if it prefilled any of the documents.
 
     Raises ``UsageError`` for an unknown recipe, parameter or value, for a recipe that needs a model or a calibration
     without one, and for a calibration that the recipe has no use for.
@@ -93,6 +94,10 @@ def compress(
     if not chosen:
         return report
     report.target, left = asked(recipe, parameters)
+    if model is None and not dry_run:
+        find = finder(store, chosen, calibration)
+        if _needs_model(partial(pipeline_of, recipe, keys, values, find, **left), report.target):
+            model = _default_model(store, chosen)
     find = finder(store, chosen, calibration, None if dry_run else maker(store, model))
     if dry_run and _is_uncalibrated(recipe, find):
         report.compressed += [document for document in chosen if document in store]
@@ -138,6 +143,26 @@ def compress(
         raise report.problems[0]
     report.seconds = time.monotonic() - started
     return report
+
+
+def _needs_model(build: Callable[[], Pipeline], target: Target | None) -> bool:
+    try:
+        needs = build().needs
+    except MissingCalibration:
+        return True
+    return bool(needs) or (target is not None and target.needs_model)
+
+
+def _default_model(store: Store, names: Iterable[str]) -> Model | None:
+    """The model that ``load_model`` gives where none is named, if any of the documents is its own."""
+    from .model import load_model
+
+    try:
+        found = load_model()
+    except KvtoolError:
+        return None
+    own = (store[name].model["fingerprint"] for name in names if name in store)
+    return found if found.fingerprint in own else None
 
 
 def variant_name(recipe: str, name: str | None) -> str:

@@ -55,8 +55,8 @@ def fit(
     A channel's sensitivity comes from the samples' gradients: F, the mean of g · gᵀ over tokens, a matrix for each
     layer. Rows are weighted by F^½, so that an error's square says what it does to the loss. Of ``embedding`` [V, W],
     the model's own, ``features`` numbers for each token are kept, fewer where a vocabulary is large. At most ``rank``
-    components are kept, by default 1,536, those whose standard deviation is not too small. Samples without gradients count for the basis
-    and the predictions alone.
+    components are kept, by default 1,536, those whose standard deviation is not too small. Samples without gradients
+    count for the basis and the predictions alone.
     ``samples`` is gone through three times, and gradients are used the first time only, so it may be lazy. Raises
     CodecError for samples of several models, for gradients of too few tokens, and for fewer tokens than ``rank``.
     """
