@@ -75,8 +75,13 @@ class Basis:
         """[rank, width]"""
         return self.directions[2 * self.sizes.features :]
 
-    def directions_in(self, dtype: torch.dtype) -> Tensor:
-        return self.directions if dtype == torch.float32 else self._short
+    def directions_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of what a token says of itself, of what it says of the next, and of the components: each
+        [n, L, C], in float32 or bfloat16."""
+        all_of_them = self.directions if dtype == torch.float32 else self._short
+        by_layer = all_of_them.view(-1, self.sizes.layers, self.sizes.channels)
+        n = self.sizes.features
+        return by_layer[:n], by_layer[n : 2 * n], by_layer[2 * n :]
 
     @cached_property
     def _short(self) -> Tensor:
@@ -86,15 +91,16 @@ class Basis:
         """What the tokens [T] let expect: [T, width]. A token that the table lacks says nothing."""
         return self.mean + self.features(token_ids) @ self.prediction
 
+    def said(self, token_ids: Tensor) -> Tensor:
+        """[T, features]: the table's rows for these tokens, zeros for those beyond it."""
+        shape = (self.sizes.vocabulary, self.sizes.features)
+        if not all(shape):
+            return torch.zeros(len(token_ids), self.sizes.features)
+        return some_rows(self.calibration, TABLE, shape, token_ids)
+
     def features(self, token_ids: Tensor) -> Tensor:
         """[T, 2 · features]: those of each token and of the one before it; nothing stands before the first."""
-        shape = (self.sizes.vocabulary, self.sizes.features)
-        own = (
-            some_rows(self.calibration, TABLE, shape, token_ids)
-            if all(shape)
-            else torch.zeros(len(token_ids), 0)
-        )
-        return with_previous(own)
+        return with_previous(self.said(token_ids))
 
     @cached_property
     def sensitivity(self) -> Tensor:

@@ -89,11 +89,14 @@ class Klt(Stage):
         # Small components are often 0 in all of a segment: those behind the last that is not are left out.
         found = y["x"][:, : basis.sizes.rank]
         used = int(found.ne(0).any(0).nonzero().amax()) + 1 if found.any() else 0
-        left = torch.cat([basis.features(ids), found[:, :used]], 1)
+        # A text says the same words again: what each foretells is worked out once.
+        words, where = ids.unique(return_inverse=True)
+        said = basis.said(words)
         # A fine step is not to be blurred by 16 bits.
-        dtype = torch.float32 if self.whole else factors(left.numel() * basis.sizes.width)
-        left = left.to(dtype)
-        right = basis.directions_in(dtype)[: left.shape[1]].view(-1, layers, heads * channels)
+        dtype = torch.float32 if self.whole else factors((tokens * used + said.numel()) * basis.sizes.width)
+        said, found = said.to(dtype), found[:, :used].to(dtype)
+        own_said, last_said, directions = basis.directions_in(dtype)
+        directions = directions[:used]
         rest = None
         if self.whole:
             rest = torch.empty(tokens, basis.sizes.width)
@@ -101,7 +104,9 @@ class Klt(Stage):
             rest = rest.view(tokens, layers, heads * channels)
         out = torch.empty(array.shape, dtype=array.dtype)
         for index in range(layers):
-            own = (left @ right[:, index]).float() + basis.mean.view(layers, -1)[index]
+            own = (found @ directions[:, index]).float() + basis.mean.view(layers, -1)[index]
+            own += (said @ own_said[:, index])[where]
+            own[1:] += (said @ last_said[:, index])[where[:-1]]
             if rest is not None:
                 own += rest[:, index] @ basis.complement[index]
             out[index] = saturated(own.view(tokens, heads, channels).transpose(0, 1), array.dtype)
