@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -22,6 +23,10 @@ from kvtool.codecs import KV, LayerKV, Recipe, registry
 with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
     patch.setenv("TRITON_INTERPRET", "1")
     importlib.import_module("triton.language")
+
+# Whatever else a machine is doing, no test fails for taking long.
+hypothesis.settings.register_profile("kvtool", deadline=None)
+hypothesis.settings.load_profile("kvtool")
 
 CACHE_DIR = os.environ.get("KVTOOL_CACHE_DIR")
 TEXTS = {

@@ -84,7 +84,7 @@ def test_what_is_fitted_describes_tables(model: Model, rows: int, levels: int, t
 
 @each_model
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_side_bytes_are_tables_or_refused(model: Model, data: st.DataObject) -> None:
     rows, levels, tokens = data.draw(st.sampled_from(SIZES))
     fitted = model.fit(random_counts(rows, levels, tokens), tokens)

@@ -99,7 +99,7 @@ def test_older_encodings_are_recognized(read, text, encoding):
     assert read("a.txt", text.encode(encoding)) == text
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.binary(max_size=200), suffix=st.sampled_from([".txt", ".html", ".pdf"]))
 def test_any_bytes_are_text_or_a_document_error(tmp_path_factory, data, suffix):
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"

@@ -36,7 +36,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(TEXTS, st.integers(1, 40), st.sampled_from([words, quarter_bytes, uneven, len]))
 def test_pieces_partition_the_text_and_fit(text, limit, count):
     pieces = split(text, count_tokens=count, limit=limit)

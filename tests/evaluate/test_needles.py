@@ -63,7 +63,7 @@ def needle(question: Question) -> list[str]:
     return [f"The magic number for {key} is" for key in re.findall(r"for (\w+)", question.text)]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     st.lists(st.sampled_from(DOCUMENTS), min_size=1, max_size=4),
     st.integers(100, 700),

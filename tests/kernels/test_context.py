@@ -140,14 +140,14 @@ def test_what_is_flipped_is_refused_or_gives_other_codes(kernels: Any) -> None:
 
 
 @given(content=st.binary(max_size=60), shape=st.tuples(st.integers(0, 9), st.integers(0, 5)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_bytes_are_decoded_or_refused_as_by_the_reference(content: bytes, shape: tuple[int, int]) -> None:
     stream, given = torch.tensor(list(content), dtype=torch.uint8), given_of(*shape)
     assert outcome(cpu, stream, shape[0], given) == outcome(reference, stream, shape[0], given)
 
 
 @given(data=st.data(), shape=st.tuples(st.integers(1, 9), st.integers(1, 6)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_all_codes_come_back_under_all_that_may_be_given(data: st.DataObject, shape: tuple[int, int]) -> None:
     def drawn(low: int, high: int, *sizes: int) -> Tensor:
         n = torch.Size(sizes).numel()

@@ -34,7 +34,7 @@ def random_codes(n: int, bits: int) -> torch.Tensor:
 
 
 @given(data=st.data(), bits=st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_unpack_undoes_pack(kernels: dispatch.Kernels, data: st.DataObject, bits: int) -> None:
     codes = torch.tensor(data.draw(st.lists(st.integers(0, (1 << bits) - 1), max_size=70)), dtype=torch.uint8)
     packed = kernels.pack(codes, bits)

@@ -153,7 +153,7 @@ def test_what_is_flipped_is_refused_or_gives_other_codes(kernels: dispatch.Kerne
     lanes=st.sampled_from([4, 32]),
     levels=st.sampled_from([1, 2, 9, 256]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_bytes_are_decoded_or_refused_as_by_the_reference(
     kernels: dispatch.Kernels, content: bytes, shape: tuple[int, int, int], lanes: int, levels: int
 ) -> None:
