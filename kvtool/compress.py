@@ -30,7 +30,8 @@ DEFAULT_RECIPE = "klt"
 
 @dataclass
 class Report:
-    """What a run has done so far. Bytes are of the documents' raw artifacts and of the variants just made.
+    """What a run has done so far. Bytes are of the documents' raw artifacts and of the variants just made, and of the
+    calibrations that these need, which all documents of a model share.
 
     ``strayed`` are segments so unlike the calibration's text that they were coded otherwise, in more bytes.
     """
@@ -45,6 +46,7 @@ class Report:
     segments_done: int = 0
     raw_nbytes: int = 0
     nbytes: int = 0
+    calibration_nbytes: int = 0
     n_elements: int = 0
     seconds: float = 0.0
     target: Target | None = None
@@ -120,6 +122,7 @@ def compress(
         raise UsageError(f"--calibration: recipe {recipe!r} takes none; leave it out")
     refuse_unmet(recipe, pipeline, model)
     made["pipeline"] = pipeline.to_config()
+    report.calibration_nbytes = sum(held.nbytes for held in pipeline.calibrations)
     # An empty store is not made one by asking.
     with store.writing() if store and not dry_run else nullcontext():
         run = _Run(store, variant, made, pipeline, report)

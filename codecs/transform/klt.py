@@ -90,7 +90,7 @@ class Klt(Stage):
         found = y["x"][:, : basis.sizes.rank]
         used = int(found.ne(0).any(0).nonzero().amax()) + 1 if found.any() else 0
         # A text says the same words again: what each foretells is worked out once.
-        words, where = ids.unique(return_inverse=True)
+        words, where = torch.unique(ids, return_inverse=True)
         said = basis.said(words)
         # A fine step is not to be blurred by 16 bits.
         dtype = torch.float32 if self.whole else factors((tokens * used + said.numel()) * basis.sizes.width)

@@ -145,6 +145,7 @@ def run(
                 "problems": [str(error) for error in report.problems],
                 "raw_bytes": report.raw_nbytes,
                 "bytes": report.nbytes,
+                "calibration_bytes": report.calibration_nbytes,
                 "bits_per_value": round(bits_per_value, 4),
                 "seconds": round(report.seconds, 3),
             }
@@ -159,6 +160,11 @@ def run(
             + (f"; {len(report.unchanged)} were there already" if report.unchanged else "")
             + f"; {common.size(report.raw_nbytes)} → {common.size(report.nbytes)}, {bits_per_value:.2f} bits per value, "
             f"ratio {16 / bits_per_value:.1f} to 16 bits"
+            + (
+                f"; beside them {common.size(report.calibration_nbytes)} of calibration, for all documents of the model"
+                if report.calibration_nbytes
+                else ""
+            )
         )
     elif not report.problems:
         common.say(f"nothing to compress: {opened.root} is empty; run kvtool prefill first")

@@ -203,6 +203,7 @@ def test_compress(cli: Cli, store: Store) -> None:
         "problems": [],
         "raw_bytes": "int",
         "bytes": "int",
+        "calibration_bytes": "int",
         "bits_per_value": "float",
         "seconds": "float",
     }
@@ -215,6 +216,7 @@ def test_compress_without_a_recipe_makes_a_calibration_and_says_so(cli: Cli, sto
     first = cli("compress").stderr
     assert first.count("no calibration for tiny yet: making one from") == 1
     assert "klt: compressed 3 documents" in first
+    assert "of calibration, for all documents of the model" in first
     assert [calibration.method for calibration in store.calibrations.values()] == ["klt"]
     assert store["c.txt"].variants == ["raw", "klt"]
     again = cli("compress", "--json")
