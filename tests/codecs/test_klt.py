@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, Place, Rope, Sample, Spec, decode, encode
+from kvtool.codecs import (
+    KV,
+    CodecError,
+    LayerKV,
+    Pipeline,
+    Place,
+    Rope,
+    Sample,
+    Spec,
+    decode,
+    encode,
+    products,
+)
 from kvtool.codecs.basis import basis_of
 from kvtool.codecs.calibrate import klt
 from kvtool.codecs.calibrate.principal import leading
@@ -128,6 +140,20 @@ def test_all_components_give_all_back() -> None:
     coded = stage.encode(given, spec)
     back = stage.decode({**coded, "token_ids": sample.kv.token_ids}, spec)["x"]
     torch.testing.assert_close(back, given["x"], rtol=0, atol=0.02)
+
+
+def test_products_in_16_bits_stay_within_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = drawn(5)
+    stage, spec = Klt(fitted(embedding=EMBEDDING, features=6, rank=12), "values"), spec_of(drawn(5))
+    given = {"x": values(sample), "token_ids": sample.kv.token_ids}
+    coded = {**stage.encode(given, spec), "token_ids": sample.kv.token_ids}
+    whole = stage.decode(coded, spec)["x"]
+    monkeypatch.setattr(products, "FROM", 0)
+    monkeypatch.setattr(products, "_fast", lambda: True)
+    short = stage.decode(coded, spec)["x"]
+    assert not torch.equal(short, whole)
+    assert (short - whole).norm() < 0.01 * whole.norm()
+    assert (short - given["x"]).abs().amax() <= stage.error(given, spec)
 
 
 def test_samples_without_gradients_count_for_the_basis_alone() -> None:
