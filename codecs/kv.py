@@ -44,6 +44,11 @@ class KV:
     token_ids: Tensor
     rope: Mapping[str, Any] = field(default_factory=dict)
 
+    def of(self, tokens: range) -> KV:
+        """These tokens alone, as views."""
+        layers = tuple(layer.of(tokens) for layer in self.layers)
+        return KV(layers, self.token_ids[tokens.start : tokens.stop], self.rope)
+
     @property
     def n_tokens(self) -> int:
         return int(self.token_ids.shape[0])

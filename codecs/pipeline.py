@@ -85,15 +85,15 @@ class Pipeline:
         given = self._given(layers, inputs)
         sides: dict[str, tuple[Stage, ...]] = {}
         for side, stages, specs in (("keys", self.keys, plan.keys), ("values", self.values, plan.values)):
-            sides[side] = stages
+            own, at_stage = list(stages), _inputs(stages, specs, given)
             payload: Payload = {"x": self._stack([getattr(layer, side) for layer in layers])}
             last = max((n for n, stage in enumerate(stages) if _chooses(stage)), default=-1)
-            for n, extra in enumerate(_inputs(stages, specs, given)[: last + 1]):
-                at_stage = {**payload, **extra}
-                own = stages[n].suited(at_stage, specs[n])
-                sides[side] = (*sides[side][:n], own, *stages[n + 1 :])
+            for n in range(last + 1):
+                payload = {**payload, **at_stage[n]}
+                own[n] = stages[n].suited(payload, specs[n])
                 if n < last:
-                    payload = stages[n].encode(at_stage, specs[n])
+                    payload = stages[n].encode(payload, specs[n])
+            sides[side] = tuple(own)
         return Pipeline(**sides, layers=self.layers)
 
     def encode(

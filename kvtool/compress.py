@@ -281,8 +281,11 @@ class _Run:
         if isinstance(outcome, KvtoolError):
             self.fail(task.document, outcome)
             return
-        if self.pipeline.chooses and self.store.open_artifact(outcome).contents.pipeline != self.pipeline:
-            self.report.strayed.append(task)
+        try:
+            self._note_if_strayed(task, outcome)
+        except KvtoolError as error:
+            self.fail(task.document, error)
+            return
         segments = self.unfinished[task.document]
         segments[task.segment] = Variant(outcome.artifact, outcome.nbytes, self.made)
         if all(segments.values()):
@@ -292,6 +295,10 @@ class _Run:
                 self.fail(task.document, error)
             else:
                 del self.unfinished[task.document]
+
+    def _note_if_strayed(self, task: Task, made: Variant) -> None:
+        if self.pipeline.chooses and self.store.open_artifact(made).contents.pipeline != self.pipeline:
+            self.report.strayed.append(task)
 
     def fail(self, document: str, error: KvtoolError) -> None:
         self.unfinished.pop(document, None)

@@ -1,4 +1,4 @@
-"""One number for how small or how good: a recipe's dial is turned until real files reach it.
+"""One number for how small or how good: a recipe's dial is turned until what it gives reaches it.
 
 Sizes are those of encoded tensors with headers; KL is measured by running the model, as ``kvtool eval`` does. Both on
 the starts of a few segments, spread over the documents.
@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -300,15 +300,11 @@ def _head(store: Store, task: Task, pipeline: Pipeline, model: Model | None) -> 
     if pipeline.needs and model is not None:
         parts = store.parts(task.document, RAW, task.segment)
         inputs = measure_inputs(model, parts, pipeline.needs)
-    kv = store.read(task.document, RAW, task.segment)
-    n = min(HEAD, kv.n_tokens)
     cut = {
-        name: [tensor[..., :n].clone() for tensor in tensors] if name in BY_TOKEN else tensors
+        name: [tensor[..., :HEAD].clone() for tensor in tensors] if name in BY_TOKEN else tensors
         for name, tensors in inputs.items()
     }
+    kv = store.read(task.document, RAW, task.segment).of(range(HEAD))
     # Views would keep all of a long segment in memory.
-    layers = tuple(
-        LayerKV(layer.keys[:, :n].clone(), layer.values[:, :n].clone(), layer.positions[:n])
-        for layer in kv.layers
-    )
-    return KV(layers, kv.token_ids[:n], kv.rope), cut
+    layers = tuple(LayerKV(x.keys.clone(), x.values.clone(), x.positions) for x in kv.layers)
+    return replace(kv, layers=layers), cut

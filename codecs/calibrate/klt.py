@@ -31,6 +31,7 @@ SHRINK = 0.1
 """Of the mean sensitivity, added to each channel's: what few tokens show to be harmless need not be."""
 
 RANK = 1536
+"""Components at most, unless told otherwise; fewer where there are fewer tokens."""
 
 SMALLEST = 0.008
 """Standard deviation below which a component is not kept; what is left out has a basis of its own for each layer."""

@@ -69,7 +69,8 @@ class Deadzone(Stage):
     def encode(self, x: Payload, spec: Spec) -> Payload:
         tensor, exponents = x["x"].float(), self._exponents(x, spec)
         scaled = tensor / self._steps(exponents)
-        codes = scaled.sign() * (scaled.abs() + self._rounding(scaled.abs())).floor().clamp(min=0)
+        magnitudes = scaled.abs()
+        codes = scaled.sign() * (magnitudes + self._rounding(magnitudes)).floor().clamp(min=0)
         if codes.numel() and (largest := codes.abs().max().item()) > LARGEST:
             self.require(False, "a coefficient in steps", largest, f"at most {LARGEST}; take a larger step")
         kept = {name: t for name, t in x.items() if name not in ("x", *self.needs)}

@@ -58,7 +58,6 @@ def observe(model: Model, parts: Sequence[Artifact], probes: Tensor | None = Non
     start = len(token_ids) - n_tokens
     stored = Cache(layers=[_StoredLayer(layer.keys, layer.values) for layer in cache.layers])
     positions = start + (probe_tokens(n_tokens) if probes is None else probes)
-    keys = torch.arange(len(token_ids))
     notes = [_Received(heads=layer.keys.shape[1], start=start, n_tokens=n_tokens) for layer in cache.layers]
     device = engine.device_of(model)
     step = step_tokens(len(token_ids))
@@ -68,7 +67,7 @@ def observe(model: Model, parts: Sequence[Artifact], probes: Tensor | None = Non
             model.model.base_model(
                 input_ids=token_ids[some][None].to(device),
                 position_ids=some[None].to(device),
-                attention_mask=engine.masks(model, keys[None, :] <= some[:, None], some, keys),
+                attention_mask=engine.causal_masks(model, some, len(token_ids)),
                 past_key_values=stored,
                 use_cache=True,
             )

@@ -86,12 +86,12 @@ def _reading(model: Model, cache: Cache, prefix_ids: Sequence[int], ids: Sequenc
 def _repeating(model: Model, stored: Sequence[Tensor], request: Sequence[int], ids: Sequence[int]) -> Tensor:
     cache = Cache(layers=[_StoredLayer(*pair) for pair in zip(stored[::2], stored[1::2], strict=True)])
     fed = torch.tensor([[*request, *ids]], device=engine.device_of(model))
-    keys = torch.arange(stored[0].shape[2] + fed.shape[1])
-    positions = keys[stored[0].shape[2] :]
+    n_stored = stored[0].shape[2]
+    positions = torch.arange(n_stored, n_stored + fed.shape[1])
     logits = model.model(
         input_ids=fed,
         position_ids=positions[None].to(fed.device),
-        attention_mask=engine.masks(model, keys[None, :] <= positions[:, None], positions, keys),
+        attention_mask=engine.causal_masks(model, positions, n_stored + len(positions)),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=len(ids) + 1,

@@ -73,13 +73,12 @@ def _feed(model: Model, token_ids: Sequence[int], cache: DocumentCache) -> None:
     while done < len(token_ids):
         start = cache.get_seq_length()
         some = token_ids[done : done + step_tokens(start)]
-        keys = torch.arange(start + len(some))
-        positions = keys[start:]
+        positions = torch.arange(start, start + len(some))
         ids = torch.tensor([some], device=engine.device_of(model))
         model.model.base_model(
             input_ids=ids,
             position_ids=positions[None].to(ids.device),
-            attention_mask=engine.masks(model, keys[None, :] <= positions[:, None], positions, keys),
+            attention_mask=engine.causal_masks(model, positions, start + len(some)),
             past_key_values=cache,
             use_cache=True,
         )

@@ -144,6 +144,12 @@ def masks(model: Model, visible: Tensor, positions: Tensor, key_positions: Tenso
     return found if len(found) > 1 else next(iter(found.values()))
 
 
+def causal_masks(model: Model, positions: Tensor, n_keys: int) -> Any:
+    """``masks`` of tokens at ``positions`` [S] that see all of ``n_keys`` keys, at 0, 1, …, up to their own."""
+    keys = torch.arange(n_keys)
+    return masks(model, keys[None, :] <= positions[:, None], positions, keys)
+
+
 def row_masks(model: Model, owners: Tensor, key_positions: Tensor, row: Tensor, positions: Tensor) -> Any:
     """Masks under which each token of a pass sees what is ``SHARED``, and of its own row what stands before it.
 

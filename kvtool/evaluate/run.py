@@ -111,6 +111,4 @@ class Runner:
 
 def head(store: Store, place: Place, tokens: int) -> KV:
     """The KV of a segment's first tokens, as views."""
-    kv = store.read(place.document, segment=place.segment)
-    layers = tuple(layer.of(range(tokens)) for layer in kv.layers)
-    return KV(layers, kv.token_ids[:tokens], kv.rope)
+    return store.read(place.document, segment=place.segment).of(range(tokens))

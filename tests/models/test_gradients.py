@@ -17,7 +17,7 @@ from kvtool.engines.replay import REQUEST
 from kvtool.errors import ModelError
 from kvtool.prompt import document_tokens, prefix_of
 
-BOUND = 0.02
+BOUND = 0.01
 """Largest difference of a slope, relative to it: what float32 and the loss's curvature leave of a step."""
 STEP, MOVED = 1e-2, 4e-3
 """At most, of an entry and of the loss: a mixture's experts change places where one is moved far."""
