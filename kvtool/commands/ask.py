@@ -1,9 +1,10 @@
-"""kvtool ask: a question over a cached document."""
+"""kvtool ask: a question over cached documents."""
 
 from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -11,21 +12,63 @@ import typer
 from . import common
 
 
+def _list_policies(wanted: bool) -> None:
+    if wanted:
+        from ..blend import DEFAULT, POLICIES
+
+        for name, policy in POLICIES.items():
+            typer.echo(f"{name:18} {policy.about}{' (default)' if name == DEFAULT else ''}")
+        raise typer.Exit
+
+
 def run(
     question: Annotated[str, typer.Argument(help="The question.")],
-    doc: Annotated[str, typer.Option("--doc", help="The document, by its name in the store.")],
+    doc: Annotated[
+        list[str],
+        typer.Option(
+            "--doc",
+            metavar="NAME[@VARIANT]",
+            help="A document, by its name in the store; repeat it for several in one prompt, in any order.",
+        ),
+    ],
     variant: Annotated[str, typer.Option("--variant", help="raw, or a compressed variant's name.")] = "raw",
     segment: Annotated[
-        Optional[int], typer.Option("--segment", help="Which segment of a long document.")
+        Optional[int],
+        typer.Option("--segment", help="Which segment of a long document (default: all, blended)."),
+    ] = None,
+    recompute: Annotated[
+        Optional[float],
+        typer.Option(
+            "--recompute",
+            help="Share of several documents' tokens that is computed anew: 0 to 1 (default: 0.15).",
+        ),
+    ] = None,
+    policy: Annotated[
+        Optional[str], typer.Option("--policy", help="Which tokens that are (kvtool ask --policies).")
+    ] = None,
+    between: Annotated[
+        Optional[str], typer.Option("--between", help="Text between documents (default: an empty line).")
     ] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Tokens of the answer, at most.")
     ] = 200,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[Optional[int], typer.Option("--seed", help="Makes sampling repeatable.")] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prefill the document now instead.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prefill the documents now instead.")] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Afterwards run without the cache too, and give both times.")
+    ] = False,
+    trace: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--trace", help="Write what was done when to this file, for Perfetto or chrome://tracing."
+        ),
+    ] = None,
+    policies: Annotated[
+        bool,
+        typer.Option(
+            "--policies", is_eager=True, callback=_list_policies, help="List the policies, and stop."
+        ),
     ] = False,
     store: common.StoreOption = None,
     model: common.ModelOption = None,
@@ -35,19 +78,26 @@ def run(
     adapter: common.AdapterOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Ask a question about one document, from its cache.
+    """Ask a question about documents, from their caches.
 
-    The answer streams to stdout; the times go to stderr.
+    Several documents are blended: each is moved to its place in the prompt, and a few tokens are computed anew. The answer
+    streams to stdout; the times go to stderr.
     """
-    from ..ask import ask
+    from ..ask import BETWEEN, ask
+    from ..blend.blending import How
+    from ..blend.layout import chosen_document
     from ..config import settings
     from ..speed import recall
     from ..store import Store
+    from ..trace import Trace
 
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
+    given = {"recompute": recompute, "policy": policy}
+    how = How(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     opened = Store(chosen.store)
-    opened[doc]
+    documents = [chosen_document(opened, name, segment) for name in doc]
     loaded = common.load_model(chosen)
+    traced = Trace()
 
     def show(text: str) -> None:
         if not as_json:
@@ -57,24 +107,29 @@ def run(
     once = functools.partial(
         ask,
         question,
-        document=doc,
+        documents=documents,
         model=loaded,
         store=opened,
         variant=variant,
-        segment=segment,
+        how=how,
+        between=BETWEEN if between is None else between,
         temperature=temperature,
         seed=seed,
     )
-    answer = once(cached=not no_cache, max_tokens=max_tokens, on_text=show)
+    answer = once(cached=not no_cache, max_tokens=max_tokens, on_text=show, trace=traced)
     if not as_json:
         typer.echo()
+    if trace is not None:
+        traced.write(trace)
     other = once(cached=no_cache, max_tokens=1) if compare else None
     full = answer if no_cache else other
     if as_json:
         common.print_json(
             {
-                "document": doc,
-                "variant": None if no_cache else variant,
+                "documents": [document.name for document in documents],
+                "variants": None if no_cache else [document.variant or variant for document in documents],
+                "policy": how.policy,
+                "recomputed_tokens": answer.recomputed_tokens,
                 "answer": answer.text,
                 "answer_tokens": len(answer.token_ids),
                 "prompt_tokens": answer.prompt_tokens,
@@ -90,7 +145,9 @@ def run(
         line += f"without the cache ({answer.prompt_tokens} tokens prefilled)"
         line += f"; {other.first_token_seconds:.2f} s with it" if other else ""
     else:
-        line += f"from the {variant} cache ({answer.cached_tokens} tokens)"
+        caches = " and ".join(dict.fromkeys(document.variant or variant for document in documents))
+        line += f"from the {caches} cache ({answer.cached_tokens} tokens"
+        line += f", {answer.recomputed_tokens} of them recomputed)" if answer.recomputed_tokens else ")"
         if other:
             ratio = other.first_token_seconds / answer.first_token_seconds
             line += f"; {other.first_token_seconds:.2f} s without it: {ratio:.0f}× faster"

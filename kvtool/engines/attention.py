@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 from ..artifact import Artifact
 from ..codecs import Inputs
 from ..load import load_cache
 from ..model import Model
-from . import transformers as engine
+from .held import run_again
 from .watching import step_tokens, unwatchable, watching
 
 SHARE, AT_LEAST = 0.05, 8
@@ -56,21 +54,13 @@ def observe(model: Model, parts: Sequence[Artifact], probes: Tensor | None = Non
     cache = load_cache(parts, model)
     token_ids, n_tokens = cache.token_ids, len(parts[-1].token_ids)
     start = len(token_ids) - n_tokens
-    stored = Cache(layers=[_StoredLayer(layer.keys, layer.values) for layer in cache.layers])
     positions = start + (probe_tokens(n_tokens) if probes is None else probes)
     notes = [_Received(heads=layer.keys.shape[1], start=start, n_tokens=n_tokens) for layer in cache.layers]
-    device = engine.device_of(model)
     step = step_tokens(len(token_ids))
     with watching(model, notes):
         for first in range(0, len(positions), step):
-            some = positions[first : first + step]
-            model.model.base_model(
-                input_ids=token_ids[some][None].to(device),
-                position_ids=some[None].to(device),
-                attention_mask=engine.causal_masks(model, some, len(token_ids)),
-                past_key_values=stored,
-                use_cache=True,
-            )
+            # The keys and values of the probes equal those that are stored.
+            run_again(model, cache, token_ids, positions[first : first + step], write=False)
     if any(sum(query.shape[1] for query in note.queries) != len(positions) for note in notes):
         raise unwatchable(model)
     return {
@@ -84,19 +74,6 @@ def filled(score: Tensor, seen: Tensor) -> Tensor:
     if seen.any() and not seen.all():
         score[..., ~seen] = score[..., seen].mean(-1, keepdim=True)
     return score
-
-
-class _StoredLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer that holds all tokens' keys and values already: those of the probes equal the ones it has."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values, self.is_initialized = keys, values, True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        # A model spread over devices: each layer moves to where it is computed, once.
-        self.keys, self.values = self.keys.to(key_states.device), self.values.to(key_states.device)
-        return self.keys, self.values
 
 
 class _Received:

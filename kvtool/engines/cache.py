@@ -81,13 +81,16 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self._buffers["keys"].device != key_states.device:
-            # A model spread over devices: the layer moves to where it is computed, once.
-            self._buffers = {name: buffer.to(key_states.device) for name, buffer in self._buffers.items()}
+        self.move(key_states.device)
         keys, values = self.extend(key_states.shape[2])
         keys.copy_(key_states)
         values.copy_(value_states)
         return self.keys, self.values  # type: ignore[return-value]
+
+    def move(self, device: torch.device) -> None:
+        """A model spread over devices: the layer moves to where it is computed, once."""
+        if self._buffers["keys"].device != device:
+            self._buffers = {name: buffer.to(device) for name, buffer in self._buffers.items()}
 
     def get_seq_length(self) -> int:
         return self._length
@@ -117,8 +120,11 @@ class DocumentCache(Cache):  # type: ignore[misc]
     """A transformers ``Cache`` that stands for known tokens.
 
     ``token_ids`` is ``[N]`` (int64): all the tokens it was loaded with, prefix first, as a full prefill would see
-    them. Pass ``generate`` these ids and the question's behind them.
+    them. Pass ``generate`` these ids and the question's behind them. ``recomputed`` is how many of them the model ran
+    again to blend documents.
     """
+
+    recomputed = 0
 
     def __init__(self, n_layers: int, *, capacity: int = 0, token_ids: Tensor | None = None) -> None:
         super().__init__(layers=[BufferedLayer(capacity) for _ in range(n_layers)])

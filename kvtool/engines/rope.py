@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +28,21 @@ FAR = 1000
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
+@dataclass(frozen=True)
+class Turned:
+    """How each layer's keys and values are rotated; ``Rope(())`` where they are not."""
+
+    keys: tuple[Rope, ...]
+    values: tuple[Rope, ...]
+
+    @property
+    def up_to(self) -> int | None:
+        """The position from which on some of them are rotated otherwise."""
+        return min(
+            (rope.up_to for rope in (*self.keys, *self.values) if rope.up_to is not None), default=None
+        )
+
+
 def rotations(model: Model) -> dict[str, Any]:
     """``rotations``, the different ``Rope.to_json``, and ``rotation_of_layer``, an index for each layer.
 
@@ -34,32 +50,43 @@ def rotations(model: Model) -> dict[str, Any]:
     Only keys are spoken of: in latent attention (MLA) transformers keeps the latent as keys, which no angles turn,
     and the small rotated part as values.
     """
+    ropes = _explained(model, "keys")
+    different = list(dict.fromkeys(ropes))
+    return (
+        {
+            "rotations": [rope.to_json() for rope in different],
+            "rotation_of_layer": [different.index(rope) for rope in ropes],
+        }
+        if ropes
+        else {}
+    )
+
+
+def turned(model: Model) -> Turned | None:
+    """What ``rotations`` finds, of values too: all that depends on where a token stands but what it attends to."""
+    keys, values = _explained(model, "keys"), _explained(model, "values")
+    return Turned(keys, values) if keys and values else None
+
+
+def _explained(model: Model, side: Literal["keys", "values"]) -> tuple[Rope, ...]:
+    """A rotation for each layer; none if there is one that none explains."""
     found = list(_frequencies(model.model))
-    if not found:
-        return {}
     limits = [rope.up_to for rope in found if rope.up_to is not None]
     positions = torch.tensor([0, 3, min(FAR, model.context, *limits) - 1])
-    keys: list[Tensor] = []
+    ropes: list[Rope] = []
     # A forward that knows no position_ids raises one of these.
     with suppress(TypeError, ValueError, IndexError, RuntimeError):
-        keys = _keys(model, positions)
-    if not keys:
-        return {}
-    ropes: list[Rope] = []
-    for layer in keys:
-        # Layers without positions, between others, are rotated by no angles.
-        fits = {
-            rope: _misfit(rope, layer, positions) for rope in (*_candidates(found, layer.shape[-1]), Rope(()))
-        }
-        best = min(fits, key=lambda rope: fits[rope])
-        if not fits[best] < TOLERANCE[model.dtype]:
-            return {}
-        ropes.append(best)
-    different = list(dict.fromkeys(ropes))
-    return {
-        "rotations": [rope.to_json() for rope in different],
-        "rotation_of_layer": [different.index(rope) for rope in ropes],
-    }
+        for states in _states(model, side, positions) if found else ():
+            # Layers without positions, between others, are rotated by no angles.
+            fits = {
+                rope: _misfit(rope, states, positions)
+                for rope in (*_candidates(found, states.shape[-1]), Rope(()))
+            }
+            best = min(fits, key=lambda rope: fits[rope])
+            if not fits[best] < TOLERANCE[model.dtype]:
+                return ()
+            ropes.append(best)
+    return tuple(ropes)
 
 
 def _frequencies(module: Any) -> Iterator[Rope]:
@@ -90,8 +117,8 @@ def _up_to(rotary: Any, layer_type: str) -> int | None:
 
 
 @torch.no_grad()
-def _keys(model: Model, positions: Tensor) -> list[Tensor]:
-    """Each layer's keys [N, H, D] of one and the same token, alone at each of ``positions`` [N]."""
+def _states(model: Model, side: str, positions: Tensor) -> list[Tensor]:
+    """Each layer's keys or values [N, H, D] of one and the same token, alone at each of ``positions`` [N]."""
     from .transformers import device_of, grouped_attention, new_cache
 
     cache = new_cache(model, 1)
@@ -102,7 +129,7 @@ def _keys(model: Model, positions: Tensor) -> list[Tensor]:
         model.model.base_model(
             input_ids=ids, position_ids=positions[:, None].to(device), past_key_values=cache, use_cache=True
         )
-    return [layer.keys[:, :, 0].float().cpu() for layer in cache.layers]
+    return [getattr(layer, side)[:, :, 0].float().cpu() for layer in cache.layers]
 
 
 def _candidates(found: list[Rope], channels: int) -> Iterator[Rope]:
@@ -113,11 +140,11 @@ def _candidates(found: list[Rope], channels: int) -> Iterator[Rope]:
                 yield Rope(rope.inv_freq, rope.scaling, layout, start, rope.up_to)
 
 
-def _misfit(rope: Rope, keys: Tensor, positions: Tensor) -> float:
-    """How far ``keys`` [N, H, D] are from the rotation of the first, which is at position 0."""
+def _misfit(rope: Rope, states: Tensor, positions: Tensor) -> float:
+    """How far ``states`` [N, H, D] are from the rotation of the first, which is at position 0."""
     # What is scaled is scaled at position 0 too.
     cos, sin = dispatch.angles(positions, torch.tensor(rope.inv_freq))
-    expected = keys[:1].expand_as(keys).transpose(0, 1).contiguous()
+    expected = states[:1].expand_as(states).transpose(0, 1).contiguous()
     turned = expected[..., rope.start :]
     dispatch.rotate(turned, cos, sin, rope.layout, turned)
-    return float((expected.transpose(0, 1) - keys).norm() / keys.norm())
+    return float((expected.transpose(0, 1) - states).norm() / states.norm())

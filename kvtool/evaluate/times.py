@@ -70,7 +70,7 @@ def times(
 def _first_token(bench: Bench, variant: str | None) -> float:
     answer = ask(
         QUESTION,
-        document=NAME,
+        documents=NAME,
         model=bench.model,
         store=bench.store,
         variant=variant or "raw",

@@ -238,8 +238,10 @@ def test_ask(cli: Cli, store: Store) -> None:
     arguments = ("ask", "What?", "--doc", "c.txt", "--max-tokens", "3")
     found = json.loads(cli(*arguments, "--json").stdout)
     assert typed(found) == {
-        "document": "str",
-        "variant": "str",
+        "documents": ["str"],
+        "variants": ["str"],
+        "policy": "str",
+        "recomputed_tokens": "int",
         "answer": "str",
         "answer_tokens": "int",
         "prompt_tokens": "int",
@@ -254,7 +256,7 @@ def test_ask(cli: Cli, store: Store) -> None:
     assert "first token after" in streamed.stderr
     without = json.loads(cli(*arguments, "--json", "--no-cache").stdout)
     assert without["answer"] == found["answer"]
-    assert without["variant"] is None
+    assert without["variants"] is None
     assert without["cached_tokens"] == 0
     compared = json.loads(cli(*arguments, "--json", "--compare").stdout)
     assert compared["first_token_seconds_without_cache"] > 0
@@ -378,6 +380,7 @@ def test_a_store_that_is_not_there_is_empty(cli: Cli, corpus: Path, command: lis
         ["rm", "docs/a.mb"],
         ["compress", "docs/a.mb"],
         ["ask", "What?", "--doc", "docs/a.mb"],
+        ["ask", "What?", "--doc", "c.txt", "--doc", "docs/a.mb"],
     ],
     ids=lambda a: a[0],
 )
@@ -426,6 +429,9 @@ def test_failures(
         ["ls", "--colour"],
         ["ask", "What?", "--doc", "c.txt", "--max-tokens", "0"],
         ["ask", "What?", "--doc", "c.txt", "--temperature", "-1"],
+        ["ask", "What?", "--doc", "c.txt", "--recompute", "1.5"],
+        ["ask", "What?", "--doc", "c.txt", "--recompute", "nan"],
+        ["ask", "What?", "--doc", "c.txt", "--policy", "evne"],
         ["compress", "--recipe", "gzip"],
         ["compress", "--recipe", "kivi", "--bits", "99"],
         ["compress", "--name", "raw"],
@@ -511,12 +517,29 @@ def test_a_question_longer_than_the_context_fails_before_the_model_runs(
     assert "has a context of 512; ask a shorter question" in error_of(result)
 
 
-def test_a_long_document_wants_a_segment(cli: Cli) -> None:
+def test_segments_of_a_long_document_are_blended(cli: Cli) -> None:
     Path("long.md").write_text("\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(4)))
     cli("prefill", "long.md", "--segment-tokens", "40")
-    result = cli("ask", "What?", "--doc", "long.md", code=USAGE)
-    assert "long.md: has 4 segments" in error_of(result)
-    cli("ask", "What?", "--doc", "long.md", "--segment", "3", "--max-tokens", "1")
+    one, whole = (
+        json.loads(cli("ask", "What?", "--doc", "long.md", *which, "--max-tokens", "1", "--json").stdout)
+        for which in (("--segment", "3"), ())
+    )
+    assert one["recomputed_tokens"] == 0
+    assert whole["recomputed_tokens"] > 0
+    assert whole["cached_tokens"] > 3 * one["cached_tokens"]
+
+
+def test_several_documents_are_blended(cli: Cli, store: Store) -> None:
+    cli("compress", "--recipe", "kivi", "--bits", "4")
+    asked = ("ask", "What?", "--doc", "c.txt", "--doc", "docs/a.md@kivi", "--max-tokens", "4", "--json")
+    found = json.loads(cli(*asked, "--trace", "trace.json").stdout)
+    assert (found["documents"], found["variants"]) == (["c.txt", "docs/a.md"], ["raw", "kivi"])
+    spans = json.loads(Path("trace.json").read_text())["traceEvents"]
+    assert {"read", "decode", "move", "recompute"} <= {span.get("cat") for span in spans}
+    exact = json.loads(cli(*asked, "--recompute", "1").stdout)
+    assert exact["recomputed_tokens"] == exact["cached_tokens"] == found["cached_tokens"]
+    assert exact["answer"] == json.loads(cli(*asked, "--no-cache").stdout)["answer"]
+    assert "evenly" in cli("ask", "--policies", "-").stdout
 
 
 def test_an_unexpected_error_is_one_line_too(store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

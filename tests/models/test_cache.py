@@ -213,7 +213,7 @@ def test_any_grad_mode_after_any_other(model, store, first, then, monkeypatch):
 
 
 def test_ask_is_repeatable_with_a_seed(model, store):
-    options = {"document": NAME, "model": model, "store": store, "max_tokens": 10}
+    options = {"documents": NAME, "model": model, "store": store, "max_tokens": 10}
     greedy = ask("Why?", **options)
     assert greedy.token_ids == ask("Why?", **options, cached=False).token_ids
     assert greedy.cached_tokens == len(store.load(NAME, model).token_ids)
@@ -224,4 +224,4 @@ def test_ask_is_repeatable_with_a_seed(model, store):
 
 def test_a_question_that_does_not_fit_is_refused(model, store):
     with pytest.raises(UsageError, match="context of 1024"):
-        ask("Why? " * 300, document=NAME, model=model, store=store)
+        ask("Why? " * 300, documents=NAME, model=model, store=store)

@@ -221,7 +221,7 @@ def test_weights_in_fewer_bits(load_in, save_model, sizes, tmp_path):
     store = kvtool.Store(tmp_path / "store")
     kvtool.prefill([tmp_path / "a.txt"], model=model, store=store)
     (name,) = store
-    answers = [ask("Why?", document=name, model=model, store=store, cached=c) for c in (True, False)]
+    answers = [ask("Why?", documents=name, model=model, store=store, cached=c) for c in (True, False)]
     assert answers[0].token_ids[:6] == answers[1].token_ids[:6]
     with pytest.raises(MismatchError, match="quantization"):
         store.load(name, plain)

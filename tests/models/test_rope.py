@@ -97,13 +97,13 @@ def test_frequencies_that_depend_on_the_length_hold_up_to_there(
 def test_layout_and_offset_are_found(layout, start, tiny, monkeypatch):
     frequencies = ropes(tiny.rope, 3)[0].inv_freq
 
-    def keys(_, positions):
+    def keys(_, side, positions):
         plain = torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(1)).expand(
             len(positions), 2, 16
         )
         return [turn_at(plain, positions, Rope(frequencies, 1.0, layout, start))]
 
-    monkeypatch.setattr(rope, "_keys", keys)
+    monkeypatch.setattr(rope, "_states", keys)
     (found,) = rope.rotations(tiny)["rotations"]
     assert (found["layout"], found["start"]) == (layout, start)
 
@@ -123,10 +123,10 @@ def turn_at(plain: torch.Tensor, positions: torch.Tensor, how: Rope) -> torch.Te
 
 def test_keys_that_nothing_explains_have_no_rotations(tiny, monkeypatch):
     random = [torch.randn(3, 2, 8) for _ in range(3)]
-    monkeypatch.setattr(rope, "_keys", lambda *_: random)
+    monkeypatch.setattr(rope, "_states", lambda *_: random)
     assert rope.rotations(tiny) == {}
     # A token of zeros would be explained by anything.
-    monkeypatch.setattr(rope, "_keys", lambda *_: [torch.zeros(3, 2, 8)] * 3)
+    monkeypatch.setattr(rope, "_states", lambda *_: [torch.zeros(3, 2, 8)] * 3)
     assert rope.rotations(tiny) == {}
 
 

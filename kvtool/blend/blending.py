@@ -1,0 +1,162 @@
+"""Several cached segments in one prompt, some of their tokens computed anew in the place where they stand now."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..engines import transformers as engine
+from ..engines.cache import ROOM, DocumentCache
+from ..engines.held import run_again
+from ..engines.rope import Turned
+from ..errors import ModelError, UsageError
+from ..load import load_cache
+from ..manifest import RAW
+from ..model import Model
+from ..prompt import Prefix, prefix_again, question_tokens
+from ..store import Store
+from ..trace import Trace
+from .known import Known
+from .layout import Layout, Part, lay_out
+from .loading import Loading, empty_cache
+from .policies import DEFAULT, Policy, policy_of
+
+RECOMPUTE = 0.15
+"""The share of tokens that is recomputed where nothing else is asked for, as in the CacheBlend paper."""
+
+
+def blend(
+    store: Store,
+    names: str | Part | Iterable[Part],
+    model: Model,
+    *,
+    recompute: float = RECOMPUTE,
+    policy: str = DEFAULT,
+    question: str | None = None,
+    variant: str = RAW,
+    between: str = "",
+    trace: Trace | None = None,
+) -> DocumentCache:
+    """A transformers cache of documents one behind the other, ready for ``model``; ``token_ids`` is what it stands for.
+
+    ``names`` are documents of ``store``, in any order and as often as wanted: names, or ``Cached`` for one of a
+    document's segments or variants, or ``Text`` for words that are put between documents. ``variant`` is that of documents
+    that name none, and ``between`` a text put between any two of them.
+
+    ``recompute`` is the share of the documents' tokens that the model runs again behind what stands before them now, the
+    ones that ``policy`` gives the highest scores; what is right for its place already is not run again, and text without
+    a cache always is. With 1, everything is: the result is that of a full prefill, to the bit. ``question`` is what is
+    going to be asked, which some policies want to know.
+
+    Raises ``UsageError`` for a value that makes no sense or for more tokens than the model's context, ``StoreError`` for
+    what the store has not, ``MismatchError`` for segments of another model or of different prefixes, ``ModelError`` for
+    a model whose keys cannot be moved; all before the model runs over a document. ``ArtifactError`` for a broken file.
+    """
+    how = How(recompute, policy)
+    layout = lay_out(store, names, model, variant=variant, between=between)
+    asked = [] if question is None else question_tokens(model, shared_prefix(layout, store, model), question)
+    return assemble(layout, model, how, asked, trace)
+
+
+@dataclass(frozen=True)
+class How:
+    """Raises ``UsageError`` for a share outside of [0, 1] and for an unknown policy."""
+
+    recompute: float = RECOMPUTE
+    policy: str = DEFAULT
+
+    def __post_init__(self) -> None:
+        known = policy_of(self.policy)
+        if not (isinstance(self.recompute, (int, float)) and 0 <= self.recompute <= 1):
+            raise UsageError(
+                f"recompute {self.recompute!r}: expected a share of the documents' tokens, from 0 to 1"
+            )
+        if known.share is not None:
+            object.__setattr__(self, "recompute", known.share)
+
+
+def assemble(
+    layout: Layout, model: Model, how: How, asked: Sequence[int] = (), trace: Trace | None = None
+) -> DocumentCache:
+    """The cache that ``layout`` describes; ``asked`` are the question's tokens. ``blend`` says more."""
+    trace = trace or Trace()
+    if layout.exact.all():
+        # A document alone: its cache is what a full prefill would give.
+        return load_cache([segment.artifact for segment in layout.segments], model)
+    if how.recompute == 1:
+        return _prefill(model, layout, trace)
+    turned = _turned(model, layout)
+    budget = min(
+        math.ceil(how.recompute * layout.n_document_tokens), int((layout.cached & ~layout.exact).sum())
+    )
+    cache = empty_cache(layout, room=len(asked))
+    with Loading(layout, turned, cache, trace) as loading:
+        known = Known(model, layout, cache, loading, budget, torch.tensor(asked, dtype=torch.int64), trace)
+        tokens = _choose(known, policy_of(how.policy), how.policy)
+        if len(tokens):
+            _recompute(model, layout, cache, tokens, loading, trace)
+            cache.recomputed = len(tokens)
+        loading.wait_for_all()
+    return cache
+
+
+def shared_prefix(layout: Layout, store: Store, model: Model) -> Prefix:
+    """The prefix of ``layout``, which says how a question ends."""
+    return prefix_again(model, dict(store[layout.segments[-1].document].prefix["origin"]))
+
+
+def _turned(model: Model, layout: Layout) -> Turned:
+    found = model.turned
+    if found is None:
+        raise ModelError(
+            f"{model.name}: how {model.config.model_type} rotates its keys is not known, so that they cannot be moved to "
+            "another place; blend with recompute 1, which computes everything"
+        )
+    if found.up_to is not None and len(layout.token_ids) > found.up_to:
+        raise UsageError(
+            f"the documents together are {len(layout.token_ids):,} tokens long, and from {found.up_to:,} on {model.name} "
+            "rotates its keys otherwise; blend fewer, or with recompute 1"
+        )
+    return found
+
+
+def _choose(known: Known, policy: Policy, name: str) -> Tensor:
+    """Indices [S] of the tokens to run again, ascending: those without a cache, and those that score highest."""
+    tokens = (~known.layout.cached).nonzero()[:, 0]
+    if not known.budget:
+        return tokens
+    if policy.asks and not len(known.question_ids):
+        raise UsageError(
+            f"policy {name!r}: needs the question that is going to be asked; give question=, or another policy"
+        )
+    scores = torch.where(known.candidates, policy.score(known), -torch.inf)
+    return torch.cat([tokens, scores.topk(known.budget).indices]).sort().values
+
+
+def _recompute(
+    model: Model, layout: Layout, cache: DocumentCache, tokens: Tensor, loading: Loading, trace: Trace
+) -> None:
+    marks = [time.perf_counter()]
+
+    def before(layer: int) -> None:
+        if layer:
+            trace.add("recompute", f"{len(tokens)} tokens in layer {layer - 1}", marks[-1])
+        loading.wait(layer)
+        marks.append(time.perf_counter())
+
+    run_again(model, cache, layout.token_ids, tokens, before=before)
+    trace.add("recompute", f"{len(tokens)} tokens in layer {len(cache.layers) - 1}", marks[-1])
+
+
+def _prefill(model: Model, layout: Layout, trace: Trace) -> DocumentCache:
+    """The documents as one prompt, in one pass: equal to the bit to what anyone else's would give."""
+    cache = engine.new_cache(model, len(layout.token_ids) + ROOM)
+    with trace.span("recompute", f"all {len(layout.token_ids)} tokens"):
+        engine.feed(model, layout.token_ids.tolist(), cache, step=len(layout.token_ids))
+    cache.token_ids, cache.recomputed = layout.token_ids, len(layout.token_ids)
+    return cache

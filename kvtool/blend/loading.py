@@ -1,0 +1,115 @@
+"""Cached segments → one cache, each at its place, layer by layer, while the model may compute with the first layers."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ..codecs.rope import Rope
+from ..engines.cache import ROOM, DocumentCache
+from ..engines.rope import Turned
+from ..kernels import dispatch
+from ..trace import Trace
+from .layout import Layout, Placed
+
+READERS = 2
+"""Threads that read, check, decode and move. Each computes alone: the model has the other cores."""
+
+
+class Loading:
+    """Fills ``cache`` in the background, first layers first. ``wait(layer)`` returns once that layer is there.
+
+    Every byte is checked before its layer counts as there; what a thread raises, ``wait`` raises. Leaving the context
+    waits for the threads.
+    """
+
+    def __init__(self, layout: Layout, turned: Turned, cache: DocumentCache, trace: Trace) -> None:
+        self.layout, self.turned, self.cache, self.trace = layout, turned, cache, trace
+        self._targets = [(layer.keys, layer.values) for layer in cache.layers]
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(READERS, "loading", torch.set_num_threads, (1,))
+        self._by_layer: list[list[Future[None]]] = [[] for _ in cache.layers]
+        work = [(group, segment) for segment in layout.segments for group in segment.artifact.contents.groups]
+        barrier = threading.Barrier(READERS + 1)
+        for _ in range(READERS):
+            self._pool.submit(barrier.wait)
+        barrier.wait()
+        # MKL's number of threads is the process's: what the readers were told must not hold for the model.
+        torch.set_num_threads(threads)
+        for group, segment in sorted(work, key=lambda item: item[0].start):
+            future = self._pool.submit(self._fill, group, segment)
+            for index in group:
+                self._by_layer[index].append(future)
+
+    def __enter__(self) -> Loading:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def wait(self, layer: int) -> None:
+        if pending := [future for future in self._by_layer[layer] if not future.done()]:
+            with self.trace.span("wait", f"for layer {layer}"):
+                for future in pending:
+                    future.result()
+        for future in self._by_layer[layer]:
+            future.result()
+
+    def wait_for_all(self) -> None:
+        for layer in range(len(self._by_layer)):
+            self.wait(layer)
+
+    def _fill(self, group: range, segment: Placed) -> None:
+        part, tokens = segment.artifact, slice(segment.start, segment.stop)
+        layers = f"layer {group[0]}" if len(group) == 1 else f"layers {group[0]} to {group[-1]}"
+        what = f"{layers} of {segment.document}"
+        places = [tuple(x[0, :, tokens] for x in self._targets[index]) for index in group]
+        if part.is_raw:
+            with self.trace.span("read", what):
+                for index, (keys, values) in zip(group, places, strict=True):
+                    part.read_into(f"layers.{index:04d}.keys", keys)
+                    part.read_into(f"layers.{index:04d}.values", values)
+        else:
+            with self.trace.span("read", what):
+                stored = part.stored(group)
+            with self.trace.span("decode", what):
+                for (keys, values), layer in zip(places, part.decoded(group, stored), strict=True):
+                    keys.copy_(layer.keys)
+                    values.copy_(layer.values)
+        if segment.moved:
+            with self.trace.span("move", what):
+                for index, (keys, values) in zip(group, places, strict=True):
+                    move(keys, self.turned.keys[index], segment.moved)
+                    move(values, self.turned.values[index], segment.moved)
+
+
+def move(x: Tensor, rope: Rope, by: int) -> None:
+    """Turns keys (or values, in latent attention) ``x`` [H, T, D] by what lies between two places, in float32.
+
+    Angles add up, so it does not matter where ``x`` stood.
+    """
+    if not rope.inv_freq:
+        return
+    cos, sin = dispatch.angles(torch.tensor([by]), torch.tensor(rope.inv_freq))
+    part = x[..., rope.start :]
+    many = part.shape[1]
+    dispatch.rotate(part, cos.expand(many, -1), sin.expand(many, -1), rope.layout, part)
+
+
+def empty_cache(layout: Layout, room: int = 0) -> DocumentCache:
+    """A cache of the right size for ``layout``, whose tokens are not written yet, with room for ``room`` more."""
+    geometry = layout.segments[0].artifact.contents.geometry
+    n_tokens = len(layout.token_ids)
+    cache = DocumentCache(
+        len(geometry.layers), capacity=n_tokens + max(ROOM, room), token_ids=layout.token_ids
+    )
+    for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
+        layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"))
+        layer.extend(n_tokens)
+    return cache

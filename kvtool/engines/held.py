@@ -1,0 +1,91 @@
+"""A cache that holds every token already, while some of them are run through the model again.
+
+The model is called with these tokens' ids, their positions and a mask; what it would append is put where it belongs,
+and it is given the keys and values of all. No model-specific code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from ..model import Model
+from . import transformers as engine
+from .cache import BufferedLayer, DocumentCache
+
+
+class Enough(Exception):
+    """Raised within the model when it has come as far as it was to."""
+
+
+OnLayer = Callable[[int], None]
+
+
+def _nothing(layer: int) -> None:
+    pass
+
+
+@torch.no_grad()
+def run_again(
+    model: Model,
+    cache: DocumentCache,
+    token_ids: Tensor,
+    tokens: Tensor,
+    *,
+    write: bool = True,
+    before: OnLayer = _nothing,
+    after: OnLayer = _nothing,
+) -> None:
+    """Runs ``tokens`` [S], ascending indices into ``token_ids`` [N], over ``cache``, which holds all N.
+
+    Each sees the tokens up to its own place: as they are held, or as they are computed where they are among ``tokens``.
+    What is computed is written over what is held, unless ``write`` is False. ``before`` and ``after`` are called
+    with a layer's index as the model comes to its attention, and once its keys and values are in place; either may
+    raise ``Enough``, which ends the run there.
+    """
+    device = engine.device_of(model)
+    places = tokens if write else tokens[:0]
+    held = [_Held(layer, index, places, before, after) for index, layer in enumerate(cache.layers)]
+    try:
+        with engine.grouped_attention(model):
+            model.model.base_model(
+                input_ids=token_ids[tokens][None].to(device),
+                position_ids=tokens[None].to(device),
+                attention_mask=engine.causal_masks(model, tokens, len(token_ids)),
+                past_key_values=Cache(layers=held),
+                use_cache=True,
+            )
+    except Enough:
+        pass
+
+
+class _Held(DynamicLayer):  # type: ignore[misc]
+    """``layer``, as a run over it sees it; it is looked at when it is used, not before."""
+
+    def __init__(
+        self, layer: BufferedLayer, index: int, places: Tensor, before: OnLayer, after: OnLayer
+    ) -> None:
+        super().__init__()
+        self.layer, self.index, self.places = layer, index, places
+        self.before, self.after = before, after
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.before(self.index)
+        self.layer.move(key_states.device)
+        keys, values = self.layer.keys, self.layer.values
+        assert keys is not None
+        assert values is not None
+        if len(self.places):
+            places = self.places.to(keys.device)
+            keys[:, :, places] = key_states
+            values[:, :, places] = value_states
+        self.after(self.index)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return 0
