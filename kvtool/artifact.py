@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import blake3
@@ -46,6 +47,12 @@ if TYPE_CHECKING:
 FORMAT = 1
 RAW = Pipeline((), ())
 
+SPREAD = "spread"
+"""How much a token's keys and values depend on what stands before it, as ``kvtool.expected`` measures it."""
+
+SCORES = {SPREAD: torch.float16}
+"""What an artifact may say of its tokens beside their keys and values, a number each."""
+
 
 @dataclass(frozen=True)
 class Content:
@@ -60,18 +67,30 @@ def identity(
     prefix: str,
     token_ids: Sequence[int],
     pipeline: Pipeline = RAW,
+    made: Mapping[str, Any] | None = None,
 ) -> str:
-    """What a segment's artifact is, before it is made: model fingerprint, prefix digest, tokens, pipeline."""
-    return _identity(model, prefix, digest_token_ids(token_ids), pipeline)
+    """What a segment's artifact is, before it is made: model fingerprint, prefix digest, tokens, pipeline.
+
+    ``made`` says how, where it is not what a prefill of these tokens behind the prefix gives.
+    """
+    return _identity(model, prefix, digest_token_ids(token_ids), pipeline, made)
 
 
 def compressed_identity(original: Artifact, pipeline: Pipeline) -> str:
     """What ``compressed`` makes of a raw artifact, before it is made."""
     meta = original.meta
-    return _identity(meta["model"]["fingerprint"], meta["prefix"]["digest"], meta["token_digest"], pipeline)
+    return _identity(
+        meta["model"]["fingerprint"],
+        meta["prefix"]["digest"],
+        meta["token_digest"],
+        pipeline,
+        meta.get("made"),
+    )
 
 
-def _identity(model: str, prefix: str, tokens: str, pipeline: Pipeline) -> str:
+def _identity(
+    model: str, prefix: str, tokens: str, pipeline: Pipeline, made: Mapping[str, Any] | None
+) -> str:
     return digest_json(
         {
             "model": model,
@@ -79,8 +98,13 @@ def _identity(model: str, prefix: str, tokens: str, pipeline: Pipeline) -> str:
             "tokens": tokens,
             "pipeline": pipeline.to_config(),
             "calibrations": _digests(pipeline),
+            **_made(made),
         }
     )
+
+
+def _made(made: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"made": dict(made)} if made else {}
 
 
 def _digests(pipeline: Pipeline) -> list[str]:
@@ -91,9 +115,21 @@ def prefix_identity(model: Model, prefix: Prefix) -> str:
     return identity(model.fingerprint, digest_token_ids(()), prefix.token_ids)
 
 
-def raw(kv: KV, model: Model, prefix: Prefix, source: Mapping[str, Any]) -> Content:
-    """The exact KV of one segment. ``source`` says where the tokens came from."""
-    return _raw(kv, model, {"digest": prefix.digest, "tokens": len(prefix.token_ids)}, source)
+def raw(
+    kv: KV,
+    model: Model,
+    prefix: Prefix,
+    source: Mapping[str, Any],
+    *,
+    made: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+) -> Content:
+    """The KV of one segment, uncompressed. ``source`` says where the tokens came from.
+
+    ``made`` says how the KV came about if it is not the exact one; ``scores`` [T] are of ``SCORES``.
+    """
+    about = {"digest": prefix.digest, "tokens": len(prefix.token_ids)}
+    return _raw(kv, model, about, source, made, scores or {})
 
 
 def raw_prefix(kv: KV, model: Model, prefix: Prefix) -> Content:
@@ -101,20 +137,30 @@ def raw_prefix(kv: KV, model: Model, prefix: Prefix) -> Content:
     return _raw(kv, model, {"digest": digest_token_ids(()), "tokens": 0}, {"prefix": prefix.origin})
 
 
-def _raw(kv: KV, model: Model, prefix: Mapping[str, Any], source: Mapping[str, Any]) -> Content:
+def _raw(
+    kv: KV,
+    model: Model,
+    prefix: Mapping[str, Any],
+    source: Mapping[str, Any],
+    made: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Content:
     contents = Contents.of(kv, RAW)
     tensors = {TOKEN_IDS: kv.token_ids.to(torch.int32)}
+    tensors |= {_score(name): scores[name].to(SCORES[name]) for name in scores}
     for group in contents.groups:
         tensors |= contents.encode(group, [kv.layers[index] for index in group])
     ids = kv.token_ids.tolist()
     meta = {
         **contents.to_metadata(),
-        "identity": identity(model.fingerprint, prefix["digest"], ids),
+        "identity": identity(model.fingerprint, prefix["digest"], ids, made=made),
         "model": {**model.identity.to_json(), "fingerprint": model.fingerprint},
         "prefix": dict(prefix),
         "token_digest": digest_token_ids(ids),
         "calibrations": _digests(RAW),
         "source": dict(source),
+        **_made(made),
+        **({"scores": list(scores)} if scores else {}),
     }
     return Content(tensors, meta)
 
@@ -127,6 +173,7 @@ def compressed(original: Artifact, pipeline: Pipeline, inputs: Inputs | None = N
     ids, of = original.token_ids, original.contents
     contents = Contents(pipeline, of.geometry, of.start, of.rope).suited(original.layer, inputs, ids)
     tensors = {TOKEN_IDS: ids.to(torch.int32)}
+    tensors |= {_score(name): original.read(_score(name)) for name in original.scores}
     for group in contents.groups:
         tensors |= contents.encode(group, [original.layer(index) for index in group], inputs, ids)
     meta = {
@@ -152,6 +199,10 @@ def serialize(content: Content) -> tuple[str, list[bytes | memoryview]]:
         else:
             chunks.append(bytes(container.nbytes(entry)))
     return whole, chunks
+
+
+def _score(name: str) -> str:
+    return f"scores.{name}"
 
 
 def _header(placed: Mapping[str, Entry], meta: Mapping[str, Any]) -> bytes:
@@ -200,6 +251,20 @@ class Artifact:
         return len(self.contents.geometry.layers)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether it is of what a prefill of its tokens behind its prefix gives, compressed or not."""
+        return "made" not in self.meta
+
+    @property
+    def scores(self) -> list[str]:
+        """Which of ``SCORES`` it has."""
+        return list(self.meta.get("scores", []))
+
+    def score(self, name: str) -> Tensor | None:
+        """One of ``SCORES``, [T] float32, if it has it."""
+        return self.read(_score(name)).float() if name in self.scores else None
+
+    @property
     def is_raw(self) -> bool:
         return self.contents.pipeline == RAW
 
@@ -229,6 +294,7 @@ class Artifact:
         if self.n_layers > most or len(self.contents.groups) > len(self.entries):
             raise _broken(self.path, f"it claims {self.n_layers} layers in {len(self.entries)} tensors")
         planned = {TOKEN_IDS: Array((geometry.n_tokens,), torch.int32)}
+        planned |= {_score(name): Array((geometry.n_tokens,), SCORES[name]) for name in self.scores}
         try:
             for group in self.contents.groups:
                 planned |= self.contents.arrays(group)

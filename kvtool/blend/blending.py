@@ -21,6 +21,7 @@ from ..model import Model
 from ..prompt import Prefix, prefix_again, question_tokens
 from ..store import Store
 from ..trace import Trace
+from .drift import Drift
 from .known import Known
 from .layout import Layout, Part, lay_out
 from .loading import Loading, empty_cache
@@ -99,7 +100,8 @@ def assemble(
         known = Known(model, layout, cache, loading, budget, torch.tensor(asked, dtype=torch.int64), trace)
         tokens = _choose(known, policy_of(how.policy), how.policy)
         if len(tokens):
-            _recompute(model, layout, cache, tokens, loading, trace)
+            drift = Drift(layout, turned, cache, tokens) if policy_of(how.policy).drift else None
+            _recompute(model, cache, tokens, loading, trace, drift)
             cache.recomputed = len(tokens)
         loading.wait_for_all()
     return cache
@@ -139,7 +141,7 @@ def _choose(known: Known, policy: Policy, name: str) -> Tensor:
 
 
 def _recompute(
-    model: Model, layout: Layout, cache: DocumentCache, tokens: Tensor, loading: Loading, trace: Trace
+    model: Model, cache: DocumentCache, tokens: Tensor, loading: Loading, trace: Trace, drift: Drift | None
 ) -> None:
     marks = [time.perf_counter()]
 
@@ -149,7 +151,7 @@ def _recompute(
         loading.wait(layer)
         marks.append(time.perf_counter())
 
-    run_again(model, cache, layout.token_ids, tokens, before=before)
+    run_again(model, cache, cache.token_ids, tokens, before=before, changed=drift)
     trace.add("recompute", f"{len(tokens)} tokens in layer {len(cache.layers) - 1}", marks[-1])
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
+from ..artifact import SPREAD
 from ..engines.cache import DocumentCache
 from ..engines.held import Enough, run_again
 from ..engines.regard import regard
@@ -43,6 +45,20 @@ class Known:
         """
         with self.trace.span("look", f"{len(self.question_ids)} tokens of the question"):
             return regard(self.model, self.cache, self.question_ids, self.loading.wait)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """How much each token depends on what stands before it, [N], where its artifact says so (``kvtool.expected``).
+
+        Segments that do not say so get the mean of those that do, or 1.
+        """
+        found = torch.full((len(self.candidates),), torch.nan)
+        for segment in self.layout.segments:
+            score = segment.artifact.score(SPREAD)
+            if score is not None:
+                found[segment.start : segment.stop] = score
+        usual = float(found.nanmean().nan_to_num(1.0))
+        return torch.nan_to_num(found, usual)
 
     def refreshed(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """How far keys and values of ``tokens`` [S] in ``layer`` are from what the model computes, squared, [S] each.

@@ -92,7 +92,7 @@ class Layout:
         """Whether a token's cache is right for its place: before it stands what stood there at prefill; [N] bool."""
         found = torch.zeros(len(self.token_ids), dtype=torch.bool)
         for segment in self.segments:
-            if not segment.moved and found[: segment.start].all():
+            if segment.artifact.is_exact and not segment.moved and found[: segment.start].all():
                 found[segment.start : segment.stop] = True
         return found
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..codecs.rope import Rope
 from ..engines.cache import ROOM, DocumentCache
 from ..engines.rope import Turned
-from ..kernels import dispatch
 from ..trace import Trace
+from .drift import turned_to
 from .layout import Layout, Placed
 
 READERS = 2
@@ -94,12 +94,7 @@ def move(x: Tensor, rope: Rope, by: int) -> None:
 
     Angles add up, so it does not matter where ``x`` stood.
     """
-    if not rope.inv_freq:
-        return
-    cos, sin = dispatch.angles(torch.tensor([by]), torch.tensor(rope.inv_freq))
-    part = x[..., rope.start :]
-    many = part.shape[1]
-    dispatch.rotate(part, cos.expand(many, -1), sin.expand(many, -1), rope.layout, part)
+    x.copy_(turned_to(x.float(), rope, torch.full((x.shape[1],), by)))
 
 
 def empty_cache(layout: Layout, room: int = 0) -> DocumentCache:

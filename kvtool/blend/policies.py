@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import UsageError
 from .known import Known
 
-DEFAULT = "question"
+DEFAULT = "drift"
 
 CHECKED = 1
 """The layer at which CacheBlend compares: the first one whose values depend on what stands before a token."""
@@ -24,13 +24,17 @@ CHECKED = 1
 
 @dataclass(frozen=True)
 class Policy:
-    """``about`` is one line for lists. With ``asks`` a question must be known; with ``share`` None, ``recompute`` decides
-    how many tokens are chosen, else it is that share of them."""
+    """``about`` is one line for lists.
+
+    ``asks`` is whether a question must be known. ``share`` is that of the tokens that are recomputed whatever is asked for.
+    ``drift`` is whether what changes in recomputed tokens is passed on to the others (``blend.drift``).
+    """
 
     score: Callable[[Known], Tensor]
     about: str
     asks: bool = False
     share: float | None = None
+    drift: bool = False
 
 
 def nothing(known: Known) -> Tensor:
@@ -93,9 +97,19 @@ def _gradual(known: Known, shares: Sequence[float], *, keys: bool = False) -> Te
     return scores
 
 
-def question(known: Known) -> Tensor:
+def prophet(known: Known) -> Tensor:
     """What the question's tokens look at over the cached keys (ProphetKV, arXiv 2602.02579)."""
     return known.attention.mean((0, 1))
+
+
+def drift(known: Known) -> Tensor:
+    """What the question looks at, times how much it depends on what stands before it where that was measured ahead.
+
+    Where no question is known, the first tokens of each segment.
+    """
+    if not len(known.question_ids):
+        return legolink(known)
+    return prophet(known) * known.spread
 
 
 POLICIES: Mapping[str, Policy] = {
@@ -106,8 +120,8 @@ POLICIES: Mapping[str, Policy] = {
     "cacheblend": Policy(cacheblend, "tokens whose values at the second layer differ most"),
     "cacheblend-keys": Policy(cacheblend_keys, "the same by keys, as LMCache has it"),
     "cacheblend-gradual": Policy(cacheblend_gradual, "the same, filtered again at the layers behind it"),
-    "prophet": Policy(question, "tokens that the question looks at", asks=True),
-    "question": Policy(question, "tokens that the question looks at", asks=True),
+    "prophet": Policy(prophet, "tokens that the question looks at", asks=True),
+    "drift": Policy(drift, "ours: the same, and what changes in them is passed on to the others", drift=True),
 }
 
 

@@ -7,7 +7,7 @@ and it is given the keys and values of all. No model-specific code.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ class Enough(Exception):
     """Raised within the model when it has come as far as it was to."""
 
 
-OnLayer = Callable[[int], None]
+OnLayer: TypeAlias = Callable[[int], None]
+
+OnChange: TypeAlias = Callable[[int, Tensor, Tensor], None]
 
 
 def _nothing(layer: int) -> None:
@@ -39,17 +41,19 @@ def run_again(
     write: bool = True,
     before: OnLayer = _nothing,
     after: OnLayer = _nothing,
+    changed: OnChange | None = None,
 ) -> None:
     """Runs ``tokens`` [S], ascending indices into ``token_ids`` [N], over ``cache``, which holds all N.
 
     Each sees the tokens up to its own place: as they are held, or as they are computed where they are among ``tokens``.
     What is computed is written over what is held, unless ``write`` is False. ``before`` and ``after`` are called
     with a layer's index as the model comes to its attention, and once its keys and values are in place; either may
-    raise ``Enough``, which ends the run there.
+    raise ``Enough``, which ends the run there. ``changed`` is given, between these, the index and by how much keys
+    [H, S, D] and values [H, S, Dv] of ``tokens`` are others than before.
     """
     device = engine.device_of(model)
     places = tokens if write else tokens[:0]
-    held = [_Held(layer, index, places, before, after) for index, layer in enumerate(cache.layers)]
+    held = [_Held(layer, index, places, before, after, changed) for index, layer in enumerate(cache.layers)]
     try:
         with engine.grouped_attention(model):
             model.model.base_model(
@@ -67,11 +71,17 @@ class _Held(DynamicLayer):  # type: ignore[misc]
     """``layer``, as a run over it sees it; it is looked at when it is used, not before."""
 
     def __init__(
-        self, layer: BufferedLayer, index: int, places: Tensor, before: OnLayer, after: OnLayer
+        self,
+        layer: BufferedLayer,
+        index: int,
+        places: Tensor,
+        before: OnLayer,
+        after: OnLayer,
+        changed: OnChange | None,
     ) -> None:
         super().__init__()
         self.layer, self.index, self.places = layer, index, places
-        self.before, self.after = before, after
+        self.before, self.after, self.changed = before, after, changed
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -82,8 +92,12 @@ class _Held(DynamicLayer):  # type: ignore[misc]
         assert values is not None
         if len(self.places):
             places = self.places.to(keys.device)
+            if self.changed:
+                change = key_states - keys[:, :, places], value_states - values[:, :, places]
             keys[:, :, places] = key_states
             values[:, :, places] = value_states
+            if self.changed:
+                self.changed(self.index, change[0][0], change[1][0])
         self.after(self.index)
         return keys, values
 
