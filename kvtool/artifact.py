@@ -47,11 +47,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 RAW = Pipeline((), ())
 
-SPREAD = "spread"
-"""How much a token's keys and values depend on what stands before it, as ``kvtool.expected`` measures it."""
-
-SCORES = {SPREAD: torch.float16}
-"""What an artifact may say of its tokens beside their keys and values, a number each."""
+SPREAD, NEED = "spread", "need"
+SCORES = {SPREAD: ("layers", "tokens"), NEED: ("tokens",)}
+"""What an artifact may say of its tokens beside their keys and values: how much each depends on what stands before it,
+layer by layer, and how much a blend needs it computed anew (``kvtool.expected``). They are kept in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def raw(
 ) -> Content:
     """The KV of one segment, uncompressed. ``source`` says where the tokens came from.
 
-    ``made`` says how the KV came about if it is not the exact one; ``scores`` [T] are of ``SCORES``.
+    ``made`` says how the KV came about if it is not the exact one; ``scores`` are of ``SCORES``.
     """
     about = {"digest": prefix.digest, "tokens": len(prefix.token_ids)}
     return _raw(kv, model, about, source, made, scores or {})
@@ -147,7 +146,7 @@ def _raw(
 ) -> Content:
     contents = Contents.of(kv, RAW)
     tensors = {TOKEN_IDS: kv.token_ids.to(torch.int32)}
-    tensors |= {_score(name): scores[name].to(SCORES[name]) for name in scores}
+    tensors |= {_score(name): _in_8_bits(scores[name]) for name in scores}
     for group in contents.groups:
         tensors |= contents.encode(group, [kv.layers[index] for index in group])
     ids = kv.token_ids.tolist()
@@ -199,6 +198,13 @@ def serialize(content: Content) -> tuple[str, list[bytes | memoryview]]:
         else:
             chunks.append(bytes(container.nbytes(entry)))
     return whole, chunks
+
+
+_SCORE_DTYPE = torch.float8_e4m3fn
+
+
+def _in_8_bits(scores: Tensor) -> Tensor:
+    return scores.clamp(0, torch.finfo(_SCORE_DTYPE).max).to(_SCORE_DTYPE)
 
 
 def _score(name: str) -> str:
@@ -261,8 +267,8 @@ class Artifact:
         return list(self.meta.get("scores", []))
 
     def score(self, name: str) -> Tensor | None:
-        """One of ``SCORES``, [T] float32, if it has it."""
-        return self.read(_score(name)).float() if name in self.scores else None
+        """One of ``SCORES``, float32, if it has it."""
+        return self.read(_score(name)).float().nan_to_num(1.0) if name in self.scores else None
 
     @property
     def is_raw(self) -> bool:
@@ -294,7 +300,11 @@ class Artifact:
         if self.n_layers > most or len(self.contents.groups) > len(self.entries):
             raise _broken(self.path, f"it claims {self.n_layers} layers in {len(self.entries)} tensors")
         planned = {TOKEN_IDS: Array((geometry.n_tokens,), torch.int32)}
-        planned |= {_score(name): Array((geometry.n_tokens,), SCORES[name]) for name in self.scores}
+        sizes = {"layers": len(geometry.layers), "tokens": geometry.n_tokens}
+        planned |= {
+            _score(name): Array(tuple(sizes[axis] for axis in SCORES[name]), _SCORE_DTYPE)
+            for name in self.scores
+        }
         try:
             for group in self.contents.groups:
                 planned |= self.contents.arrays(group)

@@ -17,12 +17,9 @@ from .engines.transformers import grouped_attention
 from .errors import UsageError
 from .manifest import RAW
 from .model import Model
-from .prompt import question_tokens
+from .prompt import BETWEEN, question_tokens
 from .store import Store
 from .trace import Trace
-
-BETWEEN = "\n\n"
-"""What stands between documents of one prompt."""
 
 
 @dataclass(frozen=True)

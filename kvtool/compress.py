@@ -18,7 +18,7 @@ from .dial import Setting, Target, asked, turned
 from .encode import Task, encode_all, encode_segment
 from .errors import KvtoolError, MismatchError, StoreError, UsageError
 from .inputs import measure_inputs, refuse_unmet
-from .manifest import RAW, Document, Variant
+from .manifest import EXPECTED, RAW, Document, Variant, expected_twin
 from .pipelines import pipeline_of
 from .store import Store
 
@@ -63,6 +63,7 @@ def compress(
     model: Model | None = None,
     calibration: Calibration | str | None = None,
     name: str | None = None,
+    of: str = RAW,
     replace: bool = False,
     dry_run: bool = False,
     on_progress: Callable[[Report], None] = lambda _: None,
@@ -70,7 +71,8 @@ def compress(
 ) -> Report:
     """Compresses the raw artifacts of ``names`` (default: all documents) into the variant ``name``.
 
-    The variant is called after the recipe unless ``name`` is given. ``parameters`` are the recipe's, such as
+    The variant is called after the recipe unless ``name`` is given; with ``of`` "expected", what prefill made for blending is
+    compressed instead, and the name ends so. ``parameters`` are the recipe's, such as
     ``bits``; ``keys`` and ``values`` change one side alone, as ``pipeline_of`` says. A variant that is there with
     the same pipeline is left alone; one with another is refused unless ``replace``. ``dry_run`` says which
     documents would be compressed, and reports no sizes.
@@ -90,7 +92,7 @@ def compress(
     without one, and for a calibration that the recipe has no use for.
     """
     started = time.monotonic()
-    variant = variant_name(recipe, name)
+    variant = variant_name(recipe, name, of)
     chosen = [names] if isinstance(names, str) else list(dict.fromkeys(store if names is None else names))
     report = Report(variant=variant, documents_total=len(chosen))
     if not chosen:
@@ -104,7 +106,7 @@ def compress(
     if dry_run and _is_uncalibrated(recipe, find):
         report.compressed += [document for document in chosen if document in store]
         return report
-    made: dict[str, object] = {"name": recipe}
+    made: dict[str, object] = {"name": recipe} if of == RAW else {"name": recipe, "of": of}
 
     def build(**setting: float) -> Pipeline:
         return pipeline_of(recipe, keys, values, find, **{**left, **setting})
@@ -125,7 +127,7 @@ def compress(
     report.calibration_nbytes = sum(held.nbytes for held in pipeline.calibrations)
     # An empty store is not made one by asking.
     with store.writing() if store and not dry_run else nullcontext():
-        run = _Run(store, variant, made, pipeline, report)
+        run = _Run(store, variant, of, made, pipeline, report)
         for document in chosen:
             try:
                 run.look_at(document, replace)
@@ -168,11 +170,13 @@ def _default_model(store: Store, names: Iterable[str]) -> Model | None:
     return found if found.fingerprint in own else None
 
 
-def variant_name(recipe: str, name: str | None) -> str:
-    """What the variant is called. Raises ``UsageError`` for the name of what prefill made."""
-    variant = name or recipe
-    if variant == RAW:
-        raise UsageError(f"--name {RAW}: is kept for what prefill made; choose another")
+def variant_name(recipe: str, name: str | None, of: str = RAW) -> str:
+    """What the variant is called. Raises ``UsageError`` for the names of what prefill made, and for another ``of``."""
+    if of not in (RAW, EXPECTED):
+        raise UsageError(f"--of {of}: expected {RAW} or {EXPECTED}, which prefill makes")
+    variant = name or (recipe if of == RAW else expected_twin(recipe))
+    if variant in (RAW, EXPECTED):
+        raise UsageError(f"--name {variant}: is kept for what prefill made; choose another")
     return variant
 
 
@@ -217,6 +221,7 @@ class _Run:
 
     store: Store
     variant: str
+    of: str
     made: dict[str, object]
     pipeline: Pipeline
     report: Report
@@ -249,7 +254,7 @@ class _Run:
     def encoded(self, model: Model | None) -> Generator[tuple[Task, Variant | KvtoolError], None, None]:
         """Each segment that is not there, with its artifact or with what went wrong."""
         tasks = [
-            Task(name, index)
+            Task(name, index, self.of)
             for name, segments in self.unfinished.items()
             for index, there in segments.items()
             if there is None
@@ -259,7 +264,7 @@ class _Run:
         known = self.store.known() if tasks else {}
         for task in tasks:
             try:
-                original = self.store.open(task.document, RAW, task.segment)
+                original = self.store.open(task.document, task.of, task.segment)
             except KvtoolError as error:
                 yield task, error
                 continue
@@ -306,7 +311,7 @@ class _Run:
 
     def _measured(self, task: Task, model: Model) -> Variant | KvtoolError:
         try:
-            parts = self.store.parts(task.document, RAW, task.segment)
+            parts = self.store.parts(task.document, task.of, task.segment)
             inputs = measure_inputs(model, parts, self.pipeline.needs)
             return encode_segment(self.store, task, self.pipeline, inputs)
         except KvtoolError as error:
@@ -315,7 +320,7 @@ class _Run:
     def _commit(self, name: str, segments: dict[int, Variant | None]) -> None:
         with self.store.changing():
             document = self.store[name]
-            if _raw(document) != _raw(self.seen[name]):
+            if self._sources(document) != self._sources(self.seen[name]):
                 raise StoreError(f"{name}: was prefilled again meanwhile; compress it again")
             for index, variant in segments.items():
                 if variant is not None:
@@ -324,14 +329,13 @@ class _Run:
         self._count(document, segments)
         self.report.compressed.append(name)
 
+    def _sources(self, document: Document) -> list[Variant | None]:
+        """What each segment's variants are made from."""
+        return [segment.variants.get(self.of) for segment in document.segments]
+
     def _count(self, document: Document, segments: dict[int, Variant | None]) -> None:
         for index, variant in segments.items():
-            original = self.store.open(document.name, RAW, index)
+            original = self.store.open(document.name, self.of, index)
             self.report.raw_nbytes += original.nbytes
             self.report.nbytes += variant.nbytes if variant else 0
             self.report.n_elements += original.contents.geometry.n_elements
-
-
-def _raw(document: Document) -> list[Variant | None]:
-    """What each segment's variants are made from."""
-    return [segment.variants.get(RAW) for segment in document.segments]

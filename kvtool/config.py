@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     segment_tokens: int | None = None
     step_tokens: int = 1024
     pack_tokens: int = 512
+    neighbours: int = 0
 
     @classmethod
     def settings_customise_sources(

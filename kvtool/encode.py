@@ -27,10 +27,11 @@ WORTH_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Task:
-    """A segment of a document that is to be encoded."""
+    """A segment of a document that is to be encoded, and the variant that it is encoded from."""
 
     document: str
     segment: int
+    of: str = RAW
 
 
 def encode_segment(store: Store, task: Task, pipeline: Pipeline, inputs: Inputs | None = None) -> Variant:
@@ -40,7 +41,7 @@ def encode_segment(store: Store, task: Task, pipeline: Pipeline, inputs: Inputs 
     """
     for calibration in pipeline.calibrations:
         store.put_calibration(calibration)
-    original = store.open(task.document, RAW, task.segment)
+    original = store.open(task.document, task.of, task.segment)
     try:
         return store.put(artifact.compressed(original, pipeline, inputs))
     except CodecError as error:

@@ -13,6 +13,14 @@ from .errors import StoreError
 FORMAT = 1
 RAW = "raw"
 
+EXPECTED = "expected"
+"""The variant that ``kvtool.expected`` makes, uncompressed as ``raw`` is."""
+
+
+def expected_twin(variant: str) -> str:
+    """The variant made for blending of what ``variant`` is made from, alike."""
+    return EXPECTED if variant == RAW else f"{variant}-{EXPECTED}"
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import artifact
+from . import artifact, expected
 from .codecs import KV
 from .documents import find, read_text
 from .engines import transformers as engine
@@ -34,7 +34,8 @@ class Report:
     """What a run has done so far. ``problems`` are the documents that could not be prefilled, with the reasons.
 
     ``tokens`` are those that the model ran: whole passes, though some of their documents were there already.
-    ``model_seconds`` is the part of ``seconds`` in which the model ran.
+    ``model_seconds`` is the part of ``seconds`` in which the model read documents alone. ``expected`` are the documents that
+    got a variant for blending, ``alone`` those that have no other beside them to stand behind.
     """
 
     prefilled: list[str] = field(default_factory=list)
@@ -44,6 +45,8 @@ class Report:
     tokens_total: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
+    expected: list[str] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
 
 
 def prefill(
@@ -59,6 +62,7 @@ def prefill(
     segment_tokens: int | None = None,
     step_tokens: int = engine.STEP_TOKENS,
     pack_tokens: int = PACK_TOKENS,
+    neighbours: int = 0,
     replace: bool = False,
     dry_run: bool = False,
     on_progress: Callable[[Report], None] = lambda _: None,
@@ -70,13 +74,16 @@ def prefill(
     split at paragraph or sentence boundaries. A document that cannot be read is reported and the others go on.
     A name that holds another model's or prefix's cache is left alone unless ``replace``.
 
+    With ``neighbours`` each segment is prefilled behind so many other documents of the store too, and the mean is kept as
+    the variant ``expected``, for blending (``kvtool.expected``).
+
     Raises ``ModelError`` for a family whose state is not keys and values, ``UsageError`` for options.
     """
     started = time.monotonic()
     engine.windows(model)
-    if step_tokens < 1 or pack_tokens < 0:
+    if step_tokens < 1 or pack_tokens < 0 or neighbours < 0:
         raise UsageError(
-            f"step tokens {step_tokens} and pack tokens {pack_tokens}: expected at least 1 and 0"
+            f"step tokens {step_tokens}, pack tokens {pack_tokens} and neighbours {neighbours}: expected at least 1, 0 and 0"
         )
     prefix = prefix_of(model, system=system, text=prefix_text, none=no_prefix)
     limit = _segment_limit(model, prefix, segment_tokens)
@@ -100,8 +107,24 @@ def prefill(
     elif plans:
         with store.writing():
             _Run(plans, model, store, prefix, step_tokens, report, on_progress).run(pack_tokens)
+            if neighbours:
+                _expect(store, model, neighbours, report, on_progress)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _expect(
+    store: Store, model: Model, neighbours: int, report: Report, on_progress: Callable[[Report], None]
+) -> None:
+    before, total = report.tokens, report.tokens_total
+
+    def progress(done: expected.Report) -> None:
+        report.tokens, report.tokens_total = before + done.tokens, total + done.tokens_total
+        on_progress(report)
+
+    names = [*report.prefilled, *report.unchanged]
+    found = expected.expect(store, model, names, neighbours=neighbours, on_progress=progress)
+    report.expected, report.alone = found.made, found.alone
 
 
 def document_of(

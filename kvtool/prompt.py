@@ -11,6 +11,9 @@ from .digest import digest_token_ids
 from .errors import ModelError, UsageError
 from .model import Model
 
+BETWEEN = "\n\n"
+"""What stands between documents of one prompt."""
+
 # Stands for the user's words while the chat template is rendered; no template treats it specially.
 _MARK = "\u2063kvtool\u2063"
 

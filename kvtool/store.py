@@ -22,7 +22,7 @@ from .artifact import Artifact
 from .calibrations import Calibrations
 from .digest import canonical_json
 from .errors import ArtifactError, StoreError, UsageError
-from .manifest import RAW, Document, Variant
+from .manifest import EXPECTED, RAW, Document, Variant
 
 if TYPE_CHECKING:
     from .codecs import KV, Calibration
@@ -258,11 +258,8 @@ class Store(Mapping[str, Document]):
             )
         variants = document.segments[segment].variants
         if variant not in variants:
-            remedy = (
-                f"run kvtool compress {document.name} --recipe {variant}"
-                if variant != RAW
-                else "prefill it again"
-            )
+            remedies = {RAW: "prefill it again", EXPECTED: "prefill with --neighbours"}
+            remedy = remedies.get(variant, f"run kvtool compress {document.name} --recipe {variant}")
             raise StoreError(
                 f"{document.name}: has no variant {variant!r}, only {', '.join(variants)}; {remedy}"
             )

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..codecs.rope import Rope
 from ..engines.cache import DocumentCache
-from ..engines.rope import Turned
-from ..kernels import dispatch
+from ..engines.rope import Turned, turned_to
 from .layout import Layout
 
 SHARE = 0.5
@@ -61,13 +60,3 @@ class Drift:
         mean *= SHARE / self.counts.clamp(min=1).to(device)[:, None]
         passed = turned_to(mean[:, self.of_target.to(device)], rope, self.target)
         whole.index_add_(1, target, passed.to(whole.dtype))
-
-
-def turned_to(x: Tensor, rope: Rope, positions: Tensor, *, undo: bool = False) -> Tensor:
-    """``x`` [H, T, D] float32 turned in place to ``positions`` [T], or back from them."""
-    if rope.inv_freq:
-        frequencies = torch.tensor(rope.inv_freq, device=x.device)
-        cos, sin = dispatch.angles(positions.to(x.device), frequencies, undo=undo)
-        part = x[..., rope.start :]
-        dispatch.rotate(part, cos, sin, rope.layout, part)
-    return x

@@ -7,7 +7,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..artifact import SPREAD
 from ..engines.cache import DocumentCache
 from ..engines.held import Enough, run_again
 from ..engines.regard import regard
@@ -46,19 +45,21 @@ class Known:
         with self.trace.span("look", f"{len(self.question_ids)} tokens of the question"):
             return regard(self.model, self.cache, self.question_ids, self.loading.wait)
 
-    @cached_property
-    def spread(self) -> Tensor:
-        """How much each token depends on what stands before it, [N], where its artifact says so (``kvtool.expected``).
+    def scored(self, name: str) -> Tensor | None:
+        """One of ``artifact.SCORES`` for all tokens, [N] or [L, N]; None where no segment says so.
 
-        Segments that do not say so get the mean of those that do, or 1.
+        Segments that do not say so get the mean of those that do.
         """
-        found = torch.full((len(self.candidates),), torch.nan)
-        for segment in self.layout.segments:
-            score = segment.artifact.score(SPREAD)
+        scores = [segment.artifact.score(name) for segment in self.layout.segments]
+        told = [score for score in scores if score is not None]
+        if not told:
+            return None
+        usual = torch.cat([score.flatten() for score in told]).mean()
+        found = usual.expand(*told[0].shape[:-1], len(self.candidates)).clone()
+        for segment, score in zip(self.layout.segments, scores, strict=True):
             if score is not None:
-                found[segment.start : segment.stop] = score
-        usual = float(found.nanmean().nan_to_num(1.0))
-        return torch.nan_to_num(found, usual)
+                found[..., segment.start : segment.stop] = score
+        return found
 
     def refreshed(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """How far keys and values of ``tokens`` [S] in ``layer`` are from what the model computes, squared, [S] each.

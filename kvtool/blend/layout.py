@@ -14,7 +14,7 @@ from ..artifact import Artifact
 from ..digest import digest_token_ids
 from ..errors import MismatchError, UsageError
 from ..load import refuse_mismatch
-from ..manifest import RAW
+from ..manifest import RAW, expected_twin
 from ..model import Model
 from ..prompt import document_tokens
 from ..store import Store
@@ -113,7 +113,8 @@ def lay_out(
 ) -> Layout:
     """Where each of ``parts`` comes to stand; ``between`` is a text that is put between any two of them.
 
-    ``variant`` is that of documents which name none. Raises ``StoreError`` for a document, variant or segment that the
+    ``variant`` is that of documents which name none; what was made of it for blending is taken where it is moved, if there
+    is any. Raises ``StoreError`` for a document, variant or segment that the
     store has not, ``MismatchError`` for one of another model or prefix, ``UsageError`` if there is none, or if all
     together are longer than the model's context.
     """
@@ -155,9 +156,14 @@ def _pieces(
             yield document_tokens(model, part.text)
             continue
         cached = Cached(part) if isinstance(part, str) else part
-        segments = range(len(store[cached.name].segments)) if cached.segment is None else [cached.segment]
-        for segment in segments:
-            yield Placed(cached.name, store.open(cached.name, cached.variant or variant, segment), 0)
+        document = store[cached.name]
+        segments = range(len(document.segments)) if cached.segment is None else [cached.segment]
+        for m, segment in enumerate(segments):
+            own = cached.variant or variant
+            # Only behind the prefix is the cache of a document alone the better one.
+            if cached.variant is None and (n or m) and expected_twin(variant) in document.variants:
+                own = expected_twin(variant)
+            yield Placed(cached.name, store.open(cached.name, own, segment), 0)
 
 
 def _refuse_pruned(segment: Placed) -> None:

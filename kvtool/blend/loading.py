@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..codecs.rope import Rope
 from ..engines.cache import ROOM, DocumentCache
-from ..engines.rope import Turned
+from ..engines.rope import Turned, turned_to
 from ..trace import Trace
-from .drift import turned_to
 from .layout import Layout, Placed
 
 READERS = 2

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..artifact import NEED, SPREAD
 from ..errors import UsageError
 from .known import Known
 
@@ -103,13 +104,15 @@ def prophet(known: Known) -> Tensor:
 
 
 def drift(known: Known) -> Tensor:
-    """What the question looks at, times how much it depends on what stands before it where that was measured ahead.
+    """What the question looks at, times how much that depends on what stands before it where it was measured ahead.
 
-    Where no question is known, the first tokens of each segment.
+    Where no question is known, what was found ahead to be needed, or else the first tokens of each segment.
     """
     if not len(known.question_ids):
-        return legolink(known)
-    return prophet(known) * known.spread
+        need = known.scored(NEED)
+        return legolink(known) if need is None else need
+    attention, spread = known.attention.mean(1), known.scored(SPREAD)
+    return attention.mean(0) if spread is None else (attention * spread).mean(0)
 
 
 POLICIES: Mapping[str, Policy] = {

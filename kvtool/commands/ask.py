@@ -83,10 +83,11 @@ def run(
     Several documents are blended: each is moved to its place in the prompt, and a few tokens are computed anew. The answer
     streams to stdout; the times go to stderr.
     """
-    from ..ask import BETWEEN, ask
+    from ..ask import ask
     from ..blend.blending import How
     from ..blend.layout import chosen_document
     from ..config import settings
+    from ..prompt import BETWEEN
     from ..speed import recall
     from ..store import Store
     from ..trace import Trace

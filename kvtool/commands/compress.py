@@ -63,6 +63,12 @@ def run(
     name: Annotated[
         Optional[str], typer.Option("--name", help="The variant's name (default: the recipe's).")
     ] = None,
+    of: Annotated[
+        str,
+        typer.Option(
+            "--of", help="What is compressed: raw, or expected, which prefill --neighbours made for blending."
+        ),
+    ] = "raw",
     store: common.StoreOption = None,
     model: common.ModelOption = None,
     device: common.DeviceOption = None,
@@ -89,7 +95,7 @@ def run(
     from ..store import Store
 
     # Before a calibration is made, which takes minutes.
-    variant_name(recipe, name)
+    variant_name(recipe, name, of)
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     opened = Store(chosen.store)
     given = {
@@ -128,6 +134,7 @@ def run(
             model=loaded,
             calibration=calibration,
             name=name,
+            of=of,
             replace=replace,
             dry_run=dry_run,
             on_progress=lambda r: bar.update(r.segments_done, r.segments_total, "segments"),

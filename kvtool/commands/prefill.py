@@ -50,6 +50,14 @@ def run(
         Optional[int],
         typer.Option("--pack-tokens", help="Tokens of short documents in one pass (default: 512)."),
     ] = None,
+    neighbours: Annotated[
+        Optional[int],
+        typer.Option(
+            "--neighbours",
+            help="Read each document behind so many others too, and keep the mean as variant expected: for blending "
+            "(default: 0; 4 is a good number).",
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace what the store holds for another model or prefix.")
     ] = False,
@@ -81,6 +89,7 @@ def run(
         segment_tokens=segment_tokens,
         step_tokens=step_tokens,
         pack_tokens=pack_tokens,
+        neighbours=neighbours,
     )
     opened = Store(chosen.store)
     loaded = common.load_model(chosen)
@@ -97,6 +106,7 @@ def run(
             segment_tokens=chosen.segment_tokens,
             step_tokens=chosen.step_tokens,
             pack_tokens=chosen.pack_tokens,
+            neighbours=chosen.neighbours,
             replace=replace,
             dry_run=dry_run,
             on_progress=lambda r: bar.update(r.tokens, r.tokens_total, "tokens"),
@@ -111,6 +121,7 @@ def run(
                 "dry_run": dry_run,
                 "prefilled": report.prefilled,
                 "unchanged": report.unchanged,
+                "expected": report.expected,
                 "problems": [str(error) for error in report.problems],
                 "tokens": report.tokens,
                 "seconds": round(report.seconds, 3),
@@ -129,6 +140,12 @@ def run(
                 else ""
             )
             + (f"; {len(report.unchanged)} were there already" if report.unchanged else "")
+            + (f"; {len(report.expected)} read behind others for blending" if report.expected else "")
             + f" → {chosen.store}"
         )
+        if report.alone:
+            common.say(
+                f"{', '.join(report.alone)}: no other documents to stand behind, so nothing was made for blending; run it "
+                "again when there are more"
+            )
     return common.problems(report.problems, len(report.prefilled) + len(report.unchanged))

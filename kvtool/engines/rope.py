@@ -68,6 +68,16 @@ def turned(model: Model) -> Turned | None:
     return Turned(keys, values) if keys and values else None
 
 
+def turned_to(x: Tensor, rope: Rope, positions: Tensor, *, undo: bool = False) -> Tensor:
+    """``x`` [H, T, D] float32 turned in place to ``positions`` [T], or back from them."""
+    if rope.inv_freq:
+        frequencies = torch.tensor(rope.inv_freq, device=x.device)
+        cos, sin = dispatch.angles(positions.to(x.device), frequencies, undo=undo)
+        part = x[..., rope.start :]
+        dispatch.rotate(part, cos, sin, rope.layout, part)
+    return x
+
+
 def _explained(model: Model, side: Literal["keys", "values"]) -> tuple[Rope, ...]:
     """A rotation for each layer; none if there is one that none explains."""
     found = list(_frequencies(model.model))

@@ -1,0 +1,186 @@
+"""Caches made for blending: a segment's keys and values as they are, on average, behind other documents.
+
+A cache from a prefill of a document alone is right for the place behind the prefix only. Behind other text its keys and
+values change, and to a good part they change alike whatever that text is. So each segment is prefilled behind a few
+sampled neighbours too; the mean, moved back to the segment's usual place, is kept as the variant ``expected`` beside the
+exact one. How far the single ones lie from their mean says which tokens a blend should rather compute anew.
+
+FusionRAG (arXiv 2601.12904) keeps likely neighbours in sight in the same way, one prompt of them instead of a mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import artifact
+from .artifact import NEED, SPREAD, Artifact
+from .codecs import KV, LayerKV
+from .digest import digest, digest_token_ids
+from .engines import transformers as engine
+from .engines.attention import observe
+from .engines.cache import DocumentCache
+from .engines.rope import Turned, turned_to
+from .errors import KvtoolError, ModelError
+from .load import load_cache
+from .manifest import EXPECTED, Document, Variant
+from .model import Model
+from .prompt import BETWEEN, document_tokens, prefix_again
+from .store import Store
+
+NEIGHBOURS = 4
+"""Of each segment. Measured: with two there is a third more left to recompute, with eight no less."""
+
+NEIGHBOUR_TOKENS = 200
+"""Of each neighbour."""
+
+
+@dataclass
+class Report:
+    """``alone`` are the documents that have no other beside them to stand behind."""
+
+    made: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
+    tokens: int = 0
+    tokens_total: int = 0
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """The first tokens of a document, and the cache of prefix and them."""
+
+    document: str
+    token_ids: tuple[int, ...]
+    cache: DocumentCache
+
+
+def expect(
+    store: Store,
+    model: Model,
+    names: Sequence[str],
+    *,
+    neighbours: int = NEIGHBOURS,
+    on_progress: Callable[[Report], None] = lambda _: None,
+) -> Report:
+    """Makes the variant ``expected`` of those of ``names`` that have none yet.
+
+    ``neighbours`` other documents of the store, sampled by their names' digests, stand before each segment in turn. Raises
+    ``ModelError`` for a model whose keys cannot be moved.
+    """
+    if model.turned is None:
+        raise ModelError(
+            f"{model.name}: how {model.config.model_type} rotates its keys is not known, so that its caches cannot be "
+            "blended; prefill without --neighbours"
+        )
+    report = Report()
+    documents = {name: store[name] for name in names}
+    waiting = [name for name, document in documents.items() if EXPECTED not in document.variants]
+    report.unchanged += [name for name in names if name not in waiting]
+    report.tokens_total = sum(documents[name].n_tokens for name in waiting) * neighbours
+    there: list[Neighbour] = []
+    with store.writing():
+        for name in waiting:
+            document = documents[name]
+            there += _more(store, model, document, neighbours + 1 - len(there), {n.document for n in there})
+            beside = [neighbour for neighbour in there if neighbour.document != name][:neighbours]
+            if not beside:
+                report.alone.append(name)
+                continue
+            made = []
+            for index in range(len(document.segments)):
+                made.append(_segment(store, model, name, index, beside))
+                report.tokens += document.segments[index].n_tokens * neighbours
+                on_progress(report)
+            _commit(store, document, made)
+            report.made.append(name)
+    return report
+
+
+def _more(store: Store, model: Model, like: Document, number: int, taken: set[str]) -> Iterator[Neighbour]:
+    """Up to ``number`` further documents under the prefix of ``like``, read by the model behind it."""
+    others = (
+        store[name] for name in sorted(store, key=lambda name: digest(name.encode())) if name not in taken
+    )
+    gap = document_tokens(model, BETWEEN)
+    for document in others:
+        if number <= 0:
+            return
+        if (document.model["fingerprint"], document.prefix["digest"]) != (
+            like.model["fingerprint"],
+            like.prefix["digest"],
+        ):
+            continue
+        ids = [*store.open(document.name).token_ids[:NEIGHBOUR_TOKENS].tolist(), *gap]
+        parts = [] if document.prefix_artifact is None else [store.open_artifact(document.prefix_artifact)]
+        cache = load_cache(parts, model) if parts else engine.new_cache(model, len(ids))
+        engine.feed(model, ids, cache)
+        number -= 1
+        yield Neighbour(document.name, tuple(ids), cache)
+
+
+def _segment(store: Store, model: Model, name: str, index: int, beside: Sequence[Neighbour]) -> Variant:
+    parts = store.parts(name, segment=index)
+    original = parts[-1]
+    mean, spread = _behind(model, original, beside)
+    received = observe(model, parts)["attention"]
+    need = torch.stack([layer.mean(0) for layer in received]).mul(spread).sum(0)
+    made = {"behind": [digest_token_ids(neighbour.token_ids) for neighbour in beside]}
+    prefix = prefix_again(model, dict(store[name].prefix["origin"]))
+    scores = {SPREAD: spread, NEED: need / need.mean()}
+    return store.put(artifact.raw(mean, model, prefix, original.meta["source"], made=made, scores=scores))
+
+
+@torch.no_grad()
+def _behind(model: Model, original: Artifact, beside: Sequence[Neighbour]) -> tuple[KV, Tensor]:
+    """The mean over neighbours, and how far they lie from it, [L, T], relative to what values of the layer are."""
+    turned = model.turned
+    assert turned is not None
+    ids = original.token_ids.tolist()
+    start = original.contents.start or 0
+    found = [_moved(model, neighbour, ids, start, turned) for neighbour in beside]
+    layers, spread = [], []
+    for several in zip(*found, strict=True):
+        keys = torch.stack([keys for keys, _ in several])
+        values = torch.stack([values for _, values in several])
+        own = LayerKV(
+            keys.mean(0).to(model.dtype),
+            values.mean(0).to(model.dtype),
+            torch.arange(start, start + len(ids)),
+        )
+        layers.append(own)
+        apart = (values - values.mean(0)).square().sum((0, 1, 3)) / max(1, len(beside) - 1)
+        spread.append((apart / values.square().sum((1, 3)).mean().clamp(min=1e-30)).sqrt())
+    return KV(tuple(layers), original.token_ids, original.contents.rope), torch.stack(spread)
+
+
+def _moved(
+    model: Model, neighbour: Neighbour, ids: Sequence[int], start: int, turned: Turned
+) -> list[tuple[Tensor, Tensor]]:
+    """Each layer's keys and values behind a neighbour, float32, turned to where they usually stand."""
+    cache = neighbour.cache
+    held = cache.get_seq_length()
+    engine.feed(model, ids, cache)
+    by = torch.full((len(ids),), start - held)
+    moved = [
+        (
+            turned_to(layer.keys[0, :, held:].float().cpu(), turned.keys[n], by),
+            turned_to(layer.values[0, :, held:].float().cpu(), turned.values[n], by),
+        )
+        for n, layer in enumerate(cache.layers)
+    ]
+    cache.crop(-len(ids))
+    return moved
+
+
+def _commit(store: Store, seen: Document, made: Sequence[Variant]) -> None:
+    with store.changing():
+        document = store[seen.name]
+        if document.segments != seen.segments:
+            raise KvtoolError(f"{seen.name}: was changed meanwhile; run the same prefill again")
+        for index, variant in enumerate(made):
+            document = document.with_variant(index, EXPECTED, variant)
+        store.commit(document)
