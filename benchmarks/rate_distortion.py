@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import kvtool
-from benchmarks import rate_page, rate_pictures, retrieval
+from benchmarks import pages, rate_page, rate_pictures, retrieval
 from benchmarks.common import machine as machine_line
 from benchmarks.prefilled import Prefilled
 from benchmarks.texts import Text, held_out
@@ -54,7 +54,7 @@ def main() -> None:
     prefilled = Prefilled(kvtool.load_model(arguments.model))
     if arguments.write:
         # Before anything long: a page without the markers takes no tables.
-        rate_page.written(arguments.write.read_text(), prefilled.model.name, "")
+        pages.replaced(arguments.write.read_text(), "rate_distortion", prefilled.model.name, "")
     print(machine_line(), flush=True)
     found = measure(prefilled, arguments)
     _show(found, arguments)
@@ -150,7 +150,7 @@ def _show(found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
         model = found["model"]["name"]
         drawn = rate_pictures.draw(found, page.parent, f"{page.stem}-{model}")
         body = rate_page.body(found, [(shows, path.name) for shows, path in drawn])
-        page.write_text(rate_page.written(page.read_text(), model, body))
+        page.write_text(pages.replaced(page.read_text(), "rate_distortion", model, body))
     print(rate_page.body(found))
 
 

@@ -1,12 +1,12 @@
-"""What benchmarks.rate_distortion found, as tables in Markdown, and their place in a page."""
+"""What benchmarks.rate_distortion found, as tables in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import kvtool
 from benchmarks.curves import NOT_REACHED, Point, ratio_at, ratio_keeping, shares, total
+from benchmarks.pages import table
 
 Json = Mapping[str, Any]
 
@@ -18,23 +18,6 @@ MOST_LOST = 0.02
 
 STORES = (10_000, 100_000, 1_000_000)
 """Tokens."""
-
-
-def markers(model: str) -> tuple[str, str]:
-    """Lines between which a page has the tables of ``model``."""
-    return f"<!-- benchmarks.rate_distortion: {model} -->", f"<!-- end: {model} -->"
-
-
-def written(page: str, model: str, body: str) -> str:
-    """``page`` with ``body`` between its markers. Raises ``KvtoolError`` if it has not one of each, in order."""
-    first, last = markers(model)
-    before, _, rest = page.partition(first)
-    _, _, after = rest.partition(last)
-    if page.count(first) != 1 or page.count(last) != 1 or last not in rest:
-        raise kvtool.KvtoolError(
-            f"expected the lines {first} and {last}, once each and in this order; add them"
-        )
-    return f"{before}{first}\n\n{body.strip()}\n\n{last}{after}"
 
 
 def body(found: Json, pictures: Sequence[tuple[str, str]] = ()) -> str:
@@ -65,7 +48,7 @@ def distortion(found: Json) -> str:
         ]
         for c in found["candidates"]
     ]
-    return _table(["", "bits", "ratio", "KL", "ΔNLL", "top-1"], rows)
+    return table(["", "bits", "ratio", "KL", "ΔNLL", "top-1"], rows)
 
 
 def by_kind(found: Json) -> str:
@@ -77,7 +60,7 @@ def by_kind(found: Json) -> str:
         ]
         for c in found["candidates"]
     ]
-    return _table(["", *kinds], rows)
+    return table(["", *kinds], rows)
 
 
 def at_kl(found: Json) -> str:
@@ -85,7 +68,7 @@ def at_kl(found: Json) -> str:
     for family in found["compared"]:
         for kind in found["candidates"][0]["by_kind"]:
             rows.append([f"{family}, {kind}", *_reached(curve(found, family, kind))])
-    return _table(["", *(f"≤ {target:g}" for target in TARGETS)], rows)
+    return table(["", *(f"≤ {target:g}" for target in TARGETS)], rows)
 
 
 def equal_kl(found: Json, family: str) -> str:
@@ -101,7 +84,7 @@ def equal_kl(found: Json, family: str) -> str:
         ]
         for share in shares(curve(found, family), others)
     ]
-    return _table(["", "KL", "ratio", f"{family} there", "bytes"], rows)
+    return table(["", "KL", "ratio", f"{family} there", "bytes"], rows)
 
 
 def retrieval(found: Json) -> str:
@@ -115,7 +98,7 @@ def retrieval(found: Json) -> str:
         ]
         for n, c in enumerate(found["retrieval"])
     ]
-    return _table(["", "ratio", "right", "share", "lost against raw"], rows)
+    return table(["", "ratio", "right", "share", "lost against raw"], rows)
 
 
 def totals(found: Json) -> str:
@@ -133,7 +116,7 @@ def totals(found: Json) -> str:
                     *(f"{_bytes(t.nbytes)}, {t.ratio:.1f}" for t in of),
                 ]
             )
-    return _table(["", "calibration", *(f"{n:,} tokens" for n in STORES)], rows)
+    return table(["", "calibration", *(f"{n:,} tokens" for n in STORES)], rows)
 
 
 def times(one: Json) -> str:
@@ -150,7 +133,7 @@ def times(one: Json) -> str:
         ]
         for name, own in one["candidates"].items()
     ]
-    return _table([f"{one['tokens']:,} tokens", "encode ÷ prefill", "prefill ÷ decode", "TTFT"], rows)
+    return table([f"{one['tokens']:,} tokens", "encode ÷ prefill", "prefill ÷ decode", "TTFT"], rows)
 
 
 def curve(found: Json, family: str, kind: str | None = None) -> list[Point]:
@@ -219,8 +202,3 @@ def _with_interval(estimate: Json | None, digits: int) -> str:
 
 def _bytes(number: float) -> str:
     return f"{number / 1e6:.1f} MB" if number < 1e9 else f"{number / 1e9:.2f} GB"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

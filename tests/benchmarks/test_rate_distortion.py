@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import kvtool
-from benchmarks import prefilled, rate_distortion, rate_page, texts
+from benchmarks import pages, prefilled, rate_distortion, texts
 from benchmarks.prefilled import Prefilled
 from benchmarks.retrieval import haystack_contexts, scores
 from benchmarks.sources import Source
@@ -45,7 +45,7 @@ def test_a_run_writes_its_figures_and_its_page(
     file = tmp_path / "calibration.safetensors"
     file.write_bytes(calibration.to_bytes())
     page = tmp_path / "page.md"
-    page.write_text("# Title\n\n" + "\n".join(rate_page.markers(ground.model.name)) + "\n")
+    page.write_text("# Title\n\n" + "\n".join(pages.markers("rate_distortion", ground.model.name)) + "\n")
     monkeypatch.setattr(rate_distortion, "COMPARED", ("centred",))
     settings = (
         "--documents 1 --context 128 --tokens 16 --lengths 500 --haystacks 2 --keys 3 --timed 128 --repeats 1"

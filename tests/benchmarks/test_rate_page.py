@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import kvtool
-from benchmarks import rate_page
+from benchmarks import pages, rate_page
 
 
 def estimate(value: float) -> dict[str, float]:
@@ -117,12 +117,12 @@ def test_the_whole_names_what_keeps_retrieval(found: dict[str, Any]) -> None:
 
 
 def test_tables_stand_between_the_markers_of_their_model() -> None:
-    first, last = rate_page.markers("tiny")
-    other = "\n".join(rate_page.markers("other"))
+    first, last = pages.markers("rate_distortion", "tiny")
+    other = "\n".join(pages.markers("rate_distortion", "other"))
     page = f"# Title\n\n{other}\n\n{first}\nold\n{last}\n\nEnd\n"
-    new = rate_page.written(page, "tiny", "\nnew\n")
+    new = pages.replaced(page, "rate_distortion", "tiny", "\nnew\n")
     assert new == f"# Title\n\n{other}\n\n{first}\n\nnew\n\n{last}\n\nEnd\n"
-    assert rate_page.written(new, "tiny", "new") == new
+    assert pages.replaced(new, "rate_distortion", "tiny", "new") == new
     for broken in ("# Title", f"{last}\n{first}", f"{page}{first}"):
         with pytest.raises(kvtool.KvtoolError, match="expected the lines"):
-            rate_page.written(broken, "tiny", "new")
+            pages.replaced(broken, "rate_distortion", "tiny", "new")

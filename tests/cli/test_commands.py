@@ -180,6 +180,7 @@ def test_prefill(cli: Cli) -> None:
         "dry_run": "bool",
         "prefilled": ["str"],
         "unchanged": [],
+        "expected": [],
         "problems": [],
         "tokens": "int",
         "seconds": "float",

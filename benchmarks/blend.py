@@ -1,0 +1,314 @@
+"""What blending costs: policies and shares against full prefill, over sets of documents whose questions need two of them.
+
+python -m benchmarks.blend [--sets 40] [--timed 4096] [--repeats 5] [--write docs/blending.md]
+
+Each set is blended by every candidate and asked all its questions: KL to full prefill over the tokens of the answer, whether
+the answer is the same, and whether numbers are found whose name stands in another document. What was measured of a set
+is kept in build/blend, so that an interrupted run goes on; a second process, started with --backwards, begins at the other
+end. Times are ratios of medians over interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kvtool
+from benchmarks.blend_page import body
+from benchmarks.blend_sets import SETS, BlendSet, blend_sets
+from benchmarks.common import interleaved, machine, text_of
+from benchmarks.pages import replaced
+from benchmarks.prefilled import Lines, Prefilled
+from benchmarks.texts import Text, for_calibration, write
+from kvtool.ask import ask
+from kvtool.blend import Cached
+from kvtool.blend.blending import How
+from kvtool.calibrations import MissingCalibration, finder
+from kvtool.codecs.registry import recipe as find_recipe
+from kvtool.engines.cache import DocumentCache
+from kvtool.engines.shared import answer_each, follow
+from kvtool.evaluate.distortion import distortion
+from kvtool.expected import NEIGHBOURS, expect
+from kvtool.manifest import EXPECTED, RAW, expected_twin
+from kvtool.prompt import BETWEEN, conversation_tokens, document_tokens
+
+FOLDER = Path(__file__).resolve().parents[1] / "build" / "blend"
+
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
+POLICIES = ("even", "legolink", "cacheblend", "cacheblend-keys", "cacheblend-gradual", "prophet", "drift")
+USUAL = 0.15
+COMPRESSED = "klt"
+
+CODED = "cachegen"
+"""Timed too: it is decoded layer by layer, beside the model."""
+
+ANSWER_TOKENS = 24
+"""Of the answer that full prefill gives to a question in prose."""
+
+TIMED_DOCUMENTS = 4
+
+
+@dataclass(frozen=True)
+class Blended:
+    """One way to blend. ``variant`` is that of every document but the first, which stands where it was prefilled."""
+
+    policy: str
+    share: float
+    variant: str = RAW
+    first: str = RAW
+
+    @property
+    def name(self) -> str:
+        return f"{self.policy} {self.share:.0%} {self.variant}"
+
+    def parts(self, names: Sequence[str]) -> list[Cached]:
+        return [Cached(name, self.variant if n else self.first) for n, name in enumerate(names)]
+
+
+def candidates() -> list[Blended]:
+    """Every policy at every share from the caches of documents alone; ours from those made for blending too, and compressed."""
+    found = [Blended("none", 0.0), *(Blended(policy, share) for policy in POLICIES for share in SHARES)]
+    found += [Blended("none", 0.0, EXPECTED), Blended("cacheblend", USUAL, EXPECTED)]
+    found += [Blended("drift", share, EXPECTED) for share in SHARES]
+    twin = expected_twin(COMPRESSED)
+    return [
+        *found,
+        Blended("drift", USUAL, COMPRESSED, COMPRESSED),
+        Blended("drift", USUAL, twin, COMPRESSED),
+    ]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt behind the documents, the tokens that are expected behind it, and which question it belongs to."""
+
+    question: int
+    text: str
+    token_ids: list[int]
+    targets: list[int]
+    has_answer: bool
+
+
+class Bench:
+    def __init__(self, prefilled: Prefilled, names: dict[str, list[str]]) -> None:
+        self.prefilled, self.names = prefilled, names
+        self.model, self.store = prefilled.model, prefilled.store
+
+    def measure(self, one: BlendSet, compared: Sequence[Blended]) -> dict[str, Any]:
+        """A record for each candidate: lists by question, in the order of ``one.questions``."""
+        names = self.names[one.name]
+        full = self._blend(Blended("all", 1.0), names, None)
+        asked = list(self._asked(one, full))
+        expected = self._follow(full, asked)
+        records = {"full prefill": self._record(one, asked, expected, expected)}
+        for candidate in compared:
+            said = [torch.empty(0)] * len(asked)
+            # What one question looks at is nothing to the next; what no question is asked of is blended once.
+            asks = candidate.policy in ("prophet", "drift")
+            for question in dict.fromkeys(a.text for a in asked) if asks else [None]:
+                cache = self._blend(candidate, names, question)
+                some = [n for n, a in enumerate(asked) if question in (None, a.text)]
+                for n, logits in zip(some, self._follow(cache, [asked[n] for n in some]), strict=True):
+                    said[n] = logits
+            records[candidate.name] = self._record(one, asked, expected, said)
+        return {"documents": len(names), "tokens": len(full.token_ids), "candidates": records}
+
+    def _blend(self, candidate: Blended, names: Sequence[str], question: str | None) -> DocumentCache:
+        return kvtool.blend(
+            self.store,
+            candidate.parts(names),
+            self.model,
+            recompute=candidate.share,
+            policy=candidate.policy,
+            question=question,
+            between=BETWEEN,
+        )
+
+    def _asked(self, one: BlendSet, full: DocumentCache) -> Iterator[Asked]:
+        """To each step of a multi-hop question its answer is expected, to prose what full prefill says."""
+        prefix = self.prefilled.prefix
+        for n, question in enumerate(one.questions):
+            for step in question.steps:
+                ids = conversation_tokens(self.model, prefix, (), step.text, step.lead)
+                if step.answers:
+                    targets = document_tokens(self.model, f" {step.answers[0]}")
+                else:
+                    (targets,) = answer_each(self.model, full, [ids], [ANSWER_TOKENS])
+                yield Asked(n, step.text, ids, targets, bool(step.answers))
+
+    def _follow(self, cache: DocumentCache, asked: Sequence[Asked]) -> list[torch.Tensor]:
+        """Logits at the tokens before each target, [targets, V] for each prompt."""
+        return [
+            follow(self.model, cache, [*a.token_ids, *a.targets[:-1]])[-len(a.targets) :]
+            if a.targets
+            else torch.empty(0)
+            for a in asked
+        ]
+
+    def _record(
+        self,
+        one: BlendSet,
+        asked: Sequence[Asked],
+        expected: Sequence[torch.Tensor],
+        said: Sequence[torch.Tensor],
+    ) -> dict[str, Any]:
+        """Of a question: KL in nats per token, whether all likeliest tokens are those of full prefill, and, where there is
+        an answer, whether they are that answer."""
+        found: dict[str, list[Any]] = {"kl": [], "same": [], "right": []}
+        for n, question in enumerate(one.questions):
+            own = [i for i, a in enumerate(asked) if a.question == n and a.targets]
+            compared = [distortion(expected[i], said[i], asked[i].targets) for i in own]
+            kl = [value for distorted in compared for value in distorted.kl]
+            found["kl"].append(sum(kl) / max(1, len(kl)))
+            found["same"].append(float(all(all(distorted.top1) for distorted in compared)))
+            if question.kind == "hop":
+                right = all(said[i].argmax(-1).tolist() == asked[i].targets for i in own)
+                found["right"].append(float(right))
+        return {**found, "kinds": [question.kind for question in one.questions]}
+
+
+def timed(prefilled: Prefilled, tokens: int, repeats: int) -> dict[str, Any]:
+    """Seconds to the first token over four documents of ``tokens`` in all; medians, rounds interleaved."""
+    model, store = prefilled.model, prefilled.store
+    size = tokens // TIMED_DOCUMENTS
+    texts = [
+        Text("timed", "help", f"timed-{tokens}-{n}.txt", text_of(model, size, skip=n * size))
+        for n in range(TIMED_DOCUMENTS)
+    ]
+    names = [place.document for place in prefilled.place(texts)]
+    _prepare(prefilled, names)
+    _compress(prefilled, names, CODED, RAW)
+    question = "Which of these statements can raise an exception?"
+
+    def run(candidate: Blended | None) -> Callable[[], float]:
+        def once() -> float:
+            answer = ask(
+                question,
+                documents=candidate.parts(names) if candidate else names,
+                model=model,
+                store=store,
+                how=How(candidate.share, candidate.policy) if candidate else How(),
+                cached=candidate is not None,
+                max_tokens=1,
+            )
+            return answer.first_token_seconds
+
+        return once
+
+    compared = [
+        Blended("none", 0.0),
+        Blended("cacheblend", USUAL),
+        *(Blended("drift", USUAL, variant) for variant in (RAW, EXPECTED)),
+        Blended("drift", USUAL, expected_twin(COMPRESSED), COMPRESSED),
+        Blended("drift", USUAL, CODED, CODED),
+    ]
+    runs = {"full prefill": run(None), **{candidate.name: run(candidate) for candidate in compared}}
+    return {"tokens": tokens, "repeats": repeats, "seconds": interleaved(runs, repeats)}
+
+
+def _prepare(prefilled: Prefilled, names: Sequence[str]) -> None:
+    """Beside the raw caches those for blending, and both compressed."""
+    lines = Lines()
+    expect(
+        prefilled.store,
+        prefilled.model,
+        names,
+        neighbours=NEIGHBOURS,
+        on_progress=lambda r: lines("read behind others", r.tokens, r.tokens_total),
+    )
+    for of in (RAW, EXPECTED):
+        _compress(prefilled, names, COMPRESSED, of)
+
+
+def _compress(prefilled: Prefilled, names: Sequence[str], recipe: str, of: str) -> None:
+    lines = Lines()
+    report = kvtool.compress(
+        prefilled.store,
+        names,
+        recipe=recipe,
+        of=of,
+        model=prefilled.model,
+        on_progress=lambda r: lines(f"{of} as {recipe}", r.segments_done, r.segments_total),
+    )
+    if report.problems:
+        raise report.problems[0]
+
+
+def _calibrate(prefilled: Prefilled) -> None:
+    """From texts that no set has anything of, once."""
+    try:
+        finder(prefilled.store, list(prefilled.store))(find_recipe(COMPRESSED))
+    except MissingCalibration:
+        texts = write(for_calibration(prefilled.model, 2048), prefilled.folder / "calibration")
+        kvtool.calibrate(prefilled.store, model=prefilled.model, texts=texts)
+
+
+def _kept(bench: Bench, one: BlendSet) -> dict[str, Any]:
+    """What was measured of a set, now or before."""
+    path = FOLDER / f"{one.name}.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    measured = bench.measure(one, candidates())
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(measured))
+    return measured
+
+
+def _nbytes(prefilled: Prefilled, names: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Bytes of each variant, all documents together."""
+    variants = (RAW, EXPECTED, COMPRESSED, expected_twin(COMPRESSED))
+    every = [name for own in names.values() for name in own]
+    return {variant: sum(prefilled.store.size(name, variant) for name in every) for variant in variants}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", type=int, default=SETS)
+    parser.add_argument("--timed", type=int, nargs="*", default=[4096])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--backwards", action="store_true", help="as a second process: measure sets only")
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    model = kvtool.load_model()
+    prefilled = Prefilled(model)
+    sets = blend_sets(model, arguments.sets)
+    names = {one.name: [place.document for place in prefilled.place(one.documents)] for one in sets}
+    if not arguments.backwards:
+        _calibrate(prefilled)
+        _prepare(prefilled, [name for own in names.values() for name in own])
+    bench, lines = Bench(prefilled, names), Lines()
+    records = {}
+    for n, one in enumerate(reversed(sets) if arguments.backwards else sets):
+        records[one.name] = _kept(bench, one)
+        lines("measured", n + 1, len(sets))
+    if arguments.backwards:
+        return
+    found = {
+        "machine": machine(),
+        "model": model.name,
+        "sets": {one.name: records[one.name] for one in sets},
+        "candidates": [{"name": c.name, **asdict(c)} for c in candidates()],
+        "nbytes": _nbytes(prefilled, names),
+        "times": [timed(prefilled, tokens, arguments.repeats) for tokens in arguments.timed],
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "blend.json").write_text(json.dumps(found))
+    found["command"] = shlex.join(["python", "-m", "benchmarks.blend", *sys.argv[1:]])
+    page = body(found)
+    print(page)
+    if arguments.write:
+        arguments.write.write_text(replaced(arguments.write.read_text(), "blend", found["model"], page))
+
+
+if __name__ == "__main__":
+    main()
