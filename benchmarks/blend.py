@@ -15,7 +15,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from kvtool.prompt import BETWEEN, conversation_tokens, document_tokens
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "blend"
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
-POLICIES = ("even", "legolink", "cacheblend", "cacheblend-keys", "cacheblend-gradual", "prophet", "drift")
+POLICIES = ("even", "legolink", "cacheblend", "cacheblend-gradual", "prophet", "drift")
 USUAL = 0.15
 COMPRESSED = "klt"
 
@@ -76,6 +76,7 @@ class Blended:
 def candidates() -> list[Blended]:
     """Every policy at every share from the caches of documents alone; ours from those made for blending too, and compressed."""
     found = [Blended("none", 0.0), *(Blended(policy, share) for policy in POLICIES for share in SHARES)]
+    found.append(Blended("cacheblend-keys", USUAL))
     found += [Blended("none", 0.0, EXPECTED), Blended("cacheblend", USUAL, EXPECTED)]
     found += [Blended("drift", share, EXPECTED) for share in SHARES]
     twin = expected_twin(COMPRESSED)
@@ -251,6 +252,13 @@ def _calibrate(prefilled: Prefilled) -> None:
         kvtool.calibrate(prefilled.store, model=prefilled.model, texts=texts)
 
 
+def _some(number: int, one: BlendSet) -> tuple[BlendQuestion, ...]:
+    """Of a set's questions two multi-hop ones, and one in prose: of the one sort in one set, of the other in the next."""
+    hops = [question for question in one.questions if question.kind == "hop"]
+    prose = [question for question in one.questions if question.kind == "prose"]
+    return (*hops[:2], prose[number % len(prose)])
+
+
 def _kept(bench: Bench, one: BlendSet) -> dict[str, Any]:
     """What was measured of a set, now or before."""
     path = FOLDER / f"{one.name}.json"
@@ -281,7 +289,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = kvtool.load_model()
     prefilled = Prefilled(model)
-    sets = blend_sets(model, arguments.sets)
+    sets = [replace(one, questions=_some(n, one)) for n, one in enumerate(blend_sets(model, arguments.sets))]
     names = {one.name: [place.document for place in prefilled.place(one.documents)] for one in sets}
     if not arguments.backwards:
         _calibrate(prefilled)

@@ -136,13 +136,13 @@ def _segment(store: Store, model: Model, name: str, index: int, beside: Sequence
 
 @torch.no_grad()
 def _behind(model: Model, original: Artifact, beside: Sequence[Neighbour]) -> tuple[KV, Tensor]:
-    """The mean over neighbours, and how far they lie from it, [L, T], relative to what values of the layer are."""
+    """The mean over neighbours, and how far values lie from it, [L, T], as a share of what they usually are."""
     turned = model.turned
     assert turned is not None
     ids = original.token_ids.tolist()
     start = original.contents.start or 0
     found = [_moved(model, neighbour, ids, start, turned) for neighbour in beside]
-    layers, spread = [], []
+    layers, spread, size = [], [], []
     for several in zip(*found, strict=True):
         keys = torch.stack([keys for keys, _ in several])
         values = torch.stack([values for _, values in several])
@@ -153,8 +153,11 @@ def _behind(model: Model, original: Artifact, beside: Sequence[Neighbour]) -> tu
         )
         layers.append(own)
         apart = (values - values.mean(0)).square().sum((0, 1, 3)) / max(1, len(beside) - 1)
-        spread.append((apart / values.square().sum((1, 3)).mean().clamp(min=1e-30)).sqrt())
-    return KV(tuple(layers), original.token_ids, original.contents.rope), torch.stack(spread)
+        spread.append(apart.sqrt())
+        size.append(values.square().sum((1, 3)).mean())
+    # One number for all layers: an error of a large layer's values weighs more than one of a small one's.
+    usual = torch.stack(size).mean().sqrt().clamp(min=1e-30)
+    return KV(tuple(layers), original.token_ids, original.contents.rope), torch.stack(spread) / usual
 
 
 def _moved(
