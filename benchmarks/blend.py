@@ -23,7 +23,7 @@ import torch
 
 import kvtool
 from benchmarks.blend_page import body
-from benchmarks.blend_sets import SETS, BlendSet, blend_sets
+from benchmarks.blend_sets import SETS, BlendQuestion, BlendSet, blend_sets
 from benchmarks.common import interleaved, machine, text_of
 from benchmarks.pages import replaced
 from benchmarks.prefilled import Lines, Prefilled

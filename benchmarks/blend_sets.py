@@ -36,7 +36,7 @@ SHORTEST, LONGEST = 150, 300
 HOPS = 3
 """Names, numbers and questions of a set: each name is a wrong answer to the other questions."""
 
-# Chosen among the wordings of which the embedded model answers most after full prefill. It does not take two hops in one
+# Chosen among eleven wordings by what the embedded model answers after full prefill. It does not take two hops in one
 # answer: having said the name, it stops, or goes on with any number.
 LINK, KEY = "The {} is called {}.", "Magic number: {} = {}."
 ASK_HOP = "What is the {} called, and what is the magic number of that name?"

@@ -11,8 +11,10 @@ import torch
 from transformers import TextStreamer
 
 from .blend.blending import How, assemble, shared_prefix
-from .blend.layout import Part, lay_out
+from .blend.cache import BlendedCache
+from .blend.layout import Layout, Part, lay_out
 from .engines.cache import DocumentCache
+from .engines.shared import answer_each
 from .engines.transformers import grouped_attention
 from .errors import UsageError
 from .manifest import RAW
@@ -61,17 +63,12 @@ def ask(
     """
     opening = time.monotonic()
     layout = lay_out(store, documents, model, variant=variant if cached else RAW, between=between)
-    asked = question_tokens(model, shared_prefix(layout, store, model), question)
+    asked = _prompt(question, layout, model, store)
     length = len(layout.token_ids) + len(asked)
-    if length >= model.context:
-        raise UsageError(
-            f"{layout.documents}: with a question of {len(asked)} tokens it is {length} tokens long, {model.name} has a "
-            f"context of {model.context}; ask a shorter question, or prefill with a smaller --segment-tokens"
-        )
     opened = time.monotonic() - opening
     _ = model.turned if cached and not layout.exact.all() else model.model
     started = time.monotonic() - opened
-    cache = assemble(layout, model, how, asked, trace) if cached else None
+    cache = assemble(layout, model, how, [asked], trace) if cached else None
     loaded = time.monotonic()
     stream = _Stream(model.tokenizer, on_text)
     tokens = generate(
@@ -88,11 +85,71 @@ def ask(
         token_ids=tuple(tokens),
         prompt_tokens=length,
         cached_tokens=len(layout.token_ids) if cached else 0,
-        recomputed_tokens=cache.recomputed if cache else 0,
+        recomputed_tokens=_recomputed(cache),
         load_seconds=loaded - started,
         first_token_seconds=(stream.first or time.monotonic()) - started,
         seconds=time.monotonic() - started,
     )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was said to each question. ``seconds`` is all of it, ``load_seconds`` until the documents' cache was there."""
+
+    texts: tuple[str, ...]
+    cached_tokens: int
+    recomputed_tokens: int
+    load_seconds: float
+    seconds: float
+
+
+def ask_each(
+    questions: Sequence[str],
+    *,
+    documents: str | Part | Iterable[Part],
+    model: Model,
+    store: Store,
+    variant: str = RAW,
+    how: How = How(),
+    between: str = BETWEEN,
+    max_tokens: int = 200,
+    trace: Trace | None = None,
+) -> Answers:
+    """The answers to several questions over the same documents, greedily, each as if it were the only one.
+
+    The documents are loaded and blended once, and each pass of the model reads them once for all questions, in one
+    product with all their queries (as Hydragen does, arXiv 2402.05099). Raises as ``ask`` does.
+    """
+    started = time.monotonic()
+    layout = lay_out(store, documents, model, variant=variant, between=between)
+    asked = [_prompt(question, layout, model, store) for question in questions]
+    cache = assemble(layout, model, how, asked, trace)
+    loaded = time.monotonic()
+    room = [min(max_tokens, model.context - len(layout.token_ids) - len(ids)) for ids in asked]
+    said = answer_each(model, cache, asked, room)
+    return Answers(
+        texts=tuple(model.tokenizer.decode(ids, skip_special_tokens=True) for ids in said),
+        cached_tokens=len(layout.token_ids),
+        recomputed_tokens=_recomputed(cache),
+        load_seconds=loaded - started,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _prompt(question: str, layout: Layout, model: Model, store: Store) -> list[int]:
+    """The question's tokens. Raises ``UsageError`` if they do not fit behind the documents."""
+    asked = question_tokens(model, shared_prefix(layout, store, model), question)
+    length = len(layout.token_ids) + len(asked)
+    if length >= model.context:
+        raise UsageError(
+            f"{layout.documents}: with a question of {len(asked)} tokens it is {length} tokens long, {model.name} has a "
+            f"context of {model.context}; ask a shorter question, or prefill with a smaller --segment-tokens"
+        )
+    return asked
+
+
+def _recomputed(cache: DocumentCache | None) -> int:
+    return cache.recomputed if isinstance(cache, BlendedCache) else 0
 
 
 def generate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -21,10 +21,11 @@ from ..model import Model
 from ..prompt import Prefix, prefix_again, question_tokens
 from ..store import Store
 from ..trace import Trace
+from .cache import BlendedCache
 from .drift import Drift
 from .known import Known
 from .layout import Layout, Part, lay_out
-from .loading import Loading, empty_cache
+from .loading import Loading, Upload, empty_cache
 from .policies import DEFAULT, Policy, policy_of
 
 RECOMPUTE = 0.15
@@ -38,7 +39,7 @@ def blend(
     *,
     recompute: float = RECOMPUTE,
     policy: str = DEFAULT,
-    question: str | None = None,
+    question: str | Sequence[str] = (),
     variant: str = RAW,
     between: str = "",
     trace: Trace | None = None,
@@ -52,7 +53,7 @@ def blend(
     ``recompute`` is the share of the documents' tokens that the model runs again behind what stands before them now, the
     ones that ``policy`` gives the highest scores; what is right for its place already is not run again, and text without
     a cache always is. With 1, everything is: the result is that of a full prefill, to the bit. ``question`` is what is
-    going to be asked, which some policies want to know.
+    going to be asked, or several of them, which some policies want to know.
 
     Raises ``UsageError`` for a value that makes no sense or for more tokens than the model's context, ``StoreError`` for
     what the store has not, ``MismatchError`` for segments of another model or of different prefixes, ``ModelError`` for
@@ -60,7 +61,9 @@ def blend(
     """
     how = How(recompute, policy)
     layout = lay_out(store, names, model, variant=variant, between=between)
-    asked = [] if question is None else question_tokens(model, shared_prefix(layout, store, model), question)
+    prefix = shared_prefix(layout, store, model)
+    questions = [question] if isinstance(question, str) else question
+    asked = [question_tokens(model, prefix, each) for each in questions]
     return assemble(layout, model, how, asked, trace)
 
 
@@ -82,9 +85,9 @@ class How:
 
 
 def assemble(
-    layout: Layout, model: Model, how: How, asked: Sequence[int] = (), trace: Trace | None = None
+    layout: Layout, model: Model, how: How, asked: Sequence[Sequence[int]] = (), trace: Trace | None = None
 ) -> DocumentCache:
-    """The cache that ``layout`` describes; ``asked`` are the question's tokens. ``blend`` says more."""
+    """The cache that ``layout`` describes; ``asked`` are each question's tokens. ``blend`` says more."""
     trace = trace or Trace()
     if layout.exact.all():
         # A document alone: its cache is what a full prefill would give.
@@ -95,9 +98,11 @@ def assemble(
     budget = min(
         math.ceil(how.recompute * layout.n_document_tokens), int((layout.cached & ~layout.exact).sum())
     )
-    cache = empty_cache(layout, room=len(asked))
-    with Loading(layout, turned, cache, trace) as loading:
-        known = Known(model, layout, cache, loading, budget, torch.tensor(asked, dtype=torch.int64), trace)
+    upload = Upload.for_model(model)
+    cache = empty_cache(layout, room=max(map(len, asked), default=0), pinned=upload is not None)
+    cache.how = asdict(how)
+    with Loading(layout, turned, cache, trace, upload) as loading:
+        known = Known(model, layout, cache, loading, budget, [torch.tensor(ids) for ids in asked], trace)
         tokens = _choose(known, policy_of(how.policy), how.policy)
         if len(tokens):
             drift = Drift(layout, turned, cache, tokens) if policy_of(how.policy).drift else None
@@ -132,7 +137,7 @@ def _choose(known: Known, policy: Policy, name: str) -> Tensor:
     tokens = (~known.layout.cached).nonzero()[:, 0]
     if not known.budget:
         return tokens
-    if policy.asks and not len(known.question_ids):
+    if policy.asks and not known.questions:
         raise UsageError(
             f"policy {name!r}: needs the question that is going to be asked; give question=, or another policy"
         )
@@ -157,8 +162,8 @@ def _recompute(
 
 def _prefill(model: Model, layout: Layout, trace: Trace) -> DocumentCache:
     """The documents as one prompt, in one pass: equal to the bit to what anyone else's would give."""
-    cache = engine.new_cache(model, len(layout.token_ids) + ROOM)
+    cache = BlendedCache(layout, len(engine.windows(model)), capacity=len(layout.token_ids) + ROOM)
     with trace.span("recompute", f"all {len(layout.token_ids)} tokens"):
         engine.feed(model, layout.token_ids.tolist(), cache, step=len(layout.token_ids))
-    cache.token_ids, cache.recomputed = layout.token_ids, len(layout.token_ids)
+    cache.recomputed = len(layout.token_ids)
     return cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -19,7 +20,7 @@ from .loading import Loading
 class Known:
     """``candidates`` [N] bool are the tokens that may be chosen, ``budget`` is how many of them will be.
 
-    ``question_ids`` [Q] int64 is what is going to be asked; empty where that is not known.
+    ``questions`` are the token ids of each that is going to be asked; there are none where that is not known.
     """
 
     def __init__(
@@ -29,21 +30,24 @@ class Known:
         cache: DocumentCache,
         loading: Loading,
         budget: int,
-        question_ids: Tensor,
+        questions: Sequence[Tensor],
         trace: Trace,
     ) -> None:
         self.model, self.layout, self.cache, self.loading = model, layout, cache, loading
-        self.budget, self.question_ids, self.trace = budget, question_ids, trace
+        self.budget, self.questions, self.trace = budget, questions, trace
         self.candidates = layout.cached & ~layout.exact
 
     @cached_property
     def attention(self) -> Tensor:
-        """Mean weight that the question's tokens give each token over the cached keys, [L, Q, N] by layer and head.
+        """Mean weight that the questions' tokens give each token over the cached keys, [L, Q, N] by layer and head.
 
-        One pass of the question over what is cached, as it is cached.
+        One pass of each question over what is cached, as it is cached.
         """
-        with self.trace.span("look", f"{len(self.question_ids)} tokens of the question"):
-            return regard(self.model, self.cache, self.question_ids, self.loading.wait)
+        looks = []
+        for question_ids in self.questions:
+            with self.trace.span("look", f"{len(question_ids)} tokens of the question"):
+                looks.append(regard(self.model, self.cache, question_ids, self.loading.wait))
+        return torch.stack(looks).mean(0)
 
     def scored(self, name: str) -> Tensor | None:
         """One of ``artifact.SCORES`` for all tokens, [N] or [L, N]; None where no segment says so.

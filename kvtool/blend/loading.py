@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_futures
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from ..codecs.rope import Rope
-from ..engines.cache import ROOM, DocumentCache
+from ..engines.cache import ROOM, BufferedLayer, DocumentCache
 from ..engines.rope import Turned, turned_to
+from ..model import Model
 from ..trace import Trace
+from .cache import BlendedCache
 from .layout import Layout, Placed
 
 READERS = 2
@@ -26,23 +30,21 @@ class Loading:
     waits for the threads.
     """
 
-    def __init__(self, layout: Layout, turned: Turned, cache: DocumentCache, trace: Trace) -> None:
-        self.layout, self.turned, self.cache, self.trace = layout, turned, cache, trace
+    def __init__(
+        self, layout: Layout, turned: Turned, cache: DocumentCache, trace: Trace, upload: Upload | None = None
+    ) -> None:
+        self.layout, self.turned, self.cache, self.trace, self.upload = layout, turned, cache, trace, upload
         self._targets = [(layer.keys, layer.values) for layer in cache.layers]
-        threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(READERS, "loading", torch.set_num_threads, (1,))
+        self._pool = _readers()
         self._by_layer: list[list[Future[None]]] = [[] for _ in cache.layers]
         work = [(group, segment) for segment in layout.segments for group in segment.artifact.contents.groups]
-        barrier = threading.Barrier(READERS + 1)
-        for _ in range(READERS):
-            self._pool.submit(barrier.wait)
-        barrier.wait()
-        # MKL's number of threads is the process's: what the readers were told must not hold for the model.
-        torch.set_num_threads(threads)
         for group, segment in sorted(work, key=lambda item: item[0].start):
             future = self._pool.submit(self._fill, group, segment)
             for index in group:
                 self._by_layer[index].append(future)
+        if upload:
+            for index, futures in enumerate(self._by_layer):
+                self._by_layer[index] = [self._pool.submit(self._send, index, futures)]
 
     def __enter__(self) -> Loading:
         return self
@@ -53,16 +55,24 @@ class Loading:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def wait(self, layer: int) -> None:
-        if pending := [future for future in self._by_layer[layer] if not future.done()]:
+        if any(not future.done() for future in self._by_layer[layer]):
             with self.trace.span("wait", f"for layer {layer}"):
-                for future in pending:
-                    future.result()
+                wait_for_futures(self._by_layer[layer])
         for future in self._by_layer[layer]:
             future.result()
+        if self.upload:
+            self.upload.wait(layer)
 
     def wait_for_all(self) -> None:
         for layer in range(len(self._by_layer)):
             self.wait(layer)
+
+    def _send(self, layer: int, filled: Sequence[Future[None]]) -> None:
+        assert self.upload is not None
+        for future in filled:
+            future.result()
+        with self.trace.span("upload", f"layer {layer}"):
+            self.upload.start(layer, self.cache.layers[layer])
 
     def _fill(self, group: range, segment: Placed) -> None:
         part, tokens = segment.artifact, slice(segment.start, segment.stop)
@@ -88,6 +98,43 @@ class Loading:
                     move(values, self.turned.values[index], segment.moved)
 
 
+def _readers() -> ThreadPoolExecutor:
+    """Threads that have started, and compute alone."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(READERS, "loading", torch.set_num_threads, (1,))
+    started = threading.Barrier(READERS + 1)
+    for _ in range(READERS):
+        pool.submit(started.wait)
+    started.wait()
+    # MKL's number of threads is the process's: what the readers were told must not hold for the model.
+    torch.set_num_threads(threads)
+    return pool
+
+
+class Upload:
+    """Layers on their way to a GPU, on a stream of their own, beside what the model computes there. Not run on one yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._events: dict[int, torch.cuda.Event] = {}
+
+    @classmethod
+    def for_model(cls, model: Model) -> Upload | None:
+        """None for a model on the CPU, and for one on several devices, whose layers move when they are used."""
+        devices = {parameter.device for parameter in model.model.parameters()}
+        (device, *others) = devices
+        return None if others or device.type != "cuda" else cls(device)
+
+    def start(self, index: int, layer: BufferedLayer) -> None:
+        with torch.cuda.stream(self.stream):
+            layer.move(self.device)
+            self._events[index] = self.stream.record_event()
+
+    def wait(self, index: int) -> None:
+        """What is computed from now on comes after the layer has arrived."""
+        torch.cuda.current_stream(self.device).wait_event(self._events[index])
+
+
 def move(x: Tensor, rope: Rope, by: int) -> None:
     """Turns keys (or values, in latent attention) ``x`` [H, T, D] by what lies between two places, in float32.
 
@@ -96,14 +143,12 @@ def move(x: Tensor, rope: Rope, by: int) -> None:
     x.copy_(turned_to(x.float(), rope, torch.full((x.shape[1],), by)))
 
 
-def empty_cache(layout: Layout, room: int = 0) -> DocumentCache:
+def empty_cache(layout: Layout, room: int = 0, *, pinned: bool = False) -> BlendedCache:
     """A cache of the right size for ``layout``, whose tokens are not written yet, with room for ``room`` more."""
     geometry = layout.segments[0].artifact.contents.geometry
     n_tokens = len(layout.token_ids)
-    cache = DocumentCache(
-        len(geometry.layers), capacity=n_tokens + max(ROOM, room), token_ids=layout.token_ids
-    )
+    cache = BlendedCache(layout, len(geometry.layers), capacity=n_tokens + max(ROOM, room))
     for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
-        layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"))
+        layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"), pinned=pinned)
         layer.extend(n_tokens)
     return cache

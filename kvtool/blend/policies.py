@@ -108,7 +108,7 @@ def drift(known: Known) -> Tensor:
 
     Where no question is known, what was found ahead to be needed, or else the first tokens of each segment.
     """
-    if not len(known.question_ids):
+    if not known.questions:
         need = known.scored(NEED)
         return legolink(known) if need is None else need
     attention, spread = known.attention.mean(1), known.scored(SPREAD)

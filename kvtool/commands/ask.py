@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from ..errors import UsageError
 from . import common
+
+if TYPE_CHECKING:
+    from ..blend.blending import How
+    from ..blend.layout import Cached
+    from ..model import Model
+    from ..store import Store
+    from ..trace import Trace
+
+
+BETWEEN = "\n\n"
 
 
 def _list_policies(wanted: bool) -> None:
@@ -22,7 +34,10 @@ def _list_policies(wanted: bool) -> None:
 
 
 def run(
-    question: Annotated[str, typer.Argument(help="The question.")],
+    questions: Annotated[
+        list[str],
+        typer.Argument(metavar="QUESTION…", help="The question, or several, which are answered together."),
+    ],
     doc: Annotated[
         list[str],
         typer.Option(
@@ -47,8 +62,8 @@ def run(
         Optional[str], typer.Option("--policy", help="Which tokens that are (kvtool ask --policies).")
     ] = None,
     between: Annotated[
-        Optional[str], typer.Option("--between", help="Text between documents (default: an empty line).")
-    ] = None,
+        str, typer.Option("--between", help="Text between documents.", show_default="an empty line")
+    ] = BETWEEN,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Tokens of the answer, at most.")
     ] = 200,
@@ -87,7 +102,6 @@ def run(
     from ..blend.blending import How
     from ..blend.layout import chosen_document
     from ..config import settings
-    from ..prompt import BETWEEN
     from ..speed import recall
     from ..store import Store
     from ..trace import Trace
@@ -105,15 +119,25 @@ def run(
             sys.stdout.write(text)
             sys.stdout.flush()
 
+    if len(questions) > 1:
+        if temperature or seed is not None or no_cache or compare:
+            raise UsageError(
+                f"{len(questions)} questions: are answered greedily, from the cache; ask one at a time with --temperature, "
+                "--seed, --no-cache or --compare"
+            )
+        _ask_each(questions, documents, loaded, opened, variant, how, between, max_tokens, traced, as_json)
+        if trace is not None:
+            traced.write(trace)
+        return
     once = functools.partial(
         ask,
-        question,
+        questions[0],
         documents=documents,
         model=loaded,
         store=opened,
         variant=variant,
         how=how,
-        between=BETWEEN if between is None else between,
+        between=between,
         temperature=temperature,
         seed=seed,
     )
@@ -158,3 +182,52 @@ def run(
         else:
             line += "; --compare measures it without"
     common.say(line)
+
+
+def _ask_each(
+    questions: Sequence[str],
+    documents: Sequence[Cached],
+    model: Model,
+    store: Store,
+    variant: str,
+    how: How,
+    between: str,
+    max_tokens: int,
+    trace: Trace,
+    as_json: bool,
+) -> None:
+    from ..ask import ask_each
+
+    found = ask_each(
+        questions,
+        documents=documents,
+        model=model,
+        store=store,
+        variant=variant,
+        how=how,
+        between=between,
+        max_tokens=max_tokens,
+        trace=trace,
+    )
+    if as_json:
+        common.print_json(
+            {
+                "documents": [document.name for document in documents],
+                "answers": [
+                    {"question": question, "answer": answer}
+                    for question, answer in zip(questions, found.texts, strict=True)
+                ],
+                "policy": how.policy,
+                "cached_tokens": found.cached_tokens,
+                "recomputed_tokens": found.recomputed_tokens,
+                "load_seconds": round(found.load_seconds, 4),
+                "seconds": round(found.seconds, 4),
+            }
+        )
+        return
+    for question, answer in zip(questions, found.texts, strict=True):
+        typer.echo(f"{question}\n{answer.strip()}\n")
+    common.say(
+        f"{len(questions)} answers in {found.seconds:.2f} s, {found.load_seconds:.2f} of them for the cache "
+        f"({found.cached_tokens} tokens, {found.recomputed_tokens} of them recomputed)"
+    )

@@ -39,7 +39,7 @@ def run(
         ls.run(store=store)
         for variant in ("raw", "kivi"):
             _announce(f"ask '{question}' --doc {doc} --variant {variant} --max-tokens {TOKENS} --compare")
-            ask.run(question, [doc], variant=variant, max_tokens=TOKENS, compare=True, store=store)
+            ask.run([question], [doc], variant=variant, max_tokens=TOKENS, compare=True, store=store)
     return 0
 
 

@@ -56,12 +56,17 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         dtype: torch.dtype,
         device: torch.device,
         batch: int = 1,
+        *,
+        pinned: bool = False,
     ) -> None:
-        """Makes room for ``capacity`` tokens of ``keys`` and ``values``, each of (heads, size)."""
+        """Makes room for ``capacity`` tokens of ``keys`` and ``values``, each of (heads, size).
+
+        What is ``pinned`` can go to a GPU while others compute.
+        """
         self.dtype, self.device = dtype, device
         for name, (heads, size) in (("keys", keys), ("values", values)):
             shape = (batch, heads, self._capacity, size)
-            self._buffers[name] = torch.empty(shape, dtype=dtype, device=device)
+            self._buffers[name] = torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
         self._length = 0
         self.is_initialized = True
 
@@ -90,7 +95,10 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     def move(self, device: torch.device) -> None:
         """A model spread over devices: the layer moves to where it is computed, once."""
         if self._buffers["keys"].device != device:
-            self._buffers = {name: buffer.to(device) for name, buffer in self._buffers.items()}
+            self._buffers = {
+                name: buffer.to(device, non_blocking=buffer.is_cpu and buffer.is_pinned())
+                for name, buffer in self._buffers.items()
+            }
 
     def get_seq_length(self) -> int:
         return self._length
@@ -120,11 +128,8 @@ class DocumentCache(Cache):  # type: ignore[misc]
     """A transformers ``Cache`` that stands for known tokens.
 
     ``token_ids`` is ``[N]`` (int64): all the tokens it was loaded with, prefix first, as a full prefill would see
-    them. Pass ``generate`` these ids and the question's behind them. ``recomputed`` is how many of them the model ran
-    again to blend documents.
+    them. Pass ``generate`` these ids and the question's behind them.
     """
-
-    recomputed = 0
 
     def __init__(self, n_layers: int, *, capacity: int = 0, token_ids: Tensor | None = None) -> None:
         super().__init__(layers=[BufferedLayer(capacity) for _ in range(n_layers)])

@@ -146,3 +146,42 @@ def test_plain_text_has_no_cache_and_is_always_computed(family, store):
         )
         < BOUND
     )
+
+
+def test_several_questions_are_answered_as_one_by_one(family, store):
+    from kvtool.ask import ask_each
+    from kvtool.engines.shared import answer_each
+    from kvtool.prompt import prefix_of, question_tokens
+
+    names, questions = (
+        sorted(store),
+        ["How many ships?", "What does a loaf of rye bread cost?", "What is kept?"],
+    )
+    found = ask_each(questions, documents=names, model=family, store=store, max_tokens=6, between="")
+    cache = kvtool.blend(store, names, family, question=questions)
+    assert found.recomputed_tokens == cache.recomputed
+    for question, text in zip(questions, found.texts, strict=True):
+        ids = question_tokens(family, prefix_of(family), question)
+        (alone,) = answer_each(family, cache, [ids], [6])
+        assert family.tokenizer.decode(alone, skip_special_tokens=True) == text
+
+
+def test_a_blend_is_kept_as_a_document(family, store_of):
+    store = store_of(family)
+    names = sorted(store)
+    cache = kvtool.blend(store, names, family, recompute=0.3, question=QUESTION)
+    cache.save(store, "all.txt", family)
+    again = store.load("all.txt", family)
+    assert torch.equal(again.token_ids, cache.token_ids)
+    start = cache.layout.prefix_tokens
+    assert all(
+        torch.equal(x.keys[:, :, start:], y.keys[:, :, start:])
+        for x, y in zip(again.layers, cache.layers, strict=True)
+    )
+    with pytest.raises(kvtool.KvtoolError, match="all.txt: is in the store already"):
+        cache.save(store, "all.txt", family)
+    exact = kvtool.blend(store, names, family, recompute=1)
+    exact.save(store, "exact.txt", family)
+    blended, whole = (store.open(name) for name in ("all.txt", "exact.txt"))
+    assert blended.meta["identity"] != whole.meta["identity"]
+    assert (blended.is_exact, whole.is_exact) == (False, True)

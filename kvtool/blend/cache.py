@@ -1,0 +1,53 @@
+"""A blended cache, which knows what it was made from and can be kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import artifact
+from ..engines import transformers as engine
+from ..engines.cache import DocumentCache
+from ..errors import StoreError
+from ..manifest import RAW, Segment
+from ..model import Model
+from ..prefill import document_of
+from ..prompt import prefix_again
+from ..store import Store
+from .layout import Layout
+
+
+class BlendedCache(DocumentCache):
+    """A ``DocumentCache`` of ``layout``. ``recomputed`` is how many tokens the model ran again; ``how`` says which, as JSON,
+    and is empty where all of them were."""
+
+    def __init__(self, layout: Layout, n_layers: int, *, capacity: int = 0) -> None:
+        super().__init__(n_layers, capacity=capacity, token_ids=layout.token_ids)
+        self.layout, self.recomputed = layout, 0
+        self.how: dict[str, Any] = {}
+
+    def save(self, store: Store, name: str, model: Model) -> None:
+        """Keeps the documents, as they are blended, as the document ``name`` of ``store``, which has them all.
+
+        It is loaded and asked like any other, but never taken for what a prefill of the same tokens would give, unless all
+        were recomputed. Raises ``StoreError`` for a name that is taken.
+        """
+        store.check_name(name)
+        if name in store:
+            raise StoreError(
+                f"{name}: is in the store already; choose another name, or remove it first (kvtool rm)"
+            )
+        like = store[self.layout.segments[-1].document]
+        prefix = prefix_again(model, dict(like.prefix["origin"]))
+        start = self.layout.prefix_tokens
+        ids = self.layout.token_ids[start:].tolist()
+        kv = engine.slice_kv(model, self, start, ids, start)
+        documents = [segment.document for segment in self.layout.segments if segment.start >= start]
+        content = artifact.raw(kv, model, prefix, {"document": name, "blended": documents}, made=self._made())
+        with store.writing():
+            segment = Segment(content.meta["identity"], len(ids), 0, 0, {RAW: store.put(content)})
+            store.commit(document_of(name, "", model, prefix, like.prefix_artifact, (segment,)))
+
+    def _made(self) -> dict[str, Any] | None:
+        if not self.how:
+            return None
+        return {"blended": [segment.artifact.digest for segment in self.layout.segments], **self.how}
