@@ -12,7 +12,12 @@ import typer
 
 from . import common
 
+PAGES = ("artifact.md", "calibration.md", "faq.md", "why.md")
+"""Those of kvtool's documents that are short, so that a first try takes half a minute."""
+
 DOCUMENT = "docs/faq.md"
+BLENDED = ("docs/why.md", "docs/calibration.md")
+QUESTION_TO_BOTH = "What does kvtool do, and what is a calibration?"
 QUESTION = "How do I check that a store is whole?"
 TOKENS = 35
 
@@ -21,13 +26,16 @@ def run(
     question: Annotated[str, typer.Option("--question", help="What to ask.")] = QUESTION,
     doc: Annotated[str, typer.Option("--doc", help="Which of kvtool's documents to ask.")] = DOCUMENT,
 ) -> int:
-    """Prefill kvtool's own documents with the embedded model, compress them, and ask a question, with both times."""
+    """Prefill some of kvtool's documents with the embedded model, compress them, ask one and two of them, with both times."""
     from . import ask, compress, ls, prefill
 
     documents = Path(__file__).resolve().parents[1] / "docs"
     # A folder of its own: documents are named by their path from the working directory.
     with tempfile.TemporaryDirectory(prefix="kvtool-demo-") as folder, contextlib.chdir(folder):
-        shutil.copytree(documents, "docs")
+        Path("docs").mkdir()
+        for page in {*PAGES, Path(doc).name}:
+            if (documents / page).is_file():
+                shutil.copy(documents / page, "docs")
         store = Path("kv-store")
         _announce("prefill docs/")
         if code := prefill.run(["docs/"], store=store):
@@ -40,6 +48,8 @@ def run(
         for variant in ("raw", "kivi"):
             _announce(f"ask '{question}' --doc {doc} --variant {variant} --max-tokens {TOKENS} --compare")
             ask.run([question], [doc], variant=variant, max_tokens=TOKENS, compare=True, store=store)
+        _announce(f"ask '{QUESTION_TO_BOTH}' {' '.join(f'--doc {d}' for d in BLENDED)} --max-tokens {TOKENS} --compare")
+        ask.run([QUESTION_TO_BOTH], list(BLENDED), max_tokens=TOKENS, compare=True, store=store)
     return 0
 
 
