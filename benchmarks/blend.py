@@ -1,6 +1,6 @@
 """What blending costs: policies and shares against full prefill, over sets of documents whose questions need two of them.
 
-python -m benchmarks.blend [--sets 40] [--timed 4096] [--repeats 5] [--write docs/blending.md]
+python -m benchmarks.blend [--sets 40] [--shares 0.05 0.1 …] [--timed 4096] [--repeats 5] [--write docs/blending.md]
 
 Each set is blended by every candidate and asked all its questions: KL to full prefill over the tokens of the answer, whether
 the answer is the same, and whether numbers are found whose name stands in another document. What was measured of a set
@@ -73,15 +73,17 @@ class Blended:
         return [Cached(name, self.variant if n else self.first) for n, name in enumerate(names)]
 
 
-def candidates() -> list[Blended]:
+def candidates(shares: Sequence[float] = SHARES) -> list[Blended]:
     """Every policy at every share from the caches of documents alone; ours from those made for blending too, and compressed."""
-    found = [Blended("none", 0.0), *(Blended(policy, share) for policy in POLICIES for share in SHARES)]
-    found.append(Blended("cacheblend-keys", USUAL))
-    found += [Blended("none", 0.0, EXPECTED), Blended("cacheblend", USUAL, EXPECTED)]
-    found += [Blended("drift", share, EXPECTED) for share in SHARES]
+    found = [Blended("none", 0.0), Blended("none", 0.0, EXPECTED)]
+    for policy in POLICIES:
+        found += [Blended(policy, share) for share in shares]
+    found += [Blended("drift", share, EXPECTED) for share in shares]
     twin = expected_twin(COMPRESSED)
     return [
         *found,
+        Blended("cacheblend-keys", USUAL),
+        Blended("cacheblend", USUAL, EXPECTED),
         Blended("drift", USUAL, COMPRESSED, COMPRESSED),
         Blended("drift", USUAL, twin, COMPRESSED),
     ]
@@ -215,6 +217,12 @@ def timed(prefilled: Prefilled, tokens: int, repeats: int) -> dict[str, Any]:
     return {"tokens": tokens, "repeats": repeats, "seconds": interleaved(runs, repeats)}
 
 
+def _placed(prefilled: Prefilled, sets: Sequence[BlendSet]) -> dict[str, list[str]]:
+    """Each set's documents, by their names in the store."""
+    places = iter(prefilled.place([document for one in sets for document in one.documents]))
+    return {one.name: [next(places).document for _ in one.documents] for one in sets}
+
+
 def _prepare(prefilled: Prefilled, names: Sequence[str]) -> None:
     """Beside the raw caches those for blending, and both compressed."""
     lines = Lines()
@@ -259,15 +267,16 @@ def _some(number: int, one: BlendSet) -> tuple[BlendQuestion, ...]:
     return (*hops[:2], prose[number % len(prose)])
 
 
-def _kept(bench: Bench, one: BlendSet) -> dict[str, Any]:
+def _kept(bench: Bench, one: BlendSet, compared: Sequence[Blended]) -> dict[str, Any]:
     """What was measured of a set, now or before."""
     path = FOLDER / f"{one.name}.json"
-    if path.exists():
-        return dict(json.loads(path.read_text()))
-    measured = bench.measure(one, candidates())
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(measured))
-    return measured
+    there: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"candidates": {}}
+    if missing := [candidate for candidate in compared if candidate.name not in there["candidates"]]:
+        measured = bench.measure(one, missing)
+        there = {**measured, "candidates": {**there["candidates"], **measured["candidates"]}}
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(there))
+    return there
 
 
 def _nbytes(prefilled: Prefilled, names: Mapping[str, Sequence[str]]) -> dict[str, int]:
@@ -282,6 +291,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sets", type=int, default=SETS)
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--timed", type=int, nargs="*", default=[4096])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--backwards", action="store_true", help="as a second process: measure sets only")
@@ -290,14 +300,14 @@ def main() -> None:
     model = kvtool.load_model()
     prefilled = Prefilled(model)
     sets = [replace(one, questions=_some(n, one)) for n, one in enumerate(blend_sets(model, arguments.sets))]
-    names = {one.name: [place.document for place in prefilled.place(one.documents)] for one in sets}
+    names = _placed(prefilled, sets)
     if not arguments.backwards:
         _calibrate(prefilled)
         _prepare(prefilled, [name for own in names.values() for name in own])
-    bench, lines = Bench(prefilled, names), Lines()
+    bench, lines, compared = Bench(prefilled, names), Lines(), candidates(arguments.shares)
     records = {}
     for n, one in enumerate(reversed(sets) if arguments.backwards else sets):
-        records[one.name] = _kept(bench, one)
+        records[one.name] = _kept(bench, one, compared)
         lines("measured", n + 1, len(sets))
     if arguments.backwards:
         return
@@ -305,7 +315,7 @@ def main() -> None:
         "machine": machine(),
         "model": model.name,
         "sets": {one.name: records[one.name] for one in sets},
-        "candidates": [{"name": c.name, **asdict(c)} for c in candidates()],
+        "candidates": [{"name": c.name, **asdict(c)} for c in compared],
         "nbytes": _nbytes(prefilled, names),
         "times": [timed(prefilled, tokens, arguments.repeats) for tokens in arguments.timed],
     }

@@ -40,7 +40,7 @@ NEIGHBOUR_TOKENS = 200
 
 @dataclass
 class Report:
-    """``alone`` are the documents that have no other beside them to stand behind."""
+    """``alone`` are the documents that have no other beside them to stand behind within the model's context."""
 
     made: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ def expect(
         )
     report = Report()
     documents = {name: store[name] for name in names}
-    waiting = [name for name, document in documents.items() if EXPECTED not in document.variants]
+    waiting = [name for name, document in documents.items() if not _is_made(store, document)]
     report.unchanged += [name for name in names if name not in waiting]
     report.tokens_total = sum(documents[name].n_tokens for name in waiting) * neighbours
     there: list[Neighbour] = []
@@ -86,7 +86,7 @@ def expect(
         for name in waiting:
             document = documents[name]
             there += _more(store, model, document, neighbours + 1 - len(there), {n.document for n in there})
-            beside = [neighbour for neighbour in there if neighbour.document != name][:neighbours]
+            beside = _beside(model, document, there)[:neighbours]
             if not beside:
                 report.alone.append(name)
                 continue
@@ -98,6 +98,19 @@ def expect(
             _commit(store, document, made)
             report.made.append(name)
     return report
+
+
+def _is_made(store: Store, document: Document) -> bool:
+    made = [segment.variants.get(EXPECTED) for segment in document.segments]
+    return all(variant is not None and store.holds(variant) for variant in made)
+
+
+def _beside(model: Model, document: Document, there: Sequence[Neighbour]) -> list[Neighbour]:
+    """Those that all of its segments can stand behind, where the model reads and rotates as it usually does."""
+    assert model.turned is not None
+    room = min(model.context - 1, model.turned.up_to or model.context)
+    room -= max(segment.n_tokens for segment in document.segments)
+    return [n for n in there if n.document != document.name and n.cache.get_seq_length() <= room]
 
 
 def _more(store: Store, model: Model, like: Document, number: int, taken: set[str]) -> Iterator[Neighbour]:
@@ -126,11 +139,14 @@ def _segment(store: Store, model: Model, name: str, index: int, beside: Sequence
     parts = store.parts(name, segment=index)
     original = parts[-1]
     mean, spread = _behind(model, original, beside)
-    received = observe(model, parts)["attention"]
-    need = torch.stack([layer.mean(0) for layer in received]).mul(spread).sum(0)
     made = {"behind": [digest_token_ids(neighbour.token_ids) for neighbour in beside]}
     prefix = prefix_again(model, dict(store[name].prefix["origin"]))
-    scores = {SPREAD: spread, NEED: need / need.mean()}
+    scores = {}
+    # A single one does not differ from the mean, which says nothing of how others would.
+    if len(beside) > 1:
+        received = observe(model, parts)["attention"]
+        need = torch.stack([layer.mean(0) for layer in received]).mul(spread).sum(0)
+        scores = {SPREAD: spread, NEED: need / need.mean().clamp(min=1e-30)}
     return store.put(artifact.raw(mean, model, prefix, original.meta["source"], made=made, scores=scores))
 
 

@@ -34,8 +34,9 @@ class Report:
     """What a run has done so far. ``problems`` are the documents that could not be prefilled, with the reasons.
 
     ``tokens`` are those that the model ran: whole passes, though some of their documents were there already.
-    ``model_seconds`` is the part of ``seconds`` in which the model read documents alone. ``expected`` are the documents that
-    got a variant for blending, ``alone`` those that have no other beside them to stand behind.
+    ``model_seconds`` is the part of ``seconds`` in which the model read documents alone, ``model_tokens`` of them.
+    ``expected`` are the documents that got a variant for blending, ``alone`` those that have no other beside them to
+    stand behind within the model's context.
     """
 
     prefilled: list[str] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Report:
     tokens: int = 0
     tokens_total: int = 0
     seconds: float = 0.0
+    model_tokens: int = 0
     model_seconds: float = 0.0
     expected: list[str] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
@@ -230,6 +232,7 @@ class _Run:
         # After a segment's first step, so that two segments' KVs are never in memory whole.
         self._settle()
         self.report.tokens += tokens
+        self.report.model_tokens += tokens
         self.on_progress(self.report)
 
     def _settle(self) -> None:

@@ -259,7 +259,9 @@ class Store(Mapping[str, Document]):
         variants = document.segments[segment].variants
         if variant not in variants:
             remedies = {RAW: "prefill it again", EXPECTED: "prefill with --neighbours"}
-            remedy = remedies.get(variant, f"run kvtool compress {document.name} --recipe {variant}")
+            recipe = variant.removesuffix(f"-{EXPECTED}")
+            of = f" --of {EXPECTED}" if recipe != variant else ""
+            remedy = remedies.get(variant, f"run kvtool compress {document.name} --recipe {recipe}{of}")
             raise StoreError(
                 f"{document.name}: has no variant {variant!r}, only {', '.join(variants)}; {remedy}"
             )

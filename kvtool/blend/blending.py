@@ -52,7 +52,8 @@ def blend(
 
     ``recompute`` is the share of the documents' tokens that the model runs again behind what stands before them now, the
     ones that ``policy`` gives the highest scores; what is right for its place already is not run again, and text without
-    a cache always is. With 1, everything is: the result is that of a full prefill, to the bit. ``question`` is what is
+    a cache always is. With 1, everything is: the result is that of a full prefill, to the bit. A
+    document alone is its own cache. ``question`` is what is
     going to be asked, or several of them, which some policies want to know.
 
     Raises ``UsageError`` for a value that makes no sense or for more tokens than the model's context, ``StoreError`` for
@@ -90,7 +91,7 @@ def assemble(
     """The cache that ``layout`` describes; ``asked`` are each question's tokens. ``blend`` says more."""
     trace = trace or Trace()
     if layout.exact.all():
-        # A document alone: its cache is what a full prefill would give.
+        # A document alone is its own cache, compressed or not.
         return load_cache([segment.artifact for segment in layout.segments], model)
     if how.recompute == 1:
         return _prefill(model, layout, trace)

@@ -144,11 +144,17 @@ def move(x: Tensor, rope: Rope, by: int) -> None:
 
 
 def empty_cache(layout: Layout, room: int = 0, *, pinned: bool = False) -> BlendedCache:
-    """A cache of the right size for ``layout``, whose tokens are not written yet, with room for ``room`` more."""
+    """A cache of the right size for ``layout``, with room for ``room`` more tokens.
+
+    Its segments are not written yet. Text without a cache is all zeros, since it may be looked at before it is computed.
+    """
     geometry = layout.segments[0].artifact.contents.geometry
     n_tokens = len(layout.token_ids)
     cache = BlendedCache(layout, len(geometry.layers), capacity=n_tokens + max(ROOM, room))
-    for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
-        layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"), pinned=pinned)
-        layer.extend(n_tokens)
+    # Threads could not write into what is made in inference mode, which a caller may be in.
+    with torch.inference_mode(False):
+        for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
+            layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"), pinned=pinned)
+            for places in layer.extend(n_tokens):
+                places[:, :, ~layout.cached] = 0
     return cache

@@ -93,6 +93,8 @@ def _gradual(known: Known, shares: Sequence[float], *, keys: bool = False) -> Te
         scores = torch.where(left, layer + own / own.max().clamp(min=1e-30), scores)
         if layer >= last:
             break
+        # What is not left must not be kept, not even where nothing differs.
+        own[~left] = -torch.inf
         kept = own.topk(min(int(left.sum()), round(share * known.budget))).indices
         left = torch.zeros_like(left).index_fill(0, kept, True)
     return scores

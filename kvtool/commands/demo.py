@@ -48,7 +48,9 @@ def run(
         for variant in ("raw", "kivi"):
             _announce(f"ask '{question}' --doc {doc} --variant {variant} --max-tokens {TOKENS} --compare")
             ask.run([question], [doc], variant=variant, max_tokens=TOKENS, compare=True, store=store)
-        _announce(f"ask '{QUESTION_TO_BOTH}' {' '.join(f'--doc {d}' for d in BLENDED)} --max-tokens {TOKENS} --compare")
+        _announce(
+            f"ask '{QUESTION_TO_BOTH}' {' '.join(f'--doc {d}' for d in BLENDED)} --max-tokens {TOKENS} --compare"
+        )
         ask.run([QUESTION_TO_BOTH], list(BLENDED), max_tokens=TOKENS, compare=True, store=store)
     return 0
 

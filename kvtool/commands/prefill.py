@@ -111,8 +111,8 @@ def run(
             dry_run=dry_run,
             on_progress=lambda r: bar.update(r.tokens, r.tokens_total, "tokens"),
         )
-    if report.tokens:
-        remember(loaded.fingerprint, report.tokens, report.model_seconds)
+    if report.model_tokens:
+        remember(loaded.fingerprint, report.model_tokens, report.model_seconds)
     if as_json:
         common.print_json(
             {
@@ -145,7 +145,7 @@ def run(
         )
         if report.alone:
             common.say(
-                f"{', '.join(report.alone)}: no other documents to stand behind, so nothing was made for blending; run it "
-                "again when there are more"
+                f"{', '.join(report.alone)}: no other documents to stand behind within the model's context, so nothing was "
+                "made for blending; run it again when there are more"
             )
     return common.problems(report.problems, len(report.prefilled) + len(report.unchanged))

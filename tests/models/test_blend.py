@@ -178,7 +178,7 @@ def test_a_blend_is_kept_as_a_document(family, store_of):
         torch.equal(x.keys[:, :, start:], y.keys[:, :, start:])
         for x, y in zip(again.layers, cache.layers, strict=True)
     )
-    with pytest.raises(kvtool.KvtoolError, match="all.txt: is in the store already"):
+    with pytest.raises(kvtool.KvtoolError, match=r"all\.txt: is in the store already"):
         cache.save(store, "all.txt", family)
     exact = kvtool.blend(store, names, family, recompute=1)
     exact.save(store, "exact.txt", family)
