@@ -75,7 +75,7 @@ class Blended:
 
 def candidates(shares: Sequence[float] = SHARES) -> list[Blended]:
     """Every policy at every share from the caches of documents alone; ours from those made for blending too, and compressed."""
-    found = [Blended("none", 0.0), Blended("none", 0.0, EXPECTED)]
+    found = [Blended("none", 0.0), Blended("none", 0.0, EXPECTED), Blended("ape", 0.0)]
     for policy in POLICIES:
         found += [Blended(policy, share) for share in shares]
     found += [Blended("drift", share, EXPECTED) for share in shares]

@@ -14,6 +14,7 @@ from .blend.blending import How, assemble, shared_prefix
 from .blend.cache import BlendedCache
 from .blend.layout import Layout, Part, lay_out
 from .engines.cache import DocumentCache
+from .engines.parallel import reading
 from .engines.shared import answer_each
 from .engines.transformers import grouped_attention
 from .errors import UsageError
@@ -167,7 +168,7 @@ def generate(
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     if seed is not None:
         torch.manual_seed(seed)
-    with grouped_attention(model):
+    with grouped_attention(model), reading(model, cache):
         out = model.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

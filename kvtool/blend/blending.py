@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..engines import transformers as engine
 from ..engines.cache import ROOM, DocumentCache
 from ..engines.held import run_again
+from ..engines.plain import refuse_unless_plain
 from ..engines.rope import Turned
 from ..errors import ModelError, UsageError
 from ..load import load_cache
@@ -52,13 +53,15 @@ def blend(
 
     ``recompute`` is the share of the documents' tokens that the model runs again behind what stands before them now, the
     ones that ``policy`` gives the highest scores; what is right for its place already is not run again, and text without
-    a cache always is. With 1, everything is: the result is that of a full prefill, to the bit. A
-    document alone is its own cache. ``question`` is what is
-    going to be asked, or several of them, which some policies want to know.
+    a cache always is. With 1, everything is: the result is that of a full prefill, to the bit. A document alone is its own
+    cache. ``question`` is what is going to be asked, or several of them, which some policies want to know. Where
+    ``parallel`` of the cache is set, as by the policy ``ape``, ``generate`` is called under
+    ``kvtool.blend.reading(model, cache)``; without it the model's attention is its plain one.
 
     Raises ``UsageError`` for a value that makes no sense or for more tokens than the model's context, ``StoreError`` for
     what the store has not, ``MismatchError`` for segments of another model or of different prefixes, ``ModelError`` for
-    a model whose keys cannot be moved; all before the model runs over a document. ``ArtifactError`` for a broken file.
+    a model whose keys cannot be moved or, where the policy adapts attention, whose attention is not plain; all before the
+    model runs over a document. ``ArtifactError`` for a broken file.
     """
     how = How(recompute, policy)
     layout = lay_out(store, names, model, variant=variant, between=between)
@@ -95,18 +98,23 @@ def assemble(
         return load_cache([segment.artifact for segment in layout.segments], model)
     if how.recompute == 1:
         return _prefill(model, layout, trace)
+    policy = policy_of(how.policy)
     turned = _turned(model, layout)
+    if policy.parallel:
+        refuse_unless_plain(model)
+        layout = layout.side_by_side()
     budget = min(
         math.ceil(how.recompute * layout.n_document_tokens), int((layout.cached & ~layout.exact).sum())
     )
     upload = Upload.for_model(model)
     cache = empty_cache(layout, room=max(map(len, asked), default=0), pinned=upload is not None)
     cache.how = asdict(how)
+    cache.parallel = policy.parallel and replace(policy.parallel, prefix_tokens=layout.prefix_tokens)
     with Loading(layout, turned, cache, trace, upload) as loading:
         known = Known(model, layout, cache, loading, budget, [torch.tensor(ids) for ids in asked], trace)
-        tokens = _choose(known, policy_of(how.policy), how.policy)
+        tokens = _choose(known, policy, how.policy)
         if len(tokens):
-            drift = Drift(layout, turned, cache, tokens) if policy_of(how.policy).drift else None
+            drift = Drift(layout, turned, cache, tokens) if policy.drift else None
             _recompute(model, cache, tokens, loading, trace, drift)
             cache.recomputed = len(tokens)
         loading.wait_for_all()

@@ -7,7 +7,7 @@ from typing import Any
 from .. import artifact
 from ..engines import transformers as engine
 from ..engines.cache import DocumentCache
-from ..errors import StoreError
+from ..errors import StoreError, UsageError
 from ..manifest import RAW, Segment
 from ..model import Model
 from ..prefill import document_of
@@ -29,8 +29,12 @@ class BlendedCache(DocumentCache):
         """Keeps the documents, as they are blended, as the document ``name`` of ``store``, which has them all.
 
         It is loaded and asked like any other, but never taken for what a prefill of the same tokens would give, unless all
-        were recomputed. Raises ``StoreError`` for a name that is taken.
+        were recomputed. Raises ``StoreError`` for a name that is taken, ``UsageError`` for documents that stand side by side.
         """
+        if self.parallel:
+            raise UsageError(
+                f"{name}: policy {self.how['policy']!r} leaves documents side by side, which cannot be kept"
+            )
         store.check_name(name)
         if name in store:
             raise StoreError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -50,11 +50,15 @@ Part: TypeAlias = "str | Cached | Text"
 
 @dataclass(frozen=True)
 class Placed:
-    """A cached segment whose tokens are those from ``start`` on of the prompt."""
+    """A cached segment whose tokens are those from ``start`` on of the prompt.
+
+    ``position`` is that of the first of them, where it is not ``start``.
+    """
 
     document: str
     artifact: Artifact
     start: int
+    position: int | None = None
 
     @property
     def stop(self) -> int:
@@ -63,9 +67,14 @@ class Placed:
     @property
     def moved(self) -> int:
         """How many positions behind the one it was prefilled at."""
+        return (self.start if self.position is None else self.position) - self.prefilled
+
+    @property
+    def prefilled(self) -> int:
+        """The position it was prefilled at."""
         start = self.artifact.contents.start
         assert start is not None
-        return self.start - start
+        return start
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,19 @@ class Layout:
     def n_document_tokens(self) -> int:
         """Of segments and the text between them."""
         return len(self.token_ids) - self.prefix_tokens
+
+    def side_by_side(self) -> Layout:
+        """The same tokens, with every segment as far behind the prefix as it was prefilled.
+
+        All, the prefix too, are moved alike, so that the longest ends where the prompt does. What is asked then stands right
+        behind it, as transformers' ``generate`` has it.
+        """
+        ends = [segment.prefilled + segment.stop - segment.start for segment in self.segments]
+        by = len(self.token_ids) - max(ends)
+        return replace(
+            self,
+            segments=tuple(replace(segment, position=segment.prefilled + by) for segment in self.segments),
+        )
 
 
 def lay_out(

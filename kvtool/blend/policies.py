@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..artifact import NEED, SPREAD
+from ..engines.cache import Parallel
 from ..errors import UsageError
 from .known import Known
 
@@ -22,6 +23,17 @@ DEFAULT = "drift"
 CHECKED = 1
 """The layer at which CacheBlend compares: the first one whose values depend on what stands before a token."""
 
+APE = Parallel(temperature=0.9, scale=0.9)
+"""Adaptive parallel encoding (arXiv 2502.05431), with the temperature and scale that its authors' code has by default.
+
+Places are the paper's: documents share those behind the prefix, and the question follows the longest. What differs: a lone
+document behind its prefix is read plainly, as it is exact; text between documents is computed in its place in the prompt;
+and sliding windows count tokens of the prompt, not these places.
+
+Their experiments have others too, (0.9, 1) for one. Measured on SmolLM2-135M, four documents of 200 tokens, KL to a full
+prefill over answers: 0.16 with (0.9, 0.9), 0.12 with (0.9, 1), 0.40 with (0.8, 0.8), and 0.15 with (1, 1).
+"""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -29,6 +41,7 @@ class Policy:
 
     ``asks`` is whether a question must be known. ``share`` is that of the tokens that are recomputed whatever is asked for.
     ``drift`` is whether what changes in recomputed tokens is passed on to the others (``blend.drift``).
+    ``parallel`` is how documents that stand side by side, not one behind the other, are read.
     """
 
     score: Callable[[Known], Tensor]
@@ -36,6 +49,7 @@ class Policy:
     asks: bool = False
     share: float | None = None
     drift: bool = False
+    parallel: Parallel | None = None
 
 
 def nothing(known: Known) -> Tensor:
@@ -126,6 +140,12 @@ POLICIES: Mapping[str, Policy] = {
     "cacheblend-keys": Policy(cacheblend_keys, "the same by keys, as LMCache has it"),
     "cacheblend-gradual": Policy(cacheblend_gradual, "the same, filtered again at the layers behind it"),
     "prophet": Policy(prophet, "tokens that the question looks at", asks=True),
+    "ape": Policy(
+        nothing,
+        "documents side by side, nothing is recomputed, attention to them is adapted",
+        share=0.0,
+        parallel=APE,
+    ),
     "drift": Policy(drift, "ours: the same, and what changes in them is passed on to the others", drift=True),
 }
 

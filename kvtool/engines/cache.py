@@ -6,6 +6,7 @@ more than the model. Here a layer is allocated once, with room for what follows.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -124,12 +125,27 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
             self._length = value.shape[2]
 
 
+@dataclass(frozen=True)
+class Parallel:
+    """How to read a cache whose tokens behind ``prefix_tokens`` are documents that do not see one another.
+
+    ``temperature`` and ``scale`` change attention over them as ``engines.parallel`` says; with 1 and 1 it is plain.
+    """
+
+    temperature: float
+    scale: float
+    prefix_tokens: int = 0
+
+
 class DocumentCache(Cache):  # type: ignore[misc]
     """A transformers ``Cache`` that stands for known tokens.
 
     ``token_ids`` is ``[N]`` (int64): all the tokens it was loaded with, prefix first, as a full prefill would see
-    them. Pass ``generate`` these ids and the question's behind them.
+    them. Pass ``generate`` these ids and the question's behind them. ``parallel`` is how the model has to read it where
+    plain attention is not meant, under ``engines.parallel.reading``.
     """
+
+    parallel: Parallel | None = None
 
     def __init__(self, n_layers: int, *, capacity: int = 0, token_ids: Tensor | None = None) -> None:
         super().__init__(layers=[BufferedLayer(capacity) for _ in range(n_layers)])

@@ -16,6 +16,7 @@ from ..errors import ModelError
 from ..model import Model
 from . import transformers as engine
 from .cache import DocumentCache
+from .parallel import reading
 
 PASS_TOKENS = 1024
 """Tokens of prompts that share a pass, at most; one longer prompt has its own."""
@@ -102,7 +103,7 @@ class _Rows:
         device = engine.device_of(self.model)
         ids = torch.tensor([[token for _, tokens in rows for token in tokens]], device=device)
         last = torch.tensor([len(tokens) for _, tokens in rows], device=device).cumsum(0) - 1
-        with engine.grouped_attention(self.model):
+        with engine.grouped_attention(self.model), reading(self.model, self.cache):
             out = self.model.model(
                 input_ids=ids,
                 position_ids=positions[None].to(device),

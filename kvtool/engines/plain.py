@@ -1,0 +1,65 @@
+"""Whether a model's attention is plain, a softmax over scaled products: tried out, by running it on a few tokens.
+
+No model-specific code: soft caps, sinks and biases give something else than what is computed here.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model import Model
+from . import transformers as engine
+from .cache import Parallel
+from .parallel import attend, attending, not_plain
+
+TRIED = 8
+"""Tokens that are run."""
+
+LARGEST = 30.0
+"""Queries are scaled so that no score is larger: only large ones show a soft cap."""
+
+TOLERANCE = 1e-4
+"""Largest difference in float32, relative to the largest value, that rounding explains."""
+
+
+@torch.no_grad()
+def refuse_unless_plain(model: Model) -> None:
+    """Raises ModelError for a model whose attention is anything but plain in one of its layers."""
+    tried: set[int] = set()
+
+    def compare(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        seen: Tensor,
+        scaling: float | None,
+        **options: Any,
+    ) -> Tensor:
+        # Every family that takes part in the interface has this function beside its attention, as the default.
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if eager is None or scaling is None or query.shape[1] % key.shape[1]:
+            raise not_plain(model)
+        q, k, v = query.float(), key.float(), value.float()
+        q = q * LARGEST / (scaling * q.norm(dim=-1).max() * k.norm(dim=-1).max())
+        added = q.new_zeros(seen.shape).masked_fill_(~seen, torch.finfo(q.dtype).min)
+        expected: Tensor = eager(module, q, k, v, added, scaling=scaling, **options)[0]
+        found = attend(q, k, v, seen, scaling, Parallel(temperature=1.0, scale=1.0), slice(0))
+        if (found - expected).abs().max() > TOLERANCE * v.abs().max():
+            raise not_plain(model)
+        tried.add(module.layer_idx)
+        return expected.to(query.dtype)
+
+    with attending(model, compare):
+        ids = torch.arange(TRIED)
+        model.model.base_model(
+            input_ids=ids[None].to(engine.device_of(model)),
+            attention_mask=engine.causal_masks(model, ids, TRIED),
+            use_cache=False,
+        )
+    if len(tried) != len(engine.windows(model)):
+        raise not_plain(model)
