@@ -1,0 +1,76 @@
+"""benchmarks.blend's tables: what stands in them is what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import blend_page
+from benchmarks.blend import Blended, candidates
+from benchmarks.blend_page import FULL, REFERENCE
+
+
+def record(kl: list[float], same: list[float], right: list[float]) -> dict[str, Any]:
+    return {"kl": kl, "same": same, "right": right, "kinds": ["hop", "prose"]}
+
+
+def found() -> dict[str, Any]:
+    compared = [Blended("cacheblend", 0.15), Blended("drift", 0.15, "expected")]
+    sets = {
+        "blend-00": {
+            "documents": 4,
+            "tokens": 900,
+            "candidates": {
+                FULL: record([0.0, 0.0], [1.0, 1.0], [1.0]),
+                REFERENCE: record([0.1, 0.3], [0.0, 1.0], [0.0]),
+                compared[1].name: record([0.02, 0.02], [1.0, 1.0], [1.0]),
+            },
+        },
+        "blend-01": {
+            "documents": 8,
+            "tokens": 2000,
+            "candidates": {
+                FULL: record([0.0, 0.0], [1.0, 1.0], [0.0]),
+                REFERENCE: record([0.2, 0.2], [0.0, 0.0], [0.0]),
+                compared[1].name: record([0.02, 0.1], [0.0, 1.0], [0.0]),
+            },
+        },
+    }
+    return {
+        "command": "python -m benchmarks.blend",
+        "machine": "a machine",
+        "model": "tiny",
+        "sets": sets,
+        "candidates": [
+            {"name": c.name, "policy": c.policy, "share": c.share, "variant": c.variant} for c in compared
+        ],
+        "nbytes": {"raw": 2_000_000},
+        "times": [{"tokens": 4096, "repeats": 5, "seconds": {FULL: 8.0, REFERENCE: 2.0}}],
+    }
+
+
+def test_policies_are_compared_with_cacheblend_over_the_same_questions() -> None:
+    rows = [[cell.strip() for cell in line.split("|")] for line in blend_page.policies(found()).splitlines()]
+    full, cacheblend, ours = ([cell for cell in row[1:-1]] for row in rows[2:])
+    assert full[6] == "0.50"
+    assert cacheblend[:2] == ["cacheblend", "15%"]
+    assert cacheblend[3].startswith("0.2000 (")
+    assert cacheblend[4].startswith("1.00 (1.00 to 1.00")
+    assert cacheblend[5:7] == ["0.25", "0.00"]
+    assert cacheblend[7].startswith("0.500 (")
+    # (0.02 + 0.02 + 0.02 + 0.1) ÷ 0.8
+    assert ours[3].startswith("0.0400 (")
+    assert ours[4].startswith("0.20 (")
+    assert ours[7].startswith("0.000 (")
+
+
+def test_the_page_says_what_was_asked_and_how_fast_it_was() -> None:
+    page = blend_page.body(found())
+    assert "2 sets of 4 to 8 documents, 900 to 2,000 tokens" in page
+    assert "2 multi-hop questions and 2 in prose" in page
+    assert "| cacheblend 15% raw | 0.250 | 4.0 |" in page
+
+
+def test_every_candidate_has_a_name_of_its_own() -> None:
+    names = [candidate.name for candidate in candidates()]
+    assert len(set(names)) == len(names)
+    assert REFERENCE in names
