@@ -50,7 +50,7 @@ def found() -> dict[str, Any]:
 
 def test_policies_are_compared_with_cacheblend_over_the_same_questions() -> None:
     rows = [[cell.strip() for cell in line.split("|")] for line in blend_page.policies(found()).splitlines()]
-    full, cacheblend, ours = ([cell for cell in row[1:-1]] for row in rows[2:])
+    full, cacheblend, ours = (list(row[1:-1]) for row in rows[2:])
     assert full[6] == "0.50"
     assert cacheblend[:2] == ["cacheblend", "15%"]
     assert cacheblend[3].startswith("0.2000 (")
