@@ -40,7 +40,7 @@ def blend(
     *,
     recompute: float = RECOMPUTE,
     policy: str = DEFAULT,
-    question: str | Sequence[str] = (),
+    question: str | Sequence[str] | None = None,
     variant: str = RAW,
     between: str = "",
     trace: Trace | None = None,
@@ -66,7 +66,7 @@ def blend(
     how = How(recompute, policy)
     layout = lay_out(store, names, model, variant=variant, between=between)
     prefix = shared_prefix(layout, store, model)
-    questions = [question] if isinstance(question, str) else question
+    questions = [question] if isinstance(question, str) else question or []
     asked = [question_tokens(model, prefix, each) for each in questions]
     return assemble(layout, model, how, asked, trace)
 
