@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,15 @@ from .trace import Trace
 
 @dataclass(frozen=True)
 class Answer:
-    """``first_token_seconds`` runs from opening the artifacts (or, without a cache, from the prompt) to the first
-    token; loading the model's weights is not part of it."""
+    """``variants`` are those of the segments that were read, in order.
+
+    ``first_token_seconds`` runs from opening the artifacts (or, without a cache, from the prompt) to the first token;
+    loading the model's weights is not part of it.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    variants: tuple[str, ...]
     prompt_tokens: int
     cached_tokens: int
     recomputed_tokens: int
@@ -42,10 +46,10 @@ class Answer:
 
 def ask(
     question: str,
-    *,
     documents: str | Part | Iterable[Part],
     model: Model,
     store: Store,
+    *,
     variant: str = RAW,
     how: How = How(),
     between: str = BETWEEN,
@@ -84,6 +88,7 @@ def ask(
     return Answer(
         text=model.tokenizer.decode(tokens, skip_special_tokens=True),
         token_ids=tuple(tokens),
+        variants=layout.variants,
         prompt_tokens=length,
         cached_tokens=len(layout.token_ids) if cached else 0,
         recomputed_tokens=_recomputed(cache),
@@ -97,7 +102,9 @@ def ask(
 class Answers:
     """What was said to each question. ``seconds`` is all of it, ``load_seconds`` until the documents' cache was there."""
 
-    texts: tuple[str, ...]
+    texts: Mapping[str, str]
+    documents: tuple[str, ...]
+    variants: tuple[str, ...]
     cached_tokens: int
     recomputed_tokens: int
     load_seconds: float
@@ -106,10 +113,10 @@ class Answers:
 
 def ask_each(
     questions: Sequence[str],
-    *,
     documents: str | Part | Iterable[Part],
     model: Model,
     store: Store,
+    *,
     variant: str = RAW,
     how: How = How(),
     between: str = BETWEEN,
@@ -129,7 +136,12 @@ def ask_each(
     room = [min(max_tokens, model.context - len(layout.token_ids) - len(ids)) for ids in asked]
     said = answer_each(model, cache, asked, room)
     return Answers(
-        texts=tuple(model.tokenizer.decode(ids, skip_special_tokens=True) for ids in said),
+        texts={
+            question: model.tokenizer.decode(ids, skip_special_tokens=True)
+            for question, ids in zip(questions, said, strict=True)
+        },
+        documents=layout.documents,
+        variants=layout.variants,
         cached_tokens=len(layout.token_ids),
         recomputed_tokens=_recomputed(cache),
         load_seconds=loaded - started,
@@ -143,8 +155,8 @@ def _prompt(question: str, layout: Layout, model: Model, store: Store) -> list[i
     length = len(layout.token_ids) + len(asked)
     if length >= model.context:
         raise UsageError(
-            f"{layout.documents}: with a question of {len(asked)} tokens it is {length} tokens long, {model.name} has a "
-            f"context of {model.context}; ask a shorter question, or prefill with a smaller --segment-tokens"
+            f"{', '.join(layout.documents)}: with a question of {len(asked)} tokens it is {length} tokens long, {model.name} "
+            f"has a context of {model.context}; ask a shorter question, or prefill with a smaller --segment-tokens"
         )
     return asked
 

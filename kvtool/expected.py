@@ -24,7 +24,7 @@ from .engines import transformers as engine
 from .engines.attention import observe
 from .engines.cache import DocumentCache
 from .engines.rope import Turned, turned_to
-from .errors import KvtoolError, ModelError
+from .errors import ArtifactError, KvtoolError, ModelError, StoreError
 from .load import load_cache
 from .manifest import EXPECTED, Document, Variant
 from .model import Model
@@ -115,19 +115,21 @@ def _beside(model: Model, document: Document, there: Sequence[Neighbour]) -> lis
 
 def _more(store: Store, model: Model, like: Document, number: int, taken: set[str]) -> Iterator[Neighbour]:
     """Up to ``number`` further documents under the prefix of ``like``, read by the model behind it."""
-    others = (
-        store[name] for name in sorted(store, key=lambda name: digest(name.encode())) if name not in taken
-    )
     gap = document_tokens(model, BETWEEN)
-    for document in others:
+    for name in sorted(store.keys() - taken, key=lambda name: digest(name.encode())):
         if number <= 0:
             return
+        # What is broken stands beside nobody; whoever asks for it hears of it.
+        try:
+            document = store[name]
+            ids = [*store.open(name).token_ids[:NEIGHBOUR_TOKENS].tolist(), *gap]
+        except (StoreError, ArtifactError):
+            continue
         if (document.model["fingerprint"], document.prefix["digest"]) != (
             like.model["fingerprint"],
             like.prefix["digest"],
         ):
             continue
-        ids = [*store.open(document.name).token_ids[:NEIGHBOUR_TOKENS].tolist(), *gap]
         parts = [] if document.prefix_artifact is None else [store.open_artifact(document.prefix_artifact)]
         cache = load_cache(parts, model) if parts else engine.new_cache(model, len(ids))
         engine.feed(model, ids, cache)

@@ -99,6 +99,10 @@ def assemble(
     if how.recompute == 1:
         return _prefill(model, layout, trace)
     policy = policy_of(how.policy)
+    if policy.asks and how.recompute and not asked:
+        raise UsageError(
+            f"policy {how.policy!r}: needs the question that is going to be asked; give question=, or another policy"
+        )
     turned = _turned(model, layout)
     if policy.parallel:
         refuse_unless_plain(model)
@@ -112,7 +116,7 @@ def assemble(
     cache.parallel = policy.parallel and replace(policy.parallel, prefix_tokens=layout.prefix_tokens)
     with Loading(layout, turned, cache, trace, upload) as loading:
         known = Known(model, layout, cache, loading, budget, [torch.tensor(ids) for ids in asked], trace)
-        tokens = _choose(known, policy, how.policy)
+        tokens = _choose(known, policy)
         if len(tokens):
             drift = Drift(layout, turned, cache, tokens) if policy.drift else None
             _recompute(model, cache, tokens, loading, trace, drift)
@@ -141,15 +145,11 @@ def _turned(model: Model, layout: Layout) -> Turned:
     return found
 
 
-def _choose(known: Known, policy: Policy, name: str) -> Tensor:
+def _choose(known: Known, policy: Policy) -> Tensor:
     """Indices [S] of the tokens to run again, ascending: those without a cache, and those that score highest."""
     tokens = (~known.layout.cached).nonzero()[:, 0]
     if not known.budget:
         return tokens
-    if policy.asks and not known.questions:
-        raise UsageError(
-            f"policy {name!r}: needs the question that is going to be asked; give question=, or another policy"
-        )
     scores = torch.where(known.candidates, policy.score(known), -torch.inf)
     return torch.cat([tokens, scores.topk(known.budget).indices]).sort().values
 

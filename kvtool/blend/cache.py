@@ -45,8 +45,8 @@ class BlendedCache(DocumentCache):
         start = self.layout.prefix_tokens
         ids = self.layout.token_ids[start:].tolist()
         kv = engine.slice_kv(model, self, start, ids, start)
-        documents = [segment.document for segment in self.layout.segments if segment.start >= start]
-        content = artifact.raw(kv, model, prefix, {"document": name, "blended": documents}, made=self._made())
+        source = {"document": name, "blended": list(self.layout.documents)}
+        content = artifact.raw(kv, model, prefix, source, made=self._made())
         with store.writing():
             segment = Segment(content.meta["identity"], len(ids), 0, 0, {RAW: store.put(content)})
             store.commit(document_of(name, "", model, prefix, like.prefix_artifact, (segment,)))

@@ -56,6 +56,7 @@ class Placed:
     """
 
     document: str
+    variant: str
     artifact: Artifact
     start: int
     position: int | None = None
@@ -106,10 +107,18 @@ class Layout:
         return found
 
     @property
-    def documents(self) -> str:
-        """Their names, as a message has them."""
-        names = [segment.document for segment in self.segments if segment.start >= self.prefix_tokens]
-        return ", ".join(dict.fromkeys(names))
+    def documents(self) -> tuple[str, ...]:
+        """The names of those that are in it, each once."""
+        return tuple(dict.fromkeys(segment.document for segment in self._behind_prefix))
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """That of each segment, without the prefix."""
+        return tuple(segment.variant for segment in self._behind_prefix)
+
+    @property
+    def _behind_prefix(self) -> list[Placed]:
+        return [segment for segment in self.segments if segment.start >= self.prefix_tokens]
 
     @property
     def n_document_tokens(self) -> int:
@@ -153,7 +162,7 @@ def lay_out(
     ids: list[int] = []
     for piece in [*prefix, *pieces]:
         if isinstance(piece, Placed):
-            placed.append(Placed(piece.document, piece.artifact, len(ids)))
+            placed.append(replace(piece, start=len(ids)))
             ids += piece.artifact.token_ids.tolist()
         else:
             ids += piece
@@ -185,7 +194,7 @@ def _pieces(
             # Only behind the prefix is the cache of a document alone the better one.
             if cached.variant is None and (n or m) and expected_twin(variant) in document.variants:
                 own = expected_twin(variant)
-            yield Placed(cached.name, store.open(cached.name, own, segment), 0)
+            yield Placed(cached.name, own, store.open(cached.name, own, segment), 0)
 
 
 def _refuse_pruned(segment: Placed) -> None:
@@ -215,7 +224,10 @@ def _shared_prefix(store: Store, segments: Sequence[Placed]) -> list[Placed]:
         digest = digest_token_ids(())
     else:
         artifact = store.open_artifact(variant)
-        found, digest = [Placed("the prefix", artifact, 0)], digest_token_ids(artifact.token_ids.tolist())
+        found, digest = (
+            [Placed("the prefix", RAW, artifact, 0)],
+            digest_token_ids(artifact.token_ids.tolist()),
+        )
     if digest != expected:
         raise MismatchError(
             f"{first.document}: the store has another prefix for it than the one that it was prefilled under; prefill it "

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -14,12 +13,8 @@ from ..errors import UsageError
 from . import common
 
 if TYPE_CHECKING:
+    from ..ask import Answers
     from ..blend.blending import How
-    from ..blend.layout import Cached
-    from ..model import Model
-    from ..store import Store
-    from ..trace import Trace
-
 
 BETWEEN = "\n\n"
 
@@ -98,7 +93,7 @@ def run(
     Several documents are blended: each is moved to its place in the prompt, and a few tokens are computed anew. The answer
     streams to stdout; the times go to stderr.
     """
-    from ..ask import ask
+    from ..ask import ask, ask_each
     from ..blend.blending import How
     from ..blend.layout import chosen_document
     from ..config import settings
@@ -113,6 +108,7 @@ def run(
     documents = [chosen_document(opened, name, segment) for name in doc]
     loaded = common.load_model(chosen)
     traced = Trace()
+    read: dict[str, Any] = {"variant": variant, "how": how, "between": between}
 
     def show(text: str) -> None:
         if not as_json:
@@ -125,21 +121,13 @@ def run(
                 f"{len(questions)} questions: are answered greedily, from the cache; ask one at a time with --temperature, "
                 "--seed, --no-cache or --compare"
             )
-        _ask_each(questions, documents, loaded, opened, variant, how, between, max_tokens, traced, as_json)
+        found = ask_each(questions, documents, loaded, opened, max_tokens=max_tokens, trace=traced, **read)
         if trace is not None:
             traced.write(trace)
+        _show_each(found, how, as_json)
         return
     once = functools.partial(
-        ask,
-        questions[0],
-        documents=documents,
-        model=loaded,
-        store=opened,
-        variant=variant,
-        how=how,
-        between=between,
-        temperature=temperature,
-        seed=seed,
+        ask, questions[0], documents, loaded, opened, temperature=temperature, seed=seed, **read
     )
     answer = once(cached=not no_cache, max_tokens=max_tokens, on_text=show, trace=traced)
     if not as_json:
@@ -152,7 +140,7 @@ def run(
         common.print_json(
             {
                 "documents": [document.name for document in documents],
-                "variants": None if no_cache else [document.variant or variant for document in documents],
+                "variants": None if no_cache else list(answer.variants),
                 "policy": how.policy,
                 "recomputed_tokens": answer.recomputed_tokens,
                 "answer": answer.text,
@@ -170,7 +158,7 @@ def run(
         line += f"without the cache ({answer.prompt_tokens} tokens prefilled)"
         line += f"; {other.first_token_seconds:.2f} s with it" if other else ""
     else:
-        caches = " and ".join(dict.fromkeys(document.variant or variant for document in documents))
+        caches = " and ".join(dict.fromkeys(answer.variants))
         line += f"from the {caches} cache ({answer.cached_tokens} tokens"
         line += f", {answer.recomputed_tokens} of them recomputed)" if answer.recomputed_tokens else ")"
         if other:
@@ -184,40 +172,16 @@ def run(
     common.say(line)
 
 
-def _ask_each(
-    questions: Sequence[str],
-    documents: Sequence[Cached],
-    model: Model,
-    store: Store,
-    variant: str,
-    how: How,
-    between: str,
-    max_tokens: int,
-    trace: Trace,
-    as_json: bool,
-) -> None:
-    from ..ask import ask_each
-
-    found = ask_each(
-        questions,
-        documents=documents,
-        model=model,
-        store=store,
-        variant=variant,
-        how=how,
-        between=between,
-        max_tokens=max_tokens,
-        trace=trace,
-    )
+def _show_each(found: Answers, how: How, as_json: bool) -> None:
     if as_json:
         common.print_json(
             {
-                "documents": [document.name for document in documents],
-                "answers": [
-                    {"question": question, "answer": answer}
-                    for question, answer in zip(questions, found.texts, strict=True)
-                ],
+                "documents": list(found.documents),
+                "variants": list(found.variants),
                 "policy": how.policy,
+                "answers": [
+                    {"question": question, "answer": answer} for question, answer in found.texts.items()
+                ],
                 "cached_tokens": found.cached_tokens,
                 "recomputed_tokens": found.recomputed_tokens,
                 "load_seconds": round(found.load_seconds, 4),
@@ -225,9 +189,9 @@ def _ask_each(
             }
         )
         return
-    for question, answer in zip(questions, found.texts, strict=True):
+    for question, answer in found.texts.items():
         typer.echo(f"{question}\n{answer.strip()}\n")
     common.say(
-        f"{len(questions)} answers in {found.seconds:.2f} s, {found.load_seconds:.2f} of them for the cache "
+        f"{len(found.texts)} answers in {found.seconds:.2f} s, {found.load_seconds:.2f} of them for the cache "
         f"({found.cached_tokens} tokens, {found.recomputed_tokens} of them recomputed)"
     )

@@ -79,8 +79,8 @@ def watching(model: Model, notes: Sequence[Notes]) -> Iterator[None]:
 def unwatchable(model: Model) -> ModelError:
     return ModelError(
         f"{model.name}: the attention of {model.config.model_type} cannot be watched, since it does not go through "
-        "transformers' AttentionInterface, and recipes that measure what is attended to cannot be used with it; compress "
-        "with --recipe kivi, which needs neither gradients nor attention"
+        "transformers' AttentionInterface, so that recipes and policies which measure what is attended to cannot be used "
+        "with it; compress with --recipe kivi, which needs neither gradients nor attention, and blend with --policy legolink"
     )
 
 

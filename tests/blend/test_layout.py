@@ -57,7 +57,7 @@ def test_one_behind_the_other_in_the_order_given_after_one_prefix(
         assert [segment.document for segment in layout.segments] == ["the prefix", *names]
         assert layout.prefix_tokens == len(prefix)
         assert layout.n_document_tokens == len(a) + len(b)
-        assert layout.documents == ", ".join(names)
+        assert layout.documents == tuple(dict.fromkeys(names))
         assert layout.cached.all()
 
 
@@ -76,7 +76,7 @@ def test_a_document_may_stand_there_twice(documents: Store, lively: kvtool.Model
     assert layout.token_ids.tolist() == prefix_ids(documents) + 2 * ids(documents, "a.txt")
     n = layout.prefix_tokens + len(ids(documents, "a.txt"))
     assert spans(layout.exact) == [(0, n)]
-    assert layout.documents == "a.txt"
+    assert layout.documents == ("a.txt",)
 
 
 def test_a_name_alone_is_a_list_of_one(documents: Store, lively: kvtool.Model) -> None:
