@@ -37,14 +37,17 @@ class Loading:
         self._targets = [(layer.keys, layer.values) for layer in cache.layers]
         self._pool = _readers()
         self._by_layer: list[list[Future[None]]] = [[] for _ in cache.layers]
-        work = [(group, segment) for segment in layout.segments for group in segment.artifact.contents.groups]
-        for group, segment in sorted(work, key=lambda item: item[0].start):
-            future = self._pool.submit(self._fill, group, segment)
-            for index in group:
-                self._by_layer[index].append(future)
-        if upload:
-            for index, futures in enumerate(self._by_layer):
-                self._by_layer[index] = [self._pool.submit(self._send, index, futures)]
+        starting = [
+            (group, segment) for segment in layout.segments for group in segment.artifact.contents.groups
+        ]
+        for index, filled in enumerate(self._by_layer):
+            for group, segment in starting:
+                if group.start == index:
+                    future = self._pool.submit(self._fill, group, segment)
+                    for covered in group:
+                        self._by_layer[covered].append(future)
+            if upload:
+                filled[:] = [self._pool.submit(self._send, index, list(filled))]
 
     def __enter__(self) -> Loading:
         return self

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ..ask import Answers
     from ..blend.blending import How
 
-BETWEEN = "\n\n"
-
 
 def _list_policies(wanted: bool) -> None:
     if wanted:
@@ -57,8 +55,8 @@ def run(
         Optional[str], typer.Option("--policy", help="Which tokens that are (kvtool ask --policies).")
     ] = None,
     between: Annotated[
-        str, typer.Option("--between", help="Text between documents.", show_default="an empty line")
-    ] = BETWEEN,
+        Optional[str], typer.Option("--between", help="Text between documents (default: an empty line).")
+    ] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Tokens of the answer, at most.")
     ] = 200,
@@ -108,7 +106,9 @@ def run(
     documents = [chosen_document(opened, name, segment) for name in doc]
     loaded = common.load_model(chosen)
     traced = Trace()
-    read: dict[str, Any] = {"variant": variant, "how": how, "between": between}
+    read: dict[str, Any] = {"variant": variant, "how": how}
+    if between is not None:
+        read["between"] = between
 
     def show(text: str) -> None:
         if not as_json:
