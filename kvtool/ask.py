@@ -71,8 +71,9 @@ def ask(
     asked = _prompt(question, layout, model, store)
     length = len(layout.token_ids) + len(asked)
     opened = time.monotonic() - opening
-    _ = model.turned if cached and not layout.exact.all() else model.model
-    started = time.monotonic() - opened
+    # Loading the model, and finding out how it rotates, are no part of the time that follows.
+    _ = model.model if layout.is_alone or not cached else model.turned
+    started = time.monotonic() - (opened if cached else 0.0)
     cache = assemble(layout, model, how, [asked], trace) if cached else None
     loaded = time.monotonic()
     stream = _Stream(model.tokenizer, on_text)
@@ -123,10 +124,11 @@ def ask_each(
     max_tokens: int = 200,
     trace: Trace | None = None,
 ) -> Answers:
-    """The answers to several questions over the same documents, greedily, each as if it were the only one.
+    """The answers to several questions over the same documents, greedily; none sees another.
 
     The documents are loaded and blended once, and each pass of the model reads them once for all questions, in one
-    product with all their queries (as Hydragen does, arXiv 2402.05099). Raises as ``ask`` does.
+    product with all their queries (as Hydragen does, arXiv 2402.05099). What is recomputed is chosen for all of them.
+    Raises as ``ask`` does.
     """
     started = time.monotonic()
     layout = lay_out(store, documents, model, variant=variant, between=between)

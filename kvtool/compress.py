@@ -72,7 +72,7 @@ def compress(
     """Compresses the raw artifacts of ``names`` (default: all documents) into the variant ``name``.
 
     The variant is called after the recipe unless ``name`` is given; with ``of`` "expected", what prefill made for blending is
-    compressed instead, and the name ends so. ``parameters`` are the recipe's, such as
+    compressed instead, and the name ends so too. ``parameters`` are the recipe's, such as
     ``bits``; ``keys`` and ``values`` change one side alone, as ``pipeline_of`` says. A variant that is there with
     the same pipeline is left alone; one with another is refused unless ``replace``. ``dry_run`` says which
     documents would be compressed, and reports no sizes.
@@ -98,6 +98,11 @@ def compress(
     if not chosen:
         return report
     report.target, left = asked(recipe, parameters)
+    if report.target and of != RAW:
+        raise UsageError(
+            f"--of {of}: what --bits, --ratio, --max-kl and --preset find is measured on the raw cache; compress that, and then "
+            f"--of {of} with the setting that was found"
+        )
     if model is None and not dry_run:
         find = finder(store, chosen, calibration)
         if _needs_model(partial(pipeline_of, recipe, keys, values, find, **left), report.target):
@@ -174,10 +179,10 @@ def variant_name(recipe: str, name: str | None, of: str = RAW) -> str:
     """What the variant is called. Raises ``UsageError`` for the names of what prefill made, and for another ``of``."""
     if of not in (RAW, EXPECTED):
         raise UsageError(f"--of {of}: expected {RAW} or {EXPECTED}, which prefill makes")
-    variant = name or (recipe if of == RAW else expected_twin(recipe))
+    variant = name or recipe
     if variant in (RAW, EXPECTED):
         raise UsageError(f"--name {variant}: is kept for what prefill made; choose another")
-    return variant
+    return variant if of == RAW else expected_twin(variant)
 
 
 def _is_uncalibrated(recipe: str, find: Find) -> bool:

@@ -10,7 +10,7 @@ FusionRAG (arXiv 2601.12904) keeps likely neighbours in sight in the same way, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,7 @@ from .engines import transformers as engine
 from .engines.attention import observe
 from .engines.cache import DocumentCache
 from .engines.rope import Turned, turned_to
-from .errors import ArtifactError, KvtoolError, ModelError, StoreError
+from .errors import ArtifactError, KvtoolError, MismatchError, ModelError, StoreError
 from .load import load_cache
 from .manifest import EXPECTED, Document, Variant
 from .model import Model
@@ -69,7 +69,8 @@ def expect(
     """Makes the variant ``expected`` of those of ``names`` that have none yet.
 
     ``neighbours`` other documents of the store, sampled by their names' digests, stand before each segment in turn. Raises
-    ``ModelError`` for a model whose keys cannot be moved.
+    ``ModelError`` for a model whose keys cannot be moved, ``MismatchError`` for documents of another or under different
+    prefixes.
     """
     if model.turned is None:
         raise ModelError(
@@ -78,6 +79,7 @@ def expect(
         )
     report = Report()
     documents = {name: store[name] for name in names}
+    _refuse_mixed(documents.values(), model)
     waiting = [name for name, document in documents.items() if not _is_made(store, document)]
     report.unchanged += [name for name in names if name not in waiting]
     report.tokens_total = sum(documents[name].n_tokens for name in waiting) * neighbours
@@ -98,6 +100,19 @@ def expect(
             _commit(store, document, made)
             report.made.append(name)
     return report
+
+
+def _refuse_mixed(documents: Iterable[Document], model: Model) -> None:
+    prefixes = {document.prefix["digest"]: document.name for document in documents}
+    if len(prefixes) > 1:
+        raise MismatchError(
+            f"{' and '.join(prefixes.values())}: were prefilled under different prefixes; name those under one at a time"
+        )
+    for document in documents:
+        if document.model["fingerprint"] != model.fingerprint:
+            raise MismatchError(
+                f"{document.name}: was prefilled with {document.model['name']}, not with {model.name}; load that model"
+            )
 
 
 def _is_made(store: Store, document: Document) -> bool:

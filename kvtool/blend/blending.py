@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
+from ..digest import digest_token_ids
 from ..engines import transformers as engine
 from ..engines.cache import ROOM, DocumentCache
 from ..engines.held import run_again
@@ -44,7 +45,7 @@ def blend(
     variant: str = RAW,
     between: str = "",
     trace: Trace | None = None,
-) -> DocumentCache:
+) -> BlendedCache:
     """A transformers cache of documents one behind the other, ready for ``model``; ``token_ids`` is what it stands for.
 
     ``names`` are documents of ``store``, in any order and as often as wanted: names, or ``Cached`` for one of a
@@ -73,7 +74,10 @@ def blend(
 
 @dataclass(frozen=True)
 class How:
-    """Raises ``UsageError`` for a share outside of [0, 1] and for an unknown policy."""
+    """The share of tokens that are recomputed, and which they are; ``blend`` says more.
+
+    Raises ``UsageError`` for a share outside of [0, 1] and for an unknown policy.
+    """
 
     recompute: float = RECOMPUTE
     policy: str = DEFAULT
@@ -90,12 +94,11 @@ class How:
 
 def assemble(
     layout: Layout, model: Model, how: How, asked: Sequence[Sequence[int]] = (), trace: Trace | None = None
-) -> DocumentCache:
+) -> BlendedCache:
     """The cache that ``layout`` describes; ``asked`` are each question's tokens. ``blend`` says more."""
     trace = trace or Trace()
-    if layout.exact.all():
-        # A document alone is its own cache, compressed or not.
-        return load_cache([segment.artifact for segment in layout.segments], model)
+    if layout.is_alone:
+        return _load(model, layout, trace)
     if how.recompute == 1:
         return _prefill(model, layout, trace)
     policy = policy_of(how.policy)
@@ -112,7 +115,7 @@ def assemble(
     )
     upload = Upload.for_model(model)
     cache = empty_cache(layout, room=max(map(len, asked), default=0), pinned=upload is not None)
-    cache.how = asdict(how)
+    cache.how = {**asdict(how), "asked": [digest_token_ids(ids) for ids in asked]}
     cache.parallel = policy.parallel and replace(policy.parallel, prefix_tokens=layout.prefix_tokens)
     with Loading(layout, turned, cache, trace, upload) as loading:
         known = Known(model, layout, cache, loading, budget, [torch.tensor(ids) for ids in asked], trace)
@@ -169,7 +172,19 @@ def _recompute(
     trace.add("recompute", f"{len(tokens)} tokens in layer {len(cache.layers) - 1}", marks[-1])
 
 
-def _prefill(model: Model, layout: Layout, trace: Trace) -> DocumentCache:
+def _load(model: Model, layout: Layout, trace: Trace) -> BlendedCache:
+    """A document alone is its own cache, compressed or not."""
+    parts = [segment.artifact for segment in layout.segments]
+    with trace.span("read", ", ".join(layout.documents)):
+        loaded = load_cache(parts, model)
+    cache = BlendedCache(layout, len(loaded.layers))
+    cache.layers = loaded.layers
+    if not all(part.is_raw and part.is_exact for part in parts):
+        cache.how = {"policy": "none"}
+    return cache
+
+
+def _prefill(model: Model, layout: Layout, trace: Trace) -> BlendedCache:
     """The documents as one prompt, in one pass: equal to the bit to what anyone else's would give."""
     cache = BlendedCache(layout, len(engine.windows(model)), capacity=len(layout.token_ids) + ROOM)
     with trace.span("recompute", f"all {len(layout.token_ids)} tokens"):

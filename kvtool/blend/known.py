@@ -11,6 +11,7 @@ from torch import Tensor
 from ..engines.cache import DocumentCache
 from ..engines.held import Enough, run_again
 from ..engines.regard import regard
+from ..engines.transformers import STEP_TOKENS
 from ..model import Model
 from ..trace import Trace
 from .layout import Layout
@@ -58,8 +59,8 @@ class Known:
         told = [score for score in scores if score is not None]
         if not told:
             return None
-        usual = torch.cat([score.flatten() for score in told]).mean()
-        found = usual.expand(*told[0].shape[:-1], len(self.candidates)).clone()
+        usual = torch.cat(told, -1).mean(-1, keepdim=True)
+        found = usual.expand(*usual.shape[:-1], len(self.candidates)).clone()
         for segment, score in zip(self.layout.segments, scores, strict=True):
             if score is not None:
                 found[..., segment.start : segment.stop] = score
@@ -68,8 +69,13 @@ class Known:
     def refreshed(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """How far keys and values of ``tokens`` [S] in ``layer`` are from what the model computes, squared, [S] each.
 
-        The model runs up to there for these tokens alone. What it computes stays in the cache.
+        The model runs up to there for these tokens alone, a step after the other. What it computes stays in the cache.
         """
+        steps = [self._refreshed(layer, some) for some in torch.split(tokens, STEP_TOKENS)]
+        keys, values = zip(*steps, strict=True)
+        return torch.cat(keys), torch.cat(values)
+
+    def _refreshed(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         before: list[tuple[Tensor, Tensor]] = []
 
         def keep(index: int) -> None:

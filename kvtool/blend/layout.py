@@ -39,7 +39,7 @@ class Text:
 def chosen_document(store: Store, text: str, segment: int | None = None) -> Cached:
     """NAME or NAME@VARIANT. Raises ``StoreError``, with near names, for a document that is not in ``store``."""
     name, _, variant = text.rpartition("@")
-    if text not in store and name in store:
+    if text not in store and variant and name in store:
         return Cached(name, variant, segment)
     store[text]
     return Cached(text, None, segment)
@@ -107,6 +107,11 @@ class Layout:
         return found
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it is one segment in the place that it was made for, behind its prefix."""
+        return bool(self.cached.all()) and not any(segment.moved for segment in self.segments)
+
+    @property
     def documents(self) -> tuple[str, ...]:
         """The names of those that are in it, each once."""
         return tuple(dict.fromkeys(segment.document for segment in self._behind_prefix))
@@ -167,9 +172,16 @@ def lay_out(
         else:
             ids += piece
     if len(ids) >= model.context:
+        names = list(dict.fromkeys(segment.document for segment in found))
+        counts = [len(store[name].segments) for name in names]
+        one = (
+            f", or one of its {counts[0]} segments (--segment 0 to {counts[0] - 1})"
+            if counts[1:] == []
+            else ""
+        )
         raise UsageError(
-            f"{', '.join(dict.fromkeys(segment.document for segment in found))}: together they are {len(ids):,} tokens long, "
-            f"{model.name} has a context of {model.context:,}; blend fewer or shorter documents"
+            f"{', '.join(names)}: {'it is' if len(found) == 1 else 'together they are'} {len(ids):,} tokens long, {model.name} "
+            f"has a context of {model.context:,}; name fewer or shorter documents{one if counts[0] > 1 else ''}"
         )
     n_prefix = sum(len(segment.artifact.token_ids) for segment in prefix)
     return Layout(torch.tensor(ids, dtype=torch.int64), tuple(placed), n_prefix)
@@ -188,12 +200,18 @@ def _pieces(
             continue
         cached = Cached(part) if isinstance(part, str) else part
         document = store[cached.name]
-        segments = range(len(document.segments)) if cached.segment is None else [cached.segment]
+        known = range(len(document.segments))
+        segments = known if cached.segment is None else [cached.segment]
         for m, segment in enumerate(segments):
             own = cached.variant or variant
             # Only behind the prefix is the cache of a document alone the better one.
-            if cached.variant is None and (n or m) and expected_twin(variant) in document.variants:
-                own = expected_twin(variant)
+            if cached.variant is None and (n or m):
+                twin = (
+                    document.segments[segment].variants.get(expected_twin(variant))
+                    if segment in known
+                    else None
+                )
+                own = expected_twin(variant) if twin and store.holds(twin) else own
             yield Placed(cached.name, own, store.open(cached.name, own, segment), 0)
 
 

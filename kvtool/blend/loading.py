@@ -64,7 +64,7 @@ class Loading:
         for future in self._by_layer[layer]:
             future.result()
         if self.upload:
-            self.upload.wait(layer)
+            self.upload.wait(layer, self.cache.layers[layer])
 
     def wait_for_all(self) -> None:
         for layer in range(len(self._by_layer)):
@@ -115,7 +115,7 @@ def _readers() -> ThreadPoolExecutor:
 
 
 class Upload:
-    """Layers on their way to a GPU, on a stream of their own, beside what the model computes there. Not run on one yet."""
+    """Layers on their way to a GPU, on a stream of their own, beside what the model computes there."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -133,9 +133,12 @@ class Upload:
             layer.move(self.device)
             self._events[index] = self.stream.record_event()
 
-    def wait(self, index: int) -> None:
+    def wait(self, index: int, layer: BufferedLayer) -> None:
         """What is computed from now on comes after the layer has arrived."""
-        torch.cuda.current_stream(self.device).wait_event(self._events[index])
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(self._events[index])
+        # Their memory is the other stream's: it must not be given away while this one reads.
+        layer.record_stream(stream)
 
 
 def move(x: Tensor, rope: Rope, by: int) -> None:

@@ -137,8 +137,10 @@ POLICIES: Mapping[str, Policy] = {
     "even": Policy(even, "evenly spaced tokens"),
     "legolink": Policy(legolink, "the first tokens of each segment"),
     "cacheblend": Policy(cacheblend, "tokens whose values at the second layer differ most"),
-    "cacheblend-keys": Policy(cacheblend_keys, "the same by keys, as LMCache has it"),
-    "cacheblend-gradual": Policy(cacheblend_gradual, "the same, filtered again at the layers behind it"),
+    "cacheblend-keys": Policy(cacheblend_keys, "tokens whose keys there differ most, as LMCache has it"),
+    "cacheblend-gradual": Policy(
+        cacheblend_gradual, "tokens whose values differ most at that layer and the two behind it"
+    ),
     "prophet": Policy(prophet, "tokens that the question looks at", asks=True),
     "ape": Policy(
         nothing,
@@ -146,7 +148,11 @@ POLICIES: Mapping[str, Policy] = {
         share=0.0,
         parallel=APE,
     ),
-    "drift": Policy(drift, "ours: the same, and what changes in them is passed on to the others", drift=True),
+    "drift": Policy(
+        drift,
+        "tokens that the question looks at; what changes in them is passed on to the others",
+        drift=True,
+    ),
 }
 
 

@@ -101,6 +101,10 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
                 for name, buffer in self._buffers.items()
             }
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        for buffer in self._buffers.values():
+            buffer.record_stream(stream)
+
     def get_seq_length(self) -> int:
         return self._length
 

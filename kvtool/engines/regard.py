@@ -31,7 +31,7 @@ def regard(model: Model, cache: DocumentCache, token_ids: Tensor, before: OnLaye
             layer.crop(-len(token_ids))
     if any(not note.heads for note in notes):
         raise unwatchable(model)
-    return torch.stack([torch.cat(note.heads) for note in notes])
+    return torch.stack([torch.cat(list(note.heads.values())) for note in notes])
 
 
 class _Looked:
@@ -39,16 +39,11 @@ class _Looked:
 
     def __init__(self, n_tokens: int, looking: int) -> None:
         self.n_tokens, self.looking = n_tokens, looking
-        self.heads: list[Tensor] = []
-        self._first: dict[int, int] = {}
+        self.heads: dict[int, Tensor] = {}
 
     def see(self, query: Tensor, mask: Tensor) -> None:
         pass
 
     def weigh(self, first: int, weights: Tensor) -> None:
         share = weights[..., : self.n_tokens].sum(1, dtype=torch.float32).cpu() / self.looking
-        if first in self._first:
-            self.heads[self._first[first]] += share
-        else:
-            self._first[first] = len(self.heads)
-            self.heads.append(share)
+        self.heads[first] = self.heads[first] + share if first in self.heads else share

@@ -129,7 +129,9 @@ def masks(model: Model, visible: Tensor, positions: Tensor, key_positions: Tenso
     """
 
     def mask(window: int | None) -> Tensor:
-        seen = visible if window is None else visible & (positions[:, None] - key_positions[None, :] < window)
+        seen = (
+            visible if window is None else visible & (key_positions[None, :] > (positions - window)[:, None])
+        )
         seen = seen[None, None].to(device_of(model))
         # The loaded model's own config: only loading chooses an implementation.
         if model.model.config.get_text_config(decoder=True)._attn_implementation != "eager":

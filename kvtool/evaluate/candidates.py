@@ -17,7 +17,7 @@ from ..digest import Json, digest
 from ..engines.cache import DocumentCache
 from ..errors import UsageError
 from ..inputs import refuse_unmeasurable
-from ..manifest import RAW
+from ..manifest import EXPECTED, RAW
 from ..pipelines import parameters_of, pipeline_of
 from ..store import Store
 from .bench import Bench
@@ -147,7 +147,8 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
     found: dict[str, Coded] = {}
     for name in names:
         for variant, made in store[name].segments[0].variants.items():
-            if variant == RAW:
+            # What was made for blending is not what a document alone is read from.
+            if variant in (RAW, EXPECTED) or "of" in made.recipe:
                 continue
             family = str(made.recipe.get("name", variant))
             try:

@@ -382,10 +382,9 @@ def test_of_what_is_compressed(made: Store, store: Store) -> None:
         StoreError, match=r"c.txt: has no variant 'expected', only raw; prefill with --neighbours"
     ):
         kvtool.compress(store, "c.txt", recipe="kivi", of="expected")
-    assert kvtool.compress(made, "c.txt", recipe="kivi", of="expected", name="x").variant == "x"
-    # The same name for what is made of another is another variant.
-    with pytest.raises(StoreError, match="made otherwise"):
-        kvtool.compress(made, "c.txt", recipe="kivi", name="x")
+    assert kvtool.compress(made, "c.txt", recipe="kivi", of="expected", name="x").variant == "x-expected"
+    with pytest.raises(UsageError, match=r"^--of expected: .* measured on the raw cache"):
+        kvtool.compress(made, recipe="klt", of="expected", ratio=30)
 
 
 # Made to harm
