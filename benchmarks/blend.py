@@ -294,6 +294,9 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--timed", type=int, nargs="*", default=[4096])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--measured", action="store_true", help="measure no further sets: write what there is"
+    )
     parser.add_argument("--backwards", action="store_true", help="as a second process: measure sets only")
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
@@ -307,7 +310,7 @@ def main() -> None:
     bench, lines, compared = Bench(prefilled, names), Lines(), candidates(arguments.shares)
     records = {}
     for n, one in enumerate(reversed(sets) if arguments.backwards else sets):
-        records[one.name] = _kept(bench, one, compared)
+        records[one.name] = _kept(bench, one, [] if arguments.measured else compared)
         lines("measured", n + 1, len(sets))
     if arguments.backwards:
         return
@@ -315,7 +318,11 @@ def main() -> None:
         "machine": machine(),
         "model": model.name,
         "sets": {one.name: records[one.name] for one in sets},
-        "candidates": [{"name": c.name, **asdict(c)} for c in compared],
+        "candidates": [
+            {"name": c.name, **asdict(c)}
+            for c in compared
+            if any(c.name in one["candidates"] for one in records.values())
+        ],
         "nbytes": _nbytes(prefilled, names),
         "times": [timed(prefilled, tokens, arguments.repeats) for tokens in arguments.timed],
     }

@@ -34,16 +34,19 @@ def body(found: Json) -> str:
 
 
 def policies(found: Json) -> str:
-    sets = list(found["sets"].values())
-    full = _estimate(sets, FULL, "right")
-    rows = [["full prefill", "", "", "0", "", "1", _plain(full), ""]]
+    every = list(found["sets"].values())
+    rows = [
+        ["full prefill", "", "", str(len(every)), "0", "", "1", _plain(_estimate(every, FULL, "right")), ""]
+    ]
     for candidate in found["candidates"]:
         name = candidate["name"]
+        sets = [one for one in every if name in one["candidates"]]
         rows.append(
             [
                 candidate["policy"],
                 f"{candidate['share']:.0%}",
                 candidate["variant"],
+                str(len(sets)),
                 _with_interval(_estimate(sets, name, "kl"), 4),
                 _with_interval(_against(sets, name), 2),
                 _plain(_estimate(sets, name, "same")),
@@ -55,6 +58,7 @@ def policies(found: Json) -> str:
         "policy",
         "recomputed",
         "from",
+        "sets",
         "KL",
         "÷ CacheBlend at 15 %",
         "same answer",

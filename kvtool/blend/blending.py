@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -32,6 +32,9 @@ from .policies import DEFAULT, Policy, policy_of
 
 RECOMPUTE = 0.15
 """The share of tokens that is recomputed where nothing else is asked for, as in the CacheBlend paper."""
+
+STEP_TOKENS = 128
+"""Recomputed tokens of a pass, at least: for fewer, reading the model's weights costs more than computing with them."""
 
 
 def blend(
@@ -120,10 +123,10 @@ def assemble(
     with Loading(layout, turned, cache, trace, upload) as loading:
         known = Known(model, layout, cache, loading, budget, [torch.tensor(ids) for ids in asked], trace)
         tokens = _choose(known, policy)
-        if len(tokens):
-            drift = Drift(layout, turned, cache, tokens) if policy.drift else None
-            _recompute(model, cache, tokens, loading, trace, drift)
-            cache.recomputed = len(tokens)
+        for some in _steps(layout, tokens):
+            drift = Drift(layout, turned, cache, some) if policy.drift else None
+            _recompute(model, cache, some, loading, trace, drift)
+        cache.recomputed = len(tokens)
         loading.wait_for_all()
     return cache
 
@@ -157,6 +160,21 @@ def _choose(known: Known, policy: Policy) -> Tensor:
     return torch.cat([tokens, scores.topk(known.budget).indices]).sort().values
 
 
+def _steps(layout: Layout, tokens: Tensor) -> Iterator[Tensor]:
+    """``tokens`` in runs that are computed one after the other, each of whole segments.
+
+    In one pass all of them would pay for the keys that only the last can see.
+    """
+    ends = torch.tensor([segment.stop for segment in layout.segments])
+    start = 0
+    for cut in torch.searchsorted(tokens, ends).tolist():
+        if cut - start >= STEP_TOKENS and len(tokens) - cut >= STEP_TOKENS:
+            yield tokens[start:cut]
+            start = cut
+    if start < len(tokens):
+        yield tokens[start:]
+
+
 def _recompute(
     model: Model, cache: DocumentCache, tokens: Tensor, loading: Loading, trace: Trace, drift: Drift | None
 ) -> None:
@@ -168,7 +186,8 @@ def _recompute(
         loading.wait(layer)
         marks.append(time.perf_counter())
 
-    run_again(model, cache, cache.token_ids, tokens, before=before, changed=drift)
+    seen = int(tokens[-1]) + 1
+    run_again(model, cache, cache.token_ids, tokens, n_keys=seen, before=before, changed=drift)
     trace.add("recompute", f"{len(tokens)} tokens in layer {len(cache.layers) - 1}", marks[-1])
 
 

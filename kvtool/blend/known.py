@@ -88,7 +88,15 @@ class Known:
                 raise Enough
 
         with self.trace.span("compare", f"{len(tokens)} tokens at layer {layer}"):
-            run_again(self.model, self.cache, self.layout.token_ids, tokens, before=keep, after=stop)
+            run_again(
+                self.model,
+                self.cache,
+                self.layout.token_ids,
+                tokens,
+                n_keys=int(tokens[-1]) + 1,
+                before=keep,
+                after=stop,
+            )
         ((keys, values),) = before
         now_keys, now_values = self._at(layer, tokens)
         return _distance(now_keys, keys), _distance(now_values, values)

@@ -39,6 +39,7 @@ def run_again(
     tokens: Tensor,
     *,
     write: bool = True,
+    n_keys: int | None = None,
     before: OnLayer = _nothing,
     after: OnLayer = _nothing,
     changed: OnChange | None = None,
@@ -46,20 +47,24 @@ def run_again(
     """Runs ``tokens`` [S], ascending indices into ``token_ids`` [N], over ``cache``, which holds all N.
 
     Each sees the tokens up to its own place: as they are held, or as they are computed where they are among ``tokens``.
-    What is computed is written over what is held, unless ``write`` is False. ``before`` and ``after`` are called
+    What is computed is written over what is held, unless ``write`` is False. ``n_keys`` are those that any of them sees, by
+    default all N: attention costs as much for a key that a mask hides as for another. ``before`` and ``after`` are called
     with a layer's index as the model comes to its attention, and once its keys and values are in place; either may
     raise ``Enough``, which ends the run there. ``changed`` is given, between these, the index and by how much keys
     [H, S, D] and values [H, S, Dv] of ``tokens`` are others than before.
     """
     device = engine.device_of(model)
     places = tokens if write else tokens[:0]
-    held = [_Held(layer, index, places, before, after, changed) for index, layer in enumerate(cache.layers)]
+    seen = len(token_ids) if n_keys is None else n_keys
+    held = [
+        _Held(layer, index, places, seen, before, after, changed) for index, layer in enumerate(cache.layers)
+    ]
     try:
         with engine.grouped_attention(model):
             model.model.base_model(
                 input_ids=token_ids[tokens][None].to(device),
                 position_ids=tokens[None].to(device),
-                attention_mask=engine.causal_masks(model, tokens, len(token_ids)),
+                attention_mask=engine.causal_masks(model, tokens, seen),
                 past_key_values=Cache(layers=held),
                 use_cache=True,
             )
@@ -75,12 +80,13 @@ class _Held(DynamicLayer):  # type: ignore[misc]
         layer: BufferedLayer,
         index: int,
         places: Tensor,
+        seen: int,
         before: OnLayer,
         after: OnLayer,
         changed: OnChange | None,
     ) -> None:
         super().__init__()
-        self.layer, self.index, self.places = layer, index, places
+        self.layer, self.index, self.places, self.seen = layer, index, places, seen
         self.before, self.after, self.changed = before, after, changed
         self.is_initialized = True
 
@@ -99,7 +105,7 @@ class _Held(DynamicLayer):  # type: ignore[misc]
             if self.changed:
                 self.changed(self.index, change[0][0], change[1][0])
         self.after(self.index)
-        return keys, values
+        return keys[:, :, : self.seen], values[:, :, : self.seen]
 
     def get_seq_length(self) -> int:
         return 0
