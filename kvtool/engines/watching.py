@@ -2,7 +2,7 @@
 
 No model-specific code: transformers' ``AttentionInterface`` calls a function here in place of the family's own. Plain
 attention, a softmax over scaled products, is computed in blocks that stay in the processor's cache, and without
-repeating keys for every query head. Whether a family's attention is plain is tried out on a few queries of each pass;
+repeating keys for every query head. Whether a family's attention is plain is tried out on the last queries of each pass;
 one that has a soft cap or sinks is computed by its own eager function.
 """
 
@@ -29,7 +29,10 @@ BLOCK = {"cpu": 1 << 18}
 _BLOCK = 1 << 24
 
 TRIED = 4
-"""Queries of a pass that tell whether a family's attention is plain."""
+"""Queries of a pass, the last, that tell whether a family's attention is plain."""
+
+TRIED_KEYS = 256
+"""The last keys that these see, which they are tried on."""
 
 # Largest difference between weights that rounding explains.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -102,24 +105,28 @@ def _watched(
     note, mask = notes[module.layer_idx], attention_mask[0, 0]
     note.see(query[0], mask)
 
-    def own(some: Tensor | slice) -> tuple[Tensor, Tensor]:
-        added = query.new_zeros(mask[some].shape).masked_fill_(~mask[some], torch.finfo(query.dtype).min)
+    def own(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        added = query.new_zeros(mask.shape).masked_fill_(~mask, torch.finfo(query.dtype).min)
         # Where it scales by itself it takes no scaling.
         scaled = options if scaling is None else {**options, "scaling": scaling}
-        output, weights = eager(module, query[:, :, some], key, value, added[None, None], **scaled)
+        output, weights = eager(module, query, key, value, added[None, None], **scaled)
         return output, weights[0]
 
-    some = torch.linspace(0, len(mask) - 1, TRIED, device=query.device).long()
     if scaling is not None and len(mask) > TRIED and query.shape[1] % key.shape[1] == 0:
-        output, weights = own(some)
+        # Eager attention repeats all keys that it is given for each query head, so a few are enough, of those that are seen.
+        some = torch.arange(len(mask) - TRIED, len(mask), device=query.device)
+        keys = mask[some[-1]].nonzero()[-TRIED_KEYS:, 0]
+        some = some[mask[some][:, keys].any(-1)]
+        tried = query[:, :, some], key[:, :, keys], value[:, :, keys], mask[some][:, keys]
+        output, weights = own(*tried)
         found: list[Tensor] = []
-        plain = _plain(query[:, :, some], key, value, mask[some], scaling, lambda _, w: found.append(w))
+        plain = _plain(*tried, scaling, lambda _, w: found.append(w))
         tolerance = TOLERANCE[query.dtype]
         if (torch.cat(found) - weights).abs().max() <= tolerance and (
             plain - output
-        ).abs().max() <= tolerance * value.abs().max():
+        ).abs().max() <= tolerance * tried[2].abs().max():
             return _plain(query, key, value, mask, scaling, note.weigh), None
-    output, weights = own(slice(None))
+    output, weights = own(query, key, value, mask)
     note.weigh(0, weights)
     return output, None
 
