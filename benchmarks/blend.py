@@ -209,7 +209,8 @@ def timed(prefilled: Prefilled, tokens: int, repeats: int) -> dict[str, Any]:
     compared = [
         Blended("none", 0.0),
         Blended("cacheblend", USUAL),
-        *(Blended("drift", USUAL, variant) for variant in (RAW, EXPECTED)),
+        Blended("drift", USUAL),
+        *(Blended("drift", share, EXPECTED) for share in SHARES),
         Blended("drift", USUAL, expected_twin(COMPRESSED), COMPRESSED),
         Blended("drift", USUAL, CODED, CODED),
     ]
