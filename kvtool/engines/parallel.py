@@ -2,32 +2,24 @@
 
 Attention over several documents that were each read alone is flatter than over one text, and gives all of them too
 much. Adaptive parallel encoding (arXiv 2502.05431) sharpens attention within the documents by a temperature T, and
-lowers what they weigh against prefix and question by a scale S. The model is not changed: transformers'
-``AttentionInterface`` calls a function here while such a cache is read. No model-specific code.
+lowers what they weigh against prefix and question by a scale S. The model is not changed: its attention is another
+while such a cache is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
 from ..errors import ModelError
 from ..model import Model
+from .attending import attending
 from .cache import DocumentCache, Parallel
 from .watching import step_tokens
-
-_PARALLEL = "kvtool-parallel"
-
-Attention: TypeAlias = Callable[..., Tensor]
-
-_attention: ContextVar[Attention] = ContextVar("_attention")
 
 
 @contextmanager
@@ -54,7 +46,7 @@ def reading(model: Model, cache: DocumentCache | None) -> Iterator[None]:
         ]
         return torch.cat(parts, 1)
 
-    with attending(model, read):
+    with attending(model, read, not_plain):
         yield
 
 
@@ -89,49 +81,9 @@ def attend(
     return looked.reshape(batch, heads, looking, -1).transpose(1, 2)
 
 
-@contextmanager
-def attending(model: Model, attention: Attention) -> Iterator[None]:
-    """The model's attention is ``attention`` meanwhile: of the module, queries, keys, values, a boolean mask
-    [B, 1, P, N], the scaling or None, and a family's own options, it gives [B, P, Q, Dv].
-
-    Raises ModelError for a model that has no attention that can be replaced.
-    """
-    config = model.model.config.get_text_config(decoder=True)
-    before, token = config._attn_implementation, _attention.set(attention)
-    try:
-        model.model.set_attn_implementation(_PARALLEL)
-        if config._attn_implementation != _PARALLEL:
-            raise not_plain(model)
-        yield
-    finally:
-        model.model.set_attn_implementation(before)
-        _attention.reset(token)
-
-
 def not_plain(model: Model) -> ModelError:
     return ModelError(
         f"{model.name}: the attention of {model.config.model_type} is not a softmax over scaled products that goes through "
         "transformers' AttentionInterface, so that documents encoded in parallel cannot be read with it; blend with "
         "another --policy (kvtool ask --policies lists them)"
     )
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    return _attention.get()(module, query, key, value, attention_mask, scaling, **options), None
-
-
-def _mask(*args: Any, **options: Any) -> Tensor:
-    """transformers makes no mask where scaled_dot_product_attention knows it by itself: here always."""
-    return sdpa_mask(*args, **options | {"allow_is_causal_skip": False})  # type: ignore[no-any-return]
-
-
-AttentionInterface.register(_PARALLEL, _attend)
-AttentionMaskInterface.register(_PARALLEL, _mask)

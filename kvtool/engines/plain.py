@@ -5,7 +5,6 @@ No model-specific code: soft caps, sinks and biases give something else than wha
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from ..model import Model
 from . import transformers as engine
+from .attending import attending, eager_attention
 from .cache import Parallel
-from .parallel import attend, attending, not_plain
+from .parallel import attend, not_plain
 
 TRIED = 8
 """Tokens that are run."""
@@ -40,8 +40,7 @@ def refuse_unless_plain(model: Model) -> None:
         scaling: float | None,
         **options: Any,
     ) -> Tensor:
-        # Every family that takes part in the interface has this function beside its attention, as the default.
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        eager = eager_attention(module)
         if eager is None or scaling is None or query.shape[1] % key.shape[1]:
             raise not_plain(model)
         q, k, v = query.float(), key.float(), value.float()
@@ -54,7 +53,7 @@ def refuse_unless_plain(model: Model) -> None:
         tried.add(module.layer_idx)
         return expected.to(query.dtype)
 
-    with attending(model, compare):
+    with attending(model, compare, not_plain):
         ids = torch.arange(TRIED)
         model.model.base_model(
             input_ids=ids[None].to(engine.device_of(model)),

@@ -1,6 +1,6 @@
 """Watches what attention does while a model runs: every layer's queries, and where they look.
 
-No model-specific code: transformers' ``AttentionInterface`` calls a function here in place of the family's own. Plain
+No model-specific code: ``engines.attending`` calls a function here in place of the family's own attention. Plain
 attention, a softmax over scaled products, is computed in blocks that stay in the processor's cache, and without
 repeating keys for every query head. Whether a family's attention is plain is tried out on the last queries of each pass;
 one that has a soft cap or sinks is computed by its own eager function.
@@ -8,18 +8,17 @@ one that has a soft cap or sinks is computed by its own eager function.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from ..errors import ModelError
 from ..model import Model
+from .attending import attending, eager_attention
 
 SCORES = 1 << 20
 """Scores of one head in a pass: what bounds its memory, whatever the segment's length."""
@@ -36,8 +35,6 @@ TRIED_KEYS = 256
 
 # Largest difference between weights that rounding explains.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
-
-_WATCHED = "kvtool-watched"
 
 OnWeights: TypeAlias = Callable[[int, Tensor], None]
 
@@ -57,9 +54,6 @@ def step_tokens(n_keys: int) -> int:
     return max(1, SCORES // max(1, n_keys))
 
 
-_watch: ContextVar[tuple[Model, Sequence[Notes]]] = ContextVar("_watch")
-
-
 @contextmanager
 def watching(model: Model, notes: Sequence[Notes]) -> Iterator[None]:
     """Tells ``notes``, one for each layer, what its attention does; the model is as it was afterwards.
@@ -67,16 +61,8 @@ def watching(model: Model, notes: Sequence[Notes]) -> Iterator[None]:
     The model must be called with the masks of ``engines.transformers``. Raises ModelError for a family whose attention
     cannot be watched.
     """
-    config = model.model.config.get_text_config(decoder=True)
-    before, token = config._attn_implementation, _watch.set((model, notes))
-    try:
-        model.model.set_attn_implementation(_WATCHED)
-        if config._attn_implementation != _WATCHED:
-            raise unwatchable(model)
+    with attending(model, partial(_watched, model, notes), unwatchable):
         yield
-    finally:
-        model.model.set_attn_implementation(before)
-        _watch.reset(token)
 
 
 def unwatchable(model: Model) -> ModelError:
@@ -88,18 +74,18 @@ def unwatchable(model: Model) -> ModelError:
 
 
 def _watched(
+    model: Model,
+    notes: Sequence[Notes],
     module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor,
-    scaling: float | None = None,
+    scaling: float | None,
     **options: Any,
-) -> tuple[Tensor, None]:
-    """An attention function of transformers', under a boolean mask [1, 1, P, N]; gives [1, P, Q, Dv]."""
-    model, notes = _watch.get()
-    # Every family that takes part in the interface has this function beside its attention, as the default.
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+) -> Tensor:
+    """Attention [1, P, Q, Dv] under a boolean mask [1, 1, P, N], as ``attending`` wants it."""
+    eager = eager_attention(module)
     if eager is None:
         raise unwatchable(model)
     note, mask = notes[module.layer_idx], attention_mask[0, 0]
@@ -125,13 +111,10 @@ def _watched(
         if (torch.cat(found) - weights).abs().max() <= tolerance and (
             plain - output
         ).abs().max() <= tolerance * tried[2].abs().max():
-            return _plain(query, key, value, mask, scaling, note.weigh), None
+            return _plain(query, key, value, mask, scaling, note.weigh)
     output, weights = own(query, key, value, mask)
     note.weigh(0, weights)
-    return output, None
-
-
-AttentionInterface.register(_WATCHED, _watched)
+    return output
 
 
 def _plain(
