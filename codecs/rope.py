@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from kvtool.codecs.errors import CodecError
+from kvtool.kernels import dispatch
 
 FREQUENCIES_AT_MOST = 4096
 """Of one rotation; each layer may name the same long list."""
@@ -56,6 +60,21 @@ class Rope:
             if type(size) is not int or size < 0:
                 raise CodecError(f"rope: {name} is {str(size)[:80]}, expected an integer from 0")
         return cls(tuple(map(float, frequencies)), float(scaling), value["layout"], start, up_to)
+
+
+def turn(x: Tensor, rope: Rope, positions: Tensor, *, scaling: float = 1.0, undo: bool = False) -> Tensor:
+    """``x`` [H, T, D] float32, turned in place by the angles of ``positions`` [T], or back by them with ``undo``.
+
+    Angles add up: by a difference of positions it is turned from one place to another. ``scaling`` is that of ``rope``
+    for what has not been turned yet, or is to be as if it had not; what only changes its place keeps its own.
+    """
+    if not rope.inv_freq:
+        return x
+    frequencies = torch.tensor(rope.inv_freq, dtype=torch.float32, device=x.device)
+    cos, sin = dispatch.angles(positions.to(x.device), frequencies, scaling, undo=undo)
+    part = x[..., rope.start :]
+    dispatch.rotate(part, cos, sin, rope.layout, part)
+    return x
 
 
 def ropes(rope: Mapping[str, Any], n_layers: int) -> tuple[Rope, ...]:

@@ -23,7 +23,7 @@ from .digest import digest, digest_token_ids
 from .engines import transformers as engine
 from .engines.attention import observe
 from .engines.cache import DocumentCache
-from .engines.rope import Turned, turned_to
+from .engines.rope import Turned, moved
 from .errors import ArtifactError, KvtoolError, MismatchError, ModelError, StoreError
 from .load import load_cache
 from .manifest import EXPECTED, Document, Variant
@@ -174,7 +174,7 @@ def _behind(model: Model, original: Artifact, beside: Sequence[Neighbour]) -> tu
     assert turned is not None
     ids = original.token_ids.tolist()
     start = original.contents.start or 0
-    found = [_moved(model, neighbour, ids, start, turned) for neighbour in beside]
+    found = [_behind_one(model, neighbour, ids, start, turned) for neighbour in beside]
     layers, spread, size = [], [], []
     for several in zip(*found, strict=True):
         keys = torch.stack([keys for keys, _ in several])
@@ -193,23 +193,22 @@ def _behind(model: Model, original: Artifact, beside: Sequence[Neighbour]) -> tu
     return KV(tuple(layers), original.token_ids, original.contents.rope), torch.stack(spread) / usual
 
 
-def _moved(
+def _behind_one(
     model: Model, neighbour: Neighbour, ids: Sequence[int], start: int, turned: Turned
 ) -> list[tuple[Tensor, Tensor]]:
     """Each layer's keys and values behind a neighbour, float32, turned to where they usually stand."""
     cache = neighbour.cache
     held = cache.get_seq_length()
     engine.feed(model, ids, cache)
-    by = torch.full((len(ids),), start - held)
-    moved = [
+    found = [
         (
-            turned_to(layer.keys[0, :, held:].float().cpu(), turned.keys[n], by),
-            turned_to(layer.values[0, :, held:].float().cpu(), turned.values[n], by),
+            moved(layer.keys[0, :, held:].cpu(), turned.keys[n], start - held),
+            moved(layer.values[0, :, held:].cpu(), turned.values[n], start - held),
         )
         for n, layer in enumerate(cache.layers)
     ]
     cache.crop(-len(ids))
-    return moved
+    return found
 
 
 def _commit(store: Store, seen: Document, made: Sequence[Variant]) -> None:

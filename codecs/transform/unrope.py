@@ -12,8 +12,8 @@ from torch import Tensor
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import saturated
 from kvtool.codecs.registry import register
+from kvtool.codecs.rope import turn
 from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
-from kvtool.kernels import dispatch
 
 
 @register
@@ -88,8 +88,5 @@ def _turned(x: Tensor, positions: Tensor, spec: Spec, *, undo: bool) -> Tensor:
     """``x`` with each layer's rotation taken back or applied, as new float32."""
     out = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     for rope, keys, where in zip(spec.place.ropes, _by_layer(out, 3), _by_layer(positions, 1), strict=True):
-        frequencies = torch.tensor(rope.inv_freq, dtype=torch.float32, device=x.device)
-        cos, sin = dispatch.angles(where, frequencies, rope.scaling, undo=undo)
-        part = keys[..., rope.start :]
-        dispatch.rotate(part, cos, sin, rope.layout, part)
+        turn(keys, rope, where, scaling=rope.scaling, undo=undo)
     return out

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..codecs.rope import Rope
+from ..codecs.rope import Rope, turn
 from ..engines.cache import DocumentCache
-from ..engines.rope import Turned, turned_to
+from ..engines.rope import Turned
 from .layout import Layout
 
 SHARE = 0.5
@@ -53,10 +53,10 @@ class Drift:
     def _pass_on(self, change: Tensor, whole: Tensor, rope: Rope) -> None:
         device = change.device
         source, target = self.source.to(device), self.target.to(device)
-        from_place = turned_to(change[:, source].float(), rope, self.tokens[self.source], undo=True)
+        from_place = turn(change[:, source].float(), rope, self.tokens[self.source], undo=True)
         heads, _, size = change.shape
         mean = from_place.new_zeros(heads, len(self.counts), size)
         mean.index_add_(1, self.of_source.to(device), from_place)
         mean *= SHARE / self.counts.clamp(min=1).to(device)[:, None]
-        passed = turned_to(mean[:, self.of_target.to(device)], rope, self.target)
+        passed = turn(mean[:, self.of_target.to(device)], rope, self.target)
         whole.index_add_(1, target, passed.to(whole.dtype))

@@ -9,11 +9,9 @@ from concurrent.futures import wait as wait_for_futures
 from types import TracebackType
 
 import torch
-from torch import Tensor
 
-from ..codecs.rope import Rope
 from ..engines.cache import ROOM, BufferedLayer, DocumentCache
-from ..engines.rope import Turned, turned_to
+from ..engines.rope import Turned, moved
 from ..model import Model
 from ..trace import Trace
 from .cache import BlendedCache
@@ -97,8 +95,9 @@ class Loading:
         if segment.moved:
             with self.trace.span("move", what):
                 for index, (keys, values) in zip(group, places, strict=True):
-                    move(keys, self.turned.keys[index], segment.moved)
-                    move(values, self.turned.values[index], segment.moved)
+                    for x, rope in ((keys, self.turned.keys[index]), (values, self.turned.values[index])):
+                        if rope.inv_freq:
+                            x.copy_(moved(x, rope, segment.moved))
 
 
 def _readers() -> ThreadPoolExecutor:
@@ -139,14 +138,6 @@ class Upload:
         stream.wait_event(self._events[index])
         # Their memory is the other stream's: it must not be given away while this one reads.
         layer.record_stream(stream)
-
-
-def move(x: Tensor, rope: Rope, by: int) -> None:
-    """Turns keys (or values, in latent attention) ``x`` [H, T, D] by what lies between two places, in float32.
-
-    Angles add up, so it does not matter where ``x`` stood.
-    """
-    x.copy_(turned_to(x.float(), rope, torch.full((x.shape[1],), by)))
 
 
 def empty_cache(layout: Layout, room: int = 0, *, pinned: bool = False) -> BlendedCache:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..codecs.rope import Rope
+from ..codecs.rope import Rope, turn
 from ..kernels import dispatch
 
 if TYPE_CHECKING:
@@ -68,14 +68,10 @@ def turned(model: Model) -> Turned | None:
     return Turned(keys, values) if keys and values else None
 
 
-def turned_to(x: Tensor, rope: Rope, positions: Tensor, *, undo: bool = False) -> Tensor:
-    """``x`` [H, T, D] float32 turned in place to ``positions`` [T], or back from them."""
-    if rope.inv_freq:
-        frequencies = torch.tensor(rope.inv_freq, device=x.device)
-        cos, sin = dispatch.angles(positions.to(x.device), frequencies, undo=undo)
-        part = x[..., rope.start :]
-        dispatch.rotate(part, cos, sin, rope.layout, part)
-    return x
+def moved(x: Tensor, rope: Rope, by: int) -> Tensor:
+    """Keys (or values, in latent attention) ``x`` [H, T, D] turned by what lies between two places, as new float32."""
+    out = x.to(torch.float32, copy=True)
+    return turn(out, rope, torch.full((x.shape[1],), by))
 
 
 def _explained(model: Model, side: Literal["keys", "values"]) -> tuple[Rope, ...]:
@@ -153,8 +149,5 @@ def _candidates(found: list[Rope], channels: int) -> Iterator[Rope]:
 def _misfit(rope: Rope, states: Tensor, positions: Tensor) -> float:
     """How far ``states`` [N, H, D] are from the rotation of the first, which is at position 0."""
     # What is scaled is scaled at position 0 too.
-    cos, sin = dispatch.angles(positions, torch.tensor(rope.inv_freq))
-    expected = states[:1].expand_as(states).transpose(0, 1).contiguous()
-    turned = expected[..., rope.start :]
-    dispatch.rotate(turned, cos, sin, rope.layout, turned)
+    expected = turn(states[:1].expand_as(states).transpose(0, 1).contiguous(), rope, positions)
     return float((expected.transpose(0, 1) - states).norm() / states.norm())
