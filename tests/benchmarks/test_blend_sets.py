@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,29 +12,14 @@ from benchmarks.sources import Source
 from kvtool.evaluate.tasks import Question
 
 
-class Tokenizer:
-    """A token is a character."""
-
-    def __call__(self, text: str, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=[ord(c) for c in text])
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(map(chr, ids))
-
-
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+def sets(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[BlendSet]:
     def source(name: str) -> Source:
         lines = "".join(f"{name} has a line {n}.\n" for n in range(2000))
         return Source(name, lambda _: lines)
 
     kinds = {f"kind {name}": [source(name)] for name in ("a", "b", "c", "d", "e")}
     monkeypatch.setattr(texts, "HELD_OUT", kinds)
-    return SimpleNamespace(tokenizer=Tokenizer())
-
-
-@pytest.fixture
-def sets(model: Any) -> list[BlendSet]:
     return blend_sets.blend_sets(model)
 
 

@@ -8,7 +8,6 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,22 +15,6 @@ import pytest
 import kvtool
 from benchmarks import packages, sources, texts
 from benchmarks.packages import Package
-
-
-class Tokenizer:
-    """A token is a character."""
-
-    def __call__(self, text: str, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=[ord(c) for c in text])
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(map(chr, ids))
-
-
-@pytest.fixture
-def model() -> Any:
-    return SimpleNamespace(tokenizer=Tokenizer())
-
 
 LINES = "".join(f"line {n:04d}\n" for n in range(100))
 
