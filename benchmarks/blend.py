@@ -27,7 +27,7 @@ from benchmarks.blend_sets import SETS, BlendQuestion, BlendSet, blend_sets
 from benchmarks.common import interleaved, machine, text_of
 from benchmarks.pages import replaced
 from benchmarks.prefilled import Lines, Prefilled
-from benchmarks.texts import Text, for_calibration, write
+from benchmarks.texts import Text, for_calibration
 from kvtool.ask import ask
 from kvtool.blend import Cached
 from kvtool.blend.blending import How
@@ -49,6 +49,9 @@ COMPRESSED = "klt"
 
 CODED = "cachegen"
 """Timed too: it is decoded layer by layer, beside the model."""
+
+CALIBRATION_TOKENS = 3072
+"""Of each of the texts that klt learns from, where the store has no calibration yet."""
 
 ANSWER_TOKENS = 24
 """Of the answer that full prefill gives to a question in prose."""
@@ -257,7 +260,7 @@ def _calibrate(prefilled: Prefilled) -> None:
     try:
         finder(prefilled.store, list(prefilled.store))(find_recipe(COMPRESSED))
     except MissingCalibration:
-        texts = write(for_calibration(prefilled.model, 2048), prefilled.folder / "calibration")
+        texts = [text.text for text in for_calibration(prefilled.model, CALIBRATION_TOKENS)]
         kvtool.calibrate(prefilled.store, model=prefilled.model, texts=texts)
 
 
