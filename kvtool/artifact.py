@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import blake3
@@ -128,7 +127,7 @@ def raw(
     ``made`` says how the KV came about if it is not the exact one; ``scores`` are of ``SCORES``.
     """
     about = {"digest": prefix.digest, "tokens": len(prefix.token_ids)}
-    return _raw(kv, model, about, source, made, scores or {})
+    return _raw(kv, model, about, source, made, scores)
 
 
 def raw_prefix(kv: KV, model: Model, prefix: Prefix) -> Content:
@@ -142,11 +141,11 @@ def _raw(
     prefix: Mapping[str, Any],
     source: Mapping[str, Any],
     made: Mapping[str, Any] | None = None,
-    scores: Mapping[str, Tensor] = MappingProxyType({}),
+    scores: Mapping[str, Tensor] | None = None,
 ) -> Content:
     contents = Contents.of(kv, RAW)
     tensors = {TOKEN_IDS: kv.token_ids.to(torch.int32)}
-    tensors |= {_score(name): _in_8_bits(scores[name]) for name in scores}
+    tensors |= {_score(name): _in_8_bits(score) for name, score in (scores or {}).items()}
     for group in contents.groups:
         tensors |= contents.encode(group, [kv.layers[index] for index in group])
     ids = kv.token_ids.tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def ask(
     """
     opening = time.monotonic()
     layout = lay_out(store, documents, model, variant=variant if cached else RAW, between=between)
-    asked = _prompt(question, layout, model, store)
+    (asked,) = _prompts([question], layout, model, store)
     length = len(layout.token_ids) + len(asked)
     opened = time.monotonic() - opening
     # Loading the model, and finding out how it rotates, are no part of the time that follows.
@@ -101,9 +101,12 @@ def ask(
 
 @dataclass(frozen=True)
 class Answers:
-    """What was said to each question. ``seconds`` is all of it, ``load_seconds`` until the documents' cache was there."""
+    """What was said to each question, in order.
 
-    texts: Mapping[str, str]
+    ``seconds`` is all of it, ``load_seconds`` until the documents' cache was there.
+    """
+
+    texts: tuple[str, ...]
     documents: tuple[str, ...]
     variants: tuple[str, ...]
     cached_tokens: int
@@ -132,16 +135,13 @@ def ask_each(
     """
     started = time.monotonic()
     layout = lay_out(store, documents, model, variant=variant, between=between)
-    asked = [_prompt(question, layout, model, store) for question in questions]
+    asked = _prompts(questions, layout, model, store)
     cache = assemble(layout, model, how, asked, trace)
     loaded = time.monotonic()
     room = [min(max_tokens, model.context - len(layout.token_ids) - len(ids)) for ids in asked]
     said = answer_each(model, cache, asked, room)
     return Answers(
-        texts={
-            question: model.tokenizer.decode(ids, skip_special_tokens=True)
-            for question, ids in zip(questions, said, strict=True)
-        },
+        texts=tuple(model.tokenizer.decode(ids, skip_special_tokens=True) for ids in said),
         documents=layout.documents,
         variants=layout.variants,
         cached_tokens=len(layout.token_ids),
@@ -151,16 +151,18 @@ def ask_each(
     )
 
 
-def _prompt(question: str, layout: Layout, model: Model, store: Store) -> list[int]:
-    """The question's tokens. Raises ``UsageError`` if they do not fit behind the documents."""
-    asked = question_tokens(model, shared_prefix(layout, store, model), question)
-    length = len(layout.token_ids) + len(asked)
+def _prompts(questions: Sequence[str], layout: Layout, model: Model, store: Store) -> list[list[int]]:
+    """Each question's tokens. Raises ``UsageError`` for one that does not fit behind the documents."""
+    prefix = shared_prefix(layout, store, model)
+    prompts = [question_tokens(model, prefix, question) for question in questions]
+    longest = max(map(len, prompts), default=0)
+    length = len(layout.token_ids) + longest
     if length >= model.context:
         raise UsageError(
-            f"{', '.join(layout.documents)}: with a question of {len(asked)} tokens it is {length} tokens long, {model.name} "
+            f"{', '.join(layout.documents)}: with a question of {longest} tokens it is {length} tokens long, {model.name} "
             f"has a context of {model.context}; ask a shorter question, or prefill with a smaller --segment-tokens"
         )
-    return asked
+    return prompts
 
 
 def _recomputed(cache: DocumentCache | None) -> int:

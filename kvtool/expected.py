@@ -28,7 +28,7 @@ from .errors import ArtifactError, KvtoolError, MismatchError, ModelError, Store
 from .load import load_cache
 from .manifest import EXPECTED, Document, Variant
 from .model import Model
-from .prompt import BETWEEN, document_tokens, prefix_again
+from .prompt import BETWEEN, Prefix, document_tokens, prefix_again
 from .store import Store
 
 NEIGHBOURS = 4
@@ -84,6 +84,9 @@ def expect(
     report.unchanged += [name for name in names if name not in waiting]
     report.tokens_total = sum(documents[name].n_tokens for name in waiting) * neighbours
     there: list[Neighbour] = []
+    if not waiting:
+        return report
+    prefix = prefix_again(model, dict(documents[waiting[0]].prefix["origin"]))
     with store.writing():
         for name in waiting:
             document = documents[name]
@@ -94,7 +97,7 @@ def expect(
                 continue
             made = []
             for index in range(len(document.segments)):
-                made.append(_segment(store, model, name, index, beside))
+                made.append(_segment(store, model, prefix, store.parts(name, segment=index), beside))
                 report.tokens += document.segments[index].n_tokens * neighbours
                 on_progress(report)
             _commit(store, document, made)
@@ -152,12 +155,12 @@ def _more(store: Store, model: Model, like: Document, number: int, taken: set[st
         yield Neighbour(document.name, tuple(ids), cache)
 
 
-def _segment(store: Store, model: Model, name: str, index: int, beside: Sequence[Neighbour]) -> Variant:
-    parts = store.parts(name, segment=index)
+def _segment(
+    store: Store, model: Model, prefix: Prefix, parts: Sequence[Artifact], beside: Sequence[Neighbour]
+) -> Variant:
     original = parts[-1]
     mean, spread = _behind(model, original, beside)
     made = {"behind": [digest_token_ids(neighbour.token_ids) for neighbour in beside]}
-    prefix = prefix_again(model, dict(store[name].prefix["origin"]))
     scores = {}
     # A single one does not differ from the mean, which says nothing of how others would.
     if len(beside) > 1:

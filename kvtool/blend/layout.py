@@ -14,7 +14,7 @@ from ..artifact import Artifact
 from ..digest import digest_token_ids
 from ..errors import MismatchError, UsageError
 from ..load import refuse_mismatch
-from ..manifest import RAW, expected_twin
+from ..manifest import RAW, Document, expected_twin
 from ..model import Model
 from ..prompt import document_tokens
 from ..store import Store
@@ -150,9 +150,8 @@ def lay_out(
     """Where each of ``parts`` comes to stand; ``between`` is a text that is put between any two of them.
 
     ``variant`` is that of documents which name none; what was made of it for blending is taken where it is moved, if there
-    is any. Raises ``StoreError`` for a document, variant or segment that the
-    store has not, ``MismatchError`` for one of another model or prefix, ``UsageError`` if there is none, or if all
-    together are longer than the model's context.
+    is any. Raises ``StoreError`` for a document, variant or segment that the store has not, ``MismatchError`` for one of
+    another model or prefix, ``UsageError`` if there is none, or if all together are longer than the model's context.
     """
     given = [parts] if isinstance(parts, (str, Cached, Text)) else list(parts)
     pieces = list(_pieces(store, given, model, variant, between))
@@ -172,17 +171,7 @@ def lay_out(
         else:
             ids += piece
     if len(ids) >= model.context:
-        names = list(dict.fromkeys(segment.document for segment in found))
-        counts = [len(store[name].segments) for name in names]
-        one = (
-            f", or one of its {counts[0]} segments (--segment 0 to {counts[0] - 1})"
-            if counts[1:] == []
-            else ""
-        )
-        raise UsageError(
-            f"{', '.join(names)}: {'it is' if len(found) == 1 else 'together they are'} {len(ids):,} tokens long, {model.name} "
-            f"has a context of {model.context:,}; name fewer or shorter documents{one if counts[0] > 1 else ''}"
-        )
+        raise _too_long(store, found, len(ids), model)
     n_prefix = sum(len(segment.artifact.token_ids) for segment in prefix)
     return Layout(torch.tensor(ids, dtype=torch.int64), tuple(placed), n_prefix)
 
@@ -200,19 +189,31 @@ def _pieces(
             continue
         cached = Cached(part) if isinstance(part, str) else part
         document = store[cached.name]
-        known = range(len(document.segments))
-        segments = known if cached.segment is None else [cached.segment]
+        segments = range(len(document.segments)) if cached.segment is None else [cached.segment]
         for m, segment in enumerate(segments):
             own = cached.variant or variant
             # Only behind the prefix is the cache of a document alone the better one.
-            if cached.variant is None and (n or m):
-                twin = (
-                    document.segments[segment].variants.get(expected_twin(variant))
-                    if segment in known
-                    else None
-                )
-                own = expected_twin(variant) if twin and store.holds(twin) else own
+            if cached.variant is None and (n or m) and _has(store, document, segment, expected_twin(variant)):
+                own = expected_twin(variant)
             yield Placed(cached.name, own, store.open(cached.name, own, segment), 0)
+
+
+def _has(store: Store, document: Document, segment: int, variant: str) -> bool:
+    there = (
+        document.segments[segment].variants.get(variant) if 0 <= segment < len(document.segments) else None
+    )
+    return there is not None and store.holds(there)
+
+
+def _too_long(store: Store, segments: Sequence[Placed], tokens: int, model: Model) -> UsageError:
+    names = list(dict.fromkeys(segment.document for segment in segments))
+    remedy = "name fewer or shorter documents"
+    if len(names) == 1 and (count := len(store[names[0]].segments)) > 1:
+        remedy += f", or one of its {count} segments (--segment 0 to {count - 1})"
+    return UsageError(
+        f"{', '.join(names)}: {'it is' if len(segments) == 1 else 'together they are'} {tokens:,} tokens long, {model.name} "
+        f"has a context of {model.context:,}; {remedy}"
+    )
 
 
 def _refuse_pruned(segment: Placed) -> None:
@@ -236,19 +237,11 @@ def _shared_prefix(store: Store, segments: Sequence[Placed]) -> list[Placed]:
                 "both under the same"
             )
     variant = store[first.document].prefix_artifact
-    expected = first.artifact.meta["prefix"]["digest"]
-    if variant is None:
-        found: list[Placed] = []
-        digest = digest_token_ids(())
-    else:
-        artifact = store.open_artifact(variant)
-        found, digest = (
-            [Placed("the prefix", RAW, artifact, 0)],
-            digest_token_ids(artifact.token_ids.tolist()),
-        )
-    if digest != expected:
+    prefix = [] if variant is None else [Placed("the prefix", RAW, store.open_artifact(variant), 0)]
+    ids = [token for placed in prefix for token in placed.artifact.token_ids.tolist()]
+    if digest_token_ids(ids) != first.artifact.meta["prefix"]["digest"]:
         raise MismatchError(
             f"{first.document}: the store has another prefix for it than the one that it was prefilled under; prefill it "
             "again with --replace"
         )
-    return found
+    return prefix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -124,7 +125,7 @@ def run(
         found = ask_each(questions, documents, loaded, opened, max_tokens=max_tokens, trace=traced, **read)
         if trace is not None:
             traced.write(trace)
-        _show_each(found, how, as_json)
+        _show_each(questions, found, how, as_json)
         return
     once = functools.partial(
         ask, questions[0], documents, loaded, opened, temperature=temperature, seed=seed, **read
@@ -172,7 +173,7 @@ def run(
     common.say(line)
 
 
-def _show_each(found: Answers, how: How, as_json: bool) -> None:
+def _show_each(questions: Sequence[str], found: Answers, how: How, as_json: bool) -> None:
     if as_json:
         common.print_json(
             {
@@ -180,7 +181,8 @@ def _show_each(found: Answers, how: How, as_json: bool) -> None:
                 "variants": list(found.variants),
                 "policy": how.policy,
                 "answers": [
-                    {"question": question, "answer": answer} for question, answer in found.texts.items()
+                    {"question": question, "answer": answer}
+                    for question, answer in zip(questions, found.texts, strict=True)
                 ],
                 "cached_tokens": found.cached_tokens,
                 "recomputed_tokens": found.recomputed_tokens,
@@ -189,7 +191,7 @@ def _show_each(found: Answers, how: How, as_json: bool) -> None:
             }
         )
         return
-    for question, answer in found.texts.items():
+    for question, answer in zip(questions, found.texts, strict=True):
         typer.echo(f"{question}\n{answer.strip()}\n")
     common.say(
         f"{len(found.texts)} answers in {found.seconds:.2f} s, {found.load_seconds:.2f} of them for the cache "

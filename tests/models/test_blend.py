@@ -160,7 +160,7 @@ def test_several_questions_are_answered_as_one_by_one(family, store):
     found = ask_each(questions, documents=names, model=family, store=store, max_tokens=6, between="")
     cache = kvtool.blend(store, names, family, question=questions)
     assert found.recomputed_tokens == cache.recomputed
-    for question, text in found.texts.items():
+    for question, text in zip(questions, found.texts, strict=True):
         ids = question_tokens(family, prefix_of(family), question)
         (alone,) = answer_each(family, cache, [ids], [6])
         assert family.tokenizer.decode(alone, skip_special_tokens=True) == text
