@@ -33,6 +33,7 @@ from kvtool.blend import Cached
 from kvtool.blend.blending import How
 from kvtool.calibrations import MissingCalibration, finder
 from kvtool.codecs.registry import recipe as find_recipe
+from kvtool.digest import digest_json
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.shared import answer_each, follow
 from kvtool.evaluate.distortion import distortion
@@ -273,7 +274,8 @@ def _some(number: int, one: BlendSet) -> tuple[BlendQuestion, ...]:
 
 def _kept(bench: Bench, one: BlendSet, compared: Sequence[Blended]) -> dict[str, Any]:
     """What was measured of a set, now or before."""
-    path = FOLDER / f"{one.name}.json"
+    what = digest_json([bench.model.fingerprint, asdict(one)])
+    path = FOLDER / f"{one.name}-{what[:12]}.json"
     there: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"candidates": {}}
     if missing := [candidate for candidate in compared if candidate.name not in there["candidates"]]:
         measured = bench.measure(one, missing)

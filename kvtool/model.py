@@ -91,6 +91,13 @@ class Model:
 
         return turned(self)
 
+    @cached_property
+    def attends_plainly(self) -> bool:
+        """Whether attention is a softmax over scaled products in every layer, found by running the model."""
+        from .engines.plain import is_plain
+
+        return is_plain(self)
+
     @property
     def fingerprint(self) -> str:
         """Hex digest of weights, config, tokenizer, chat template, RoPE, dtype, quantization and adapters."""

@@ -14,7 +14,7 @@ from ..digest import digest_token_ids
 from ..engines import transformers as engine
 from ..engines.cache import ROOM, DocumentCache
 from ..engines.held import run_again
-from ..engines.plain import refuse_unless_plain
+from ..engines.parallel import not_plain
 from ..engines.rope import Turned
 from ..errors import ModelError, UsageError
 from ..load import load_cache
@@ -111,7 +111,8 @@ def assemble(
         )
     turned = _turned(model, layout)
     if policy.parallel:
-        refuse_unless_plain(model)
+        if not model.attends_plainly:
+            raise not_plain(model)
         layout = layout.side_by_side()
     budget = min(
         math.ceil(how.recompute * layout.n_document_tokens), int((layout.cached & ~layout.exact).sum())

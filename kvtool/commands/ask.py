@@ -103,6 +103,12 @@ def run(
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     given = {"recompute": recompute, "policy": policy}
     how = How(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    if recompute is not None and how.recompute != recompute:
+        raise UsageError(
+            f"--recompute {recompute:g}: policy {how.policy!r} always has {how.recompute:g}; leave one of the two out"
+        )
+    if trace is not None and no_cache:
+        raise UsageError("--trace: shows how caches are read; leave it out with --no-cache")
     opened = Store(chosen.store)
     documents = [chosen_document(opened, name, segment) for name in doc]
     loaded = common.load_model(chosen)

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from ..errors import ModelError
 from ..model import Model
 
 _NAME = "kvtool"
@@ -26,7 +25,7 @@ _attention: ContextVar[Attention] = ContextVar("_attention")
 
 
 @contextmanager
-def attending(model: Model, attention: Attention, refusal: Callable[[Model], ModelError]) -> Iterator[None]:
+def attending(model: Model, attention: Attention, refusal: Callable[[Model], Exception]) -> Iterator[None]:
     """The model's attention is ``attention`` meanwhile: of the module, queries, keys, values, a boolean mask
     [B, 1, P, N], the scaling or None, and a family's own options, it gives [B, P, Q, Dv].
 

@@ -14,7 +14,7 @@ from ..model import Model
 from . import transformers as engine
 from .attending import attending, eager_attention
 from .cache import Parallel
-from .parallel import attend, not_plain
+from .parallel import attend
 
 TRIED = 8
 """Tokens that are run."""
@@ -26,9 +26,21 @@ TOLERANCE = 1e-4
 """Largest difference in float32, relative to the largest value, that rounding explains."""
 
 
+def is_plain(model: Model) -> bool:
+    """Whether the attention of each of the model's layers is plain."""
+    try:
+        _try_out(model)
+    except _NotPlain:
+        return False
+    return True
+
+
+class _NotPlain(Exception):
+    pass
+
+
 @torch.no_grad()
-def refuse_unless_plain(model: Model) -> None:
-    """Raises ModelError for a model whose attention is anything but plain in one of its layers."""
+def _try_out(model: Model) -> None:
     tried: set[int] = set()
 
     def compare(
@@ -42,18 +54,18 @@ def refuse_unless_plain(model: Model) -> None:
     ) -> Tensor:
         eager = eager_attention(module)
         if eager is None or scaling is None or query.shape[1] % key.shape[1]:
-            raise not_plain(model)
+            raise _NotPlain
         q, k, v = query.float(), key.float(), value.float()
         q = q * LARGEST / (scaling * q.norm(dim=-1).max() * k.norm(dim=-1).max())
         added = q.new_zeros(seen.shape).masked_fill_(~seen, torch.finfo(q.dtype).min)
         expected: Tensor = eager(module, q, k, v, added, scaling=scaling, **options)[0]
         found = attend(q, k, v, seen, scaling, Parallel(temperature=1.0, scale=1.0), slice(0))
         if (found - expected).abs().max() > TOLERANCE * v.abs().max():
-            raise not_plain(model)
+            raise _NotPlain
         tried.add(module.layer_idx)
         return expected.to(query.dtype)
 
-    with attending(model, compare, not_plain):
+    with attending(model, compare, lambda _: _NotPlain()):
         ids = torch.arange(TRIED)
         model.model.base_model(
             input_ids=ids[None].to(engine.device_of(model)),
@@ -61,4 +73,4 @@ def refuse_unless_plain(model: Model) -> None:
             use_cache=False,
         )
     if len(tried) != len(engine.windows(model)):
-        raise not_plain(model)
+        raise _NotPlain

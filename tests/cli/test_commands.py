@@ -433,6 +433,8 @@ def test_failures(
         ["ask", "What?", "--doc", "c.txt", "--recompute", "1.5"],
         ["ask", "What?", "--doc", "c.txt", "--recompute", "nan"],
         ["ask", "What?", "--doc", "c.txt", "--policy", "evne"],
+        ["ask", "What?", "--doc", "c.txt", "--policy", "ape", "--recompute", "0.3"],
+        ["ask", "What?", "--doc", "c.txt", "--trace", "trace.json", "--no-cache"],
         ["compress", "--recipe", "gzip"],
         ["compress", "--recipe", "kivi", "--bits", "99"],
         ["compress", "--name", "raw"],

@@ -15,7 +15,7 @@ from kvtool.ask import ask, generate
 from kvtool.blend.blending import How
 from kvtool.engines.cache import DocumentCache, Parallel
 from kvtool.engines.parallel import attend, reading
-from kvtool.engines.plain import refuse_unless_plain
+from kvtool.engines.plain import is_plain
 from kvtool.engines.shared import answer_each, ends, follow
 from kvtool.errors import ModelError
 
@@ -197,6 +197,5 @@ def test_sinks_are_refused(family, store):
 def test_soft_caps_and_other_attention_are_refused(config, options, save_model, sizes, tmp_path):
     model = kvtool.load_model(save_model(tmp_path, config(**sizes | options)))
     before = model.model.config._attn_implementation
-    with pytest.raises(ModelError, match="not a softmax over scaled products"):
-        refuse_unless_plain(model)
+    assert not is_plain(model)
     assert model.model.config._attn_implementation == before
