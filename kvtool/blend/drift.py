@@ -3,6 +3,9 @@
 Behind other text, the keys and values of a document's tokens change to a good part alike. How much those that are
 recomputed changed on average is therefore passed on, in part, to those that are not: layer by layer, before the layer is
 read, so that what is recomputed behind them sees it too.
+
+Only in caches made for blending (``kvtool.expected``), whose tokens are wrong by what these neighbours are and others were
+not. What a document prefilled alone is wrong by differs more from sentence to sentence: there the mean did harm.
 """
 
 from __future__ import annotations
@@ -15,11 +18,11 @@ from ..engines.cache import DocumentCache
 from ..engines.rope import Turned
 from .layout import Layout
 
-SHARE = 0.5
-"""Of the mean change. Measured: all of it makes up for too much where few tokens are recomputed."""
+HALF = 0.3
+"""The share of a document's tokens that, recomputed, say so much of the others that half of their change is passed on.
 
-FEWEST = 4
-"""Recomputed tokens of a segment from which on their mean says something of the others."""
+The fewer they are, the more they are those that are unlike the others: what the question looks at.
+"""
 
 
 class Drift:
@@ -29,16 +32,18 @@ class Drift:
         self.cache, self.turned, self.tokens = cache, turned, tokens
         segments = torch.full((len(layout.token_ids),), -1)
         for n, segment in enumerate(layout.segments):
-            segments[segment.start : segment.stop] = n
-        segments[layout.exact] = -1
+            if not segment.artifact.is_exact:
+                segments[segment.start : segment.stop] = n
         chosen = segments[tokens]
-        self.counts = torch.bincount(chosen[chosen >= 0], minlength=len(layout.segments)).float()
-        known = segments >= 0
-        known[known.clone()] = self.counts[segments[known]] >= FEWEST
-        self.source = known[tokens].nonzero()[:, 0]
-        known[tokens] = False
-        self.target = known.nonzero()[:, 0]
-        self.of_source, self.of_target = chosen[self.source], segments[self.target]
+        self.source = (chosen >= 0).nonzero()[:, 0]
+        self.of_source = chosen[self.source]
+        self.counts = torch.bincount(self.of_source, minlength=len(layout.segments)).float()
+        recomputed = self.counts / torch.tensor([segment.stop - segment.start for segment in layout.segments])
+        self.shares = recomputed / (recomputed + HALF)
+        others = (segments >= 0) & (self.shares[segments] > 0)
+        others[tokens] = False
+        self.target = others.nonzero()[:, 0]
+        self.of_target = segments[self.target]
 
     def __call__(self, layer: int, keys: Tensor, values: Tensor) -> None:
         if not len(self.target):
@@ -57,6 +62,6 @@ class Drift:
         heads, _, size = change.shape
         mean = from_place.new_zeros(heads, len(self.counts), size)
         mean.index_add_(1, self.of_source.to(device), from_place)
-        mean *= SHARE / self.counts.clamp(min=1).to(device)[:, None]
+        mean *= (self.shares / self.counts.clamp(min=1)).to(device)[:, None]
         passed = turn(mean[:, self.of_target.to(device)], rope, self.target)
         whole.index_add_(1, target, passed.to(whole.dtype))

@@ -150,7 +150,7 @@ POLICIES: Mapping[str, Policy] = {
     ),
     "drift": Policy(
         drift,
-        "tokens that the question looks at; what changes in them is passed on to the others",
+        "tokens that the question looks at; in caches made for blending, what changes is passed on to the others",
         drift=True,
     ),
 }

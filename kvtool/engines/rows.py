@@ -1,0 +1,106 @@
+"""Rows behind one cache: each is a request, what is asked behind the cache and what the model goes on with.
+
+Rows are fed side by side in one pass, under a mask that shows each of them the cache and itself. They come and go: what one
+has fed lies behind the cache, among what others have, and is forgotten when it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..model import Model
+from . import transformers as engine
+from .cache import ROOM, DocumentCache
+from .parallel import reading
+
+_GONE = -2
+
+
+class Rows:
+    """``cache`` is left as it was at the end. ``position`` is that of the first token behind it, by default the number of
+    tokens that it holds; a cache that lost tokens to pruning goes on further behind.
+
+    Raises ``ModelError`` where the model has a sliding window and the cache has lost tokens.
+    """
+
+    def __init__(self, model: Model, cache: DocumentCache, position: int | None = None) -> None:
+        self.model, self.cache = model, cache
+        self.held = cache.get_seq_length()
+        self.start = self.held if position is None else position
+        if self.start != self.held and any(engine.windows(model)):
+            raise ModelError(
+                f"{model.name}: has layers with a sliding window; a cache that lost tokens to pruning cannot be read by "
+                "them, since their places are not known any more"
+            )
+        self.owners = torch.full((self.held,), engine.SHARED)
+        self.key_positions = torch.arange(self.held)
+        self.fed: dict[int, int] = {}
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for row in list(self.fed):
+            self.leave(row)
+
+    def feed(
+        self,
+        rows: Sequence[tuple[int, Sequence[int]]],
+        *,
+        every: bool = False,
+        seen: Mapping[int, int] | None = None,
+    ) -> Tensor:
+        """Logits at the last token of each row, or at ``every`` token. A row is its number and its next tokens.
+
+        Rows that ``seen`` names see so many of the cache's tokens only, and stand right behind these.
+        """
+        seen = seen or {}
+        row = torch.cat([torch.full((len(ids),), n) for n, ids in rows])
+        positions = torch.cat([self._next(n, len(ids), seen.get(n, self.start)) for n, ids in rows])
+        limits = torch.cat([torch.full((len(ids),), seen.get(n, self.held)) for n, ids in rows])
+        owners = torch.cat([self.owners, row])
+        key_positions = torch.cat([self.key_positions, positions])
+        own = (row[:, None] == owners[None, :]) & (key_positions[None, :] <= positions[:, None])
+        visible = own | (torch.arange(len(owners))[None, :] < limits.clamp(max=self.held)[:, None])
+        device = engine.device_of(self.model)
+        ids = torch.tensor([[token for _, tokens in rows for token in tokens]], device=device)
+        last = torch.tensor([len(tokens) for _, tokens in rows], device=device).cumsum(0) - 1
+        with engine.grouped_attention(self.model), reading(self.model, self.cache):
+            out = self.model.model(
+                input_ids=ids,
+                position_ids=positions[None].to(device),
+                attention_mask=engine.masks(self.model, visible, positions, key_positions),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=0 if every else last,
+            )
+        self.owners, self.key_positions = owners, key_positions
+        return out.logits[0]  # type: ignore[no-any-return]
+
+    def leave(self, row: int) -> None:
+        """Forgets what ``row`` has fed."""
+        if self.fed.pop(row, None) is None:
+            return
+        self.owners[self.owners == row] = _GONE
+        kept = (self.owners != _GONE).nonzero()[:, 0]
+        own = len(kept) - self.held
+        # Every pass pays for what is left behind; moving the others together costs about as much as one.
+        if not own or len(self.owners) - len(kept) > max(ROOM, own):
+            self._keep(kept)
+
+    def _keep(self, kept: Tensor) -> None:
+        behind = kept[self.held :]
+        for layer in self.cache.layers:
+            for held in (layer.keys, layer.values):
+                held[:, :, self.held : len(kept)] = held[:, :, behind.to(held.device)]
+            layer.crop(len(kept) - len(self.owners))
+        self.owners, self.key_positions = self.owners[kept], self.key_positions[kept]
+
+    def _next(self, row: int, tokens: int, start: int) -> Tensor:
+        first = start + self.fed.get(row, 0)
+        self.fed[row] = self.fed.get(row, 0) + tokens
+        return torch.arange(first, first + tokens)
