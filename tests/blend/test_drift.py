@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,12 +13,13 @@ from torch import Tensor
 import kvtool
 from kvtool import Store
 from kvtool.blend import Cached, Text, drift
-from kvtool.blend.drift import FEWEST, Drift
+from kvtool.blend.drift import HALF, Drift
 from kvtool.blend.layout import Layout, lay_out
 from kvtool.blend.loading import empty_cache
 from kvtool.engines.cache import DocumentCache
 
-PARTS = ["a.txt", Text(" and "), "b.txt", "c@home.txt", Cached("b.txt")]
+PARTS = ["a.txt", Text(" and "), "b.txt", Cached("c@home.txt", "raw"), "long.txt", Cached("b.txt")]
+"""Of these the second and the last are made for blending, and the long one's three segments."""
 
 
 def turned_by_hand(x: list[float], position: int, theta: float = 10_000.0) -> list[float]:
@@ -36,17 +38,18 @@ def mean_of(rows: list[list[float]]) -> list[float]:
 def slowly(
     layout: Layout, tokens: list[int], change: Tensor, held: Tensor, *, rotated: bool
 ) -> tuple[Tensor, set[int]]:
-    """``held`` [H, N, D] with half of the mean change added to the others, and which tokens these are."""
+    """``held`` [H, N, D] with a part of the mean change added to the others, and which tokens these are."""
     found, touched = held.clone().double(), set()
     for segment in layout.segments:
         own = [n for n in tokens if segment.start <= n < segment.stop]
-        if bool(layout.exact[segment.start]) or len(own) < FEWEST:
+        if segment.variant != "expected" or not own:
             continue
+        among = len(own) / (segment.stop - segment.start)
         for head in range(held.shape[0]):
             rows = [change[head, tokens.index(n)].tolist() for n in own]
             if rotated:
                 rows = [turned_by_hand(row, -n) for n, row in zip(own, rows, strict=True)]
-            mean = [x / 2 for x in mean_of(rows)]
+            mean = [x * among / (among + HALF) for x in mean_of(rows)]
             for n in range(segment.start, segment.stop):
                 if n not in own:
                     passed = turned_by_hand(mean, n) if rotated else mean
@@ -64,14 +67,15 @@ def filled(layout: Layout) -> DocumentCache:
 
 
 def some_of(layout: Layout) -> list[int]:
-    """The text between, seven tokens of b, fewer than FEWEST of c, and FEWEST of b again."""
-    _, _, b, c, again = layout.segments
+    """The text between, seven tokens of b, four of c, one of the long one's first segment, and the end of b again."""
+    _, _, b, c, long, *_, again = layout.segments
     text = (~layout.cached).nonzero()[:, 0].tolist()
     return [
         *text,
         *range(b.start, b.stop, 10)[:7],
-        *range(c.start + 3, c.start + 2 + FEWEST),
-        *range(again.stop - FEWEST, again.stop),
+        *range(c.start + 3, c.start + 7),
+        long.start + 5,
+        *range(again.stop - 20, again.stop),
     ]
 
 
@@ -84,14 +88,14 @@ def model(request: pytest.FixtureRequest) -> kvtool.Model:
 def layout(
     request: pytest.FixtureRequest,
     model: kvtool.Model,
-    documents: Store,
+    prepared: Store,
     prefill_texts: Callable[..., Store],
 ) -> Layout:
     latent = request.node.callspec.params["model"] == "latent"
-    return lay_out(prefill_texts(model) if latent else documents, PARTS, model)
+    return lay_out(prefill_texts(model, neighbours=1) if latent else prepared, PARTS, model)
 
 
-def test_half_of_the_mean_change_is_passed_on(
+def test_a_part_of_the_mean_change_is_passed_on(
     request: pytest.FixtureRequest, model: kvtool.Model, layout: Layout
 ) -> None:
     assert model.turned is not None
@@ -123,28 +127,23 @@ def test_half_of_the_mean_change_is_passed_on(
     )
 
 
-def test_who_is_touched(documents: Store, lively: kvtool.Model) -> None:
-    layout = lay_out(documents, PARTS, lively)
+def test_who_is_touched(prepared: Store, lively: kvtool.Model) -> None:
+    """What was made for blending and has recomputed tokens: neither the exact, nor text, nor what nothing is known of."""
+    layout = lay_out(prepared, PARTS, lively)
     assert lively.turned is not None
     tokens = some_of(layout)
     passing = Drift(layout, lively.turned, filled(layout), torch.tensor(tokens))
-    target = set(passing.target.tolist())
-    _, first, b, c, again = layout.segments
-    assert target == {*range(b.start, b.stop), *range(again.start, again.stop)} - set(tokens)
-    assert not target & set(layout.exact.nonzero()[:, 0].tolist())
-    assert first.stop <= min(target)
-    assert not target & set(range(c.start, c.stop))
+    _, _, b, _, long, *_, again = layout.segments
+    own = (range(segment.start, segment.stop) for segment in (b, long, again))
+    assert set(passing.target.tolist()) == {n for tokens in own for n in tokens} - set(tokens)
 
 
-def test_too_few_everywhere_change_nothing(documents: Store, lively: kvtool.Model) -> None:
+def test_documents_alone_are_left_as_they_are(documents: Store, lively: kvtool.Model) -> None:
     layout = lay_out(documents, PARTS, lively)
     assert lively.turned is not None
-    tokens = torch.tensor(
-        [n for segment in layout.segments[2:] for n in range(segment.start, segment.start + FEWEST - 1)]
-    )
-    cache = filled(layout)
-    before = cache.layers[1].keys.clone()
+    cache, tokens = filled(layout), torch.tensor(some_of(layout))
     held = cache.layers[1]
+    before = held.keys.clone()
     Drift(layout, lively.turned, cache, tokens)(
         1,
         torch.ones(held.keys.shape[1], len(tokens), held.keys.shape[3]),
@@ -154,16 +153,16 @@ def test_too_few_everywhere_change_nothing(documents: Store, lively: kvtool.Mode
 
 
 def test_a_blend_passes_on_before_the_layer_is_read(
-    documents: Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+    prepared: Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is recomputed behind what has been changed sees that at the next layer; what stands before it sees nothing."""
     options = {"policy": "drift", "recompute": 0.2}
     names = ["a.txt", "b.txt", "c@home.txt"]
-    with_drift = kvtool.blend(documents, names, lively, **options)  # type: ignore[arg-type]
-    monkeypatch.setattr(drift, "SHARE", 0.0)
-    without = kvtool.blend(documents, names, lively, **options)  # type: ignore[arg-type]
-    naive = kvtool.blend(documents, names, lively, recompute=0)
-    layout = lay_out(documents, names, lively)
+    with_drift = kvtool.blend(prepared, names, lively, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(drift, "HALF", math.inf)
+    without = kvtool.blend(prepared, names, lively, **options)  # type: ignore[arg-type]
+    naive = kvtool.blend(prepared, names, lively, recompute=0)
+    layout = lay_out(prepared, names, lively)
 
     def differ(a: Tensor, b: Tensor, bound: float = 1e-4) -> set[int]:
         return set(((a - b).abs().amax((0, 1, 3)) > bound).nonzero()[:, 0].tolist())
