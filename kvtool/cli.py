@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from .commands import ask, calibrate, common, compress, demo, eval, gc, ls, prefill, recipes, rm, show, verify
+from .commands import (
+    ask,
+    calibrate,
+    common,
+    compress,
+    demo,
+    eval,
+    gc,
+    ls,
+    prefill,
+    recipes,
+    rm,
+    serve_cache,
+    show,
+    verify,
+)
 from .errors import EXIT_CODES
 
 app = typer.Typer(
@@ -32,7 +47,21 @@ def options(
     common.debug = debug
 
 
-for command in (prefill, calibrate, compress, ask, eval, ls, show, verify, rm, gc, recipes, demo):
+for command in (
+    prefill,
+    calibrate,
+    compress,
+    ask,
+    eval,
+    serve_cache,
+    ls,
+    show,
+    verify,
+    rm,
+    gc,
+    recipes,
+    demo,
+):
     app.command(epilog=EXIT_CODES)(common.guarded(command.run, command.__name__.rpartition(".")[2]))
 
 

@@ -29,3 +29,21 @@ DOCUMENT_NAME_BYTES = 4096
 
 QUESTIONS_BYTES = 16 * MIB
 """A file of questions."""
+
+REQUEST_BYTES = 16 * MIB
+"""The body of a request to the server, unless it uploads an artifact."""
+
+REQUEST_SECONDS = 30.0
+"""From a request's first byte to its last."""
+
+CHOICES = 16
+"""Answers to one request."""
+
+DOCUMENTS = 64
+"""Documents of one request."""
+
+MESSAGES = 1024
+"""Messages of one conversation."""
+
+STOP_CHARACTERS = 256
+"""One stop sequence."""

@@ -44,8 +44,14 @@ class Rows:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for row in list(self.fed):
-            self.leave(row)
+        self.close()
+
+    def close(self) -> None:
+        """Forgets what all rows have fed, also where a pass broke off."""
+        for layer in self.cache.layers:
+            layer.crop(min(0, self.held - layer.get_seq_length()))
+        self.owners, self.key_positions = self.owners[: self.held], self.key_positions[: self.held]
+        self.fed.clear()
 
     def feed(
         self,

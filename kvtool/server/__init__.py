@@ -1,0 +1,1 @@
+"""Cached documents over HTTP."""

@@ -1,0 +1,99 @@
+"""The server: which path is whose."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .. import limits
+from ..errors import KvtoolError
+from . import completions
+from .auth import Authentication
+from .errors import ApiError, respond
+from .guards import WholeBody
+from .serving import Serving
+
+
+def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Starlette:
+    """An ASGI application that runs the model of ``serving`` while it lives. ``tokens`` say whose each is."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        serving.scheduler.start()
+        yield
+        serving.scheduler.stop()
+
+    app = Starlette(
+        routes=[
+            Route("/healthz", healthy),
+            Route("/readyz", ready),
+            Route("/metrics", metrics),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/v1/completions", completions.complete, methods=["POST"]),
+            Route("/v1/chat/completions", completions.chat, methods=["POST"]),
+        ],
+        exception_handlers={
+            HTTPException: _not_there,
+            KvtoolError: respond,
+            ApiError: respond,
+            Exception: respond,
+        },
+        middleware=[
+            Middleware(Authentication, tenants=serving.tenants, tokens=tokens or {}),
+            Middleware(WholeBody, most=limits.REQUEST_BYTES, seconds=limits.REQUEST_SECONDS),
+        ],
+        lifespan=lifespan,
+    )
+    app.state.serving = serving
+    return app
+
+
+async def healthy(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def ready(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def metrics(request: Request) -> Response:
+    serving: Serving = request.app.state.serving
+    serving.metrics.running.set(serving.scheduler.running)
+    serving.metrics.memory.set(serving.memory.used)
+    return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def models(request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [_model(request.app.state.serving)]})
+
+
+async def model(request: Request) -> Response:
+    serving: Serving = request.app.state.serving
+    if (name := request.path_params["name"]) != serving.model.name:
+        raise ApiError(404, f"model {name!r}: this server has {serving.model.name!r}", code="model_not_found")
+    return JSONResponse(_model(serving))
+
+
+def _model(serving: Serving) -> dict[str, object]:
+    return {
+        "id": serving.model.name,
+        "object": "model",
+        "created": serving.started,
+        "owned_by": "kvtool",
+        "context": serving.model.context,
+    }
+
+
+async def _not_there(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = {404: "there is no such path", 405: f"{request.method} is not possible here"}
+    found = ApiError(error.status_code, f"{request.url.path}: {what.get(error.status_code, error.detail)}")
+    return JSONResponse(found.body, error.status_code, error.headers)

@@ -1,0 +1,212 @@
+"""The model's own thread: requests join and leave between its passes."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from ..engines.cache import DocumentCache
+from ..engines.rows import Rows
+from ..engines.shared import ends
+from ..model import Model
+from .sampling import Picked, Sampler, Sampling
+
+PASS_TOKENS = 512
+"""Tokens of new prompts that are read before others get their next token."""
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Generation:
+    """One answer on its way. ``prompt`` are the tokens behind the first ``seen`` of ``cache``.
+
+    ``on_token`` is called in the model's thread with each token that is said; ``on_end`` once, with the reason ("stop",
+    "length" or "cancelled"), or with what went wrong. ``cancel`` may be called from anywhere.
+    """
+
+    cache: DocumentCache
+    prompt: Sequence[int]
+    seen: int
+    max_tokens: int
+    sampling: Sampling
+    on_token: Callable[[Picked], None]
+    on_end: Callable[[str | BaseException], None]
+    cancelled: bool = False
+    said: int = 0
+    read: int = 0
+    next: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sampler = Sampler(self.sampling)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    @property
+    def is_reading(self) -> bool:
+        return self.read < len(self.prompt)
+
+
+class _Group:
+    """All generations behind one cache."""
+
+    def __init__(self, model: Model, cache: DocumentCache) -> None:
+        self.rows = Rows(model, cache)
+        self.members: dict[int, Generation] = {}
+
+
+class Scheduler:
+    """Runs until ``stop``. Each round reads some of the new prompts, then says one token of every answer."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._ends = ends(model)
+        self._arrived: queue.SimpleQueue[Generation | Callable[[], None] | None] = queue.SimpleQueue()
+        self._groups: dict[int, _Group] = {}
+        self._waiting: deque[tuple[_Group, int]] = deque()
+        self._numbers = iter(range(1 << 62))
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._is_stopping = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Waits for the answers that are on their way."""
+        self._is_stopping = True
+        self._arrived.put(None)
+        self._thread.join()
+
+    @property
+    def running(self) -> int:
+        return sum(len(group.members) for group in list(self._groups.values()))
+
+    def submit(self, generation: Generation) -> None:
+        self._arrived.put(generation)
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Runs ``function`` in the model's thread, between passes."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._arrived.put(run)
+        return future
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        while self._take() or self._groups or not self._is_stopping:
+            self._leave_cancelled()
+            self._read_prompts()
+            for group in list(self._groups.values()):
+                self._say(group)
+
+    def _take(self) -> bool:
+        """What has arrived; waits for it if there is nothing else to do."""
+        taken = False
+        while True:
+            try:
+                arrived = self._arrived.get(block=not (taken or self._groups or self._is_stopping))
+            except queue.Empty:
+                return taken
+            taken = True
+            if isinstance(arrived, Generation):
+                self._join(arrived)
+            elif arrived is not None:
+                arrived()
+
+    def _join(self, generation: Generation) -> None:
+        key = id(generation.cache)
+        try:
+            group = self._groups.get(key) or _Group(self.model, generation.cache)
+        except Exception as error:
+            generation.on_end(error)
+            return
+        self._groups[key] = group
+        number = next(self._numbers)
+        group.members[number] = generation
+        self._waiting.append((group, number))
+
+    def _leave_cancelled(self) -> None:
+        for group in list(self._groups.values()):
+            for number, member in list(group.members.items()):
+                if member.cancelled:
+                    self._end(group, number, "cancelled")
+
+    def _read_prompts(self) -> None:
+        """Some tokens of the prompts that came first; those behind one cache share a pass."""
+        left = PASS_TOKENS
+        while left > 0 and self._waiting:
+            first = self._waiting[0][0]
+            fed: list[tuple[int, list[int]]] = []
+            for group, number in list(self._waiting):
+                if group is not first or left <= 0:
+                    continue
+                member = group.members.get(number)
+                if member is None:
+                    self._waiting.remove((group, number))
+                    continue
+                some = list(member.prompt[member.read : member.read + left])
+                member.read += len(some)
+                left -= len(some)
+                fed.append((number, some))
+                if not member.is_reading:
+                    self._waiting.remove((group, number))
+            if fed:
+                self._feed(first, fed)
+
+    def _say(self, group: _Group) -> None:
+        fed = [(number, member.next) for number, member in group.members.items() if member.next]
+        if fed:
+            self._feed(group, fed)
+
+    def _feed(self, group: _Group, fed: list[tuple[int, list[int]]]) -> None:
+        try:
+            seen = {number: group.members[number].seen for number, _ in fed}
+            logits = group.rows.feed(fed, seen=seen).float().cpu()
+            for (number, _), row in zip(fed, logits, strict=True):
+                if not group.members[number].is_reading:
+                    self._said(group, number, row)
+        except Exception as error:
+            # Rows that share a pass share its failure; those behind other caches go on.
+            _log.exception("a pass of the model failed")
+            group.rows.close()
+            for number in list(group.members):
+                self._end(group, number, error)
+
+    def _said(self, group: _Group, number: int, logits: torch.Tensor) -> None:
+        member = group.members[number]
+        picked = member.sampler.pick(logits)
+        if picked.token in self._ends:
+            self._end(group, number, "stop")
+            return
+        member.said += 1
+        member.next = [picked.token]
+        member.on_token(picked)
+        if member.said >= member.max_tokens:
+            self._end(group, number, "length")
+
+    def _end(self, group: _Group, number: int, reason: str | BaseException) -> None:
+        member = group.members.pop(number)
+        try:
+            group.rows.leave(number)
+        finally:
+            if not group.members:
+                del self._groups[id(member.cache)]
+            member.on_end(reason)

@@ -1,0 +1,68 @@
+"""From tokens to text, as they come: whole characters only, and nothing from a stop sequence on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextStream:
+    """What is given out is never taken back: a character whose bytes are not all there, and what may become a stop
+    sequence, is held back until the next tokens decide."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        self.stopped = False
+        self._tokens: list[int] = []
+        self._given = 0
+        # Decoding everything for each token would take quadratic time: what lies before the mark is settled.
+        self._mark, self._settled = 0, ""
+
+    def push(self, token: int) -> str:
+        """The text that is certain now. Once ``stopped``, the stop sequence and what follows it were left out."""
+        self._tokens.append(token)
+        text = self._text()
+        if found := [at for stop in self.stop if (at := text.find(stop, self._given)) >= 0]:
+            self.stopped = True
+            return self._give(text[: min(found)])
+        if text.endswith(_UNFINISHED):
+            return ""
+        return self._give(text[: len(text) - self._held_back(text)])
+
+    def finish(self) -> str:
+        """What was held back, when no more tokens come."""
+        return "" if self.stopped else self._give(self._text())
+
+    def _text(self) -> str:
+        recent = self._tokens[self._mark :]
+        text = self._settled + self._decode(recent)
+        # Some tokenizers decode a first token without its space, so a settled part ends behind whole words only.
+        if len(recent) > 64 and not text.endswith(_UNFINISHED):
+            half = len(recent) // 2
+            first, second = recent[:half], recent[half:]
+            if self._decode(first) + self._decode(second) == self._decode(recent):
+                self._settled += self._decode(first)
+                self._mark += half
+        return text
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def _held_back(self, text: str) -> int:
+        """Length of the longest end of ``text`` that begins a stop sequence."""
+        return max(
+            (
+                size
+                for stop in self.stop
+                for size in range(1, min(len(stop), len(text) - self._given + 1))
+                if text.endswith(stop[:size])
+            ),
+            default=0,
+        )
+
+    def _give(self, text: str) -> str:
+        new = text[self._given :]
+        self._given = max(self._given, len(text))
+        return new

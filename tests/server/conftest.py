@@ -1,0 +1,106 @@
+"""A tiny model, documents, and the server over them: within the process, and as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+import kvtool
+from kvtool import Store
+from kvtool.server.app import create_app
+from kvtool.server.serving import Limits, Serving
+
+TEXTS = {
+    "docs/a.txt": "The harbour lies to the north of the town, and seven ships are in it.\n",
+    "docs/b.txt": "A loaf of rye bread costs three crowns at the baker's behind the mill.\n",
+    "docs/c.txt": "Keys and values of every token are kept, layer by layer, and read again.\n" * 2,
+}
+MEMORY = 1 << 28
+
+
+@pytest.fixture(scope="session")
+def texts() -> dict[str, str]:
+    return TEXTS
+
+
+@pytest.fixture(scope="session")
+def served_dir(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with room for conversations, whose weights are so large that attention looks somewhere in particular."""
+    directory = tmp_path_factory.mktemp("models") / "served"
+    return make_model(directory, initializer_range=0.3, max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="session")
+def served(served_dir: Path) -> kvtool.Model:
+    return kvtool.load_model(served_dir, device="cpu")
+
+
+@pytest.fixture
+def documents(served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """``TEXTS``, prefilled in the working directory's kv-store."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in TEXTS.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    store = Store("kv-store")
+    kvtool.prefill(["docs"], model=served, store=store)
+    return store
+
+
+@pytest.fixture
+def serving(served: kvtool.Model, documents: Store) -> Serving:
+    return Serving.over(documents.root, served, Limits(memory=MEMORY))
+
+
+@pytest.fixture
+def client(serving: Serving) -> Iterator[TestClient]:
+    with TestClient(create_app(serving), raise_server_exceptions=False) as client:
+        yield client
+
+
+@dataclass(frozen=True)
+class Running:
+    process: subprocess.Popen[str]
+    url: str
+
+
+@pytest.fixture
+def running(served_dir: Path, documents: Store) -> Callable[..., object]:
+    """``kvtool serve-cache`` as a process of its own, on any free port, over ``documents``; with further options."""
+
+    @contextmanager
+    def run(*options: str, model: Path | str = served_dir) -> Iterator[Running]:
+        command = [
+            sys.executable,
+            "-m",
+            "kvtool",
+            "serve-cache",
+            "--port",
+            "0",
+            "--model",
+            str(model),
+            *options,
+        ]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+        try:
+            assert process.stderr is not None
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if "http://" in line:
+                    yield Running(process, line.split(" (")[0].rpartition(" ")[2].removesuffix("/v1").strip())
+                    return
+            raise AssertionError("".join(said))
+        finally:
+            process.kill()
+            process.communicate()
+
+    return run
