@@ -16,10 +16,12 @@ PAGES = ("artifact.md", "calibration.md", "faq.md", "why.md")
 """Those of kvtool's documents that are short, so that a first try takes half a minute."""
 
 DOCUMENT = "docs/faq.md"
-BLENDED = ("docs/why.md", "docs/calibration.md")
-QUESTION_TO_BOTH = "What does kvtool do, and what is a calibration?"
 QUESTION = "How do I check that a store is whole?"
 TOKENS = 35
+
+BLENDED = ("docs/faq.md", "docs/why.md")
+QUESTION_TO_BOTH = "What is a recipe?"
+TOKENS_FROM_BOTH = 12
 
 
 def run(
@@ -49,9 +51,9 @@ def run(
             _announce(f"ask '{question}' --doc {doc} --variant {variant} --max-tokens {TOKENS} --compare")
             ask.run([question], [doc], variant=variant, max_tokens=TOKENS, compare=True, store=store)
         _announce(
-            f"ask '{QUESTION_TO_BOTH}' {' '.join(f'--doc {d}' for d in BLENDED)} --max-tokens {TOKENS} --compare"
+            f"ask '{QUESTION_TO_BOTH}' {' '.join(f'--doc {d}' for d in BLENDED)} --max-tokens {TOKENS_FROM_BOTH} --compare"
         )
-        ask.run([QUESTION_TO_BOTH], list(BLENDED), max_tokens=TOKENS, compare=True, store=store)
+        ask.run([QUESTION_TO_BOTH], list(BLENDED), max_tokens=TOKENS_FROM_BOTH, compare=True, store=store)
     return 0
 
 

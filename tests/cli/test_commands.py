@@ -20,7 +20,7 @@ from kvtool.cli import app
 from kvtool.errors import DONE, EXIT_CODES, FAILED, GATE, PARTLY, USAGE
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
-COMMANDS = sorted(c.callback.__name__ for c in app.registered_commands if c.callback)
+COMMANDS = sorted(c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback)
 Cli = Callable[..., Result]
 
 
