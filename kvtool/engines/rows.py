@@ -6,7 +6,9 @@ has fed lies behind the cache, among what others have, and is forgotten when it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +20,25 @@ from .cache import ROOM, DocumentCache
 from .parallel import reading
 
 _GONE = -2
+
+Fed: TypeAlias = Sequence[tuple[int, Sequence[int]]]
+"""Rows, each a number and its next tokens."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """``token_ids`` [S] at ``positions`` [S], of which ``last`` [R] are each row's last; ``visible`` [S, N] are the keys that
+    each sees, of rows ``owners`` [N] at ``key_positions`` [N], its own included."""
+
+    token_ids: Tensor
+    positions: Tensor
+    last: Tensor
+    visible: Tensor
+    owners: Tensor
+    key_positions: Tensor
+
+    def masks(self, model: Model) -> Any:
+        return engine.masks(model, self.visible, self.positions, self.key_positions)
 
 
 class Rows:
@@ -39,6 +60,7 @@ class Rows:
         self.owners = torch.full((self.held,), engine.SHARED)
         self.key_positions = torch.arange(self.held)
         self.fed: dict[int, int] = {}
+        self.seen: dict[int, int] = {}
 
     def __enter__(self) -> Rows:
         return self
@@ -52,43 +74,47 @@ class Rows:
             layer.crop(min(0, self.held - layer.get_seq_length()))
         self.owners, self.key_positions = self.owners[: self.held], self.key_positions[: self.held]
         self.fed.clear()
+        self.seen.clear()
 
-    def feed(
-        self,
-        rows: Sequence[tuple[int, Sequence[int]]],
-        *,
-        every: bool = False,
-        seen: Mapping[int, int] | None = None,
-    ) -> Tensor:
-        """Logits at the last token of each row, or at ``every`` token. A row is its number and its next tokens.
+    def feed(self, rows: Fed, *, every: bool = False) -> Tensor:
+        """Logits at the last token of each row, or at ``every`` token."""
+        one = self.next_pass(rows)
+        device = engine.device_of(self.model)
+        with engine.grouped_attention(self.model), reading(self.model, self.cache):
+            out = self.model.model(
+                input_ids=one.token_ids[None].to(device),
+                position_ids=one.positions[None].to(device),
+                attention_mask=one.masks(self.model),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=0 if every else one.last.to(device),
+            )
+        self.has_fed(one)
+        return out.logits[0]  # type: ignore[no-any-return]
 
-        Rows that ``seen`` names see so many of the cache's tokens only, and stand right behind these.
-        """
-        seen = seen or {}
+    def next_pass(self, rows: Fed) -> Pass:
+        """The pass that feeds ``rows``; when the model has run it, tell ``has_fed``."""
         row = torch.cat([torch.full((len(ids),), n) for n, ids in rows])
-        positions = torch.cat([self._next(n, len(ids), seen.get(n, self.start)) for n, ids in rows])
-        limits = torch.cat([torch.full((len(ids),), seen.get(n, self.held)) for n, ids in rows])
+        positions = torch.cat([self._next(n, len(ids)) for n, ids in rows])
+        limits = torch.cat([torch.full((len(ids),), self.seen.get(n, self.held)) for n, ids in rows])
         owners = torch.cat([self.owners, row])
         key_positions = torch.cat([self.key_positions, positions])
         own = (row[:, None] == owners[None, :]) & (key_positions[None, :] <= positions[:, None])
-        visible = own | (torch.arange(len(owners))[None, :] < limits.clamp(max=self.held)[:, None])
-        device = engine.device_of(self.model)
-        ids = torch.tensor([[token for _, tokens in rows for token in tokens]], device=device)
-        last = torch.tensor([len(tokens) for _, tokens in rows], device=device).cumsum(0) - 1
-        with engine.grouped_attention(self.model), reading(self.model, self.cache):
-            out = self.model.model(
-                input_ids=ids,
-                position_ids=positions[None].to(device),
-                attention_mask=engine.masks(self.model, visible, positions, key_positions),
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=0 if every else last,
-            )
-        self.owners, self.key_positions = owners, key_positions
-        return out.logits[0]  # type: ignore[no-any-return]
+        visible = own | (torch.arange(len(owners))[None, :] < limits[:, None])
+        ids = torch.tensor([token for _, tokens in rows for token in tokens])
+        last = torch.tensor([len(tokens) for _, tokens in rows]).cumsum(0) - 1
+        return Pass(ids, positions, last, visible, owners, key_positions)
+
+    def has_fed(self, one: Pass) -> None:
+        self.owners, self.key_positions = one.owners, one.key_positions
+
+    def join(self, row: int, seen: int) -> None:
+        """A row that sees the first ``seen`` of the cache's tokens only, and stands right behind these."""
+        self.seen[row] = seen
 
     def leave(self, row: int) -> None:
         """Forgets what ``row`` has fed."""
+        self.seen.pop(row, None)
         if self.fed.pop(row, None) is None:
             return
         self.owners[self.owners == row] = _GONE
@@ -106,7 +132,7 @@ class Rows:
             layer.crop(len(kept) - len(self.owners))
         self.owners, self.key_positions = self.owners[kept], self.key_positions[kept]
 
-    def _next(self, row: int, tokens: int, start: int) -> Tensor:
-        first = start + self.fed.get(row, 0)
+    def _next(self, row: int, tokens: int) -> Tensor:
+        first = self.seen.get(row, self.start) + self.fed.get(row, 0)
         self.fed[row] = self.fed.get(row, 0) + tokens
         return torch.arange(first, first + tokens)

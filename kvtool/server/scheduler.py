@@ -16,11 +16,12 @@ import torch
 from ..engines.cache import DocumentCache
 from ..engines.rows import Rows
 from ..engines.shared import ends
+from ..engines.together import can_be_fed_together, feed_together
 from ..model import Model
 from .sampling import Picked, Sampler, Sampling
 
 PASS_TOKENS = 512
-"""Tokens of new prompts that are read before others get their next token."""
+"""Tokens of new prompts that are read in one pass: others wait for it with their next token."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -66,11 +67,12 @@ class _Group:
 
 
 class Scheduler:
-    """Runs until ``stop``. Each round reads some of the new prompts, then says one token of every answer."""
+    """Runs until ``stop``. Each round is one pass of the model for all, where it can be read together."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self._ends = ends(model)
+        self._is_together = can_be_fed_together(model)
         self._arrived: queue.SimpleQueue[Generation | Callable[[], None] | None] = queue.SimpleQueue()
         self._groups: dict[int, _Group] = {}
         self._waiting: deque[tuple[_Group, int]] = deque()
@@ -113,9 +115,7 @@ class Scheduler:
     def _run(self) -> None:
         while self._take() or self._groups or not self._is_stopping:
             self._leave_cancelled()
-            self._read_prompts()
-            for group in list(self._groups.values()):
-                self._say(group)
+            self._round()
 
     def _take(self) -> bool:
         """What has arrived; waits for it if there is nothing else to do."""
@@ -141,6 +141,7 @@ class Scheduler:
         self._groups[key] = group
         number = next(self._numbers)
         group.members[number] = generation
+        group.rows.join(number, generation.seen)
         self._waiting.append((group, number))
 
     def _leave_cancelled(self) -> None:
@@ -149,46 +150,43 @@ class Scheduler:
                 if member.cancelled:
                     self._end(group, number, "cancelled")
 
-    def _read_prompts(self) -> None:
-        """Some tokens of the prompts that came first; those behind one cache share a pass."""
+    def _round(self) -> None:
+        """One token for every answer, and some of the prompts that came first."""
+        feeds: dict[_Group, list[tuple[int, list[int]]]] = {}
+        for group in self._groups.values():
+            if fed := [(number, member.next) for number, member in group.members.items() if member.next]:
+                feeds[group] = fed
         left = PASS_TOKENS
-        while left > 0 and self._waiting:
-            first = self._waiting[0][0]
-            fed: list[tuple[int, list[int]]] = []
-            for group, number in list(self._waiting):
-                if group is not first or left <= 0:
-                    continue
-                member = group.members.get(number)
-                if member is None:
-                    self._waiting.remove((group, number))
-                    continue
+        while left and self._waiting:
+            group, number = self._waiting[0]
+            if member := group.members.get(number):
                 some = list(member.prompt[member.read : member.read + left])
                 member.read += len(some)
                 left -= len(some)
-                fed.append((number, some))
-                if not member.is_reading:
-                    self._waiting.remove((group, number))
-            if fed:
-                self._feed(first, fed)
+                feeds.setdefault(group, []).append((number, some))
+            if member is None or not member.is_reading:
+                self._waiting.popleft()
+        apart = [group for group in feeds if not self._is_together or group.rows.cache.parallel]
+        for groups in ([group for group in feeds if group not in apart], *([group] for group in apart)):
+            if groups:
+                self._feed({group: feeds[group] for group in groups})
 
-    def _say(self, group: _Group) -> None:
-        fed = [(number, member.next) for number, member in group.members.items() if member.next]
-        if fed:
-            self._feed(group, fed)
-
-    def _feed(self, group: _Group, fed: list[tuple[int, list[int]]]) -> None:
+    def _feed(self, feeds: dict[_Group, list[tuple[int, list[int]]]]) -> None:
         try:
-            seen = {number: group.members[number].seen for number, _ in fed}
-            logits = group.rows.feed(fed, seen=seen).float().cpu()
+            found = feed_together(self.model, [(group.rows, fed) for group, fed in feeds.items()])
+            said = [logits.float().cpu() for logits in found]
+        except Exception as error:
+            # Who shares a pass shares its failure.
+            _log.exception("a pass of the model failed")
+            for group in feeds:
+                group.rows.close()
+                for number in list(group.members):
+                    self._end(group, number, error)
+            return
+        for (group, fed), logits in zip(feeds.items(), said, strict=True):
             for (number, _), row in zip(fed, logits, strict=True):
                 if not group.members[number].is_reading:
                     self._said(group, number, row)
-        except Exception as error:
-            # Rows that share a pass share its failure; those behind other caches go on.
-            _log.exception("a pass of the model failed")
-            group.rows.close()
-            for number in list(group.members):
-                self._end(group, number, error)
 
     def _said(self, group: _Group, number: int, logits: torch.Tensor) -> None:
         member = group.members[number]
