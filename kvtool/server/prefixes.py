@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from ..store import Store
 
 BLOCK = 16
 """Tokens that are looked up together; what lies behind the last whole one is compared one by one."""
+
+FRESH = 0.5
+"""Seconds for which nobody looks for new manifests again."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class _Entry:
 
 
 class Prefixes:
-    """An index of what ``store`` holds for ``model``. It follows the store: each search looks for new manifests first."""
+    """An index of what ``store`` holds for ``model``. It follows the store, ``FRESH`` seconds behind."""
 
     def __init__(self, store: Store, model: Model) -> None:
         self.store, self.model = store, model
@@ -45,6 +49,7 @@ class Prefixes:
         self._entries: dict[tuple[str, int], _Entry] = {}
         self._by_block: dict[bytes, list[_Entry]] = {}
         self._seen: dict[str, Document] = {}
+        self._refreshed = -FRESH
 
     def longest(self, token_ids: Sequence[int]) -> Match | None:
         """The segment that shares the most tokens with the beginning of ``token_ids``."""
@@ -63,6 +68,8 @@ class Prefixes:
         return Match(entry.document, entry.segment, tokens, tokens == len(entry.token_ids))
 
     def _refresh(self) -> None:
+        if time.monotonic() - self._refreshed < FRESH:
+            return
         names = set(self.store)
         for name in [*self._seen]:
             if name not in names:
@@ -79,12 +86,16 @@ class Prefixes:
             except KvtoolError:
                 # What is broken is not found; the store's own commands say what is wrong with it.
                 self._forget(name)
+        self._refreshed = time.monotonic()
 
     def _add(self, document: Document) -> None:
         for index, segment in enumerate(document.segments):
             if RAW not in segment.variants:
                 continue
             parts = self.store.parts(document.name, RAW, index)
+            # A blend that was kept is not what a prefill of its tokens gives.
+            if not all(part.is_exact for part in parts):
+                continue
             ids = np.concatenate([part.token_ids.numpy() for part in parts])
             entry = self._entries[document.name, index] = _Entry(document.name, index, ids)
             for digest in _chain(ids):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from ..blend.blending import How, assemble, shared_prefix
 from ..blend.layout import Cached, chosen_document, lay_out
 from ..engines.cache import ROOM, DocumentCache
 from ..engines.transformers import new_cache
-from ..errors import StoreError
+from ..errors import ArtifactError, MismatchError, StoreError
 from ..load import load_cache
 from ..manifest import RAW
 from ..model import Model
@@ -27,6 +28,8 @@ from .prefixes import Prefixes
 from .prompts import Message, behind_documents, chat_tokens, text_tokens
 from .requests import ChatRequest, CompletionRequest
 from .scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
 
 LEAST = 64
 """Tokens of a prompt that must be cached for the cache to be loaded. Fewer are read as soon as they are loaded."""
@@ -125,8 +128,13 @@ class Serving:
         seen = min(match.tokens, len(ids) - 1) if match else 0
         if match is None or (seen < LEAST and not match.is_whole):
             return self._uncached(ids, request, stack)
-        parts = tenant.store.parts(match.document, RAW, match.segment)
-        return Prompt(ids, self._held(parts, len(ids) - seen, request, tenant, stack), seen)
+        try:
+            parts = tenant.store.parts(match.document, RAW, match.segment)
+            return Prompt(ids, self._held(parts, len(ids) - seen, request, tenant, stack), seen)
+        except (StoreError, ArtifactError, MismatchError) as error:
+            # Removed since, or broken: nobody asked for it by name, so it is a miss.
+            _log.warning("a cached beginning was not used: %s", error)
+            return self._uncached(ids, request, stack)
 
     def _over_documents(
         self, request: ChatRequest | CompletionRequest, tenant: Tenant, stack: ExitStack

@@ -1,0 +1,227 @@
+"""What serving costs: many clients at a server process, each answer compared to the one that is given alone.
+
+python -m benchmarks.serve [--clients 64] [--seconds 60] [--documents 20] [--tokens 2000] [--memory 2.5]
+
+The same clients ask the same questions of a server with caches and of one without; requests that are on their way when the
+time is up are waited for. Memory is the process's own, sampled every half second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+import kvtool
+from benchmarks.common import machine, table, text_of
+from kvtool.ask import ask
+
+QUESTIONS = (
+    "What is this text about?",
+    "Which of these statements can raise an exception?",
+    "What is the first example?",
+)
+ANSWER_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    document: str
+    question: str
+
+
+@dataclass
+class Told:
+    """What the clients saw. ``first`` are seconds to each answer's first text."""
+
+    first: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def row(self, name: str, peak: int) -> list[object]:
+        ordered = sorted(self.first)
+        return [
+            name,
+            len(ordered),
+            len(self.errors),
+            len(self.wrong),
+            f"{len(ordered) / self.seconds:.2f}",
+            f"{statistics.median(ordered):.2f}",
+            f"{ordered[int(0.95 * (len(ordered) - 1))]:.2f}",
+            f"{peak / 1e6:.0f}",
+        ]
+
+
+HEADER = ["", "answers", "errors", "wrong", "a second", "TTFT median, s", "TTFT 95 %, s", "largest RSS, MB"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--memory", type=float, default=2.5, help="GB, the server's --memory")
+    arguments = parser.parse_args()
+    print(machine())
+    model = kvtool.load_model()
+    with tempfile.TemporaryDirectory() as folder:
+        store, names = _prefilled(model, Path(folder), arguments.documents, arguments.tokens)
+        expected = {
+            Asked(name, question): ask(question, name, model, store, max_tokens=ANSWER_TOKENS).text
+            for name in names
+            for question in QUESTIONS
+        }
+        print(
+            f"{len(names)} documents of {arguments.tokens:,} tokens, {len(expected)} answers alone",
+            flush=True,
+        )
+        rows = []
+        for name, clients, options in (
+            ("with caches", arguments.clients, ()),
+            ("without", arguments.clients, ("--no-caches",)),
+            ("with caches, one client", 1, ()),
+            ("without, one client", 1, ("--no-caches",)),
+        ):
+            memory = ("--memory", f"{arguments.memory:g}")
+            with _server(store, *memory, *options) as (process, url), _watched(process.pid) as peak:
+                told = _load(url, model.name, expected, clients, arguments.seconds)
+            rows.append(told.row(f"{name} ({clients})", max(peak)))
+            for problem in (*told.errors[:3], *told.wrong[:3]):
+                print(problem, flush=True)
+        table(HEADER, rows)
+
+
+def _prefilled(
+    model: kvtool.Model, folder: Path, documents: int, tokens: int
+) -> tuple[kvtool.Store, list[str]]:
+    for n in range(documents):
+        (folder / f"{n:02}.txt").write_text(text_of(model, tokens, skip=n * tokens))
+    store = kvtool.Store(folder / "store")
+    report = kvtool.prefill(sorted(folder.glob("*.txt")), model=model, store=store)
+    if report.problems:
+        raise report.problems[0]
+    return store, sorted(store)
+
+
+@contextmanager
+def _server(store: kvtool.Store, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [
+        sys.executable,
+        "-m",
+        "kvtool",
+        "serve-cache",
+        "--port",
+        "0",
+        "--store",
+        str(store.root),
+        *options,
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            # What else it says must not fill the pipe.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield process, line.split(" (")[0].rpartition(" ")[2]
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def _watched(pid: int) -> Iterator[list[int]]:
+    """Bytes of memory that a process holds, every half second."""
+    found, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            status = Path(f"/proc/{pid}/status").read_text()
+            found.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if "VmRSS" in line)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watching.join()
+
+
+def _load(url: str, model: str, expected: dict[Asked, str], clients: int, seconds: float) -> Told:
+    told, until = Told(), time.monotonic() + seconds
+    started = time.monotonic()
+    asking = [
+        threading.Thread(target=_client, args=(url, model, expected, n, until, told)) for n in range(clients)
+    ]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join()
+    told.seconds = time.monotonic() - started
+    return told
+
+
+def _client(url: str, model: str, expected: dict[Asked, str], seed: int, until: float, told: Told) -> None:
+    chosen = random.Random(seed)
+    with httpx.Client(timeout=1800) as http:
+        for number in itertools.count():
+            if number and time.monotonic() >= until:
+                return
+            asked = chosen.choice(list(expected))
+            try:
+                text, first = _ask(http, url, model, asked)
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                told.errors.append(f"{asked}: {error!r}")
+                continue
+            told.first.append(first)
+            if text != expected[asked]:
+                told.wrong.append(f"{asked}: {text!r}, alone {expected[asked]!r}")
+
+
+def _ask(http: httpx.Client, url: str, model: str, asked: Asked) -> tuple[str, float]:
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": asked.question}],
+        "documents": [asked.document],
+        "max_tokens": ANSWER_TOKENS,
+        "temperature": 0,
+        "stream": True,
+    }
+    started, first, text = time.monotonic(), 0.0, ""
+    with http.stream("POST", f"{url}/chat/completions", json=body) as answer:
+        answer.raise_for_status()
+        for said in _events(answer.iter_lines()):
+            for choice in said["choices"]:
+                text += choice["delta"].get("content", "")
+                if text and not first:
+                    first = time.monotonic() - started
+    return text, first
+
+
+def _events(lines: Iterator[str]) -> Iterator[dict[str, list[dict[str, dict[str, str]]]]]:
+    for line in lines:
+        if line.startswith("data: ") and line != "data: [DONE]":
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                raise ValueError(event["error"]["message"])
+            yield event
+
+
+if __name__ == "__main__":
+    main()
