@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import kvtool
-from kvtool.blend import POLICIES, Cached, Text, drift
+from kvtool.blend import POLICIES, Cached, Text
 from kvtool.blend.layout import lay_out
 
 TEXTS = {
@@ -106,8 +106,7 @@ def test_an_answer_is_that_of_a_full_prefill(family, store):
 
 
 @pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if not policy.parallel])
-def test_every_policy_keeps_to_its_budget(policy, family, store, monkeypatch):
-    monkeypatch.setattr(drift, "SHARE", 0.0)
+def test_every_policy_keeps_to_its_budget(policy, family, store):
     names = [*sorted(store), sorted(store)[0]]
     layout = lay_out(store, names, family)
     naive = kvtool.blend(store, names, family, policy="none")

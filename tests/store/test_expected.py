@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -203,7 +204,7 @@ def test_a_single_neighbour_says_nothing_of_how_much_it_matters_which(
         assert store.open(name, "expected").scores == []
     # So that what is recomputed is what the question looks at, as without it.
     options = {"question": QUESTION, "recompute": 0.2}
-    monkeypatch.setattr(drift, "SHARE", 0.0)
+    monkeypatch.setattr(drift, "HALF", math.inf)
     first, second = (
         kvtool.blend(store, list(store), lively, policy=policy, **options)  # type: ignore[arg-type]
         for policy in ("drift", "prophet")
