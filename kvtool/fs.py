@@ -89,6 +89,18 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Holds ``path`` exclusively if nobody else holds it; yields whether it does."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = True
+        except BlockingIOError:
+            is_ours = False
+        yield is_ours
+
+
+@contextmanager
 def locked_shared(path: Path, *, when_alone: Callable[[], None]) -> Iterator[None]:
     """Holds ``path`` together with others who share it; runs ``when_alone`` first if there are none."""
     with path.open("a") as file:

@@ -47,3 +47,9 @@ MESSAGES = 1024
 
 STOP_CHARACTERS = 256
 """One stop sequence."""
+
+CACHED_CONTENTS = 1000
+"""Cached contents of one tenant."""
+
+CACHED_SECONDS = 30 * 24 * 3600.0
+"""How long cached contents may live, unless they are renewed."""

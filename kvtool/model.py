@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from functools import cached_property
 from pathlib import Path
@@ -115,6 +116,16 @@ class Model:
                 f"{self.name}: its tokenizer cannot be loaded ({_first_line(error)}); the model's directory needs its "
                 "tokenizer files"
             ) from error
+
+    @cached_property
+    def text_tokenizer(self) -> Any:
+        """A copy of ``tokenizer`` that reads special tokens as text.
+
+        A tokenizer keeps in itself which of both it does: of two threads that share one, each could get the other's.
+        """
+        copied = copy.deepcopy(self.tokenizer)
+        copied("", split_special_tokens=True)
+        return copied
 
     @cached_property
     def model(self) -> Any:

@@ -88,7 +88,7 @@ def prefill(
             f"step tokens {step_tokens}, pack tokens {pack_tokens} and neighbours {neighbours}: expected at least 1, 0 and 0"
         )
     prefix = prefix_of(model, system=system, text=prefix_text, none=no_prefix)
-    limit = _segment_limit(model, prefix, segment_tokens)
+    limit = segment_limit(model, prefix, segment_tokens)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     found, problems = find(paths, include=include, exclude=exclude)
     report = Report(problems=list(problems))
@@ -108,10 +108,34 @@ def prefill(
             (report.unchanged if done else report.prefilled).append(plan.name)
     elif plans:
         with store.writing():
-            _Run(plans, model, store, prefix, step_tokens, report, on_progress).run(pack_tokens)
+            _Run(plans, model, store, prefix, step_tokens, report, on_progress).run_all(pack_tokens)
             if neighbours:
                 _expect(store, model, neighbours, report, on_progress)
     report.seconds = time.monotonic() - started
+    return report
+
+
+def prefill_text(
+    name: str,
+    text: str,
+    *,
+    model: Model,
+    store: Store,
+    prefix: Prefix,
+    step_tokens: int = engine.STEP_TOKENS,
+    on_progress: Callable[[Report], None] = lambda _: None,
+    run: engine.Runner = engine.at_once,
+) -> Report:
+    """Prefills ``text`` as ``prefill`` does a file of this ``name`` that holds it, to the byte; ``run`` runs the passes.
+
+    Raises ``DocumentError`` for a text without tokens, ``MismatchError`` for a name that holds another model's cache.
+    """
+    store.check_name(name)
+    plan = plan_document(name, text, model, prefix, segment_limit(model, prefix))
+    _refuse_replacing(plan, store, model, prefix, replace=False)
+    report = Report()
+    with store.writing():
+        _Run([plan], model, store, prefix, step_tokens, report, on_progress, run).run_all(PACK_TOKENS)
     return report
 
 
@@ -153,7 +177,8 @@ def document_of(
     )
 
 
-def _segment_limit(model: Model, prefix: Prefix, asked: int | None) -> int:
+def segment_limit(model: Model, prefix: Prefix, asked: int | None = None) -> int:
+    """Tokens that a segment may have. Raises ``UsageError`` if the context has no room for it."""
     most = model.context - len(prefix.token_ids)
     limit = most - min(1024, model.context // 8) if asked is None else asked
     if not 0 < limit < most:
@@ -194,16 +219,17 @@ class _Run:
         step: int,
         report: Report,
         on_progress: Callable[[Report], None],
+        run: engine.Runner = engine.at_once,
     ) -> None:
         self.plans, self.model, self.store, self.prefix = plans, model, store, prefix
-        self.step, self.report, self.on_progress = step, report, on_progress
+        self.step, self.report, self.on_progress, self.run = step, report, on_progress, run
         self.known = store.known()
         self.missing = {plan.name: {p.identity for p in plan.pieces} - self.known.keys() for plan in plans}
         self.waiting: dict[str, list[Plan]] = {}
         self._prefiller: Prefiller | None = None
         self._storing: Future[None] | None = None
 
-    def run(self, pack_tokens: int) -> None:
+    def run_all(self, pack_tokens: int) -> None:
         units = passes((p for plan in self.plans for p in plan.pieces), pack_tokens)
         units = [unit for unit in units if any(piece.identity not in self.known for piece in unit)]
         self.report.tokens_total = sum(len(piece.token_ids) for unit in units for piece in unit)
@@ -297,5 +323,5 @@ class _Run:
     @property
     def prefiller(self) -> Prefiller:
         if self._prefiller is None:
-            self._prefiller = Prefiller(self.model, self.prefix.token_ids, step=self.step)
+            self._prefiller = Prefiller(self.model, self.prefix.token_ids, step=self.step, run=self.run)
         return self._prefiller

@@ -73,7 +73,9 @@ def prefix_again(model: Model, origin: dict[str, Any]) -> Prefix:
 
 def document_tokens(model: Model, text: str) -> list[int]:
     """Token ids of a document's text. A special token spelled out in a document is text, not a command."""
-    ids = model.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+    ids = model.text_tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, verbose=False
+    ).input_ids
     return list(ids)
 
 

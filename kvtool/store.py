@@ -227,6 +227,24 @@ class Store(Mapping[str, Document]):
                     path.unlink()
         return unused
 
+    def purge(self, name: str) -> bool:
+        """Forgets a document, and removes the artifacts that no other refers to; nothing if somebody is writing.
+
+        Returns whether it is gone now.
+        """
+        if name not in self:
+            return True
+        with fs.as_store_errors(self.root), fs.locked_if_free(self._lock) as is_alone:
+            if is_alone:
+                own = self[name].artifacts
+                # The manifest first: an artifact too many is collected one day, one that is missing is an error.
+                self.remove(name)
+                used = {variant.artifact for document in self.values() for variant in document.artifacts}
+                for variant in own:
+                    if variant.artifact not in used:
+                        self.discard(variant)
+        return is_alone
+
     def check_name(self, name: str) -> None:
         """Raises ``StoreError`` for what cannot be a document's name here."""
         self._manifest_path(name)

@@ -40,7 +40,7 @@ def split(text: str, *, count_tokens: Callable[[str], int], limit: int) -> list[
         raise ValueError(f"limit is {limit}; a piece needs room for at least 1 token")
     if count_tokens(text) <= limit:
         return [Piece(text, 0, len(text))]
-    count = _bounded(count_tokens, limit)
+    count = bounded(count_tokens, limit)
     pieces: list[Piece] = []
     tokens = 0
     start = 0
@@ -89,10 +89,10 @@ def _longest_fit(text: str, start: int, end: int, count: Callable[[str], int], l
     return stops[fitting - 1]
 
 
-def _bounded(count_tokens: Callable[[str], int], limit: int) -> Callable[[str], int]:
+def bounded(count_tokens: Callable[[str], int], limit: int) -> Callable[[str], int]:
     """`count_tokens`, but for a text far above the limit only more than the limit, from its beginning alone.
 
-    Without it, each level of a split would tokenize the whole document again.
+    Without it, each level of a split would tokenize the whole document again, and a server whatever it is sent.
     """
 
     def count(text: str) -> int:

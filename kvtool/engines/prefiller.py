@@ -29,12 +29,20 @@ class Prefiller:
     """Runs token ids behind a prefix, which is computed once.
 
     Memory beside the model is the segment's KV and one step's activations. The KVs returned are views of one cache.
+    ``run`` runs each pass of the model.
     """
 
-    def __init__(self, model: Model, prefix_ids: Sequence[int], *, step: int = engine.STEP_TOKENS) -> None:
-        self.model, self.step = model, step
+    def __init__(
+        self,
+        model: Model,
+        prefix_ids: Sequence[int],
+        *,
+        step: int = engine.STEP_TOKENS,
+        run: engine.Runner = engine.at_once,
+    ) -> None:
+        self.model, self.step, self.run = model, step, run
         cache = engine.new_cache(model, len(prefix_ids))
-        engine.feed(model, prefix_ids, cache, step=step)
+        engine.feed(model, prefix_ids, cache, step=step, run=run)
         self.prefix = engine.slice_kv(model, cache, 0, prefix_ids, 0) if prefix_ids else None
         self._packs: bool | None = None
 
@@ -42,7 +50,7 @@ class Prefiller:
         """The KV of one segment, fed in steps; ``on_step`` is called with the number of tokens of each."""
         cache = self._cache(len(token_ids))
         start = cache.get_seq_length()
-        engine.feed(self.model, token_ids, cache, step=self.step, on_step=on_step)
+        engine.feed(self.model, token_ids, cache, step=self.step, on_step=on_step, run=self.run)
         return engine.slice_kv(self.model, cache, start, token_ids, start)
 
     def many(self, rows: Sequence[Sequence[int]], on_step: OnStep = _ignore) -> list[KV]:
@@ -79,7 +87,7 @@ class Prefiller:
     def _packed(self, rows: Sequence[Sequence[int]]) -> list[KV]:
         cache = self._cache(sum(map(len, rows)))
         start = position = cache.get_seq_length()
-        engine.feed_packed(self.model, rows, cache)
+        self.run(lambda: engine.feed_packed(self.model, rows, cache))
         kvs = []
         for row in rows:
             kvs.append(engine.slice_kv(self.model, cache, start, row, position))

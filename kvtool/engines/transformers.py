@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ STEP_TOKENS = 1024
 
 SHARED = -1
 """The owner of tokens that every row of a pass sees."""
+
+Runner = Callable[[Callable[[], None]], object]
+"""Runs one pass of the model, and returns when it is done: at once, or in the thread that the model belongs to."""
 
 _GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
 _KINDS = {"full_attention", "sliding_attention"}
@@ -52,6 +56,10 @@ def new_cache(model: Model, capacity: int) -> DocumentCache:
     return DocumentCache(len(windows(model)), capacity=capacity)
 
 
+def at_once(forward: Callable[[], None]) -> None:
+    forward()
+
+
 @torch.no_grad()
 def feed(
     model: Model,
@@ -60,19 +68,26 @@ def feed(
     *,
     step: int = STEP_TOKENS,
     on_step: Callable[[int], None] = lambda _: None,
+    run: Runner = at_once,
 ) -> None:
     """Runs ``token_ids`` behind what ``cache`` holds, ``step`` at a time, so that memory stays at one step's.
 
-    ``on_step`` is called with each step's number of tokens.
+    ``on_step`` is called with each step's number of tokens, in the caller's thread wherever ``run`` runs them.
     """
     expected = cache.get_seq_length() + len(token_ids)
     for start in range(0, len(token_ids), step):
-        ids = torch.tensor([token_ids[start : start + step]], device=device_of(model))
-        with grouped_attention(model):
-            # The body without the head: logits over a document's every token are not needed by anyone.
-            model.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-        on_step(ids.shape[1])
+        some = token_ids[start : start + step]
+        run(partial(_forward, model, some, cache))
+        on_step(len(some))
     _refuse_partial(model, cache, expected)
+
+
+@torch.no_grad()
+def _forward(model: Model, token_ids: Sequence[int], cache: DocumentCache) -> None:
+    ids = torch.tensor([token_ids], device=device_of(model))
+    with grouped_attention(model):
+        # The body without the head: logits over a document's every token are not needed by anyone.
+        model.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
 
 
 @torch.no_grad()

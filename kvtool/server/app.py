@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from .. import limits
 from ..errors import KvtoolError
-from . import completions
+from . import completions, contents
 from .auth import Authentication
 from .errors import ApiError, respond
 from .guards import WholeBody
@@ -26,9 +26,9 @@ def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Sta
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        serving.scheduler.start()
+        serving.start()
         yield
-        serving.scheduler.stop()
+        serving.stop()
 
     app = Starlette(
         routes=[
@@ -39,6 +39,7 @@ def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Sta
             Route("/v1/models/{name:path}", model),
             Route("/v1/completions", completions.complete, methods=["POST"]),
             Route("/v1/chat/completions", completions.chat, methods=["POST"]),
+            *contents.ROUTES,
         ],
         exception_handlers={
             HTTPException: _not_there,

@@ -60,7 +60,7 @@ def text_tokens(model: Model, text: str, *, is_first: bool) -> list[int]:
     """Plain text; with what the tokenizer puts first, where it stands ``is_first``."""
     if not is_first:
         return document_tokens(model, text)
-    ids = model.tokenizer(text, split_special_tokens=True, verbose=False).input_ids
+    ids = model.text_tokenizer(text, split_special_tokens=True, verbose=False).input_ids
     return list(ids)
 
 

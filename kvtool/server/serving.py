@@ -22,10 +22,12 @@ from ..model import Model
 from ..prompt import BETWEEN, Prefix
 from ..store import Store
 from .errors import ApiError, document_missing
+from .filling import Filling
 from .memory import Memory
 from .metrics import Metrics
 from .prefixes import Prefixes
 from .prompts import Message, behind_documents, chat_tokens, text_tokens
+from .records import KIND, Contents
 from .requests import ChatRequest, CompletionRequest
 from .scheduler import Scheduler
 
@@ -53,11 +55,12 @@ class Limits:
 
 @dataclass
 class Tenant:
-    """Who has a token, and the documents that are theirs alone."""
+    """Who has a token, and the documents and cached contents that are theirs alone."""
 
     name: str
     store: Store
     prefixes: Prefixes
+    contents: Contents
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,21 @@ class Serving:
         self.preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self.started = int(time.time())
         self._token_bytes = _bytes_of_a_token(self.model)
+        self.filling = [
+            Filling(tenant.contents, self.model, self.scheduler, self.memory, self._token_bytes)
+            for tenant in self.tenants.values()
+        ]
+
+    def start(self) -> None:
+        self.scheduler.start()
+        for filling in self.filling:
+            filling.start()
+
+    def stop(self) -> None:
+        """Waits for the answers that are on their way."""
+        for filling in self.filling:
+            filling.stop()
+        self.scheduler.stop()
 
     @classmethod
     def over(
@@ -104,7 +122,10 @@ class Serving:
         """The store at ``root`` for everyone, or for each of the tenants ``names`` one of their own below it."""
         roots = {name: root / "tenants" / name for name in names} or {"": root}
         stores = {name: Store(path) for name, path in roots.items()}
-        tenants = {name: Tenant(name, store, Prefixes(store, model)) for name, store in stores.items()}
+        tenants = {
+            name: Tenant(name, store, Prefixes(store, model), Contents(store))
+            for name, store in stores.items()
+        }
         return cls(model, tenants, limits, variant, use_caches)
 
     @contextmanager
@@ -114,7 +135,7 @@ class Serving:
         Raises ``ApiError`` for what the model cannot take, and what ``kvtool.blend`` raises.
         """
         with ExitStack() as stack:
-            if request.documents is None:
+            if request.documents is None and request.cached_content is None:
                 yield self._plain(request, tenant, stack)
             else:
                 yield self._over_documents(request, tenant, stack)
@@ -139,9 +160,13 @@ class Serving:
     def _over_documents(
         self, request: ChatRequest | CompletionRequest, tenant: Tenant, stack: ExitStack
     ) -> Prompt:
-        names = [_chosen(tenant.store, name) for name in request.documents or ()]
+        chosen = self._chosen(request, tenant, stack)
         how = How(float(request.recompute), request.policy)
-        layout = lay_out(tenant.store, names, self.model, variant=self.variant, between=BETWEEN)
+        try:
+            layout = lay_out(tenant.store, chosen, self.model, variant=self.variant, between=BETWEEN)
+        except MismatchError as error:
+            message = "documents: they were prefilled by another model, or under different system prompts; name others"
+            raise ApiError(400, message, param="documents") from error
         behind = self._behind(request, shared_prefix(layout, tenant.store, self.model))
         ids = [*layout.token_ids.tolist(), *behind]
         self._refuse_too_long(ids, request)
@@ -158,6 +183,24 @@ class Serving:
         blended = self.scheduler.call(lambda: assemble(layout, self.model, how, [behind])).result()
         self.metrics.hits.inc()
         return Prompt(ids, blended, seen, blended.recomputed)
+
+    def _chosen(
+        self, request: ChatRequest | CompletionRequest, tenant: Tenant, stack: ExitStack
+    ) -> list[Cached]:
+        if request.cached_content is None:
+            names = request.documents or []
+        elif request.documents is None:
+            names = [KIND + request.cached_content.removeprefix(KIND)]
+        else:
+            message = "cached_content: cannot be given with documents; name it among these instead"
+            raise ApiError(400, message, param="cached_content")
+        # Whoever names cached contents as documents gets them under the same conditions.
+        return [
+            Cached(stack.enter_context(tenant.contents.using(name, self.model)), RAW)
+            if name.startswith(KIND)
+            else _document(tenant.store, name)
+            for name in names
+        ]
 
     def _uncached(
         self, ids: Sequence[int], request: ChatRequest | CompletionRequest, stack: ExitStack
@@ -225,7 +268,7 @@ class Serving:
             )
 
 
-def _chosen(store: Store, name: str) -> Cached:
+def _document(store: Store, name: str) -> Cached:
     try:
         store.check_name(name)
     except StoreError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 import kvtool
@@ -124,3 +126,19 @@ def test_a_cached_document_and_a_question_are_what_a_chat_sends(tiny):
     prefix = prefix_of(tiny, system="Be brief.")
     whole = [*prefix.token_ids, *document_tokens(tiny, WORDS), *question_tokens(tiny, prefix, "Why?")]
     assert whole == rendered(tiny, ("system", "Be brief."), ("user", f"{WORDS}\n\nWhy?"))
+
+
+def test_threads_do_not_change_what_others_read(tiny):
+    """A tokenizer keeps in itself whether it reads special tokens."""
+    text = "said <user> and <eos>, " * 20
+    words, (user,) = document_tokens(tiny, text), tiny.tokenizer("<user>", add_special_tokens=False).input_ids
+
+    def commands() -> bool:
+        return all(
+            tiny.tokenizer("<user>", add_special_tokens=False).input_ids == [user] for _ in range(1000)
+        )
+
+    with ThreadPoolExecutor(3) as pool:
+        others = [pool.submit(commands) for _ in range(3)]
+        assert all(document_tokens(tiny, text) == words for _ in range(1000))
+        assert all(other.result() for other in others)

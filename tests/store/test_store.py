@@ -256,6 +256,23 @@ def test_a_broken_manifest_stops_collect(store: Store) -> None:
     assert bytes_of(store.root) == before
 
 
+def test_purge_removes_a_document_and_what_only_it_uses(store: Store) -> None:
+    store.commit(named(store, "twin"))
+    before = bytes_of(store.root)
+    with store.writing():
+        assert not store.purge("docs/a.md")
+    assert bytes_of(store.root) == before
+    own = store.path_of(store["docs/a.md"].segments[0].variants["raw"])
+    assert store.purge("docs/a.md")
+    assert store.purge("twin")
+    assert list(store) == ["c.txt", "docs/b.md"]
+    assert not own.exists()
+    # The prefix is everyone's, and c.txt is what its twin was.
+    assert len(bytes_of(store.root)) == len(before) - 3
+    assert store.read("c.txt").n_tokens
+    assert store.purge("docs/a.md")
+
+
 def test_collect_waits_for_writers(store: Store) -> None:
     stray = store.root / "artifacts" / "ab" / ("ab" * 32 + ".safetensors")
     with store.writing():
