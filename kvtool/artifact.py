@@ -9,7 +9,7 @@ unchecked. Tensors lie layer by layer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -294,6 +294,8 @@ class Artifact:
         geometry = self.contents.geometry
         if geometry.n_elements * geometry.dtype.itemsize > limits.ARTIFACT_BYTES:
             raise _broken(self.path, f"its geometry claims more than {limits.ARTIFACT_BYTES} bytes")
+        if geometry.n_tokens > limits.ARTIFACT_TOKENS:
+            raise _broken(self.path, f"its geometry claims more than {limits.ARTIFACT_TOKENS} tokens")
         # Every group has a tensor. There is no room for groups yet where even full ones would be too many.
         most = (self.contents.pipeline.layers or self.n_layers) * len(self.entries)
         if self.n_layers > most or len(self.contents.groups) > len(self.entries):
@@ -374,20 +376,26 @@ class Artifact:
             raise _broken(
                 self.path, f"tensor {name} is {dtype} {list(shape)}, not {out.dtype} {list(out.shape)}"
             )
+        self._read_pieces(name, runs(out))
+
+    def _read_pieces(self, name: str, pieces: Iterable[memoryview]) -> None:
+        """Reads the tensor's bytes into ``pieces``, one after the other, and checks their digest."""
         hasher = blake3.blake3()
         with _reading(self.path), self.path.open("rb", buffering=0) as file:
             file.seek(self.offsets[name])
-            for run in runs(out):
-                if _fill(file, run) != len(run):
+            for piece in pieces:
+                if _fill(file, piece) != len(piece):
                     raise _broken(self.path, f"tensor {name} is cut off")
-                hasher.update(run)
+                hasher.update(piece)
         if hasher.hexdigest() != self.meta["tensors"][name]:
             raise _broken(self.path, f"tensor {name} has changed since it was written (digest differs)")
 
     def verify(self) -> None:
-        """Reads every byte. Raises ``ArtifactError`` for the first that is not what was written."""
+        """Reads every byte, a few at a time. Raises ``ArtifactError`` for the first that is not what was written."""
+        buffer = memoryview(bytearray(limits.MIB))
         for name in self.meta["tensors"]:
-            self.read(name)
+            left = container.nbytes(self.entries[name])
+            self._read_pieces(name, (buffer[: left - at] for at in range(0, left, len(buffer))))
         _ = self.token_ids
         padding = [name for name in self.entries if name not in self.meta["tensors"]]
         with _reading(self.path), self.path.open("rb") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,6 +10,7 @@ from . import fs, limits
 from .codecs import Calibration, CodecError, Recipe
 from .digest import digest, is_digest
 from .errors import ArtifactError, KvtoolError, UsageError
+from .receive import receive
 
 if TYPE_CHECKING:
     from .store import Store
@@ -35,7 +36,7 @@ class Calibrations(Mapping[str, Calibration]):
         if digest not in self:
             raise KeyError(digest)
         if digest not in self._read:
-            self._read[digest] = _read(self.path_of(digest))
+            self._read[digest] = _read(self.path_of(digest), digest)
         return self._read[digest]
 
     def __contains__(self, digest: object) -> bool:
@@ -55,6 +56,10 @@ class Calibrations(Mapping[str, Calibration]):
         if calibration.digest not in self:
             fs.write_atomic(self.path_of(calibration.digest), [calibration.to_bytes()])
 
+    def receive(self, digest: str, chunks: Iterable[bytes]) -> int:
+        """Keeps one that was made elsewhere; its bytes. Raises ``Refused`` unless it is the one of that digest."""
+        return receive(self.path_of(digest), digest, chunks, lambda path: _read(path, digest))
+
     def discard(self, digest: str) -> None:
         """Removes a broken one's file, so that it is missing."""
         self._read.pop(digest, None)
@@ -72,7 +77,7 @@ class BrokenCalibration(ArtifactError):
     """Its bytes are not those that its name says."""
 
 
-def _read(path: Path) -> Calibration:
+def _read(path: Path, expected: str) -> Calibration:
     try:
         if (size := path.stat().st_size) > limits.CALIBRATION_BYTES:
             raise ArtifactError(f"{path}: has {size} bytes, a calibration at most {limits.CALIBRATION_BYTES}")
@@ -81,7 +86,7 @@ def _read(path: Path) -> Calibration:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror}); check the disk and its permissions"
         ) from error
-    if digest(data) != path.stem:
+    if digest(data) != expected:
         raise BrokenCalibration(
             f"{path}: has changed since it was written (digest differs). Nothing was loaded; copy it again from where it "
             "came from, or let kvtool verify --remove take it out, calibrate and compress again"
@@ -120,7 +125,7 @@ def finder(
         if given is not None:
             if given not in store.calibrations:
                 have = ", ".join(store.calibrations) or "none"
-                raise UsageError(f"calibration {given}: is not in the store {store.root}; it has: {have}")
+                raise UsageError(f"calibration {given}: is not in the store {store}; it has: {have}")
             return store.calibrations[given]
         fingerprint, model = _model(store, names)
         if found := store.calibrations.newest(recipe.calibration, fingerprint):
@@ -128,7 +133,7 @@ def finder(
         if make is not None:
             return make(recipe, fingerprint, model)
         raise MissingCalibration(
-            f"recipe {recipe.name!r} needs a calibration of method {recipe.calibration!r} for {model}, and {store.root} has "
+            f"recipe {recipe.name!r} needs a calibration of method {recipe.calibration!r} for {model}, and {store} has "
             f"none; run kvtool calibrate --recipe {recipe.name} first"
         )
 

@@ -16,6 +16,7 @@ from .commands import (
     gc,
     ls,
     prefill,
+    pull,
     recipes,
     rm,
     serve_cache,
@@ -59,6 +60,7 @@ for command in (
     verify,
     rm,
     gc,
+    pull,
     recipes,
     demo,
 ):

@@ -18,8 +18,17 @@ from .errors import StoreError
 TEMPORARY = ".tmp-"
 
 
-def write_atomic(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
-    """Writes ``chunks`` to ``path`` and returns their size in bytes."""
+class DiskFull(StoreError):
+    """There is no room. What was stored before is safe."""
+
+
+def write_atomic(
+    path: Path, chunks: Iterable[bytes | memoryview], check: Callable[[Path], object] | None = None
+) -> int:
+    """Writes ``chunks`` to ``path`` and returns their size in bytes.
+
+    ``check`` is given the temporary file, whole; if it raises, nothing is left of it.
+    """
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         make_directory(path.parent)
@@ -27,6 +36,8 @@ def write_atomic(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
             size = sum(file.write(chunk) for chunk in chunks)
             file.flush()
             os.fsync(file.fileno())
+        if check:
+            check(temporary)
         temporary.replace(path)
         fsync_directory(path.parent)
     except OSError as error:
@@ -42,7 +53,7 @@ def write_atomic(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
 
 def write_error(path: Path, error: OSError) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(
+        return DiskFull(
             f"{path}: the disk is full. What was stored before is safe. Free some space (kvtool gc removes what no "
             "document uses) and run the same command again: it goes on where it stopped"
         )

@@ -18,6 +18,9 @@ ARTIFACT_TENSORS = 200_000
 ARTIFACT_BYTES = 1024 * GIB
 """One artifact's payload."""
 
+ARTIFACT_TOKENS = 16 * MIB
+"""Tokens of one segment, whose ids are read whole."""
+
 CALIBRATION_BYTES = 4 * GIB
 """One calibration, which is read whole."""
 
@@ -34,7 +37,16 @@ REQUEST_BYTES = 16 * MIB
 """The body of a request to the server, unless it uploads an artifact."""
 
 REQUEST_SECONDS = 30.0
-"""From a request's first byte to its last."""
+"""From a request's first byte to its last, unless it uploads an artifact."""
+
+UPLOAD_BYTES = 16 * GIB
+"""An artifact that is sent to the server."""
+
+UPLOAD_RATE = 256 * KIB
+"""Bytes a second that an upload must bring on average, once ``REQUEST_SECONDS`` are over."""
+
+UPLOADS = 2
+"""Uploads of one tenant at a time: each has a thread, and keeps ``gc`` waiting."""
 
 CHOICES = 16
 """Answers to one request."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from .calibrations import Calibrations
 from .digest import canonical_json
 from .errors import ArtifactError, StoreError, UsageError
 from .manifest import EXPECTED, RAW, Document, Variant
+from .receive import receive
 
 if TYPE_CHECKING:
     from .codecs import KV, Calibration
@@ -37,14 +38,25 @@ _SAFE = " !#$&'()+,-.;=@[]^_`{}~"
 
 class Store(Mapping[str, Document]):
     """Documents by name. ``Store(path)`` opens a store, or makes an empty one when something is first written.
+    ``Store("http://host:port")`` reads a server's, as ``kvtool.remote`` says.
 
     Raises ``StoreError`` for a directory that holds something else, and for a store of a newer format.
     """
 
+    # Without a root it is called by copy and pickle.
+    def __new__(cls, root: str | Path = "") -> Store:
+        if cls is Store and re.match(r"https?:/", str(root)):
+            from .remote import RemoteStore
+
+            return super().__new__(RemoteStore)
+        return super().__new__(cls)
+
     def __init__(self, root: str | Path) -> None:
         # A Path writes s3://bucket as s3:/bucket.
         if re.match(r"\w{2,}:/", str(root)):
-            raise UsageError(f"store {root}: only directories can be stores in this version")
+            raise UsageError(
+                f"store {root}: only directories, http:// and https:// can be stores in this version"
+            )
         self.root = Path(root)
         self._artifacts, self._manifests = self.root / "artifacts", self.root / "manifests"
         self.calibrations = Calibrations(self.root / "calibrations")
@@ -58,7 +70,10 @@ class Store(Mapping[str, Document]):
             self._check_format(marker)
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r})"
+        return f"Store({str(self)!r})"
+
+    def __str__(self) -> str:
+        return str(self.root)
 
     # Reading
 
@@ -94,10 +109,7 @@ class Store(Mapping[str, Document]):
     def size(self, name: str, variant: str = RAW) -> int:
         """Bytes of the variant's files: every segment's artifact, whole."""
         document = self[name]
-        return sum(
-            self.path_of(self._variant(document, i, variant)).stat().st_size
-            for i in range(len(document.segments))
-        )
+        return sum(self._variant(document, i, variant).nbytes for i in range(len(document.segments)))
 
     def open(self, name: str, variant: str = RAW, segment: int = 0) -> Artifact:
         """The artifact of one segment, its header checked."""
@@ -126,7 +138,15 @@ class Store(Mapping[str, Document]):
         return [self.open_artifact(part) for part in (*parts, self._variant(document, segment, variant))]
 
     def path_of(self, variant: Variant) -> Path:
-        return self._artifacts / variant.artifact[:2] / f"{variant.artifact}.safetensors"
+        return self.artifact_path(variant.artifact)
+
+    def artifact_path(self, digest: str) -> Path:
+        """Where the artifact of that digest lies, if it is there."""
+        return self._artifacts / digest[:2] / f"{digest}.safetensors"
+
+    def committed(self, name: str) -> float:
+        """When the document was last committed, in seconds since 1970."""
+        return self._manifest_path(name).stat().st_mtime
 
     def holds(self, variant: Variant) -> bool:
         return self.path_of(variant).is_file()
@@ -186,6 +206,25 @@ class Store(Mapping[str, Document]):
         if not self.holds(variant):
             fs.write_atomic(self.path_of(variant), chunks)
         return variant
+
+    def receive(
+        self,
+        digest: str,
+        chunks: Iterable[bytes],
+        calibrations: Mapping[str, Calibration] | None = None,
+    ) -> int:
+        """Stores an artifact that was made elsewhere, once every byte of it is checked; returns its size in bytes.
+
+        One that is there already is written over by the same bytes, and so is mended if it is broken. Raises ``Refused``
+        unless it is the artifact of that digest, and its calibrations are in ``calibrations`` (the store's own).
+        """
+        known = self.calibrations if calibrations is None else calibrations
+        return receive(
+            self.artifact_path(digest),
+            digest,
+            chunks,
+            lambda path: Artifact.open(path, expected=digest, calibrations=known).verify(),
+        )
 
     def put_calibration(self, calibration: Calibration) -> None:
         """Stores a calibration; it must be there before an artifact that names it."""
@@ -310,7 +349,7 @@ class Store(Mapping[str, Document]):
         hint = f"did you mean {' or '.join(near)}?" if near else "kvtool ls shows what is there"
         if not names:
             hint = "the store is empty: run kvtool prefill first"
-        return f"{name}: is not in the store {self.root}; {hint}"
+        return f"{name}: is not in the store {self}; {hint}"
 
     def _check_format(self, marker: Path) -> None:
         try:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 debug = False
 
 StoreOption = Annotated[
-    Optional[Path], typer.Option("--store", help="The store's directory (default: kv-store).")
+    Optional[Path],
+    typer.Option(
+        "--store",
+        help="The store's directory, or a server to read from: http://HOST:PORT (default: kv-store).",
+    ),
 ]
 ModelOption = Annotated[
     Optional[str],

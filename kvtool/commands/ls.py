@@ -32,7 +32,7 @@ def run(store: common.StoreOption = None, as_json: common.JsonOption = False) ->
     if as_json:
         common.print_json(rows)
     elif not rows and not broken:
-        common.say(f"{opened.root}: is empty; run kvtool prefill first")
+        common.say(f"{opened}: is empty; run kvtool prefill first")
     else:
         width = max((len(row["name"]) for row in rows), default=0)
         for row in rows:

@@ -74,7 +74,7 @@ def plan(
     """The plan of ``evaluate``, whose arguments these are. Raises what it raises, but for what a trial shows."""
     documents = [names] if isinstance(names, str) else list(dict.fromkeys(store if names is None else names))
     if not documents:
-        raise UsageError(f"nothing to evaluate: {store.root} is empty; run kvtool prefill first")
+        raise UsageError(f"nothing to evaluate: {store} is empty; run kvtool prefill first")
     entries = [store[name] for name in documents]
     prefix = _prefix(model, store, entries)
     find = finder(store, documents)
@@ -82,7 +82,7 @@ def plan(
     compared = [*coded, *others]
     if not compared:
         raise UsageError(
-            f"nothing to compare: {store.root} has no variants beside raw; name recipes with --recipes kivi:bits=4,…, or "
+            f"nothing to compare: {store} has no variants beside raw; name recipes with --recipes kivi:bits=4,…, or "
             "run kvtool compress first"
         )
     gate.refuse_unmeasured(scope, questions is not None, [candidate.name for candidate in compared])

@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from .. import limits
 from ..errors import KvtoolError
-from . import completions, contents
+from . import artifacts, completions, contents, documents
 from .auth import Authentication
-from .errors import ApiError, respond
+from .errors import ApiError, model_missing, respond
 from .guards import WholeBody
 from .serving import Serving
 
@@ -39,7 +39,9 @@ def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Sta
             Route("/v1/models/{name:path}", model),
             Route("/v1/completions", completions.complete, methods=["POST"]),
             Route("/v1/chat/completions", completions.chat, methods=["POST"]),
+            *documents.ROUTES,
             *contents.ROUTES,
+            *artifacts.ROUTES,
         ],
         exception_handlers={
             HTTPException: _not_there,
@@ -79,7 +81,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request) -> Response:
     serving: Serving = request.app.state.serving
     if (name := request.path_params["name"]) != serving.model.name:
-        raise ApiError(404, f"model {name!r}: this server has {serving.model.name!r}", code="model_not_found")
+        raise model_missing(name, serving.model.name)
     return JSONResponse(_model(serving))
 
 

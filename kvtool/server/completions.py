@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from .errors import ApiError, api_error
+from .errors import ApiError, api_error, model_missing
 from .requests import ChatRequest, CompletionRequest
 from .sampling import Picked
 from .scheduler import Generation
@@ -54,12 +54,7 @@ async def _answer(
     asked = await parsed(request, kind)
     started = time.monotonic()
     if asked.model != serving.model.name:
-        raise ApiError(
-            404,
-            f"model {asked.model!r}: this server has {serving.model.name!r}",
-            param="model",
-            code="model_not_found",
-        )
+        raise model_missing(asked.model, serving.model.name)
     if serving.scheduler.running >= serving.limits.concurrency:
         raise ApiError(429, "too many requests are being answered; try again later", Retry_After="1")
     answering = _Answering(serving, request.state.tenant, asked, started)

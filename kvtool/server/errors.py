@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from ..errors import KvtoolError, UsageError
+from ..fs import DiskFull
 from ..store import DocumentMissing
 from .memory import Busy, TooLarge
 
@@ -42,6 +43,8 @@ def api_error(error: BaseException) -> ApiError:
             return document_missing(str(error).partition(": is not in the store")[0])
         case Busy():
             return ApiError(503, str(error), code="overloaded", Retry_After="1")
+        case DiskFull():
+            return ApiError(507, "the server's disk is full; what was stored before is safe")
         case UsageError() | TooLarge():
             return ApiError(400, str(error))
         case KvtoolError():
@@ -59,6 +62,10 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
 def document_missing(name: str) -> ApiError:
     message = f"{name}: there is no such document; GET /v1/documents lists them"
     return ApiError(404, message, param="documents", code="document_not_found")
+
+
+def model_missing(asked: str, there: str) -> ApiError:
+    return ApiError(404, f"model {asked!r}: this server has {there!r}", param="model", code="model_not_found")
 
 
 def _type(status: int) -> str:

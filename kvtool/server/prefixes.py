@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,13 +114,12 @@ class Prefixes:
                     del self._by_block[digest]
 
 
-def _chain(token_ids: NDArray[np.int64]) -> list[bytes]:
+def _chain(token_ids: NDArray[np.int64]) -> Iterator[bytes]:
     """For each whole block a digest of it and of all that stands before it."""
-    digests, before = [], b""
+    before = b""
     for start in range(0, len(token_ids) - BLOCK + 1, BLOCK):
         before = blake3(before + token_ids[start : start + BLOCK].tobytes()).digest()
-        digests.append(before)
-    return digests
+        yield before
 
 
 def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anyio import CapacityLimiter
+
+from .. import limits as bounds
 from ..artifact import Artifact
 from ..blend.blending import How, assemble, shared_prefix
 from ..blend.layout import Cached, chosen_document, lay_out
@@ -55,12 +59,17 @@ class Limits:
 
 @dataclass
 class Tenant:
-    """Who has a token, and the documents and cached contents that are theirs alone."""
+    """Who has a token, and the documents and cached contents that are theirs alone.
+
+    ``hits`` are the times that each was answered from.
+    """
 
     name: str
     store: Store
     prefixes: Prefixes
     contents: Contents
+    hits: Counter[str] = field(default_factory=Counter)
+    uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(bounds.UPLOADS))
 
 
 @dataclass(frozen=True)
@@ -151,11 +160,13 @@ class Serving:
             return self._uncached(ids, request, stack)
         try:
             parts = tenant.store.parts(match.document, RAW, match.segment)
-            return Prompt(ids, self._held(parts, len(ids) - seen, request, tenant, stack), seen)
+            cache = self._held(parts, len(ids) - seen, request, tenant, stack)
         except (StoreError, ArtifactError, MismatchError) as error:
             # Removed since, or broken: nobody asked for it by name, so it is a miss.
             _log.warning("a cached beginning was not used: %s", error)
             return self._uncached(ids, request, stack)
+        tenant.hits.update([match.document])
+        return Prompt(ids, cache, seen)
 
     def _over_documents(
         self, request: ChatRequest | CompletionRequest, tenant: Tenant, stack: ExitStack
@@ -173,6 +184,7 @@ class Serving:
         self.metrics.queries.inc()
         if not self.use_caches:
             return self._uncached(ids, request, stack)
+        tenant.hits.update(layout.documents)
         seen = len(layout.token_ids)
         if layout.is_alone:
             parts = [segment.artifact for segment in layout.segments]

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 import kvtool
 from kvtool import Store
+from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
 from kvtool.server.serving import Limits, Serving
 
@@ -104,3 +110,68 @@ def running(served_dir: Path, documents: Store) -> Callable[..., object]:
             process.communicate()
 
     return run
+
+
+@pytest.fixture
+def calibrated(documents: Store, served: kvtool.Model, centred: Recipe) -> Calibration:
+    """What the variant centred of all documents is compressed with."""
+    assert centred.fit
+    samples = [Sample(documents.read(name)) for name in TEXTS]
+    made = centred.fit(samples).made(model=served.fingerprint, source=list(TEXTS))
+    with documents.writing():
+        documents.put_calibration(made)
+    kvtool.compress(documents, recipe="centred")
+    return made
+
+
+class Counted:
+    """An application whose requests are counted by the kind of path they ask for."""
+
+    def __init__(self, app: Any) -> None:
+        self.app, self.asked = app, Counter[str]()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.asked[scope["path"].split("/")[2]] += 1
+        await self.app(scope, receive, send)
+
+
+@pytest.fixture
+def listening() -> Callable[[Any], AbstractContextManager[str]]:
+    """Answers for an application, within this process, at the address that it gives."""
+
+    @contextmanager
+    def listen(app: Any) -> Iterator[str]:
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+    return listen
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache directory of the test's own."""
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def counted(serving: Serving) -> Counted:
+    return Counted(create_app(serving))
+
+
+@pytest.fixture
+def url(
+    counted: Counted, listening: Callable[[Any], AbstractContextManager[str]], cache: Path
+) -> Iterator[str]:
+    """Where ``counted`` answers."""
+    with listening(counted) as url:
+        yield url
