@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint peers bench clean
+.PHONY: setup demo test fuzz lint peers bench clean
 
 setup: $(READY)
 
@@ -23,6 +23,11 @@ demo: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 	$(BIN)/python -m pytest -m slow
+
+# Ten minutes for the API and five for each parser, unless KVTOOL_FUZZ_SECONDS says otherwise; `make test` gives them a few seconds.
+fuzz: export KVTOOL_FUZZ_SECONDS ?= 600
+fuzz: setup
+	$(BIN)/python -m pytest tests/server/test_fuzz.py
 
 # mypy takes codecs/ for the standard library's where it sees it at the top, and then gets integers wrong.
 lint: setup

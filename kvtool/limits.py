@@ -65,3 +65,27 @@ CACHED_CONTENTS = 1000
 
 CACHED_SECONDS = 30 * 24 * 3600.0
 """How long cached contents may live, unless they are renewed."""
+
+REQUESTS_BYTES = 512 * MIB
+"""The bodies of all requests that are arriving or being answered."""
+
+HEAD_BYTES = 32 * KIB
+"""A request's line and headers, as far as they are looked at before they are all there."""
+
+HEAD_FIELDS = 100
+"""Headers of one request."""
+
+HEAD_SECONDS = 10.0
+"""From a connection's opening, or from a further request's first byte, to the end of the request's headers."""
+
+IDLE_SECONDS = 120.0
+"""A connection between two requests."""
+
+STALLED_SECONDS = 60.0
+"""A client that takes nothing of what it is sent."""
+
+CONNECTIONS = 4096
+"""Open connections."""
+
+STUCK_SECONDS = 300.0
+"""One round of the model, before the server is said not to be ready."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import signal
-import socket
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,6 +13,11 @@ import typer
 
 from ..errors import ModelError, UsageError
 from . import common
+
+
+class Log(StrEnum):
+    plain = "plain"
+    json = "json"
 
 
 def run(
@@ -35,6 +40,12 @@ def run(
     no_caches: Annotated[
         bool, typer.Option("--no-caches", help="Prefill everything anew, to compare with.")
     ] = False,
+    log: Annotated[
+        Log, typer.Option("--log", help="How the line of each request is written to stderr.")
+    ] = Log.plain,
+    drain: Annotated[
+        float, typer.Option("--drain", min=0, help="Seconds that answers have to finish at SIGTERM.")
+    ] = 30.0,
     store: common.StoreOption = None,
     model: common.ModelOption = None,
     device: common.DeviceOption = None,
@@ -45,17 +56,17 @@ def run(
     """Serve answers over cached documents, with OpenAI's API.
 
     A prompt's longest cached beginning is found by itself; documents can be named in the request too. Stops at SIGTERM,
-    once what runs is finished.
+    once what runs is finished; a second one ends it at once.
     """
     from ..config import settings
 
     if tokens is None and not _is_loopback(host):
         raise UsageError(f"--host {host}: is not this machine alone; say with --tokens who may ask")
     try:
-        import uvicorn
-
+        from ..server import logs
         from ..server.app import create_app
         from ..server.auth import read_tokens
+        from ..server.listening import Server, listen
         from ..server.serving import Limits, Serving
     except ModuleNotFoundError as error:
         raise ModelError(f"serve-cache needs {error.name}: pip install 'kvtool[serve]'") from error
@@ -70,27 +81,20 @@ def run(
         variant=variant,
         use_caches=not no_caches,
     )
-    listening = _listen(host, port)
+    listening = listen(host, port)
     where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            common.say(f"{loaded.name} over {chosen.store}: {where}/v1 (Ctrl+C stops)")
+    def started() -> None:
+        common.say(f"{loaded.name} over {chosen.store}: {where}/v1 (Ctrl+C stops)")
 
+    def stopping() -> None:
+        serving.is_draining = True
+
+    logs.set_up(as_json=log is Log.json)
+    server = Server(create_app(serving, known), drain=drain, on_ready=started, on_drain=stopping)
     # uvicorn, once it has shut down, raises again what it was stopped by.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    Server(uvicorn.Config(create_app(serving, known), log_level="warning")).run([listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"--host {host} --port {port}: cannot be listened on ({error}); choose another, or --port 0 for any"
-        ) from error
+    server.run([listening])
 
 
 def _is_loopback(host: str) -> bool:

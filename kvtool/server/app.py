@@ -15,9 +15,11 @@ from starlette.routing import Route
 from .. import limits
 from ..errors import KvtoolError
 from . import artifacts, completions, contents, documents
-from .auth import Authentication
+from .auth import METRICS, Authentication
 from .errors import ApiError, model_missing, respond
 from .guards import WholeBody
+from .logs import Logged
+from .schema import describe
 from .serving import Serving
 
 
@@ -35,6 +37,7 @@ def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Sta
             Route("/healthz", healthy),
             Route("/readyz", ready),
             Route("/metrics", metrics),
+            Route("/openapi.json", openapi),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/completions", completions.complete, methods=["POST"]),
@@ -50,6 +53,7 @@ def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Sta
             Exception: respond,
         },
         middleware=[
+            Middleware(Logged, metrics=serving.metrics),
             Middleware(Authentication, tenants=serving.tenants, tokens=tokens or {}),
             Middleware(WholeBody, most=limits.REQUEST_BYTES, seconds=limits.REQUEST_SECONDS),
         ],
@@ -64,14 +68,26 @@ async def healthy(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
+    serving: Serving = request.app.state.serving
+    if reason := serving.not_ready:
+        return JSONResponse({"status": reason}, 503)
     return JSONResponse({"status": "ok"})
 
 
 async def metrics(request: Request) -> Response:
     serving: Serving = request.app.state.serving
+    # They are of all tenants together, and would tell each when the others ask and whether it hits.
+    if request.state.tenant.name not in ("", METRICS):
+        raise ApiError(403, f"/metrics: is for the tenant {METRICS!r} of the server's --tokens alone")
     serving.metrics.running.set(serving.scheduler.running)
+    serving.metrics.waiting.set(serving.waiting)
     serving.metrics.memory.set(serving.memory.used)
+    serving.metrics.memory_limit.set(serving.memory.limit)
     return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def openapi(request: Request) -> Response:
+    return JSONResponse(describe(request.app.routes))
 
 
 async def models(request: Request) -> Response:

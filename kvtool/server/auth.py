@@ -14,8 +14,11 @@ from ..errors import UsageError
 from .errors import ApiError, respond
 from .serving import Tenant
 
-OPEN = ("/healthz", "/readyz")
+OPEN = ("/healthz", "/readyz", "/openapi.json")
 """Paths that need no token: they say nothing of anyone."""
+
+METRICS = "metrics"
+"""The tenant that may see /metrics, where there are tokens."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TOKEN_CHARACTERS = 16

@@ -15,13 +15,17 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from .errors import ApiError, api_error, model_missing
+from .logs import Note
 from .requests import ChatRequest, CompletionRequest
 from .sampling import Picked
 from .scheduler import Generation
 from .serving import Prompt, Serving, Tenant
 from .text import TextStream
+
+_TELLABLE = 1000
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -39,10 +43,14 @@ async def parsed(request: Request, kind: type[R]) -> R:
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
+        # Each of them is an object: a body of a million wrong items would take gigabytes.
+        if error.error_count() > _TELLABLE:
+            raise ApiError(400, "almost nothing in this body is what it should be") from None
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper()) or None
         message = f"{where}: {first['msg']}" if where else str(first["msg"])
-        raise ApiError(400, message, param=where) from error
+        # Not from it: pydantic's message repeats what was sent.
+        raise ApiError(400, message, param=where) from None
     except ClientDisconnect:
         raise ApiError(400, "the request's body did not arrive") from None
 
@@ -55,13 +63,17 @@ async def _answer(
     started = time.monotonic()
     if asked.model != serving.model.name:
         raise model_missing(asked.model, serving.model.name)
-    if serving.scheduler.running >= serving.limits.concurrency:
+    if serving.scheduler.running + serving.waiting >= serving.limits.concurrency:
         raise ApiError(429, "too many requests are being answered; try again later", Retry_After="1")
-    answering = _Answering(serving, request.state.tenant, asked, started)
-    await answering.start()
+    answering = _Answering(serving, request.state.tenant, asked, started, request.state.note)
+    serving.waiting += 1
+    try:
+        await answering.start()
+    finally:
+        serving.waiting -= 1
     shaped = shape(answering)
     if asked.stream:
-        return StreamingResponse(_events(shaped), media_type="text/event-stream")
+        return _Stream(shaped)
     try:
         watching = asyncio.ensure_future(_gone(request))
         reading = asyncio.ensure_future(answering.whole())
@@ -105,9 +117,15 @@ class _Answering:
     """A request's generations, from its prompt to their last tokens."""
 
     def __init__(
-        self, serving: Serving, tenant: Tenant, asked: ChatRequest | CompletionRequest, started: float
+        self,
+        serving: Serving,
+        tenant: Tenant,
+        asked: ChatRequest | CompletionRequest,
+        started: float,
+        note: Note,
     ) -> None:
         self.serving, self.tenant, self.asked, self.started = serving, tenant, asked, started
+        self.note = note
         self.created = int(time.time())
         self.tokens = 0
         self._loop = asyncio.get_running_loop()
@@ -165,6 +183,7 @@ class _Answering:
                     seconds = time.monotonic() - self.started
                     cached = "yes" if self.prompt.seen else "no"
                     self.serving.metrics.first_token.labels(cached).observe(seconds)
+                    self.note.first_token = seconds
                 self.tokens += 1
                 text = stream.push(event.token)
                 if event.logprob is not None:
@@ -202,8 +221,21 @@ class _Answering:
             generation.cancel()
         while self._running:
             await self._next()
-        self.serving.metrics.generation_tokens.inc(self.tokens)
+        self._tell()
         self._held.__exit__(None, None, None)
+
+    def _tell(self) -> None:
+        metrics, note = self.serving.metrics, self.note
+        seconds = time.monotonic() - self.started
+        metrics.generation_tokens.inc(self.tokens)
+        metrics.latency.observe(seconds)
+        if note.first_token is not None and self.tokens > 1:
+            metrics.output_token.observe((seconds - note.first_token) / (self.tokens - 1))
+        note.tokens = {
+            "prompt_tokens": len(self.prompt.token_ids),
+            "cached_tokens": self.prompt.cached_tokens,
+            "completion_tokens": self.tokens,
+        }
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -358,7 +390,18 @@ async def _events(shaped: _Shape) -> AsyncIterator[str]:
             yield event([], usage=answering.usage)
         yield "data: [DONE]\n\n"
     except Exception as error:
+        answering.note.error = error
         yield f"data: {json.dumps(api_error(error).body)}\n\n"
-    finally:
-        # Shielded: a client that goes away cancels this, and what is held must be given back all the same.
-        await asyncio.shield(answering.close())
+
+
+class _Stream(StreamingResponse):
+    def __init__(self, shaped: _Shape) -> None:
+        super().__init__(_events(shaped), media_type="text/event-stream")
+        self.answering = shaped.answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Here, since a generator that nobody began never ends; shielded, since who goes away cancels this.
+            await asyncio.shield(self.answering.close())

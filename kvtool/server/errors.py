@@ -56,6 +56,8 @@ def api_error(error: BaseException) -> ApiError:
 
 async def respond(request: Request, error: Exception) -> JSONResponse:
     found = api_error(error)
+    if found is not error and found.status >= 500:
+        request.state.note.error = error
     return JSONResponse(found.body, found.status, found.headers)
 
 

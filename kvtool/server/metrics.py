@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
 
 
 class Metrics:
@@ -13,7 +13,7 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
-            "kvtool:requests", "Requests, by path and status", ["path", "status"], registry=registry
+            "kvtool:requests", "Requests, by route and status", ["path", "status"], registry=registry
         )
         self.queries = Counter("kvtool:prefix_cache_queries", "Prompts looked up", registry=registry)
         self.hits = Counter("kvtool:prefix_cache_hits", "Prompts with a cache", registry=registry)
@@ -29,10 +29,28 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.output_token = self._seconds(
+            "time_per_output_token", "Between two tokens of an answer, on average, of all its choices"
+        )
+        self.latency = self._seconds("e2e_request_latency", "From a request to the end of its answer")
+        self.loads = self._seconds("cache_load", "Reading and decoding one document's cache")
+        self.blends = self._seconds(
+            "cache_blend", "Reading and decoding several documents' caches, and recomputing"
+        )
+        self.bytes_read = Counter("kvtool:cache_read_bytes", "Bytes of caches read", registry=registry)
         self.running = Gauge("kvtool:num_requests_running", "Answers on their way", registry=registry)
+        self.waiting = Gauge(
+            "kvtool:num_requests_waiting", "Requests that wait for memory or caches", registry=registry
+        )
         self.memory = Gauge(
             "kvtool:cache_memory_bytes", "Bytes that caches take in memory", registry=registry
         )
+        self.memory_limit = Gauge(
+            "kvtool:cache_memory_limit_bytes", "Bytes that caches may take in memory", registry=registry
+        )
+
+    def _seconds(self, name: str, what: str) -> Histogram:
+        return Histogram(f"kvtool:{name}_seconds", what, buckets=_SECONDS, registry=self.registry)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -79,6 +80,7 @@ class Scheduler:
         self._numbers = iter(range(1 << 62))
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._is_stopping = False
+        self._busy_since: float | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -88,6 +90,16 @@ class Scheduler:
         self._is_stopping = True
         self._arrived.put(None)
         self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def round_seconds(self) -> float:
+        """How long the present round has taken; 0 while there is nothing to do."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def running(self) -> int:
@@ -114,18 +126,33 @@ class Scheduler:
     @torch.no_grad()
     def _run(self) -> None:
         while self._take() or self._groups or not self._is_stopping:
-            self._leave_cancelled()
-            self._round()
+            try:
+                self._leave_cancelled()
+                self._round()
+            except Exception as error:
+                # Were the thread to end here, everyone would wait for it for ever.
+                _log.exception("a round of the model's thread failed")
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        members = [member for group in self._groups.values() for member in group.members.values()]
+        self._groups.clear()
+        self._waiting.clear()
+        for member in members:
+            member.on_end(error)
 
     def _take(self) -> bool:
         """What has arrived; waits for it if there is nothing else to do."""
         taken = False
         while True:
+            is_idle = not (taken or self._groups or self._is_stopping)
+            self._busy_since = None if is_idle else time.monotonic()
             try:
-                arrived = self._arrived.get(block=not (taken or self._groups or self._is_stopping))
+                arrived = self._arrived.get(block=is_idle)
             except queue.Empty:
                 return taken
             taken = True
+            self._busy_since = time.monotonic()
             if isinstance(arrived, Generation):
                 self._join(arrived)
             elif arrived is not None:

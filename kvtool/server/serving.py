@@ -100,6 +100,8 @@ class Serving:
         self.scheduler = Scheduler(self.model)
         self.preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self.started = int(time.time())
+        self.waiting = 0
+        self.is_draining = False
         self._token_bytes = _bytes_of_a_token(self.model)
         self.filling = [
             Filling(tenant.contents, self.model, self.scheduler, self.memory, self._token_bytes)
@@ -136,6 +138,17 @@ class Serving:
             for name, store in stores.items()
         }
         return cls(model, tenants, limits, variant, use_caches)
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why no request should be sent here, if none should."""
+        if self.is_draining:
+            return "stopping"
+        if not self.scheduler.is_alive:
+            return "the model is not running"
+        if self.scheduler.round_seconds > bounds.STUCK_SECONDS:
+            return "the model is stuck"
+        return None
 
     @contextmanager
     def prompt(self, request: ChatRequest | CompletionRequest, tenant: Tenant) -> Iterator[Prompt]:
@@ -186,13 +199,15 @@ class Serving:
             return self._uncached(ids, request, stack)
         tenant.hits.update(layout.documents)
         seen = len(layout.token_ids)
+        parts = [segment.artifact for segment in layout.segments]
         if layout.is_alone:
-            parts = [segment.artifact for segment in layout.segments]
             return Prompt(ids, self._held(parts, len(behind), request, tenant, stack), seen)
         # What is recomputed depends on the question, so that nobody else could use it.
         own = self._bytes_of(len(behind), request) + self._token_bytes * (seen + ROOM)
         stack.enter_context(self.memory.reserved(own, timeout=self.limits.wait))
-        blended = self.scheduler.call(lambda: assemble(layout, self.model, how, [behind])).result()
+        with self.metrics.blends.time():
+            blended = self.scheduler.call(lambda: assemble(layout, self.model, how, [behind])).result()
+        self.metrics.bytes_read.inc(sum(part.nbytes for part in parts))
         self.metrics.hits.inc()
         return Prompt(ids, blended, seen, blended.recomputed)
 
@@ -232,12 +247,18 @@ class Serving:
         holding = self.memory.holding(
             (tenant.name, *(part.digest for part in parts)),
             self._token_bytes * (sum(len(part.token_ids) for part in parts) + ROOM),
-            lambda: load_cache(parts, self.model),
+            lambda: self._load(parts),
             own=self._bytes_of(behind, request),
             timeout=self.limits.wait,
         )
         cache = stack.enter_context(holding)
         self.metrics.hits.inc()
+        return cache
+
+    def _load(self, parts: Sequence[Artifact]) -> DocumentCache:
+        with self.metrics.loads.time():
+            cache = load_cache(parts, self.model)
+        self.metrics.bytes_read.inc(sum(part.nbytes for part in parts))
         return cache
 
     def most(self, prompt_tokens: int, request: ChatRequest | CompletionRequest) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -74,42 +73,50 @@ def client(serving: Serving) -> Iterator[TestClient]:
 
 @dataclass(frozen=True)
 class Running:
+    """``said`` are the lines of its stderr, as they come."""
+
     process: subprocess.Popen[str]
     url: str
+    said: list[str]
 
 
-@pytest.fixture
-def running(served_dir: Path, documents: Store) -> Callable[..., object]:
-    """``kvtool serve-cache`` as a process of its own, on any free port, over ``documents``; with further options."""
+@pytest.fixture(scope="session")
+def starting(served_dir: Path) -> Callable[..., AbstractContextManager[Running]]:
+    """``kvtool serve-cache`` as a process of its own, on any free port, with further options.
+
+    ``code`` starts it instead of ``-m kvtool``.
+    """
 
     @contextmanager
-    def run(*options: str, model: Path | str = served_dir) -> Iterator[Running]:
-        command = [
-            sys.executable,
-            "-m",
-            "kvtool",
-            "serve-cache",
-            "--port",
-            "0",
-            "--model",
-            str(model),
-            *options,
-        ]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    def run(*options: str, model: Path | str = served_dir, code: str = "") -> Iterator[Running]:
+        kvtool = ["-c", code] if code else ["-m", "kvtool"]
+        given = ["serve-cache", "--port", "0", "--model", str(model), *options]
+        process = subprocess.Popen([sys.executable, *kvtool, *given], stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None
             said = []
             for line in process.stderr:
                 said.append(line)
                 if "http://" in line:
-                    yield Running(process, line.split(" (")[0].rpartition(" ")[2].removesuffix("/v1").strip())
-                    return
-            raise AssertionError("".join(said))
+                    break
+            else:
+                raise AssertionError("".join(said))
+            # Were nobody to read, the server would wait for room in the pipe.
+            threading.Thread(target=said.extend, args=[process.stderr], daemon=True).start()
+            yield Running(process, line.split(" (")[0].rpartition(" ")[2].removesuffix("/v1").strip(), said)
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
 
     return run
+
+
+@pytest.fixture
+def running(
+    starting: Callable[..., AbstractContextManager[Running]], documents: Store
+) -> Callable[..., AbstractContextManager[Running]]:
+    """The same over ``documents``."""
+    return starting
 
 
 @pytest.fixture

@@ -1,0 +1,107 @@
+"""The API asked everything that its own description allows, and what it does not: no answer may be a failure.
+
+``KVTOOL_FUZZ_SECONDS`` is how long the API is asked, and twice as long as each parser is fed; ``make fuzz`` sets 600.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.python.asgi import shutdown_lifespans
+from schemathesis.specs.openapi import checks
+from starlette.testclient import TestClient
+
+from kvtool.server.app import create_app
+from kvtool.server.schema import OPERATIONS
+from kvtool.server.serving import Serving
+
+SECONDS = float(os.environ.get("KVTOOL_FUZZ_SECONDS", "20"))
+CHECKS = (
+    not_a_server_error,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.status_code_conformance,
+    checks.unsupported_method,
+)
+
+
+def test_every_path_is_described(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    found = {(path, method.upper()) for path, item in described["paths"].items() for method in item}
+    assert set(OPERATIONS) <= found
+    request = described["components"]["schemas"]["CompletionRequest"]
+    assert request["properties"]["temperature"]["anyOf"][0]["anyOf"]
+    assert request["required"] == ["model", "prompt"]
+
+
+@pytest.fixture
+def described(serving: Serving) -> Iterator[Any]:
+    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(serving))
+    shutdown_lifespans()
+
+
+@pytest.mark.slow
+def test_the_api(described: Any, serving: Serving) -> None:
+    operations = [found.ok() for found in described.get_all_operations()]
+    until = time.monotonic() + SECONDS
+    asked = 0
+    while time.monotonic() < until:
+        for operation in operations:
+            for mode in [GenerationMode.POSITIVE, *[GenerationMode.NEGATIVE] * bool(operation.body)]:
+                asked += _asked(operation, mode, serving, until)
+    assert asked > 10 * len(operations)
+    assert serving.not_ready is None
+    assert serving.waiting == serving.scheduler.running == 0
+
+
+def _asked(operation: Any, mode: GenerationMode, serving: Serving, until: float) -> int:
+    asked = 0
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @hypothesis.settings(
+        max_examples=30, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    def ask(case: schemathesis.Case) -> None:
+        nonlocal asked
+        if time.monotonic() > until:
+            return
+        # By themselves they would rarely name the model that is there, and never ask for few tokens.
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = serving.model.name
+            case.body["max_tokens"] = 3
+        answer = case.call()
+        case.validate_response(answer, checks=CHECKS)
+        if answer.status_code >= 400:
+            error = answer.json()["error"]
+            assert isinstance(error["message"], str)
+            assert set(error) == {"message", "type", "param", "code"}
+        asked += 1
+
+    ask()
+    return asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parser", ["requests", "ranges", "tokens", "artifact", "signed", "container"])
+def test_the_parsers(parser: str, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "fuzz" / "parsers.py"
+    done = subprocess.run(
+        [sys.executable, str(script), parser, f"-max_total_time={max(1, int(SECONDS / 2))}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Done " in done.stderr
