@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from .. import limits
 from ..errors import KvtoolError
-from . import artifacts, completions, contents, documents
+from . import artifacts, completions, contents, documents, site
 from .auth import METRICS, Authentication
 from .errors import ApiError, model_missing, respond
 from .guards import WholeBody
@@ -45,6 +45,7 @@ def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Sta
             *documents.ROUTES,
             *contents.ROUTES,
             *artifacts.ROUTES,
+            *site.ROUTES,
         ],
         exception_handlers={
             HTTPException: _not_there,

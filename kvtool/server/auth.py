@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import UsageError
+from . import site
 from .errors import ApiError, respond
 from .serving import Tenant
 
-OPEN = ("/healthz", "/readyz", "/openapi.json")
+OPEN = ("/healthz", "/readyz", "/openapi.json", *site.PATHS)
 """Paths that need no token: they say nothing of anyone."""
 
 METRICS = "metrics"

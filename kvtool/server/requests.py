@@ -33,6 +33,7 @@ class _Request(BaseModel):
     cached_content: StrictStr | None = None
     recompute: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] = RECOMPUTE
     policy: StrictStr = DEFAULT
+    use_cache: StrictBool = True
 
     @property
     def stops(self) -> list[str]:

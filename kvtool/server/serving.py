@@ -166,7 +166,7 @@ class Serving:
         ids = self._tokens(request)
         self._refuse_too_long(ids, request)
         self.metrics.queries.inc()
-        match = tenant.prefixes.longest(ids) if self.use_caches else None
+        match = tenant.prefixes.longest(ids) if self._uses_caches(request) else None
         # One token must be left, whose logits say what follows.
         seen = min(match.tokens, len(ids) - 1) if match else 0
         if match is None or (seen < LEAST and not match.is_whole):
@@ -195,7 +195,7 @@ class Serving:
         ids = [*layout.token_ids.tolist(), *behind]
         self._refuse_too_long(ids, request)
         self.metrics.queries.inc()
-        if not self.use_caches:
+        if not self._uses_caches(request):
             return self._uncached(ids, request, stack)
         tenant.hits.update(layout.documents)
         seen = len(layout.token_ids)
@@ -228,6 +228,9 @@ class Serving:
             else _document(tenant.store, name)
             for name in names
         ]
+
+    def _uses_caches(self, request: ChatRequest | CompletionRequest) -> bool:
+        return self.use_caches and request.use_cache
 
     def _uncached(
         self, ids: Sequence[int], request: ChatRequest | CompletionRequest, stack: ExitStack

@@ -93,6 +93,18 @@ def test_what_is_not_cached_is_read(client: TestClient, served: kvtool.Model) ->
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
+@pytest.mark.parametrize("names", [["docs/a.txt"], None], ids=["named", "found"])
+def test_a_request_may_do_without_caches(
+    client: TestClient, texts: dict[str, str], names: list[str] | None
+) -> None:
+    content = QUESTION if names else f"{texts['docs/a.txt']}\n\n{QUESTION}"
+    cached, anew = (chat(client, content, documents=names, use_cache=use) for use in (True, False))
+    assert text_of(anew) == text_of(cached)
+    assert anew["usage"]["prompt_tokens"] == cached["usage"]["prompt_tokens"]
+    assert cached["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert anew["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
 def test_many_at_once_are_each_as_if_alone(
     client: TestClient, served: kvtool.Model, texts: dict[str, str]
 ) -> None:
@@ -174,6 +186,7 @@ def test_logprobs_are_the_models(client: TestClient, served: kvtool.Model) -> No
         ({"policy": "evne", "documents": ["docs/a.txt"]}, 400, "did you mean even"),
         ({"n": 0}, 400, "n"),
         ({"stop": ""}, 400, "stop"),
+        ({"use_cache": 0}, 400, "use_cache"),
     ],
     ids=str,
 )
