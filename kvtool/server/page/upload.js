@@ -4,6 +4,8 @@ import { Refused, json } from "./api.js";
 import { count, percent } from "./format.js";
 
 const EVERY = 400;
+// What the server takes for a name.
+const NAME = 128;
 const KEPT = "3600s";
 const part = document.getElementById("upload");
 const drop = document.getElementById("drop");
@@ -30,7 +32,8 @@ async function upload(file) {
   try {
     const text = await decoded(file);
     item.tell("sending");
-    const body = { model, displayName: file.name, contents: [{ role: "user", parts: [{ text }] }], ttl: KEPT };
+    const displayName = [...file.name].slice(0, NAME).join("");
+    const body = { model, displayName, contents: [{ role: "user", parts: [{ text }] }], ttl: KEPT };
     const made = await json("v1/cachedContents", { method: "POST", body });
     watched.add(made.name);
     await follow(item, made);
