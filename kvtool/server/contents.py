@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .completions import parsed
+from .bodies import parsed
 from .errors import ApiError
 from .new_contents import Expiry, NewContent, planned
 from .records import KIND, Contents, Record

@@ -15,7 +15,7 @@ from ..errors import KvtoolError
 from ..manifest import Document
 from ..store import DocumentMissing, Store
 from .artifacts import is_known
-from .completions import parsed
+from .bodies import parsed
 from .errors import document_missing, model_missing
 from .serving import Tenant
 
