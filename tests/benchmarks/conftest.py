@@ -25,4 +25,4 @@ class Tokenizer:
 @pytest.fixture
 def model() -> Any:
     """What is needed of a model to cut texts into tokens."""
-    return SimpleNamespace(tokenizer=Tokenizer())
+    return SimpleNamespace(tokenizer=Tokenizer(), text_tokenizer=Tokenizer())
