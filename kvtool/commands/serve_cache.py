@@ -35,7 +35,7 @@ def run(
         str, typer.Option("--variant", help="raw, or a compressed variant's name, for named documents.")
     ] = "raw",
     memory: Annotated[
-        float, typer.Option("--memory", min=0.001, help="GB that caches may take in memory, all together.")
+        float, typer.Option("--memory", min=1e-6, help="GB that caches may take in memory, all together.")
     ] = 4.0,
     no_caches: Annotated[
         bool, typer.Option("--no-caches", help="Prefill everything anew, to compare with.")
