@@ -55,8 +55,10 @@ class Sampler:
         return Picked(token, float(known[token]), tuple(top))
 
     def _draw(self, logits: Tensor) -> int:
-        chances, tokens = (logits / self.how.temperature).softmax(-1).sort(descending=True)
+        # From the largest down and in float64, so that the smallest temperature there is makes no infinity of it.
+        scaled = (logits.double() - logits.max()) / self.how.temperature
+        chances, tokens = scaled.softmax(-1).sort(descending=True)
         if self.how.top_p < 1:
-            # The token that crosses the threshold is in: at least one always is.
-            chances[chances.cumsum(-1) - chances >= self.how.top_p] = 0
+            # The token that crosses the threshold is in, and the likeliest always.
+            chances[1:][(chances.cumsum(-1) - chances)[1:] >= self.how.top_p] = 0
         return int(tokens[chances.cpu().multinomial(1, generator=self._random)])

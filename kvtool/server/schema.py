@@ -81,6 +81,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         streams=True,
         failures=[404, 408, 413, 429, 503],
     ),
+    ("/v1/artifacts/{digest}", "GET"): Operation(
+        "An artifact's file", answer="application/octet-stream", failures=[404]
+    ),
+    ("/v1/calibrations/{digest}", "GET"): Operation(
+        "A calibration's file", answer="application/octet-stream", failures=[404]
+    ),
 }
 """What is known of paths beyond that they are there."""
 
@@ -104,7 +110,7 @@ def describe(routes: Sequence[BaseRoute]) -> dict[str, Any]:
     )
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        if isinstance(route, Route):
+        if isinstance(route, Route) and route.include_in_schema:
             # /a/{name:path} is /a/{name} here: OpenAPI has no kinds of parameters.
             path = route.path_format
             for method in sorted((route.methods or set()) - {"HEAD"}):

@@ -78,6 +78,6 @@ def _total(metric: Any, suffix: str = "_total", **labels: str) -> float:
 
 
 ROUTES = [
-    *(Route(path, response, methods=["GET"]) for path, response in _FILES.items()),
+    *(Route(path, response, methods=["GET"], include_in_schema=False) for path, response in _FILES.items()),
     Route("/v1/stats", stats),
 ]
