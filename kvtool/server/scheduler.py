@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -132,14 +132,14 @@ class Scheduler:
             except Exception as error:
                 # Were the thread to end here, everyone would wait for it for ever.
                 _log.exception("a round of the model's thread failed")
-                self._fail(error)
+                self._fail(list(self._groups.values()), error)
 
-    def _fail(self, error: Exception) -> None:
-        members = [member for group in self._groups.values() for member in group.members.values()]
-        self._groups.clear()
-        self._waiting.clear()
-        for member in members:
-            member.on_end(error)
+    def _fail(self, groups: Iterable[_Group], error: Exception) -> None:
+        """Ends all behind these caches, which others go on to use: nothing of theirs may stay in them."""
+        for group in groups:
+            group.rows.close()
+            for number in list(group.members):
+                self._end(group, number, error)
 
     def _take(self) -> bool:
         """What has arrived; waits for it if there is nothing else to do."""
@@ -205,10 +205,7 @@ class Scheduler:
         except Exception as error:
             # Who shares a pass shares its failure.
             _log.exception("a pass of the model failed")
-            for group in feeds:
-                group.rows.close()
-                for number in list(group.members):
-                    self._end(group, number, error)
+            self._fail(feeds, error)
             return
         for (group, fed), logits in zip(feeds.items(), said, strict=True):
             for (number, _), row in zip(fed, logits, strict=True):
