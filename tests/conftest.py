@@ -212,3 +212,19 @@ def centred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
     registry._stages.update(before)
     registry.recipes.cache_clear()
     del sys.modules["centred"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        # Where tests are run for others, a missing browser must not look like a pass.
+        leave = pytest.fail if os.environ.get("CI") else pytest.skip
+        leave("no chromium on the PATH: apt-get install chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
