@@ -99,7 +99,7 @@ class Rows:
         limits = torch.cat([torch.full((len(ids),), self.seen.get(n, self.held)) for n, ids in rows])
         owners = torch.cat([self.owners, row])
         key_positions = torch.cat([self.key_positions, positions])
-        own = (row[:, None] == owners[None, :]) & (key_positions[None, :] <= positions[:, None])
+        own = engine.own_row(owners, key_positions, row, positions)
         visible = own | (torch.arange(len(owners))[None, :] < limits[:, None])
         ids = torch.tensor([token for _, tokens in rows for token in tokens])
         last = torch.tensor([len(tokens) for _, tokens in rows]).cumsum(0) - 1

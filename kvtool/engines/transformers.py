@@ -173,8 +173,13 @@ def row_masks(model: Model, owners: Tensor, key_positions: Tensor, row: Tensor, 
     ``owners`` and ``key_positions`` [N] are of all keys, those of the pass included; ``row`` and ``positions`` [S] of
     the pass's tokens.
     """
-    own = (row[:, None] == owners[None, :]) & (key_positions[None, :] <= positions[:, None])
+    own = own_row(owners, key_positions, row, positions)
     return masks(model, own | (owners == SHARED)[None, :], positions, key_positions)
+
+
+def own_row(owners: Tensor, key_positions: Tensor, row: Tensor, positions: Tensor) -> Tensor:
+    """Which keys [S, N] are of each token's own row and stand no further on than it; as ``row_masks`` has them."""
+    return (row[:, None] == owners[None, :]) & (key_positions[None, :] <= positions[:, None])
 
 
 def _refuse_partial(model: Model, cache: DocumentCache, expected: int) -> None:
