@@ -114,6 +114,14 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
             raise ValueError(f"crop({tokens_to_remove}): expected a negative number of tokens to remove")
         self._length = max(0, self._length + tokens_to_remove)
 
+    def fit(self, room: int) -> None:
+        """Gives up what there is beyond ``room`` tokens behind those that are held."""
+        for name, buffer in self._buffers.items():
+            if buffer.shape[2] > self._length + room:
+                fitting = buffer.new_empty((*buffer.shape[:2], self._length + room, buffer.shape[3]))
+                fitting[:, :, : self._length] = buffer[:, :, : self._length]
+                self._buffers[name] = fitting
+
     def reset(self) -> None:
         self._buffers, self._length, self.is_initialized = {}, 0, False
 
@@ -158,6 +166,11 @@ class DocumentCache(Cache):  # type: ignore[misc]
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
         self.token_ids = self.token_ids[: self.get_seq_length()]
+
+    def fit(self, room: int = ROOM) -> None:
+        """Gives up what layers have grown by beyond ``room`` tokens behind those that are held."""
+        for layer in self.layers:
+            layer.fit(room)
 
     def reset(self) -> None:
         super().reset()

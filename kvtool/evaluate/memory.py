@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from ..heap import trim
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -27,9 +28,8 @@ def peak() -> Iterator[Peak]:
     found = Peak()
     before = None
     gc.collect()
-    # What earlier work freed and the allocator kept would hide what is taken now (glibc; others have no such function).
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    # What earlier work freed and the allocator kept would hide what is taken now.
+    trim()
     with suppress(OSError):
         # 5 resets the peak to what is resident now.
         _CLEAR.write_text("5")

@@ -63,20 +63,22 @@ class Answering:
         serving = self.serving
         entering = self._loop.run_in_executor(serving.preparing, self._held.__enter__)
         try:
-            self.prompt = await asyncio.shield(entering)
+            prompt = await asyncio.shield(entering)
         except asyncio.CancelledError:
             # The client is gone; what is held must still be given back once it is there.
             entering.add_done_callback(lambda done: done.exception() or self._held.__exit__(None, None, None))
             raise
+        self.prompt_tokens, self.cached_tokens = len(prompt.token_ids), prompt.cached_tokens
+        self._is_cached = prompt.seen > 0
         metrics = serving.metrics
-        metrics.prompt_tokens.inc(len(self.prompt.token_ids))
-        metrics.cached_tokens.inc(self.prompt.cached_tokens)
-        most = serving.most(len(self.prompt.token_ids), self.asked)
+        metrics.prompt_tokens.inc(self.prompt_tokens)
+        metrics.cached_tokens.inc(self.cached_tokens)
+        most = serving.most(self.prompt_tokens, self.asked)
         for index in range(self.asked.choices):
             generation = Generation(
-                self.prompt.cache,
-                self.prompt.token_ids[self.prompt.seen :],
-                self.prompt.seen,
+                prompt.cache,
+                prompt.token_ids[prompt.seen :],
+                prompt.seen,
                 most,
                 self.asked.sampling(index),
                 on_token=partial(self._push, index),
@@ -106,7 +108,7 @@ class Answering:
             if isinstance(event, Picked):
                 if not self.tokens:
                     seconds = time.monotonic() - self.started
-                    cached = "yes" if self.prompt.seen else "no"
+                    cached = "yes" if self._is_cached else "no"
                     self.serving.metrics.first_token.labels(cached).observe(seconds)
                     self.note.first_token = seconds
                 self.tokens += 1
@@ -147,6 +149,8 @@ class Answering:
         while self._running:
             await self._next()
         self._tell()
+        # They know this object and the cache: within that circle the cache would outlive what is counted for it.
+        self._generations.clear()
         self._held.__exit__(None, None, None)
 
     def _tell(self) -> None:
@@ -157,17 +161,16 @@ class Answering:
         if note.first_token is not None and self.tokens > 1:
             metrics.output_token.observe((seconds - note.first_token) / (self.tokens - 1))
         note.tokens = {
-            "prompt_tokens": len(self.prompt.token_ids),
-            "cached_tokens": self.prompt.cached_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
             "completion_tokens": self.tokens,
         }
 
     @property
     def usage(self) -> dict[str, Any]:
-        prompt = len(self.prompt.token_ids)
         return {
-            "prompt_tokens": prompt,
+            "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.tokens,
-            "total_tokens": prompt + self.tokens,
-            "prompt_tokens_details": {"cached_tokens": self.prompt.cached_tokens},
+            "total_tokens": self.prompt_tokens + self.tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }

@@ -231,4 +231,6 @@ class Scheduler:
         finally:
             if not group.members:
                 del self._groups[id(member.cache)]
+                # Room for answers is theirs; the cache stays.
+                member.cache.fit()
             member.on_end(reason)

@@ -20,6 +20,7 @@ from ..blend.layout import Cached, chosen_document, lay_out
 from ..engines.cache import ROOM, DocumentCache
 from ..engines.transformers import new_cache
 from ..errors import ArtifactError, MismatchError, StoreError
+from ..heap import Trimming
 from ..load import load_cache
 from ..manifest import RAW
 from ..model import Model
@@ -97,6 +98,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         self.memory = Memory(self.limits.memory)
+        self.heap = Trimming()
         self.scheduler = Scheduler(self.model)
         self.preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self.started = int(time.time())
@@ -109,6 +111,7 @@ class Serving:
         ]
 
     def start(self) -> None:
+        self.heap.start()
         self.scheduler.start()
         for filling in self.filling:
             filling.start()
@@ -157,6 +160,7 @@ class Serving:
         Raises ``ApiError`` for what the model cannot take, and what ``kvtool.blend`` raises.
         """
         with ExitStack() as stack:
+            stack.callback(self.heap.freed)
             if request.documents is None and request.cached_content is None:
                 yield self._plain(request, tenant, stack)
             else:

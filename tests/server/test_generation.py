@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +15,9 @@ import kvtool
 from kvtool import Store
 from kvtool.ask import ask
 from kvtool.blend.blending import How
+from kvtool.engines.cache import DocumentCache
 from kvtool.server.prompts import Message, chat_tokens
+from kvtool.server.serving import Serving
 
 QUESTION = "How many ships are there?"
 
@@ -203,3 +206,26 @@ def test_malformed_bodies(client: TestClient, body: bytes) -> None:
     answer = client.post("/v1/chat/completions", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_no_circle_of_objects_keeps_caches_that_nobody_uses(
+    client: TestClient, serving: Serving, use_cache: bool
+) -> None:
+    chat(client, documents=["docs/a.txt"])
+    gc.collect()
+    before = caches_alive()
+    gc.disable()
+    try:
+        for stream in (False, True):
+            body = {"model": "served", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 3}
+            more = {"documents": ["docs/a.txt", "docs/b.txt"], "use_cache": use_cache, "stream": stream}
+            assert client.post("/v1/chat/completions", json=body | more).status_code == 200
+        serving.scheduler.call(lambda: None).result()
+        assert caches_alive() == before
+    finally:
+        gc.enable()
+
+
+def caches_alive() -> int:
+    return sum(issubclass(type(thing), DocumentCache) for thing in gc.get_objects())

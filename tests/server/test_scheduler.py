@@ -52,3 +52,18 @@ def test_a_cache_is_as_it_was(
         assert torch.equal(layer.values, values)
     assert ended(scheduler, cache, ids) == right
     scheduler.stop()
+
+
+def test_room_for_long_prompts_is_given_back(served: kvtool.Model, documents: Store) -> None:
+    cache = documents.load("docs/a.txt", served)
+    before = room(cache)
+    scheduler = Scheduler(served)
+    scheduler.start()
+    _, reason = ended(scheduler, cache, [*range(40, 90)] * 8)
+    scheduler.stop()
+    assert reason in ("length", "stop")
+    assert room(cache) == before
+
+
+def room(cache: kvtool.DocumentCache) -> int:
+    return sum(layer.keys.untyped_storage().nbytes() for layer in cache.layers)
