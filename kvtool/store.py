@@ -137,6 +137,10 @@ class Store(Mapping[str, Document]):
         parts = [document.prefix_artifact] if document.prefix_artifact else []
         return [self.open_artifact(part) for part in (*parts, self._variant(document, segment, variant))]
 
+    def fetch_seconds(self, variant: Variant) -> float:
+        """How long it takes until it is here, where it lies elsewhere."""
+        return 0.0
+
     def path_of(self, variant: Variant) -> Path:
         return self.artifact_path(variant.artifact)
 

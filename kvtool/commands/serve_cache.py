@@ -32,8 +32,20 @@ def run(
         ),
     ] = None,
     variant: Annotated[
-        str, typer.Option("--variant", help="raw, or a compressed variant's name, for named documents.")
-    ] = "raw",
+        Optional[str],
+        typer.Option(
+            "--variant",
+            help="raw, or a compressed variant's name: load this one of named documents. Else what is measured decides.",
+        ),
+    ] = None,
+    within: Annotated[
+        Optional[float],
+        typer.Option(
+            "--within",
+            min=0,
+            help="Seconds that loading may take: a coarser variant, or prefilling, is taken for it.",
+        ),
+    ] = None,
     memory: Annotated[
         float, typer.Option("--memory", min=1e-6, help="GB that caches may take in memory, all together.")
     ] = 4.0,
@@ -62,10 +74,14 @@ def run(
 
     if tokens is None and not _is_loopback(host):
         raise UsageError(f"--host {host}: is not this machine alone; say with --tokens who may ask")
+    if within is not None and (variant is not None or no_caches):
+        flag = "--no-caches" if variant is None else "--variant"
+        raise UsageError(f"--within: {flag} says already what is done; leave one of them out")
     try:
         from ..server import logs
         from ..server.app import create_app
         from ..server.auth import read_tokens
+        from ..server.choosing import Loading
         from ..server.listening import Server, listen
         from ..server.serving import Limits, Serving
     except ModuleNotFoundError as error:
@@ -78,8 +94,7 @@ def run(
         loaded,
         Limits(memory=int(memory * 1e9)),
         names=set(known.values()),
-        variant=variant,
-        use_caches=not no_caches,
+        loading=Loading(variant, within, use_caches=not no_caches),
     )
     listening = listen(host, port)
     where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any
 
 from .logs import Note
-from .requests import ChatRequest, CompletionRequest
+from .prompting import Prompt
+from .requests import Asked
 from .sampling import Picked
 from .scheduler import Generation
-from .serving import Prompt, Serving, Tenant
+from .serving import Serving
+from .tenant import Tenant
 from .text import TextStream
 
 
@@ -45,7 +47,7 @@ class Answering:
         self,
         serving: Serving,
         tenant: Tenant,
-        asked: ChatRequest | CompletionRequest,
+        asked: Asked,
         started: float,
         note: Note,
     ) -> None:
@@ -57,7 +59,7 @@ class Answering:
         self._events: asyncio.Queue[tuple[int, Picked | str | BaseException]] = asyncio.Queue()
         self._generations: list[Generation] = []
         self._running = 0
-        self._held: AbstractContextManager[Prompt] = serving.prompt(asked, tenant)
+        self._held: AbstractContextManager[Prompt] = serving.prompting.prompt(asked, tenant)
 
     async def start(self) -> None:
         serving = self.serving
@@ -73,7 +75,7 @@ class Answering:
         metrics = serving.metrics
         metrics.prompt_tokens.inc(self.prompt_tokens)
         metrics.cached_tokens.inc(self.cached_tokens)
-        most = serving.most(self.prompt_tokens, self.asked)
+        most = serving.prompting.most(self.prompt_tokens, self.asked)
         for index in range(self.asked.choices):
             generation = Generation(
                 prompt.cache,

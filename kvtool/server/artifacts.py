@@ -15,7 +15,7 @@ from ..digest import is_digest
 from ..receive import Refused
 from ..store import Store
 from .errors import ApiError
-from .serving import Tenant
+from .tenant import Tenant
 
 
 async def artifact(request: Request) -> Response:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..errors import UsageError
 from . import site
 from .errors import ApiError, respond
-from .serving import Tenant
+from .tenant import Tenant
 
 OPEN = ("/healthz", "/readyz", "/openapi.json", *site.PATHS)
 """Paths that need no token: they say nothing of anyone."""

@@ -17,7 +17,7 @@ from ..store import DocumentMissing, Store
 from .artifacts import is_known
 from .bodies import parsed
 from .errors import document_missing, model_missing
-from .serving import Tenant
+from .tenant import Tenant
 
 
 class LookupRequest(BaseModel):

@@ -40,6 +40,9 @@ class Memory:
         # One at a time waits for room: of several that had a part of what they need each, none might ever get the rest.
         self._turn = threading.Lock()
 
+    def has(self, key: Hashable) -> bool:
+        return key in self._held
+
     @contextmanager
     def holding(
         self, key: Hashable, nbytes: int, load: Callable[[], DocumentCache], *, own: int, timeout: float

@@ -34,6 +34,12 @@ class Metrics:
         )
         self.latency = self._seconds("e2e_request_latency", "From a request to the end of its answer")
         self.loads = self._seconds("cache_load", "Reading and decoding one document's cache")
+        self.ways = Counter(
+            "kvtool:cache_ways",
+            "Caches of documents that came into memory, by their variant, or as prefilled anew",
+            ["variant"],
+            registry=registry,
+        )
         self.blends = self._seconds(
             "cache_blend", "Reading and decoding several documents' caches, and recomputing"
         )

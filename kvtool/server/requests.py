@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
@@ -130,6 +130,8 @@ class TextFormat(BaseModel):
 
     type: Literal["text"]
 
+
+Asked: TypeAlias = ChatRequest | CompletionRequest
 
 for _model in (_Request, CompletionRequest, ChatRequest):
     _model.model_rebuild()

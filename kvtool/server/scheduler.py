@@ -68,7 +68,10 @@ class _Group:
 
 
 class Scheduler:
-    """Runs until ``stop``. Each round is one pass of the model for all, where it can be read together."""
+    """Runs until ``stop``. Each round is one pass of the model for all, where it can be read together.
+
+    ``on_read`` is told how many tokens a pass had, and its seconds.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -80,6 +83,7 @@ class Scheduler:
         self._numbers = iter(range(1 << 62))
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._is_stopping = False
+        self.on_read: Callable[[int, float], None] = lambda tokens, seconds: None
         self._busy_since: float | None = None
 
     def start(self) -> None:
@@ -100,6 +104,15 @@ class Scheduler:
         """How long the present round has taken; 0 while there is nothing to do."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def unread(self) -> int:
+        """Tokens of prompts that wait to be read."""
+        return sum(
+            len(member.prompt) - member.read
+            for group in list(self._groups.values())
+            for member in list(group.members.values())
+        )
 
     @property
     def running(self) -> int:
@@ -199,6 +212,7 @@ class Scheduler:
                 self._feed({group: feeds[group] for group in groups})
 
     def _feed(self, feeds: dict[_Group, list[tuple[int, list[int]]]]) -> None:
+        started = time.monotonic()
         try:
             found = feed_together(self.model, [(group.rows, fed) for group, fed in feeds.items()])
             said = [logits.float().cpu() for logits in found]
@@ -207,6 +221,8 @@ class Scheduler:
             _log.exception("a pass of the model failed")
             self._fail(feeds, error)
             return
+        tokens = sum(len(ids) for fed in feeds.values() for _, ids in fed)
+        self.on_read(tokens, time.monotonic() - started)
         for (group, fed), logits in zip(feeds.items(), said, strict=True):
             for (number, _), row in zip(fed, logits, strict=True):
                 if not group.members[number].is_reading:

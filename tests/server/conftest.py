@@ -21,6 +21,7 @@ import kvtool
 from kvtool import Store
 from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
+from kvtool.server.choosing import Loading
 from kvtool.server.serving import Limits, Serving
 
 TEXTS = {
@@ -29,6 +30,9 @@ TEXTS = {
     "docs/c.txt": "Keys and values of every token are kept, layer by layer, and read again.\n" * 2,
 }
 MEMORY = 1 << 28
+
+RAW_ONLY = Loading(variant="raw")
+"""What tiny models have cached is prefilled as fast as it is read: which of both is done would be up to the machine."""
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +66,7 @@ def documents(served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def serving(served: kvtool.Model, documents: Store) -> Serving:
-    return Serving.over(documents.root, served, Limits(memory=MEMORY))
+    return Serving.over(documents.root, served, Limits(memory=MEMORY), loading=RAW_ONLY)
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def starting(served_dir: Path) -> Callable[..., AbstractContextManager[Running]]
     @contextmanager
     def run(*options: str, model: Path | str = served_dir, code: str = "") -> Iterator[Running]:
         kvtool = ["-c", code] if code else ["-m", "kvtool"]
-        given = ["serve-cache", "--port", "0", "--model", str(model), *options]
+        given = ["serve-cache", "--port", "0", "--model", str(model), "--variant", "raw", *options]
         process = subprocess.Popen([sys.executable, *kvtool, *given], stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None

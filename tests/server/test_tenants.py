@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 import kvtool
 from kvtool import Store
 from kvtool.server.app import create_app
+from kvtool.server.choosing import Loading
 from kvtool.server.serving import Limits, Serving
 
 TOKENS = {"a-token-of-the-first": "first", "a-token-of-the-second": "second"}
@@ -23,7 +24,9 @@ def serving(served: kvtool.Model, documents: Store) -> Serving:
     """The first has ``documents``, the second has nothing."""
     shutil.copytree(documents.root, "stores/tenants/first")
     limits = Limits(memory=1 << 28)
-    return Serving.over(documents.root.parent / "stores", served, limits, names=list(TOKENS.values()))
+    return Serving.over(
+        documents.root.parent / "stores", served, limits, names=list(TOKENS.values()), loading=Loading("raw")
+    )
 
 
 @pytest.fixture

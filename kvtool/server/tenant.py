@@ -1,0 +1,37 @@
+"""Who has a token, and what is theirs alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anyio import CapacityLimiter
+
+from .. import limits as bounds
+from ..model import Model
+from ..store import Store
+from .prefixes import Prefixes
+from .records import Contents
+
+
+@dataclass
+class Tenant:
+    """``hits`` are the times that each document was answered from."""
+
+    name: str
+    store: Store
+    prefixes: Prefixes
+    contents: Contents
+    hits: Counter[str] = field(default_factory=Counter)
+    uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(bounds.UPLOADS))
+
+
+def tenants_of(root: Path, names: Collection[str], model: Model) -> dict[str, Tenant]:
+    """The store at ``root`` for everyone, or for each of ``names`` one of their own below it."""
+    roots = {name: root / "tenants" / name for name in names} or {"": root}
+    stores = {name: Store(path) for name, path in roots.items()}
+    return {
+        name: Tenant(name, store, Prefixes(store, model), Contents(store)) for name, store in stores.items()
+    }
