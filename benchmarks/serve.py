@@ -3,7 +3,8 @@
 python -m benchmarks.serve [--clients 64] [--seconds 60] [--documents 20] [--tokens 2000] [--memory 2.5]
 
 The same clients ask the same questions of a server with caches and of one without; requests that are on their way when the
-time is up are waited for. Memory is the process's own, sampled every half second.
+time is up are waited for. Memory is what the process holds beyond what it held before the first request, sampled every half
+second.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Told:
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def row(self, name: str, peak: int) -> list[object]:
+    def row(self, name: str, nbytes: int) -> list[object]:
         ordered = sorted(self.first)
         return [
             name,
@@ -62,11 +63,11 @@ class Told:
             f"{len(ordered) / self.seconds:.2f}",
             f"{statistics.median(ordered):.2f}",
             f"{ordered[int(0.95 * (len(ordered) - 1))]:.2f}",
-            f"{peak / 1e6:.0f}",
+            f"{nbytes / 1e6:.0f}",
         ]
 
 
-HEADER = ["", "answers", "errors", "wrong", "a second", "TTFT median, s", "TTFT 95 %, s", "largest RSS, MB"]
+HEADER = ["", "answers", "errors", "wrong", "a second", "TTFT median, s", "TTFT 95 %, s", "memory, MB"]
 
 
 def main() -> None:
@@ -100,9 +101,9 @@ def main() -> None:
             ("without, one client", 1, ("--no-caches",)),
         ):
             memory = ("--memory", f"{arguments.memory:g}")
-            with _server(store, *memory, *options) as (process, url), _watched(process.pid) as peak:
+            with _server(store, *memory, *options) as (process, url), _watched(process.pid) as held:
                 told = _load(url, model.name, expected, clients, arguments.seconds)
-            rows.append(told.row(f"{name} ({clients})", max(peak)))
+            rows.append(told.row(f"{name} ({clients})", max(held) - held[0]))
             for problem in (*told.errors[:3], *told.wrong[:3]):
                 print(problem, flush=True)
         table(HEADER, rows)
@@ -147,12 +148,18 @@ def _server(store: kvtool.Store, *options: str) -> Iterator[tuple[subprocess.Pop
 @contextmanager
 def _watched(pid: int) -> Iterator[list[int]]:
     """Bytes of memory that a process holds, every half second."""
-    found, done = [0], threading.Event()
+    found: list[int] = []
+    done = threading.Event()
+
+    def look() -> None:
+        status = Path(f"/proc/{pid}/status").read_text()
+        found.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if "VmRSS" in line)
 
     def watch() -> None:
         while not done.wait(0.5):
-            status = Path(f"/proc/{pid}/status").read_text()
-            found.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if "VmRSS" in line)
+            look()
+
+    look()
 
     watching = threading.Thread(target=watch)
     watching.start()
