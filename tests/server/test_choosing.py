@@ -11,15 +11,15 @@ import pytest
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store
+from kvtool import Store, rate
 from kvtool.ask import ask
 from kvtool.blend.blending import How
 from kvtool.codecs import Calibration
-from kvtool.server import speeds
+from kvtool.rate import Rate
 from kvtool.server.app import create_app
 from kvtool.server.choosing import Loading, Way, finest_in_time, in_common, is_better_prefilled
 from kvtool.server.serving import Limits, Serving
-from kvtool.server.speeds import Rate, Speeds
+from kvtool.server.speeds import Speeds
 
 QUESTION = "How many ships are there?"
 WAYS = [
@@ -70,17 +70,17 @@ def test_prefilling_is_far_sooner_done_or_exact_in_time(
 
 def test_rates_follow_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(speeds.time, "monotonic", lambda: now)
-    rate = Rate(lasts=10)
-    assert rate.seconds(100) == 0
-    rate.took(100, 1.0)
-    assert rate.seconds(50) == 0.5
-    rate.took(300, 1.0)
-    assert rate.seconds(200) == 1.0
+    monkeypatch.setattr(rate.time, "monotonic", lambda: now)
+    found = Rate(lasts=10)
+    assert found.seconds(100) == 0
+    found.took(100, 1.0)
+    assert found.seconds(50) == 0.5
+    found.took(300, 1.0)
+    assert found.seconds(200) == 1.0
     now = 11.0
-    assert rate.seconds(200) == 0
-    rate.took(10, 1.0)
-    assert rate.seconds(10) == 1.0
+    assert found.seconds(200) == 0
+    found.took(10, 1.0)
+    assert found.seconds(10) == 1.0
 
 
 def test_short_passes_say_nothing_of_reading() -> None:
@@ -97,8 +97,8 @@ def serving(served: kvtool.Model, documents: Store, calibrated: Calibration) -> 
     # What tiny models do is measured over and over, and is up to the machine: here it is said.
     serving.scheduler.on_read = lambda *_: None
     known = serving.caches.speeds
-    for variant, rate in (("raw", 1e3), ("centred", 1e9)):
-        known.loading(variant).took(int(rate), 1.0)
+    for variant, bytes_per_second in (("raw", 1e3), ("centred", 1e9)):
+        known.loading(variant).took(int(bytes_per_second), 1.0)
     known.reading = Rate(1.0)
     return serving
 
