@@ -40,7 +40,7 @@ ANSWER_TOKENS = 16
 
 @dataclass(frozen=True)
 class Asked:
-    document: str
+    document: str | None
     question: str
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     print(machine())
     model = kvtool.load_model()
     with tempfile.TemporaryDirectory() as folder:
-        store, names = _prefilled(model, Path(folder), arguments.documents, arguments.tokens)
+        store, names = prefilled(model, Path(folder), arguments.documents, arguments.tokens)
         expected = {
             Asked(name, question): ask(question, name, model, store, max_tokens=ANSWER_TOKENS).text
             for name in names
@@ -101,7 +101,7 @@ def main() -> None:
             ("without, one client", 1, ("--no-caches",)),
         ):
             memory = ("--memory", f"{arguments.memory:g}")
-            with _server(store, *memory, *options) as (process, url), _watched(process.pid) as held:
+            with serving(str(store), *memory, *options) as (process, url), _watched(process.pid) as held:
                 told = _load(url, model.name, expected, clients, arguments.seconds)
             rows.append(told.row(f"{name} ({clients})", max(held) - held[0]))
             for problem in (*told.errors[:3], *told.wrong[:3]):
@@ -109,7 +109,7 @@ def main() -> None:
         table(HEADER, rows)
 
 
-def _prefilled(
+def prefilled(
     model: kvtool.Model, folder: Path, documents: int, tokens: int
 ) -> tuple[kvtool.Store, list[str]]:
     for n in range(documents):
@@ -122,7 +122,7 @@ def _prefilled(
 
 
 @contextmanager
-def _server(store: kvtool.Store, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(store: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [
         sys.executable,
         "-m",
@@ -131,7 +131,7 @@ def _server(store: kvtool.Store, *options: str) -> Iterator[tuple[subprocess.Pop
         "--port",
         "0",
         "--store",
-        str(store.root),
+        store,
         *options,
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -192,7 +192,7 @@ def _client(url: str, model: str, expected: dict[Asked, str], seed: int, until: 
                 return
             asked = chosen.choice(list(expected))
             try:
-                text, first = _ask(http, url, model, asked)
+                text, first = ask_once(http, url, model, asked)
             except (httpx.HTTPError, ValueError, KeyError) as error:
                 told.errors.append(f"{asked}: {error!r}")
                 continue
@@ -201,11 +201,11 @@ def _client(url: str, model: str, expected: dict[Asked, str], seed: int, until: 
                 told.wrong.append(f"{asked}: {text!r}, alone {expected[asked]!r}")
 
 
-def _ask(http: httpx.Client, url: str, model: str, asked: Asked) -> tuple[str, float]:
+def ask_once(http: httpx.Client, url: str, model: str, asked: Asked) -> tuple[str, float]:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": asked.question}],
-        "documents": [asked.document],
+        "documents": [asked.document] if asked.document else None,
         "max_tokens": ANSWER_TOKENS,
         "temperature": 0,
         "stream": True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http.client import HTTPException
 from typing import Any
@@ -19,6 +19,8 @@ from .errors import StoreError, UsageError
 
 SECONDS = 30.0
 """Silence after which a server is given up."""
+
+NO_HEADERS: Mapping[str, str] = {}
 
 _CHUNK = limits.MIB
 _URL = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[\w.~%/-]*)?", re.ASCII)
@@ -74,12 +76,17 @@ class Server:
         """Its bytes in pieces, ``nbytes`` at most."""
         return self._get(f"/v1/artifacts/{digest}", nbytes)
 
+    def part(self, digest: str, start: int, stop: int) -> bytes:
+        """An artifact's bytes from ``start`` up to ``stop``."""
+        wanted = {"Range": f"bytes={start}-{stop - 1}"}
+        return b"".join(self._get(f"/v1/artifacts/{digest}", stop - start, wanted))
+
     def calibration(self, digest: str) -> Iterator[bytes]:
         return self._get(f"/v1/calibrations/{digest}", limits.CALIBRATION_BYTES)
 
-    def _get(self, path: str, most: int) -> Iterator[bytes]:
+    def _get(self, path: str, most: int, more: Mapping[str, str] = NO_HEADERS) -> Iterator[bytes]:
         url = self.url + path
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        headers = {**more, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
         size = 0
         try:
             with self._opener.open(Request(url, headers=headers), timeout=SECONDS) as answer:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,12 +23,16 @@ from .digest import is_digest
 from .errors import StoreError
 from .manifest import Document, Variant
 from .places import cache_dir
+from .rate import Rate
 from .store import DocumentMissing, Store
 
 if TYPE_CHECKING:
     from .codecs import Calibration
 
 log = logging.getLogger(__name__)
+
+BELIEVED = 300.0
+"""Seconds for which the speed of the link to a server is taken to be what it was."""
 
 
 class RemoteStore(Store):
@@ -37,6 +43,7 @@ class RemoteStore(Store):
         self.server = Server(re.sub(r"^(https?):/(?!/)", r"\1://", str(root)))
         super().__init__(cache_dir() / "servers" / self.server.key)
         self._kept = Store(self.root)
+        self._link = Rate(lasts=BELIEVED)
 
     def __str__(self) -> str:
         return self.server.url
@@ -85,6 +92,15 @@ class RemoteStore(Store):
             self.fetch(variant, self._kept)
         return self._kept.open_artifact(variant)
 
+    def fetch_seconds(self, variant: Variant) -> float:
+        return 0.0 if self._kept.holds(variant) else self._link.seconds(variant.nbytes)
+
+    @cached_property
+    def heads(self) -> Store:
+        from .heads import Heads
+
+        return Heads(self)
+
     def fetch(self, variant: Variant, into: Store, on_bytes: Callable[[int], None] = lambda _: None) -> None:
         """Copies an artifact into another store, with the calibrations that it names, and checks every byte.
 
@@ -96,8 +112,10 @@ class RemoteStore(Store):
                 yield chunk
                 on_bytes(len(chunk))
 
+        started = time.monotonic()
         with into.writing():
-            into.receive(variant.artifact, chunks(), _Fetched(into.calibrations, self.server))
+            into.receive(variant.artifact, chunks(), Fetched(into.calibrations, self.server))
+        self._link.took(variant.nbytes, time.monotonic() - started)
 
     def _keep(self, document: Document) -> None:
         try:
@@ -118,7 +136,7 @@ class RemoteStore(Store):
     writing = changing = put = receive = put_calibration = commit = remove = collect = _refuse
 
 
-class _Fetched(Mapping[str, "Calibration"]):
+class Fetched(Mapping[str, "Calibration"]):
     """A store's calibrations; those that it has not are copied from a server when they are asked for."""
 
     def __init__(self, into: Calibrations, server: Server) -> None:

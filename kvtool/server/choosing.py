@@ -53,17 +53,15 @@ class Choosing:
             return Best(RAW)
         within, way = self.loading.within, finest_in_time(ways, self.loading.within)
         is_alone = sum(len(document.segments) for document in documents) == 1
-        # Something has to be fetched for its token ids.
-        nearest = min(ways, key=lambda way: (way.fetching, way.nbytes))
         tokens = sum(document.n_tokens for document in documents)
-        loading, prefilling = way.seconds, nearest.fetching + self.caches.reading_seconds(tokens)
+        loading, prefilling = way.seconds, self.caches.reading_seconds(tokens)
         if not is_alone:
             loading += self.caches.reading_seconds(int(how.recompute * tokens))
         elif self.caches.has_prefilled(tenant.name, documents[0].segments[0].identity):
             prefilling = 0.0
         is_exact = way.is_exact and (is_alone or how.recompute == 1)
         if is_better_prefilled(loading, prefilling, is_exact=is_exact, within=within):
-            return Best(nearest.variant, is_prefilled=True)
+            return Best(way.variant, is_prefilled=True)
         return Best(way.variant)
 
     def _way(self, variant: str, documents: Sequence[Document], tenant: Tenant) -> Way:

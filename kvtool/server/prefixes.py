@@ -92,7 +92,7 @@ class Prefixes:
         for index, segment in enumerate(document.segments):
             if RAW not in segment.variants:
                 continue
-            parts = self.store.parts(document.name, RAW, index)
+            parts = self.store.heads.parts(document.name, RAW, index)
             # A blend that was kept is not what a prefill of its tokens gives.
             if not all(part.is_exact for part in parts):
                 continue

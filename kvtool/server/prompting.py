@@ -91,12 +91,14 @@ class Prompting:
         chosen = self._chosen(request, tenant, stack)
         how = How(float(request.recompute), request.policy)
         best = self.choosing.best(chosen, how, tenant)
+        is_loaded = self._uses_caches(request) and not best.is_prefilled
+        store = tenant.store if is_loaded else tenant.store.heads
         try:
-            layout = lay_out(tenant.store, chosen, self.model, variant=best.variant, between=BETWEEN)
+            layout = lay_out(store, chosen, self.model, variant=best.variant, between=BETWEEN)
         except MismatchError as error:
             message = "documents: they were prefilled by another model, or under different system prompts; name others"
             raise ApiError(400, message, param="documents") from error
-        behind = self._behind(request, shared_prefix(layout, tenant.store, self.model))
+        behind = self._behind(request, shared_prefix(layout, store, self.model))
         document_ids = layout.token_ids.tolist()
         ids, seen = [*document_ids, *behind], len(document_ids)
         self._refuse_too_long(ids, request)
@@ -106,7 +108,7 @@ class Prompting:
         tenant.hits.update(layout.documents)
         own = self._own_bytes(len(behind), request)
         if best.is_prefilled and layout.is_alone:
-            (segment,) = tenant.store[layout.documents[0]].segments
+            (segment,) = store[layout.documents[0]].segments
             prefilling = self.caches.prefilled(tenant.name, segment.identity, document_ids, own)
             cache, computed = stack.enter_context(prefilling)
             return Prompt(ids, cache, seen, seen if computed else 0)
