@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from http.client import HTTPException
 from typing import Any
@@ -16,6 +16,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from . import limits
 from .digest import digest
 from .errors import StoreError, UsageError
+from .source import Chunks, Listed, NotThere, Unreachable, without_secrets
 
 SECONDS = 30.0
 """Silence after which a server is given up."""
@@ -24,14 +25,6 @@ NO_HEADERS: Mapping[str, str] = {}
 
 _CHUNK = limits.MIB
 _URL = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[\w.~%/-]*)?", re.ASCII)
-
-
-class Unreachable(StoreError):
-    """No answer came, or not the whole of it."""
-
-
-class NotThere(StoreError):
-    """The server says that it has no such thing."""
 
 
 class Server:
@@ -55,36 +48,33 @@ class Server:
         """Tells servers apart, and what the holders of different tokens see of one."""
         return digest(f"{self.url}\n{self._token}".encode())[:32]
 
-    def names(self) -> list[str]:
-        """Of its documents."""
+    def documents(self) -> Mapping[str, Listed]:
         path = "/v1/documents"
         data = b"".join(self._get(path, limits.MANIFEST_BYTES))
         try:
-            names = [entry["name"] for entry in json.loads(data)["data"]]
-            if not all(isinstance(name, str) for name in names):
+            found = {entry["name"]: _listed(entry) for entry in json.loads(data)["data"]}
+            if not all(isinstance(name, str) for name in found):
                 raise TypeError("a name is no text")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StoreError(
                 f"{self.url}{path}: is no list of documents ({type(error).__name__}: {error}); is it a kvtool server?"
             ) from error
-        return names
+        return found
 
     def manifest(self, name: str) -> bytes:
         return b"".join(self._get(f"/v1/documents/{quote(name)}", limits.MANIFEST_BYTES))
 
-    def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
-        """Its bytes in pieces, ``nbytes`` at most."""
+    def artifact(self, digest: str, nbytes: int) -> Chunks:
         return self._get(f"/v1/artifacts/{digest}", nbytes)
 
     def part(self, digest: str, start: int, stop: int) -> bytes:
-        """An artifact's bytes from ``start`` up to ``stop``."""
         wanted = {"Range": f"bytes={start}-{stop - 1}"}
         return b"".join(self._get(f"/v1/artifacts/{digest}", stop - start, wanted))
 
-    def calibration(self, digest: str) -> Iterator[bytes]:
+    def calibration(self, digest: str) -> Chunks:
         return self._get(f"/v1/calibrations/{digest}", limits.CALIBRATION_BYTES)
 
-    def _get(self, path: str, most: int, more: Mapping[str, str] = NO_HEADERS) -> Iterator[bytes]:
+    def _get(self, path: str, most: int, more: Mapping[str, str] = NO_HEADERS) -> Chunks:
         url = self.url + path
         headers = {**more, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
         size = 0
@@ -108,6 +98,10 @@ class Server:
             raise Unreachable(
                 f"{url}: cannot be reached ({what}); is kvtool serve-cache running there?"
             ) from error
+
+
+def _listed(entry: Any) -> Listed:
+    return Listed(str(entry.get("manifest", "")), float(int(entry.get("created", 0))))
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -134,6 +128,7 @@ def _checked(url: str) -> str:
     """Without a slash at its end, and without the /v1 of the address that OpenAI's clients are given."""
     if not _URL.fullmatch(url):
         raise UsageError(
-            f"store {url}: expected http://HOST:PORT or https://HOST:PORT; a token is given by KVTOOL_TOKEN"
+            f"store {without_secrets(url)}: expected http://HOST:PORT or https://HOST:PORT, with a token in KVTOOL_TOKEN, "
+            "or s3://BUCKET/PREFIX"
         )
     return url.rstrip("/").removesuffix("/v1")

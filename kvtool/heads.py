@@ -1,4 +1,4 @@
-"""A server's artifacts as far as their token ids: what each says of itself, without its keys and values."""
+"""Artifacts that lie elsewhere, as far as their token ids: what each says of itself, without its keys and values."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Heads(RemoteStore):
     """
 
     def __init__(self, of: RemoteStore) -> None:
-        super().__init__(of.server.url)
-        self._folder = cache_dir() / "heads" / self.server.key
+        self.__dict__ |= of.__dict__
+        self._folder = cache_dir() / "heads" / self.source.key
 
     def open_artifact(self, variant: Variant) -> Artifact:
         if self._kept.holds(variant):
@@ -46,17 +46,17 @@ class Heads(RemoteStore):
         _ = self._opened(temporary, variant).token_ids
 
     def _opened(self, path: Path, variant: Variant) -> Artifact:
-        calibrations = Fetched(self._kept.calibrations, self.server)
+        calibrations = Fetched(self._kept.calibrations, self.source)
         return Artifact.open(path, expected=variant.artifact, calibrations=calibrations)
 
     def _head(self, variant: Variant) -> Iterator[bytes]:
-        first = self.server.part(variant.artifact, 0, min(FIRST, variant.nbytes))
+        first = self.source.part(variant.artifact, 0, min(FIRST, variant.nbytes))
         yield first
         start = 8 + int.from_bytes(first[:8], "little")
         if start > 8 + limits.HEADER_BYTES:
             return  # None of ours, as the check then says.
         if start > len(first):
-            second = self.server.part(variant.artifact, len(first), start)
+            second = self.source.part(variant.artifact, len(first), start)
             yield second
             first += second
         try:
@@ -64,4 +64,4 @@ class Heads(RemoteStore):
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             return
         if len(first) < end <= variant.nbytes:
-            yield self.server.part(variant.artifact, len(first), end)
+            yield self.source.part(variant.artifact, len(first), end)

@@ -27,6 +27,12 @@ CALIBRATION_BYTES = 4 * GIB
 MANIFEST_BYTES = 64 * MIB
 """One document's manifest."""
 
+MARKER_BYTES = 64 * KIB
+"""The file that says which format a store has."""
+
+LISTED_DOCUMENTS = 1_000_000
+"""Documents of a store in a bucket."""
+
 DOCUMENT_NAME_BYTES = 4096
 """A document's name in the store."""
 

@@ -1,4 +1,4 @@
-"""Documents of a server → a local store."""
+"""Documents of a server, or of a bucket → a local store."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from .client import Unreachable
 from .errors import KvtoolError, StoreError, UsageError
 from .fs import DiskFull
 from .manifest import Document, Variant
 from .remote import RemoteStore
+from .source import Unreachable
 from .store import DocumentMissing, Store
 
 
@@ -36,15 +36,17 @@ def pull(
     dry_run: bool = False,
     on_progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
-    """Copies documents of a server, all by default, with their prefixes, calibrations, and all variants or one.
+    """Copies documents of a server or a bucket, all by default, with their prefixes, calibrations, and all variants or one.
 
     What ``store`` has is not fetched again, so that an interrupted run, started again, goes on. A document that ``store``
     has with other variants gets these added; one of another text, model or prefix, or with another artifact for the same
-    variant, is a problem unless ``replace``. Raises ``UsageError`` if ``source`` is no server, ``StoreError`` if it
+    variant, is a problem unless ``replace``. Raises ``UsageError`` if ``source`` is neither, ``StoreError`` if it
     cannot be asked what it has.
     """
     if not isinstance(source, RemoteStore):
-        raise UsageError(f"{source}: is not a server; expected http://HOST:PORT")
+        raise UsageError(
+            f"{source}: is not a server or a bucket; expected http://HOST:PORT or s3://BUCKET/PREFIX"
+        )
     if isinstance(store, RemoteStore):
         raise UsageError(f"{store}: is read only; name a directory with --store")
     report = Report()
@@ -126,7 +128,7 @@ def _merged(there: Document | None, new: Document, replace: bool, store: Store) 
     if not replace and (differing or not is_same):
         what = f"its variant {differing[0]}" if is_same else "its text, model or prefix"
         raise StoreError(
-            f"{new.name}: {what} is another in {store} than on the server; --replace takes the server's"
+            f"{new.name}: {what} is another in {store} than where it comes from; --replace takes that one"
         )
     if not is_same:
         return new

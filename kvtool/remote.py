@@ -1,15 +1,14 @@
-"""A server's documents as a store that is read only.
+"""A server's documents, or a bucket's, as a store that is read only.
 
-What is read is kept in the cache directory, in a store of its own for each server and token. An artifact is fetched
-when it is first read, checked to the byte, and not asked for again. Manifests, which may change, are asked for each
-time; while the server cannot be reached, those that were kept stand in.
+What is read is kept in the cache directory, in a store of its own for each source. An artifact is fetched when it is
+first read, checked to the byte, and not asked for again. Manifests may change, and are followed (``kvtool.following``).
 """
 
 from __future__ import annotations
 
-import logging
-import re
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -17,58 +16,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .artifact import Artifact
+from .bucket import SCHEMES, Bucket
 from .calibrations import Calibrations
-from .client import NotThere, Server, Unreachable
+from .client import Server
 from .digest import is_digest
 from .errors import StoreError
+from .following import Following
 from .manifest import Document, Variant
+from .paths import address
 from .places import cache_dir
 from .rate import Rate
+from .source import NotThere, Source
 from .store import DocumentMissing, Store
 
 if TYPE_CHECKING:
     from .codecs import Calibration
 
-log = logging.getLogger(__name__)
-
-BELIEVED = 300.0
-"""Seconds for which the speed of the link to a server is taken to be what it was."""
+LASTS = 300.0
+"""Seconds for which the link is believed to be as fast as it was."""
 
 
 class RemoteStore(Store):
-    """What ``Store("http://host:port")`` is. Whatever would change it raises ``StoreError``."""
+    """What ``Store("http://host:port")`` and ``Store("s3://bucket/prefix")`` are.
+
+    Whatever would change it raises ``StoreError``. Safe to use from any thread.
+    """
+
+    is_writable = False
 
     def __init__(self, root: str | Path) -> None:
-        # A Path writes http://host as http:/host.
-        self.server = Server(re.sub(r"^(https?):/(?!/)", r"\1://", str(root)))
-        super().__init__(cache_dir() / "servers" / self.server.key)
+        self.source = _source(address(root))
+        super().__init__(cache_dir() / "servers" / self.source.key)
         self._kept = Store(self.root)
-        self._link = Rate(lasts=BELIEVED)
+        self._following = Following(self.source, self._kept)
+        self._fetching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._link = Rate(lasts=LASTS)
 
     def __str__(self) -> str:
-        return self.server.url
+        return self.source.url
 
     def __getitem__(self, name: str) -> Document:
         self.check_name(name)
         try:
-            data = self.server.manifest(name)
+            return self._following.document(name)
         except NotThere:
-            with suppress(StoreError):
-                self._kept.remove(name)
             raise DocumentMissing(self._missing(name)) from None
-        except Unreachable as error:
-            if name not in self._kept:
-                raise
-            log.warning("%s; going on with what was kept of it", error)
-            return self._kept[name]
-        document = Document.from_bytes(data, f"{self}: {name}")
-        if document.name != name:
-            raise StoreError(f"{self}: sent the manifest of {document.name!r} for {name!r}; tell who runs it")
-        self._keep(document)
-        return document
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self.server.names()))
+        return iter(sorted(self._following.listed()))
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
@@ -83,13 +78,21 @@ class RemoteStore(Store):
             return False
         return True
 
+    def committed(self, name: str) -> float:
+        listed = self._following.listed()
+        if name not in listed:
+            raise DocumentMissing(self._missing(name))
+        return listed[name].committed
+
     def holds(self, variant: Variant) -> bool:
         """What a manifest names is there as far as is known: fetching it shows."""
         return True
 
     def open_artifact(self, variant: Variant) -> Artifact:
-        if not self._kept.holds(variant):
-            self.fetch(variant, self._kept)
+        # Of several who want it, one fetches it.
+        with self._fetching[variant.artifact]:
+            if not self._kept.holds(variant):
+                self.fetch(variant, self._kept)
         return self._kept.open_artifact(variant)
 
     def fetch_seconds(self, variant: Variant) -> float:
@@ -108,26 +111,31 @@ class RemoteStore(Store):
         """
 
         def chunks() -> Iterator[bytes]:
-            for chunk in self.server.artifact(variant.artifact, variant.nbytes):
+            for chunk in self.source.artifact(variant.artifact, variant.nbytes):
                 yield chunk
                 on_bytes(len(chunk))
 
         started = time.monotonic()
         with into.writing():
-            into.receive(variant.artifact, chunks(), Fetched(into.calibrations, self.server))
-        self._link.took(variant.nbytes, time.monotonic() - started)
+            nbytes = into.receive(variant.artifact, chunks(), Fetched(into.calibrations, self.source))
+        self._link.took(nbytes, time.monotonic() - started)
 
-    def _keep(self, document: Document) -> None:
-        try:
-            is_kept = self._kept[document.name] == document
-        except StoreError:
-            is_kept = False
-        if not is_kept:
-            with self._kept.writing():
-                self._kept.commit(document)
+    def bring(self, digest: str) -> None:
+        if self._kept.artifact_path(digest).is_file():
+            return
+        for document in self.values():
+            for variant in document.artifacts:
+                if variant.artifact == digest:
+                    self.open_artifact(variant)
+                    return
+
+    def bring_calibration(self, digest: str) -> None:
+        if digest not in self.calibrations:
+            with suppress(KeyError), self._kept.writing():
+                _ = Fetched(self.calibrations, self.source)[digest]
 
     def _artifact_files(self) -> Iterator[Path]:
-        # Only what manifests name is known of a server.
+        # Only what manifests name is known.
         return iter(())
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
@@ -136,16 +144,20 @@ class RemoteStore(Store):
     writing = changing = put = receive = put_calibration = commit = remove = collect = _refuse
 
 
-class Fetched(Mapping[str, "Calibration"]):
-    """A store's calibrations; those that it has not are copied from a server when they are asked for."""
+def _source(url: str) -> Source:
+    return Bucket(url) if url.partition("://")[0] in SCHEMES else Server(url)
 
-    def __init__(self, into: Calibrations, server: Server) -> None:
-        self.into, self.server = into, server
+
+class Fetched(Mapping[str, "Calibration"]):
+    """A store's calibrations; those that it has not are copied from a source when they are asked for."""
+
+    def __init__(self, into: Calibrations, source: Source) -> None:
+        self.into, self.source = into, source
 
     def __getitem__(self, digest: str) -> Calibration:
         if is_digest(digest) and digest not in self.into:
             try:
-                self.into.receive(digest, self.server.calibration(digest))
+                self.into.receive(digest, self.source.calibration(digest))
             except NotThere:
                 raise KeyError(digest) from None
         return self.into[digest]

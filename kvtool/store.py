@@ -8,21 +8,30 @@ no lock. Writers share one, so that what a killed writer left is told apart from
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING
 
 from . import artifact as artifacts
 from . import fs, limits
 from .artifact import Artifact
 from .calibrations import Calibrations
 from .digest import canonical_json
-from .errors import ArtifactError, StoreError, UsageError
+from .errors import ArtifactError, StoreError
 from .manifest import EXPECTED, RAW, Document, Variant
+from .paths import (
+    ARTIFACTS,
+    CALIBRATIONS,
+    FORMAT,
+    MANIFESTS,
+    MARKER,
+    artifact_file,
+    check_format,
+    document_name,
+    manifest_file,
+)
 from .receive import receive
 
 if TYPE_CHECKING:
@@ -30,36 +39,29 @@ if TYPE_CHECKING:
     from .engines.cache import DocumentCache
     from .model import Model
 
-FORMAT = 1
-MARKER = "kvtool-store.json"
-_FILE_NAME_BYTES = 255
-_SAFE = " !#$&'()+,-.;=@[]^_`{}~"
-
 
 class Store(Mapping[str, Document]):
     """Documents by name. ``Store(path)`` opens a store, or makes an empty one when something is first written.
-    ``Store("http://host:port")`` reads a server's, as ``kvtool.remote`` says.
+    ``Store("http://host:port")`` reads a server's, ``Store("s3://bucket/prefix")`` a bucket's, as ``kvtool.remote`` says.
 
     Raises ``StoreError`` for a directory that holds something else, and for a store of a newer format.
     """
 
+    is_writable = True
+
     # Without a root it is called by copy and pickle.
     def __new__(cls, root: str | Path = "") -> Store:
-        if cls is Store and re.match(r"https?:/", str(root)):
+        # A Path writes s3://bucket as s3:/bucket.
+        if cls is Store and re.match(r"\w{2,}:/", str(root)):
             from .remote import RemoteStore
 
             return super().__new__(RemoteStore)
         return super().__new__(cls)
 
     def __init__(self, root: str | Path) -> None:
-        # A Path writes s3://bucket as s3:/bucket.
-        if re.match(r"\w{2,}:/", str(root)):
-            raise UsageError(
-                f"store {root}: only directories, http:// and https:// can be stores in this version"
-            )
         self.root = Path(root)
-        self._artifacts, self._manifests = self.root / "artifacts", self.root / "manifests"
-        self.calibrations = Calibrations(self.root / "calibrations")
+        self._artifacts, self._manifests = self.root / ARTIFACTS, self.root / MANIFESTS
+        self.calibrations = Calibrations(self.root / CALIBRATIONS)
         marker = self.root / MARKER
         # The marker is looked for again last: a first writer may be making the store just now.
         if self.root.exists() and not (marker.exists() or self._is_nearly_empty() or marker.exists()):
@@ -95,7 +97,7 @@ class Store(Mapping[str, Document]):
 
     def __iter__(self) -> Iterator[str]:
         files = (path for path in self._manifests.rglob("*.json") if path.is_file())
-        yield from sorted(unquote(str(p.relative_to(self._manifests)).removesuffix(".json")) for p in files)
+        yield from sorted(document_name(path.relative_to(self.root).as_posix()) for path in files)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -137,6 +139,12 @@ class Store(Mapping[str, Document]):
         parts = [document.prefix_artifact] if document.prefix_artifact else []
         return [self.open_artifact(part) for part in (*parts, self._variant(document, segment, variant))]
 
+    def bring(self, digest: str) -> None:
+        """Fetches the artifact of that digest where it lies elsewhere, if there is one."""
+
+    def bring_calibration(self, digest: str) -> None:
+        """The same of a calibration."""
+
     def fetch_seconds(self, variant: Variant) -> float:
         """How long it takes until it is here, where it lies elsewhere."""
         return 0.0
@@ -151,7 +159,7 @@ class Store(Mapping[str, Document]):
 
     def artifact_path(self, digest: str) -> Path:
         """Where the artifact of that digest lies, if it is there."""
-        return self._artifacts / digest[:2] / f"{digest}.safetensors"
+        return self.root / artifact_file(digest)
 
     def committed(self, name: str) -> float:
         """When the document was last committed, in seconds since 1970."""
@@ -339,18 +347,7 @@ class Store(Mapping[str, Document]):
         return found
 
     def _manifest_path(self, name: str) -> Path:
-        parts = name.split("/")
-        if any(part in ("", ".", "..") for part in parts) or "\0" in name or not _is_utf8(name):
-            raise StoreError(f"{name!r}: is not a document name; expected a relative path like docs/guide.md")
-        # A folder called x.json must not meet the manifest of a document called x.
-        files = [_quoted(part).replace(".json", "%2Ejson") for part in parts[:-1]]
-        files.append(_quoted(parts[-1]) + ".json")
-        if len(longest := max(files, key=lambda file: len(file.encode())).encode()) > _FILE_NAME_BYTES:
-            raise StoreError(
-                f"{name}: cannot be stored: its manifest would have a name of {len(longest)} bytes, file systems take "
-                f"{_FILE_NAME_BYTES}; rename the document"
-            )
-        return self._manifests.joinpath(*files)
+        return self.root / manifest_file(name)
 
     def _missing(self, name: str) -> str:
         names = list(self)
@@ -362,15 +359,10 @@ class Store(Mapping[str, Document]):
 
     def _check_format(self, marker: Path) -> None:
         try:
-            found: Any = json.loads(marker.read_bytes())["format"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise StoreError(
-                f'{marker}: cannot be read ({error}); it should say {{"format":{FORMAT}}}'
-            ) from error
-        if not isinstance(found, int) or found > FORMAT:
-            raise StoreError(
-                f"{marker}: is a store of format {found}, this kvtool reads up to {FORMAT}; upgrade kvtool"
-            )
+            data = marker.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{marker}: cannot be read ({error.strerror}); check its permissions") from error
+        check_format(data, str(marker))
 
 
 class DocumentMissing(StoreError, KeyError):
@@ -378,16 +370,3 @@ class DocumentMissing(StoreError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show its repr
         return str(self.args[0])
-
-
-def _quoted(part: str) -> str:
-    quoted = "".join(c if ord(c) > 127 else quote(c, safe=_SAFE) for c in part)
-    # What starts like a temporary file would be removed like one.
-    return "%2E" + quoted[1:] if quoted.startswith(fs.TEMPORARY) else quoted
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False

@@ -26,7 +26,8 @@ StoreOption = Annotated[
     Optional[Path],
     typer.Option(
         "--store",
-        help="The store's directory, or a server to read from: http://HOST:PORT (default: kv-store).",
+        help="The store's directory; to read only, a server's http://HOST:PORT or a bucket's s3://BUCKET/PREFIX "
+        "(default: kv-store).",
     ),
 ]
 ModelOption = Annotated[

@@ -1,4 +1,4 @@
-"""kvtool pull: a server's documents → a local store."""
+"""kvtool pull: a server's or a bucket's documents → a local store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from . import common
 
 
 def run(
-    url: Annotated[str, typer.Argument(help="The server: http://HOST:PORT.", metavar="URL")],
+    url: Annotated[
+        str,
+        typer.Argument(help="A server: http://HOST:PORT. Or a bucket: s3://BUCKET/PREFIX.", metavar="URL"),
+    ],
     names: Annotated[
         Optional[list[str]], typer.Argument(help="Documents (default: all).", metavar="[NAME…]")
     ] = None,
@@ -18,16 +21,17 @@ def run(
         Optional[str], typer.Option("--variant", help="Only this variant: raw, klt, … (default: all).")
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace documents that are others here than on the server.")
+        bool,
+        typer.Option("--replace", help="Replace documents that are others here than where they come from."),
     ] = False,
     store: common.StoreOption = None,
     dry_run: common.DryRunOption = False,
     as_json: common.JsonOption = False,
 ) -> int:
-    """Copy documents from a server (kvtool serve-cache) into a store, with what they are loaded from.
+    """Copy documents from a server (kvtool serve-cache) or a bucket into a store, with what they are loaded from.
 
-    The token is taken from KVTOOL_TOKEN. Every byte is checked. What is already there is not fetched again. An interrupted
-    run, started again, goes on where it stopped.
+    The token is taken from KVTOOL_TOKEN, and credentials for a bucket from the environment. Every byte is checked. What is
+    already there is not fetched again. An interrupted run, started again, goes on where it stopped.
     """
     from ..config import settings
     from ..pull import pull

@@ -71,6 +71,7 @@ def run(
     once what runs is finished; a second one ends it at once.
     """
     from ..config import settings
+    from ..paths import address
 
     if tokens is None and not _is_loopback(host):
         raise UsageError(f"--host {host}: is not this machine alone; say with --tokens who may ask")
@@ -100,7 +101,7 @@ def run(
     where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
     def started() -> None:
-        common.say(f"{loaded.name} over {chosen.store}: {where}/v1 (Ctrl+C stops)")
+        common.say(f"{loaded.name} over {address(chosen.store)}: {where}/v1 (Ctrl+C stops)")
 
     def stopping() -> None:
         serving.is_draining = True

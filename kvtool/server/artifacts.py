@@ -13,24 +13,27 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..digest import is_digest
 from ..receive import Refused
+from ..source import NotThere
 from ..store import Store
-from .errors import ApiError
+from .errors import ApiError, read_only
 from .tenant import Tenant
 
 
 async def artifact(request: Request) -> Response:
     store: Store = request.state.tenant.store
-    return await _file(request, store.artifact_path, store.receive)
+    return await _file(request, store.artifact_path, store.bring, store.receive)
 
 
 async def calibration(request: Request) -> Response:
-    kept = request.state.tenant.store.calibrations
-    return await _file(request, kept.path_of, kept.receive)
+    store: Store = request.state.tenant.store
+    kept = store.calibrations
+    return await _file(request, kept.path_of, store.bring_calibration, kept.receive)
 
 
 async def _file(
     request: Request,
     path_of: Callable[[str], Path],
+    bring: Callable[[str], None],
     receive: Callable[[str, Iterable[bytes]], int],
 ) -> Response:
     digest = request.path_params["digest"]
@@ -43,8 +46,9 @@ async def _file(
     if is_put:
         return await _put(request, path, lambda chunks: receive(digest, chunks), headers)
     try:
+        await to_thread.run_sync(bring, digest)
         found = await to_thread.run_sync(path.stat)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotThere):
         raise _missing(digest) from None
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -56,6 +60,8 @@ async def _put(
 ) -> Response:
     """201 for what is new, 200 for what was there; it is checked either way."""
     tenant: Tenant = request.state.tenant
+    if not tenant.store.is_writable:
+        raise read_only(path.stem)
     if tenant.uploads.available_tokens < 1:
         raise ApiError(429, "too many uploads at a time; try again later", Retry_After="5")
     body = request.stream()

@@ -12,17 +12,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .bodies import parsed
-from .errors import ApiError
+from .errors import ApiError, read_only
 from .new_contents import Expiry, NewContent, planned
 from .records import KIND, Contents, Record
+from .tenant import Tenant
 
 PAGE, MOST_ON_PAGE = 100, 1000
 
 
 async def make(request: Request) -> Response:
+    contents = _contents(request)
     asked = await parsed(request, NewContent)
     record = await run_in_threadpool(planned, request.app.state.serving.model, asked)
-    contents = _contents(request)
     await run_in_threadpool(contents.add, record)
     return JSONResponse(_shown(record, contents))
 
@@ -47,11 +48,11 @@ def shown(request: Request) -> Response:
 
 async def change(request: Request) -> Response:
     """Only when it expires can be changed."""
+    contents = _contents(request)
     until = (await parsed(request, Expiry)).after(time.time())
     fields = {field.strip() for field in (request.query_params.get("updateMask") or "ttl").split(",")}
     if until is None or not fields <= {"ttl", "expireTime", "expire_time"}:
         raise ApiError(400, "expected ttl or expireTime; nothing else can be changed", param="updateMask")
-    contents = _contents(request)
     record = await run_in_threadpool(contents.change, request.path_params["id"], expires=until)
     return JSONResponse(_shown(record, contents))
 
@@ -62,8 +63,11 @@ def delete(request: Request) -> Response:
 
 
 def _contents(request: Request) -> Contents:
-    found: Contents = request.state.tenant.contents
-    return found
+    """Raises ``ApiError`` where none could be made."""
+    tenant: Tenant = request.state.tenant
+    if not tenant.store.is_writable:
+        raise read_only("cachedContents")
+    return tenant.contents
 
 
 def _shown(record: Record, contents: Contents) -> dict[str, Any]:

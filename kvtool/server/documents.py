@@ -45,6 +45,7 @@ def _listed(tenant: Tenant, document: Document, committed: float) -> dict[str, A
         "object": "document",
         "created": int(committed),
         "hits": tenant.hits[document.name],
+        "manifest": digest(document.to_bytes()),
         "model": document.model["fingerprint"],
         "tokens": document.n_tokens,
         "segments": len(document.segments),

@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse
 
 from ..errors import KvtoolError, UsageError
 from ..fs import DiskFull
+from ..source import Unreachable
 from ..store import DocumentMissing
 from .memory import Busy, TooLarge
 
@@ -43,6 +44,8 @@ def api_error(error: BaseException) -> ApiError:
             return document_missing(str(error).partition(": is not in the store")[0])
         case Busy():
             return ApiError(503, str(error), code="overloaded", Retry_After="1")
+        case Unreachable():
+            return ApiError(503, "the store cannot be reached; try again later", Retry_After="5")
         case DiskFull():
             return ApiError(507, "the server's disk is full; what was stored before is safe")
         case UsageError() | TooLarge():
@@ -64,6 +67,10 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
 def document_missing(name: str) -> ApiError:
     message = f"{name}: there is no such document; GET /v1/documents lists them"
     return ApiError(404, message, param="documents", code="document_not_found")
+
+
+def read_only(what: str) -> ApiError:
+    return ApiError(403, f"{what}: this server's store is read only", code="read_only")
 
 
 def model_missing(asked: str, there: str) -> ApiError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,9 +13,11 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from .. import following
 from ..errors import KvtoolError
 from ..manifest import RAW, Document
 from ..model import Model
+from ..remote import RemoteStore
 from ..store import Store
 
 BLOCK = 16
@@ -21,6 +25,8 @@ BLOCK = 16
 
 FRESH = 0.5
 """Seconds for which nobody looks for new manifests again."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,21 +47,23 @@ class _Entry:
 
 
 class Prefixes:
-    """An index of what ``store`` holds for ``model``. It follows the store, ``FRESH`` seconds behind."""
+    """An index of what ``store`` holds for ``model``. It follows the store, ``FRESH`` seconds behind; where that lies
+    elsewhere, once everything has been asked for."""
 
     def __init__(self, store: Store, model: Model) -> None:
         self.store, self.model = store, model
         self._lock = threading.Lock()
+        self._following = threading.Lock()
         self._entries: dict[tuple[str, int], _Entry] = {}
         self._by_block: dict[bytes, list[_Entry]] = {}
         self._seen: dict[str, Document] = {}
-        self._refreshed = -FRESH
+        self._refreshed = -math.inf
 
     def longest(self, token_ids: Sequence[int]) -> Match | None:
         """The segment that shares the most tokens with the beginning of ``token_ids``."""
+        self._follow()
         prompt = np.asarray(token_ids, dtype=np.int64)
         with self._lock:
-            self._refresh()
             found: list[_Entry] = []
             for digest in _chain(prompt):
                 if digest not in self._by_block:
@@ -67,19 +75,41 @@ class Prefixes:
         tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
         return Match(entry.document, entry.segment, tokens, tokens == len(entry.token_ids))
 
+    def _follow(self) -> None:
+        if not isinstance(self.store, RemoteStore):
+            with self._following:
+                if self._is_older_than(FRESH):
+                    self._refresh()
+        # Asking for every document there may take minutes. Nobody waits for it.
+        elif self._is_older_than(following.FRESH) and self._following.acquire(blocking=False):
+            threading.Thread(target=self._follow_elsewhere, name="prefixes").start()
+
+    def _follow_elsewhere(self) -> None:
+        try:
+            self._refresh()
+        except KvtoolError as error:
+            _log.warning("beginnings of prompts are looked up in what is known so far: %s", error)
+        finally:
+            self._following.release()
+
+    def _is_older_than(self, seconds: float) -> bool:
+        return time.monotonic() - self._refreshed >= seconds
+
     def _refresh(self) -> None:
-        if time.monotonic() - self._refreshed < FRESH:
-            return
         names = set(self.store)
         for name in [*self._seen]:
             if name not in names:
                 self._forget(name)
         for name in names:
+            if not threading.main_thread().is_alive():
+                # The process ends, and waits for this thread.
+                return
             try:
                 document = self.store[name]
                 if self._seen.get(name) == document:
                     continue
-                self._forget(name)
+                if name in self._seen:
+                    self._forget(name)
                 if document.model["fingerprint"] == self.model.fingerprint:
                     self._add(document)
                 self._seen[name] = document
@@ -97,21 +127,23 @@ class Prefixes:
             if not all(part.is_exact for part in parts):
                 continue
             ids = np.concatenate([part.token_ids.numpy() for part in parts])
-            entry = self._entries[document.name, index] = _Entry(document.name, index, ids)
-            for digest in _chain(ids):
-                self._by_block.setdefault(digest, []).append(entry)
+            entry = _Entry(document.name, index, ids)
+            with self._lock:
+                self._entries[document.name, index] = entry
+                for digest in _chain(ids):
+                    self._by_block.setdefault(digest, []).append(entry)
 
     def _forget(self, name: str) -> None:
-        if self._seen.pop(name, None) is None:
-            return
-        for key in [key for key in self._entries if key[0] == name]:
-            gone = self._entries.pop(key)
-            for digest in _chain(gone.token_ids):
-                left = [entry for entry in self._by_block[digest] if entry is not gone]
-                if left:
-                    self._by_block[digest] = left
-                else:
-                    del self._by_block[digest]
+        self._seen.pop(name, None)
+        with self._lock:
+            for key in [key for key in self._entries if key[0] == name]:
+                gone = self._entries.pop(key)
+                for digest in _chain(gone.token_ids):
+                    left = [entry for entry in self._by_block[digest] if entry is not gone]
+                    if left:
+                        self._by_block[digest] = left
+                    else:
+                        del self._by_block[digest]
 
 
 def _chain(token_ids: NDArray[np.int64]) -> Iterator[bytes]:

@@ -10,7 +10,10 @@ from pathlib import Path
 from anyio import CapacityLimiter
 
 from .. import limits as bounds
+from ..errors import UsageError
 from ..model import Model
+from ..paths import address
+from ..source import without_secrets
 from ..store import Store
 from .prefixes import Prefixes
 from .records import Contents
@@ -29,7 +32,15 @@ class Tenant:
 
 
 def tenants_of(root: Path, names: Collection[str], model: Model) -> dict[str, Tenant]:
-    """The store at ``root`` for everyone, or for each of ``names`` one of their own below it."""
+    """The store at ``root`` for everyone, or for each of ``names`` one of their own below it.
+
+    Raises ``UsageError`` for ``names`` if ``root`` is a server, which has one store.
+    """
+    if names and (url := address(root)).startswith(("http://", "https://")):
+        raise UsageError(
+            f"{without_secrets(url)}: is one store, and --tokens needs one for each tenant; name a directory or a bucket "
+            "with --store"
+        )
     roots = {name: root / "tenants" / name for name in names} or {"": root}
     stores = {name: Store(path) for name, path in roots.items()}
     return {

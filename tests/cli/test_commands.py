@@ -395,7 +395,7 @@ def test_an_unknown_document_suggests_near_names(cli: Cli, store: Store, argumen
     ("arguments", "says"),
     [
         (["ls", "--store", "docs"], "docs: is not a kvtool store"),
-        (["ls", "--store", "s3://bucket"], "only directories"),
+        (["ls", "--store", "ftp://host"], "store ftp://host: expected http://HOST:PORT"),
         (["ask", "What?", "--doc", "c.txt", "--variant", "kivi"], "run kvtool compress c.txt --recipe kivi"),
         (["ask", "What?", "--doc", "c.txt", "--segment", "7"], "no segment 7"),
         (["ask", "What?", "--doc", "c.txt", "--segment", "-1"], "no segment -1"),
@@ -413,7 +413,7 @@ def test_failures(
     cli: Cli, store: Store, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    code = USAGE if "s3://bucket" in arguments else FAILED
+    code = USAGE if "ftp://host" in arguments else FAILED
     result = cli(*arguments, code=code)
     assert says in result.stderr
     error_of(result)

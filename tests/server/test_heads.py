@@ -39,7 +39,7 @@ def test_the_second_time_nothing_is_asked(
 ) -> None:
     Store(url).heads.open("docs/a.txt")
     again = Store(url).heads
-    monkeypatch.setattr(type(again.server), "part", None)
+    monkeypatch.setattr(type(again.source), "part", None)
     assert len(again.open("docs/a.txt").token_ids)
 
 

@@ -76,7 +76,7 @@ def test_pull_refuses_what_differs_unless_told(url: str, documents: Store, serve
     report = pull(kvtool.Store(url), mine)
     assert report.unchanged == THREE[1:], "another variant beside does not matter"
     assert [str(error) for error in report.problems] == [
-        "docs/a.txt: its text, model or prefix is another in mine than on the server; --replace takes the server's"
+        "docs/a.txt: its text, model or prefix is another in mine than where it comes from; --replace takes that one"
     ]
     assert mine["docs/a.txt"] == before
     assert pull(kvtool.Store(url), mine, replace=True).pulled == ["docs/a.txt"]

@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store
+from kvtool import Store, following
 from kvtool.artifact import BrokenArtifact
 from kvtool.cli import app as commands
 from kvtool.codecs import Calibration
@@ -117,7 +117,10 @@ def test_a_second_read_needs_no_network(
             unknown()
 
 
-def test_a_document_that_changes_or_goes_is_followed(url: str, documents: Store) -> None:
+def test_a_document_that_changes_or_goes_is_followed(
+    url: str, documents: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "FRESH", 0.0)
     remote = kvtool.Store(url)
     before = remote["docs/a.txt"]
     kvtool.compress(documents, ["docs/a.txt"], recipe="lossless")

@@ -148,9 +148,9 @@ def test_a_directory_of_other_things_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "thesis.tex")
 
 
-def test_a_bucket_is_refused() -> None:
-    with pytest.raises(UsageError, match="only directories"):
-        Store("s3://bucket/x")
+def test_other_schemes_are_refused() -> None:
+    with pytest.raises(UsageError, match="expected http://HOST:PORT"):
+        Store("ftp://host/x")
 
 
 @pytest.mark.parametrize(("text", "says"), [
