@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pydoc_data.topics import topics
 
 import torch
@@ -33,6 +37,21 @@ def interleaved(
         for name, run in runs.items():
             results[name].append(run())
     return {name: statistics.median(values) for name, values in results.items()}
+
+
+@contextmanager
+def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``kvtool serve-cache`` with ``options`` as a process of its own, and its address, which ends in /v1."""
+    command = [sys.executable, "-m", "kvtool", "serve-cache", "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            # What else it says must not fill the pipe.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield process, line.split(" (")[0].rpartition(" ")[2]
+        finally:
+            process.terminate()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from http.client import HTTPException
+from ssl import SSLCertVerificationError
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
@@ -95,6 +96,11 @@ class Server:
         # The last two are about hosts and ports that no system takes.
         except (OSError, HTTPException, OverflowError, UnicodeError) as error:
             what = error.reason if isinstance(error, URLError) else error or type(error).__name__
+            if isinstance(what, SSLCertVerificationError):
+                raise StoreError(
+                    f"{url}: its certificate is not trusted ({what.verify_message}); SSL_CERT_FILE names the file of an "
+                    "authority that the system does not know"
+                ) from error
             raise Unreachable(
                 f"{url}: cannot be reached ({what}); is kvtool serve-cache running there?"
             ) from error

@@ -123,7 +123,8 @@ class Answering:
             elif isinstance(event, BaseException):
                 raise event
             else:
-                text, finish = stream.finish(), event
+                text = stream.finish()
+                finish = "stop" if stream.stopped else event
             done[index] = finish is not None
             if text or finish:
                 untold[index] = []

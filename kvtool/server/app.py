@@ -19,12 +19,16 @@ from .auth import METRICS, Authentication
 from .errors import ApiError, model_missing, respond
 from .guards import WholeBody
 from .logs import Logged
+from .prompts import forget_words
 from .schema import describe
 from .serving import Serving
 
 
 def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Starlette:
     """An ASGI application that runs the model of ``serving`` while it lives. ``tokens`` say whose each is."""
+
+    if len(serving.tenants) > 1:
+        forget_words(serving.model)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -11,6 +11,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from .. import limits
 from ..digest import is_digest
 from ..receive import Refused
 from ..source import NotThere
@@ -84,6 +85,8 @@ class _File(FileResponse):
     """Ranges, If-Range and HEAD are FileResponse's; what it says of a range that cannot be is said as we say things."""
 
     chunk_size = 1 << 20
+    # Some tokens of a layer are a range for each head of its keys and of its values.
+    max_ranges = limits.RANGES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal: ApiError | None = None

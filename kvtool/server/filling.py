@@ -76,15 +76,17 @@ class Filling:
             state, why = "FAILED", str(api_error(error))
         finally:
             self.contents.progress.pop(record.id, None)
-        # Deleted meanwhile, it needs no state.
+        # Deleted meanwhile, it needs no state. If it cannot be written now, the next server finds it out again.
         with suppress(ApiError):
-            self.contents.change(record.id, state=state, error=why, text=None)
+            self.contents.change(record.id, must_last=False, state=state, error=why, text=None)
 
     def _prefill(self, record: Record) -> None:
         self._go_on(record)
         if record.text is None or record.fingerprint != self.model.fingerprint:
             raise UsageError(f"{record.model} was to prefill it, and this server has {self.model.name}")
         prefix = prefix_of(self.model, system=record.system)
+        # Artifacts say it. It is found by running the model, which is for the model's own thread alone.
+        self.scheduler.call(lambda: self.model.rope).result()
         with ExitStack() as held:
             self._take_room(record, held)
             prefill_text(

@@ -74,6 +74,7 @@ class Contents:
         self.changed = threading.Event()
         """There is something to prefill, or to remove."""
         self._in_use: Counter[str] = Counter()
+        self._unwritten: dict[str, Record] = {}
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[Record]:
@@ -105,16 +106,25 @@ class Contents:
             self._write(record)
         self.changed.set()
 
-    def change(self, id: str, **changes: Any) -> Record:
-        """Raises ``ApiError`` unless it is there."""
+    def change(self, id: str, *, must_last: bool = True, **changes: Any) -> Record:
+        """Raises ``ApiError`` unless it is there.
+
+        Where the disk is full, what need not last is remembered for as long as the server runs; else raises ``DiskFull``.
+        """
         with self._lock:
             record = replace(self.find(id), updated=time.time(), **changes)
-            self._write(record)
+            try:
+                self._write(record)
+            except fs.DiskFull:
+                if must_last:
+                    raise
+                self._unwritten[id] = record
         return record
 
     def delete(self, id: str) -> None:
         """Lets it expire now. Raises ``ApiError`` unless it is there."""
-        self.change(id, expires=0.0)
+        # Otherwise it would take room to make room.
+        self.change(id, must_last=False, expires=0.0)
         self.changed.set()
 
     @contextmanager
@@ -153,6 +163,7 @@ class Contents:
             path = self._path(record.id)
             with fs.as_store_errors(path):
                 path.unlink()
+            self._unwritten.pop(record.id, None)
 
     def _refuse_unready(self, record: Record, model: Model) -> None:
         if record.fingerprint != model.fingerprint:
@@ -179,6 +190,8 @@ class Contents:
     def _read(self, id: str) -> Record | None:
         if not _ID.fullmatch(id):
             return None
+        if record := self._unwritten.get(id):
+            return record
         try:
             return _RECORD.validate_json(self._path(id).read_bytes())
         except FileNotFoundError:
@@ -191,3 +204,4 @@ class Contents:
     def _write(self, record: Record) -> None:
         with self.store.writing():
             fs.write_atomic(self._path(record.id), [_RECORD.dump_json(record)])
+        self._unwritten.pop(record.id, None)

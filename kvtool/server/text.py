@@ -23,17 +23,20 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that is certain now. Once ``stopped``, the stop sequence and what follows it were left out."""
         self._tokens.append(token)
-        text = self._text()
-        if found := [at for stop in self.stop if (at := text.find(stop, self._given)) >= 0]:
-            self.stopped = True
-            return self._give(text[: min(found)])
-        if text.endswith(_UNFINISHED):
-            return ""
-        return self._give(text[: len(text) - self._held_back(text)])
+        # A stop sequence is not looked for in what only stands for bytes that are still to come.
+        text = self._text().rstrip(_UNFINISHED)
+        return self._up_to_stop(text, len(text) - self._held_back(text))
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come."""
-        return "" if self.stopped else self._give(self._text())
+        """What was held back, when no more tokens come; a stop sequence may be in that too."""
+        text = self._text()
+        return "" if self.stopped else self._up_to_stop(text, len(text))
+
+    def _up_to_stop(self, text: str, end: int) -> str:
+        if found := [at for stop in self.stop if (at := text.find(stop, self._given)) >= 0]:
+            self.stopped = True
+            end = min(found)
+        return self._give(text[:end])
 
     def _text(self) -> str:
         recent = self._tokens[self._mark :]

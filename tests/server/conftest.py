@@ -148,18 +148,19 @@ class Counted:
 
 
 @pytest.fixture
-def listening() -> Callable[[Any], AbstractContextManager[str]]:
-    """Answers for an application, within this process, at the address that it gives."""
+def listening() -> Callable[..., AbstractContextManager[str]]:
+    """Answers for an application, within this process, at the address that it gives; ``options`` are uvicorn's."""
 
     @contextmanager
-    def listen(app: Any) -> Iterator[str]:
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    def listen(app: Any, **options: Any) -> Iterator[str]:
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", **options))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
             while not server.started:
                 time.sleep(0.01)
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            scheme = "https" if server.config.is_ssl else "http"
+            yield f"{scheme}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
@@ -181,7 +182,7 @@ def counted(serving: Serving) -> Counted:
 
 @pytest.fixture
 def url(
-    counted: Counted, listening: Callable[[Any], AbstractContextManager[str]], cache: Path
+    counted: Counted, listening: Callable[..., AbstractContextManager[str]], cache: Path
 ) -> Iterator[str]:
     """Where ``counted`` answers."""
     with listening(counted) as url:

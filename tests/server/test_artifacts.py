@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 import kvtool
@@ -143,6 +146,74 @@ def test_a_range_that_cannot_be_is_refused_as_all_else_is(
     assert answer.status_code == status
     assert "expected bytes=FIRST-LAST" in answer.json()["error"]["message"]
     assert answer.headers["content-range"] == f"bytes */{len(data)}"
+
+
+def parts_of(answer: Any) -> dict[int, bytes]:
+    """Of an answer to a request for several ranges: first byte → bytes, in their order."""
+    boundary = answer.headers["content-type"].partition("boundary=")[2].encode()
+    header = re.compile(rb"--%s\r\n.*?Content-Range: bytes (\d+)-(\d+)/\d+\r\n\r\n" % boundary, re.S)
+    found, at = {}, 0
+    while match := header.match(answer.content, at):
+        first, last = map(int, match.groups())
+        at = match.end() + last - first + 1
+        found[first] = answer.content[match.end() : at]
+        at += len(b"\r\n")
+    assert answer.content[at:] == b"--%s--" % boundary
+    return found
+
+
+def test_some_tokens_of_all_layers_are_one_request(
+    client: TestClient, documents: Store, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of a model with as many layers and heads of keys and values as the embedded one has."""
+    layers, heads, tokens = 30, 3, slice(100, 200)
+    many = make_model(
+        tmp_path / "many",
+        num_hidden_layers=layers,
+        num_key_value_heads=heads,
+        num_attention_heads=6,
+        hidden_size=48,
+    )
+    Path("long.txt").write_text("There is room for more than two hundred tokens here. " * 6)
+    kvtool.prefill(["long.txt"], model=kvtool.load_model(many, device="cpu"), store=documents)
+    path = f"/v1/artifacts/{raw_of(documents, 'long.txt')[0]}"
+
+    began = client.get(path, headers={"Range": "bytes=0-131071"}).content
+    size = int.from_bytes(began[:8], "little")
+    header = json.loads(began[8 : 8 + size])
+    wanted: list[tuple[int, int]] = []
+    for layer in range(layers):
+        for kind in ("keys", "values"):
+            tensor = header[f"layers.{layer:04}.{kind}"]
+            _, count, width = tensor["shape"]
+            row = width * torch.float32.itemsize
+            at = 8 + size + tensor["data_offsets"][0]
+            wanted += [
+                (at + (head * count + tokens.start) * row, at + (head * count + tokens.stop) * row - 1)
+                for head in range(heads)
+            ]
+    said = "bytes=" + ",".join(f"{first}-{last}" for first, last in wanted)
+    assert len(said) < limits.HEAD_BYTES // 4
+    answer = client.get(path, headers={"Range": said})
+    assert answer.status_code == 206
+    parts = parts_of(answer)
+    assert list(parts) == [first for first, _ in wanted]
+
+    given = torch.frombuffer(bytearray(b"".join(parts.values())), dtype=torch.float32)
+    given = given.view(layers, 2, heads, tokens.stop - tokens.start, -1)
+    for layer, whole in zip(given, documents.read("long.txt").layers, strict=True):
+        assert torch.equal(layer[0], whole.keys[:, tokens])
+        assert torch.equal(layer[1], whole.values[:, tokens])
+
+
+def test_more_ranges_than_are_answered_get_the_whole_file(client: TestClient, documents: Store) -> None:
+    name, data = raw_of(documents)
+    path, ranges = f"/v1/artifacts/{name}", [f"{2 * n}-{2 * n}" for n in range(limits.RANGES + 1)]
+    answer = client.get(path, headers={"Range": f"bytes={','.join(ranges)}"})
+    assert (answer.status_code, answer.content) == (200, data)
+    answer = client.get(path, headers={"Range": f"bytes={','.join(ranges[1:])}"})
+    assert answer.status_code == 206
+    assert b"".join(parts_of(answer).values()) == data[2 : 2 * limits.RANGES + 2 : 2]
 
 
 @pytest.mark.parametrize("kind", ["artifacts", "calibrations"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import socket
 import threading
 import time
 import urllib.error
@@ -21,6 +22,7 @@ from kvtool import Store, limits
 from kvtool.engines.rows import Rows
 from kvtool.server import logs
 from kvtool.server.app import create_app
+from kvtool.server.listening import listen
 from kvtool.server.memory import Memory
 from kvtool.server.serving import Limits, Serving
 
@@ -158,6 +160,13 @@ def test_a_round_that_fails_ends_no_other(client: TestClient, serving: Serving) 
     assert ask(client).status_code == 500
     scheduler._leave_cancelled = broken  # type: ignore[method-assign]
     assert ask(client).status_code == 200
+
+
+def test_no_answer_waits_for_its_headers_to_be_acknowledged() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_body_of_a_million_mistakes(client: TestClient) -> None:

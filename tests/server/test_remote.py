@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import trustme
 from typer.testing import CliRunner
 
 import kvtool
@@ -29,7 +30,7 @@ from kvtool.server.serving import Serving
 from kvtool.store import DocumentMissing
 
 THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
-Listening = Callable[[Any], AbstractContextManager[str]]
+Listening = Callable[..., AbstractContextManager[str]]
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -184,6 +185,37 @@ def test_commands_read_it(url: str, documents: Store) -> None:
     assert json.loads(run("show", "docs/a.txt", "--store", url, "--json").stdout)["name"] == "docs/a.txt"
     assert "4 artifacts are sound" in run("verify", "--store", url).stderr
     assert "is read only" in run("rm", "docs/a.txt", "--store", url, code=1).stderr
+
+
+# HTTPS
+
+
+def test_a_certificate_must_be_known_to_the_system(
+    listening: Listening, counted: Any, served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, unknown = tmp_path / "authority.pem", tmp_path / "unknown.pem"
+    trustme.CA().cert_pem.write_to_path(str(unknown))
+    issuing = trustme.CA()
+    issuing.cert_pem.write_to_path(str(authority))
+    server = tmp_path / "server.pem"
+    issuing.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(server))
+    with listening(counted, ssl_certfile=server) as url:
+        assert url.startswith("https://")
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        assert kvtool.Store(url).load("docs/a.txt", served).get_seq_length() > 0
+        for trusted, name, says in (
+            (unknown, "127.0.0.1", "unable to get local issuer"),
+            (authority, "localhost", "Hostname mismatch"),
+        ):
+            monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+            remote = kvtool.Store(url.replace("127.0.0.1", name))
+            # What was kept does not stand in: it is somebody else who answers, maybe.
+            for read in (lambda: list(remote), lambda: remote["docs/a.txt"]):  # noqa: B023
+                with pytest.raises(
+                    StoreError, match=rf"certificate is not trusted \(.*{says}.*SSL_CERT_FILE"
+                ):
+                    read()
+    assert counted.asked == {"documents": 1, "artifacts": 2}
 
 
 # Servers that are not ours

@@ -1,16 +1,22 @@
-"""A round that fails ends those who were in it, and leaves nothing of theirs in a cache that others go on to use."""
+"""One thread runs the model. A round that fails ends those who were in it, and leaves nothing of theirs in a cache that
+others go on to use."""
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 import kvtool
 from kvtool import Store
+from kvtool.server.app import create_app
 from kvtool.server.sampling import Sampler, Sampling
 from kvtool.server.scheduler import Generation, Scheduler
+from kvtool.server.serving import Limits, Serving
 
 
 def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> tuple[list[int], Any]:
@@ -67,3 +73,24 @@ def test_room_for_long_prompts_is_given_back(served: kvtool.Model, documents: St
 
 def room(cache: kvtool.DocumentCache) -> int:
     return sum(layer.keys.untyped_storage().nbytes() for layer in cache.layers)
+
+
+def test_no_other_thread_runs_the_model(served_dir: Path, documents: Store, texts: dict[str, str]) -> None:
+    """A pass replaces the model's attention while it lasts, so that another one beside it would fail or be wrong."""
+    model = kvtool.load_model(served_dir, device="cpu")
+    serving = Serving.over(documents.root, model, Limits(memory=1 << 28))
+    threads = set()
+    with TestClient(create_app(serving)) as client:
+        model.model.base_model.register_forward_pre_hook(
+            lambda *_: threads.add(threading.current_thread().name)
+        )
+        content = {"role": "user", "parts": [{"text": texts["docs/a.txt"] * 2}]}
+        made = client.post("/v1/cachedContents", json={"model": "served", "contents": [content]}).json()
+        while (now := client.get(f"/v1/{made['name']}").json())["state"] == "PROCESSING":
+            pass
+        assert now["state"] == "ACTIVE"
+        asked = {"model": "served", "messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
+        for names in ([made["name"]], ["docs/a.txt", "docs/b.txt"]):
+            answer = client.post("/v1/chat/completions", json=asked | {"documents": names})
+            assert answer.status_code == 200, answer.text
+    assert threads == {"model"}

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from tokenizers import models
 
 import kvtool
 from kvtool import Store
+from kvtool.server import prompts
 from kvtool.server.app import create_app
 from kvtool.server.choosing import Loading
 from kvtool.server.serving import Limits, Serving
@@ -76,6 +78,16 @@ def test_the_same_text_is_cached_for_each_apart(client: TestClient, texts: dict[
     answer = chat(client, SECOND, "What is kept?", cached_content=made["name"])
     assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
     assert chat(client, FIRST, content).status_code == 200
+
+
+def test_words_are_forgotten(serving: Serving) -> None:
+    """How fast a tokenizer is would tell which words another tenant has sent: benchmarks/tenants.py."""
+    tokenizer = serving.model.text_tokenizer
+    before = tokenizer("Seven ships are in the harbour.").input_ids
+    prompts.forget_words(serving.model)
+    assert tokenizer("Seven ships are in the harbour.").input_ids == before
+    for remembering in (models.BPE(), models.Unigram()):
+        assert hasattr(remembering, "_resize_cache"), "what forget_words does is called otherwise now"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kvtool
@@ -17,10 +17,13 @@ def streamed(model: kvtool.Model, text: str, stop: list[str]) -> tuple[str, bool
         assert text.startswith(said)
         if stream.stopped:
             return said, True
-    return said + stream.finish(), False
+    said += stream.finish()
+    return said, stream.stopped
 
 
 @given(text=st.text(max_size=300), stop=st.lists(st.text(min_size=1, max_size=3), max_size=3))
+@example(text="\x80", stop=["\N{REPLACEMENT CHARACTER}"])
+@example(text="a\N{REPLACEMENT CHARACTER}", stop=["\N{REPLACEMENT CHARACTER}"])
 @settings(max_examples=150, deadline=None)
 def test_all_of_it_up_to_the_first_stop(served: kvtool.Model, text: str, stop: list[str]) -> None:
     text = text.encode("utf-8", "ignore").decode()
