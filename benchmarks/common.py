@@ -46,7 +46,13 @@ def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            line = process.stderr.readline()
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if "/v1 (" in line:
+                    break
+            else:
+                raise RuntimeError("".join(said))
             # What else it says must not fill the pipe.
             threading.Thread(target=process.stderr.read, daemon=True).start()
             yield process, line.split(" (")[0].rpartition(" ")[2]

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 import httpx
 
 import kvtool
-from benchmarks.common import machine, table
-from benchmarks.serve import Asked, ask_once, prefilled, serving
+from benchmarks.common import machine, served, table
+from benchmarks.serve import Asked, ask_once, prefilled
 from kvtool import speed
 
 RECIPE = "cachegen"
@@ -68,9 +68,9 @@ def _asked_once(
 ) -> list[object]:
     shutil.rmtree(Path(os.environ["KVTOOL_CACHE_DIR"]) / "servers", ignore_errors=True)
     with (
-        serving(str(store), "--variant", "raw") as (_, origin),
+        served("--store", str(store)) as (_, origin),
         _slow(origin, link * 1e6 / 8) as address,
-        serving(address, *options) as (_, url),
+        served("--store", address, *options) as (_, url),
         httpx.Client(timeout=600) as http,
     ):
         # The first request of all pays for more than its cache.

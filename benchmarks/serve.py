@@ -14,8 +14,6 @@ import itertools
 import json
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,7 +25,7 @@ from pathlib import Path
 import httpx
 
 import kvtool
-from benchmarks.common import machine, table, text_of
+from benchmarks.common import machine, served, table, text_of
 from kvtool.ask import ask
 
 QUESTIONS = (
@@ -101,7 +99,10 @@ def main() -> None:
             ("without, one client", 1, ("--no-caches",)),
         ):
             memory = ("--memory", f"{arguments.memory:g}")
-            with serving(str(store), *memory, *options) as (process, url), _watched(process.pid) as held:
+            with (
+                served("--store", str(store), *memory, *options) as (process, url),
+                _watched(process.pid) as held,
+            ):
                 told = _load(url, model.name, expected, clients, arguments.seconds)
             rows.append(told.row(f"{name} ({clients})", max(held) - held[0]))
             for problem in (*told.errors[:3], *told.wrong[:3]):
@@ -119,30 +120,6 @@ def prefilled(
     if report.problems:
         raise report.problems[0]
     return store, sorted(store)
-
-
-@contextmanager
-def serving(store: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [
-        sys.executable,
-        "-m",
-        "kvtool",
-        "serve-cache",
-        "--port",
-        "0",
-        "--store",
-        store,
-        *options,
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            line = process.stderr.readline()
-            # What else it says must not fill the pipe.
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield process, line.split(" (")[0].rpartition(" ")[2]
-        finally:
-            process.terminate()
 
 
 @contextmanager
