@@ -23,6 +23,9 @@ from .metrics import Metrics
 from .scheduler import PASS_TOKENS, Scheduler
 from .speeds import Speeds
 
+SAMPLE_TOKENS = 256
+"""That are read before the first request, on a machine of which it is not known yet how fast it prefills."""
+
 
 class Caches:
     """Each method gives a cache that stays within its context, and room for ``own`` bytes beside it.
@@ -35,7 +38,7 @@ class Caches:
     ) -> None:
         self.model, self.scheduler, self.memory, self.metrics = model, scheduler, memory, metrics
         self.wait = wait
-        self.speeds = Speeds(recall(model.fingerprint))
+        self.speeds = Speeds(recall(model.fingerprint) or _tokens_per_second(model))
         self.heap = Trimming()
         self.token_bytes = _bytes_of_a_token(model)
         scheduler.on_read = self.speeds.read
@@ -146,3 +149,13 @@ def _bytes_of_a_token(model: Model) -> int:
     cache = engine.new_cache(model, 1)
     engine.feed(model, [model.text_config.vocab_size // 2], cache)
     return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+
+
+def _tokens_per_second(model: Model) -> float:
+    token_ids = [model.text_config.vocab_size // 2] * min(SAMPLE_TOKENS, model.context)
+    # The first pass pays for more than its tokens.
+    for _ in range(2):
+        cache, started = engine.new_cache(model, len(token_ids)), time.monotonic()
+        engine.feed(model, token_ids, cache)
+        seconds = time.monotonic() - started
+    return len(token_ids) / max(seconds, 1e-9)

@@ -9,7 +9,7 @@ from ..rate import Rate
 LASTS = 300.0
 """Seconds for which what loading took is believed. Without an end, one slow moment would have nothing loaded ever again."""
 
-MEASURED_TOKENS = 64
+MEASURED_TOKENS = 256
 """Of a pass, at least: shorter ones mostly read the model's weights."""
 
 
