@@ -27,7 +27,7 @@ from kvtool.server.app import create_app
 from kvtool.server.schema import OPERATIONS
 from kvtool.server.serving import Serving
 
-SECONDS = float(os.environ.get("KVTOOL_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("KVTOOL_FUZZ_SECONDS", "24"))
 CHECKS = (
     not_a_server_error,
     checks.content_type_conformance,
