@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,7 +27,6 @@ import httpx
 import kvtool
 from benchmarks.common import machine, served, table
 from benchmarks.serve import Asked, ask_once, prefilled
-from kvtool import speed
 
 RECIPE = "cachegen"
 QUESTION = "What is this text about?"
@@ -51,7 +51,10 @@ def main() -> None:
         "measured": (),
         f"measured, --within {arguments.within:g}": ("--within", f"{arguments.within:g}"),
     }
-    with tempfile.TemporaryDirectory() as folder, _cache_dir(Path(folder) / "cache"):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, KVTOOL_CACHE_DIR=f"{folder}/cache"),
+    ):
         store, names = prefilled(model, Path(folder), arguments.documents, arguments.tokens)
         kvtool.compress(store, recipe=RECIPE)
         print(f"raw: {store.size(names[0]):,} bytes, {RECIPE}: {store.size(names[0], RECIPE):,}", flush=True)
@@ -77,23 +80,6 @@ def _asked_once(
         ask_once(http, url, model.name, Asked(None, "What is a harbour?"))
         found = [ask_once(http, url, model.name, Asked(name, QUESTION))[1] for name in names]
     return [" ".join(f"{seconds:.2f}" for seconds in found), f"{statistics.median(found):.2f}"]
-
-
-@contextmanager
-def _cache_dir(path: Path) -> Iterator[None]:
-    """A cache directory of its own, which knows how fast the model is as ``kvtool prefill`` would have told it."""
-    before = os.environ.get("KVTOOL_CACHE_DIR")
-    model = kvtool.load_model()
-    known = speed.recall(model.fingerprint)
-    os.environ["KVTOOL_CACHE_DIR"] = str(path)
-    if known:
-        speed.remember(model.fingerprint, int(known * 100), 100)
-    try:
-        yield
-    finally:
-        del os.environ["KVTOOL_CACHE_DIR"]
-        if before is not None:
-            os.environ["KVTOOL_CACHE_DIR"] = before
 
 
 @contextmanager

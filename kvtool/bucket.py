@@ -15,7 +15,7 @@ from datetime import timedelta
 from . import limits, paths
 from .digest import digest
 from .errors import ModelError, StoreError, UsageError
-from .source import Chunks, Listed, NotThere, Unreachable, without_secrets
+from .source import Listed, NotThere, Unreachable, without_secrets
 
 _S3 = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
 _GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -95,7 +95,7 @@ class Bucket:
     def manifest(self, name: str) -> bytes:
         return b"".join(self._get(paths.manifest_file(name), limits.MANIFEST_BYTES))
 
-    def artifact(self, digest: str, nbytes: int) -> Chunks:
+    def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
         return self._get(paths.artifact_file(digest), nbytes)
 
     def part(self, digest: str, start: int, stop: int) -> bytes:
@@ -103,7 +103,7 @@ class Bucket:
         with self._as_store_errors(file):
             return bytes(self._store.get_range(file, start=start, end=stop))
 
-    def calibration(self, digest: str) -> Chunks:
+    def calibration(self, digest: str) -> Iterator[bytes]:
         return self._get(paths.calibration_file(digest), limits.CALIBRATION_BYTES)
 
     def _refuse_what_is_no_store(self) -> None:
@@ -118,7 +118,7 @@ class Bucket:
             return
         paths.check_format(marker, f"{self.url}/{paths.MARKER}")
 
-    def _get(self, file: str, most: int) -> Chunks:
+    def _get(self, file: str, most: int) -> Iterator[bytes]:
         size = 0
         with self._as_store_errors(file):
             answer = self._store.get(file)

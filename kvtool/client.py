@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http.client import HTTPException
 from ssl import SSLCertVerificationError
@@ -17,7 +17,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from . import limits
 from .digest import digest
 from .errors import StoreError, UsageError
-from .source import Chunks, Listed, NotThere, Unreachable, without_secrets
+from .source import Listed, NotThere, Unreachable, without_secrets
 
 SECONDS = 30.0
 """Silence after which a server is given up."""
@@ -65,17 +65,17 @@ class Server:
     def manifest(self, name: str) -> bytes:
         return b"".join(self._get(f"/v1/documents/{quote(name)}", limits.MANIFEST_BYTES))
 
-    def artifact(self, digest: str, nbytes: int) -> Chunks:
+    def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
         return self._get(f"/v1/artifacts/{digest}", nbytes)
 
     def part(self, digest: str, start: int, stop: int) -> bytes:
         wanted = {"Range": f"bytes={start}-{stop - 1}"}
         return b"".join(self._get(f"/v1/artifacts/{digest}", stop - start, wanted))
 
-    def calibration(self, digest: str) -> Chunks:
+    def calibration(self, digest: str) -> Iterator[bytes]:
         return self._get(f"/v1/calibrations/{digest}", limits.CALIBRATION_BYTES)
 
-    def _get(self, path: str, most: int, more: Mapping[str, str] = NO_HEADERS) -> Chunks:
+    def _get(self, path: str, most: int, more: Mapping[str, str] = NO_HEADERS) -> Iterator[bytes]:
         url = self.url + path
         headers = {**more, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
         size = 0

@@ -8,6 +8,10 @@ import time
 WEIGHT = 0.5
 """Of the latest measurement: what was long ago says little about a disk or a link now."""
 
+LASTS = 300.0
+"""Seconds for which a disk or a link is believed to be as fast. Without an end, one slow moment would have nothing loaded ever
+again."""
+
 
 class Rate:
     """Units per second, the latest ones weighing most. Whatever is asked takes ``unknown`` seconds until it is measured."""
@@ -20,13 +24,13 @@ class Rate:
 
     def took(self, units: int, seconds: float) -> None:
         found = units / max(seconds, 1e-9)
-        before = found if self._is_unknown else self._per_second
+        before = found if self.is_unknown else self._per_second
         self._per_second = WEIGHT * found + (1 - WEIGHT) * (before or 0.0)
         self._measured = time.monotonic()
 
     def seconds(self, units: int) -> float:
-        return self.unknown if self._is_unknown else units / (self._per_second or 1.0)
+        return self.unknown if self.is_unknown else units / (self._per_second or 1.0)
 
     @property
-    def _is_unknown(self) -> bool:
+    def is_unknown(self) -> bool:
         return not self._per_second or time.monotonic() - self._measured > self.lasts

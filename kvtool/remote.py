@@ -25,15 +25,12 @@ from .following import Following
 from .manifest import Document, Variant
 from .paths import address
 from .places import cache_dir
-from .rate import Rate
+from .rate import LASTS, Rate
 from .source import NotThere, Source
 from .store import DocumentMissing, Store
 
 if TYPE_CHECKING:
     from .codecs import Calibration
-
-LASTS = 300.0
-"""Seconds for which the link is believed to be as fast as it was."""
 
 
 class RemoteStore(Store):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 from .errors import StoreError
-
-Chunks: TypeAlias = Generator[bytes, None, None]
-"""Bytes in pieces. Closed before the last, it asks for no more."""
 
 
 class Unreachable(StoreError):
@@ -44,13 +41,13 @@ class Source(Protocol):
 
     def manifest(self, name: str) -> bytes: ...
 
-    def artifact(self, digest: str, nbytes: int) -> Chunks:
-        """``nbytes`` at most."""
+    def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
+        """Its bytes in pieces, ``nbytes`` at most."""
 
     def part(self, digest: str, start: int, stop: int) -> bytes:
         """An artifact's bytes from ``start`` up to ``stop``."""
 
-    def calibration(self, digest: str) -> Chunks: ...
+    def calibration(self, digest: str) -> Iterator[bytes]: ...
 
 
 def without_secrets(url: str) -> str:

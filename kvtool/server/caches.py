@@ -24,7 +24,7 @@ from .scheduler import PASS_TOKENS, Scheduler
 from .speeds import Speeds
 
 SAMPLE_TOKENS = 256
-"""That are read before the first request, on a machine of which it is not known yet how fast it prefills."""
+"""That are read to find out how fast the model reads."""
 
 
 class Caches:
@@ -38,10 +38,18 @@ class Caches:
     ) -> None:
         self.model, self.scheduler, self.memory, self.metrics = model, scheduler, memory, metrics
         self.wait = wait
-        self.speeds = Speeds(recall(model.fingerprint) or _tokens_per_second(model))
+        self.speeds = Speeds(recall(model.fingerprint))
         self.heap = Trimming()
         self.token_bytes = _bytes_of_a_token(model)
         scheduler.on_read = self.speeds.read
+
+    def measure_reading(self) -> None:
+        """Before the first request, unless it is known how fast the model reads."""
+        if self.speeds.reading.is_unknown:
+            tokens = min(SAMPLE_TOKENS, self.model.context)
+            started = time.monotonic()
+            _filled(self.model, tokens)
+            self.speeds.reading.took(tokens, time.monotonic() - started)
 
     def has(self, owner: str, digests: Sequence[str]) -> bool:
         """Whether what ``loaded`` would give of artifacts is there already."""
@@ -146,16 +154,12 @@ class Caches:
 
 def _bytes_of_a_token(model: Model) -> int:
     """That a cache takes: found by caching one."""
-    cache = engine.new_cache(model, 1)
-    engine.feed(model, [model.text_config.vocab_size // 2], cache)
-    return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    layers = _filled(model, 1).layers
+    return sum(x.numel() * x.element_size() for layer in layers for x in (layer.keys, layer.values))
 
 
-def _tokens_per_second(model: Model) -> float:
-    token_ids = [model.text_config.vocab_size // 2] * min(SAMPLE_TOKENS, model.context)
-    # The first pass pays for more than its tokens.
-    for _ in range(2):
-        cache, started = engine.new_cache(model, len(token_ids)), time.monotonic()
-        engine.feed(model, token_ids, cache)
-        seconds = time.monotonic() - started
-    return len(token_ids) / max(seconds, 1e-9)
+def _filled(model: Model, tokens: int) -> DocumentCache:
+    """With any token, as often."""
+    cache = engine.new_cache(model, tokens)
+    engine.feed(model, [model.text_config.vocab_size // 2] * tokens, cache)
+    return cache

@@ -42,6 +42,8 @@ class Best:
 class Choosing:
     def __init__(self, caches: Caches, loading: Loading) -> None:
         self.caches, self.loading = caches, loading
+        if loading.use_caches and loading.variant is None:
+            caches.measure_reading()
 
     def best(self, chosen: Sequence[Cached], how: How, tenant: Tenant) -> Best:
         """What was said, by who runs the server or by who asks; or else what is measured to be best."""

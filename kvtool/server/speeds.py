@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..rate import Rate
-
-LASTS = 300.0
-"""Seconds for which what loading took is believed. Without an end, one slow moment would have nothing loaded ever again."""
+from ..rate import LASTS, Rate
 
 MEASURED_TOKENS = 256
 """Of a pass, at least: shorter ones mostly read the model's weights."""

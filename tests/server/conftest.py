@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 import kvtool
 from kvtool import Store
+from kvtool.cli import app as commands
 from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
 from kvtool.server.choosing import Loading
@@ -133,6 +136,25 @@ def calibrated(documents: Store, served: kvtool.Model, centred: Recipe) -> Calib
         documents.put_calibration(made)
     kvtool.compress(documents, recipe="centred")
     return made
+
+
+@pytest.fixture
+def commands_read(documents: Store) -> Callable[[str], None]:
+    """Asserts that commands read ``documents`` from an address as from their directory."""
+
+    def run(*arguments: str, code: int = 0) -> Any:
+        result = CliRunner().invoke(commands, arguments)
+        assert result.exit_code == code, result.stderr
+        return result
+
+    def check(address: str) -> None:
+        assert run("ls", "--store", address).stdout == run("ls").stdout
+        shown = run("show", "docs/a.txt", "--store", address, "--json")
+        assert json.loads(shown.stdout)["name"] == "docs/a.txt"
+        assert "4 artifacts are sound" in run("verify", "--store", address).stderr
+        assert "is read only" in run("rm", "docs/a.txt", "--store", address, code=1).stderr
+
+    return check
 
 
 class Counted:

@@ -58,12 +58,3 @@ def test_what_was_changed_is_not_kept(url: str, documents: Store, where: int | s
     with pytest.raises((ArtifactError, StoreError)):
         Store(url).heads.open("docs/a.txt")
     assert not list((kvtool.places.cache_dir() / "heads").rglob("*.safetensors"))
-
-
-def test_the_link_is_measured(url: str, documents: Store) -> None:
-    remote = Store(url)
-    one, other = (documents[name].segments[0].variants["raw"] for name in ("docs/a.txt", "docs/b.txt"))
-    assert remote.fetch_seconds(one) == 0
-    remote.read("docs/a.txt")
-    assert remote.fetch_seconds(one) == 0
-    assert remote.fetch_seconds(other) > 0
