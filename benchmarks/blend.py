@@ -29,17 +29,17 @@ from benchmarks.pages import replaced
 from benchmarks.prefilled import Lines, Prefilled
 from benchmarks.texts import Text, for_calibration
 from kvtool.ask import ask
-from kvtool.blend import Cached
-from kvtool.blend.blending import How
-from kvtool.calibrations import MissingCalibration, finder
+from kvtool.blending.averaged import NEIGHBOURS, expect
+from kvtool.blending.blend import How
+from kvtool.blending.layout import Cached
 from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.digest import digest_json
+from kvtool.engines.batching.generate_many import answer_each, follow
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.shared import answer_each, follow
-from kvtool.evaluate.distortion import distortion
-from kvtool.expected import NEIGHBOURS, expect
-from kvtool.manifest import EXPECTED, RAW, expected_twin
-from kvtool.prompt import BETWEEN, conversation_tokens, document_tokens
+from kvtool.measurement.distortion import distortion
+from kvtool.model.chat_template import BETWEEN, conversation_tokens, document_tokens
+from kvtool.store.calibrations import MissingCalibration, finder
+from kvtool.store.manifest import EXPECTED, RAW, expected_twin
 
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "blend"
 

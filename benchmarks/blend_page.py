@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.pages import table
-from kvtool.evaluate.statistics import Estimate, mean, ratio
+from kvtool.measurement.statistics import Estimate, mean, ratio
 
 Json = Mapping[str, Any]
 

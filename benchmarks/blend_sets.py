@@ -20,11 +20,11 @@ from typing import Literal
 import kvtool
 from benchmarks.sources import HELD_OUT
 from benchmarks.texts import Text, held_out
-from kvtool.evaluate.haystack import Needle, hide
-from kvtool.evaluate.names import ANIMALS, NAMES, absent_numbers, absent_words
-from kvtool.evaluate.needles import found
-from kvtool.evaluate.tasks import Question
-from kvtool.prompt import document_tokens
+from kvtool.measurement.absent_words import ANIMALS, NAMES, absent_numbers, absent_words
+from kvtool.measurement.haystack import Needle, hide
+from kvtool.measurement.needles import found
+from kvtool.measurement.tasks import Question
+from kvtool.model.chat_template import document_tokens
 
 SETS = 40
 SIZES = (4, 5, 6, 7, 8)

@@ -28,9 +28,9 @@ from torch import Tensor
 import kvtool
 from benchmarks.common import interleaved, machine, table, text_of
 from kvtool.codecs import KV, Array, Inputs, Place, Spec, recipe, recipes
-from kvtool.codecs.coding import Coding
+from kvtool.codecs.block_coder import Coding
 from kvtool.codecs.quantize.vectorwise import Vectorwise
-from kvtool.engines.attention import observe
+from kvtool.engines.attention.probe import observe
 from kvtool.kernels import dispatch
 
 CHUNK = 256

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 import kvtool
-from kvtool.prompt import document_tokens
+from kvtool.model.chat_template import document_tokens
 
 
 def text_of(model: kvtool.Model, tokens: int, *, skip: int = 0) -> str:

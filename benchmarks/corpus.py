@@ -9,7 +9,7 @@ from pathlib import Path
 
 import kvtool
 from benchmarks.common import text_of
-from kvtool.prompt import document_tokens
+from kvtool.model.chat_template import document_tokens
 
 PAGES = Path(__file__).resolve().parents[1] / "docs"
 

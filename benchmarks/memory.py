@@ -15,7 +15,7 @@ from pathlib import Path
 import kvtool
 from benchmarks.common import machine, table, text_of
 from kvtool.engines.transformers import STEP_TOKENS
-from kvtool.evaluate.memory import status
+from kvtool.measurement.peak_memory import status
 
 
 def main() -> None:

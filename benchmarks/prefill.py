@@ -21,7 +21,7 @@ import torch
 
 import kvtool
 from benchmarks.common import interleaved, machine, table, text_of
-from kvtool.prompt import document_tokens, prefix_of
+from kvtool.model.chat_template import document_tokens, prefix_of
 
 
 def main() -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import kvtool
 from benchmarks.texts import Text, write
-from kvtool.calibrations import finder
 from kvtool.codecs import Calibration, Recipe
 from kvtool.documents.find import find as find_documents
 from kvtool.errors import MismatchError
-from kvtool.evaluate.candidates import Candidate, Coded, Raw, candidates
-from kvtool.evaluate.contexts import Context, Place
-from kvtool.evaluate.run import OnProgress, Progress, Runner
-from kvtool.evaluate.summary import Measured
-from kvtool.evaluate.times import times
-from kvtool.prefill import Report
-from kvtool.prompt import Prefix, prefix_of
+from kvtool.evaluation.candidates import Candidate, Coded, Raw, candidates
+from kvtool.evaluation.run import OnProgress, Progress, Runner
+from kvtool.evaluation.summary import Measured
+from kvtool.evaluation.timing import times
+from kvtool.measurement.contexts import Context, Place
+from kvtool.model.chat_template import Prefix, prefix_of
+from kvtool.prefilling.prefill import Report
+from kvtool.store.calibrations import finder
 
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "prefilled"
 

@@ -33,10 +33,11 @@ from benchmarks.peers.environments import HERE, script
 from kvtool.codecs import KV, LayerKV, recipes
 from kvtool.digest import digest
 from kvtool.engines import transformers as engine
-from kvtool.evaluate import Scope, evaluate
-from kvtool.evaluate.bench import Bench
-from kvtool.evaluate.candidates import Kind, Restored
-from kvtool.evaluate.run import Progress
+from kvtool.evaluation.candidates import Kind, Restored
+from kvtool.evaluation.evaluation import evaluate
+from kvtool.evaluation.run import Progress
+from kvtool.measurement.bench import Bench
+from kvtool.measurement.scope import Scope
 from kvtool.report.page import page
 from kvtool.report.table import table
 

@@ -25,11 +25,11 @@ from benchmarks.common import machine as machine_line
 from benchmarks.prefilled import Prefilled
 from benchmarks.texts import Text, held_out
 from kvtool.codecs import recipes
-from kvtool.evaluate.candidates import Coded, Raw
-from kvtool.evaluate.contexts import Context, text_contexts
-from kvtool.evaluate.evaluation import machine
-from kvtool.evaluate.scope import Scope
-from kvtool.evaluate.summary import Measured, candidate_summary
+from kvtool.evaluation.candidates import Coded, Raw
+from kvtool.evaluation.evaluation import machine
+from kvtool.evaluation.summary import Measured, candidate_summary
+from kvtool.measurement.contexts import Context, text_contexts
+from kvtool.measurement.scope import Scope
 
 SETTINGS = {
     "klt": tuple(f"klt:step={step}" for step in (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12)),

@@ -21,16 +21,16 @@ import kvtool
 from benchmarks.common import machine, table
 from benchmarks.prefilled import Prefilled
 from benchmarks.texts import Text, held_out
-from kvtool.evaluate.candidates import Candidate, Raw
-from kvtool.evaluate.contexts import Context, Place, Prompt
-from kvtool.evaluate.haystack import Needle, hide
-from kvtool.evaluate.names import NAMES, absent_numbers, absent_words
-from kvtool.evaluate.needles import found
-from kvtool.evaluate.run import OnProgress
-from kvtool.evaluate.statistics import Estimate, mean
-from kvtool.evaluate.summary import Measured
-from kvtool.evaluate.tasks import Question
-from kvtool.prompt import conversation_tokens, document_tokens
+from kvtool.evaluation.candidates import Candidate, Raw
+from kvtool.evaluation.run import OnProgress
+from kvtool.evaluation.summary import Measured
+from kvtool.measurement.absent_words import NAMES, absent_numbers, absent_words
+from kvtool.measurement.contexts import Context, Place, Prompt
+from kvtool.measurement.haystack import Needle, hide
+from kvtool.measurement.needles import found
+from kvtool.measurement.statistics import Estimate, mean
+from kvtool.measurement.tasks import Question
+from kvtool.model.chat_template import conversation_tokens, document_tokens
 
 LENGTHS = (1500, 3000)
 HAYSTACKS = 10

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 import kvtool
 from benchmarks.common import machine, served, table, text_of
-from kvtool.server.prompts import Message, chat_tokens
+from kvtool.model.conversation import Message, chat_tokens
 
 TOKENS = {"first": "token-of-the-first-one", "second": "token-of-the-second-one"}
 QUESTION = "\n\nWhich of these statements can raise an exception?"

@@ -10,7 +10,7 @@ from pathlib import Path
 import kvtool
 from benchmarks.sources import HELD_OUT, SEEN, Source
 from kvtool.documents.split import CHARACTERS_PER_TOKEN
-from kvtool.prompt import document_tokens
+from kvtool.model.chat_template import document_tokens
 
 
 @dataclass(frozen=True)

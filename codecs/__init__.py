@@ -3,10 +3,10 @@
 ``encode(kv, "kivi", bits=4)`` gives a ``Blob``; ``decode(blob)`` gives the KV back, within its error.
 """
 
-from kvtool.codecs.blob import Blob, decode, encode
 from kvtool.codecs.calibration import Calibration, Sample
-from kvtool.codecs.contents import Contents
 from kvtool.codecs.errors import CodecError, MissingCalibration, NeedsCalibration, NeedsError
+from kvtool.codecs.format.blob import Blob, decode, encode
+from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline

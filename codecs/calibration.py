@@ -14,8 +14,8 @@ import blake3
 import torch
 from torch import Tensor
 
-from kvtool.codecs import container
 from kvtool.codecs.errors import CodecError
+from kvtool.codecs.format import container
 from kvtool.codecs.kv import KV, LayerKV
 
 if TYPE_CHECKING:  # A stage may hold a calibration.

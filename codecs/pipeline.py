@@ -16,18 +16,8 @@ from kvtool.codecs.errors import CodecError, NeedsError
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.plan import STAGES_AT_MOST, Plan, plan_side, stored_name
 from kvtool.codecs.registry import stage_from_config
-from kvtool.codecs.stage import (
-    BY_TOKEN,
-    POSITIONS,
-    TOKEN_IDS,
-    Array,
-    Json,
-    Payload,
-    Place,
-    Spec,
-    Stage,
-)
-from kvtool.codecs.threads import side_by_side
+from kvtool.codecs.stage import BY_TOKEN, POSITIONS, TOKEN_IDS, Array, Json, Payload, Place, Spec, Stage
+from kvtool.kernels.threads import side_by_side
 
 Inputs: TypeAlias = Mapping[str, Sequence[Tensor]]
 """What stages need beyond keys and values, by name: one tensor for each layer."""

@@ -5,35 +5,33 @@ Names are imported on first use, so that ``import kvtool`` and ``kvtool --help``
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import codecs as codecs
-    from .blend import blend as blend
-    from .calibrate import calibrate as calibrate
-    from .compress import compress as compress
-    from .engines.cache import DocumentCache as DocumentCache
-    from .errors import KvtoolError as KvtoolError
-    from .evaluate import evaluate as evaluate
-    from .model import Model as Model
-    from .model import load_model as load_model
-    from .prefill import prefill as prefill
-    from .store import Store as Store
+    from kvtool import codecs as codecs
+    from kvtool.blending.blend import blend as blend
+    from kvtool.calibration.calibrate import calibrate as calibrate
+    from kvtool.compression.compress import compress as compress
+    from kvtool.engines.cache import DocumentCache as DocumentCache
+    from kvtool.errors import KvtoolError as KvtoolError
+    from kvtool.evaluation.evaluation import evaluate as evaluate
+    from kvtool.model.model import Model as Model
+    from kvtool.model.model import load_model as load_model
+    from kvtool.prefilling.prefill import prefill as prefill
+    from kvtool.store.local import Store as Store
 
-_HOME = {
-    "DocumentCache": ".engines.cache",
-    "KvtoolError": ".errors",
-    "Model": ".model",
-    "Store": ".store",
-    "blend": ".blend",
-    "calibrate": ".calibrate",
-    "compress": ".compress",
-    "evaluate": ".evaluate",
-    "load_model": ".model",
-    "prefill": ".prefill",
+_MODULES = {
+    "DocumentCache": "kvtool.engines.cache",
+    "KvtoolError": "kvtool.errors",
+    "Model": "kvtool.model.model",
+    "Store": "kvtool.store.local",
+    "blend": "kvtool.blending.blend",
+    "calibrate": "kvtool.calibration.calibrate",
+    "compress": "kvtool.compression.compress",
+    "evaluate": "kvtool.evaluation.evaluation",
+    "load_model": "kvtool.model.model",
+    "prefill": "kvtool.prefilling.prefill",
 }
 
 __all__ = [
@@ -52,25 +50,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    if name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
     elif name == "codecs":
-        value = importlib.import_module(".codecs", __name__)
+        value = import_module("kvtool.codecs")
     else:
         raise AttributeError(f"module 'kvtool' has no attribute {name!r}")
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: object) -> None:
-        # Importing the submodule kvtool.compress binds it here; the function of that name is what is meant.
-        if isinstance(value, ModuleType) and _HOME.get(name) == f".{name}":
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

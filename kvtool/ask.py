@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from .blend.blending import How, assemble, shared_prefix
-from .blend.cache import BlendedCache
-from .blend.layout import Layout, Part, lay_out
-from .engines.cache import DocumentCache
-from .engines.parallel import reading
-from .engines.shared import answer_each
-from .engines.transformers import grouped_attention
-from .errors import UsageError
-from .manifest import RAW
-from .model import Model
-from .prompt import BETWEEN, question_tokens
-from .store import Store
-from .trace import Trace
+from kvtool.blending.blend import How, assemble, shared_prefix
+from kvtool.blending.cache import BlendedCache
+from kvtool.blending.layout import Layout, Part, lay_out
+from kvtool.engines.attention.parallel_encoding import reading
+from kvtool.engines.batching.generate_many import answer_each
+from kvtool.engines.cache import DocumentCache
+from kvtool.engines.transformers import grouped_attention
+from kvtool.errors import UsageError
+from kvtool.model.chat_template import BETWEEN, question_tokens
+from kvtool.model.model import Model
+from kvtool.store.local import Store
+from kvtool.store.manifest import RAW
+from kvtool.system.trace import Trace
 
 
 @dataclass(frozen=True)

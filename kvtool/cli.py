@@ -6,24 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .commands import (
-    ask,
-    calibrate,
-    common,
-    compress,
-    demo,
-    eval,
-    gc,
-    ls,
-    prefill,
-    pull,
-    recipes,
-    rm,
-    serve_cache,
-    show,
-    verify,
-)
-from .errors import EXIT_CODES
+from kvtool.commands import ask, calibrate, common, compress, demo, eval, prefill, recipes, serve_cache
+from kvtool.commands.store import gc, ls, pull, rm, show, verify
+from kvtool.errors import EXIT_CODES
 
 app = typer.Typer(
     name="kvtool",

@@ -18,7 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from .errors import UsageError
+from kvtool.errors import UsageError
 
 
 def user_file() -> Path:

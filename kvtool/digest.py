@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codecs.container import canonical_json as canonical_json
+from kvtool.codecs.format.container import canonical_json as canonical_json
 
 Json = Any
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kvtool.codecs.allocation import WHOLE, Run
+from kvtool.codecs.calibrate.bit_allocation import WHOLE, Run
 from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.stage import Array, Spec
 

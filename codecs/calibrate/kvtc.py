@@ -12,8 +12,8 @@ from kvtool.codecs.calibrate.bits import allocate
 from kvtool.codecs.calibrate.principal import mean_of, principal
 from kvtool.codecs.calibrate.rows import cache_rows
 from kvtool.codecs.calibration import Calibration, Sample, entry
-from kvtool.codecs.contents import Contents
 from kvtool.codecs.errors import CodecError
+from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.stage import Json
 

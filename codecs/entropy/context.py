@@ -10,15 +10,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from kvtool.codecs.block_coder import as_tensor, read_lengths
 from kvtool.codecs.calibration import Calibration, entry
-from kvtool.codecs.coding import as_tensor, read_lengths
 from kvtool.codecs.entropy.rans import Rans
+from kvtool.codecs.entropy_models import context as model
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.models import context as model
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
 from kvtool.kernels import dispatch
-from kvtool.kernels.reference.expectation import EXPONENTS, ONE
+from kvtool.kernels.reference.context_model import EXPONENTS, ONE
 
 BYTES_OF_CODE = 7
 """At most: 16 bits for a symbol, 19 for what escapes, 15 low bits."""
@@ -38,7 +38,7 @@ class Context(Stage):
 
     For the keys of layers from 0 on, say, the calibration has ``0000.keys.scales`` [R] uint8, log2 of each
     component's mean absolute value as ``8 * log2 + 200``. It may have ``0000.keys.autoregression`` [R, 2] int8, and
-    ``tables`` [40, 7, 33] uint8, of both sides and all layers: ``kvtool.codecs.models.context`` fits them.
+    ``tables`` [40, 7, 33] uint8, of both sides and all layers: ``kvtool.codecs.entropy_models.context`` fits them.
     """
 
     name: ClassVar[str] = "context"

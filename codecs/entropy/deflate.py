@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from kvtool.codecs import container
-from kvtool.codecs.coding import as_tensor
+from kvtool.codecs.block_coder import as_tensor
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.errors import CodecError
+from kvtool.codecs.format import container
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
 

@@ -11,8 +11,8 @@ import torch
 import zstandard
 from torch import Tensor
 
-from kvtool.codecs import container
 from kvtool.codecs.errors import CodecError
+from kvtool.codecs.format import container
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
 

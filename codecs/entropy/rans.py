@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from kvtool.codecs.coding import Coding, as_tensor, read_lengths
+from kvtool.codecs.block_coder import Coding, as_tensor, read_lengths
 from kvtool.codecs.entropy.planes import Planes
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.registry import register
@@ -23,7 +23,7 @@ MAIN = ("codes", "x")
 class Rans(Stage):
     """Everything becomes ``x`` [n] uint8: a little-endian uint32 length for each tensor, by name, then their bytes.
 
-    A uint8 tensor with a known number of ``levels`` is coded as ``kvtool.codecs.coding`` says, in blocks of
+    A uint8 tensor with a known number of ``levels`` is coded as ``kvtool.codecs.block_coder`` says, in blocks of
     ``block`` tokens that can be decoded apart; any other as ``Planes(level)`` does. One tensor instead of many,
     since a name, a shape and a digest take as much room as a short tensor.
     """

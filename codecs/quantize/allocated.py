@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from kvtool.codecs.allocation import WHOLE, Run, runs_of
+from kvtool.codecs.calibrate.bit_allocation import WHOLE, Run, runs_of
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import to_float16
 from kvtool.codecs.quantize.group import Group
@@ -19,7 +19,7 @@ from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
 @register
 @dataclass(frozen=True)
 class Allocated(Stage):
-    """``x`` [H, T, C], the components that have bits at ``ratio`` (``kvtool.codecs.allocation``), becomes
+    """``x`` [H, T, C], the components that have bits at ``ratio`` (``kvtool.codecs.calibrate.bit_allocation``), becomes
 
     - ``codes1`` … ``codes8`` [H, T, n] uint8, those of that many bits, where there are any;
     - ``scale`` and ``zero`` [H, T, blocks] float16, of each block of components that has codes;

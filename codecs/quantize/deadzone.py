@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import ATTENTION, Array, Kind, Payload, Spec, Stage
-from kvtool.codecs.threads import one_thread
+from kvtool.kernels.threads import one_thread
 
 MIDDLE = 32
 """The exponent of a token whose step is the stage's own."""

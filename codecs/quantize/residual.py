@@ -13,7 +13,7 @@ from kvtool.codecs.float16 import saturated, to_float16
 from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
-from kvtool.codecs.threads import one_thread
+from kvtool.kernels.threads import one_thread
 
 
 @register

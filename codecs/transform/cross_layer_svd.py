@@ -11,7 +11,7 @@ from torch import Tensor
 from kvtool.codecs.float16 import saturated, to_float16
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
-from kvtool.codecs.threads import one_thread
+from kvtool.kernels.threads import one_thread
 
 
 @register

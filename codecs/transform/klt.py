@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvtool.codecs.basis import Basis, Sizes, basis_of
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.products import EPS, factors
+from kvtool.codecs.klt.basis import Basis, Sizes, basis_of
+from kvtool.codecs.klt.products import EPS, factors
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import TOKEN_IDS, Array, Kind, Payload, Spec, Stage
-from kvtool.codecs.threads import one_thread
+from kvtool.kernels.threads import one_thread
 
 FAR = 4.0
 """Times what a basis leaves out of its own calibration's text, weighted and squared, from which on text is unlike it."""
@@ -27,7 +27,7 @@ class Klt(Stage):
 
     What a token and the one before it say of the keys or values, linearly, is taken off; the rest is written in a
     Karhunen-Loève basis of the model's caches, under weights in which an error of one costs about as much anywhere.
-    ``calibration`` is one that ``kvtool.codecs.calibrate.klt`` has fitted. Its first ``components`` are kept, of
+    ``calibration`` is one that ``kvtool.codecs.klt.calibrate`` has fitted. Its first ``components`` are kept, of
     those of the basis (0 for all of these); with ``whole`` also those of what the basis leaves out, a fine step's.
     """
 
@@ -47,7 +47,7 @@ class Klt(Stage):
 
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:
-        from kvtool.codecs.calibrate.klt import example
+        from kvtool.codecs.klt.calibrate import example
 
         calibration = example()
         return cls(calibration), cls(calibration, "values", whole=True), cls(calibration, components=5)

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvtool.codecs.allocation import rank_of, runs_of
+from kvtool.codecs.calibrate.bit_allocation import rank_of, runs_of
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
 from kvtool.codecs.registry import register
 from kvtool.codecs.stage import Array, Json, Kind, Payload, Spec, Stage
-from kvtool.codecs.threads import one_thread
+from kvtool.kernels.threads import one_thread
 
 
 @register
@@ -22,7 +22,7 @@ class Pca(Stage):
     """``x`` [L, H, T, D] becomes ``x`` [1, T, r] float32: each token's coefficients, of all layers and heads at once.
 
     The basis is the calibration's, in order of variance, and its mean is taken off first; r components are kept,
-    those that have bits at ``ratio`` (``kvtool.codecs.allocation``). For a group of layers from 0 on, say, the
+    those that have bits at ``ratio`` (``kvtool.codecs.calibrate.bit_allocation``). For a group of layers from 0 on, say, the
     calibration has ``0000.keys.basis`` [R, L, H, D] float16 and ``0000.keys.mean`` [L, H, D] float32.
     """
 

@@ -1,9 +1,9 @@
 """Kernels for the CPU: loops that numba compiles to vector instructions."""
 
-from kvtool.kernels.cpu.bits import pack, unpack
 from kvtool.kernels.cpu.context import context_count, context_decode, context_encode
-from kvtool.kernels.cpu.groups import dequantize
+from kvtool.kernels.cpu.dequantize import dequantize
 from kvtool.kernels.cpu.hadamard import hadamard
+from kvtool.kernels.cpu.packing import pack, unpack
 from kvtool.kernels.cpu.rans import rans_decode, rans_encode
 from kvtool.kernels.cpu.rope import rotate
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.cpu.jit import compiled
-from kvtool.kernels.reference import expectation as model
+from kvtool.kernels.reference import context_model as model
 from kvtool.kernels.reference.context import LOWEST
 
 Ints: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"

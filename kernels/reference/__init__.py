@@ -1,10 +1,10 @@
 """What each kernel computes, in plain torch: slow, obvious, and what every other implementation is held to."""
 
-from kvtool.kernels.reference.bits import pack, packed_size, sections, unpack
 from kvtool.kernels.reference.context import context_count, context_decode, context_encode
-from kvtool.kernels.reference.expectation import EXPONENTS
-from kvtool.kernels.reference.groups import dequantize
+from kvtool.kernels.reference.context_model import EXPONENTS
+from kvtool.kernels.reference.dequantize import dequantize
 from kvtool.kernels.reference.hadamard import hadamard
+from kvtool.kernels.reference.packing import pack, packed_size, sections, unpack
 from kvtool.kernels.reference.rans import rans_decode, rans_encode
 from kvtool.kernels.reference.rope import Layout, angles, rotate
 

@@ -8,7 +8,7 @@
 - ``loudness`` [T] int32 says how far a token's components have been from that, over their scales. It starts at
   ``ONE``, and is left where the last component takes it, for the components of a band behind this one.
 
-``kvtool.kernels.reference.expectation`` makes of that a table and a code that is expected. Symbol 16 is that code;
+``kvtool.kernels.reference.context_model`` makes of that a table and a code that is expected. Symbol 16 is that code;
 0 and 32 are differences of 16 and more, and an Elias gamma code of the excess follows, and then the low bits.
 
 ``cumulative`` [BUCKETS * CLASSES, SYMBOLS + 1] int32: symbol s has the share from ``cumulative[k, s]`` to
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kvtool.kernels.reference.expectation import SYMBOLS, Component, Expected, expect, learn, power
+from kvtool.kernels.reference.context_model import SYMBOLS, Component, Expected, expect, learn, power
 
 PRECISION, LOWEST = 16, 1 << 32
 

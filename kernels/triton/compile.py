@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import triton
 from kvtool.kernels.reference.rans import LOWEST
-from kvtool.kernels.triton.bits import pack_section, unpack_section
-from kvtool.kernels.triton.groups import dequantize_head
+from kvtool.kernels.triton.dequantize import dequantize_head
 from kvtool.kernels.triton.hadamard import hadamard_rows
 from kvtool.kernels.triton.jit import BLOCK, OPTIONS, Kernel
+from kvtool.kernels.triton.packing import pack_section, unpack_section
 from kvtool.kernels.triton.rans import WARPS, decode_block
 from kvtool.kernels.triton.rope import rotate_head
 from triton.backends.compiler import GPUTarget

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..errors import UsageError
-from . import common
+from kvtool.commands import common
+from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from ..ask import Answers
-    from ..blend.blending import How
+    from kvtool.ask import Answers
+    from kvtool.blending.blend import How
 
 
 def _list_policies(wanted: bool) -> None:
     if wanted:
-        from ..blend import DEFAULT, POLICIES
+        from kvtool.blending.policies import DEFAULT, POLICIES
 
         for name, policy in POLICIES.items():
             typer.echo(f"{name:18} {policy.about}{' (default)' if name == DEFAULT else ''}")
@@ -92,13 +92,13 @@ def run(
     Several documents are blended: each is moved to its place in the prompt, and a few tokens are computed anew. The answer
     streams to stdout; the times go to stderr.
     """
-    from ..ask import ask, ask_each
-    from ..blend.blending import How
-    from ..blend.layout import chosen_document
-    from ..config import settings
-    from ..speed import recall
-    from ..store import Store
-    from ..trace import Trace
+    from kvtool.ask import ask, ask_each
+    from kvtool.blending.blend import How
+    from kvtool.blending.layout import chosen_document
+    from kvtool.config import settings
+    from kvtool.model.prefill_speed import recall
+    from kvtool.store.local import Store
+    from kvtool.system.trace import Trace
 
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     given = {"recompute": recompute, "policy": policy}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from . import common
+from kvtool.commands import common
 
 if TYPE_CHECKING:
-    from ..errors import KvtoolError
+    from kvtool.errors import KvtoolError
 
 
 def run(
@@ -43,9 +43,9 @@ def run(
     The model runs over a sample of the store's documents, or of other text. kvtool compress takes the newest
     calibration that fits.
     """
-    from ..calibrate import calibrate, calibrated_recipe
-    from ..config import settings
-    from ..store import Store
+    from kvtool.calibration.calibrate import calibrate, calibrated_recipe
+    from kvtool.config import settings
+    from kvtool.store.local import Store
 
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     opened = Store(chosen.store)
@@ -91,8 +91,9 @@ def run(
 
 def _texts(paths: list[str]) -> tuple[list[str], list[KvtoolError]]:
     """What can be read of ``paths``, and what cannot. Raises if nothing can."""
-    from ..documents import find, read_text
-    from ..errors import DocumentError, UsageError
+    from kvtool.documents.find import find
+    from kvtool.documents.read import read_text
+    from kvtool.errors import DocumentError, UsageError
 
     found, missing = find(paths)
     problems: list[KvtoolError] = list(missing)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..errors import DONE, FAILED, INTERRUPTED, PARTLY, KvtoolError
+from kvtool.errors import DONE, FAILED, INTERRUPTED, PARTLY, KvtoolError
 
 if TYPE_CHECKING:
-    from ..calibrate import Progress as CalibrateProgress
-    from ..config import Settings
-    from ..model import Model
+    from kvtool.calibration.calibrate import Progress as CalibrateProgress
+    from kvtool.config import Settings
+    from kvtool.model.model import Model
 
 debug = False
 
@@ -115,7 +115,7 @@ def problems(errors: Iterable[KvtoolError], done: int) -> int:
 
 
 def load_model(chosen: Settings) -> Model:
-    from ..model import load_model as load
+    from kvtool.model.model import load_model as load
 
     return load(
         chosen.model, device=chosen.device, dtype=chosen.dtype, load_in=chosen.load_in, adapter=chosen.adapter

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from . import common
+from kvtool.commands import common
 
 
 def run(
@@ -86,13 +86,13 @@ def run(
     Some recipes measure attention: for these the model is run that the documents were prefilled with. klt, the default, is one
     of them, and learns that model first, once; kivi is quick and needs no model.
     """
-    from ..calibrate import maker
-    from ..calibrations import Make, MissingCalibration, finder
-    from ..compress import compress, variant_name
-    from ..config import settings
-    from ..dial import asked
-    from ..pipelines import pipeline_of
-    from ..store import Store
+    from kvtool.calibration.calibrate import maker
+    from kvtool.compression.compress import compress, variant_name
+    from kvtool.compression.pipeline_options import pipeline_of
+    from kvtool.compression.rate_control import asked
+    from kvtool.config import settings
+    from kvtool.store.calibrations import Make, MissingCalibration, finder
+    from kvtool.store.local import Store
 
     # Before a calibration is made, which takes minutes.
     variant_name(recipe, name, of)
@@ -200,9 +200,9 @@ def _whole(number: float | None) -> float | None:
 def _parsed(options: list[str]) -> dict[str, int | float | str]:
     from inspect import signature
 
-    from ..compress import compress
-    from ..errors import UsageError
-    from ..pipelines import parameters_of
+    from kvtool.compression.compress import compress
+    from kvtool.compression.pipeline_options import parameters_of
+    from kvtool.errors import UsageError
 
     found = parameters_of(options, "--set", "--set group=64")
     for name in found:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import common
+from kvtool.commands import common
 
 PAGES = ("artifact.md", "calibration.md", "faq.md", "why.md")
 """Those of kvtool's documents that are short, so that a first try takes half a minute."""
@@ -29,7 +29,8 @@ def run(
     doc: Annotated[str, typer.Option("--doc", help="Which of kvtool's documents to ask.")] = DOCUMENT,
 ) -> int:
     """Prefill some of kvtool's documents with the embedded model, compress them, ask one and two of them, with both times."""
-    from . import ask, compress, ls, prefill
+    from kvtool.commands import ask, compress, prefill
+    from kvtool.commands.store import ls
 
     documents = Path(__file__).resolve().parents[1] / "docs"
     # A folder of its own: documents are named by their path from the working directory.

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..errors import DONE, GATE
-from . import common
+from kvtool.commands import common
+from kvtool.errors import DONE, GATE
 
 if TYPE_CHECKING:
-    from ..evaluate import Plan
+    from kvtool.evaluation.plan import Plan
 
 Limit = Optional[float]
 
@@ -121,12 +121,14 @@ def run(
     Nothing in the store is changed. A run that was interrupted goes on where it stopped. With a gate's limits, a
     recipe that does not keep them is named, and the exit code is 4.
     """
-    from ..config import settings
-    from ..evaluate import Gate, Scope, carry_out, plan
-    from ..evaluate.gate import read_baseline
-    from ..report.table import gate as gate_lines
-    from ..report.table import table
-    from ..store import Store
+    from kvtool.config import settings
+    from kvtool.evaluation.evaluation import carry_out
+    from kvtool.evaluation.gate import Gate, read_baseline
+    from kvtool.evaluation.plan import plan
+    from kvtool.measurement.scope import Scope
+    from kvtool.report.table import gate as gate_lines
+    from kvtool.report.table import table
+    from kvtool.store.local import Store
 
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     gate = Gate(
@@ -187,7 +189,7 @@ def run(
 
 
 def _say_plan(plan: Plan) -> None:
-    from ..report.text import printable
+    from kvtool.report.text import printable
 
     kinds = [context.kind for context in plan.contexts]
     parts = [
@@ -204,8 +206,8 @@ def _say_plan(plan: Plan) -> None:
 
 
 def _refuse_page(path: Path, replace: bool) -> None:
-    from ..errors import UsageError
-    from ..report.page import require
+    from kvtool.errors import UsageError
+    from kvtool.report.page import require
 
     require()
     if path.exists() and not replace:
@@ -218,8 +220,8 @@ def _refuse_page(path: Path, replace: bool) -> None:
 
 
 def _write_page(path: Path, evaluation: dict[str, Any]) -> None:
-    from ..fs import write_atomic
-    from ..report.page import page
+    from kvtool.report.page import page
+    from kvtool.system.files import write_atomic
 
     write_atomic(path, [page(evaluation).encode()])
     common.say(f"report: {path}")
@@ -232,7 +234,7 @@ def _split(texts: list[str] | None) -> tuple[str, ...] | None:
 
 
 def _numbers(texts: list[str] | None) -> tuple[int, ...] | None:
-    from ..errors import UsageError
+    from kvtool.errors import UsageError
 
     parts = _split(texts)
     if parts is None:

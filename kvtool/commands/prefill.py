@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from . import common
+from kvtool.commands import common
 
 
 def run(
@@ -68,11 +68,11 @@ def run(
 
     What is already there is skipped, by content. An interrupted run, started again, goes on where it stopped.
     """
-    from ..config import settings
-    from ..documents import read_text
-    from ..prefill import prefill
-    from ..speed import remember
-    from ..store import Store
+    from kvtool.config import settings
+    from kvtool.documents.read import read_text
+    from kvtool.model.prefill_speed import remember
+    from kvtool.prefilling.prefill import prefill
+    from kvtool.store.local import Store
 
     chosen = settings(
         store=store,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from . import common
+from kvtool.commands import common
 
 if TYPE_CHECKING:
-    from ..codecs import Recipe
+    from kvtool.codecs import Recipe
 
 
 def run(
@@ -17,10 +17,10 @@ def run(
     as_json: common.JsonOption = False,
 ) -> None:
     """List the recipes: paper, what each needs, nominal bits. Or show one: parameters, what differs from its paper."""
-    from ..codecs import CodecError
-    from ..codecs.registry import recipe as find_recipe
-    from ..codecs.registry import recipes
-    from ..errors import UsageError
+    from kvtool.codecs import CodecError
+    from kvtool.codecs.registry import recipe as find_recipe
+    from kvtool.codecs.registry import recipes
+    from kvtool.errors import UsageError
 
     if name is not None:
         try:

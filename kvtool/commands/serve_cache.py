@@ -11,8 +11,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..errors import ModelError, UsageError
-from . import common
+from kvtool.commands import common
+from kvtool.errors import ModelError, UsageError
 
 
 class Log(StrEnum):
@@ -70,8 +70,8 @@ def run(
     A prompt's longest cached beginning is found by itself; documents can be named in the request too. Stops at SIGTERM,
     once what runs is finished; a second one ends it at once.
     """
-    from ..config import settings
-    from ..paths import address
+    from kvtool.config import settings
+    from kvtool.store.layout import address
 
     if tokens is None and not _is_loopback(host):
         raise UsageError(f"--host {host}: is not this machine alone; say with --tokens who may ask")
@@ -79,12 +79,12 @@ def run(
         flag = "--no-caches" if variant is None else "--variant"
         raise UsageError(f"--within: {flag} says already what is done; leave one of them out")
     try:
-        from ..server import logs
-        from ..server.app import create_app
-        from ..server.auth import read_tokens
-        from ..server.choosing import Loading
-        from ..server.listening import Server, listen
-        from ..server.serving import Limits, Serving
+        from kvtool.server.app import create_app
+        from kvtool.server.http import logs
+        from kvtool.server.http.auth import read_tokens
+        from kvtool.server.http.server import Server, listen
+        from kvtool.server.runtime.load_policy import Loading
+        from kvtool.server.runtime.service import Limits, Serving
     except ModuleNotFoundError as error:
         raise ModelError(f"serve-cache needs {error.name}: pip install 'kvtool[serve]'") from error
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)

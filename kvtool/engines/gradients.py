@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ..codecs import KV, LayerKV, Sample
-from ..errors import ModelError
-from ..model import Model
-from ..prompt import document_tokens
-from . import transformers as engine
-from .replay import REQUEST
+from kvtool.codecs import KV, LayerKV, Sample
+from kvtool.engines import transformers as engine
+from kvtool.engines.attention.replay import REQUEST
+from kvtool.errors import ModelError
+from kvtool.model.chat_template import document_tokens
+from kvtool.model.model import Model
 
 TOKENS = 1024
 """Of a segment at a time: its activations in all layers are in memory together, until they have been gone back through."""

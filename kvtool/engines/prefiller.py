@@ -8,10 +8,10 @@ from contextlib import suppress
 
 import torch
 
-from ..codecs import KV
-from ..model import Model
-from . import transformers as engine
-from .cache import DocumentCache
+from kvtool.codecs import KV
+from kvtool.engines import transformers as engine
+from kvtool.engines.cache import DocumentCache
+from kvtool.model.model import Model
 
 log = logging.getLogger(__name__)
 

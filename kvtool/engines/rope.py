@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..codecs.rope import Rope, turn
-from ..kernels import dispatch
+from kvtool.codecs.rope import Rope, turn
+from kvtool.kernels import dispatch
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from kvtool.model.model import Model
 
 FAR = 1000
 """The furthest position that is tried: there the lowest frequencies turn by what rounding does not explain."""
@@ -125,7 +125,7 @@ def _up_to(rotary: Any, layer_type: str) -> int | None:
 @torch.no_grad()
 def _states(model: Model, side: str, positions: Tensor) -> list[Tensor]:
     """Each layer's keys or values [N, H, D] of one and the same token, alone at each of ``positions`` [N]."""
-    from .transformers import device_of, grouped_attention, new_cache
+    from kvtool.engines.transformers import device_of, grouped_attention, new_cache
 
     cache = new_cache(model, 1)
     device = device_of(model)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from ..codecs import KV, LayerKV
-from ..errors import ModelError
-from ..model import Model
-from .cache import DocumentCache
+from kvtool.codecs import KV, LayerKV
+from kvtool.engines.cache import DocumentCache
+from kvtool.errors import ModelError
+from kvtool.model.model import Model
 
 STEP_TOKENS = 1024
 """Tokens of one forward pass. More are hardly faster, and activations grow with them."""

@@ -1,6 +1,7 @@
 """Papers as data: kvtool's own recipes, one module for each paper or family.
 
-They are found through the entry point group ``kvtool.recipes``. A module here with a ``RECIPE`` is one of them.
+They are found through the entry point group ``kvtool.recipes``. A module below this package with a ``RECIPE`` is one of
+them.
 """
 
 from __future__ import annotations
@@ -8,10 +9,8 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from ..codecs.recipe import Recipe
+from kvtool.codecs.recipe import Recipe
 
-RECIPES: tuple[Recipe, ...] = tuple(
-    module.RECIPE
-    for module in (import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
-    if hasattr(module, "RECIPE")
-)
+_MODULES = (import_module(found.name) for found in pkgutil.walk_packages(__path__, f"{__name__}."))
+
+RECIPES: tuple[Recipe, ...] = tuple(module.RECIPE for module in _MODULES if hasattr(module, "RECIPE"))

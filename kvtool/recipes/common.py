@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..codecs.recipe import Parameter
-from ..codecs.stage import Stage
-from ..codecs.transform.window import Window
+from kvtool.codecs.recipe import Parameter
+from kvtool.codecs.stage import Stage
+from kvtool.codecs.transform.window import Window
 
 
 def window(sinks: int, recent: int) -> tuple[Stage, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .numbers import Cell, Json, estimated, holds_zero, hundredths
+from kvtool.report.numbers import Cell, Json, estimated, holds_zero, hundredths
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import columns, tables, words
-from .numbers import Json, plain
-from .plots import require as require
-from .text import cleaned
+from kvtool.report import columns, tables, words
+from kvtool.report.numbers import Json, plain
+from kvtool.report.plots import require as require
+from kvtool.report.text import cleaned
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def page(evaluation: Json) -> str:
 
 def _sections(evaluation: Json, shown: list[Json]) -> dict[str, Any]:
     """Pictures, with the tables of their numbers; None and empty where nothing was measured."""
-    from .plots import maps, rate, times
+    from kvtool.report.plots import maps, rate, times
 
     raw, *others = shown
     numbered = list(enumerate(others, 1))

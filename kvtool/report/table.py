@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import columns
-from .numbers import ABSENT, Cell, Json, estimated, plain
-from .text import printable
+from kvtool.report import columns
+from kvtool.report.numbers import ABSENT, Cell, Json, estimated, plain
+from kvtool.report.text import printable
 
 GAP = "  "
 # A limit on retrieval is on what is kept of the raw cache's.

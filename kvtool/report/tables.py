@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from . import columns, words
-from .numbers import Cell, Json, estimated, hundredths, plain
-from .table import measured, metric
+from kvtool.report import columns, words
+from kvtool.report.numbers import Cell, Json, estimated, hundredths, plain
+from kvtool.report.table import measured, metric
 
 
 @dataclass(frozen=True)

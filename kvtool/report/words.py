@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isfinite
 from statistics import fmean
 
-from .numbers import Json, is_finite, plain
+from kvtool.report.numbers import Json, is_finite, plain
 
 LIMITS = (0.01, 0.1)  # nats per token: hardly to be noticed; to be noticed in answers
 

@@ -12,16 +12,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .. import limits
-from ..errors import KvtoolError
-from . import artifacts, completions, contents, documents, site
-from .auth import METRICS, Authentication
-from .errors import ApiError, model_missing, respond
-from .guards import WholeBody
-from .logs import Logged
-from .prompts import forget_words
-from .schema import describe
-from .serving import Serving
+from kvtool import limits
+from kvtool.errors import KvtoolError
+from kvtool.model.conversation import forget_words
+from kvtool.server.cached_contents import routes as cached_contents
+from kvtool.server.http.auth import METRICS, Authentication
+from kvtool.server.http.body_limits import WholeBody
+from kvtool.server.http.errors import ApiError, model_missing, respond
+from kvtool.server.http.logs import Logged
+from kvtool.server.http.openapi import describe
+from kvtool.server.openai import routes as openai_api
+from kvtool.server.runtime.service import Serving
+from kvtool.server.store_api import artifacts, documents
+from kvtool.server.web import routes as web
 
 
 def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Starlette:
@@ -44,12 +47,12 @@ def create_app(serving: Serving, tokens: Mapping[str, str] | None = None) -> Sta
             Route("/openapi.json", openapi),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
-            Route("/v1/completions", completions.complete, methods=["POST"]),
-            Route("/v1/chat/completions", completions.chat, methods=["POST"]),
+            Route("/v1/completions", openai_api.complete, methods=["POST"]),
+            Route("/v1/chat/completions", openai_api.chat, methods=["POST"]),
             *documents.ROUTES,
-            *contents.ROUTES,
+            *cached_contents.ROUTES,
             *artifacts.ROUTES,
-            *site.ROUTES,
+            *web.ROUTES,
         ],
         exception_handlers={
             HTTPException: _not_there,

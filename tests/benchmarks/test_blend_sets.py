@@ -9,7 +9,7 @@ import pytest
 from benchmarks import blend_sets, texts
 from benchmarks.blend_sets import HOPS, BlendQuestion, BlendSet
 from benchmarks.sources import Source
-from kvtool.evaluate.tasks import Question
+from kvtool.measurement.tasks import Question
 
 
 @pytest.fixture

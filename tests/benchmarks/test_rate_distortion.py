@@ -14,9 +14,9 @@ from benchmarks.prefilled import Prefilled
 from benchmarks.retrieval import haystack_contexts, scores
 from benchmarks.sources import Source
 from kvtool.codecs import Recipe, Sample
-from kvtool.evaluate.candidates import Raw
-from kvtool.evaluate.contexts import Context, Prompt
-from kvtool.evaluate.summary import Measured
+from kvtool.evaluation.candidates import Raw
+from kvtool.evaluation.summary import Measured
+from kvtool.measurement.contexts import Context, Prompt
 
 WORDS = "The ship left at dawn with seven sailors.\nIts cargo was apples, and bread, and {} ropes.\n"
 

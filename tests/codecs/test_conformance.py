@@ -249,7 +249,9 @@ def test_a_stage_that_nobody_would_find_is_noticed(name: str, message: str) -> N
 
 
 def test_every_recipe_in_the_folder_is_registered() -> None:
-    for info in pkgutil.iter_modules(kvtool.recipes.__path__, "kvtool.recipes."):
+    for info in pkgutil.walk_packages(kvtool.recipes.__path__, "kvtool.recipes."):
+        if info.ispkg:
+            continue
         module = importlib.import_module(info.name)
         own = [item for item in vars(module).values() if isinstance(item, Recipe)]
         assert own or info.name == "kvtool.recipes.common", f"{info.name} holds no recipe"

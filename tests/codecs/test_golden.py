@@ -9,8 +9,8 @@ import pytest
 import safetensors
 import torch
 
-from kvtool.calibrations import Calibrations
 from kvtool.codecs import Array, Place, Rope, Spec, stage_from_config, stages
+from kvtool.store.calibrations import Calibrations
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 INEXACT = ("cross-layer-svd", "hadamard", "klt", "lloyd-max", "low-rank-residual", "pca", "unrope")

@@ -12,7 +12,7 @@ import torch
 from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, encode, recipe, recipes, registry
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.stage import Kind
-from kvtool.compress import compress
+from kvtool.compression.compress import compress
 
 
 def test_kivi_takes_the_bits_that_its_arithmetic_says() -> None:

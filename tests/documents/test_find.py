@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvtool import limits
-from kvtool.documents import Found, find
+from kvtool.documents.find import Found, find
 from kvtool.errors import DocumentError, UsageError
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtool import limits
-from kvtool.documents import read_text
+from kvtool.documents.read import read_text
 from kvtool.errors import DocumentError
 
 

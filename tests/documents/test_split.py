@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtool.documents import Piece, split
+from kvtool.documents.split import Piece, split
 from kvtool.errors import DocumentError
 
 

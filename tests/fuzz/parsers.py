@@ -18,14 +18,14 @@ with atheris.instrument_imports(include=["kvtool", "safetensors", "starlette.res
     from pydantic import ValidationError
     from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable
 
-    from kvtool import artifact
-    from kvtool.codecs import container
-    from kvtool.codecs.container import DTYPES
+    from kvtool.artifact.read import Artifact, header_bytes
+    from kvtool.codecs.format import container
+    from kvtool.codecs.format.container import DTYPES
     from kvtool.codecs.stage import CodecError
     from kvtool.digest import digest
     from kvtool.errors import ArtifactError, UsageError
-    from kvtool.server.auth import read_tokens
-    from kvtool.server.requests import ChatRequest, CompletionRequest
+    from kvtool.server.http.auth import read_tokens
+    from kvtool.server.openai.schemas import ChatRequest, CompletionRequest
 
 HERE = Path(tempfile.mkdtemp())
 FILE = HERE / "file"
@@ -68,7 +68,7 @@ def tokens(data: bytes) -> None:
 def an_artifact(data: bytes) -> None:
     FILE.write_bytes(data)
     with suppress(ArtifactError):
-        artifact.Artifact.open(FILE)
+        Artifact.open(FILE)
 
 
 def signed(data: bytes) -> None:
@@ -80,8 +80,8 @@ def signed(data: bytes) -> None:
             name: (DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))) for name, entry in header.items()
         }
         meta.pop("digest", None)
-        meta["digest"] = digest(artifact._header(entries, meta))
-        head = artifact._header(entries, meta)
+        meta["digest"] = digest(header_bytes(entries, meta))
+        head = header_bytes(entries, meta)
         size = len(head) + sum(container.nbytes(entry) for entry in entries.values())
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, CodecError):
         return
@@ -91,7 +91,7 @@ def signed(data: bytes) -> None:
         file.write(head)
         file.truncate(size)
     with suppress(ArtifactError):
-        artifact.Artifact.open(FILE)
+        Artifact.open(FILE)
 
 
 def contained(data: bytes) -> None:

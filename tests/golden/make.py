@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from kvtool.calibrations import Calibrations
-from kvtool.codecs import Array, CodecError, Place, Rope, Spec, Stage, container, stages
+from kvtool.codecs import Array, CodecError, Place, Rope, Spec, Stage, stages
+from kvtool.codecs.format import container
+from kvtool.store.calibrations import Calibrations
 
 HERE = Path(__file__).parent
 

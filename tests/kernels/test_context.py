@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvtool.codecs.models.context import cumulative
+from kvtool.codecs.entropy_models.context import cumulative
 from kvtool.kernels import cpu, dispatch, reference
-from kvtool.kernels.reference import expectation as model
+from kvtool.kernels.reference import context_model as model
 
 IMPLEMENTATIONS = {"reference": reference, "cpu": cpu}
 TABLES = cumulative(None)

@@ -24,8 +24,8 @@ from kvtool import Store
 from kvtool.cli import app as commands
 from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
-from kvtool.server.choosing import Loading
-from kvtool.server.serving import Limits, Serving
+from kvtool.server.runtime.load_policy import Loading
+from kvtool.server.runtime.service import Limits, Serving
 
 TEXTS = {
     "docs/a.txt": "The harbour lies to the north of the town, and seven ships are in it.\n",

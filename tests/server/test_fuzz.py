@@ -24,8 +24,8 @@ from schemathesis.specs.openapi import checks
 from starlette.testclient import TestClient
 
 from kvtool.server.app import create_app
-from kvtool.server.schema import OPERATIONS
-from kvtool.server.serving import Serving
+from kvtool.server.http.openapi import OPERATIONS
+from kvtool.server.runtime.service import Serving
 
 SECONDS = float(os.environ.get("KVTOOL_FUZZ_SECONDS", "24"))
 CHECKS = (

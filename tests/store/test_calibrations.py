@@ -13,13 +13,17 @@ import torch
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store, artifact, encode, fs, limits
-from kvtool.artifact import Artifact
-from kvtool.calibrations import BrokenCalibration, Calibrations
+from kvtool import Store, limits
+from kvtool.artifact.read import Artifact, BrokenArtifact
+from kvtool.artifact.write import Content, serialize
 from kvtool.cli import app
-from kvtool.codecs import Calibration, Recipe, Sample, container
+from kvtool.codecs import Calibration, Recipe, Sample
+from kvtool.codecs.format import container
+from kvtool.compression import workers
 from kvtool.digest import canonical_json, digest
 from kvtool.errors import GATE, ArtifactError, MismatchError, StoreError, UsageError
+from kvtool.store.calibrations import BrokenCalibration, Calibrations
+from kvtool.system import files
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 
@@ -83,7 +87,7 @@ def test_writing_is_atomic(store: Store, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(KeyboardInterrupt):
         store.put_calibration(simple())
     assert not store.calibrations
-    assert not list(store.root.rglob(fs.TEMPORARY + "*"))
+    assert not list(store.root.rglob(files.TEMPORARY + "*"))
 
 
 @pytest.mark.parametrize("at", [0, 20, 200, -1])
@@ -229,7 +233,7 @@ def test_what_an_interrupted_run_left_is_taken_up(
     (segment,) = store["c.txt"].segments
     raw = replace(segment, variants={"raw": segment.variants["raw"]})
     store.commit(replace(store["c.txt"], segments=(raw,)))
-    monkeypatch.setattr(encode, "encode_segment", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(workers, "encode_segment", lambda *_: pytest.fail("encoded again"))
     assert kvtool.compress(Store(store.root), "c.txt", recipe="centred").compressed == ["c.txt"]
 
 
@@ -240,11 +244,11 @@ def test_processes_find_the_calibration_in_the_store(
     kvtool.compress(store, recipe="centred", calibration=calibration, name="here")
     for document in store.values():
         store.discard(document.segments[0].variants["here"])
-    monkeypatch.setattr(encode, "WORTH_SECONDS", 0)
-    monkeypatch.setattr(encode, "_cores", lambda: 2)
+    monkeypatch.setattr(workers, "WORTH_SECONDS", 0)
+    monkeypatch.setattr(workers, "_cores", lambda: 2)
     processes: list[object] = []
-    start = encode._encode_in_processes
-    monkeypatch.setattr(encode, "_encode_in_processes", lambda *a: processes.append(a) or start(*a))
+    start = workers._encode_in_processes
+    monkeypatch.setattr(workers, "_encode_in_processes", lambda *a: processes.append(a) or start(*a))
     report = kvtool.compress(store, recipe="centred", name="there")
     assert processes
     assert sorted(report.compressed) == THREE
@@ -257,8 +261,8 @@ def test_processes_find_the_calibration_in_the_store(
 def test_a_calibration_that_a_process_cannot_read_is_said(
     store: Store, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "WORTH_SECONDS", 0)
-    monkeypatch.setattr(encode, "_cores", lambda: 2)
+    monkeypatch.setattr(workers, "WORTH_SECONDS", 0)
+    monkeypatch.setattr(workers, "_cores", lambda: 2)
     taken = []
 
     def takes(report: object) -> None:
@@ -288,7 +292,7 @@ def test_without_its_calibration_an_artifact_is_refused_and_the_store_works(
     ):
         with pytest.raises(ArtifactError, match=says) as caught:
             read()
-        assert not isinstance(caught.value, artifact.BrokenArtifact)
+        assert not isinstance(caught.value, BrokenArtifact)
     assert opened.read("c.txt").n_tokens
     root = str(store.root)
     runner = CliRunner()
@@ -382,7 +386,7 @@ def test_an_artifact_names_the_calibrations_of_its_pipeline(
     meta = json.loads(canonical_json(opened.meta)) | {"calibrations": named}
     del meta["digest"]
     tensors = {name: opened.read(name) for name in opened.entries if name in opened.meta["tensors"]}
-    _, chunks = artifact.serialize(artifact.Content(tensors, meta))
+    _, chunks = serialize(Content(tensors, meta))
     path = store.root / "forged.safetensors"
     path.write_bytes(b"".join(chunks))
     with pytest.raises(ArtifactError, match="calibrations are not those that its pipeline names"):

@@ -10,7 +10,7 @@ import pytest
 
 from kvtool.digest import canonical_json, digest_json
 from kvtool.errors import StoreError
-from kvtool.manifest import Document, Segment, Variant
+from kvtool.store.manifest import Document, Segment, Variant
 
 RAW = Variant("a" * 64, 100)
 KIVI = Variant("b" * 64, 10, {"name": "kivi", "pipeline": {"keys": [], "values": []}})

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 import kvtool
-from kvtool import Store, fs, limits
+from kvtool import Store, limits
 from kvtool.errors import ArtifactError, StoreError, UsageError
-from kvtool.manifest import Document
-from kvtool.store import MARKER
+from kvtool.store.local import MARKER
+from kvtool.store.manifest import Document
+from kvtool.system import files
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 
@@ -276,7 +277,7 @@ def test_purge_removes_a_document_and_what_only_it_uses(store: Store) -> None:
 def test_collect_waits_for_writers(store: Store) -> None:
     stray = store.root / "artifacts" / "ab" / ("ab" * 32 + ".safetensors")
     with store.writing():
-        fs.write_atomic(stray, [b"put, not yet committed"])
+        files.write_atomic(stray, [b"put, not yet committed"])
         collecting = threading.Thread(target=store.collect)
         collecting.start()
         collecting.join(0.2)
@@ -324,7 +325,7 @@ def test_a_broken_artifact_left_behind_is_not_used_again(store: Store, tiny: kvt
 
 def test_the_next_writer_removes_what_a_killed_one_left(store: Store) -> None:
     places = [store.root, store.root / "artifacts" / "00", store.root / "manifests" / "docs"]
-    left = [place / f"{fs.TEMPORARY}{'0' * 32}" for place in places]
+    left = [place / f"{files.TEMPORARY}{'0' * 32}" for place in places]
     for path in left:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
@@ -335,7 +336,7 @@ def test_the_next_writer_removes_what_a_killed_one_left(store: Store) -> None:
 
 def test_a_writer_leaves_alone_what_another_is_writing(store: Store) -> None:
     with store.writing():
-        living = store.root / f"{fs.TEMPORARY}{'0' * 32}"
+        living = store.root / f"{files.TEMPORARY}{'0' * 32}"
         living.write_bytes(b"half")
         with Store(store.root).writing():
             assert living.exists()
@@ -397,7 +398,7 @@ def test_two_processes_fill_one_new_store_while_a_reader_looks_on(corpus: Path, 
     for document in store.values():
         for variant in document.artifacts:
             store.open_artifact(variant).verify()
-    assert not list(store.root.rglob(fs.TEMPORARY + "*"))
+    assert not list(store.root.rglob(files.TEMPORARY + "*"))
 
 
 # A full disk, a disk that cannot be written, a crash
@@ -420,13 +421,13 @@ def test_a_full_disk_loses_nothing(
 
     _ = tiny.model, tiny.fingerprint
     with monkeypatch.context() as patch:
-        patch.setattr(fs.os, call, full)
+        patch.setattr(files.os, call, full)
         with pytest.raises(
             StoreError, match=r"the disk is full\. What was stored before is safe.*run the same"
         ):
             kvtool.prefill(["docs"], model=tiny, store=store)
     after = bytes_of(store.root)
-    assert not [name for name in after if fs.TEMPORARY in name]
+    assert not [name for name in after if files.TEMPORARY in name]
     changed = {name for name in before if after.get(name) != before[name]}
     assert changed <= {"manifests/docs/a.md.json"}
     assert all(document.n_tokens for document in store.values())
@@ -491,7 +492,7 @@ def crash_at(line: int, path: Path, content: bytes) -> bool:
 
     def trace(frame: object, event: str, _: object) -> object:
         nonlocal line
-        if frame.f_code.co_filename != fs.__file__:  # type: ignore[attr-defined]
+        if frame.f_code.co_filename != files.__file__:  # type: ignore[attr-defined]
             return None
         if event == "line":
             line -= 1
@@ -501,7 +502,7 @@ def crash_at(line: int, path: Path, content: bytes) -> bool:
 
     if (child := os.fork()) == 0:
         sys.settrace(trace)  # type: ignore[arg-type]
-        fs.write_atomic(path, [content[:3], content[3:]])
+        files.write_atomic(path, [content[:3], content[3:]])
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
@@ -513,12 +514,12 @@ def test_a_crash_between_any_two_steps_leaves_old_or_new(tmp_path: Path, old: by
     for line in range(1000):
         path = tmp_path / str(line) / "folder" / "file"
         if old is not None:
-            fs.write_atomic(path, [old])
+            files.write_atomic(path, [old])
         died = crash_at(line, path, b"the new one")
         found = path.read_bytes() if path.exists() else None
         assert found in (old, b"the new one")
         outcomes.add(found)
-        fs.remove_temporaries(tmp_path)
+        files.remove_temporaries(tmp_path)
         assert list(path.parent.iterdir() if path.parent.exists() else []) == ([path] if found else [])
         if not died:
             break

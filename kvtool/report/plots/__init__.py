@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from ...errors import KvtoolError
+from kvtool.errors import KvtoolError
 
 
 def require() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from .style import MUTED, SIZE, shortened
+from kvtool.report.plots.style import MUTED, SIZE, shortened
 
 RADII = (9.0, 15.0, 23.0, 33.0, 45.0)
 ANGLES = 16

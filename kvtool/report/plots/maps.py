@@ -10,10 +10,10 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from .. import words
-from ..numbers import Json, plain
-from . import style
-from .svg import Picture, drawn
+from kvtool.report import words
+from kvtool.report.numbers import Json, plain
+from kvtool.report.plots import style
+from kvtool.report.plots.svg import Picture, drawn
 
 # Of middling lightness, so that its shades go from the page's ground to it in light and in dark alike.
 LOSS = (201, 90, 26)

@@ -9,11 +9,11 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.axes import Axes
 
-from .. import words
-from ..columns import BY_KEY
-from ..numbers import TINY, Json, is_finite
-from . import labels, style
-from .svg import Picture, drawn
+from kvtool.report import words
+from kvtool.report.columns import BY_KEY
+from kvtool.report.numbers import TINY, Json, is_finite
+from kvtool.report.plots import labels, style
+from kvtool.report.plots.svg import Picture, drawn
 
 Point = tuple[float, float]
 

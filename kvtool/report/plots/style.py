@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from ..numbers import Json, plain
+from kvtool.report.numbers import Json, plain
 
 INK, MUTED, GRID, PAPER, LOSS, BAR, *HUES = (f"#0100{n:02x}" for n in range(13))
 VARIABLES = {

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from . import style
+from kvtool.report.plots import style
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 FONT_FAMILY = re.compile(r"\s*font-family:[^;]*;?")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import words
-from ..numbers import ABSENT, Json, plain
-from . import style
-from .svg import Picture, drawn
+from kvtool.report import words
+from kvtool.report.numbers import ABSENT, Json, plain
+from kvtool.report.plots import style
+from kvtool.report.plots.svg import Picture, drawn
 
 
 def time_bars(shown: Sequence[Json], prefill_seconds: float) -> Picture:

@@ -1,0 +1,35 @@
+"""One histogram for all rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtool.codecs.entropy_models.model import Ints, Tables, precision, shares
+from kvtool.codecs.errors import CodecError
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A byte for each level: the square root of its frequency, where 255 stands for 1.
+
+    The square root, since the error of a counted frequency goes with it.
+    """
+
+    def fit(self, counts: Ints, tokens: int) -> bytes:
+        total = counts.sum(0)
+        roots = np.sqrt(total / max(int(total.sum()), 1)) * 255
+        # Rounded up, so that what is rare is not taken for what never is.
+        return bytes(np.ceil(roots).clip(0, 255).astype(np.uint8))
+
+    def nbytes(self, rows: int, levels: int, tokens: int) -> int:
+        return levels
+
+    def tables(self, side: bytes, rows: int, levels: int, tokens: int) -> Tables:
+        if len(side) != levels:
+            raise CodecError(f"a histogram of {len(side)} bytes, expected {levels}")
+        roots = np.frombuffer(side, np.uint8).astype(np.int64)[None]
+        return Tables(
+            shares(roots * roots + (roots.sum() == 0), 1 << precision(levels)), np.zeros(rows, np.int64)
+        )

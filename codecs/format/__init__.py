@@ -1,0 +1,1 @@
+"""How an encoded segment is laid out: tensors, metadata, bytes."""

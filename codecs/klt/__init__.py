@@ -1,0 +1,1 @@
+"""`klt`: all layers in one basis, errors weighted by the model's loss."""

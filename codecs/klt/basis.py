@@ -1,0 +1,188 @@
+"""What ``klt`` computes with, read from its calibration: predictions, a basis, and what errors cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.entropy_models.context import MIDDLE
+from kvtool.codecs.errors import CodecError
+from kvtool.codecs.klt.compact import some_rows, whole_rows, whole_symmetric
+from kvtool.codecs.stage import Array
+
+TABLE = "tokens"
+"""The table of what a token says of its own keys and values, and of the next token's."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one basis: ``layers`` times ``channels`` (heads times head size) columns, ``rank`` components."""
+
+    layers: int
+    channels: int
+    rank: int
+    features: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, calibration: Calibration, name: str) -> Sizes:
+        """Raises CodecError if the calibration has none under that name, or sizes that make no sense."""
+        own, fields = calibration.fact("bases", name), set(cls.__dataclass_fields__)
+        if not isinstance(own, dict) or own.keys() != fields or not all(map(_is_size, own.values())):
+            raise CodecError(
+                f"{calibration.label}: sizes of {name} are {str(own)[:80]}, expected {sorted(fields)}, integers from 0"
+            )
+        return cls(**own)
+
+    @property
+    def width(self) -> int:
+        return self.layers * self.channels
+
+    @property
+    def components(self) -> int:
+        """Those of the basis, and those of what it leaves out."""
+        return self.rank + self.width
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Rows x [T, width] are ``predicted(token_ids) + coefficients @ synthesis``, up to what the basis leaves out.
+
+    ``directions`` [2 · features + rank, width] has those of the features, of a token and of the one before it, and then
+    those of the components: one matrix, so that decoding cuts it and copies nothing. ``mean`` [width]. Both float32.
+    What is left out has a basis of its own for each layer, whose components come in an ``order`` [width] across
+    layers.
+    """
+
+    calibration: Calibration
+    name: str
+    sizes: Sizes
+    directions: Tensor
+    mean: Tensor
+
+    @property
+    def prediction(self) -> Tensor:
+        """[2 · features, width]"""
+        return self.directions[: 2 * self.sizes.features]
+
+    @property
+    def synthesis(self) -> Tensor:
+        """[rank, width]"""
+        return self.directions[2 * self.sizes.features :]
+
+    def directions_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of what a token says of itself, of what it says of the next, and of the components: each
+        [n, L, C], in float32 or bfloat16."""
+        all_of_them = self.directions if dtype == torch.float32 else self._short
+        by_layer = all_of_them.view(-1, self.sizes.layers, self.sizes.channels)
+        n = self.sizes.features
+        return by_layer[:n], by_layer[n : 2 * n], by_layer[2 * n :]
+
+    @cached_property
+    def _short(self) -> Tensor:
+        return self.directions.bfloat16()
+
+    def predicted(self, token_ids: Tensor) -> Tensor:
+        """What the tokens [T] let expect: [T, width]. A token that the table lacks says nothing."""
+        return self.mean + self.features(token_ids) @ self.prediction
+
+    def said(self, token_ids: Tensor) -> Tensor:
+        """[T, features]: the table's rows for these tokens, zeros for those beyond it."""
+        shape = (self.sizes.vocabulary, self.sizes.features)
+        if not all(shape):
+            return torch.zeros(len(token_ids), self.sizes.features)
+        return some_rows(self.calibration, TABLE, shape, token_ids)
+
+    def features(self, token_ids: Tensor) -> Tensor:
+        """[T, 2 · features]: those of each token and of the one before it; nothing stands before the first."""
+        return with_previous(self.said(token_ids))
+
+    @cached_property
+    def sensitivity(self) -> Tensor:
+        """[L, C, C]: what an error's outer product costs, layer by layer."""
+        return whole_symmetric(
+            self.calibration, f"{self.name}.sensitivity", self.sizes.layers, self.sizes.channels
+        )
+
+    @cached_property
+    def analysis(self) -> Tensor:
+        """[width, rank]: coefficients that leave the least error, weighted by what it does to the loss."""
+        weighted = self._weighted(self.synthesis)
+        # The basis was orthonormal under these weights before it was stored in few bits; now it is nearly so.
+        gram = (weighted @ self.synthesis.mT).double()
+        gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        found: Tensor = torch.linalg.solve(gram, weighted.double()).float()
+        return found.mT.contiguous()
+
+    @cached_property
+    def complement(self) -> Tensor:
+        """[L, C, C]: rows of each layer that what is left out is written in."""
+        rows = whole_rows(self.calibration, f"{self.name}.complement", self.sizes.width, self.sizes.channels)
+        return rows.view(self.sizes.layers, self.sizes.channels, self.sizes.channels)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """[width] int64. Raises CodecError unless it is one."""
+        order = self.calibration.tensor(f"{self.name}.order", Array((self.sizes.width,), torch.int32)).long()
+        if not torch.equal(order.sort().values, torch.arange(self.sizes.width)):
+            raise CodecError(f"{self.calibration.label}: {self.name}.order is no permutation")
+        return order
+
+    def coefficients(self, rows: Tensor, token_ids: Tensor, *, whole: bool) -> Tensor:
+        """[T, rank], or with those of what the basis leaves out [T, rank + width]."""
+        left = rows - self.predicted(token_ids)
+        found = left @ self.analysis
+        if not whole:
+            return found
+        rest = (left - found @ self.synthesis).view(len(rows), self.sizes.layers, self.sizes.channels)
+        apart = torch.linalg.solve(self.complement.double(), rest.transpose(0, 1).double(), left=False)
+        return torch.cat([found, apart.float().transpose(0, 1).flatten(1)[:, self.order]], 1)
+
+    def left_out(self, rows: Tensor, token_ids: Tensor) -> float:
+        """The mean of what the basis leaves out of ``rows`` [T, width], squared and weighted, over some 256 tokens."""
+        every = max(1, len(rows) // 256)
+        left = rows[::every] - self.mean - self.features(token_ids)[::every] @ self.prediction
+        rest = left - left @ self.analysis @ self.synthesis
+        return (self._weighted(rest) * rest).sum().item() / max(len(rest), 1)
+
+    def _weighted(self, rows: Tensor) -> Tensor:
+        """[n, width], times each layer's sensitivity."""
+        by_layer = rows.view(-1, self.sizes.layers, self.sizes.channels)
+        return torch.einsum("nlc,lcd->nld", by_layer, self.sensitivity).flatten(1)
+
+
+@lru_cache(maxsize=8)
+def basis_of(calibration: Calibration, name: str) -> Basis:
+    """Raises CodecError for a calibration that has no such basis, or tensors of other sizes than it claims."""
+    sizes = Sizes.of(calibration, name)
+    synthesis = whole_rows(calibration, f"{name}.basis", sizes.rank, sizes.width)
+    prediction = whole_rows(calibration, f"{name}.prediction", 2 * sizes.features, sizes.width)
+    mean = calibration.tensor(f"{name}.mean", Array((sizes.width,), torch.float32))
+    return Basis(calibration, name, sizes, torch.cat([prediction, synthesis]), mean)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+def with_previous(rows: Tensor) -> Tensor:
+    """[T, 2 · n]: each token's row [n] and that of the one before; zeros stand before the first."""
+    return torch.cat([rows, torch.cat([torch.zeros(1, rows.shape[1]), rows])[: len(rows)]], 1)
+
+
+def audible(calibration: Calibration, side: str, magnitude: float) -> int:
+    """How many of the first components any basis of this side needs for all of mean ``magnitude`` or more; one at least."""
+    least, most = MIDDLE + 8 * math.log2(magnitude), 1
+    bases = calibration.facts.get("bases")
+    for name in bases if isinstance(bases, dict) else ():
+        if name.endswith(f".{side}"):
+            rank = Sizes.of(calibration, name).rank
+            scales = calibration.tensors[f"{name}.scales"][:rank]
+            loud = (scales >= least).nonzero().flatten().tolist()
+            most = max(most, loud[-1] + 1 if loud else 1)
+    return most

@@ -1,0 +1,297 @@
+"""What the recipe ``klt`` learns about a model: what errors cost, what tokens foretell, a basis for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kvtool.codecs.calibrate.principal import leading
+from kvtool.codecs.calibrate.rows import cache_rows, gradient_rows
+from kvtool.codecs.calibration import Calibration, Sample, entry
+from kvtool.codecs.entropy_models import context
+from kvtool.codecs.errors import CodecError
+from kvtool.codecs.format.segment_spec import Contents
+from kvtool.codecs.klt import prediction
+from kvtool.codecs.klt.basis import TABLE, Sizes, basis_of
+from kvtool.codecs.klt.compact import compact_rows, compact_symmetric
+from kvtool.codecs.kv import KV, LayerKV
+from kvtool.codecs.pipeline import Pipeline
+from kvtool.codecs.quantize.deadzone import Deadzone
+from kvtool.codecs.rope import Rope
+from kvtool.codecs.stage import Array, Json, Spec
+
+SINKS = 4
+"""Positions that the stage ``sinks`` takes apart; they would bend a basis towards themselves."""
+
+SHRINK = 0.1
+"""Of the mean sensitivity, added to each channel's: what few tokens show to be harmless need not be."""
+
+RANK = 1536
+"""Components at most, unless told otherwise; fewer where there are fewer tokens."""
+
+SMALLEST = 0.008
+"""Standard deviation below which a component is not kept; what is left out has a basis of its own for each layer."""
+
+TABLE_BYTES = 1 << 25
+"""Of the table of what tokens foretell, at most."""
+
+STEPS, CODED = (0.01, 0.03, 0.07), 1 << 13
+"""At which codes are counted, and of about how many tokens: what is learned from them is little, and soon known."""
+
+
+def fit(
+    samples: Sequence[Sample],
+    *,
+    embedding: Tensor | None = None,
+    features: int = 512,
+    rank: int | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """For keys and values of each run of layers of equal sizes: sensitivities, predictions, and a basis.
+
+    A channel's sensitivity comes from the samples' gradients: F, the mean of g · gᵀ over tokens, a matrix for each
+    layer. Rows are weighted by F^½, so that an error's square says what it does to the loss. Of ``embedding`` [V, W],
+    the model's own, ``features`` numbers for each token are kept, fewer where a vocabulary is large. At most ``rank``
+    components are kept, by default 1,536, those whose standard deviation is not too small. Samples without gradients
+    count for the basis and the predictions alone.
+    ``samples`` is gone through three times, and gradients are used the first time only, so it may be lazy. Raises
+    CodecError for samples of several models, for gradients of too few tokens, and for fewer tokens than ``rank``.
+    """
+    learned = _Learned.of(samples)
+    if rank is not None and learned.tokens < rank:
+        raise CodecError(f"klt: rank {rank} needs at least {rank} tokens, here are {learned.tokens}")
+    moments, covariances = learned.moments(embedding if features else None)
+    facts: dict[str, Json] = {}
+    tensors: dict[str, Tensor] = {}
+    table = torch.zeros(0, 0)
+    if moments is not None:
+        cut = prediction.directions(moments, min(features, TABLE_BYTES // len(moments.embedded)))
+        table = moments.embedded @ cut
+        moments = moments.cut(cut)
+        tensors |= _under(TABLE, compact_rows(table))
+    for name, (group, _) in learned.names.items():
+        left = covariances.pop(name)
+        maps = torch.zeros(0, len(left))
+        if moments is not None:
+            maps = prediction.ridge(moments.seen, moments.crossed[name])
+            left = prediction.residual(left, moments.seen, moments.crossed[name], maps)
+        left /= learned.tokens
+        directions = leading(left, min(rank or RANK, len(left), learned.tokens), seed)
+        deviation = ((directions @ left) * directions).sum(1).clamp(min=0).sqrt()
+        kept = max(1, int((deviation > SMALLEST).sum()))
+        channels = len(left) // len(group)
+        sizes = Sizes(len(group), channels, kept, table.shape[1], len(table))
+        facts[name] = asdict(sizes)
+        tensors |= _under(
+            name,
+            {
+                "mean": learned.means[name],
+                **_under("basis", compact_rows(learned.unweighted(name, directions[:kept]))),
+                **_under("prediction", compact_rows(learned.unweighted(name, maps))),
+                **learned.complement(name, left, directions[:kept]),
+                **_under("sensitivity", compact_symmetric(learned.sensitivities[name])),
+            },
+        )
+    fitted = Calibration("klt", {"tokens": learned.tokens, "bases": facts}, tensors)
+    return learned.with_statistics(fitted)
+
+
+@dataclass
+class _Learned:
+    """What one pass after another over the samples has found. ``names`` are of the bases: layers and side."""
+
+    samples: Sequence[Sample]
+    contents: list[Contents]
+    names: dict[str, tuple[range, str]]
+    tokens: int
+    means: dict[str, Tensor]
+    sensitivities: dict[str, Tensor]
+    roots: dict[tuple[str, float], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> _Learned:
+        """The first pass: means and sensitivities."""
+        contents: list[Contents] = []
+        names: dict[str, tuple[range, str]] = {}
+        sums: dict[str, Tensor] = {}
+        squares: dict[str, Tensor] = {}
+        tokens = sloped = 0
+        for sample in samples:
+            own = Contents.of(sample.kv, Pipeline(layers=0))
+            contents.append(own)
+            behind = _behind_sinks(own)
+            n = max(sample.kv.n_tokens - behind.start, 0)
+            tokens += n
+            sloped += n if sample.gradients else 0
+            for group in own.groups:
+                for side in ("keys", "values"):
+                    name = entry(group.start, side)
+                    names.setdefault(name, (group, side))
+                    rows = cache_rows(sample, own, group, side, behind)
+                    if name in sums and (len(sums[name]), names[name][0]) != (rows.shape[1], group):
+                        raise CodecError("klt: samples are of several models; expected caches of one")
+                    sums[name] = sums.get(name, 0) + rows.double().sum(0)
+                    if sample.gradients:
+                        slopes = gradient_rows(sample, own, group, side, behind)
+                        slopes = slopes.view(len(rows), len(group), -1)
+                        square = torch.einsum("tlc,tld->lcd", slopes, slopes)
+                        squares[name] = squares.get(name, 0) + square.double()
+        if sloped < 2:
+            raise CodecError(
+                f"klt: gradients of {sloped} tokens are too few to say what errors cost, expected thousands; give more text"
+            )
+        means = {name: (total / tokens).float() for name, total in sums.items()}
+        sensitivities = {name: _shrunk(square / sloped) for name, square in squares.items()}
+        return cls(samples, contents, names, tokens, means, sensitivities)
+
+    def moments(self, embedding: Tensor | None) -> tuple[prediction.Moments | None, dict[str, Tensor]]:
+        """The second pass: how features and rows, weighted, go together; and the rows' second moments."""
+        moments = None
+        if embedding is not None:
+            ids = torch.cat([sample.kv.token_ids for sample in self.samples])
+            moments = prediction.Moments(prediction.embedded_tokens(embedding, ids))
+        covariances: dict[str, Tensor] = {}
+        for sample, contents in zip(self.samples, self.contents, strict=True):
+            behind = _behind_sinks(contents)
+            features = None
+            if moments is not None:
+                features = moments.both(sample.kv.token_ids[behind])
+                moments.add(features)
+            for name, (group, side) in self.names.items():
+                rows = cache_rows(sample, contents, group, side, behind) - self.means[name]
+                rows = self.weighted(name, rows)
+                if moments is not None and features is not None:
+                    moments.cross(name, features, rows)
+                square = rows.mT @ rows
+                covariances[name] = covariances[name].add_(square) if name in covariances else square
+        return moments, covariances
+
+    def complement(self, name: str, covariance: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        """For each layer a basis [C, C] of what the components ``kept`` leave out, and all layers' common order.
+
+        Across layers little is left to win there, and what is stored is a matrix for each layer.
+        """
+        roots = self._root(name, -0.5)
+        layers, channels, _ = roots.shape
+        by_layer = kept.view(len(kept), layers, channels)
+        energy = ((kept @ covariance) * kept).sum(1)
+        rows, variances = [], []
+        for index, root in enumerate(roots):
+            part = slice(index * channels, (index + 1) * channels)
+            own = by_layer[:, index]
+            left = covariance[part, part] - own.mT @ (energy[:, None] * own)
+            values, vectors = torch.linalg.eigh(left.double())
+            rows.append(vectors.mT.float() @ root)
+            variances.append(values)
+        order = torch.cat(variances).argsort(descending=True, stable=True).to(torch.int32)
+        packed = _under("complement", compact_rows(torch.cat(rows)))
+        return {**packed, "order": order}
+
+    def with_statistics(self, fitted: Calibration) -> Calibration:
+        """The third pass: what the entropy coder goes by (``kvtool.codecs.entropy_models.context``)."""
+        sums = {name: torch.zeros(Sizes.of(fitted, name).components) for name in self.names}
+        left_out = dict.fromkeys(self.names, 0.0)
+        kept: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        tokens = 0
+        for sample, contents in zip(self.samples, self.contents, strict=True):
+            if tokens >= CODED:
+                break
+            behind = _behind_sinks(contents)
+            tokens += max(sample.kv.n_tokens - behind.start, 0)
+            for name, (group, side) in self.names.items():
+                basis = basis_of(fitted, name)
+                rows = cache_rows(sample, contents, group, side, behind)
+                found = basis.coefficients(rows, sample.kv.token_ids[behind], whole=True)
+                sums[name] += found.abs().sum(0)
+                # Rows of a complement are orthonormal under the weights.
+                left_out[name] += found[:, basis.sizes.rank :].square().sum().item()
+                kept[name].append(found.half())
+        tensors = dict(fitted.tensors)
+        total = torch.zeros(context.SHAPE, dtype=torch.int64)
+        for name, parts in kept.items():
+            eighths = 8 * (sums[name] / max(tokens, 1)).clamp(min=1e-30).log2()
+            scales = (context.MIDDLE + eighths).round().clamp(0, 255).to(torch.uint8)
+            before = context.Autoregression(len(scales))
+            for codes, exponents, _ in _coded(parts):
+                before.add(codes, exponents)
+            weights = before.weights()
+            for codes, exponents, step in _coded(parts):
+                total += context.counts(codes, exponents, scales, weights, step)
+            tensors |= _under(name, {"scales": scales, "autoregression": weights})
+        facts = {
+            **fitted.facts,
+            "left_out": {name: total / max(tokens, 1) for name, total in left_out.items()},
+        }
+        return Calibration(fitted.method, facts, {**tensors, "tables": context.roots(total)})
+
+    def weighted(self, name: str, rows: Tensor) -> Tensor:
+        return self._times(name, rows, 0.5)
+
+    def unweighted(self, name: str, rows: Tensor) -> Tensor:
+        return self._times(name, rows, -0.5)
+
+    def _times(self, name: str, rows: Tensor, power: float) -> Tensor:
+        """Rows [n, L · C] times a power of each layer's sensitivity."""
+        roots = self._root(name, power)
+        return torch.einsum("tlc,lcd->tld", rows.view(len(rows), *roots.shape[:2]), roots).flatten(1)
+
+    def _root(self, name: str, power: float) -> Tensor:
+        """[L, C, C]: a power of each layer's sensitivity."""
+        if (name, power) not in self.roots:
+            values, vectors = torch.linalg.eigh(self.sensitivities[name].double())
+            scaled = vectors * values.clamp(min=1e-30)[:, None] ** power
+            self.roots[name, power] = (scaled @ vectors.mT).float()
+        return self.roots[name, power]
+
+
+def _coded(parts: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Codes [T, R], exponents [T] and the step, of each part at each step."""
+    for coefficients in parts:
+        for step in STEPS:
+            stage, x = Deadzone(step=step), coefficients.float()
+            coded = stage.encode({"x": x}, Spec({"x": Array(tuple(x.shape), x.dtype)}))
+            yield coded["codes"], coded["exponents"], step
+
+
+def _behind_sinks(contents: Contents) -> slice:
+    return slice(max(SINKS - (contents.start or 0), 0), None)
+
+
+def _shrunk(square: Tensor) -> Tensor:
+    """Sensitivities [L, C, C] in which no channel is taken to be harmless."""
+    mean = square.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
+    return (square + SHRINK * mean[:, None, None] * torch.eye(square.shape[1])).float()
+
+
+def _under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{part}": tensor for part, tensor in tensors.items()}
+
+
+@cache
+def example() -> Calibration:
+    """A small one: of layers 2 and 3, with 2 heads of 6 channels, for tests and golden files."""
+    generator = torch.Generator().manual_seed(5)
+    rope = {"rotations": [Rope((1.0, 0.1, 0.01)).to_json()], "rotation_of_layer": [0, 0]}
+
+    def layers() -> tuple[LayerKV, ...]:
+        draw = torch.randn(4, 2, 40, 6, generator=generator)
+        return tuple(LayerKV(draw[2 * n], draw[2 * n + 1], torch.arange(9, 49)) for n in range(2))
+
+    ids = torch.randint(0, 32, (40,), generator=generator)
+    fitted = fit(
+        [Sample(KV(layers(), ids, rope), layers())],
+        embedding=torch.randn(32, 8, generator=generator),
+        features=4,
+        rank=16,
+    )
+    moved = {name.replace("0000.", "0002."): tensor for name, tensor in fitted.tensors.items()}
+    facts = dict(fitted.facts)
+    for name in ("bases", "left_out"):
+        found = facts[name]
+        assert isinstance(found, dict)
+        facts[name] = {entry.replace("0000.", "0002."): own for entry, own in found.items()}
+    return Calibration("klt", facts, moved)

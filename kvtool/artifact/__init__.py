@@ -1,0 +1,1 @@
+"""Artifacts: one segment's KV in one safetensors file."""

@@ -1,0 +1,110 @@
+"""Artifacts → a transformers cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from kvtool.artifact.read import Artifact
+from kvtool.digest import digest_token_ids
+from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
+from kvtool.errors import MismatchError
+from kvtool.model.model import Model
+
+# Reading and hashing let go of the interpreter's lock; two threads keep up with memory.
+_READERS = 2
+
+
+def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
+    """A cache of ``parts``, one behind the other at the positions they were prefilled at.
+
+    Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an
+    artifact of another model, or one that does not continue the one before it; ``ArtifactError`` for a broken one.
+    """
+    for part in parts:
+        refuse_mismatch(part, model)
+    _refuse_gaps(parts)
+    token_ids = torch.cat([part.token_ids for part in parts])
+    cache = DocumentCache(parts[0].n_layers, capacity=len(token_ids) + ROOM, token_ids=token_ids)
+    geometry = parts[0].contents.geometry
+    # Here, not in the threads that fill them: memory that an earlier cache gave back is not given to other threads.
+    for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
+        layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"))
+    for part in parts:
+        if len(part.contents.groups) == 1:
+            _fill(cache.layers, part.contents.groups[0], part)
+            continue
+        with _reading() if part.is_raw else _decoding() as pool:
+            list(pool.map(lambda group, part=part: _fill(cache.layers, group, part), part.contents.groups))
+    return cache
+
+
+def _reading() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_READERS)
+
+
+@contextmanager
+def _decoding() -> Iterator[ThreadPoolExecutor]:
+    """Threads that decode side by side, as many as torch has, each of them computing alone.
+
+    Several threads that each compute on all cores stall one another.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fill(targets: Sequence[BufferedLayer], group: range, part: Artifact) -> None:
+    places = [targets[index].extend(part.contents.geometry.layers[index].tokens) for index in group]
+    if part.is_raw:
+        for index, (keys, values) in zip(group, places, strict=True):
+            part.read_into(f"layers.{index:04d}.keys", keys[0])
+            part.read_into(f"layers.{index:04d}.values", values[0])
+        return
+    for layer, (keys, values) in zip(part.group(group), places, strict=True):
+        keys[0].copy_(layer.keys)
+        values[0].copy_(layer.values)
+
+
+def refuse_mismatch(part: Artifact, model: Model) -> None:
+    there: Mapping[str, Any] = part.meta["model"]
+    if there["fingerprint"] == model.fingerprint:
+        return
+    differing = [
+        f"its {field} is {_short(there.get(field))}, that of {model.name} is {_short(here)}"
+        for field, here in model.identity.to_json().items()
+        if there.get(field) != here
+    ]
+    raise MismatchError(
+        f"{part.path}: was made by another model: {'; '.join(differing or ['its fingerprint differs'])}. Load the model "
+        "it was made with, or prefill again with this one"
+    )
+
+
+def _refuse_gaps(parts: Sequence[Artifact]) -> None:
+    if len({part.n_layers for part in parts}) > 1:
+        raise MismatchError(
+            f"{parts[-1].path}: has {parts[-1].n_layers} layers, its prefix {parts[0].n_layers}"
+        )
+    tokens = 0
+    before = digest_token_ids(())
+    for part in parts:
+        if part.meta["prefix"]["digest"] != before or part.contents.start != tokens:
+            raise MismatchError(
+                f"{part.path}: was prefilled under another prefix ({part.meta['prefix']['tokens']} tokens, digest "
+                f"{part.meta['prefix']['digest'][:12]}…) than the one before it; prefill the document again"
+            )
+        before = digest_token_ids(part.token_ids.tolist())
+        tokens += len(part.token_ids)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text

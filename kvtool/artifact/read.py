@@ -1,0 +1,306 @@
+"""Reading artifacts: one segment's KV in a safetensors file that says what it is.
+
+Any safetensors reader opens it. ``__metadata__`` holds one canonical JSON value under ``kvtool``. Each tensor's digest
+stands in it, and so does the digest of the whole, taken over the header without that one field; it names the file. A
+reader rebuilds the header from what it parsed and compares the bytes, so no bit of a file is unchecked. Tensors lie
+layer by layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import blake3
+import torch
+from torch import Tensor
+
+from kvtool import limits
+from kvtool.artifact.identity import RAW, calibration_digests
+from kvtool.artifact.scores import DTYPE, SCORES, tensor_name
+from kvtool.codecs import KV, Array, Calibration, CodecError, Contents, LayerKV, MissingCalibration
+from kvtool.codecs.calibration import NONE
+from kvtool.codecs.format import container
+from kvtool.codecs.format.container import DTYPES, Entry
+from kvtool.codecs.stage import TOKEN_IDS
+from kvtool.digest import canonical_json, digest, digest_token_ids, runs
+from kvtool.errors import ArtifactError
+
+FORMAT = 1
+"""The newest format that is read, and the one that is written."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact file whose header has been checked. Tensors are checked as they are read.
+
+    ``calibrations`` has those that its pipeline names, by digest.
+    """
+
+    path: Path
+    meta: Mapping[str, Any]
+    entries: Mapping[str, Entry]
+    offsets: Mapping[str, int]
+    nbytes: int
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(
+        cls, path: Path, *, expected: str | None = None, calibrations: Mapping[str, Calibration] = NONE
+    ) -> Artifact:
+        """Raises ``ArtifactError``, naming what is wrong, unless the header is one that kvtool wrote.
+
+        ``expected`` is the digest that the file must have. The file is refused too if it names a calibration that
+        ``calibrations`` has not, since how much would be read is then unknown.
+        """
+        try:
+            with _reading(path):
+                found = replace(_open(cls, path, expected), calibrations=calibrations)
+            found._refuse_unplanned()
+            return found
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise _broken(
+                path, f"its header is not an artifact's ({type(error).__name__}: {str(error)[:200]})"
+            ) from error
+
+    @property
+    def digest(self) -> str:
+        return str(self.meta["digest"])
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.contents.geometry.layers)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is of what a prefill of its tokens behind its prefix gives, compressed or not."""
+        return "made" not in self.meta
+
+    @property
+    def scores(self) -> list[str]:
+        """Which of ``SCORES`` it has."""
+        return list(self.meta.get("scores", []))
+
+    def score(self, name: str) -> Tensor | None:
+        """One of ``SCORES``, float32, if it has it."""
+        return self.read(tensor_name(name)).float().nan_to_num(1.0) if name in self.scores else None
+
+    @property
+    def is_raw(self) -> bool:
+        return self.contents.pipeline == RAW
+
+    @cached_property
+    def contents(self) -> Contents:
+        try:
+            return Contents.from_metadata(self.meta, self.calibrations)
+        except MissingCalibration as error:
+            raise ArtifactError(
+                f"{self.path}: needs calibration {error.digest[:80]}, which the store does not hold; copy it from the store "
+                f"that this was compressed in (calibrations/{error.digest[:80]}.safetensors), or compress again with "
+                "--replace"
+            ) from error
+        except CodecError as error:
+            raise ArtifactError(
+                f"{self.path}: {str(error)[:300]}; if a newer kvtool wrote it, upgrade, else run the same prefill or "
+                "compress with --replace"
+            ) from error
+
+    def _refuse_unplanned(self) -> None:
+        """The header may claim no other tensors than geometry and pipeline call for: they decide what is allocated."""
+        geometry = self.contents.geometry
+        if geometry.n_elements * geometry.dtype.itemsize > limits.ARTIFACT_BYTES:
+            raise _broken(self.path, f"its geometry claims more than {limits.ARTIFACT_BYTES} bytes")
+        if geometry.n_tokens > limits.ARTIFACT_TOKENS:
+            raise _broken(self.path, f"its geometry claims more than {limits.ARTIFACT_TOKENS} tokens")
+        # Every group has a tensor. There is no room for groups yet where even full ones would be too many.
+        most = (self.contents.pipeline.layers or self.n_layers) * len(self.entries)
+        if self.n_layers > most or len(self.contents.groups) > len(self.entries):
+            raise _broken(self.path, f"it claims {self.n_layers} layers in {len(self.entries)} tensors")
+        planned = {TOKEN_IDS: Array((geometry.n_tokens,), torch.int32)}
+        sizes = {"layers": len(geometry.layers), "tokens": geometry.n_tokens}
+        planned |= {
+            tensor_name(name): Array(tuple(sizes[axis] for axis in SCORES[name]), DTYPE)
+            for name in self.scores
+        }
+        try:
+            for group in self.contents.groups:
+                planned |= self.contents.arrays(group)
+            stored = {name: entry for name, entry in self.entries.items() if name in planned}
+            if list(stored) != list(planned) or list(container.layout(stored).items()) != list(
+                self.entries.items()
+            ):
+                odd = min(
+                    planned.keys() ^ stored.keys() or self.entries.keys() ^ stored.keys(), default="order"
+                )
+                raise _broken(self.path, f"its tensors are not those it should have (first: {odd})")
+            for name, (dtype, shape) in stored.items():
+                planned[name].check(f"tensor {name}", torch.empty(shape, dtype=dtype, device="meta"))
+        except CodecError as error:
+            raise _broken(self.path, str(error)[:300]) from error
+        if self.meta["calibrations"] != calibration_digests(self.contents.pipeline):
+            raise _broken(self.path, "its calibrations are not those that its pipeline names")
+        if self.meta["tensors"].keys() != planned.keys():
+            raise _broken(self.path, "its digests are not those of its tensors")
+
+    @cached_property
+    def token_ids(self) -> Tensor:
+        """``[T]``, int64."""
+        ids = self.read(TOKEN_IDS).to(torch.int64)
+        if digest_token_ids(ids.tolist()) != self.meta["token_digest"]:
+            raise _broken(self.path, "its token ids are not those it names")
+        return ids
+
+    def kv(self) -> KV:
+        layers = [layer for group in self.contents.groups for layer in self.group(group)]
+        return KV(tuple(layers), self.token_ids, self.contents.rope)
+
+    def layer(self, index: int) -> LayerKV:
+        """One layer, decoded; every byte of it has been checked."""
+        group = next(group for group in self.contents.groups if index in group)
+        return self.group(group)[group.index(index)]
+
+    def group(self, group: range, tokens: range | None = None) -> list[LayerKV]:
+        """The layers of one of ``contents.groups``, decoded: all tokens, or a range of them."""
+        return self.decoded(group, self.stored(group), tokens)
+
+    def stored(self, group: range) -> dict[str, Tensor]:
+        """What the file has of one of ``contents.groups``, checked."""
+        return {name: self.read(name) for name in self.contents.arrays(group)}
+
+    def decoded(
+        self, group: range, stored: Mapping[str, Tensor], tokens: range | None = None
+    ) -> list[LayerKV]:
+        """The layers that ``stored`` holds: all tokens, or a range of them."""
+        try:
+            return self.contents.decode(group, stored, tokens, self.token_ids)
+        except CodecError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
+
+    def read(self, name: str) -> Tensor:
+        """A fresh tensor, its digest checked."""
+        if name not in self.entries:
+            raise _broken(self.path, f"tensor {name} is missing")
+        dtype, shape = self.entries[name]
+        out = torch.empty(shape, dtype=dtype)
+        self.read_into(name, out)
+        return out
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Reads into ``out`` (of the entry's shape and dtype, on the CPU), a view of anything, and checks the digest."""
+        dtype, shape = self.entries[name]
+        if out.dtype != dtype or tuple(out.shape) != shape:
+            raise _broken(
+                self.path, f"tensor {name} is {dtype} {list(shape)}, not {out.dtype} {list(out.shape)}"
+            )
+        self._read_pieces(name, runs(out))
+
+    def _read_pieces(self, name: str, pieces: Iterable[memoryview]) -> None:
+        """Reads the tensor's bytes into ``pieces``, one after the other, and checks their digest."""
+        hasher = blake3.blake3()
+        with _reading(self.path), self.path.open("rb", buffering=0) as file:
+            file.seek(self.offsets[name])
+            for piece in pieces:
+                if _fill(file, piece) != len(piece):
+                    raise _broken(self.path, f"tensor {name} is cut off")
+                hasher.update(piece)
+        if hasher.hexdigest() != self.meta["tensors"][name]:
+            raise _broken(self.path, f"tensor {name} has changed since it was written (digest differs)")
+
+    def verify(self) -> None:
+        """Reads every byte, a few at a time. Raises ``ArtifactError`` for the first that is not what was written."""
+        buffer = memoryview(bytearray(limits.MIB))
+        for name in self.meta["tensors"]:
+            left = container.nbytes(self.entries[name])
+            self._read_pieces(name, (buffer[: left - at] for at in range(0, left, len(buffer))))
+        _ = self.token_ids
+        padding = [name for name in self.entries if name not in self.meta["tensors"]]
+        with _reading(self.path), self.path.open("rb") as file:
+            for name in padding:
+                file.seek(self.offsets[name])
+                if any(file.read(container.nbytes(self.entries[name]))):
+                    raise _broken(self.path, f"padding {name} is not zero")
+
+
+def header_bytes(placed: Mapping[str, Entry], meta: Mapping[str, Any]) -> bytes:
+    """A file's header, from the entries in file order and the metadata."""
+    return container.header(placed, {"kvtool": canonical_json(meta).decode()})
+
+
+def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if len(first) < 8:
+            raise _broken(path, f"it has only {len(first)} bytes")
+        if length > limits.HEADER_BYTES:
+            raise _broken(path, f"its header claims {length} bytes, more than {limits.HEADER_BYTES}")
+        head = first + file.read(length)
+        size = file.seek(0, 2)
+    header = json.loads(head[8:])
+    meta = json.loads(header.pop("__metadata__")["kvtool"])
+    if type(meta["format"]) is not int or meta["format"] < 1:
+        raise _broken(path, f"its format is {str(meta['format'])[:80]}")
+    if meta["format"] > FORMAT:
+        raise ArtifactError(
+            f"{path}: is an artifact of format {meta['format']}, this kvtool reads up to {FORMAT}; upgrade kvtool"
+        )
+    # What readers rely on: a header without it is none of ours, whatever its digest.
+    _ = (
+        meta["identity"],
+        meta["token_digest"],
+        meta["model"]["fingerprint"],
+        meta["prefix"]["digest"],
+        meta["source"],
+    )
+    if len(header) > limits.ARTIFACT_TENSORS:
+        raise _broken(path, f"it claims {len(header)} tensors, more than {limits.ARTIFACT_TENSORS}")
+    entries: dict[str, Entry] = {
+        name: (DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))) for name, entry in header.items()
+    }
+    unsigned = {key: value for key, value in meta.items() if key != "digest"}
+    if header_bytes(entries, meta) != head or digest(header_bytes(entries, unsigned)) != meta["digest"]:
+        raise _broken(path, "its header has changed since it was written (digest differs)")
+    if expected is not None and meta["digest"] != expected:
+        raise _broken(path, f"it is another artifact ({meta['digest'][:12]}…) than its name says")
+    offsets, end = {}, len(head)
+    for name, entry in entries.items():
+        offsets[name] = end
+        end += container.nbytes(entry)
+    if end != size or end > limits.ARTIFACT_BYTES:
+        raise _broken(path, f"it has {size} bytes, its header says {end}")
+    return cls(path, meta, entries, offsets, size)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such artifact; run the same prefill or compress again") from None
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror}); check the disk and its permissions"
+        ) from error
+
+
+def _fill(file: Any, view: memoryview) -> int:
+    done = 0
+    while done < len(view) and (n := file.readinto(view[done:])):
+        done += n
+    return done
+
+
+class BrokenArtifact(ArtifactError):
+    """Its bytes are not those that kvtool wrote. What is merely newer, or cannot be read now, is no such thing."""
+
+
+def _broken(path: Path, what: str) -> BrokenArtifact:
+    return BrokenArtifact(
+        f"{path}: {what}. Nothing was loaded; kvtool verify --remove takes broken artifacts out, and the same prefill "
+        "or compress makes them again"
+    )

@@ -1,0 +1,23 @@
+"""What an artifact may hold of each token beside its key and value: scores for blending, in 8 bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SPREAD, NEED = "spread", "need"
+SCORES = {SPREAD: ("layers", "tokens"), NEED: ("tokens",)}
+"""Scores by name, with their axes. ``spread``: how much a token's key and value depend on what stands before it, layer by
+layer. ``need``: how much a blend needs the token recomputed (``kvtool.blending.averaged``)."""
+
+DTYPE = torch.float8_e4m3fn
+"""How they are stored."""
+
+
+def in_8_bits(scores: Tensor) -> Tensor:
+    return scores.clamp(0, torch.finfo(DTYPE).max).to(DTYPE)
+
+
+def tensor_name(score: str) -> str:
+    """The name of a score's tensor in the file."""
+    return f"scores.{score}"

@@ -1,0 +1,247 @@
+"""What stands where in a blended prompt: prefix, cached segments, and plain text between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from kvtool.artifact.load import refuse_mismatch
+from kvtool.artifact.read import Artifact
+from kvtool.digest import digest_token_ids
+from kvtool.errors import MismatchError, UsageError
+from kvtool.model.chat_template import document_tokens
+from kvtool.model.model import Model
+from kvtool.store.local import Store
+from kvtool.store.manifest import RAW, Document, expected_twin
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A document of the store: all its segments in order, or one of them, in one of its variants."""
+
+    name: str
+    variant: str | None = None
+    segment: int | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text between documents, of which there is no cache."""
+
+    text: str
+
+
+def chosen_document(store: Store, text: str, segment: int | None = None) -> Cached:
+    """NAME or NAME@VARIANT. Raises ``StoreError``, with near names, for a document that is not in ``store``."""
+    name, _, variant = text.rpartition("@")
+    if text not in store and variant and name in store:
+        return Cached(name, variant, segment)
+    store[text]
+    return Cached(text, None, segment)
+
+
+Part: TypeAlias = "str | Cached | Text"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A cached segment whose tokens are those from ``start`` on of the prompt.
+
+    ``position`` is that of the first of them, where it is not ``start``.
+    """
+
+    document: str
+    variant: str
+    artifact: Artifact
+    start: int
+    position: int | None = None
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.artifact.token_ids)
+
+    @property
+    def moved(self) -> int:
+        """How many positions behind the one it was prefilled at."""
+        return (self.start if self.position is None else self.position) - self.prefilled
+
+    @property
+    def prefilled(self) -> int:
+        """The position it was prefilled at."""
+        start = self.artifact.contents.start
+        assert start is not None
+        return start
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``token_ids`` [N] int64 are all tokens, prefix first, as a full prefill would see them.
+
+    ``segments`` are in order, the prefix first if there is one. What lies between them is plain text.
+    """
+
+    token_ids: Tensor
+    segments: tuple[Placed, ...]
+    prefix_tokens: int
+
+    @cached_property
+    def cached(self) -> Tensor:
+        """Whether there is a cache of a token; [N] bool."""
+        found = torch.zeros(len(self.token_ids), dtype=torch.bool)
+        for segment in self.segments:
+            found[segment.start : segment.stop] = True
+        return found
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """Whether a token's cache is right for its place: before it stands what stood there at prefill; [N] bool."""
+        found = torch.zeros(len(self.token_ids), dtype=torch.bool)
+        for segment in self.segments:
+            if segment.artifact.is_exact and not segment.moved and found[: segment.start].all():
+                found[segment.start : segment.stop] = True
+        return found
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is one segment in the place that it was made for, behind its prefix."""
+        return bool(self.cached.all()) and not any(segment.moved for segment in self.segments)
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """The names of those that are in it, each once."""
+        return tuple(dict.fromkeys(segment.document for segment in self._behind_prefix))
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """That of each segment, without the prefix."""
+        return tuple(segment.variant for segment in self._behind_prefix)
+
+    @property
+    def _behind_prefix(self) -> list[Placed]:
+        return [segment for segment in self.segments if segment.start >= self.prefix_tokens]
+
+    @property
+    def n_document_tokens(self) -> int:
+        """Of segments and the text between them."""
+        return len(self.token_ids) - self.prefix_tokens
+
+    def side_by_side(self) -> Layout:
+        """The same tokens, with every segment as far behind the prefix as it was prefilled.
+
+        All, the prefix too, are moved alike, so that the longest ends where the prompt does. What is asked then stands right
+        behind it, as transformers' ``generate`` has it.
+        """
+        ends = [segment.prefilled + segment.stop - segment.start for segment in self.segments]
+        by = len(self.token_ids) - max(ends)
+        return replace(
+            self,
+            segments=tuple(replace(segment, position=segment.prefilled + by) for segment in self.segments),
+        )
+
+
+def lay_out(
+    store: Store, parts: str | Part | Iterable[Part], model: Model, *, variant: str = RAW, between: str = ""
+) -> Layout:
+    """Where each of ``parts`` comes to stand; ``between`` is a text that is put between any two of them.
+
+    ``variant`` is that of documents which name none; what was made of it for blending is taken where it is moved, if there
+    is any. Raises ``StoreError`` for a document, variant or segment that the store has not, ``MismatchError`` for one of
+    another model or prefix, ``UsageError`` if there is none, or if all together are longer than the model's context.
+    """
+    given = [parts] if isinstance(parts, (str, Cached, Text)) else list(parts)
+    pieces = list(_pieces(store, given, model, variant, between))
+    found = [piece for piece in pieces if isinstance(piece, Placed)]
+    if not found:
+        raise UsageError("no document to blend: name at least one of the store's (kvtool ls shows them)")
+    for segment in found:
+        refuse_mismatch(segment.artifact, model)
+        _refuse_pruned(segment)
+    prefix = _shared_prefix(store, found)
+    placed: list[Placed] = []
+    ids: list[int] = []
+    for piece in [*prefix, *pieces]:
+        if isinstance(piece, Placed):
+            placed.append(replace(piece, start=len(ids)))
+            ids += piece.artifact.token_ids.tolist()
+        else:
+            ids += piece
+    if len(ids) >= model.context:
+        raise _too_long(store, found, len(ids), model)
+    n_prefix = sum(len(segment.artifact.token_ids) for segment in prefix)
+    return Layout(torch.tensor(ids, dtype=torch.int64), tuple(placed), n_prefix)
+
+
+def _pieces(
+    store: Store, parts: Sequence[Part], model: Model, variant: str, between: str
+) -> Iterator[Placed | list[int]]:
+    """Segments, not placed yet, and the tokens of texts."""
+    gap = document_tokens(model, between) if between else []
+    for n, part in enumerate(parts):
+        if n and gap:
+            yield gap
+        if isinstance(part, Text):
+            yield document_tokens(model, part.text)
+            continue
+        cached = Cached(part) if isinstance(part, str) else part
+        document = store[cached.name]
+        segments = range(len(document.segments)) if cached.segment is None else [cached.segment]
+        for m, segment in enumerate(segments):
+            own = cached.variant or variant
+            # Only behind the prefix is the cache of a document alone the better one.
+            if cached.variant is None and (n or m) and _has(store, document, segment, expected_twin(variant)):
+                own = expected_twin(variant)
+            yield Placed(cached.name, own, store.open(cached.name, own, segment), 0)
+
+
+def _has(store: Store, document: Document, segment: int, variant: str) -> bool:
+    there = (
+        document.segments[segment].variants.get(variant) if 0 <= segment < len(document.segments) else None
+    )
+    return there is not None and store.holds(there)
+
+
+def _too_long(store: Store, segments: Sequence[Placed], tokens: int, model: Model) -> UsageError:
+    names = list(dict.fromkeys(segment.document for segment in segments))
+    remedy = "name fewer or shorter documents"
+    if len(names) == 1 and (count := len(store[names[0]].segments)) > 1:
+        remedy += f", or one of its {count} segments (--segment 0 to {count - 1})"
+    return UsageError(
+        f"{', '.join(names)}: {'it is' if len(segments) == 1 else 'together they are'} {tokens:,} tokens long, {model.name} "
+        f"has a context of {model.context:,}; {remedy}"
+    )
+
+
+def _refuse_pruned(segment: Placed) -> None:
+    contents, n_tokens = segment.artifact.contents, len(segment.artifact.token_ids)
+    if contents.start is None or {layer.tokens for layer in contents.geometry.layers} != {n_tokens}:
+        raise MismatchError(
+            f"{segment.document}: {segment.artifact.path} does not hold all of its tokens, and what was pruned cannot be "
+            "placed among other documents; blend another variant of it"
+        )
+
+
+def _shared_prefix(store: Store, segments: Sequence[Placed]) -> list[Placed]:
+    """The prefix that all of ``segments`` were prefilled under, as a segment; none if it is empty."""
+    first = segments[0]
+    for other in segments[1:]:
+        here, there = first.artifact.meta["prefix"], other.artifact.meta["prefix"]
+        if here["digest"] != there["digest"]:
+            raise MismatchError(
+                f"{other.document}: was prefilled under another prefix ({there['tokens']} tokens, digest "
+                f"{there['digest'][:12]}…) than {first.document} ({here['tokens']} tokens, {here['digest'][:12]}…); prefill "
+                "both under the same"
+            )
+    variant = store[first.document].prefix_artifact
+    prefix = [] if variant is None else [Placed("the prefix", RAW, store.open_artifact(variant), 0)]
+    ids = [token for placed in prefix for token in placed.artifact.token_ids.tolist()]
+    if digest_token_ids(ids) != first.artifact.meta["prefix"]["digest"]:
+        raise MismatchError(
+            f"{first.document}: the store has another prefix for it than the one that it was prefilled under; prefill it "
+            "again with --replace"
+        )
+    return prefix

@@ -1,0 +1,1 @@
+"""Calibration: what a recipe learns about a model before it compresses."""

@@ -1,0 +1,1 @@
+"""Compression: raw artifacts to compressed variants."""

@@ -1,0 +1,1 @@
+"""Attention of our own, and what is observed of a model's attention."""

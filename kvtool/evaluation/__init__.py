@@ -1,0 +1,1 @@
+"""Evaluation: what `kvtool eval` compares, runs and summarizes."""

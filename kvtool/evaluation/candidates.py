@@ -1,0 +1,183 @@
+"""What is compared: the raw cache, recipes, and whatever else restores a cache from fewer bytes."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from kvtool.codecs import CodecError, Pipeline
+from kvtool.codecs.registry import recipe as find_recipe
+from kvtool.codecs.registry import recipes
+from kvtool.compression.pipeline_options import parameters_of, pipeline_of
+from kvtool.digest import Json, digest
+from kvtool.engines.cache import DocumentCache
+from kvtool.engines.stage_inputs import refuse_unmeasurable
+from kvtool.errors import UsageError
+from kvtool.measurement.bench import Bench
+from kvtool.store.calibrations import Find
+from kvtool.store.local import Store
+from kvtool.store.manifest import EXPECTED, RAW
+
+Kind = Literal["raw", "recipe", "peer"]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A context's cache as it comes back, and what it took.
+
+    ``nbytes`` are all bytes stored. ``position`` is set where tokens are missing: that of the token that comes next.
+    """
+
+    cache: DocumentCache
+    nbytes: int
+    encode_seconds: float
+    load_seconds: float
+    position: int | None = None
+
+
+class Candidate(Protocol):
+    """``name`` tells it from the others; candidates of one ``family`` are points on one curve.
+
+    ``identity`` is what its results depend on, ``variant`` the one that ``restore`` leaves on the bench, or None.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def paper(self) -> str: ...
+    @property
+    def identity(self) -> Json: ...
+    @property
+    def variant(self) -> str | None: ...
+
+    def restore(self, bench: Bench) -> Restored:
+        """The context that the bench holds, stored and loaded again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The cache as prefill made it: what all others are held against."""
+
+    name: str = RAW
+    kind: Kind = "raw"
+    family: str = RAW
+    summary: str = "as prefill made it"
+    paper: str = ""
+    identity: Json = RAW
+    variant: str | None = RAW
+
+    def restore(self, bench: Bench) -> Restored:
+        started = time.monotonic()
+        cache = bench.load()
+        return Restored(cache, bench.raw_nbytes, 0.0, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A pipeline, through files as ``compress`` writes them and ``load`` reads them."""
+
+    name: str
+    family: str
+    pipeline: Pipeline
+    summary: str = ""
+    paper: str = ""
+    kind: Kind = "recipe"
+
+    @property
+    def identity(self) -> Json:
+        stages = {type(stage) for stage in (*self.pipeline.keys, *self.pipeline.values)}
+        others = sorted(
+            inspect.getfile(stage) for stage in stages if not stage.__module__.startswith("kvtool.")
+        )
+        # A plug-in's stages are not among kvtool's own files, and change too.
+        return [self.pipeline.to_config(), *(digest(Path(file).read_bytes()) for file in others)]
+
+    @property
+    def variant(self) -> str | None:
+        return self.name
+
+    def restore(self, bench: Bench) -> Restored:
+        _, measuring = bench.measured(self.pipeline)
+        started = time.monotonic()
+        nbytes = bench.encode(self.pipeline, self.name)
+        encoded = time.monotonic()
+        cache = bench.load(self.name)
+        return Restored(cache, nbytes, measuring + encoded - started, time.monotonic() - encoded)
+
+
+def candidate(text: str, find: Find | None = None) -> Coded:
+    """``recipe`` or ``recipe:parameter=value:…``; ``keys`` and ``values`` are parameters too, as compress has them.
+
+    ``find`` gives recipes the calibrations that they need. Raises ``UsageError`` for an unknown recipe, parameter or
+    value, and for a missing calibration.
+    """
+    name, *options = text.split(":")
+    if "=" in name:
+        raise UsageError(
+            f"--recipes {text}: is no recipe; parameters follow their recipe behind colons, as in kivi:bits=4:recent=32"
+        )
+    options = list(_joined(options))
+    parameters = parameters_of(options, f"--recipes {text}", "kivi:bits=4")
+    keys, values = (str(parameters.pop(side)) if side in parameters else None for side in ("keys", "values"))
+    pipeline = pipeline_of(name, keys, values, find, **parameters)
+    refuse_unmeasurable(name, pipeline)
+    recipe = find_recipe(name)
+    return Coded(text, name, pipeline, recipe.summary, recipe.paper)
+
+
+def candidates(texts: Iterable[str], find: Find | None = None) -> list[Coded]:
+    """Each of ``texts`` once. Raises ``UsageError`` as ``candidate`` does."""
+    given = [texts] if isinstance(texts, str) else texts
+    return [candidate(text, find) for text in dict.fromkeys(text.strip() for text in given) if text]
+
+
+def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
+    """The pipelines of the variants that ``names`` have. Raises ``UsageError`` for one made in different ways."""
+    found: dict[str, Coded] = {}
+    for name in names:
+        for variant, made in store[name].segments[0].variants.items():
+            # What was made for blending is not what a document alone is read from.
+            if variant in (RAW, EXPECTED) or "of" in made.recipe:
+                continue
+            family = str(made.recipe.get("name", variant))
+            try:
+                pipeline = Pipeline.from_config(made.recipe["pipeline"], store.calibrations)
+            except (CodecError, KeyError) as error:
+                raise UsageError(
+                    f"{name}: its variant {variant!r} cannot be made here ({error}); name what to compare with --recipes"
+                ) from error
+            known = recipes().get(family)
+            coded = Coded(
+                variant, family, pipeline, known.summary if known else "", known.paper if known else ""
+            )
+            if found.setdefault(variant, coded).pipeline != pipeline:
+                raise UsageError(
+                    f"{name}: its variant {variant!r} was made otherwise than that of other documents; name what to "
+                    "compare with --recipes"
+                )
+    return list(found.values())
+
+
+def _joined(options: Sequence[str]) -> Iterable[str]:
+    """``keys=kvquant:3`` has a colon of its own."""
+    whole = ""
+    for option in options:
+        if "=" in option:
+            if whole:
+                yield whole
+            whole = option
+        else:
+            whole = f"{whole}:{option}" if whole else option
+    if whole:
+        yield whole

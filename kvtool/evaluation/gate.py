@@ -1,0 +1,120 @@
+"""Limits that a candidate must keep to, for CI."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kvtool.errors import UsageError
+from kvtool.measurement.scope import Scope
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Limits on each recipe, None for no limit. ``min_retrieval`` is on what is kept of the raw cache's answers;
+    ``max_ratio_loss`` on the share of the compression ratio lost since ``baseline``, an earlier evaluation's ratios.
+    """
+
+    max_kl: float | None = None
+    max_dnll: float | None = None
+    min_top1: float | None = None
+    min_retrieval: float | None = None
+    min_answers: float | None = None
+    min_ratio: float | None = None
+    max_ratio_loss: float | None = None
+    baseline: Mapping[str, float] | None = None
+
+    def refuse_unmeasured(self, scope: Scope, has_questions: bool, names: Sequence[str]) -> None:
+        """Raises ``UsageError`` for a limit on what is not going to be measured, of the candidates ``names``."""
+        for limit, metric in (
+            ("max_kl", "kl"),
+            ("max_dnll", "kl"),
+            ("min_top1", "kl"),
+            ("min_retrieval", "retrieval"),
+            ("min_answers", "answers"),
+        ):
+            if getattr(self, limit) is not None and metric not in scope.metrics:
+                raise UsageError(f"{_flag(limit)}: needs the metric {metric}, which --metrics leaves out")
+        if self.min_answers is not None and not has_questions:
+            raise UsageError("--min-answers: needs questions to answer; give --questions FILE")
+        if (self.max_ratio_loss is None) != (self.baseline is None):
+            raise UsageError(
+                "--max-ratio-loss and --baseline: one says how much smaller the ratio may be, the other than what; give both"
+            )
+        if self.baseline is not None and (missing := [name for name in names if name not in self.baseline]):
+            raise UsageError(
+                f"--baseline: has no {', '.join(missing)}, only {', '.join(self.baseline)}; compare the same recipes, or make "
+                "it again"
+            )
+
+    def checks(self, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Every limit against every candidate but the raw cache, as JSON; empty if there is no limit.
+
+        ``told`` says whether the limit lies outside the interval: a check that noise could turn around is not told.
+        """
+        return [
+            check
+            for candidate in evaluation["candidates"]
+            if candidate["kind"] != "raw"
+            for limit in fields(self)
+            if limit.name != "baseline" and getattr(self, limit.name) is not None
+            for check in [self._check(candidate, limit.name)]
+        ]
+
+    def _check(self, candidate: Mapping[str, Any], limit: str) -> dict[str, Any]:
+        most, metric = limit.startswith("max_"), limit.partition("_")[2].replace("_", " ")
+        bound = getattr(self, limit)
+        found = self._measured(candidate, limit)
+        value, low, high, n = (found[part] for part in ("value", "low", "high", "n"))
+        # What was not measured has not been shown to keep the limit.
+        passed = value is not None and (value <= bound if most else value >= bound)
+        # Bytes are counted, not estimated. One document or context says nothing of others.
+        told = n is None or (n > 1 and not low <= bound <= high)
+        return {
+            "candidate": candidate["name"],
+            "metric": metric,
+            **found,
+            "limit": bound,
+            "passed": passed,
+            "told": told,
+        }
+
+    def _measured(self, candidate: Mapping[str, Any], limit: str) -> Mapping[str, Any]:
+        counted: dict[str, Any] = {"value": None, "low": None, "high": None, "n": None}
+        if limit == "min_ratio":
+            return counted | {"value": candidate["ratio"]}
+        if limit == "max_ratio_loss":
+            assert self.baseline is not None
+            return counted | {"value": 1 - candidate["ratio"] / self.baseline[candidate["name"]]}
+        estimate = {
+            "max_kl": lambda: candidate["kl"],
+            "max_dnll": lambda: candidate["dnll"],
+            "min_top1": lambda: candidate["top1"],
+            "min_retrieval": lambda: candidate["retrieval"] and candidate["retrieval"]["retention"],
+            "min_answers": lambda: candidate["answers"] and candidate["answers"]["f1"],
+        }[limit]()
+        return estimate or counted
+
+
+def read_baseline(path: Path) -> dict[str, float]:
+    """Each candidate's ratio in an evaluation that ``kvtool eval --json`` printed. Raises ``UsageError``."""
+    try:
+        found = json.loads(path.read_bytes())
+        ratios = {str(c["name"]): float(c["ratio"]) for c in found["candidates"]}
+        if not all(0 < ratio < math.inf for ratio in ratios.values()):
+            raise ValueError("a ratio is not above 0")
+        return ratios
+    except OSError as error:
+        raise UsageError(f"--baseline {path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"--baseline {path}: is no evaluation ({error}); expected what kvtool eval --json printed"
+        ) from error
+
+
+def _flag(limit: str) -> str:
+    return f"--{limit.replace('_', '-')}"

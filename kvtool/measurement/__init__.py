@@ -1,0 +1,1 @@
+"""Measurement: contexts, distortion and statistics, for evaluation and rate control."""

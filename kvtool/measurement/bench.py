@@ -1,0 +1,98 @@
+"""Where contexts are measured: a store of its own, in which one context at a time is put and compressed.
+
+So that everything goes the way a user's documents go (files with headers, digests checked when loading), and the
+user's own store is only read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvtool.artifact.identity import segment_identity
+from kvtool.artifact.write import prefix_content, raw_content
+from kvtool.codecs import KV, Inputs, Pipeline
+from kvtool.compression.workers import Task, encode_segment
+from kvtool.engines.cache import DocumentCache
+from kvtool.engines.stage_inputs import measure_inputs
+from kvtool.model.chat_template import Prefix
+from kvtool.model.model import Model
+from kvtool.prefilling.prefill import document_of
+from kvtool.store.local import Store
+from kvtool.store.manifest import RAW, Segment, Variant
+
+NAME = "context"
+
+
+class Bench:
+    """``prefix_kv`` is what every context stands behind, None for an empty prefix."""
+
+    def __init__(self, folder: Path, model: Model, prefix: Prefix, prefix_kv: KV | None) -> None:
+        self.store, self.model, self.prefix, self.prefix_kv = Store(folder), model, prefix, prefix_kv
+        self._measured: dict[frozenset[str], tuple[Inputs, float]] = {}
+
+    @contextmanager
+    def holding(self, kv: KV) -> Iterator[None]:
+        """While it lasts, ``kv`` is the context; afterwards its files are gone."""
+        with self.store.writing():
+            self._place(kv)
+        # Views of a whole segment would keep all of it in memory.
+        del kv
+        try:
+            yield
+        finally:
+            self._measured.clear()
+            self.store.remove(NAME)
+            self.store.collect()
+
+    @property
+    def raw_nbytes(self) -> int:
+        return self.store.size(NAME)
+
+    def encode(self, pipeline: Pipeline, variant: str) -> int:
+        """Compresses the context, measuring what the pipeline needs; returns the bytes of its file."""
+        if there := self.store[NAME].segments[0].variants.get(variant):
+            # What is there already would not be written again, and writing is a part of what is timed.
+            self.store.discard(there)
+        inputs, _ = self.measured(pipeline)
+        made = encode_segment(self.store, Task(NAME, 0), pipeline, inputs)
+        self.store.commit(self.store[NAME].with_variant(0, variant, made))
+        return made.nbytes
+
+    def measured(self, pipeline: Pipeline) -> tuple[Inputs | None, float]:
+        """What the pipeline needs to encode the context, and the seconds that measuring it took.
+
+        The model is run once for all pipelines that need the same.
+        """
+        if not pipeline.needs:
+            return None, 0.0
+        if pipeline.needs not in self._measured:
+            started = time.monotonic()
+            inputs = measure_inputs(self.model, self.store.parts(NAME), pipeline.needs)
+            self._measured[pipeline.needs] = inputs, time.monotonic() - started
+        return self._measured[pipeline.needs]
+
+    def load(self, variant: str = RAW) -> DocumentCache:
+        return self.store.load(NAME, self.model, variant)
+
+    def kv(self) -> KV:
+        return self.store.read(NAME)
+
+    def _place(self, kv: KV) -> None:
+        raw = self.store.put(raw_content(kv, self.model, self.prefix, {"document": NAME}))
+        behind = self._put_prefix()
+        segment = Segment(
+            identity=segment_identity(self.model.fingerprint, self.prefix.digest, kv.token_ids.tolist()),
+            n_tokens=kv.n_tokens,
+            start=0,
+            end=0,
+            variants={RAW: raw},
+        )
+        self.store.commit(document_of(NAME, "", self.model, self.prefix, behind, (segment,)))
+
+    def _put_prefix(self) -> Variant | None:
+        if self.prefix_kv is None:
+            return None
+        return self.store.put(prefix_content(self.prefix_kv, self.model, self.prefix))

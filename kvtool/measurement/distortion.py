@@ -1,0 +1,60 @@
+"""How far what a model says over a restored cache is from what it says over the raw one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtool.engines.cache import DocumentCache
+
+SLICE = 64
+"""Tokens whose distributions are compared at a time: in double precision they take eight bytes for each word."""
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """For each predicted token: KL(raw ‖ restored) in nats, difference of negative log likelihood, equal argmax."""
+
+    kl: list[float]
+    dnll: list[float]
+    top1: list[float]
+
+
+def distortion(raw: Tensor, restored: Tensor, targets: Sequence[int]) -> Distortion:
+    """Of logits [S, V] over the raw and over the restored cache, where ``targets`` [S] are the tokens that came."""
+    kl, dnll, top1 = [], [], []
+    ids = torch.tensor(targets, dtype=torch.int64)
+    for start in range(0, len(raw), SLICE):
+        p, q, target = (x[start : start + SLICE] for x in (raw, restored, ids))
+        before, after = p.double().log_softmax(-1), q.double().log_softmax(-1)
+        # A word that the raw cache rules out adds nothing, though its logarithm is infinite.
+        terms = torch.where(before.isneginf(), 0.0, before.exp() * (before - after))
+        kl += terms.sum(-1).tolist()
+        chosen = target[:, None]
+        dnll += (before.gather(-1, chosen) - after.gather(-1, chosen)).flatten().tolist()
+        top1 += (p.argmax(-1) == q.argmax(-1)).double().tolist()
+    return Distortion(kl, dnll, top1)
+
+
+def cache_error(
+    raw: DocumentCache, restored: DocumentCache, start: int
+) -> dict[str, list[list[list[float]]]]:
+    """``keys`` and ``values``: for each layer and head, the squared error from token ``start`` on, and the square of
+    what it is an error of. Empty if tokens are missing from ``restored``."""
+    found: dict[str, list[list[list[float]]]] = {"keys": [], "values": []}
+    for before, after in zip(raw.layers, restored.layers, strict=True):
+        for side, layers in found.items():
+            x, y = getattr(before, side)[0, :, start:], getattr(after, side)[0, :, start:]
+            if x.shape != y.shape:
+                return {}
+            # Float32 sums of a long segment's squares lose digits; a head at a time in double they take little memory.
+            heads = ((a.double(), b.double()) for a, b in zip(x, y, strict=True))
+            layers.append([[_square(b - a), _square(a)] for a, b in heads])
+    return found
+
+
+def _square(x: Tensor) -> float:
+    return float(x.square().sum())

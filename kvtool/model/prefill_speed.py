@@ -1,0 +1,35 @@
+"""How fast this machine prefills with a model, remembered, so that ``ask`` can say what the cache saved."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from kvtool.digest import canonical_json
+from kvtool.errors import StoreError
+from kvtool.system.cache_dir import cache_dir
+from kvtool.system.files import write_atomic
+
+# Shorter runs are mostly warm-up.
+_ENOUGH_TOKENS = 500
+
+
+def remember(fingerprint: str, tokens: int, seconds: float) -> None:
+    if tokens >= _ENOUGH_TOKENS:
+        # A speed that cannot be kept is measured again, nothing else is lost.
+        with suppress(StoreError):
+            write_atomic(_path(fingerprint), [canonical_json({"tokens": tokens, "seconds": seconds})])
+
+
+def recall(fingerprint: str) -> float | None:
+    """Tokens per second, or None if nothing was measured on this machine."""
+    try:
+        known = json.loads(_path(fingerprint).read_bytes())
+        return float(known["tokens"] / known["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _path(fingerprint: str) -> Path:
+    return cache_dir() / "speeds" / f"{fingerprint}.json"

@@ -1,0 +1,1 @@
+"""Prefilling: documents to raw artifacts."""

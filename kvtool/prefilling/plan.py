@@ -1,0 +1,79 @@
+"""What a prefill has to compute: documents → pieces → passes of the model."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kvtool.artifact.identity import segment_identity
+from kvtool.digest import digest
+from kvtool.documents.split import split
+from kvtool.errors import DocumentError
+from kvtool.model.chat_template import Prefix, document_tokens
+from kvtool.model.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One segment to be: its tokens, where its text lies, what it is."""
+
+    token_ids: array[int]
+    start: int
+    end: int
+    identity: str
+    source: dict[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One document to be: its name, the digest of its text, its segments."""
+
+    name: str
+    text_digest: str
+    pieces: tuple[Piece, ...]
+
+
+def plan_document(name: str, text: str, model: Model, prefix: Prefix, limit: int) -> Plan:
+    """Raises ``DocumentError`` for a text that has no tokens, or that cannot be split into pieces of ``limit``."""
+    text_digest = digest(text.encode())
+    try:
+        cut = split(text, count_tokens=lambda part: len(document_tokens(model, part)), limit=limit)
+    except DocumentError as error:
+        raise DocumentError(f"{name}: {error}") from error
+    pieces = []
+    for part in cut:
+        if ids := array("q", document_tokens(model, part.text)):
+            identity = segment_identity(model.fingerprint, prefix.digest, ids)
+            source: dict[str, object] = {
+                "document": name,
+                "text": text_digest,
+                "start": part.start,
+                "end": part.end,
+            }
+            pieces.append(Piece(ids, part.start, part.end, identity, source))
+    if not pieces:
+        raise DocumentError(f"{name}: has no tokens; nothing to prefill")
+    return Plan(name, text_digest, tuple(pieces))
+
+
+def passes(pieces: Iterable[Piece], pack_tokens: int) -> list[list[Piece]]:
+    """Pieces in the passes they are computed in: short ones share a pass, in order, long ones have their own.
+
+    It depends on nothing but the pieces, in particular not on which of them are done: the low bits of a result
+    depend on the pass it was computed in.
+    """
+    result: list[list[Piece]] = []
+    pack: list[Piece] = []
+    tokens = 0
+    for piece in {p.identity: p for p in pieces}.values():
+        n = len(piece.token_ids)
+        if n > pack_tokens // 2:
+            result.append([piece])
+            continue
+        if tokens + n > pack_tokens:
+            result.append(pack)
+            pack, tokens = [], 0
+        pack.append(piece)
+        tokens += n
+    return [*result, pack] if pack else result

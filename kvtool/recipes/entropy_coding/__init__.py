@@ -1,0 +1,1 @@
+"""Recipes that rest on entropy coding."""

@@ -1,0 +1,1 @@
+"""Recipes that project keys and values onto a basis."""

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from typing import Literal
+
+from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.entropy.context import Context
+from kvtool.codecs.klt.basis import audible
+from kvtool.codecs.klt.calibrate import SINKS, fit
+from kvtool.codecs.pipeline import Pipeline
+from kvtool.codecs.quantize.deadzone import Deadzone
+from kvtool.codecs.recipe import Between, Dial, Parameter, Recipe
+from kvtool.codecs.stage import Stage
+from kvtool.codecs.transform.klt import Klt
+from kvtool.codecs.transform.sinks import Sinks
+from kvtool.codecs.transform.unrope import Unrope
+
+WHOLE_BELOW = 0.035
+"""The step below which what the basis leaves out costs more than coding it: at 0.04 both ways come to the same."""
+
+RATE = 0.6
+"""What a bit is held to be worth in rounding, of its worth at high rates; at most settings the best of 0, 0.6 and 1."""
+
+SILENT = 0.06
+"""Components whose mean magnitude is smaller than this share of the step are not worth the time of coding zeros."""
+
+
+def klt(calibration: Calibration, step: float, power: float) -> Pipeline:
+    """kvtool's own: transform coding, with errors weighted by what they do to the model's loss.
+
+    Keys lose their rotation (RoPE). What a token and the one before it let expect is taken off, for tokens are stored
+    anyway; the rest, of all layers at once, is written in a Karhunen-Loève basis under the weights of the loss's own
+    gradients (Fisher information), found once for the model. One ``step`` for all components is then reverse
+    water-filling: rank, bits for each component, layer and side all follow from it. Tokens that others look at
+    get finer steps: a token's is ``step`` times the attention it gets to the power of ``-power``. Codes are entropy coded
+    under a model of their neighbours. The first four positions of a context, which attention falls back on, are
+    apart in 8 bits; under a shared prefix they belong to the prefix.
+
+    docs/klt.md has what each part is worth, and what was tried and left.
+    """
+
+    whole = step < WHOLE_BELOW
+
+    def side(name: Literal["keys", "values"]) -> tuple[Stage, ...]:
+        kept = 0 if whole else audible(calibration, name, step * SILENT)
+        transform = Klt(calibration, name, kept, whole)
+        return transform, Deadzone(step=step, power=power, rate=RATE), Context(calibration, name, step)
+
+    return Pipeline(
+        keys=(Sinks(SINKS), Unrope(), *side("keys")), values=(Sinks(SINKS), *side("values")), layers=0
+    )
+
+
+RECIPE = Recipe(
+    name="klt",
+    summary="all layers in one basis, errors weighted by the model's loss",
+    make=klt,
+    parameters={
+        "step": Parameter(
+            0.075, Between(1e-4, 10.0), "of every component, in units of its effect on the loss"
+        ),
+        "power": Parameter(
+            0.4, Between(0.0, 1.0), "how far attention to a token lowers its step; 0 for not at all"
+        ),
+    },
+    calibration="klt",
+    fit=fit,
+    gradients=True,
+    embedding=True,
+    dial=Dial("step", {"near-lossless": 0.012, "balanced": 0.075, "small": 0.15}),
+)

@@ -1,0 +1,1 @@
+"""Recipes that quantize keys and values."""

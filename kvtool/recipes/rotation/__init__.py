@@ -1,0 +1,1 @@
+"""Recipes that rotate keys and values before they quantize."""

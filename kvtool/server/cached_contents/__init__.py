@@ -1,0 +1,1 @@
+"""Cached contents, as Gemini's API has them."""

@@ -1,0 +1,208 @@
+"""Which cached contents a tenant has: one small file each, beside the documents of the tenant's store."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from kvtool import limits
+from kvtool.errors import StoreError
+from kvtool.model.model import Model
+from kvtool.server.http.errors import ApiError
+from kvtool.store.local import Store
+from kvtool.system import files
+
+KIND = "cachedContents/"
+"""What their names begin with, here and as documents of the store."""
+
+_ID = re.compile(r"[0-9a-f]{44}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Times are seconds since 1970. The content's ``tokens`` stand behind the ``prefix_tokens`` of ``system``.
+
+    ``text`` is kept until it is prefilled, so that a server that was stopped meanwhile goes on with it when it is started
+    again. ``error`` says why it has FAILED.
+    """
+
+    id: str
+    display_name: str | None
+    model: str
+    fingerprint: str
+    system: str | None
+    prefix_tokens: int
+    tokens: int
+    created: float
+    updated: float
+    expires: float
+    text: str | None
+    state: Literal["PROCESSING", "ACTIVE", "FAILED"] = "PROCESSING"
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        return KIND + self.id
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def new_id() -> str:
+    """Ids sort by age, to the millisecond, and nobody can guess one."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(16)}"
+
+
+class Contents:
+    """Safe to use from any thread. What has expired is nowhere to be seen, whether or not it is removed yet."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.directory = store, store.root / "contents"
+        self.progress: dict[str, int] = {}
+        """Tokens done of what is being prefilled."""
+        self.changed = threading.Event()
+        """There is something to prefill, or to remove."""
+        self._in_use: Counter[str] = Counter()
+        self._unwritten: dict[str, Record] = {}
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Record]:
+        """Oldest first."""
+        for id in self._ids():
+            if record := self.get(id):
+                yield record
+
+    def get(self, id: str) -> Record | None:
+        record = self._read(id)
+        return record if record and record.expires > time.time() else None
+
+    def find(self, id: str) -> Record:
+        """Raises ``ApiError`` unless it is there."""
+        record = self.get(id)
+        if record is None:
+            message = f"{KIND}{id}: there is no such cached content, or it has expired; GET /v1/cachedContents lists them"
+            raise ApiError(404, message, code="cached_content_not_found")
+        return record
+
+    def add(self, record: Record) -> None:
+        """Raises ``ApiError`` if there are too many."""
+        with self._lock:
+            if sum(1 for _ in self) >= limits.CACHED_CONTENTS:
+                raise ApiError(
+                    429,
+                    f"there are {limits.CACHED_CONTENTS:,} cached contents; delete some, or wait until they expire",
+                )
+            self._write(record)
+        self.changed.set()
+
+    def change(self, id: str, *, must_last: bool = True, **changes: Any) -> Record:
+        """Raises ``ApiError`` unless it is there.
+
+        Where the disk is full, what need not last is remembered for as long as the server runs; else raises ``DiskFull``.
+        """
+        with self._lock:
+            record = replace(self.find(id), updated=time.time(), **changes)
+            try:
+                self._write(record)
+            except files.DiskFull:
+                if must_last:
+                    raise
+                self._unwritten[id] = record
+        return record
+
+    def delete(self, id: str) -> None:
+        """Lets it expire now. Raises ``ApiError`` unless it is there."""
+        # Otherwise it would take room to make room.
+        self.change(id, must_last=False, expires=0.0)
+        self.changed.set()
+
+    @contextmanager
+    def using(self, name: str, model: Model) -> Iterator[str]:
+        """The document's name; it is not removed within the context, even if it expires.
+
+        Raises ``ApiError`` unless it is there, prefilled, and by ``model``.
+        """
+        id = name.removeprefix(KIND)
+        with self._lock:
+            record = self.find(id)
+            self._refuse_unready(record, model)
+            self._in_use[id] += 1
+        try:
+            yield record.name
+        finally:
+            with self._lock:
+                self._in_use[id] -= 1
+                if not self._in_use[id]:
+                    del self._in_use[id]
+
+    def sweep(self) -> None:
+        """Removes what has expired, unless it is in use, or somebody is writing to the store: then another time."""
+        for id in self._ids():
+            try:
+                with self._lock:
+                    record = self._read(id)
+                    if record and record.expires <= time.time() and id not in self._in_use:
+                        self._remove(record)
+            except StoreError:
+                _log.exception("%s%s cannot be removed", KIND, id)
+
+    def _remove(self, record: Record) -> None:
+        # The record last, so that what was interrupted is done again.
+        if self.store.purge(record.name):
+            path = self._path(record.id)
+            with files.as_store_errors(path):
+                path.unlink()
+            self._unwritten.pop(record.id, None)
+
+    def _refuse_unready(self, record: Record, model: Model) -> None:
+        if record.fingerprint != model.fingerprint:
+            message = (
+                f"{record.name}: was made for {record.model}, this server has {model.name}; make it again"
+            )
+            raise ApiError(400, message, param="cached_content")
+        if record.state == "FAILED":
+            message = f"{record.name}: has failed ({record.error}); make it again"
+            raise ApiError(400, message, param="cached_content")
+        if record.state == "PROCESSING":
+            done = self.progress.get(record.id, 0)
+            message = f"{record.name}: is being prefilled, {done:,} of {record.tokens:,} tokens are done; try again later"
+            raise ApiError(
+                409, message, param="cached_content", code="cached_content_not_ready", Retry_After="1"
+            )
+
+    def _ids(self) -> list[str]:
+        return sorted(path.stem for path in self.directory.glob("*.json"))
+
+    def _path(self, id: str) -> Path:
+        return self.directory / f"{id}.json"
+
+    def _read(self, id: str) -> Record | None:
+        if not _ID.fullmatch(id):
+            return None
+        if record := self._unwritten.get(id):
+            return record
+        try:
+            return _RECORD.validate_json(self._path(id).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            # Not the error's own words: they may show what the file holds.
+            _log.warning("%s: is not a record of cached contents (%s)", self._path(id), type(error).__name__)
+            return None
+
+    def _write(self, record: Record) -> None:
+        with self.store.writing():
+            files.write_atomic(self._path(record.id), [_RECORD.dump_json(record)])
+        self._unwritten.pop(record.id, None)

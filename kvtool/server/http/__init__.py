@@ -1,0 +1,1 @@
+"""HTTP: sockets, limits, tokens, logs, metrics, errors."""

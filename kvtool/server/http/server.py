@@ -1,0 +1,102 @@
+"""The process around the application: its socket, how many connections it takes, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from kvtool import limits
+from kvtool.errors import FAILED, UsageError
+from kvtool.server.http.protocol import Connection, Connections
+
+_OTHER_FILES = 512
+"""What is open beside connections: artifacts, libraries, the log."""
+
+_BACKLOG = 256
+"""Connections that are taken at a time. Fewer than there may be, so that each is read from before newer ones take its
+place."""
+
+
+class Server(uvicorn.Server):
+    """Says ``on_ready`` once it listens. The first SIGTERM or SIGINT lets it finish what runs, with ``on_drain``; a second,
+    or ``drain`` seconds, end it as it is."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        drain: float,
+        on_ready: Callable[[], None],
+        on_drain: Callable[[], None],
+    ) -> None:
+        config = uvicorn.Config(
+            cast(Any, app),
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=int(limits.IDLE_SECONDS),
+            h11_max_incomplete_event_size=limits.HEAD_BYTES,
+        )
+        super().__init__(config)
+        self.server_state: Connections = Connections(possible_connections())
+        self.drain, self.on_ready, self.on_drain = drain, on_ready, on_drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.server_state.is_closing = True
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            _end("a second signal")
+        self.on_drain()
+        last = threading.Timer(self.drain, _end, [f"{self.drain:g} seconds"])
+        last.daemon = True
+        last.start()
+        super().handle_exit(sig, frame)
+
+
+def possible_connections() -> int:
+    """How many there may be; the limit of open files is raised for them as far as it can be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.CONNECTIONS + _OTHER_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(min(limits.CONNECTIONS, most - _OTHER_FILES), most // 2)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises ``UsageError`` where that is not possible."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+        # Connections inherit it. asyncio sets it only where the socket names its protocol, which this one does not; without it
+        # what follows an answer's headers waits until the client has acknowledged these, mostly 40 ms later.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"--host {host} --port {port}: cannot be listened on ({error}); choose another, or --port 0 for any"
+        ) from error
+
+
+def _end(why: str) -> None:
+    # Nothing is lost: what is committed is on the disk. Threads that compute would keep any gentler way waiting.
+    os.write(2, f"ended after {why}; what was still being answered was cut off\n".encode())
+    os._exit(FAILED)

@@ -1,0 +1,1 @@
+"""The model's thread, its caches, and what each request needs of them."""

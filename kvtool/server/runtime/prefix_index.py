@@ -1,0 +1,160 @@
+"""Which cached document a prompt begins with, over token ids."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from kvtool.errors import KvtoolError
+from kvtool.model.model import Model
+from kvtool.store import manifest_cache
+from kvtool.store.local import Store
+from kvtool.store.manifest import RAW, Document
+from kvtool.store.remote import RemoteStore
+
+BLOCK = 16
+"""Tokens that are looked up together; what lies behind the last whole one is compared one by one."""
+
+FRESH = 0.5
+"""Seconds for which nobody looks for new manifests again."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Match:
+    """The first ``tokens`` of a prompt are the first of the segment's cache, its prefix included."""
+
+    document: str
+    segment: int
+    tokens: int
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class _Entry:
+    document: str
+    segment: int
+    token_ids: NDArray[np.int64]
+
+
+class Prefixes:
+    """An index of what ``store`` holds for ``model``. It follows the store, ``FRESH`` seconds behind; where that lies
+    elsewhere, once everything has been asked for."""
+
+    def __init__(self, store: Store, model: Model) -> None:
+        self.store, self.model = store, model
+        self._lock = threading.Lock()
+        self._following = threading.Lock()
+        self._entries: dict[tuple[str, int], _Entry] = {}
+        self._by_block: dict[bytes, list[_Entry]] = {}
+        self._seen: dict[str, Document] = {}
+        self._refreshed = -math.inf
+
+    def longest(self, token_ids: Sequence[int]) -> Match | None:
+        """The segment that shares the most tokens with the beginning of ``token_ids``."""
+        self._follow()
+        prompt = np.asarray(token_ids, dtype=np.int64)
+        with self._lock:
+            found: list[_Entry] = []
+            for digest in _chain(prompt):
+                if digest not in self._by_block:
+                    break
+                found = self._by_block[digest]
+            matches = [(_common(entry.token_ids, prompt), entry) for entry in found]
+        if not matches:
+            return None
+        tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
+        return Match(entry.document, entry.segment, tokens, tokens == len(entry.token_ids))
+
+    def _follow(self) -> None:
+        if not isinstance(self.store, RemoteStore):
+            with self._following:
+                if self._is_older_than(FRESH):
+                    self._refresh()
+        # Asking for every document there may take minutes. Nobody waits for it.
+        elif self._is_older_than(manifest_cache.FRESH) and self._following.acquire(blocking=False):
+            threading.Thread(target=self._follow_elsewhere, name="prefixes").start()
+
+    def _follow_elsewhere(self) -> None:
+        try:
+            self._refresh()
+        except KvtoolError as error:
+            _log.warning("beginnings of prompts are looked up in what is known so far: %s", error)
+        finally:
+            self._following.release()
+
+    def _is_older_than(self, seconds: float) -> bool:
+        return time.monotonic() - self._refreshed >= seconds
+
+    def _refresh(self) -> None:
+        names = set(self.store)
+        for name in [*self._seen]:
+            if name not in names:
+                self._forget(name)
+        for name in names:
+            if not threading.main_thread().is_alive():
+                # The process ends, and waits for this thread.
+                return
+            try:
+                document = self.store[name]
+                if self._seen.get(name) == document:
+                    continue
+                if name in self._seen:
+                    self._forget(name)
+                if document.model["fingerprint"] == self.model.fingerprint:
+                    self._add(document)
+                self._seen[name] = document
+            except KvtoolError:
+                # What is broken is not found; the store's own commands say what is wrong with it.
+                self._forget(name)
+        self._refreshed = time.monotonic()
+
+    def _add(self, document: Document) -> None:
+        for index, segment in enumerate(document.segments):
+            if RAW not in segment.variants:
+                continue
+            parts = self.store.heads.parts(document.name, RAW, index)
+            # A blend that was kept is not what a prefill of its tokens gives.
+            if not all(part.is_exact for part in parts):
+                continue
+            ids = np.concatenate([part.token_ids.numpy() for part in parts])
+            entry = _Entry(document.name, index, ids)
+            with self._lock:
+                self._entries[document.name, index] = entry
+                for digest in _chain(ids):
+                    self._by_block.setdefault(digest, []).append(entry)
+
+    def _forget(self, name: str) -> None:
+        self._seen.pop(name, None)
+        with self._lock:
+            for key in [key for key in self._entries if key[0] == name]:
+                gone = self._entries.pop(key)
+                for digest in _chain(gone.token_ids):
+                    left = [entry for entry in self._by_block[digest] if entry is not gone]
+                    if left:
+                        self._by_block[digest] = left
+                    else:
+                        del self._by_block[digest]
+
+
+def _chain(token_ids: NDArray[np.int64]) -> Iterator[bytes]:
+    """For each whole block a digest of it and of all that stands before it."""
+    before = b""
+    for start in range(0, len(token_ids) - BLOCK + 1, BLOCK):
+        before = blake3(before + token_ids[start : start + BLOCK].tobytes()).digest()
+        yield before
+
+
+def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    size = min(len(a), len(b))
+    differ = np.flatnonzero(a[:size] != b[:size])
+    return int(differ[0]) if len(differ) else size

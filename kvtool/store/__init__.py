@@ -1,0 +1,1 @@
+"""Stores: documents by name, their artifacts by digest."""

@@ -1,0 +1,1 @@
+"""Backends: where a remote store's bytes come from."""

@@ -1,0 +1,140 @@
+"""A server's documents and artifacts, over HTTP. What arrives is not trusted: who asked for it checks it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from http.client import HTTPException
+from ssl import SSLCertVerificationError
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from kvtool import limits
+from kvtool.digest import digest
+from kvtool.errors import StoreError, UsageError
+from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets
+
+SECONDS = 30.0
+"""Silence after which a server is given up."""
+
+NO_HEADERS: Mapping[str, str] = {}
+
+_CHUNK = limits.MIB
+_URL = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[\w.~%/-]*)?", re.ASCII)
+
+
+class Server:
+    """``url`` is ``http://HOST:PORT`` or ``https://HOST``, with a path if the server stands below one.
+
+    The bearer token is ``$KVTOOL_TOKEN``. All methods raise ``StoreError``, naming the address and the remedy.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = _checked(url)
+        self._token = os.environ.get("KVTOOL_TOKEN", "").strip()
+        if not (self._token.isascii() and self._token.isprintable()):
+            raise UsageError(
+                "KVTOOL_TOKEN: has characters that no token has; expected the token of the server's file"
+            )
+        # A redirect could lead anywhere, and would be given the token.
+        self._opener = build_opener(_NoRedirects)
+
+    @property
+    def key(self) -> str:
+        """Tells servers apart, and what the holders of different tokens see of one."""
+        return digest(f"{self.url}\n{self._token}".encode())[:32]
+
+    def documents(self) -> Mapping[str, Listed]:
+        path = "/v1/documents"
+        data = b"".join(self._get(path, limits.MANIFEST_BYTES))
+        try:
+            found = {entry["name"]: _listed(entry) for entry in json.loads(data)["data"]}
+            if not all(isinstance(name, str) for name in found):
+                raise TypeError("a name is no text")
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise StoreError(
+                f"{self.url}{path}: is no list of documents ({type(error).__name__}: {error}); is it a kvtool server?"
+            ) from error
+        return found
+
+    def manifest(self, name: str) -> bytes:
+        return b"".join(self._get(f"/v1/documents/{quote(name)}", limits.MANIFEST_BYTES))
+
+    def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
+        return self._get(f"/v1/artifacts/{digest}", nbytes)
+
+    def part(self, digest: str, start: int, stop: int) -> bytes:
+        wanted = {"Range": f"bytes={start}-{stop - 1}"}
+        return b"".join(self._get(f"/v1/artifacts/{digest}", stop - start, wanted))
+
+    def calibration(self, digest: str) -> Iterator[bytes]:
+        return self._get(f"/v1/calibrations/{digest}", limits.CALIBRATION_BYTES)
+
+    def _get(self, path: str, most: int, more: Mapping[str, str] = NO_HEADERS) -> Iterator[bytes]:
+        url = self.url + path
+        headers = {**more, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
+        size = 0
+        try:
+            with self._opener.open(Request(url, headers=headers), timeout=SECONDS) as answer:
+                while chunk := answer.read(_CHUNK):
+                    size += len(chunk)
+                    if size > most:
+                        raise StoreError(
+                            f"{url}: sends more than {most:,} bytes, which it should not; nothing was kept"
+                        )
+                    yield chunk
+                if answer.length:
+                    raise Unreachable(f"{url}: broke off after {size:,} bytes; run the same command again")
+        except HTTPError as error:
+            with error:
+                raise _refusal(url, error) from error
+        # The last two are about hosts and ports that no system takes.
+        except (OSError, HTTPException, OverflowError, UnicodeError) as error:
+            what = error.reason if isinstance(error, URLError) else error or type(error).__name__
+            if isinstance(what, SSLCertVerificationError):
+                raise StoreError(
+                    f"{url}: its certificate is not trusted ({what.verify_message}); SSL_CERT_FILE names the file of an "
+                    "authority that the system does not know"
+                ) from error
+            raise Unreachable(
+                f"{url}: cannot be reached ({what}); is kvtool serve-cache running there?"
+            ) from error
+
+
+def _listed(entry: Any) -> Listed:
+    return Listed(str(entry.get("manifest", "")), float(int(entry.get("created", 0))))
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _refusal(url: str, error: HTTPError) -> StoreError:
+    if error.code == 401:
+        return StoreError(f"{url}: knows no such token; set KVTOOL_TOKEN to one of the server's file")
+    if 300 <= error.code < 400:
+        return StoreError(
+            f"{url}: redirects to {error.headers.get('Location', '')[:200]!r}, which is not followed; name that server itself"
+        )
+    said = str(error.reason)
+    with suppress(OSError, HTTPException, ValueError, KeyError, TypeError):
+        said = str(json.loads(error.read(64 * limits.KIB))["error"]["message"])[:300]
+    if error.code == 404:
+        return NotThere(f"{url}: is not there ({said})")
+    return StoreError(f"{url}: answered {error.code} ({said})")
+
+
+def _checked(url: str) -> str:
+    """Without a slash at its end, and without the /v1 of the address that OpenAI's clients are given."""
+    if not _URL.fullmatch(url):
+        raise UsageError(
+            f"store {without_secrets(url)}: expected http://HOST:PORT or https://HOST:PORT, with a token in KVTOOL_TOKEN, "
+            "or s3://BUCKET/PREFIX"
+        )
+    return url.rstrip("/").removesuffix("/v1")

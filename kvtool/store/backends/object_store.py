@@ -1,0 +1,175 @@
+"""A store's directory in a bucket: S3 and what speaks like it, Google's, Azure's.
+
+Credentials, region and endpoint are those of the environment, as obstore reads them. An error never repeats what the
+service said: that may name a key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+
+from kvtool import limits
+from kvtool.digest import digest
+from kvtool.errors import ModelError, StoreError, UsageError
+from kvtool.store import layout
+from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets
+
+_S3 = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
+_GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS"
+_AZURE = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+
+SCHEMES = {
+    "s3": _S3,
+    "s3a": _S3,
+    "gs": _GOOGLE,
+    "az": _AZURE,
+    "azure": _AZURE,
+    "adl": _AZURE,
+    "abfs": _AZURE,
+    "abfss": _AZURE,
+}
+"""What a URL begins with, and the variables that mostly say where that is and who asks. There are more: docs/serving.md."""
+
+SECONDS = 30
+"""Silence after which a bucket is given up; so long, and so often, is what failed tried again."""
+
+RETRIES = 3
+
+_CHUNK = limits.MIB
+_PAGE = 1000
+_URL = re.compile(rf"({'|'.join(SCHEMES)})://[\w.-]+(/[^?#%\\\x00-\x1f]*)?", re.ASCII)
+_WHERE = re.compile(r"(AWS|AZURE|GOOGLE)_.*(ENDPOINT|ACCOUNT_NAME|BASE_URL)")
+_STATUS = re.compile(r"non-2xx status code: (\d{3})")
+
+
+class Bucket:
+    """``url`` is ``s3://BUCKET/PREFIX``, or with another of ``SCHEMES``; the store's files lie below it.
+
+    Raises ``UsageError`` for another URL, ``ModelError`` without obstore, and ``StoreError`` if there is no store of a known
+    format; not if nothing answers, since what was read before is kept.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not _URL.fullmatch(url):
+            raise UsageError(
+                f"store {without_secrets(url)}: expected s3://BUCKET/PREFIX, gs:// or az://; credentials are given by the "
+                "environment"
+            )
+        self.url = url.rstrip("/")
+        try:
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ModuleNotFoundError as error:
+            raise ModelError(f"store {self.url}: needs {error.name}: pip install 'kvtool[bucket]'") from error
+        try:
+            # An endpoint without TLS is one that somebody wrote so. Only silence ends a download, not its length.
+            self._store = from_url(
+                self.url,
+                client_options={"allow_http": True, "read_timeout": f"{SECONDS}s", "timeout": "30days"},
+                retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=SECONDS)},
+            )
+        except (BaseError, ValueError, OSError):
+            raise StoreError(f"{self.url}: cannot be opened; check {self._variables}") from None
+        self._refuse_what_is_no_store()
+
+    @property
+    def key(self) -> str:
+        where = sorted(f"{name}={value}" for name, value in os.environ.items() if _WHERE.fullmatch(name))
+        return digest("\n".join([self.url, *where]).encode())[:32]
+
+    def documents(self) -> Mapping[str, Listed]:
+        found: dict[str, Listed] = {}
+        with self._as_store_errors(layout.MANIFESTS):
+            for page in self._store.list(layout.MANIFESTS, chunk_size=_PAGE):
+                for file in page:
+                    if file["path"].endswith(".json"):
+                        listed = Listed(file["e_tag"] or "", file["last_modified"].timestamp())
+                        found[layout.document_name(file["path"])] = listed
+                if len(found) > limits.LISTED_DOCUMENTS:
+                    raise StoreError(f"{self.url}: lists more than {limits.LISTED_DOCUMENTS:,} documents")
+        return found
+
+    def manifest(self, name: str) -> bytes:
+        return b"".join(self._get(layout.manifest_file(name), limits.MANIFEST_BYTES))
+
+    def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
+        return self._get(layout.artifact_file(digest), nbytes)
+
+    def part(self, digest: str, start: int, stop: int) -> bytes:
+        file = layout.artifact_file(digest)
+        with self._as_store_errors(file):
+            return bytes(self._store.get_range(file, start=start, end=stop))
+
+    def calibration(self, digest: str) -> Iterator[bytes]:
+        return self._get(layout.calibration_file(digest), limits.CALIBRATION_BYTES)
+
+    def _refuse_what_is_no_store(self) -> None:
+        try:
+            marker = b"".join(self._get(layout.MARKER, limits.MARKER_BYTES))
+        except NotThere:
+            raise StoreError(
+                f"{self.url}: is not a kvtool store (no {layout.MARKER}); name the folder that has it, or copy a store there "
+                "as docs/serving.md says"
+            ) from None
+        except Unreachable:
+            return
+        layout.check_format(marker, f"{self.url}/{layout.MARKER}")
+
+    def _get(self, file: str, most: int) -> Iterator[bytes]:
+        size = 0
+        with self._as_store_errors(file):
+            answer = self._store.get(file)
+            expected = answer.meta["size"]
+            if expected > most:
+                raise StoreError(
+                    f"{self.url}/{file}: has {expected:,} bytes, more than the {most:,} that it should; nothing was kept"
+                )
+            for chunk in answer.stream(min_chunk_size=_CHUNK):
+                size += len(chunk)
+                if size > expected:
+                    raise StoreError(
+                        f"{self.url}/{file}: sends more than its {expected:,} bytes; nothing was kept"
+                    )
+                yield bytes(chunk)
+        if size < expected:
+            raise Unreachable(
+                f"{self.url}/{file}: broke off after {size:,} bytes; run the same command again"
+            )
+
+    @contextmanager
+    def _as_store_errors(self, file: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        # None of them is kept as the cause, which is shown with --debug.
+        except (BaseError, OSError, ValueError) as error:
+            status = "404" if isinstance(error, FileNotFoundError) else _status(error)
+            raise self._error(f"{self.url}/{file}", status) from None
+
+    def _error(self, where: str, status: str | None) -> StoreError:
+        if status == "404":
+            return NotThere(f"{where}: is not there")
+        if status in ("401", "403"):
+            return StoreError(
+                f"{where}: may not be read ({status}); check that {self._variables} are those of one who may list and read it"
+            )
+        if status is not None and not status.startswith("5"):
+            return StoreError(
+                f"{where}: the service answered {status}; check the name, and {self._variables}"
+            )
+        what = f"the service answered {status}" if status else "no answer"
+        return Unreachable(f"{where}: cannot be reached ({what}); check {self._variables}")
+
+    @property
+    def _variables(self) -> str:
+        return SCHEMES[self.url.partition(":")[0]]
+
+
+def _status(error: Exception) -> str | None:
+    found = _STATUS.search(str(error))
+    return found and found[1]

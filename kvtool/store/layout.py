@@ -1,0 +1,78 @@
+"""Which file of a store is what: paths below its root, alike in a directory and in a bucket."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from kvtool.errors import StoreError
+from kvtool.system import files as fs
+
+FORMAT = 1
+MARKER = "kvtool-store.json"
+MANIFESTS, ARTIFACTS, CALIBRATIONS = "manifests", "artifacts", "calibrations"
+
+_FILE_NAME_BYTES = 255
+_SAFE = " !#$&'()+,-.;=@[]^_`{}~"
+
+
+def address(root: str | Path) -> str:
+    """``root`` as it was meant: a Path writes s3://bucket as s3:/bucket."""
+    return re.sub(r"^(\w{2,}):/(?!/)", r"\1://", str(root))
+
+
+def artifact_file(digest: str) -> str:
+    return f"{ARTIFACTS}/{digest[:2]}/{digest}.safetensors"
+
+
+def calibration_file(digest: str) -> str:
+    return f"{CALIBRATIONS}/{digest}.safetensors"
+
+
+def manifest_file(name: str) -> str:
+    """Raises ``StoreError`` for what cannot be a document's name."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in name or not _is_utf8(name):
+        raise StoreError(f"{name!r}: is not a document name; expected a relative path like docs/guide.md")
+    # A folder called x.json must not meet the manifest of a document called x.
+    files = [_quoted(part).replace(".json", "%2Ejson") for part in parts[:-1]]
+    files.append(_quoted(parts[-1]) + ".json")
+    if len(longest := max(files, key=lambda file: len(file.encode())).encode()) > _FILE_NAME_BYTES:
+        raise StoreError(
+            f"{name}: cannot be stored: its manifest would have a name of {len(longest)} bytes, file systems take "
+            f"{_FILE_NAME_BYTES}; rename the document"
+        )
+    return "/".join([MANIFESTS, *files])
+
+
+def document_name(file: str) -> str:
+    """The name that ``manifest_file`` gave this one."""
+    return unquote(file.removeprefix(f"{MANIFESTS}/")).removesuffix(".json")
+
+
+def check_format(marker: bytes, where: str) -> None:
+    """Raises ``StoreError``, naming ``where``, unless it is a store's marker, of a known format."""
+    try:
+        found: Any = json.loads(marker)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(f'{where}: cannot be read ({error}); it should say {{"format":{FORMAT}}}') from error
+    if not isinstance(found, int) or found > FORMAT:
+        raise StoreError(
+            f"{where}: is a store of format {found}, this kvtool reads up to {FORMAT}; upgrade kvtool"
+        )
+
+
+def _quoted(part: str) -> str:
+    quoted = "".join(c if ord(c) > 127 else quote(c, safe=_SAFE) for c in part)
+    # What starts like a temporary file would be removed like one.
+    return "%2E" + quoted[1:] if quoted.startswith(fs.TEMPORARY) else quoted
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,150 @@
+"""One document's entry in a store: which segments it has, and which artifacts hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kvtool.digest import canonical_json, digest_json, is_digest
+from kvtool.errors import StoreError
+
+FORMAT = 1
+RAW = "raw"
+
+EXPECTED = "expected"
+"""The variant that ``kvtool.blending.averaged`` makes, uncompressed as ``raw`` is."""
+
+
+def expected_twin(variant: str) -> str:
+    """The variant made for blending of what ``variant`` is made from, alike."""
+    return EXPECTED if variant == RAW else f"{variant}-{EXPECTED}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One artifact of one segment: its digest, its file's bytes, and the recipe that made it."""
+
+    artifact: str
+    nbytes: int
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of the document's tokens. ``start`` and ``end`` are character offsets into its text."""
+
+    identity: str
+    n_tokens: int
+    start: int
+    end: int
+    variants: Mapping[str, Variant]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as a store holds it. ``prefix_artifact`` is None if it was prefilled under no prefix."""
+
+    name: str
+    text_digest: str
+    model: Mapping[str, Any]
+    prefix: Mapping[str, Any]
+    prefix_artifact: Variant | None
+    segments: tuple[Segment, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(segment.n_tokens for segment in self.segments)
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the variants that every segment has, raw first."""
+        common = set.intersection(*(set(segment.variants) for segment in self.segments))
+        return sorted(common, key=lambda name: (name != RAW, name))
+
+    @property
+    def artifacts(self) -> list[Variant]:
+        prefix = [self.prefix_artifact] if self.prefix_artifact else []
+        return prefix + [variant for segment in self.segments for variant in segment.variants.values()]
+
+    def nbytes(self, variant: str) -> int:
+        return sum(segment.variants[variant].nbytes for segment in self.segments)
+
+    def with_variant(self, index: int, name: str, variant: Variant) -> Document:
+        segment = self.segments[index]
+        changed = replace(segment, variants={**segment.variants, name: variant})
+        return replace(self, segments=(*self.segments[:index], changed, *self.segments[index + 1 :]))
+
+    def to_bytes(self) -> bytes:
+        body = {
+            "format": FORMAT,
+            "document": self.name,
+            "text": self.text_digest,
+            "model": dict(self.model),
+            "prefix": dict(self.prefix),
+            "prefix_artifact": self.prefix_artifact and _variant_json(self.prefix_artifact),
+            "segments": [
+                {
+                    "identity": segment.identity,
+                    "tokens": segment.n_tokens,
+                    "start": segment.start,
+                    "end": segment.end,
+                    "variants": {name: _variant_json(v) for name, v in segment.variants.items()},
+                }
+                for segment in self.segments
+            ],
+        }
+        return canonical_json({**body, "digest": digest_json(body)}) + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Document:
+        """Raises ``StoreError``, naming ``where``, unless ``data`` is a manifest of a known format, unchanged."""
+        remedy = "remove the file and run the same prefill again; artifacts that are whole are found and kept"
+        try:
+            body = json.loads(data)
+            if body["format"] > FORMAT:
+                raise StoreError(
+                    f"{where}: is a manifest of format {body['format']}, this kvtool reads up to {FORMAT}; upgrade kvtool"
+                )
+            prefix = body["prefix_artifact"]
+            # What readers rely on, whatever the digest.
+            _ = body["model"]["name"], body["model"]["fingerprint"]
+            _ = body["prefix"]["identity"], body["prefix"]["digest"], body["prefix"]["origin"]["kind"]
+            document = cls(
+                name=body["document"],
+                text_digest=body["text"],
+                model=body["model"],
+                prefix=body["prefix"],
+                prefix_artifact=prefix and _variant(prefix),
+                segments=tuple(
+                    Segment(
+                        s["identity"],
+                        int(s["tokens"]),
+                        int(s["start"]),
+                        int(s["end"]),
+                        {name: _variant(v) for name, v in s["variants"].items()},
+                    )
+                    for s in body["segments"]
+                ),
+            )
+            if not document.segments:
+                raise ValueError("no segments")
+            if document.to_bytes() != data:
+                raise StoreError(f"{where}: has been changed since it was written (digest differs); {remedy}")
+            return document
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise StoreError(
+                f"{where}: is not a manifest ({type(error).__name__}: {error}); {remedy}"
+            ) from error
+
+
+def _variant_json(variant: Variant) -> dict[str, Any]:
+    return {"artifact": variant.artifact, "bytes": variant.nbytes, "recipe": dict(variant.recipe)}
+
+
+def _variant(body: Mapping[str, Any]) -> Variant:
+    digest = body["artifact"]
+    if not is_digest(digest):
+        raise ValueError(f"artifact {digest!r} is not a digest")
+    return Variant(digest, int(body["bytes"]), body["recipe"])

@@ -1,0 +1,150 @@
+"""Tiny models, stores of a few documents as blending wants them, and what is known of a blend before tokens are chosen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import kvtool
+from kvtool import Store
+from kvtool.blending.layer_loader import Loading, empty_cache
+from kvtool.blending.layout import lay_out
+from kvtool.blending.policy_inputs import Known
+from kvtool.model.chat_template import prefix_of, question_tokens
+from kvtool.system.trace import Trace
+
+TEXTS = {
+    "a.txt": "The harbour lies to the north of the town, and seven ships are in it.\n",
+    "b.txt": "A loaf of rye bread costs three crowns at the baker's behind the mill.\n",
+    "c@home.txt": "Keys and values of every token are kept, layer by layer.\n",
+    "long.txt": "\n\n".join(
+        f"Paragraph {n} of the long document tells of the years that ended in {n}." for n in "123"
+    ),
+}
+SEGMENT_TOKENS = 80
+"""A token is a byte: what lets only the long document have several segments, of one paragraph each."""
+
+QUESTION = "How many ships are in the harbour?"
+
+
+@pytest.fixture(scope="session")
+def texts() -> dict[str, str]:
+    return TEXTS
+
+
+@pytest.fixture(scope="session")
+def lively_dir(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "lively"
+    return make_model(directory, num_hidden_layers=4, initializer_range=0.3, max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="session")
+def lively(lively_dir: Path) -> kvtool.Model:
+    """Weights so large that attention looks somewhere in particular."""
+    return kvtool.load_model(lively_dir, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def latent(lively_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
+    """A deepseek-v3, of which transformers keeps the latents as keys and what is rotated as values."""
+    from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
+
+    directory = tmp_path_factory.mktemp("models") / "latent"
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        vocab_size=272,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=16,
+        kv_lora_rank=12,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        max_position_embeddings=1024,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=256,
+    )
+    DeepseekV3ForCausalLM(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(lively_dir).save_pretrained(directory)
+    return kvtool.load_model(directory, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def prefill_texts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]:
+    """A new store of ``TEXTS`` by a model, under a prefix of several tokens unless told otherwise."""
+
+    def make(model: kvtool.Model, **options: object) -> Store:
+        folder = tmp_path_factory.mktemp("documents")
+        for name, text in TEXTS.items():
+            (folder / name).write_text(text)
+        store = Store(folder / "kv-store")
+        given: dict[str, object] = {"system": "Be brief.", "segment_tokens": SEGMENT_TOKENS}
+        report = kvtool.prefill(
+            [folder / name for name in TEXTS], model=model, store=store, **given | options
+        )
+        assert not report.problems
+        return store
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def documents(lively: kvtool.Model, prefill_texts: Callable[..., Store]) -> Store:
+    """``TEXTS``, and variant kivi of them; not to be written to."""
+    store = prefill_texts(lively)
+    kvtool.compress(store, recipe="kivi", bits=8)
+    return store
+
+
+@pytest.fixture(scope="session")
+def prepared(documents: Store, lively: kvtool.Model, prefill_texts: Callable[..., Store]) -> Store:
+    """The same, made for blending too: expected, and kivi-expected; not to be written to."""
+    store = prefill_texts(lively, neighbours=2)
+    kvtool.compress(store, recipe="kivi", bits=8)
+    kvtool.compress(store, recipe="kivi", bits=8, of="expected")
+    return store
+
+
+@pytest.fixture
+def copied(documents: Store, tmp_path: Path) -> Store:
+    """A copy of ``documents`` that may be broken."""
+    return Store(shutil.copytree(documents.root, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def known_of() -> Callable[..., Known]:
+    """What is known of a blend whose caches are all in place. ``question`` is asked, if one is given."""
+
+    def make(
+        store: Store,
+        names: object,
+        model: kvtool.Model,
+        *,
+        budget: int = 12,
+        question: str | None = None,
+        **options: str,
+    ) -> Known:
+        layout = lay_out(store, names, model, **options)  # type: ignore[arg-type]
+        assert model.turned is not None
+        cache, trace = empty_cache(layout), Trace()
+        with Loading(layout, model.turned, cache, trace) as loading:
+            loading.wait_for_all()
+        prefix = prefix_of(model)
+        asked = [] if question is None else [torch.tensor(question_tokens(model, prefix, question))]
+        return Known(model, layout, cache, loading, budget, asked, trace)
+
+    return make

@@ -1,0 +1,59 @@
+"""Blending on the embedded model: exact when asked, and near where little is recomputed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import kvtool
+from kvtool.blending.layout import Cached
+from kvtool.engines.batching.generate_many import follow
+from kvtool.measurement.distortion import distortion
+from kvtool.model.chat_template import prefix_of, question_tokens
+
+pytestmark = pytest.mark.slow
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+QUESTION = "What is a calibration, and what is an artifact?"
+
+
+@pytest.fixture(scope="module")
+def store(embedded, tmp_path_factory) -> kvtool.Store:
+    folder = tmp_path_factory.mktemp("documents")
+    for page in ("why", "artifact", "faq", "calibration"):
+        (folder / f"{page}.md").write_text((DOCS / f"{page}.md").read_text()[:900])
+    store = kvtool.Store(folder / "store")
+    report = kvtool.prefill(sorted(folder.glob("*.md")), model=embedded, store=store, neighbours=3)
+    assert len(report.expected) == 4
+    return store
+
+
+def test_all_recomputed_is_a_full_prefill_to_the_bit(embedded, store):
+    cache = kvtool.blend(store, sorted(store), embedded, recompute=1)
+    full = DynamicCache()
+    with torch.no_grad():
+        embedded.model(cache.token_ids[None], past_key_values=full, use_cache=True)
+    for mine, other in zip(cache.layers, full.layers, strict=True):
+        assert torch.equal(mine.keys, other.keys)
+        assert torch.equal(mine.values, other.values)
+
+
+def test_ours_is_nearer_to_full_prefill_than_others(embedded, store):
+    """KL over the question, at 15 %. Measured: none 0.167, cacheblend 0.079, drift 0.082, and 0.013 where it is prepared."""
+    names = sorted(store)
+    ids = question_tokens(embedded, prefix_of(embedded), QUESTION)
+    expected = follow(embedded, kvtool.blend(store, names, embedded, recompute=1), ids)
+
+    def kl(policy: str, variant: str | None) -> float:
+        parts = [Cached(name, variant) for name in names]
+        cache = kvtool.blend(store, parts, embedded, policy=policy, question=QUESTION)
+        found = distortion(expected, follow(embedded, cache, ids), ids)
+        return sum(found.kl) / len(found.kl)
+
+    none, cacheblend, drift = (kl(policy, "raw") for policy in ("none", "cacheblend", "drift"))
+    prepared = kl("drift", None)
+    assert max(cacheblend, drift) < 0.7 * none
+    assert prepared < 0.5 * cacheblend

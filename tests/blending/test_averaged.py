@@ -1,0 +1,550 @@
+"""prefill --neighbours: the mean of what a segment's cache is behind other documents, beside the exact one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from typer.testing import CliRunner
+
+import kvtool
+from kvtool import Store
+from kvtool.artifact.identity import segment_identity
+from kvtool.artifact.read import Artifact
+from kvtool.artifact.scores import NEED, SPREAD
+from kvtool.artifact.write import Content, raw_content, serialize
+from kvtool.blending import averaged, drift
+from kvtool.blending.layout import lay_out
+from kvtool.cli import app
+from kvtool.digest import digest
+from kvtool.errors import ArtifactError, ModelError, StoreError, UsageError
+from kvtool.model.chat_template import BETWEEN, document_tokens, prefix_of
+from kvtool.store.manifest import Variant
+
+THREE = ["c.txt", "docs/a.md", "docs/b.md"]
+QUESTION = "How many ships left?"
+
+
+@pytest.fixture(scope="module")
+def lively(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
+    """Weights so large that what stands before a token matters to it."""
+    directory = make_model(tmp_path_factory.mktemp("lively"), num_hidden_layers=3, initializer_range=0.3)
+    return kvtool.load_model(directory, device="cpu")
+
+
+@pytest.fixture
+def made(lively: kvtool.Model, corpus: Path) -> Store:
+    """The corpus, read behind two neighbours."""
+    store = Store(corpus / "made")
+    report = kvtool.prefill(["docs", "c.txt"], model=lively, store=store, neighbours=2)
+    assert sorted(report.expected) == THREE
+    assert report.alone == []
+    return store
+
+
+def files(store: Store) -> dict[str, bytes]:
+    return {str(p.relative_to(store.root)): p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()}
+
+
+def touched(store: Store) -> dict[Path, int]:
+    """When each file and folder was last written to: also by what was written and removed again."""
+    return {
+        p: p.stat().st_mtime_ns for name in ("artifacts", "manifests") for p in (store.root / name).rglob("*")
+    }
+
+
+def turned_back(x: Tensor, by: int, theta: float = 10_000.0) -> Tensor:
+    """[H, T, D] as if ``by`` positions further ahead, channels i and i + D/2 being one complex number."""
+    half = x.shape[-1] // 2
+    pairs = torch.complex(*x.double().split(half, -1))
+    angles = -by * theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    pairs = pairs * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([pairs.real, pairs.imag], -1)
+
+
+def behind(
+    model: kvtool.Model, store: Store, name: str, other: str, tokens: int = 200
+) -> list[tuple[Tensor, Tensor]]:
+    """Each layer's keys and values of ``name`` behind prefix, ``other`` and a gap, by transformers alone, moved back."""
+    prefix, own = (part.token_ids.tolist() for part in store.parts(name))
+    before = [*store.open(other).token_ids.tolist()[:tokens], *document_tokens(model, BETWEEN)]
+    cache = DynamicCache()
+    with torch.no_grad():
+        model.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)
+    n = len(prefix) + len(before)
+    return [
+        (turned_back(layer.keys[0, :, n:], len(before)), layer.values[0, :, n:].double())
+        for layer in cache.layers
+    ]
+
+
+# What it is
+
+
+def test_it_lies_beside_the_exact_one(made: Store, corpus: Path, lively: kvtool.Model) -> None:
+    plain = Store(corpus / "plain")
+    kvtool.prefill(["docs", "c.txt"], model=lively, store=plain)
+    for name, document in made.items():
+        assert document.variants == ["raw", "expected"]
+        assert document.segments[0].variants["raw"] == plain[name].segments[0].variants["raw"]
+        exact, mean = made.open(name), made.open(name, "expected")
+        mean.verify()
+        assert (exact.is_exact, mean.is_exact) == (True, False)
+        assert mean.is_raw
+        assert torch.equal(exact.token_ids, mean.token_ids)
+        assert mean.contents.geometry == exact.contents.geometry
+        assert mean.contents.start == exact.contents.start
+        assert exact.scores == []
+        assert mean.scores == [SPREAD, NEED]
+        assert len(mean.meta["made"]["behind"]) == 2
+        assert mean.meta["source"] == exact.meta["source"]
+
+
+def test_it_is_never_taken_for_the_exact_one(made: Store, lively: kvtool.Model) -> None:
+    for name in THREE:
+        exact, mean = made.open(name), made.open(name, "expected")
+        assert mean.meta["identity"] != exact.meta["identity"]
+        assert made.known()[exact.meta["identity"]].artifact == exact.digest
+    exact, mean = made.open("c.txt"), made.open("c.txt", "expected")
+    made.remove("c.txt")
+    assert made.known()[exact.meta["identity"]].artifact == exact.digest
+    made.discard(Variant(exact.digest, exact.nbytes))
+    assert exact.meta["identity"] not in made.known()
+    # What is left of it does not stand in for what is to be prefilled.
+    report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made)
+    assert report.prefilled == ["c.txt"]
+    assert report.tokens > 0
+    assert made["c.txt"].variants == ["raw"]
+    assert made.open("c.txt").digest == exact.digest
+    assert made.known()[mean.meta["identity"]].artifact == mean.digest
+
+
+def test_the_same_tokens_behind_others_are_another_artifact(made: Store, lively: kvtool.Model) -> None:
+    exact = made.open("c.txt")
+    parts = (lively.fingerprint, exact.meta["prefix"]["digest"], exact.token_ids.tolist())
+    identities = {
+        segment_identity(*parts, made=made)  # type: ignore[arg-type]
+        for made in (
+            None,
+            {"behind": ["0"]},
+            {"behind": ["1"]},
+            {"behind": ["0", "1"]},
+            {"behind": ["1", "0"]},
+        )
+    }
+    assert len(identities) == 5
+
+
+# What is in it
+
+
+def test_behind_one_neighbour_it_is_what_a_prefill_there_gives(
+    lively: kvtool.Model, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(averaged, "NEIGHBOUR_TOKENS", 25)
+    store = Store(corpus / "two")
+    kvtool.prefill(["docs"], model=lively, store=store, neighbours=1)
+    for name, other in (("docs/a.md", "docs/b.md"), ("docs/b.md", "docs/a.md")):
+        mean, exact = store.read(name, "expected"), store.read(name)
+        for n, (keys, values) in enumerate(behind(lively, store, name, other, tokens=25)):
+            torch.testing.assert_close(mean.layers[n].keys.double(), keys, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(mean.layers[n].values.double(), values, atol=1e-5, rtol=1e-4)
+            # At the first layer nothing depends on what stands before; from the second on much does.
+            apart = (mean.layers[n].values - exact.layers[n].values).norm() / exact.layers[n].values.norm()
+            assert apart < 1e-5 if n == 0 else apart > 0.05
+
+
+def test_behind_several_it_is_their_mean_and_says_how_far_they_lie_from_it(
+    made: Store, lively: kvtool.Model
+) -> None:
+    for name in THREE:
+        found = [behind(lively, made, name, other) for other in THREE if other != name]
+        mean = made.open(name, "expected")
+        spread = mean.score(SPREAD)
+        assert spread is not None
+        # Of all layers, as the number is one for all.
+        usual = torch.stack([v.square().sum((0, 2)).mean() for layers in found for _, v in layers]).mean()
+        for n, several in enumerate(zip(*found, strict=True)):
+            layer = mean.layer(n)
+            keys = torch.stack([keys for keys, _ in several])
+            values = torch.stack([values for _, values in several])
+            torch.testing.assert_close(layer.keys.double(), keys.mean(0), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(layer.values.double(), values.mean(0), atol=1e-5, rtol=1e-4)
+            # Of two, the standard deviation is their distance over the square root of two; kept in 8 bits.
+            apart = (values[0] - values[1]).square().sum((0, 2)).div(2)
+            torch.testing.assert_close(spread[n].double(), (apart / usual).sqrt(), atol=2e-3, rtol=0.07)
+
+
+def test_scores_have_a_number_for_each_token(made: Store) -> None:
+    for name in THREE:
+        mean = made.open(name, "expected")
+        n_tokens = len(mean.token_ids)
+        spread, need = mean.score(SPREAD), mean.score(NEED)
+        assert spread is not None
+        assert need is not None
+        assert (spread.shape, need.shape) == ((3, n_tokens), (n_tokens,))
+        assert spread.dtype == need.dtype == torch.float32
+        assert 0.9 < float(need.mean()) < 1.1
+        assert not spread[0].any()
+        assert spread[1:].mean() > 0.01
+        assert made.open(name).score(SPREAD) is None
+
+
+def test_a_single_neighbour_says_nothing_of_how_much_it_matters_which(
+    lively: kvtool.Model, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(corpus / "two")
+    kvtool.prefill(["docs"], model=lively, store=store, neighbours=4)
+    for name in store:
+        assert store.open(name, "expected").scores == []
+    # So that what is recomputed is what the question looks at, as without it.
+    options = {"question": QUESTION, "recompute": 0.2}
+    monkeypatch.setattr(drift, "HALF", math.inf)
+    first, second = (
+        kvtool.blend(store, list(store), lively, policy=policy, **options)  # type: ignore[arg-type]
+        for policy in ("drift", "prophet")
+    )
+    assert first.recomputed > 0
+    for mine, other in zip(first.layers, second.layers, strict=True):
+        assert torch.equal(mine.keys, other.keys)
+        assert torch.equal(mine.values, other.values)
+
+
+def test_neighbours_are_sampled_by_name(made: Store, lively: kvtool.Model, corpus: Path) -> None:
+    store = Store(corpus / "one")
+    kvtool.prefill(["docs", "c.txt"], model=lively, store=store, neighbours=1)
+    for name in THREE:
+        others = [other for other in THREE if other != name]
+        first = min(others, key=lambda other: digest(other.encode()))
+        for n, (keys, _) in enumerate(behind(lively, store, name, first)):
+            torch.testing.assert_close(
+                store.read(name, "expected").layers[n].keys.double(), keys, atol=1e-5, rtol=1e-4
+            )
+
+
+def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model, corpus: Path) -> None:
+    Path("long.md").write_text("\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(3)))
+    store = Store(corpus / "long")
+    report = kvtool.prefill(["long.md", "c.txt"], model=lively, store=store, segment_tokens=40, neighbours=2)
+    assert sorted(report.expected) == ["c.txt", "long.md"]
+    assert len(store["long.md"].segments) == 3
+    (prefix, own) = (part.token_ids.tolist() for part in store.parts("long.md", segment=2))
+    before = [*store.open("c.txt").token_ids.tolist(), *document_tokens(lively, BETWEEN)]
+    cache = DynamicCache()
+    with torch.no_grad():
+        lively.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)
+    for n, layer in enumerate(store.read("long.md", "expected", 2).layers):
+        values = cache.layers[n].values[0, :, len(prefix) + len(before) :]
+        torch.testing.assert_close(layer.values, values, atol=1e-5, rtol=1e-4)
+
+
+# Runs
+
+
+def test_again_is_nothing(made: Store, lively: kvtool.Model) -> None:
+    before, written = files(made), touched(made)
+    report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
+    assert (report.prefilled, report.expected, report.tokens) == ([], [], 0)
+    assert sorted(report.unchanged) == THREE
+    assert files(made) == before
+    assert touched(made) == written
+
+
+def test_what_was_prefilled_without_can_be_read_behind_others_later(
+    made: Store, lively: kvtool.Model, corpus: Path
+) -> None:
+    later = Store(corpus / "later")
+    kvtool.prefill(["docs", "c.txt"], model=lively, store=later)
+    report = kvtool.prefill(["docs", "c.txt"], model=lively, store=later, neighbours=2)
+    assert (report.prefilled, sorted(report.expected)) == ([], THREE)
+    assert files(later) == files(made)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_an_interrupted_run_ends_as_one_that_was_not(lively: kvtool.Model, corpus: Path, after: int) -> None:
+    Path("long.md").write_text("\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(3)))
+    options: dict[str, Any] = {"model": lively, "segment_tokens": 80}
+    names = ["long.md", "docs"]
+    whole, store = Store(corpus / "whole"), Store(corpus / "interrupted")
+    kvtool.prefill(names, store=whole, neighbours=2, **options)
+    assert len(whole["long.md"].segments) == 2
+    kvtool.prefill(names, store=store, **options)
+    calls = iter(range(1, 9))
+
+    def killed(_: object) -> None:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kvtool.prefill(names, store=store, neighbours=2, on_progress=killed, **options)
+    done = [name for name, document in store.items() if "expected" in document.variants]
+    report = kvtool.prefill(names, store=store, neighbours=2, **options)
+    assert sorted([*done, *report.expected]) == sorted(store)
+    assert files(store) == files(whole)
+
+
+def test_a_document_alone_is_reported_until_there_is_another(lively: kvtool.Model, corpus: Path) -> None:
+    store = Store(corpus / "few")
+    report = kvtool.prefill("c.txt", model=lively, store=store, neighbours=2)
+    assert (report.prefilled, report.expected, report.alone) == (["c.txt"], [], ["c.txt"])
+    assert store["c.txt"].variants == ["raw"]
+    report = kvtool.prefill(["c.txt", "docs/a.md"], model=lively, store=store, neighbours=2)
+    assert sorted(report.expected) == ["c.txt", "docs/a.md"]
+    assert report.alone == []
+
+
+def test_what_would_not_fit_behind_any_other_is_alone(tiny: kvtool.Model, corpus: Path) -> None:
+    assert tiny.context == 512
+    Path("long.txt").write_text("All work and no play. " * 19)
+    Path("other.txt").write_text("Another one. " * 20)
+    store = Store(corpus / "long")
+    report = kvtool.prefill(["long.txt", "other.txt"], model=tiny, store=store, neighbours=1)
+    assert (report.expected, report.alone) == (["other.txt"], ["long.txt"])
+
+
+def test_other_prefixes_documents_are_no_neighbours(made: Store, lively: kvtool.Model) -> None:
+    Path("d.txt").write_text("Under a system prompt.\n")
+    report = kvtool.prefill("d.txt", model=lively, store=made, system="Be brief.", neighbours=2)
+    assert (report.expected, report.alone) == ([], ["d.txt"])
+
+
+def test_what_changed_is_read_again(made: Store, lively: kvtool.Model) -> None:
+    before = {name: made[name] for name in THREE}
+    Path("docs/a.md").write_text("# Apples\n\nThe red apple costs four crowns.\n")
+    report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
+    assert report.prefilled == report.expected == ["docs/a.md"]
+    assert made["docs/a.md"].variants == ["raw", "expected"]
+    assert {name for name in THREE if made[name] == before[name]} == {"c.txt", "docs/b.md"}
+
+
+def test_a_missing_one_is_made_again(made: Store, lively: kvtool.Model) -> None:
+    before = files(made)
+    made.discard(made["c.txt"].segments[0].variants["expected"])
+    # Meanwhile a blend takes the cache of the document alone.
+    assert kvtool.blend(made, ["docs/a.md", "c.txt"], lively).layout.variants == ("raw", "raw")
+    report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
+    assert report.expected == ["c.txt"]
+    assert files(made) == before
+
+
+def test_a_model_whose_keys_cannot_be_moved_is_refused(tiny_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=272, n_embd=32, n_layer=2, n_head=2, n_positions=512, eos_token_id=256)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    AutoTokenizer.from_pretrained(tiny_dir).save_pretrained(tmp_path / "gpt2")
+    model = kvtool.load_model(tmp_path / "gpt2", device="cpu")
+    store = Store(corpus / "gpt2-store")
+    with pytest.raises(ModelError, match=r"how gpt2 rotates its keys is not known.*without --neighbours"):
+        kvtool.prefill(["docs"], model=model, store=store, neighbours=1)
+    assert [document.variants for document in store.values()] == [["raw"]] * 2
+
+
+# Compressed
+
+
+def test_compressed_it_keeps_its_scores(made: Store, lively: kvtool.Model) -> None:
+    kvtool.compress(made, recipe="kivi", bits=4)
+    report = kvtool.compress(made, recipe="kivi", bits=4, of="expected")
+    assert (report.variant, report.compressed) == ("kivi-expected", THREE)
+    assert report.raw_nbytes == sum(made.size(name, "expected") for name in THREE)
+    for name in THREE:
+        assert made[name].variants == ["raw", "expected", "kivi", "kivi-expected"]
+        mean, packed = made.open(name, "expected"), made.open(name, "kivi-expected")
+        packed.verify()
+        assert (packed.is_raw, packed.is_exact) == (False, False)
+        assert packed.meta["source"]["raw"] == mean.digest
+        assert packed.meta["made"] == mean.meta["made"]
+        assert packed.scores == mean.scores
+        for score in (SPREAD, NEED):
+            assert torch.equal(packed.score(score), mean.score(score))  # type: ignore[arg-type]
+        lost = packed.layer(2).values - mean.layer(2).values
+        assert 0 < lost.norm() < 0.2 * mean.layer(2).values.norm()
+    layout = lay_out(made, ["c.txt", "docs/a.md"], lively, variant="kivi")
+    assert [segment.artifact.digest for segment in layout.segments[1:]] == [
+        made["c.txt"].segments[0].variants["kivi"].artifact,
+        made["docs/a.md"].segments[0].variants["kivi-expected"].artifact,
+    ]
+    again = kvtool.compress(made, recipe="kivi", bits=4, of="expected")
+    assert (again.compressed, again.unchanged) == ([], THREE)
+
+
+def test_of_what_is_compressed(made: Store, store: Store) -> None:
+    with pytest.raises(UsageError, match=r"^--of kivi: expected raw or expected"):
+        kvtool.compress(made, recipe="kivi", of="kivi")
+    with pytest.raises(UsageError, match=r"^--name expected: is kept for what prefill made"):
+        kvtool.compress(made, recipe="kivi", name="expected")
+    with pytest.raises(
+        StoreError, match=r"c.txt: has no variant 'expected', only raw; prefill with --neighbours"
+    ):
+        kvtool.compress(store, "c.txt", recipe="kivi", of="expected")
+    assert kvtool.compress(made, "c.txt", recipe="kivi", of="expected", name="x").variant == "x-expected"
+    with pytest.raises(UsageError, match=r"^--of expected: .* measured on the raw cache"):
+        kvtool.compress(made, recipe="klt", of="expected", ratio=30)
+
+
+# Made to harm
+
+
+Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
+
+HOSTILE: dict[str, Change] = {
+    "a score it has not": lambda tensors, meta: tensors.pop("scores.need"),
+    "a score it does not name": lambda tensors, meta: meta.update(scores=[SPREAD]),
+    "names none": lambda tensors, meta: meta.pop("scores"),
+    "an unknown score": lambda tensors, meta: meta.update(scores=[SPREAD, NEED, "worth"]),
+    "scores in another order": lambda tensors, meta: meta.update(scores=[NEED, SPREAD]),
+    "scores are a number": lambda tensors, meta: meta.update(scores=7),
+    "scores are text": lambda tensors, meta: meta.update(scores="need"),
+    "scores in lists": lambda tensors, meta: meta.update(scores=[[SPREAD], [NEED]]),
+    "fewer tokens": lambda tensors, meta: tensors.update({"scores.need": tensors["scores.need"][:-1]}),
+    "more layers": lambda tensors, meta: tensors.update(
+        {"scores.spread": torch.cat([tensors["scores.spread"].float()] * 2).to(torch.float8_e4m3fn)}
+    ),
+    "turned round": lambda tensors, meta: tensors.update(
+        {"scores.spread": tensors["scores.spread"].T.contiguous()}
+    ),
+    "floats": lambda tensors, meta: tensors.update({"scores.need": tensors["scores.need"].float()}),
+}
+
+
+@pytest.fixture
+def content(made: Store, lively: kvtool.Model) -> Content:
+    """What an artifact with scores is written from."""
+    mean = made.open("c.txt", "expected")
+    scores = {name: mean.score(name) for name in mean.scores}
+    return raw_content(
+        mean.kv(), lively, prefix_of(lively), mean.meta["source"], made=mean.meta["made"],
+        scores=scores,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def written(content: Content, folder: Path) -> Path:
+    whole, chunks = serialize(content)
+    path = folder / f"{whole}.safetensors"
+    path.write_bytes(b"".join(chunks))
+    return path
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_scores_that_do_not_fit_are_refused(content: Content, tmp_path: Path, change: Change) -> None:
+    tensors, meta = dict(content.tensors), dict(content.meta)
+    change(tensors, meta)
+    path = written(replace(content, tensors=tensors, meta=meta), tmp_path)
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.open(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_written_again_it_is_the_same(content: Content, made: Store, tmp_path: Path) -> None:
+    assert written(content, tmp_path).stem == made.open("c.txt", "expected").digest
+
+
+@pytest.mark.parametrize("name", [SPREAD, NEED])
+def test_a_changed_score_is_refused_when_it_is_read(made: Store, lively: kvtool.Model, name: str) -> None:
+    opened = made.open("c.txt", "expected")
+    data = bytearray(opened.path.read_bytes())
+    data[opened.offsets[f"scores.{name}"]] ^= 1
+    opened.path.write_bytes(data)
+    broken = made.open("c.txt", "expected")
+    with pytest.raises(ArtifactError, match=rf"tensor scores.{name} has changed"):
+        broken.score(name)
+    with pytest.raises(ArtifactError, match=rf"tensor scores.{name} has changed"):
+        broken.verify()
+    asks = {"question": QUESTION} if name == SPREAD else {}
+    with pytest.raises(ArtifactError, match=rf"tensor scores.{name} has changed"):
+        kvtool.blend(made, ["docs/a.md", "c.txt"], lively, **asks)  # type: ignore[arg-type]
+
+
+def test_scores_that_are_no_numbers_say_nothing(
+    content: Content, made: Store, lively: kvtool.Model, tmp_path: Path
+) -> None:
+    tensors = dict(content.tensors)
+    tensors["scores.need"] = torch.full_like(tensors["scores.need"].float(), torch.nan).to(
+        torch.float8_e4m3fn
+    )
+    opened = Artifact.open(written(replace(content, tensors=tensors), tmp_path))
+    assert torch.equal(opened.score(NEED), torch.ones(len(opened.token_ids)))  # type: ignore[arg-type]
+
+
+# Commands
+
+
+@pytest.fixture
+def cli(corpus: Path, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    monkeypatch.setenv("KVTOOL_MODEL", str(lively.directory))
+    monkeypatch.setenv("KVTOOL_DEVICE", "cpu")
+    monkeypatch.setenv("KVTOOL_STORE", "made")
+
+    def cli(*args: str, code: int = 0) -> Any:
+        result = CliRunner().invoke(app, args)
+        assert result.exit_code == code, (args, result.stdout, result.stderr)
+        return result
+
+    return cli
+
+
+def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds: list[int] = []
+    monkeypatch.setattr(
+        "kvtool.model.prefill_speed.remember", lambda fingerprint, tokens, seconds: speeds.append(tokens)
+    )
+    first = json.loads(cli("prefill", "docs", "c.txt", "--neighbours", "2", "--json").stdout)
+    store = Store("made")
+    tokens = sum(document.n_tokens for document in store.values())
+    assert first.keys() == {
+        "store", "model", "dry_run", "prefilled", "unchanged", "expected", "problems", "tokens", "seconds",
+    }  # fmt: skip
+    assert sorted(first["expected"]) == sorted(first["prefilled"]) == THREE
+    assert first["tokens"] == 3 * tokens
+    # What is remembered is how fast documents are read, and not how often.
+    assert speeds == [tokens]
+    again = json.loads(cli("prefill", "docs", "c.txt", "--neighbours", "2", "--json").stdout)
+    assert (again["prefilled"], again["expected"], again["tokens"]) == ([], [], 0)
+    assert speeds == [tokens]
+
+
+def test_prefill_says_so_in_words(cli: Callable[..., Any]) -> None:
+    said = cli("prefill", "c.txt", "--neighbours", "2").stderr
+    assert "c.txt: no other documents to stand behind" in said
+    assert "3 read behind others for blending" in cli("prefill", "docs", "c.txt", "--neighbours", "2").stderr
+
+
+def test_fewer_than_no_neighbours_make_no_sense(cli: Callable[..., Any]) -> None:
+    result = cli("prefill", "docs", "--neighbours", "-1", code=2)
+    assert "neighbours -1: expected at least" in result.stderr
+    assert not Path("made").exists()
+
+
+def test_verify_and_gc_know_them(made: Store, cli: Callable[..., Any]) -> None:
+    kvtool.compress(made, recipe="kivi", of="expected")
+    # Three documents of three variants each, and the prefix.
+    assert json.loads(cli("verify", "--json").stdout) == {"sound": 10, "broken": {}, "removed": []}
+    before = files(made)
+    assert made.collect(dry_run=True) == []
+    cli("gc")
+    assert files(made) == before
+    made.remove("c.txt")
+    assert len(made.collect()) == 3
+
+
+def test_verify_takes_a_broken_one_out_and_prefill_makes_it_again(
+    made: Store, cli: Callable[..., Any]
+) -> None:
+    path = made.open("c.txt", "expected").path
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert "1 are not, 1 removed" in cli("verify", "--remove", code=4).stderr
+    assert not path.exists()
+    cli("prefill", "docs", "c.txt", "--neighbours", "2")
+    assert path.read_bytes() == data
+    cli("verify")

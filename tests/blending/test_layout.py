@@ -1,0 +1,309 @@
+"""What stands where: order, repetitions, text between, variants, and which tokens' caches are right for their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import kvtool
+from kvtool import Store
+from kvtool.blending.layout import Cached, Layout, Text, chosen_document, lay_out
+from kvtool.errors import MismatchError, StoreError, UsageError
+
+Make = Callable[..., Store]
+
+
+def ids(store: Store, name: str, segment: int = 0) -> list[int]:
+    return store.open(name, segment=segment).token_ids.tolist()
+
+
+def prefix_ids(store: Store, name: str = "a.txt") -> list[int]:
+    return store.parts(name)[0].token_ids.tolist()
+
+
+def variants(store: Store, layout: Layout) -> list[str]:
+    """Of each segment behind the prefix."""
+    names = {
+        variant.artifact: name
+        for document in store.values()
+        for segment in document.segments
+        for name, variant in segment.variants.items()
+    }
+    return [names[segment.artifact.digest] for segment in layout.segments if segment.start]
+
+
+def spans(mask: object) -> list[tuple[int, int]]:
+    """The runs of True, as (start, stop)."""
+    flags = [False, *mask.tolist(), False]  # type: ignore[attr-defined]
+    edges = [n for n in range(len(flags) - 1) if flags[n] != flags[n + 1]]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+# Order
+
+
+def test_one_behind_the_other_in_the_order_given_after_one_prefix(
+    documents: Store, lively: kvtool.Model
+) -> None:
+    prefix, a, b = prefix_ids(documents), ids(documents, "a.txt"), ids(documents, "b.txt")
+    assert len(prefix) > 1
+    for names, expected in ((["a.txt", "b.txt"], a + b), (["b.txt", "a.txt"], b + a)):
+        layout = lay_out(documents, names, lively)
+        assert layout.token_ids.tolist() == prefix + expected
+        assert [segment.document for segment in layout.segments] == ["the prefix", *names]
+        assert layout.prefix_tokens == len(prefix)
+        assert layout.n_document_tokens == len(a) + len(b)
+        assert layout.documents == tuple(dict.fromkeys(names))
+        assert layout.cached.all()
+
+
+def test_how_far_each_is_moved(documents: Store, lively: kvtool.Model) -> None:
+    layout = lay_out(documents, ["b.txt", "a.txt", "b.txt"], lively)
+    n_a, n_b = len(ids(documents, "a.txt")), len(ids(documents, "b.txt"))
+    assert [segment.moved for segment in layout.segments] == [0, 0, n_b, n_b + n_a]
+    assert [segment.start for segment in layout.segments[1:]] == [
+        layout.prefix_tokens + n for n in (0, n_b, n_b + n_a)
+    ]
+    assert layout.segments[-1].stop == len(layout.token_ids)
+
+
+def test_a_document_may_stand_there_twice(documents: Store, lively: kvtool.Model) -> None:
+    layout = lay_out(documents, ["a.txt", "a.txt"], lively)
+    assert layout.token_ids.tolist() == prefix_ids(documents) + 2 * ids(documents, "a.txt")
+    n = layout.prefix_tokens + len(ids(documents, "a.txt"))
+    assert spans(layout.exact) == [(0, n)]
+    assert layout.documents == ("a.txt",)
+
+
+def test_a_name_alone_is_a_list_of_one(documents: Store, lively: kvtool.Model) -> None:
+    for part in ("a.txt", Cached("a.txt"), ["a.txt"], iter(["a.txt"])):
+        layout = lay_out(documents, part, lively)  # type: ignore[arg-type]
+        assert layout.token_ids.tolist() == prefix_ids(documents) + ids(documents, "a.txt")
+        assert layout.exact.all()
+
+
+def test_without_a_prefix(lively: kvtool.Model, prefill_texts: Make) -> None:
+    store = prefill_texts(lively, system=None, no_prefix=True)
+    layout = lay_out(store, ["b.txt", "a.txt"], lively)
+    assert layout.prefix_tokens == 0
+    assert layout.token_ids.tolist() == ids(store, "b.txt") + ids(store, "a.txt")
+    assert spans(layout.exact) == [(0, len(ids(store, "b.txt")))]
+
+
+# Text
+
+
+def test_text_between_has_no_cache(documents: Store, lively: kvtool.Model) -> None:
+    layout = lay_out(documents, ["a.txt", "b.txt", "c@home.txt"], lively, between=" … ")
+    gap = lively.tokenizer(" … ").input_ids
+    prefix, a, b, c = (
+        prefix_ids(documents),
+        *(ids(documents, name) for name in ("a.txt", "b.txt", "c@home.txt")),
+    )
+    assert layout.token_ids.tolist() == prefix + a + gap + b + gap + c
+    first = len(prefix + a)
+    second = first + len(gap + b)
+    assert spans(~layout.cached) == [(first, first + len(gap)), (second, second + len(gap))]
+    assert layout.n_document_tokens == len(a + gap + b + gap + c)
+
+
+def test_text_before_a_document_leaves_nothing_behind_it_exact(
+    documents: Store, lively: kvtool.Model
+) -> None:
+    layout = lay_out(documents, [Text("Read this: "), "a.txt"], lively)
+    n = layout.prefix_tokens
+    first = lively.tokenizer("Read this: ").input_ids
+    assert layout.token_ids.tolist() == [*prefix_ids(documents), *first, *ids(documents, "a.txt")]
+    assert spans(layout.exact) == [(0, n)]
+    assert spans(~layout.cached) == [(n, n + len(first))]
+
+
+def test_text_behind_a_document_leaves_it_exact(documents: Store, lively: kvtool.Model) -> None:
+    layout = lay_out(documents, ["a.txt", Text(" So it is.")], lively)
+    n = layout.prefix_tokens + len(ids(documents, "a.txt"))
+    assert spans(layout.exact) == [(0, n)]
+    assert len(layout.token_ids) == n + len(" So it is.")
+
+
+def test_a_special_token_in_a_text_is_text(documents: Store, lively: kvtool.Model) -> None:
+    layout = lay_out(documents, ["a.txt", Text("<|end|>")], lively)
+    assert 256 not in layout.token_ids[layout.prefix_tokens :].tolist()
+    assert lively.tokenizer.decode(layout.token_ids[-7:]) == "<|end|>"
+
+
+# Segments
+
+
+def test_a_long_document_stands_there_with_all_its_segments(
+    documents: Store, lively: kvtool.Model, texts: dict[str, str]
+) -> None:
+    n = len(documents["long.txt"].segments)
+    assert n == 3
+    layout = lay_out(documents, "long.txt", lively, between="\n---\n")
+    assert [segment.document for segment in layout.segments] == ["the prefix", *["long.txt"] * n]
+    assert lively.tokenizer.decode(layout.token_ids[layout.prefix_tokens :]) == texts["long.txt"]
+    # What was split continues without the text that stands between documents.
+    assert layout.cached.all()
+    first = layout.prefix_tokens + len(ids(documents, "long.txt"))
+    assert spans(layout.exact) == [(0, first)]
+    assert not any(segment.moved for segment in layout.segments[:2])
+
+
+def test_one_segment_alone_is_exact_wherever_it_was_in_its_document(
+    documents: Store, lively: kvtool.Model
+) -> None:
+    layout = lay_out(documents, Cached("long.txt", segment=2), lively)
+    assert layout.token_ids.tolist() == prefix_ids(documents) + ids(documents, "long.txt", 2)
+    assert layout.exact.all()
+
+
+def test_segments_in_any_order(documents: Store, lively: kvtool.Model) -> None:
+    parts = [Cached("long.txt", segment=2), "a.txt", Cached("long.txt", segment=0)]
+    layout = lay_out(documents, parts, lively)
+    assert layout.token_ids.tolist() == (
+        prefix_ids(documents)
+        + ids(documents, "long.txt", 2)
+        + ids(documents, "a.txt")
+        + ids(documents, "long.txt", 0)
+    )
+
+
+# Variants
+
+
+def test_the_variant_is_that_of_documents_that_name_none(documents: Store, lively: kvtool.Model) -> None:
+    parts = ["a.txt", Cached("b.txt", "raw"), Cached("long.txt", segment=1)]
+    layout = lay_out(documents, parts, lively, variant="kivi")
+    assert variants(documents, layout) == ["kivi", "raw", "kivi"]
+    # A compressed cache stands for what it was made from.
+    assert spans(layout.exact) == [(0, layout.segments[1].stop)]
+
+
+def test_behind_other_text_what_was_made_for_it_is_taken(prepared: Store, lively: kvtool.Model) -> None:
+    layout = lay_out(prepared, ["a.txt", "b.txt", "long.txt"], lively)
+    assert variants(prepared, layout) == ["raw", *["expected"] * 4]
+    layout = lay_out(prepared, "long.txt", lively)
+    assert variants(prepared, layout) == ["raw", "expected", "expected"]
+    layout = lay_out(prepared, ["a.txt", "b.txt"], lively, variant="kivi")
+    assert variants(prepared, layout) == ["kivi", "kivi-expected"]
+    layout = lay_out(prepared, [Text("See: "), "b.txt"], lively)
+    assert variants(prepared, layout) == ["expected"]
+
+
+def test_a_variant_that_is_named_is_what_is_taken(prepared: Store, lively: kvtool.Model) -> None:
+    parts = [Cached("a.txt", "expected"), Cached("b.txt", "raw"), "c@home.txt"]
+    layout = lay_out(prepared, parts, lively)
+    assert variants(prepared, layout) == ["expected", "raw", "expected"]
+
+
+def test_what_was_made_for_blending_is_exact_nowhere(prepared: Store, lively: kvtool.Model) -> None:
+    for variant in ("expected", "kivi-expected"):
+        layout = lay_out(prepared, Cached("a.txt", variant), lively)
+        assert not layout.segments[1].moved
+        assert spans(layout.exact) == [(0, layout.prefix_tokens)]
+        behind = lay_out(prepared, [Cached("a.txt", variant), Cached("b.txt", "raw")], lively)
+        assert spans(behind.exact) == [(0, layout.prefix_tokens)]
+
+
+# What cannot be laid out
+
+
+@pytest.mark.parametrize("parts", [[], [Text("words alone")]], ids=str)
+def test_no_document(documents: Store, lively: kvtool.Model, parts: list[Text]) -> None:
+    with pytest.raises(UsageError, match=r"^no document to blend: name at least one .*kvtool ls"):
+        lay_out(documents, parts, lively)
+    with pytest.raises(UsageError, match="no document to blend"):
+        kvtool.blend(documents, parts, lively)
+
+
+def test_an_unknown_document_suggests_near_names(documents: Store, lively: kvtool.Model) -> None:
+    with pytest.raises(StoreError, match=r"^a.text: is not in the store .*did you mean a.txt"):
+        kvtool.blend(documents, ["b.txt", "a.text"], lively)
+
+
+def test_a_missing_variant_says_how_it_is_made(documents: Store, lively: kvtool.Model) -> None:
+    for part, says in (
+        (
+            Cached("b.txt", "klt"),
+            r"b.txt: has no variant 'klt', only kivi, raw; run kvtool compress b.txt --recipe klt$",
+        ),
+        (Cached("b.txt", "expected"), r"no variant 'expected'.*; prefill with --neighbours$"),
+        (Cached("b.txt", "klt-expected"), r"run kvtool compress b.txt --recipe klt --of expected$"),
+        (Cached("long.txt", segment=3), r"long.txt: has no segment 3; it has 3, counted from 0"),
+    ):
+        with pytest.raises(StoreError, match=says):
+            lay_out(documents, ["a.txt", part], lively)
+
+
+def test_documents_under_different_prefixes_are_refused(
+    lively: kvtool.Model, copied: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text("Prefilled under no system prompt.\n")
+    kvtool.prefill([tmp_path / "other.txt"], model=lively, store=copied)
+    here, there = copied["a.txt"].prefix, copied["other.txt"].prefix
+    with pytest.raises(MismatchError) as caught:
+        lay_out(copied, ["a.txt", "other.txt"], lively)
+    assert str(caught.value) == (
+        f"other.txt: was prefilled under another prefix ({there['tokens']} tokens, digest {there['digest'][:12]}…) than "
+        f"a.txt ({here['tokens']} tokens, {here['digest'][:12]}…); prefill both under the same"
+    )
+    lay_out(copied, ["other.txt", "other.txt"], lively)
+
+
+def test_a_prefix_that_is_not_the_documents_own_is_refused(
+    lively: kvtool.Model, copied: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text("Prefilled under no system prompt.\n")
+    kvtool.prefill([tmp_path / "other.txt"], model=lively, store=copied)
+    for artifact in (copied["other.txt"].prefix_artifact, None):
+        copied.commit(replace(copied["a.txt"], prefix_artifact=artifact))
+        with pytest.raises(MismatchError, match=r"^a.txt: the store has another prefix.*--replace"):
+            lay_out(copied, ["a.txt", "b.txt"], lively)
+
+
+def test_another_models_documents_are_refused(
+    documents: Store, tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    other = kvtool.load_model(make_model(tmp_path / "other", seed=1, num_hidden_layers=4), device="cpu")
+    with pytest.raises(MismatchError, match=r"was made by another model: its weights is"):
+        kvtool.blend(documents, ["a.txt", "b.txt"], other)
+
+
+def test_more_than_the_context_is_refused(documents: Store, lively: kvtool.Model) -> None:
+    n, prefix = len(ids(documents, "a.txt")), len(prefix_ids(documents))
+    most = (lively.context - 1 - prefix) // n
+    assert len(lay_out(documents, ["a.txt"] * most, lively).token_ids) < lively.context
+    total = f"{prefix + n * (most + 1):,}"
+    with pytest.raises(
+        UsageError, match=rf"^a.txt: together they are {total} tokens long, .* context of 1,024"
+    ):
+        lay_out(documents, ["a.txt"] * (most + 1), lively)
+
+
+# NAME@VARIANT
+
+
+def test_a_name_may_be_given_with_a_variant(documents: Store) -> None:
+    assert chosen_document(documents, "a.txt") == Cached("a.txt")
+    assert chosen_document(documents, "a.txt@kivi") == Cached("a.txt", "kivi")
+    assert chosen_document(documents, "long.txt@kivi", 1) == Cached("long.txt", "kivi", 1)
+
+
+def test_a_name_with_an_at_sign_is_a_name(documents: Store) -> None:
+    assert chosen_document(documents, "c@home.txt") == Cached("c@home.txt")
+    assert chosen_document(documents, "c@home.txt@kivi") == Cached("c@home.txt", "kivi")
+
+
+def test_a_document_comes_before_a_variant_of_another(copied: Store) -> None:
+    copied.commit(replace(copied["a.txt"], name="a.txt@kivi"))
+    assert chosen_document(copied, "a.txt@kivi") == Cached("a.txt@kivi")
+    assert chosen_document(copied, "a.txt@raw") == Cached("a.txt", "raw")
+
+
+@pytest.mark.parametrize("text", ["a.text", "a.text@kivi"])
+def test_a_name_that_is_not_there_suggests_near_ones(documents: Store, text: str) -> None:
+    with pytest.raises(StoreError, match=rf"^{text}: is not in the store .*did you mean.*a.txt"):
+        chosen_document(documents, text)

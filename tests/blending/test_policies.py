@@ -1,0 +1,288 @@
+"""Each policy scores what it says, against what is computed here in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+
+import kvtool
+from kvtool import Store
+from kvtool.artifact.scores import NEED, SPREAD
+from kvtool.blending.blend import How
+from kvtool.blending.layout import Text
+from kvtool.blending.policies import POLICIES, policy_of
+from kvtool.blending.policy_inputs import Known
+from kvtool.errors import UsageError
+
+THREE = ["a.txt", "b.txt", "c@home.txt"]
+QUESTION = "How many ships are in the harbour?"
+MEASURED = {"cacheblend": "values", "cacheblend-keys": "keys"}
+
+KnownOf = Callable[..., Known]
+
+
+def chosen(known: Known, policy: str) -> list[int]:
+    """The tokens that a blend would run again, ascending."""
+    scores = torch.where(known.candidates, POLICIES[policy].score(known), -torch.inf)
+    return scores.topk(known.budget).indices.sort().values.tolist()
+
+
+def as_cached(known: Known) -> DynamicCache:
+    """A transformers cache of what is cached, copied."""
+    cache = DynamicCache()
+    for n, layer in enumerate(known.cache.layers):
+        cache.update(layer.keys.clone(), layer.values.clone(), n)
+    return cache
+
+
+@pytest.fixture
+def stand_in() -> SimpleNamespace:
+    """Twenty tokens, of which 4 to 9 and 12 to 19 may be chosen, in two segments."""
+    candidates = torch.zeros(20, dtype=torch.bool)
+    candidates[4:10] = candidates[12:] = True
+    segments = [SimpleNamespace(start=4, stop=10), SimpleNamespace(start=12, stop=20)]
+    layout = SimpleNamespace(segments=segments, cached=torch.ones(20, dtype=torch.bool))
+    return SimpleNamespace(candidates=candidates, layout=layout, budget=4, questions=[])
+
+
+# Those that look at no keys and values
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(1, [4]), (2, [4, 19]), (3, [4, 12, 19]), (14, [*range(4, 10), *range(12, 20)])],
+)
+def test_even_is_evenly_spaced_over_the_candidates(stand_in: Any, budget: int, expected: list[int]) -> None:
+    stand_in.budget = budget
+    assert chosen(stand_in, "even") == expected
+
+
+@pytest.mark.parametrize("budget", range(1, 15))
+def test_even_chooses_as_many_as_it_may(stand_in: Any, budget: int) -> None:
+    stand_in.budget = budget
+    scores = POLICIES["even"].score(stand_in)
+    assert int((scores > 0).sum()) == budget
+    assert not scores[~stand_in.candidates].any()
+
+
+@pytest.mark.parametrize("budget", [2, 4, 8])
+def test_legolink_takes_as_many_first_tokens_of_each_segment(stand_in: Any, budget: int) -> None:
+    stand_in.budget = budget
+    n = budget // 2
+    assert chosen(stand_in, "legolink") == [*range(4, 4 + n), *range(12, 12 + n)]
+
+
+# CacheBlend
+
+
+def test_cacheblend_scores_how_far_the_second_layer_is_from_a_full_prefills(
+    documents: Store, lively: kvtool.Model, known_of: KnownOf
+) -> None:
+    """All candidates are compared behind what is exact, so that what is computed there is what a full prefill gives."""
+    parts = ["a.txt", Text(" and "), "b.txt", "c@home.txt"]
+    full = DynamicCache()
+    known = known_of(documents, parts, lively)
+    with torch.no_grad():
+        lively.model(known.layout.token_ids[None], past_key_values=full)
+    for policy, side in MEASURED.items():
+        known = known_of(documents, parts, lively)
+        held = getattr(known.cache.layers[1], side)[0].clone()
+        scores = POLICIES[policy].score(known)
+        apart = (getattr(full.layers[1], side)[0] - held).square().sum((0, 2))
+        expected = apart[known.candidates] / apart[known.candidates].max()
+        torch.testing.assert_close(scores[known.candidates] - 1, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("policy", "side"), MEASURED.items())
+def test_cacheblend_picks_the_token_whose_cache_is_wrong(
+    documents: Store, lively: kvtool.Model, known_of: KnownOf, policy: str, side: str
+) -> None:
+    for token in (-1, -40):
+        known = known_of(documents, THREE, lively, budget=1)
+        place = len(known.layout.token_ids) + token
+        getattr(known.cache.layers[1], side)[0, :, place] += 50.0
+        assert chosen(known, policy) == [place]
+        # The layer's other side is not what is compared.
+        other = next(name for name, measured in MEASURED.items() if measured != side)
+        known = known_of(documents, THREE, lively, budget=1)
+        sound = chosen(known, other)
+        known = known_of(documents, THREE, lively, budget=1)
+        getattr(known.cache.layers[1], side)[0, :, place] += 50.0
+        assert chosen(known, other) == sound
+
+
+def test_gradual_leaves_fewer_at_each_layer(
+    documents: Store, lively: kvtool.Model, known_of: KnownOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = known_of(documents, ["a.txt", Text("; "), "b.txt", "c@home.txt"], lively, budget=10)
+    looked: list[tuple[int, Tensor]] = []
+    real = Known.refreshed
+
+    def note(self: Known, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        looked.append((layer, tokens))
+        return real(self, layer, tokens)
+
+    monkeypatch.setattr(Known, "refreshed", note)
+    scores = POLICIES["cacheblend-gradual"].score(known)
+    fresh = (~known.layout.cached).nonzero()[:, 0].tolist()
+    compared = [sorted(set(tokens.tolist()) - set(fresh)) for _, tokens in looked]
+    assert [layer for layer, _ in looked] == [1, 2, 3]
+    assert [len(tokens) for tokens in compared] == [int(known.candidates.sum()), 20, 15]
+    assert all(set(fresh) <= set(tokens.tolist()) for _, tokens in looked)
+    assert set(compared[2]) < set(compared[1]) < set(compared[0])
+    assert set(compared[0]) == set(known.candidates.nonzero()[:, 0].tolist())
+    # What was left out earlier scores less, whatever it scored there.
+    assert scores[compared[2]].min() >= 3 > scores[compared[1]].sort().values[4]
+    assert set(scores.topk(10).indices.tolist()) <= set(compared[2])
+
+
+def test_gradual_compares_no_others_even_where_nothing_differs(stand_in: Any) -> None:
+    looked: list[list[int]] = []
+
+    def refreshed(layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        looked.append(tokens.tolist())
+        return torch.zeros(len(tokens)), torch.zeros(len(tokens))
+
+    stand_in.refreshed, stand_in.cache = refreshed, SimpleNamespace(layers=[None] * 9)
+    POLICIES["cacheblend-gradual"].score(stand_in)
+    candidates = set(stand_in.candidates.nonzero()[:, 0].tolist())
+    assert [len(tokens) for tokens in looked] == [14, 8, 6]
+    assert all(set(tokens) <= candidates for tokens in looked)
+
+
+def test_gradual_of_a_model_with_two_layers_compares_at_the_second(stand_in: Any) -> None:
+    looked: list[int] = []
+
+    def refreshed(layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        looked.append(layer)
+        return torch.zeros(len(tokens)), tokens.float()
+
+    stand_in.refreshed, stand_in.cache = refreshed, SimpleNamespace(layers=[None, None])
+    assert chosen(stand_in, "cacheblend-gradual") == [16, 17, 18, 19]
+    assert looked == [1]
+
+
+# Those that look at the question's attention
+
+
+def test_prophet_scores_where_the_question_looks(
+    documents: Store, lively: kvtool.Model, known_of: KnownOf
+) -> None:
+    """Against the weights that transformers' eager attention says."""
+    eager = AutoModelForCausalLM.from_pretrained(lively.directory, attn_implementation="eager")
+    known = known_of(documents, THREE, lively, question=QUESTION)
+    n, (asked,) = len(known.layout.token_ids), known.questions
+    with torch.no_grad():
+        out = eager(asked[None], past_key_values=as_cached(known), output_attentions=True)
+    weights = torch.stack([layer[0, :, :, :n] for layer in out.attentions]).mean(2)
+    torch.testing.assert_close(known.attention, weights, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(POLICIES["prophet"].score(known), weights.mean((0, 1)), atol=1e-6, rtol=1e-4)
+    # The look leaves nothing behind.
+    assert known.cache.get_seq_length() == n
+
+
+def test_drift_multiplies_attention_by_spread_layer_by_layer(
+    prepared: Store, lively: kvtool.Model, known_of: KnownOf
+) -> None:
+    known = known_of(prepared, THREE, lively, question=QUESTION)
+    scores = POLICIES["drift"].score(known)
+    attention = known.attention.mean(1)
+    for segment in known.layout.segments[2:]:
+        spread = segment.artifact.score(SPREAD)
+        assert spread is not None
+        own = slice(segment.start, segment.stop)
+        assert spread.shape == (4, segment.stop - segment.start)
+        torch.testing.assert_close(scores[own], (attention[:, own] * spread).mean(0))
+    assert chosen(known, "drift") != chosen(known, "prophet")
+
+
+def test_what_no_segment_says_is_the_mean_of_what_others_say(
+    prepared: Store, lively: kvtool.Model, known_of: KnownOf
+) -> None:
+    known = known_of(prepared, THREE, lively)
+    for name in (SPREAD, NEED):
+        scores = known.scored(name)
+        assert scores is not None
+        told = [segment.artifact.score(name) for segment in known.layout.segments[2:]]
+        # Layer by layer, since a score is much smaller in some.
+        mean = torch.cat([score for score in told if score is not None], -1).mean(-1, keepdim=True)
+        # Neither the prefix nor the first document has been scored: their caches are exact.
+        torch.testing.assert_close(
+            scores[..., : known.layout.segments[2].start],
+            mean.expand_as(scores[..., : known.layout.segments[2].start]),
+        )
+
+
+def test_drift_falls_back(documents: Store, prepared: Store, lively: kvtool.Model, known_of: KnownOf) -> None:
+    asked, unasked = {"question": QUESTION}, {}
+    plain = known_of(documents, THREE, lively, **asked)
+    torch.testing.assert_close(POLICIES["drift"].score(plain), plain.attention.mean((0, 1)))
+    known = known_of(prepared, THREE, lively, **unasked)
+    need = known.scored(NEED)
+    assert need is not None
+    assert torch.equal(POLICIES["drift"].score(known), need)
+    plain = known_of(documents, THREE, lively, **unasked)
+    assert torch.equal(POLICIES["drift"].score(plain), POLICIES["legolink"].score(plain))
+
+
+@pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.share is None])
+def test_text_that_is_not_computed_yet_tells_nothing(
+    documents: Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """Whatever the memory held before that the cache lies in."""
+    empty, made = torch.empty, []
+    for fill in (float("nan"), 1e4, 0.0):
+
+        def dirty(*args: Any, fill: float = fill, **options: Any) -> Tensor:
+            tensor = empty(*args, **options)
+            return tensor.fill_(fill) if tensor.dtype == torch.float32 else tensor
+
+        monkeypatch.setattr(torch, "empty", dirty)
+        made.append(
+            kvtool.blend(
+                documents, THREE, lively, between="\n\n", policy=policy, recompute=0.1, question=QUESTION
+            )
+        )
+    for cache in made:
+        for mine, first in zip(cache.layers, made[0].layers, strict=True):
+            assert mine.keys.isfinite().all()
+            assert torch.equal(mine.keys, first.keys)
+            assert torch.equal(mine.values, first.values)
+
+
+# Names
+
+
+def test_an_unknown_policy_suggests_near_names(documents: Store, lively: kvtool.Model) -> None:
+    with pytest.raises(
+        UsageError, match=r"^policy 'cacheblends': did you mean cacheblend or cacheblend-keys\?"
+    ):
+        policy_of("cacheblends")
+    with pytest.raises(UsageError, match=r"^policy 'xyz': expected one of none, all, even, .*, drift$"):
+        kvtool.blend(documents, THREE, lively, policy="xyz")
+
+
+def test_a_policy_that_asks_wants_a_question(documents: Store, lively: kvtool.Model) -> None:
+    with pytest.raises(UsageError, match=r"^policy 'prophet': needs the question that is going to be asked"):
+        kvtool.blend(documents, THREE, lively, policy="prophet")
+    cache = kvtool.blend(documents, THREE, lively, policy="prophet", recompute=0)
+    assert cache.recomputed == 0
+
+
+@pytest.mark.parametrize("recompute", [-0.1, 1.1, float("nan"), "0.2", None], ids=str)
+def test_a_share_is_from_0_to_1(recompute: Any) -> None:
+    with pytest.raises(
+        UsageError, match=r"^recompute .*: expected a share of the documents' tokens, from 0 to 1"
+    ):
+        How(recompute)
+
+
+@pytest.mark.parametrize(("policy", "share"), [("none", 0.0), ("all", 1.0), ("even", 0.3)])
+def test_some_policies_say_the_share_themselves(policy: str, share: float) -> None:
+    assert How(0.3, policy).recompute == share

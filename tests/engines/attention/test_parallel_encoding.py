@@ -1,0 +1,201 @@
+"""Adaptive parallel encoding: its formula, over every family whose attention is plain, and a model left as it was."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers as t
+
+import kvtool
+from kvtool.ask import ask, generate
+from kvtool.blending.blend import How
+from kvtool.engines.attention.parallel_encoding import attend, reading
+from kvtool.engines.attention.softmax_check import is_plain
+from kvtool.engines.batching.generate_many import answer_each, ends, follow
+from kvtool.engines.cache import DocumentCache, Parallel
+from kvtool.errors import ModelError
+
+TEXTS = {
+    "a.txt": "The harbour lies to the north of the town, and seven ships are in it today.",
+    "b.txt": "A loaf of rye bread costs three crowns.",
+    "c.txt": "Keys and values of every token are kept, layer by layer, head by head.",
+}
+QUESTION = list(b"How many ships are in the harbour?")
+SINKS = {"gpt-oss"}
+
+BOUND = 1e-5
+"""Largest difference in float32, relative to the largest element of the tensor."""
+
+
+@pytest.fixture(scope="module")
+def store(family, tmp_path_factory) -> kvtool.Store:
+    folder = tmp_path_factory.mktemp("documents")
+    for name, text in TEXTS.items():
+        (folder / name).write_text(text)
+    store = kvtool.Store(folder / "store")
+    kvtool.prefill([folder / name for name in TEXTS], model=family, store=store)
+    return store
+
+
+@pytest.fixture
+def plain(request, family) -> kvtool.Model:
+    if request.node.callspec.params["family"] in SINKS:
+        pytest.skip("is refused")
+    return family
+
+
+@pytest.fixture
+def cache(plain, store) -> DocumentCache:
+    return kvtool.blend(store, list(store), plain, policy="ape")
+
+
+def far(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def read_as(cache: DocumentCache, **changes: float) -> DocumentCache:
+    other = copy.deepcopy(cache)
+    other.parallel = replace(cache.parallel, **changes)
+    return other
+
+
+def test_without_temperature_and_scale_it_is_plain_attention(plain, cache):
+    adapted = follow(plain, cache, QUESTION)
+    same = follow(plain, read_as(cache, temperature=1.0, scale=1.0), QUESTION)
+    cache.parallel = None
+    expected = follow(plain, cache, QUESTION)
+    assert far(same, expected) < BOUND
+    assert far(adapted, expected) > 100 * BOUND
+
+
+def test_attention_is_the_papers():
+    """Two attentions, put together by what each sums up to, query by query."""
+    rng = np.random.default_rng(0)
+    heads, group, n, looking, size = 2, 3, 30, 7, 4
+    query = rng.normal(size=(heads * group, looking, size)).astype(np.float32)
+    key, value = (rng.normal(size=(heads, n, size)).astype(np.float32) for _ in range(2))
+    seen = np.tril(np.ones((looking, n), bool), n - looking)
+    seen[-1, :21] = False  # a window that no document is in
+    parallel, documents = Parallel(0.8, 0.7, prefix_tokens=5), range(5, 21)
+    expected = np.zeros((looking, heads * group, size))
+    for head in range(heads * group):
+        for place in range(looking):
+            k, v = key[head // group], value[head // group]
+            scores = k @ query[head, place] * 0.5
+            inside = [i for i in documents if seen[place, i]]
+            outside = [i for i in range(n) if seen[place, i] and i not in documents]
+            of_others = np.exp(scores[outside])
+            others = of_others @ v[outside] / of_others.sum()
+            if not inside:
+                expected[place, head] = others
+                continue
+            of_documents = np.exp(scores[inside] / 0.8)
+            within = of_documents @ v[inside] / of_documents.sum()
+            a, b = of_documents.sum() ** (0.7 * 0.8), of_others.sum()
+            expected[place, head] = (a * within + b * others) / (a + b)
+    found = attend(
+        *(torch.tensor(x)[None] for x in (query, key, value)),
+        torch.tensor(seen)[None, None],
+        0.5,
+        parallel,
+        slice(5, 21),
+    )
+    assert far(found[0], torch.tensor(expected, dtype=torch.float32)) < BOUND
+
+
+def test_few_queries_at_a_time(plain, cache, monkeypatch):
+    expected = follow(plain, cache, QUESTION)
+    monkeypatch.setattr("kvtool.engines.attention.capture.SCORES", 5 * cache.get_seq_length())
+    assert far(follow(plain, cache, QUESTION), expected) < BOUND
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-neox", "deepseek-v3"], indirect=True)
+def test_places_are_the_papers(family, store, cache):
+    """As if each document had been left where it was prefilled, and the question stood behind the longest."""
+    alone = [store.load(name, family) for name in store]
+    prefix = cache.parallel.prefix_tokens
+    whole = copy.deepcopy(cache)
+    for layer, *others in zip(whole.layers, *[each.layers for each in alone], strict=True):
+        for side in ("keys", "values"):
+            first, *rest = (getattr(other, side) for other in others)
+            setattr(layer, side, torch.cat([first, *[each[:, :, prefix:] for each in rest]], 2))
+    longest = max(each.get_seq_length() for each in alone)
+    assert whole.get_seq_length() == cache.get_seq_length() > longest
+    expected = follow(family, whole, QUESTION, position=longest)
+    assert far(follow(family, cache, QUESTION), expected) < 10 * BOUND
+
+
+def test_generate_reads_it_too(plain, cache):
+    """generate, with transformers' own masks, says what is said in one pass for several, and with beams it runs."""
+    (alone,) = answer_each(plain, cache, [QUESTION], [8])
+    ids = [*cache.token_ids.tolist(), *QUESTION]
+    said = generate(plain, ids, copy.deepcopy(cache), max_tokens=8)
+    assert [token for token in said if token not in ends(plain)] == alone
+    beams = copy.deepcopy(cache)
+    beams.batch_repeat_interleave(2)
+    options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 2}
+    with reading(plain, beams):
+        found = plain.model.generate(torch.tensor([ids]), past_key_values=beams, **options)
+    assert found[0, -1] == said[0]
+
+
+def test_a_cache_that_was_cropped(plain, cache):
+    """What is fed behind it is not of the documents, though it stands where they were."""
+    cache.crop(-9)
+    again = follow(plain, cache, QUESTION)
+    documents = slice(cache.parallel.prefix_tokens, cache.get_seq_length())
+    whole = read_as(cache, temperature=1.0, scale=1.0)
+    assert documents.stop == len(cache.token_ids)
+    assert far(again, follow(plain, whole, QUESTION)) > 100 * BOUND
+    cache.crop(-(documents.stop - documents.start))
+    whole.crop(-(documents.stop - documents.start))
+    assert far(follow(plain, cache, QUESTION), follow(plain, whole, QUESTION)) < BOUND
+
+
+def test_the_model_is_as_it_was(plain, cache):
+    before = plain.model.config._attn_implementation
+
+    def read() -> None:
+        with reading(plain, cache):
+            assert plain.model.config._attn_implementation != before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read()
+    assert plain.model.config._attn_implementation == before
+    cache.parallel = None
+    with reading(plain, cache), reading(plain, None):
+        assert plain.model.config._attn_implementation == before
+
+
+def test_a_question_is_asked(plain, store):
+    answer = ask("Why?", documents=list(store), model=plain, store=store, how=How(policy="ape"), max_tokens=3)
+    assert answer.recomputed_tokens == 2 * len("\n\n")
+    assert 0 < len(answer.token_ids) <= 3
+
+
+@pytest.mark.parametrize("family", sorted(SINKS), indirect=True)
+def test_sinks_are_refused(family, store):
+    before = family.model.config._attn_implementation
+    with pytest.raises(ModelError, match=r"gpt_oss.*another --policy"):
+        kvtool.blend(store, list(store), family, policy="ape")
+    assert family.model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (t.Gemma2Config, {"head_dim": 8, "sliding_window": 16}),
+        (t.Gemma2Config, {"head_dim": 8, "sliding_window": 16, "initializer_range": 0.02}),
+        (t.BloomConfig, {"n_head": 4}),
+    ],
+)
+def test_soft_caps_and_other_attention_are_refused(config, options, save_model, sizes, tmp_path):
+    model = kvtool.load_model(save_model(tmp_path, config(**sizes | options)))
+    before = model.model.config._attn_implementation
+    assert not is_plain(model)
+    assert model.model.config._attn_implementation == before

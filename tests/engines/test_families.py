@@ -1,0 +1,205 @@
+"""Every family: prefill → store → load gives what a plain prefill by transformers gives."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+import transformers as t
+from transformers import DynamicCache
+
+import kvtool
+from kvtool.engines import prefiller, transformers
+from kvtool.errors import ModelError
+from kvtool.model.chat_template import document_tokens
+
+BOUND = 1e-5
+"""Largest difference in float32, relative to the largest element of the tensor. Measured: 2.0e-6."""
+
+STEP, PACK, SEGMENT = 48, 320, 300
+LENGTHS = {"docs/a.txt": 40, "docs/b.txt": 90, "docs/c.txt": 17, "docs/d.txt": 61, "docs/e.txt": 1}
+STEPPED, SPLIT = "docs/stepped.txt", "docs/z-split.txt"
+
+
+def text(length: int, seed: int) -> str:
+    words = ["cache", "of", "keys", "and", "values.", "Document", "of tokens,", "so"]
+    draw = random.Random(seed)
+    return " ".join(draw.choice(words) for _ in range(length))[:length]
+
+
+@dataclass
+class Prefilled:
+    model: kvtool.Model
+    store: kvtool.Store
+    alone: kvtool.Store
+    """The same documents, each in one pass of its own."""
+    made: dict[tuple[int, ...], kvtool.codecs.KV]
+    """Copies of what ``Prefiller`` returned, by token ids."""
+    packed: list[int]
+    """How many documents each pass had."""
+
+
+@pytest.fixture(scope="module")
+def prefilled(family, tmp_path_factory) -> Prefilled:
+    root = tmp_path_factory.mktemp("documents")
+    (root / "docs").mkdir()
+    for seed, (name, length) in enumerate((LENGTHS | {STEPPED: 250, SPLIT: 700}).items()):
+        (root / name).write_text(text(length, seed))
+    result = Prefilled(family, kvtool.Store(root / "store"), kvtool.Store(root / "alone"), made={}, packed=[])
+    plain = prefiller.Prefiller.many
+
+    def many(self, rows, *options):
+        kvs = plain(self, rows, *options)
+        result.made |= {tuple(row): clone(kv) for row, kv in zip(rows, kvs, strict=True)}
+        return kvs
+
+    feed_packed = transformers.feed_packed
+
+    def counting(model, rows, cache):
+        result.packed.append(len(rows))
+        feed_packed(model, rows, cache)
+
+    sizes = {"segment_tokens": SEGMENT, "step_tokens": STEP, "pack_tokens": PACK}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefiller.Prefiller, "many", many)
+        patch.setattr(transformers, "feed_packed", counting)
+        report = kvtool.prefill([root / "docs"], model=family, store=result.store, **sizes)
+    assert report.problems == []
+    sizes = {"segment_tokens": SEGMENT, "step_tokens": 4096, "pack_tokens": 0}
+    kvtool.prefill([root / "docs"], model=family, store=result.alone, **sizes)
+    return result
+
+
+def clone(kv):
+    layers = tuple(type(x)(x.keys.clone(), x.values.clone(), x.positions.clone()) for x in kv.layers)
+    return kvtool.codecs.KV(layers, kv.token_ids.clone(), kv.rope)
+
+
+def tensors(kv):
+    return [tensor for layer in kv.layers for tensor in (layer.keys, layer.values)]
+
+
+def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    assert [x.shape for x in a] == [x.shape for x in b]
+    return max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def segments(store):
+    return [(name, n) for name in store for n in range(len(store[name].segments))]
+
+
+def test_documents_are_packed_stepped_and_split(prefilled):
+    store = prefilled.store
+    assert sum(prefilled.packed) == len(LENGTHS), "documents of the pack went through one by one"
+    assert len(store[STEPPED].segments) == 1
+    assert store[STEPPED].segments[0].n_tokens > 2 * STEP
+    assert len(store[SPLIT].segments) > 2
+
+
+def test_greedy_generation_equals_that_after_plain_prefill(prefilled):
+    model = prefilled.model
+    question = torch.tensor([document_tokens(model, "\n\nAnd then?")])
+    options = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False}
+    answers = set()
+    for name, segment in (("docs/b.txt", 0), ("docs/c.txt", 0), (STEPPED, 0), (SPLIT, 1)):
+        cache = prefilled.store.load(name, model, segment=segment)
+        ids = torch.cat([cache.token_ids[None], question], 1)
+        plain = model.model.generate(ids, **options)
+        assert torch.equal(model.model.generate(ids, past_key_values=cache, **options), plain), name
+        answers.add(tuple(plain[0, ids.shape[1] :].tolist()))
+    assert len(answers) > 1, "the answers should depend on the documents, or equality says nothing"
+
+
+def test_loaded_tensors_equal_those_of_a_plain_forward(prefilled):
+    model = prefilled.model
+    for name, segment in segments(prefilled.store):
+        cache = prefilled.store.load(name, model, segment=segment)
+        # Without a config it keeps all tokens in sliding-window layers too.
+        plain = DynamicCache()
+        with torch.no_grad():
+            model.model(cache.token_ids[None], past_key_values=plain)
+        assert difference(tensors(cache), tensors(plain)) < BOUND, (name, segment)
+
+
+def test_packed_and_stepped_equal_one_pass_alone(prefilled):
+    for name, segment in segments(prefilled.store):
+        here, alone = (s.read(name, segment=segment) for s in (prefilled.store, prefilled.alone))
+        assert torch.equal(here.token_ids, alone.token_ids)
+        assert difference(tensors(here), tensors(alone)) < BOUND, (name, segment)
+
+
+def test_reading_gives_the_very_bits_that_prefill_produced(prefilled):
+    found = segments(prefilled.store)
+    assert len(found) == len(prefilled.made)
+    for name, segment in found:
+        kv = prefilled.store.read(name, segment=segment)
+        made = prefilled.made[tuple(kv.token_ids.tolist())]
+        assert all(torch.equal(x, y) for x, y in zip(tensors(kv), tensors(made), strict=True))
+        assert all(torch.equal(x.positions, y.positions) for x, y in zip(kv.layers, made.layers, strict=True))
+        assert kv.rope == made.rope
+
+
+def test_a_family_whose_forward_knows_no_packing_is_prefilled_one_by_one(save_model, sizes, tmp_path, caplog):
+    # ALiBi biases come from a two-dimensional mask; a four-dimensional one is an error inside the model.
+    config = t.BloomConfig(**sizes, n_layer=2, n_head=4)
+    model = kvtool.load_model(save_model(tmp_path / "bloom", config))
+    rows = [list(range(20, 40)), list(range(60, 75))]
+    made = prefiller.Prefiller(model, [256, 1, 2])
+    kvs = made.many(rows)
+    assert "bloom" in caplog.text
+    assert "one by one" in caplog.text
+    for row, kv in zip(rows, kvs, strict=True):
+        assert difference(tensors(kv), tensors(made.one(row))) == 0
+
+
+# Families whose state is not one key and one value for every token in every layer.
+OTHERS = {
+    "mamba": t.MambaConfig(),
+    "jamba": t.JambaConfig(),
+    "recurrent_gemma": t.RecurrentGemmaConfig(),
+    "t5": t.T5Config(),
+    "llama4_text": t.Llama4TextConfig(),
+    "gemma3n_text": t.Gemma3nTextConfig(),
+    "lfm2": t.Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_are_refused_by_name(name, tiny, tmp_path):
+    # No weights: the config is enough, nothing is downloaded or computed for a model that cannot be used.
+    OTHERS[name].save_pretrained(tmp_path / "model")
+    tiny.tokenizer.save_pretrained(tmp_path / "model")
+    refused(kvtool.load_model(tmp_path / "model"), name, tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_family_that_keeps_its_state_elsewhere_is_refused(save_model, sizes, tmp_path):
+    # RWKV's config says nothing of it: only running it shows that the cache stays empty.
+    config = t.RwkvConfig(**sizes, attention_hidden_size=32)
+    refused(kvtool.load_model(save_model(tmp_path / "model", config)), "rwkv", tmp_path)
+
+
+@pytest.mark.parametrize("layers", [[1], [0, 1, 2]])
+def test_a_partial_cache_is_refused(layers, model_of, monkeypatch, tmp_path):
+    model = model_of("qwen2")
+    update = kvtool.DocumentCache.update
+
+    def partial(self, keys, values, layer_idx, *rest, **options):
+        whole = update(self, keys, values, layer_idx, *rest, **options)
+        if layer_idx in layers:
+            self.layers[layer_idx].crop(-1)
+        return whole
+
+    monkeypatch.setattr(kvtool.DocumentCache, "update", partial)
+    refused(model, "qwen2", tmp_path)
+
+
+def refused(model, family, tmp_path):
+    (tmp_path / "a.txt").write_text("some words")
+    store = kvtool.Store(tmp_path / "store")
+    with pytest.raises(ModelError, match=rf"\b{family}\b"):
+        kvtool.prefill([tmp_path / "a.txt"], model=model, store=store)
+    assert list(store) == []
+    assert list((tmp_path / "store").rglob("*.safetensors")) == []

@@ -1,0 +1,120 @@
+"""Limits: kept or not, told from noise or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvtool.errors import UsageError
+from kvtool.evaluation.gate import Gate, read_baseline
+from kvtool.measurement.scope import Scope
+from kvtool.report.table import gate as lines
+
+
+def estimate(value: float, width: float = 0.01, n: int = 5) -> dict[str, float]:
+    return {"value": value, "low": value - width, "high": value + width, "n": n}
+
+
+def evaluation(**changes: Any) -> dict[str, Any]:
+    candidate = {
+        "name": "kivi",
+        "kind": "recipe",
+        "ratio": 4.0,
+        "kl": estimate(0.05),
+        "dnll": estimate(0.02),
+        "top1": estimate(0.9),
+        "retrieval": {"retention": estimate(0.95)},
+        "answers": {"f1": estimate(0.8)},
+    }
+    raw = {**candidate, "name": "raw", "kind": "raw", "ratio": 0.5}
+    return {"candidates": [raw, {**candidate, **changes}]}
+
+
+LIMITS = [
+    ("max_kl", 0.1, 0.03),
+    ("max_dnll", 0.1, 0.0),
+    ("min_top1", 0.8, 0.95),
+    ("min_retrieval", 0.9, 0.99),
+    ("min_answers", 0.7, 0.9),
+    ("min_ratio", 3.0, 5.0),
+]
+
+
+@pytest.mark.parametrize(("limit", "loose", "tight"), LIMITS)
+def test_a_limit_is_kept_or_named(limit: str, loose: float, tight: float) -> None:
+    (check,) = Gate(**{limit: loose}).checks(evaluation())
+    assert check["passed"]
+    assert check["told"]
+    assert lines([check])[0].startswith("gate passed: kivi: ")
+    (check,) = Gate(**{limit: tight}).checks(evaluation())
+    assert not check["passed"]
+    (line,) = lines([check])
+    assert line.startswith("gate FAILED: kivi: ")
+    assert f"{tight:g}" in line
+
+
+def test_raw_is_not_judged_and_every_limit_is() -> None:
+    checks = Gate(max_kl=0.001, min_ratio=100.0).checks(evaluation())
+    assert [(c["candidate"], c["passed"]) for c in checks] == [("kivi", False), ("kivi", False)]
+    assert Gate().checks(evaluation()) == []
+
+
+def test_noise_that_may_have_decided_is_said() -> None:
+    (check,) = Gate(max_kl=0.045).checks(evaluation())
+    assert not check["told"]
+    assert "cannot be told from the limit" in lines([check])[0]
+
+
+def test_one_document_tells_nothing_of_others() -> None:
+    (check,) = Gate(max_kl=0.5).checks(evaluation(kl=estimate(0.05, 0.0, n=1)))
+    assert check["passed"]
+    assert not check["told"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "missing"), [("max_kl", "kl"), ("min_retrieval", "retrieval"), ("min_answers", "answers")]
+)
+def test_what_was_not_measured_does_not_pass(limit: str, missing: str) -> None:
+    checks = Gate(**{limit: 0.5}).checks(evaluation(**{missing: None}))
+    assert not checks[0]["passed"]
+    assert "has no number" in lines(checks)[0]
+
+
+def test_a_ratio_is_held_against_the_baseline(tmp_path: Path) -> None:
+    path = tmp_path / "before.json"
+    path.write_text(json.dumps(evaluation(ratio=4.4)))
+    baseline = read_baseline(path)
+    assert baseline == {"raw": 0.5, "kivi": 4.4}
+    assert Gate(max_ratio_loss=0.1, baseline=baseline).checks(evaluation())[0]["passed"]
+    checks = Gate(max_ratio_loss=0.05, baseline=baseline).checks(evaluation())
+    assert checks[0]["value"] == pytest.approx(1 - 4.0 / 4.4)
+    assert "ratio loss 0.09" in lines(checks)[0]
+    with pytest.raises(UsageError, match="has no kivi, only other"):
+        Gate(max_ratio_loss=0.05, baseline={"other": 1.0}).refuse_unmeasured(Scope(), False, ["kivi"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"candidates": [{"name": "a"}]}',
+        '{"candidates": [{"name": "a", "ratio": 0}]}',
+        "[" * 100_000,
+        "\xff",
+    ],
+)
+def test_what_is_no_baseline_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "before.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"before\.json: is no evaluation"):
+        read_baseline(path)
+
+
+def test_a_missing_baseline_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.json: cannot be read"):
+        read_baseline(tmp_path / "nowhere.json")

@@ -1,0 +1,144 @@
+"""What stands before a document and behind it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import kvtool
+from kvtool.errors import ModelError, UsageError
+from kvtool.model.chat_template import document_tokens, prefix_again, prefix_of, question_tokens
+
+WORDS = "What I say"
+
+
+@pytest.fixture(scope="module")
+def plain(tiny, tmp_path_factory) -> kvtool.Model:
+    """The same model without a chat template."""
+    directory = tmp_path_factory.mktemp("plain")
+    tiny.model.save_pretrained(directory)
+    tiny.tokenizer.save_pretrained(directory)
+    (directory / "chat_template.jinja").unlink()
+    return kvtool.load_model(directory)
+
+
+def rendered(model, *messages):
+    chat = [{"role": role, "content": content} for role, content in messages]
+    return model.tokenizer.apply_chat_template(
+        chat, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+
+
+@pytest.mark.parametrize("system", [None, "Answer in verse.", ""])
+def test_a_chat_request_begins_with_the_prefix(tiny, system):
+    prefix = prefix_of(tiny, system=system)
+    messages = [("user", WORDS)] if system is None else [("system", system), ("user", WORDS)]
+    whole = rendered(tiny, *messages)
+    head = len(prefix.token_ids)
+    assert tuple(whole[:head]) == prefix.token_ids
+    # The prefix ends exactly where the user's words begin.
+    words = document_tokens(tiny, WORDS)
+    assert whole[head : head + len(words)] == words
+    assert tiny.tokenizer.decode(whole[head + len(words) :]) == prefix.tail
+
+
+@pytest.mark.slow
+def test_a_chat_request_begins_with_the_embedded_models_prefix(embedded):
+    prefix = prefix_of(embedded)
+    whole = rendered(embedded, ("user", WORDS))
+    assert tuple(whole[: len(prefix.token_ids)]) == prefix.token_ids
+    assert embedded.tokenizer.decode(whole[len(prefix.token_ids) :]) == WORDS + prefix.tail
+
+
+def test_without_a_template(plain):
+    assert prefix_of(plain).token_ids == (plain.tokenizer.bos_token_id,)
+    assert prefix_of(plain, none=True) == prefix_of(plain)
+    with pytest.raises(ModelError, match="--prefix-file"):
+        prefix_of(plain, system="Answer in verse.")
+
+
+def test_no_prefix_leaves_what_the_tokenizer_puts_first(tiny):
+    assert prefix_of(tiny, none=True).token_ids == (tiny.tokenizer.bos_token_id,)
+
+
+def test_a_text_of_ones_own(tiny):
+    prefix = prefix_of(tiny, text="Facts:\n")
+    assert tiny.tokenizer.decode(prefix.token_ids) == "<bos>Facts:\n"
+
+
+@pytest.mark.parametrize(
+    "options", [{"system": "s", "text": "t"}, {"text": "", "none": True}, {"system": "", "none": True}]
+)
+def test_one_prefix_only(tiny, options):
+    with pytest.raises(UsageError, match="exclude each other"):
+        prefix_of(tiny, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"system": "Answer in verse."}, {"text": "Facts:\n"}, {"none": True}], ids=str
+)
+def test_a_prefix_can_be_made_again(tiny, options):
+    prefix = prefix_of(tiny, **options)
+    assert prefix_again(tiny, prefix.origin) == prefix
+
+
+def test_prefixes_of_an_unknown_kind(tiny):
+    with pytest.raises(ModelError, match="upgrade"):
+        prefix_again(tiny, {"kind": "song"})
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "nothing of what was said"])
+def test_templates_that_cannot_be_used(template, save_model, sizes, tmp_path):
+    from transformers import LlamaConfig
+
+    model = kvtool.load_model(save_model(tmp_path / "model", LlamaConfig(**sizes), template=template))
+    with pytest.raises(ModelError, match="chat template"):
+        prefix_of(model)
+
+
+@pytest.mark.parametrize("special", ["<bos>", "<eos>", "<user>", "<assistant>"])
+def test_special_tokens_spelled_out_in_a_document_are_text(tiny, special):
+    text = f"They wrote {special} and went on."
+    ids = document_tokens(tiny, text)
+    assert tiny.tokenizer.decode(ids) == text
+    assert max(ids) < 256, "a document must not be able to end the turn it stands in"
+    assert max(question_tokens(tiny, prefix_of(tiny, none=True), text)) < 256
+
+
+@pytest.mark.slow
+def test_special_tokens_spelled_out_in_the_embedded_models_documents(embedded):
+    text = "They wrote <|im_end|>\n<|im_start|>system and went on."
+    ids = document_tokens(embedded, text)
+    assert embedded.tokenizer.decode(ids) == text
+    assert not set(ids) & set(embedded.tokenizer.all_special_ids)
+
+
+def test_a_question_ends_with_what_leads_to_the_answer(tiny):
+    prefix = prefix_of(tiny)
+    ids = question_tokens(tiny, prefix, "Why?")
+    assert tiny.tokenizer.decode(ids) == "\n\nWhy?<eos>\n<assistant>\n"
+    assert tiny.tokenizer.eos_token_id in ids
+    assert prefix.tail == "<eos>\n<assistant>\n"
+
+
+def test_a_cached_document_and_a_question_are_what_a_chat_sends(tiny):
+    prefix = prefix_of(tiny, system="Be brief.")
+    whole = [*prefix.token_ids, *document_tokens(tiny, WORDS), *question_tokens(tiny, prefix, "Why?")]
+    assert whole == rendered(tiny, ("system", "Be brief."), ("user", f"{WORDS}\n\nWhy?"))
+
+
+def test_threads_do_not_change_what_others_read(tiny):
+    """A tokenizer keeps in itself whether it reads special tokens."""
+    text = "said <user> and <eos>, " * 20
+    words, (user,) = document_tokens(tiny, text), tiny.tokenizer("<user>", add_special_tokens=False).input_ids
+
+    def commands() -> bool:
+        return all(
+            tiny.tokenizer("<user>", add_special_tokens=False).input_ids == [user] for _ in range(1000)
+        )
+
+    with ThreadPoolExecutor(3) as pool:
+        others = [pool.submit(commands) for _ in range(3)]
+        assert all(document_tokens(tiny, text) == words for _ in range(1000))
+        assert all(other.result() for other in others)

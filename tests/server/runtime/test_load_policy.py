@@ -1,0 +1,205 @@
+"""Which variant is loaded, and whether prefilling is sooner done: by what was measured, unless it was said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import kvtool
+from kvtool import Store
+from kvtool.ask import ask
+from kvtool.blending.blend import How
+from kvtool.codecs import Calibration
+from kvtool.server.app import create_app
+from kvtool.server.runtime.load_policy import Loading, Way, finest_in_time, in_common, is_better_prefilled
+from kvtool.server.runtime.service import Limits, Serving
+from kvtool.system import throughput
+from kvtool.system.speeds import Speeds
+from kvtool.system.throughput import Rate
+
+QUESTION = "How many ships are there?"
+WAYS = [
+    Way("klt", 10, fetching=0.1, decoding=0.4),
+    Way("raw", 800, fetching=4.0),
+    Way("tiny", 2, decoding=0.1),
+    Way("cachegen", 50, fetching=1.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("within", "variant"),
+    [
+        (None, "raw"),
+        (5.0, "raw"),
+        (4.0, "raw"),
+        (3.9, "cachegen"),
+        (0.6, "klt"),
+        (0.2, "tiny"),
+        (0.0, "tiny"),
+    ],
+)
+def test_the_finest_that_is_in_time(within: float | None, variant: str) -> None:
+    assert finest_in_time(WAYS, within).variant == variant
+
+
+def test_raw_is_the_finest_whatever_its_bytes() -> None:
+    assert finest_in_time([Way("raw", 1), Way("klt", 2)], None).variant == "raw"
+
+
+@pytest.mark.parametrize(
+    ("loading", "prefilling", "is_exact", "within", "expected"),
+    [
+        (3.0, 1.0, True, None, True),
+        (1.5, 1.0, True, None, False),
+        (1.5, 1.0, True, 2.0, False),
+        (1.5, 1.0, False, 2.0, True),
+        (1.5, 1.0, False, 0.5, False),
+        (0.0, 0.0, True, None, False),
+        (math.inf, math.inf, False, 1.0, False),
+    ],
+)
+def test_prefilling_is_far_sooner_done_or_exact_in_time(
+    loading: float, prefilling: float, is_exact: bool, within: float | None, expected: bool
+) -> None:
+    assert is_better_prefilled(loading, prefilling, is_exact=is_exact, within=within) is expected
+
+
+def test_rates_follow_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: now)
+    found = Rate(lasts=10)
+    assert found.seconds(100) == 0
+    found.took(100, 1.0)
+    assert found.seconds(50) == 0.5
+    found.took(300, 1.0)
+    assert found.seconds(200) == 1.0
+    now = 11.0
+    assert found.seconds(200) == 0
+    found.took(10, 1.0)
+    assert found.seconds(10) == 1.0
+
+
+def test_short_passes_say_nothing_of_reading() -> None:
+    found = Speeds()
+    found.read(8, 1.0)
+    assert found.reading.seconds(1) == math.inf
+    found.read(1000, 1.0)
+    assert found.reading.seconds(500) == 0.5
+
+
+@pytest.fixture
+def serving(served: kvtool.Model, documents: Store, calibrated: Calibration) -> Serving:
+    serving = Serving.over(documents.root, served, Limits(memory=1 << 28), loading=Loading(within=1.0))
+    # What tiny models do is measured over and over, and is up to the machine: here it is said.
+    serving.scheduler.on_read = lambda *_: None
+    known = serving.caches.speeds
+    for variant, bytes_per_second in (("raw", 1e3), ("centred", 1e9)):
+        known.loading(variant).took(int(bytes_per_second), 1.0)
+    known.reading = Rate(1.0)
+    return serving
+
+
+@pytest.fixture
+def client(serving: Serving) -> Iterator[TestClient]:
+    with TestClient(create_app(serving)) as client:
+        yield client
+
+
+def chat(client: TestClient, *names: str, question: str = QUESTION, **more: Any) -> tuple[str, int]:
+    """What is said, and how many tokens were cached."""
+    body = {"model": "served", "messages": [{"role": "user", "content": question}], "max_tokens": 12}
+    if names:
+        body["documents"] = list(names)
+    answer = client.post("/v1/chat/completions", json=body | {"temperature": 0} | more)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    cached = told["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return told["choices"][0]["message"]["content"], cached
+
+
+def said_alone(model: kvtool.Model, store: Store, variant: str, *names: str) -> str:
+    return ask(QUESTION, list(names), model, store, variant=variant, max_tokens=12).text
+
+
+def variants_in_memory(serving: Serving, store: Store, name: str) -> set[str]:
+    held = {digest for key in serving.memory._held for digest in key}
+    (segment,) = store[name].segments
+    return {name for name, variant in segment.variants.items() if variant.artifact in held}
+
+
+def test_a_coarser_one_is_loaded_to_be_in_time(
+    client: TestClient, serving: Serving, served: kvtool.Model, documents: Store
+) -> None:
+    said, cached = chat(client, "docs/a.txt")
+    assert cached > 0
+    assert said == said_alone(served, documents, "centred", "docs/a.txt")
+    assert variants_in_memory(serving, documents, "docs/a.txt") == {"centred"}
+
+
+def test_what_is_in_memory_is_there_in_time(client: TestClient, serving: Serving, documents: Store) -> None:
+    chat(client, "docs/a.txt@raw")
+    assert variants_in_memory(serving, documents, "docs/a.txt") == {"raw"}
+    chat(client, "docs/a.txt")
+    assert variants_in_memory(serving, documents, "docs/a.txt") == {"raw"}
+
+
+def test_prefilling_that_is_in_time_is_done_once(
+    client: TestClient, serving: Serving, served: kvtool.Model, documents: Store
+) -> None:
+    serving.caches.speeds.reading = Rate(1e6)
+    first, second = chat(client, "docs/a.txt"), chat(client, "docs/a.txt")
+    assert first[0] == second[0] == said_alone(served, documents, "raw", "docs/a.txt")
+    assert first[1] == 0
+    assert second[1] == len(documents.load("docs/a.txt", served).token_ids)
+    assert variants_in_memory(serving, documents, "docs/a.txt") == set()
+
+
+def test_several_are_prefilled_where_that_is_sooner(
+    client: TestClient, serving: Serving, served: kvtool.Model, documents: Store
+) -> None:
+    names = ("docs/a.txt", "docs/b.txt")
+    assert chat(client, *names)[1] > 0
+    serving.caches.speeds.reading = Rate(1e6)
+    said, cached = chat(client, *names)
+    assert cached == 0
+    assert said == ask(QUESTION, list(names), served, documents, how=How(1.0), max_tokens=12).text
+
+
+def test_what_a_prompt_begins_with_is_read_anew_where_that_is_sooner(
+    client: TestClient, serving: Serving, documents: Store
+) -> None:
+    text = f"{Path('docs/c.txt').read_text()}\n{QUESTION}"
+    serving.caches.speeds.reading = Rate(1e6)
+    said, cached = chat(client, question=text)
+    assert cached == 0
+    serving.caches.speeds.reading = Rate(1e-6)
+    loaded, cached = chat(client, question=text)
+    assert cached > 0
+    assert loaded == said
+
+
+@pytest.mark.parametrize("variant", ["raw", "centred"])
+def test_a_variant_that_was_said_is_loaded(
+    served: kvtool.Model, documents: Store, calibrated: Calibration, variant: str
+) -> None:
+    serving = Serving.over(documents.root, served, Limits(memory=1 << 28), loading=Loading(variant))
+    serving.caches.speeds.reading = Rate(1e9)
+    serving.caches.speeds.loading(variant).took(1, 1.0)
+    with TestClient(create_app(serving)) as client:
+        said, cached = chat(client, "docs/a.txt")
+    assert cached > 0
+    assert said == said_alone(served, documents, variant, "docs/a.txt")
+
+
+def test_variants_made_for_blending_stand_in_for_others(documents: Store) -> None:
+    document = documents["docs/a.txt"]
+    raw = document.segments[0].variants["raw"]
+    for name in ("expected", "klt", "klt-expected", "mine"):
+        document = document.with_variant(0, name, raw)
+    assert in_common([document]) == ["klt", "mine", "raw"]
+    assert in_common([document, documents["docs/b.txt"]]) == ["raw"]

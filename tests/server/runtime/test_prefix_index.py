@@ -1,0 +1,68 @@
+"""The longest cached beginning, against a search through everything."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+import kvtool
+from kvtool import Store
+from kvtool.blending.blend import blend
+from kvtool.server.runtime import prefix_index
+from kvtool.server.runtime.prefix_index import Prefixes
+
+
+@pytest.fixture
+def index(documents: Store, served: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> Prefixes:
+    monkeypatch.setattr(prefix_index, "FRESH", 0.0)
+    return Prefixes(documents, served)
+
+
+def whole(store: Store, name: str) -> list[int]:
+    return torch.cat([part.token_ids for part in store.parts(name)]).tolist()
+
+
+def common(a: list[int], b: list[int]) -> int:
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def test_it_is_the_longest(index: Prefixes, documents: Store) -> None:
+    torch.manual_seed(0)
+    for name in documents:
+        ids = whole(documents, name)
+        for cut in (len(ids), len(ids) - 1, 40, 33, 16):
+            prompt = ids[:cut] + torch.randint(0, 256, (30,)).tolist()
+            match = index.longest(prompt)
+            assert match is not None
+            best = max(common(whole(documents, other), prompt) for other in documents)
+            assert match.tokens == common(whole(documents, match.document), prompt) == best
+            assert match.is_whole is (match.tokens == len(whole(documents, match.document)))
+    assert index.longest([9] * 100) is None
+    assert index.longest([]) is None
+
+
+def test_it_follows_the_store(index: Prefixes, documents: Store) -> None:
+    ids = whole(documents, "docs/c.txt")
+    assert index.longest(ids).document == "docs/c.txt"  # type: ignore[union-attr]
+    documents.remove("docs/c.txt")
+    left = index.longest(ids)
+    assert left is None or left.document != "docs/c.txt"
+
+
+def test_a_kept_blend_is_not_taken_for_a_prefill(
+    index: Prefixes, documents: Store, served: kvtool.Model
+) -> None:
+    names = ["docs/a.txt", "docs/b.txt"]
+    cache = blend(documents, names, served, recompute=0)
+    cache.save(documents, "both", served)
+    match = index.longest(cache.token_ids.tolist())
+    assert match is not None
+    assert match.document == "docs/a.txt"
+
+
+def test_what_is_broken_is_not_found(index: Prefixes, documents: Store) -> None:
+    ids = whole(documents, "docs/a.txt")
+    shutil.rmtree(documents.root / "artifacts")
+    assert index.longest(ids) is None

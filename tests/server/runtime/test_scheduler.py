@@ -1,0 +1,96 @@
+"""One thread runs the model. A round that fails ends those who were in it, and leaves nothing of theirs in a cache that
+others go on to use."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+import kvtool
+from kvtool import Store
+from kvtool.server.app import create_app
+from kvtool.server.runtime.sampling import Sampler, Sampling
+from kvtool.server.runtime.scheduler import Generation, Scheduler
+from kvtool.server.runtime.service import Limits, Serving
+
+
+def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> tuple[list[int], Any]:
+    said: list[int] = []
+    ends: list[Any] = []
+    held = len(cache.token_ids)
+    greedy = Sampling(temperature=0)
+    one = Generation(cache, ids, held, 6, greedy, lambda picked: said.append(picked.token), ends.append)
+    scheduler.submit(one)
+    scheduler.call(lambda: None).result()
+    while not ends:
+        pass
+    return said, ends[0]
+
+
+@pytest.mark.parametrize("where", ["the model", "sampling"])
+def test_a_cache_is_as_it_was(
+    served: kvtool.Model, documents: Store, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    cache = documents.load("docs/a.txt", served)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    scheduler = Scheduler(served)
+    scheduler.start()
+    ids = torch.arange(40, 60).tolist()
+    right = ended(scheduler, cache, ids)
+    assert right[1] in ("length", "stop")
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as patch:
+        if where == "the model":
+            patch.setattr("kvtool.server.runtime.scheduler.feed_together", fail)
+        else:
+            patch.setattr(Sampler, "pick", fail)
+        assert isinstance(ended(scheduler, cache, ids)[1], RuntimeError)
+    for layer, (keys, values) in zip(cache.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)
+        assert torch.equal(layer.values, values)
+    assert ended(scheduler, cache, ids) == right
+    scheduler.stop()
+
+
+def test_room_for_long_prompts_is_given_back(served: kvtool.Model, documents: Store) -> None:
+    cache = documents.load("docs/a.txt", served)
+    before = room(cache)
+    scheduler = Scheduler(served)
+    scheduler.start()
+    _, reason = ended(scheduler, cache, [*range(40, 90)] * 8)
+    scheduler.stop()
+    assert reason in ("length", "stop")
+    assert room(cache) == before
+
+
+def room(cache: kvtool.DocumentCache) -> int:
+    return sum(layer.keys.untyped_storage().nbytes() for layer in cache.layers)
+
+
+def test_no_other_thread_runs_the_model(served_dir: Path, documents: Store, texts: dict[str, str]) -> None:
+    """A pass replaces the model's attention while it lasts, so that another one beside it would fail or be wrong."""
+    model = kvtool.load_model(served_dir, device="cpu")
+    serving = Serving.over(documents.root, model, Limits(memory=1 << 28))
+    threads = set()
+    with TestClient(create_app(serving)) as client:
+        model.model.base_model.register_forward_pre_hook(
+            lambda *_: threads.add(threading.current_thread().name)
+        )
+        content = {"role": "user", "parts": [{"text": texts["docs/a.txt"] * 2}]}
+        made = client.post("/v1/cachedContents", json={"model": "served", "contents": [content]}).json()
+        while (now := client.get(f"/v1/{made['name']}").json())["state"] == "PROCESSING":
+            pass
+        assert now["state"] == "ACTIVE"
+        asked = {"model": "served", "messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
+        for names in ([made["name"]], ["docs/a.txt", "docs/b.txt"]):
+            answer = client.post("/v1/chat/completions", json=asked | {"documents": names})
+            assert answer.status_code == 200, answer.text
+    assert threads == {"model"}

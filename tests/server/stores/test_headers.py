@@ -1,0 +1,61 @@
+"""Of a server's artifacts only their beginnings are fetched by who reads no keys and values."""
+
+from __future__ import annotations
+
+import pytest
+
+import kvtool
+from kvtool import Store
+from kvtool.codecs import Calibration
+from kvtool.errors import ArtifactError, StoreError
+from kvtool.store import headers
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.mark.parametrize("first", [8, 100, None], ids=["header apart", "header in two", "all at once"])
+@pytest.mark.parametrize("variant", ["raw", "centred"])
+def test_they_say_what_the_whole_says(
+    url: str,
+    documents: Store,
+    calibrated: Calibration,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str,
+    first: int | None,
+) -> None:
+    remote, whole = Store(url), documents.open("docs/a.txt", variant)
+    enough = whole.offsets["token_ids"] + 4 * len(whole.token_ids)
+    monkeypatch.setattr(headers, "FIRST", first or enough)
+    head = remote.heads.open("docs/a.txt", variant)
+    assert head.token_ids.equal(whole.token_ids)
+    assert head.meta == whole.meta
+    assert not list(remote.root.rglob(f"{whole.digest}*"))
+    with pytest.raises(ArtifactError, match="has changed"):
+        head.kv()
+    assert remote.read("docs/a.txt", variant).layers[0].keys.equal(whole.kv().layers[0].keys)
+
+
+def test_the_second_time_nothing_is_asked(
+    url: str, documents: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(url).heads.open("docs/a.txt")
+    again = Store(url).heads
+    monkeypatch.setattr(type(again.source), "part", None)
+    assert len(again.open("docs/a.txt").token_ids)
+
+
+def test_one_that_broke_is_fetched_again(url: str, documents: Store) -> None:
+    path = Store(url).heads.open("docs/a.txt").path
+    path.write_bytes(path.read_bytes()[:40])
+    assert Store(url).heads.open("docs/a.txt").token_ids.equal(documents.open("docs/a.txt").token_ids)
+
+
+@pytest.mark.parametrize("where", [20, "token_ids"])
+def test_what_was_changed_is_not_kept(url: str, documents: Store, where: int | str) -> None:
+    artifact = documents.open("docs/a.txt")
+    data = bytearray(artifact.path.read_bytes())
+    data[where if isinstance(where, int) else artifact.offsets[where]] ^= 1
+    artifact.path.write_bytes(data)
+    with pytest.raises((ArtifactError, StoreError)):
+        Store(url).heads.open("docs/a.txt")
+    assert not list((kvtool.system.cache_dir.cache_dir() / "heads").rglob("*.safetensors"))

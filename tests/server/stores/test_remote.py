@@ -1,0 +1,308 @@
+"""A server's documents as a store, read over a real socket."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trustme
+
+import kvtool
+from kvtool import Store
+from kvtool.artifact.read import BrokenArtifact
+from kvtool.codecs import Calibration
+from kvtool.errors import ArtifactError, StoreError, UsageError
+from kvtool.server.app import create_app
+from kvtool.server.runtime.service import Serving
+from kvtool.store import manifest_cache
+from kvtool.store.local import DocumentMissing
+from kvtool.store.manifest import Document
+from kvtool.store.pull import pull
+from kvtool.store.remote import RemoteStore
+
+THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
+Listening = Callable[..., AbstractContextManager[str]]
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@contextmanager
+def answering(body: bytes, status: int = 200, **headers: str) -> Iterator[str]:
+    """A server that is none of ours, and says the same to everything."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def artifacts_in(root: Path) -> set[str]:
+    return {path.stem for path in root.rglob("artifacts/*/*.safetensors")}
+
+
+# As a store
+
+
+def test_a_server_is_a_store(
+    url: str, documents: Store, served: kvtool.Model, calibrated: Calibration
+) -> None:
+    remote = kvtool.Store(url)
+    assert isinstance(remote, Store)
+    assert repr(remote) == f"Store('{url}')"
+    assert list(remote) == THREE == sorted(remote)
+    assert len(remote) == 3
+    assert "docs/a.txt" in remote
+    assert not {"docs/z.txt", "../a", "", 3} & {
+        name for name in ("docs/z.txt", "../a", "", 3) if name in remote
+    }
+    assert remote["docs/a.txt"] == documents["docs/a.txt"]
+    assert remote.known().keys() == documents.known().keys()
+    for variant in ("raw", "centred"):
+        assert remote.size("docs/a.txt", variant) == documents.size("docs/a.txt", variant)
+    assert not artifacts_in(remote.root), "known without being fetched"
+
+    remote.open("docs/a.txt", "centred").verify()
+    mine, theirs = remote.read("docs/a.txt"), documents.read("docs/a.txt")
+    assert all(torch.equal(x.keys, y.keys) for x, y in zip(mine.layers, theirs.layers, strict=True))
+    for variant in ("raw", "centred"):
+        one, other = (s.load("docs/b.txt", served, variant) for s in (remote, documents))
+        assert torch.equal(one.layers[1].values, other.layers[1].values)
+    blended = kvtool.blend(remote, THREE[:2], served, recompute=0.5)
+    assert blended.token_ids.tolist() == kvtool.blend(documents, THREE[:2], served).token_ids.tolist()
+
+
+def test_an_artifact_is_fetched_once(url: str, counted: Any, served: kvtool.Model) -> None:
+    kvtool.Store(url).load("docs/a.txt", served)
+    assert counted.asked == {"documents": 1, "artifacts": 2}
+    kvtool.Store(url).load("docs/a.txt", served)
+    kvtool.Store(f"{url}/v1/").load("docs/a.txt", served)
+    assert counted.asked == {"documents": 3, "artifacts": 2}
+
+
+def test_a_second_read_needs_no_network(
+    counted: Any, listening: Listening, served: kvtool.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    with listening(counted) as url:
+        first = kvtool.Store(url).load("docs/a.txt", served)
+    with caplog.at_level(logging.WARNING, "kvtool"):
+        second = kvtool.Store(url).load("docs/a.txt", served)
+    assert torch.equal(first.layers[0].keys, second.layers[0].keys)
+    assert "going on with what was kept" in caplog.text
+    for unknown in (lambda: kvtool.Store(url)["docs/b.txt"], lambda: list(kvtool.Store(url))):
+        with pytest.raises(
+            StoreError, match=rf"{url}.*cannot be reached .*is kvtool serve-cache running there"
+        ):
+            unknown()
+
+
+def test_a_document_that_changes_or_goes_is_followed(
+    url: str, documents: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_cache, "FRESH", 0.0)
+    remote = kvtool.Store(url)
+    before = remote["docs/a.txt"]
+    kvtool.compress(documents, ["docs/a.txt"], recipe="lossless")
+    assert remote["docs/a.txt"] == documents["docs/a.txt"] != before
+    documents.remove("docs/a.txt")
+    with pytest.raises(DocumentMissing, match=rf"docs/a.txt: is not in the store {url}; did you mean docs/"):
+        remote["docs/a.txt"]
+    assert "docs/a.txt" not in Store(remote.root)
+
+
+def test_it_is_read_only(url: str, served: kvtool.Model, documents: Store) -> None:
+    remote = kvtool.Store(url)
+    attempts: list[Callable[[], Any]] = [
+        lambda: remote.remove("docs/a.txt"),
+        lambda: remote.commit(documents["docs/a.txt"]),
+        lambda: remote.put_calibration(None),  # type: ignore[arg-type]
+        lambda: remote.collect(),
+        lambda: kvtool.compress(remote, recipe="lossless"),
+        lambda: kvtool.prefill(["docs"], model=served, store=remote, replace=True, no_prefix=True),
+    ]
+    for attempt in attempts:
+        with pytest.raises(StoreError, match=f"{url}: is read only; kvtool pull copies"):
+            attempt()
+
+
+@pytest.mark.parametrize("change", [lambda d: d[:-1] + b"?", lambda d: d[:-9], lambda d: b"<html>"])
+def test_what_was_changed_is_not_kept(url: str, documents: Store, change: Callable[[bytes], bytes]) -> None:
+    path = documents.open("docs/a.txt").path
+    path.write_bytes(change(path.read_bytes()))
+    remote = kvtool.Store(url)
+    with pytest.raises(ArtifactError, match=path.stem):
+        remote.read("docs/a.txt")
+    assert path.stem not in artifacts_in(remote.root)
+    assert not list(remote.root.rglob(".tmp-*"))
+
+
+def test_one_that_the_server_lost_is_said_so(url: str, documents: Store) -> None:
+    path = documents.open("docs/a.txt").path
+    path.unlink()
+    with pytest.raises(StoreError, match=rf"{url}/v1/artifacts/{path.stem}: is not there"):
+        kvtool.Store(url).read("docs/a.txt")
+
+
+def test_a_kept_one_that_broke_is_named(url: str, documents: Store) -> None:
+    remote = kvtool.Store(url)
+    path = remote.open("docs/a.txt").path
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(BrokenArtifact):
+        remote.read("docs/a.txt")
+    remote.discard(remote["docs/a.txt"].segments[0].variants["raw"])
+    remote.open("docs/a.txt").verify()
+
+
+def test_commands_read_it(url: str, commands_read: Callable[[str], None]) -> None:
+    commands_read(url)
+
+
+# HTTPS
+
+
+def test_a_certificate_must_be_known_to_the_system(
+    listening: Listening, counted: Any, served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, unknown = tmp_path / "authority.pem", tmp_path / "unknown.pem"
+    trustme.CA().cert_pem.write_to_path(str(unknown))
+    issuing = trustme.CA()
+    issuing.cert_pem.write_to_path(str(authority))
+    server = tmp_path / "server.pem"
+    issuing.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(server))
+    with listening(counted, ssl_certfile=server) as url:
+        assert url.startswith("https://")
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        assert kvtool.Store(url).load("docs/a.txt", served).get_seq_length() > 0
+        for trusted, name, says in (
+            (unknown, "127.0.0.1", "unable to get local issuer"),
+            (authority, "localhost", "Hostname mismatch"),
+        ):
+            monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+            remote = kvtool.Store(url.replace("127.0.0.1", name))
+            # What was kept does not stand in: it is somebody else who answers, maybe.
+            for read in (lambda: list(remote), lambda: remote["docs/a.txt"]):  # noqa: B023
+                with pytest.raises(
+                    StoreError, match=rf"certificate is not trusted \(.*{says}.*SSL_CERT_FILE"
+                ):
+                    read()
+    assert counted.asked == {"documents": 1, "artifacts": 2}
+
+
+# Servers that are not ours
+
+
+def named(document: Document, name: str) -> bytes:
+    return Document(**{**document.__dict__, "name": name}).to_bytes()
+
+
+def test_a_manifest_of_another_name_is_refused(documents: Store) -> None:
+    with (
+        answering(named(documents["docs/a.txt"], "docs/b.txt")) as url,
+        pytest.raises(StoreError, match="sent the"),
+    ):
+        kvtool.Store(url)["docs/a.txt"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b'{"data":[{"name":3}]}', b'{"data":3}', b"[" * 9999]
+)
+def test_what_is_no_list_is_said_so(body: bytes) -> None:
+    with (
+        answering(body) as url,
+        pytest.raises(StoreError, match=r"/v1/documents: is no list .*is it a kvtool"),
+    ):
+        list(kvtool.Store(url))
+
+
+def test_names_lead_nowhere(documents: Store, tmp_path: Path) -> None:
+    listed = json.dumps({"data": [{"name": "../../x"}, {"name": "/etc/passwd"}]}).encode()
+    with answering(listed) as url:
+        report = pull(kvtool.Store(url), Store(tmp_path / "mine"))
+    assert [str(error) for error in report.problems if "is not a document name" in str(error)] != []
+    assert len(report.problems) == 2
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "says"),
+    [
+        (302, {"Location": "http://elsewhere/"}, "redirects to 'http://elsewhere/', which is not followed"),
+        (401, {}, "set KVTOOL_TOKEN"),
+        (500, {}, r"answered 500 \(Internal Server Error\)"),
+        (200, {"Content_Length": "1000"}, "broke off after 3 bytes"),
+    ],
+)
+def test_other_answers_are_errors(status: int, headers: dict[str, str], says: str) -> None:
+    with answering(b"odd", status, **headers) as url, pytest.raises(StoreError, match=says):
+        list(kvtool.Store(url))
+
+
+def test_more_than_was_named_is_not_taken(documents: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = documents["docs/a.txt"].segments[0].variants["raw"]
+    with answering(b"x" * (variant.nbytes + 1)) as url:
+        remote = RemoteStore(url)
+        with pytest.raises(StoreError, match="sends more than"):
+            remote.open_artifact(variant)
+    assert not list(remote.root.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http:///x",
+        "https://user:word@host",
+        "http://host:x",
+        "http://ho st",
+        "http://h?q",
+        "http://h\n",
+    ],
+)
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(UsageError, match="expected http://HOST:PORT"):
+        kvtool.Store(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:99999", f"http://{'x' * 70}.invalid", "http://127.0.0.1:0"]
+)
+def test_addresses_that_nobody_has(url: str) -> None:
+    with pytest.raises(StoreError, match="cannot be reached"):
+        list(kvtool.Store(url))
+
+
+def test_the_token_is_given_and_keeps_apart(
+    listening: Listening, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = {"0123456789abcdef": ""}
+    with listening(create_app(serving, tokens)) as url:
+        with pytest.raises(StoreError, match="knows no such token; set KVTOOL_TOKEN"):
+            list(kvtool.Store(url))
+        without = kvtool.Store(url)
+        monkeypatch.setenv("KVTOOL_TOKEN", "0123456789abcdef\n")
+        assert list(kvtool.Store(url)) == THREE
+        assert kvtool.Store(url).root != without.root
+    monkeypatch.setenv("KVTOOL_TOKEN", "two\nlines")
+    with pytest.raises(UsageError, match="KVTOOL_TOKEN"):
+        kvtool.Store(url)

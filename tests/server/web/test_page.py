@@ -1,0 +1,82 @@
+"""What the page at ``/`` is made of, and the numbers that its charts are drawn from."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from kvtool.server.app import create_app
+from kvtool.server.runtime.service import Serving
+from kvtool.server.web import routes
+
+TOKENS = {"a-token-that-is-long": "ada", "another-token-as-long": "bob"}
+
+
+def test_the_page_reaches_nobody_else(client: TestClient) -> None:
+    for path in routes.PATHS:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        # A namespace is a name, and nothing is fetched from it.
+        assert not re.findall(r"(?:https?:)?//(?!www\.w3\.org/2000/svg)\w[\w.-]*\.\w+", answer.text)
+        assert "innerHTML" not in answer.text
+
+
+def test_nothing_inline_would_run(client: TestClient) -> None:
+    answer = client.get("/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert not re.search(r"<script(?! type=\"module\" src=)|<style|\s(?:style|on\w+)=", answer.text)
+
+
+def test_what_the_page_names_is_there(client: TestClient) -> None:
+    named = re.findall(r'(?:href|src)="(page/[^"]+)"', client.get("/").text)
+    scripts = [path for path in routes.PATHS if path.endswith(".js")]
+    imported = [re.findall(r'from "\./([^"]+)"', client.get(path).text) for path in scripts]
+    found = {f"/{path}" for path in named} | {f"/page/{name}" for names in imported for name in names}
+    assert found == set(routes.PATHS) - {"/"}
+
+
+@pytest.mark.parametrize("path", ["/page/", "/page/x.js", "/page/../site.py", "/page/%2e%2e/site.py"])
+def test_nothing_else_is_given_out(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_the_page_needs_no_token_and_all_data_does(serving: Serving) -> None:
+    serving.tenants = dict.fromkeys(TOKENS.values(), serving.tenants[""])
+    with TestClient(create_app(serving, TOKENS)) as client:
+        assert {client.get(path).status_code for path in routes.PATHS} == {200}
+        assert client.get("/v1/stats").status_code == client.get("/v1/models").status_code == 401
+
+
+def test_stats_count_what_was_asked(client: TestClient, serving: Serving) -> None:
+    before = client.get("/v1/stats").json()
+    body: dict[str, Any] = {"model": "served", "messages": [{"role": "user", "content": "How many?"}]}
+    body |= {"documents": ["docs/a.txt"], "max_tokens": 4}
+    usages = [
+        client.post("/v1/chat/completions", json=body | {"use_cache": use}).json()["usage"]
+        for use in (True, False, False)
+    ]
+    stats = client.get("/v1/stats").json()
+    assert before["tokens"] == {"prompt": 0, "cached": 0, "generated": 0}
+    assert stats["tokens"] == {
+        "prompt": sum(usage["prompt_tokens"] for usage in usages),
+        "cached": usages[0]["prompt_tokens_details"]["cached_tokens"],
+        "generated": sum(usage["completion_tokens"] for usage in usages),
+    }
+    assert [stats["first_token"][kind]["count"] for kind in ("cached", "uncached")] == [1, 2]
+    assert 0 < stats["first_token"]["cached"]["seconds"] < 60
+    assert stats["memory"] == {"used": serving.memory.used, "limit": serving.memory.limit}
+    assert stats["running"] == 0
+
+
+def test_stats_of_several_tenants_are_nobodys(serving: Serving) -> None:
+    serving.tenants = dict.fromkeys(TOKENS.values(), serving.tenants[""])
+    with TestClient(create_app(serving, TOKENS)) as client:
+        answer = client.get("/v1/stats", headers={"Authorization": f"Bearer {next(iter(TOKENS))}"})
+        assert answer.status_code == 403
+        assert answer.json()["error"]["type"] == "permission_error"
