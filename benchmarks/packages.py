@@ -48,7 +48,7 @@ def fetch(package: Package, folder: Path = FOLDER) -> Path:
         _run(package, _COMMANDS[package.registry](package, download), download)
         archive = next(download.iterdir(), None)
         if archive is None:
-            raise kvtool.KvtoolError(f"{package}: its client downloaded nothing")
+            raise kvtool.KvtoolError(package, "its client downloaded nothing")
         _check(package, archive)
         _unpack(package, archive, tree)
         # Seen whole or not at all, also by a run that is stopped here.
@@ -74,16 +74,17 @@ _COMMANDS: dict[str, Callable[[Package, Path], list[str]]] = {"pypi": _pip, "npm
 
 def _run(package: Package, command: list[str], folder: Path) -> None:
     if shutil.which(command[0]) is None:
-        raise kvtool.KvtoolError(f"{package}: needs {command[0]}, which is not on the path; install it")
+        raise kvtool.KvtoolError(package, f"needs {command[0]}, which is not on the path", "install it")
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise kvtool.KvtoolError(f"{package}: {command[0]} was still at it after {SECONDS} s") from error
+        raise kvtool.KvtoolError(package, f"{command[0]} was still at it after {SECONDS} s") from error
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip() or error.stdout.strip()).splitlines()[-1:]
         raise kvtool.KvtoolError(
-            f"{package}: cannot be fetched ({' '.join(said) or f'exit code {error.returncode}'}); a network is needed the "
-            f"first time, afterwards it lies in {FOLDER}"
+            package,
+            f"cannot be fetched ({' '.join(said) or f'exit code {error.returncode}'})",
+            f"a network is needed the first time, afterwards it lies in {FOLDER}",
         ) from error
 
 
@@ -91,8 +92,9 @@ def _check(package: Package, archive: Path) -> None:
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if package.sha256 and found != package.sha256:
         raise kvtool.KvtoolError(
-            f"{package}: {archive.name} has SHA-256 {found}, expected {package.sha256}; the registry gives another file "
-            "under that version"
+            package,
+            f"{archive.name} has SHA-256 {found}, expected {package.sha256}",
+            "the registry gives another file under that version",
         )
 
 

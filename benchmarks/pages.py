@@ -27,6 +27,6 @@ def replaced(page: str, benchmark: str, model: str, body: str) -> str:
     _, _, after = rest.partition(last)
     if page.count(first) != 1 or page.count(last) != 1 or last not in rest:
         raise kvtool.KvtoolError(
-            f"expected the lines {first} and {last}, once each and in this order; add them"
+            "the page", f"expected the lines {first} and {last}, once each and in this order", "add them"
         )
     return f"{before}{first}\n\n{body.strip()}\n\n{last}{after}"

@@ -77,8 +77,9 @@ class Prefilled:
         for place in places:
             if (segments := len(self.store[place.document].segments)) > 1:
                 raise kvtool.KvtoolError(
-                    f"{place.document}: has {segments} segments, expected one; {self.model.name} has a context of "
-                    f"{self.model.context}, choose a smaller length"
+                    place.document,
+                    f"has {segments} segments, expected one",
+                    f"{self.model.name} has a context of {self.model.context}, choose a smaller length",
                 )
         return places
 
@@ -97,8 +98,12 @@ class Prefilled:
             one = Calibration.from_bytes(path.read_bytes())
             if one.model != self.model.fingerprint:
                 raise MismatchError(
-                    f"{path}: is of model {one.model[:12]}…, expected {self.model.fingerprint[:12]}… ({self.model.name}); "
-                    "calibrate with this model"
+                    path,
+                    (
+                        f"is of model {one.model[:12]}…, expected {self.model.fingerprint[:12]}… "
+                        f"({self.model.name})"
+                    ),
+                    "calibrate with this model",
                 )
             given[one.method] = one
         newest = finder(self.store, list(self.store))

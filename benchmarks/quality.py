@@ -101,7 +101,7 @@ class PeerCandidate:
         try:
             back = self.peer.restore(self.method, self.parameters, given, bench.model.directory)
         except PeerError as error:
-            raise kvtool.KvtoolError(str(error)) from error
+            raise kvtool.KvtoolError(None, error) from error
         layers = [
             (back.tensors[f"layers.{n:04d}.keys"], back.tensors[f"layers.{n:04d}.values"])
             for n in range(len(kv.layers))

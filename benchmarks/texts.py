@@ -68,7 +68,7 @@ def _drawn(
             windows[n] = cut(model, source.text(), tokens, number)
         except ValueError as error:
             raise kvtool.KvtoolError(
-                f"{kind}: {source.name} {error}; ask for fewer or shorter documents"
+                kind, f"{source.name} {error}", "ask for fewer or shorter documents"
             ) from error
     slug = kind.replace(" ", "-")
     return [

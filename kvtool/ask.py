@@ -159,8 +159,12 @@ def _prompts(questions: Sequence[str], layout: Layout, model: Model, store: Stor
     length = len(layout.token_ids) + longest
     if length >= model.context:
         raise UsageError(
-            f"{', '.join(layout.documents)}: with a question of {longest} tokens it is {length} tokens long, {model.name} "
-            f"has a context of {model.context}; ask a shorter question, or prefill with a smaller --segment-tokens"
+            ", ".join(layout.documents),
+            (
+                f"with a question of {longest} tokens it is {length} tokens long, {model.name} has a "
+                f"context of {model.context}"
+            ),
+            "ask a shorter question, or prefill with a smaller --segment-tokens",
         )
     return prompts
 

@@ -79,18 +79,20 @@ def settings(**flags: Any) -> Settings:
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(field, Settings.model_fields, n=1)
-            raise UsageError(
-                f"{_file_with(field)}: unknown setting {field}; "
-                + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(Settings.model_fields)}")
-            ) from error
+            remedy = f"did you mean {near[0]}?" if near else f"there are: {', '.join(Settings.model_fields)}"
+            raise UsageError(_file_with(field), f"unknown setting {field}", remedy) from error
         raise UsageError(
-            f"setting {field} is {first.get('input')!r}: {first['msg'].lower()}; see the flag --{field.replace('_', '-')}, "
-            f"KVTOOL_{field.upper()}, kvtool.toml, [tool.kvtool] in pyproject.toml and {user_file()}"
+            f"setting {field} is {first.get('input')!r}",
+            first["msg"].lower(),
+            (
+                f"see the flag --{field.replace('_', '-')}, KVTOOL_{field.upper()}, kvtool.toml, "
+                f"[tool.kvtool] in pyproject.toml and {user_file()}"
+            ),
         ) from error
     except SettingsError as error:
-        raise UsageError(f'{error}: expected JSON for a list in KVTOOL_*, such as ["*.md"]') from error
+        raise UsageError(error, 'expected JSON for a list in KVTOOL_*, such as ["*.md"]') from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"kvtool.toml, pyproject.toml or {user_file()}: is not TOML ({error})") from error
+        raise UsageError(f"kvtool.toml, pyproject.toml or {user_file()}", f"is not TOML ({error})") from error
 
 
 def _file_with(field: str) -> Path:

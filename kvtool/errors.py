@@ -1,7 +1,7 @@
-"""What a user did or has, as an error: one message, one exit code.
+"""What a user did or has, as an error: a subject, a reason, a remedy and an exit code.
 
-A message names the file or field, the value, what was expected, and what to do. The command line prints it as
-one line; the Python API raises it.
+The code that raises knows the facts and gives them as fields. Sentences are made at the edges: the command line prints
+``str(error)``, the server and its log choose what they show. Nothing takes a sentence apart.
 """
 
 from __future__ import annotations
@@ -14,9 +14,26 @@ EXIT_CODES = (
 
 
 class KvtoolError(Exception):
-    """Anything a user can do something about."""
+    """Anything a user can do something about.
+
+    ``subject`` is the file, document, field or option that it is about, None where the reason says it all. ``reason`` names
+    the value and what was expected, ``remedy`` what to do, "" where the reason leaves one choice.
+    """
 
     exit_code = FAILED
+
+    def __init__(self, subject: object, reason: object, remedy: str = "") -> None:
+        # All three go to Exception, so that the error can be pickled: worker processes hand theirs back.
+        super().__init__(subject, reason, remedy)
+        self.subject, self.reason, self.remedy = subject, str(reason), remedy
+
+    def __str__(self) -> str:
+        what = self.reason if self.subject is None else f"{self.subject}: {self.reason}"
+        return f"{what}; {self.remedy}" if self.remedy else what
+
+    def to_json(self) -> dict[str, str | None]:
+        subject = None if self.subject is None else str(self.subject)
+        return {"subject": subject, "reason": self.reason, "remedy": self.remedy, "message": str(self)}
 
 
 class UsageError(KvtoolError):
@@ -37,8 +54,12 @@ class ArtifactError(KvtoolError):
     """An artifact is not what it says it is: truncated, edited, of a newer format."""
 
 
+class BrokenFile(ArtifactError):
+    """A file's bytes are not those that were written."""
+
+
 class MismatchError(KvtoolError):
-    """A cache belongs to another model, tokenizer, prefix or RoPE setting; the message names the field."""
+    """A cache belongs to another model, tokenizer, prefix or RoPE setting; ``reason`` names the field."""
 
 
 class StoreError(KvtoolError):

@@ -83,23 +83,30 @@ def refuse_mismatch(part: Artifact, model: Model) -> None:
         if there.get(field) != here
     ]
     raise MismatchError(
-        f"{part.path}: was made by another model: {'; '.join(differing or ['its fingerprint differs'])}. Load the model "
-        "it was made with, or prefill again with this one"
+        part.path,
+        (
+            f"was made by another model: {'; '.join(differing or ['its fingerprint differs'])}. Load "
+            "the model it was made with, or prefill again with this one"
+        ),
     )
 
 
 def _refuse_gaps(parts: Sequence[Artifact]) -> None:
     if len({part.n_layers for part in parts}) > 1:
         raise MismatchError(
-            f"{parts[-1].path}: has {parts[-1].n_layers} layers, its prefix {parts[0].n_layers}"
+            parts[-1].path, f"has {parts[-1].n_layers} layers, its prefix {parts[0].n_layers}"
         )
     tokens = 0
     before = digest_token_ids(())
     for part in parts:
         if part.meta["prefix"]["digest"] != before or part.contents.start != tokens:
             raise MismatchError(
-                f"{part.path}: was prefilled under another prefix ({part.meta['prefix']['tokens']} tokens, digest "
-                f"{part.meta['prefix']['digest'][:12]}…) than the one before it; prefill the document again"
+                part.path,
+                (
+                    f"was prefilled under another prefix ({part.meta['prefix']['tokens']} tokens, digest "
+                    f"{part.meta['prefix']['digest'][:12]}…) than the one before it"
+                ),
+                "prefill the document again",
             )
         before = digest_token_ids(part.token_ids.tolist())
         tokens += len(part.token_ids)

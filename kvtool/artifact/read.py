@@ -29,7 +29,7 @@ from kvtool.codecs.format import container
 from kvtool.codecs.format.container import DTYPES, Entry
 from kvtool.codecs.stage import TOKEN_IDS
 from kvtool.digest import canonical_json, digest, digest_token_ids, runs
-from kvtool.errors import ArtifactError
+from kvtool.errors import ArtifactError, BrokenFile
 
 FORMAT = 1
 """The newest format that is read, and the one that is written."""
@@ -100,14 +100,18 @@ class Artifact:
             return Contents.from_metadata(self.meta, self.calibrations)
         except MissingCalibration as error:
             raise ArtifactError(
-                f"{self.path}: needs calibration {error.digest[:80]}, which the store does not hold; copy it from the store "
-                f"that this was compressed in (calibrations/{error.digest[:80]}.safetensors), or compress again with "
-                "--replace"
+                self.path,
+                f"needs calibration {error.digest[:80]}, which the store does not hold",
+                (
+                    "copy it from the store that this was compressed in "
+                    f"(calibrations/{error.digest[:80]}.safetensors), or compress again with --replace"
+                ),
             ) from error
         except CodecError as error:
             raise ArtifactError(
-                f"{self.path}: {str(error)[:300]}; if a newer kvtool wrote it, upgrade, else run the same prefill or "
-                "compress with --replace"
+                self.path,
+                str(error)[:300],
+                ("if a newer kvtool wrote it, upgrade, else run the same prefill or compress with --replace"),
             ) from error
 
     def _refuse_unplanned(self) -> None:
@@ -179,7 +183,7 @@ class Artifact:
         try:
             return self.contents.decode(group, stored, tokens, self.token_ids)
         except CodecError as error:
-            raise ArtifactError(f"{self.path}: {error}") from error
+            raise ArtifactError(self.path, error) from error
 
     def read(self, name: str) -> Tensor:
         """A fresh tensor, its digest checked."""
@@ -247,7 +251,9 @@ def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
         raise _broken(path, f"its format is {str(meta['format'])[:80]}")
     if meta["format"] > FORMAT:
         raise ArtifactError(
-            f"{path}: is an artifact of format {meta['format']}, this kvtool reads up to {FORMAT}; upgrade kvtool"
+            path,
+            f"is an artifact of format {meta['format']}, this kvtool reads up to {FORMAT}",
+            "upgrade kvtool",
         )
     # What readers rely on: a header without it is none of ours, whatever its digest.
     _ = (
@@ -281,10 +287,10 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such artifact; run the same prefill or compress again") from None
+        raise ArtifactError(path, "no such artifact", "run the same prefill or compress again") from None
     except OSError as error:
         raise ArtifactError(
-            f"{path}: cannot be read ({error.strerror}); check the disk and its permissions"
+            path, f"cannot be read ({error.strerror})", "check the disk and its permissions"
         ) from error
 
 
@@ -295,12 +301,14 @@ def _fill(file: Any, view: memoryview) -> int:
     return done
 
 
-class BrokenArtifact(ArtifactError):
+class BrokenArtifact(BrokenFile):
     """Its bytes are not those that kvtool wrote. What is merely newer, or cannot be read now, is no such thing."""
 
 
 def _broken(path: Path, what: str) -> BrokenArtifact:
     return BrokenArtifact(
-        f"{path}: {what}. Nothing was loaded; kvtool verify --remove takes broken artifacts out, and the same prefill "
-        "or compress makes them again"
+        path,
+        what,
+        "nothing was loaded; kvtool verify --remove takes broken artifacts out, and the same prefill or compress makes "
+        "them again",
     )

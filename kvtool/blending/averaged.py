@@ -75,8 +75,12 @@ def expect(
     """
     if model.turned is None:
         raise ModelError(
-            f"{model.name}: how {model.config.model_type} rotates its keys is not known, so that its caches cannot be "
-            "blended; prefill without --neighbours"
+            model.name,
+            (
+                f"how {model.config.model_type} rotates its keys is not known, so that its caches cannot "
+                "be blended"
+            ),
+            "prefill without --neighbours",
         )
     report = Report()
     documents = {name: store[name] for name in names}
@@ -110,12 +114,16 @@ def _refuse_mixed(documents: Iterable[Document], model: Model) -> None:
     prefixes = {document.prefix["digest"]: document.name for document in documents}
     if len(prefixes) > 1:
         raise MismatchError(
-            f"{' and '.join(prefixes.values())}: were prefilled under different prefixes; name those under one at a time"
+            " and ".join(prefixes.values()),
+            "were prefilled under different prefixes",
+            "name those under one at a time",
         )
     for document in documents:
         if document.model["fingerprint"] != model.fingerprint:
             raise MismatchError(
-                f"{document.name}: was prefilled with {document.model['name']}, not with {model.name}; load that model"
+                document.name,
+                f"was prefilled with {document.model['name']}, not with {model.name}",
+                "load that model",
             )
 
 
@@ -219,7 +227,7 @@ def _commit(store: Store, seen: Document, made: Sequence[Variant]) -> None:
     with store.changing():
         document = store[seen.name]
         if document.segments != seen.segments:
-            raise KvtoolError(f"{seen.name}: was changed meanwhile; run the same prefill again")
+            raise KvtoolError(seen.name, "was changed meanwhile", "run the same prefill again")
         for index, variant in enumerate(made):
             document = document.with_variant(index, EXPECTED, variant)
         store.commit(document)

@@ -89,7 +89,7 @@ class How:
         known = policy_of(self.policy)
         if not (isinstance(self.recompute, (int, float)) and 0 <= self.recompute <= 1):
             raise UsageError(
-                f"recompute {self.recompute!r}: expected a share of the documents' tokens, from 0 to 1"
+                f"recompute {self.recompute!r}", "expected a share of the documents' tokens, from 0 to 1"
             )
         if known.share is not None:
             object.__setattr__(self, "recompute", known.share)
@@ -107,7 +107,9 @@ def assemble(
     policy = policy_of(how.policy)
     if policy.asks and how.recompute and not asked:
         raise UsageError(
-            f"policy {how.policy!r}: needs the question that is going to be asked; give question=, or another policy"
+            f"policy {how.policy!r}",
+            "needs the question that is going to be asked",
+            "give question=, or another policy",
         )
     turned = _turned(model, layout)
     if policy.parallel:
@@ -141,13 +143,18 @@ def _turned(model: Model, layout: Layout) -> Turned:
     found = model.turned
     if found is None:
         raise ModelError(
-            f"{model.name}: how {model.config.model_type} rotates its keys is not known, so that they cannot be moved to "
-            "another place; blend with recompute 1, which computes everything"
+            model.name,
+            (
+                f"how {model.config.model_type} rotates its keys is not known, so that they cannot be "
+                "moved to another place"
+            ),
+            "blend with recompute 1, which computes everything",
         )
     if found.up_to is not None and len(layout.token_ids) > found.up_to:
         raise UsageError(
-            f"the documents together are {len(layout.token_ids):,} tokens long, and from {found.up_to:,} on {model.name} "
-            "rotates its keys otherwise; blend fewer, or with recompute 1"
+            "the documents together",
+            f"are {len(layout.token_ids):,} tokens long, and from {found.up_to:,} on {model.name} rotates its keys otherwise",
+            "blend fewer, or with recompute 1",
         )
     return found
 

@@ -33,12 +33,12 @@ class BlendedCache(DocumentCache):
         """
         if self.parallel:
             raise UsageError(
-                f"{name}: policy {self.how['policy']!r} leaves documents side by side, which cannot be kept"
+                name, f"policy {self.how['policy']!r} leaves documents side by side, which cannot be kept"
             )
         store.check_name(name)
         if name in store:
             raise StoreError(
-                f"{name}: is in the store already; choose another name, or remove it first (kvtool rm)"
+                name, "is in the store already", "choose another name, or remove it first (kvtool rm)"
             )
         like = store[self.layout.segments[-1].document]
         prefix = prefix_again(model, dict(like.prefix["origin"]))

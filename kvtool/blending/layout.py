@@ -157,7 +157,7 @@ def lay_out(
     pieces = list(_pieces(store, given, model, variant, between))
     found = [piece for piece in pieces if isinstance(piece, Placed)]
     if not found:
-        raise UsageError("no document to blend: name at least one of the store's (kvtool ls shows them)")
+        raise UsageError("no document to blend", "name at least one of the store's (kvtool ls shows them)")
     for segment in found:
         refuse_mismatch(segment.artifact, model)
         _refuse_pruned(segment)
@@ -211,8 +211,12 @@ def _too_long(store: Store, segments: Sequence[Placed], tokens: int, model: Mode
     if len(names) == 1 and (count := len(store[names[0]].segments)) > 1:
         remedy += f", or one of its {count} segments (--segment 0 to {count - 1})"
     return UsageError(
-        f"{', '.join(names)}: {'it is' if len(segments) == 1 else 'together they are'} {tokens:,} tokens long, {model.name} "
-        f"has a context of {model.context:,}; {remedy}"
+        ", ".join(names),
+        (
+            f"{('it is' if len(segments) == 1 else 'together they are')} {tokens:,} tokens long, "
+            f"{model.name} has a context of {model.context:,}"
+        ),
+        remedy,
     )
 
 
@@ -220,8 +224,12 @@ def _refuse_pruned(segment: Placed) -> None:
     contents, n_tokens = segment.artifact.contents, len(segment.artifact.token_ids)
     if contents.start is None or {layer.tokens for layer in contents.geometry.layers} != {n_tokens}:
         raise MismatchError(
-            f"{segment.document}: {segment.artifact.path} does not hold all of its tokens, and what was pruned cannot be "
-            "placed among other documents; blend another variant of it"
+            segment.document,
+            (
+                f"{segment.artifact.path} does not hold all of its tokens, and what was pruned cannot be "
+                "placed among other documents"
+            ),
+            "blend another variant of it",
         )
 
 
@@ -232,16 +240,21 @@ def _shared_prefix(store: Store, segments: Sequence[Placed]) -> list[Placed]:
         here, there = first.artifact.meta["prefix"], other.artifact.meta["prefix"]
         if here["digest"] != there["digest"]:
             raise MismatchError(
-                f"{other.document}: was prefilled under another prefix ({there['tokens']} tokens, digest "
-                f"{there['digest'][:12]}…) than {first.document} ({here['tokens']} tokens, {here['digest'][:12]}…); prefill "
-                "both under the same"
+                other.document,
+                (
+                    f"was prefilled under another prefix ({there['tokens']} tokens, digest "
+                    f"{there['digest'][:12]}…) than {first.document} ({here['tokens']} tokens, "
+                    f"{here['digest'][:12]}…)"
+                ),
+                "prefill both under the same",
             )
     variant = store[first.document].prefix_artifact
     prefix = [] if variant is None else [Placed("the prefix", RAW, store.open_artifact(variant), 0)]
     ids = [token for placed in prefix for token in placed.artifact.token_ids.tolist()]
     if digest_token_ids(ids) != first.artifact.meta["prefix"]["digest"]:
         raise MismatchError(
-            f"{first.document}: the store has another prefix for it than the one that it was prefilled under; prefill it "
-            "again with --replace"
+            first.document,
+            "the store has another prefix for it than the one that it was prefilled under",
+            "prefill it again with --replace",
         )
     return prefix

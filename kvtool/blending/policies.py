@@ -162,4 +162,4 @@ def policy_of(name: str) -> Policy:
         return POLICIES[name]
     near = difflib.get_close_matches(name, POLICIES, n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(POLICIES)}"
-    raise UsageError(f"policy {name!r}: {hint}")
+    raise UsageError(f"policy {name!r}", hint)

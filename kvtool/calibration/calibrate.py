@@ -70,7 +70,7 @@ def calibrate(
     chosen = calibrated_recipe(recipe)
     assert chosen.fit is not None
     if tokens < 1:
-        raise UsageError(f"--tokens {tokens}: expected at least 1")
+        raise UsageError(f"--tokens {tokens}", "expected at least 1")
     pieces = _pieces(store, names, model, tokens, texts, seed)
     started = time.monotonic()
     progress = Progress(
@@ -88,9 +88,10 @@ def calibrate(
         fitted = chosen.fit(Samples(pieces, model, chosen.gradients, advance), **options)
     except CodecError as error:
         raise UsageError(
-            f"{error}. It was given {progress.tokens_total} tokens of {progress.documents} documents; raise --tokens "
-            f"(now {tokens}), prefill more documents, give more --text, or compress with --recipe kivi, which "
-            "needs no calibration"
+            None,
+            f"{error}. It was given {progress.tokens_total} tokens of {progress.documents} documents",
+            f"raise --tokens (now {tokens}), prefill more documents, give more --text, or compress with --recipe kivi, "
+            "which needs no calibration",
         ) from error
     source: dict[str, Json] = {
         "tokens": progress.tokens_total,
@@ -108,10 +109,10 @@ def calibrated_recipe(name: str) -> Recipe:
     try:
         found = find_recipe(name)
     except CodecError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(None, error) from error
     if found.fit is None:
         learning = ", ".join(sorted(name for name, recipe in recipes().items() if recipe.fit)) or "none"
-        raise UsageError(f"--recipe {name}: takes no calibration; those that do: {learning}")
+        raise UsageError(f"--recipe {name}", "takes no calibration", f"those that do: {learning}")
     return found
 
 
@@ -128,8 +129,10 @@ def maker(
     def make(recipe: Recipe, fingerprint: str, name: str) -> Calibration:
         if fingerprint != model.fingerprint:
             raise MismatchError(
-                f"recipe {recipe.name!r} needs a calibration for {name} (model {fingerprint[:12]}…), which prefilled the "
-                f"documents; {model.name} is {model.fingerprint[:12]}…: give --model {name}"
+                f"recipe {recipe.name!r}",
+                f"needs a calibration for {name} (model {fingerprint[:12]}…), which prefilled the documents, and "
+                f"{model.name} is {model.fingerprint[:12]}…",
+                f"give --model {name}",
             )
         from kvtool.calibration.samples import pieces_of_store
 
@@ -166,13 +169,15 @@ def _pieces(
 
     if texts is not None:
         if names is not None:
-            raise UsageError("documents of the store and --text: exclude each other; give one")
+            raise UsageError("documents of the store and --text", "exclude each other", "give one")
         found = pieces_of_texts([texts] if isinstance(texts, str) else texts, store, model, tokens, seed)
         if not found:
-            raise UsageError("--text: has no tokens; give text of the kind that will be compressed")
+            raise UsageError("--text", "has no tokens", "give text of the kind that will be compressed")
         return found
     if not store:
         raise UsageError(
-            f"{store.root}: is empty, so that there is nothing to calibrate on; run kvtool prefill first, or give --text"
+            store.root,
+            "is empty, so that there is nothing to calibrate on",
+            "run kvtool prefill first, or give --text",
         )
     return pieces_of_store(store, [names] if isinstance(names, str) else names, model, tokens, seed)

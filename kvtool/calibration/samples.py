@@ -150,9 +150,15 @@ class Samples(Sequence[Sample]):
         tokens = sum(len(piece.token_ids) for piece in self.pieces)
         if tokens * each > KEPT_BYTES:
             raise UsageError(
-                f"--tokens: {tokens} tokens of {self.model.name} take {tokens * each / 1e9:.1f} GB while they are learned from, "
-                f"at most {KEPT_BYTES / 1e9:.1f} are allowed; give {int(KEPT_BYTES / each)} or fewer to "
-                "kvtool calibrate, or compress with --recipe kivi, which needs no calibration"
+                "--tokens",
+                (
+                    f"{tokens} tokens of {self.model.name} take {tokens * each / 1000000000.0:.1f} GB while "
+                    f"they are learned from, at most {KEPT_BYTES / 1000000000.0:.1f} are allowed"
+                ),
+                (
+                    f"give {int(KEPT_BYTES / each)} or fewer to kvtool calibrate, or compress with --recipe "
+                    "kivi, which needs no calibration"
+                ),
             )
 
 

@@ -105,10 +105,12 @@ def run(
     how = How(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     if recompute is not None and how.recompute != recompute:
         raise UsageError(
-            f"--recompute {recompute:g}: policy {how.policy!r} always has {how.recompute:g}; leave one of the two out"
+            f"--recompute {recompute:g}",
+            f"policy {how.policy!r} always has {how.recompute:g}",
+            "leave one of the two out",
         )
     if trace is not None and no_cache:
-        raise UsageError("--trace: shows how caches are read; leave it out with --no-cache")
+        raise UsageError("--trace", "shows how caches are read", "leave it out with --no-cache")
     opened = Store(chosen.store)
     documents = [chosen_document(opened, name, segment) for name in doc]
     loaded = common.load_model(chosen)
@@ -125,8 +127,9 @@ def run(
     if len(questions) > 1:
         if temperature or seed is not None or no_cache or compare:
             raise UsageError(
-                f"{len(questions)} questions: are answered greedily, from the cache; ask one at a time with --temperature, "
-                "--seed, --no-cache or --compare"
+                f"{len(questions)} questions",
+                "are answered greedily, from the cache",
+                "ask one at a time with --temperature, --seed, --no-cache or --compare",
             )
         found = ask_each(questions, documents, loaded, opened, max_tokens=max_tokens, trace=traced, **read)
         if trace is not None:

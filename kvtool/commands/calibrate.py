@@ -104,5 +104,5 @@ def _texts(paths: list[str]) -> tuple[list[str], list[KvtoolError]]:
         except DocumentError as error:
             problems.append(error)
     if not texts:
-        raise problems[0] if problems else UsageError("--text: names no files")
+        raise problems[0] if problems else UsageError("--text", "names no files")
     return texts, problems

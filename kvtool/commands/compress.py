@@ -208,6 +208,6 @@ def _parsed(options: list[str]) -> dict[str, int | float | str]:
     for name in found:
         if name in signature(compress).parameters:
             raise UsageError(
-                f"--set {name}={found[name]}: {name} is no parameter of a recipe; kvtool compress --help"
+                f"--set {name}={found[name]}", f"{name} is no parameter of a recipe", "kvtool compress --help"
             )
     return found

@@ -211,12 +211,12 @@ def _refuse_page(path: Path, replace: bool) -> None:
 
     require()
     if path.exists() and not replace:
-        raise UsageError(f"--html {path}: is there already; give another name, or --replace it")
+        raise UsageError(f"--html {path}", "is there already", "give another name, or --replace it")
     if path.is_dir() or not path.parent.is_dir():
         what = f"{path} is a directory" if path.is_dir() else f"{path.parent} is no directory"
-        raise UsageError(f"--html {path}: {what}; name a file in a directory that is there")
+        raise UsageError(f"--html {path}", what, "name a file in a directory that is there")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--html {path}: {path.parent} cannot be written to; name another directory")
+        raise UsageError(f"--html {path}", f"{path.parent} cannot be written to", "name another directory")
 
 
 def _write_page(path: Path, evaluation: dict[str, Any]) -> None:
@@ -242,6 +242,6 @@ def _numbers(texts: list[str] | None) -> tuple[int, ...] | None:
     for part in parts:
         if not (part.isascii() and part.isdigit()):
             raise UsageError(
-                f"--lengths {part}: is no number of tokens; expected numbers as in 512,1024,2048"
+                f"--lengths {part}", "is no number of tokens", "expected numbers as in 512,1024,2048"
             )
     return tuple(int(part) for part in parts)

@@ -26,7 +26,7 @@ def run(
         try:
             chosen = find_recipe(name)
         except CodecError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(None, error) from error
         common.print_json(_described(chosen)) if as_json else typer.echo(_page(chosen))
         return
     found = list(recipes().values())

@@ -74,10 +74,10 @@ def run(
     from kvtool.store.layout import address
 
     if tokens is None and not _is_loopback(host):
-        raise UsageError(f"--host {host}: is not this machine alone; say with --tokens who may ask")
+        raise UsageError(f"--host {host}", "is not this machine alone", "say with --tokens who may ask")
     if within is not None and (variant is not None or no_caches):
         flag = "--no-caches" if variant is None else "--variant"
-        raise UsageError(f"--within: {flag} says already what is done; leave one of them out")
+        raise UsageError("--within", f"{flag} says already what is done", "leave one of them out")
     try:
         from kvtool.server.app import create_app
         from kvtool.server.http import logs
@@ -86,7 +86,7 @@ def run(
         from kvtool.server.runtime.load_policy import Loading
         from kvtool.server.runtime.service import Limits, Serving
     except ModuleNotFoundError as error:
-        raise ModelError(f"serve-cache needs {error.name}: pip install 'kvtool[serve]'") from error
+        raise ModelError("serve-cache", f"needs {error.name}", "pip install 'kvtool[serve]'") from error
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     known = read_tokens(tokens) if tokens else {}
     loaded = common.load_model(chosen)

@@ -100,8 +100,9 @@ def compress(
     report.target, left = asked(recipe, parameters)
     if report.target and of != RAW:
         raise UsageError(
-            f"--of {of}: what --bits, --ratio, --max-kl and --preset find is measured on the raw cache; compress that, and then "
-            f"--of {of} with the setting that was found"
+            f"--of {of}",
+            "what --bits, --ratio, --max-kl and --preset find is measured on the raw cache",
+            f"compress that, and then --of {of} with the setting that was found",
         )
     if model is None and not dry_run:
         find = finder(store, chosen, calibration)
@@ -126,7 +127,7 @@ def compress(
             report.setting = turned(report.target, recipe, build, store, chosen, model)
         pipeline = there or build(**(report.setting.parameter if report.setting else {}))
     if calibration is not None and not pipeline.calibrations:
-        raise UsageError(f"--calibration: recipe {recipe!r} takes none; leave it out")
+        raise UsageError("--calibration", f"recipe {recipe!r} takes none", "leave it out")
     refuse_unmet(recipe, pipeline, model)
     made["pipeline"] = pipeline.to_config()
     report.calibration_nbytes = sum(held.nbytes for held in pipeline.calibrations)
@@ -178,10 +179,10 @@ def _default_model(store: Store, names: Iterable[str]) -> Model | None:
 def variant_name(recipe: str, name: str | None, of: str = RAW) -> str:
     """What the variant is called. Raises ``UsageError`` for the names of what prefill made, and for another ``of``."""
     if of not in (RAW, EXPECTED):
-        raise UsageError(f"--of {of}: expected {RAW} or {EXPECTED}, which prefill makes")
+        raise UsageError(f"--of {of}", f"expected {RAW} or {EXPECTED}, which prefill makes")
     variant = name or recipe
     if variant in (RAW, EXPECTED):
-        raise UsageError(f"--name {variant}: is kept for what prefill made; choose another")
+        raise UsageError(f"--name {variant}", "is kept for what prefill made", "choose another")
     return variant if of == RAW else expected_twin(variant)
 
 
@@ -215,8 +216,12 @@ def _refuse_other_model(document: Document, calibration: Calibration) -> None:
     if calibration.model != there:
         of = f"model {calibration.model[:12]}…" if calibration.model else "no model that it names"
         raise MismatchError(
-            f"{document.name}: was prefilled with {document.model['name']} (model {there[:12]}…), calibration "
-            f"{calibration.digest} is of {of}; take another, or run kvtool calibrate with the documents' model"
+            document.name,
+            (
+                f"was prefilled with {document.model['name']} (model {there[:12]}…), calibration "
+                f"{calibration.digest} is of {of}"
+            ),
+            "take another, or run kvtool calibrate with the documents' model",
         )
 
 
@@ -243,8 +248,9 @@ class _Run:
             there = segment.variants.get(self.variant)
             if there and there.recipe != self.made and not replace:
                 raise StoreError(
-                    f"{name}: has a variant {self.variant!r} made otherwise; give this one another --name, or "
-                    "--replace it"
+                    name,
+                    f"has a variant {self.variant!r} made otherwise",
+                    "give this one another --name, or --replace it",
                 )
             is_made = there is not None and there.recipe == self.made and self.store.holds(there)
             segments[index] = there if is_made else None
@@ -326,7 +332,7 @@ class _Run:
         with self.store.changing():
             document = self.store[name]
             if self._sources(document) != self._sources(self.seen[name]):
-                raise StoreError(f"{name}: was prefilled again meanwhile; compress it again")
+                raise StoreError(name, "was prefilled again meanwhile", "compress it again")
             for index, variant in segments.items():
                 if variant is not None:
                     document = document.with_variant(index, self.variant, variant)

@@ -39,11 +39,15 @@ def pipeline_of(
         first = _built(*own[0], find)
         sides = [first, first if own[0] == own[1] else _built(*own[1], find)]
     except CodecError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(None, error) from error
     if sides[0].layers != sides[1].layers:
         raise UsageError(
-            f"--keys and --values: code {sides[0].layers or 'all'} and {sides[1].layers or 'all'} layers together, expected "
-            "the same; take both sides from one recipe, or recipes that code layer by layer"
+            "--keys and --values",
+            (
+                f"code {sides[0].layers or 'all'} and {sides[1].layers or 'all'} layers together, "
+                "expected the same"
+            ),
+            "take both sides from one recipe, or recipes that code layer by layer",
         )
     return Pipeline(sides[0].keys, sides[1].values, sides[0].layers)
 
@@ -59,7 +63,7 @@ def _side(option: str, text: str, recipe: str, parameters: Parameters) -> tuple[
     own = parameters if name in ("", recipe) else {}
     if bits and not _is_number(bits):
         raise UsageError(
-            f"{option} {text}: {bits!r} is no number of bits; expected BITS, RECIPE or RECIPE:BITS"
+            f"{option} {text}", f"{bits!r} is no number of bits", "expected BITS, RECIPE or RECIPE:BITS"
         )
     return name or recipe, {**own, **({"bits": int(bits)} if bits else {})}
 
@@ -74,7 +78,7 @@ def parameters_of(options: Iterable[str], where: str, example: str) -> dict[str,
     for option in options:
         name, equals, text = option.partition("=")
         if not name or not equals:
-            raise UsageError(f"{where}: {option!r} is no parameter; expected NAME=VALUE, as in {example}")
+            raise UsageError(where, f"{option!r} is no parameter", f"expected NAME=VALUE, as in {example}")
         found[name] = text
         for kind in (float, int):
             with suppress(ValueError):

@@ -52,7 +52,7 @@ class Target:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.value) and self.value > 0):
             option = "--" + self.unit.replace("_", "-")
-            raise UsageError(f"{option} {self.value:g}: expected a number above 0")
+            raise UsageError(f"{option} {self.value:g}", "expected a number above 0")
 
     def to_json(self) -> dict[str, Any]:
         return {"unit": self.unit, "value": self.value}
@@ -103,17 +103,19 @@ def asked(
     options = " and ".join("--" + unit.replace("_", "-") for unit in units)
     if recipe.dial is None:
         have = ", ".join(recipe.parameters) or "none"
-        raise UsageError(f"{options}: recipe {recipe.name!r} has no dial to turn; its parameters are: {have}")
+        raise UsageError(
+            options, f"recipe {recipe.name!r} has no dial to turn", f"its parameters are: {have}"
+        )
     if len(units) > 1 or recipe.dial.parameter in left:
         also = f" and {recipe.dial.parameter}" if recipe.dial.parameter in left else ""
-        raise UsageError(f"{options}{also}: say the same thing in different ways; give one")
+        raise UsageError(f"{options}{also}", "say the same thing in different ways", "give one")
     value = left.pop(units[0])
     if units[0] == PRESET:
         if value not in recipe.dial.presets:
-            raise UsageError(f"--preset {value}: expected one of {', '.join(recipe.dial.presets)}")
+            raise UsageError(f"--preset {value}", f"expected one of {', '.join(recipe.dial.presets)}")
         return None, {**left, recipe.dial.parameter: recipe.dial.presets[str(value)]}
     if isinstance(value, str):
-        raise UsageError(f"{options} {value}: expected a number")
+        raise UsageError(f"{options} {value}", "expected a number")
     return Target(units[0], float(value)), left
 
 
@@ -140,7 +142,9 @@ def turned(
         if target.needs_model:
             if model is None:
                 raise UsageError(
-                    "--max-kl: is measured by running the documents' model; give --model, or compress(..., model=model)"
+                    "--max-kl",
+                    "is measured by running the documents' model",
+                    "give --model, or compress(..., model=model)",
                 )
             measure = stack.enter_context(kl(store, tasks, model))
         else:
@@ -159,7 +163,7 @@ def _recipe(name: str) -> Recipe:
     try:
         return recipe_named(name)
     except CodecError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(None, error) from error
 
 
 def rounded(setting: float) -> float:
@@ -269,7 +273,9 @@ def kl(store: Store, tasks: Sequence[Task], model: Model) -> Iterator[Callable[[
     )
     if not contexts:
         raise UsageError(
-            "--max-kl: no segment is long enough to measure KL on; prefill longer documents, or use --ratio"
+            "--max-kl",
+            "no segment is long enough to measure KL on",
+            "prefill longer documents, or use --ratio",
         )
     with ExitStack() as stack:
         trials = []

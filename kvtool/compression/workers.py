@@ -45,7 +45,7 @@ def encode_segment(store: Store, task: Task, pipeline: Pipeline, inputs: Inputs 
     try:
         return store.put(compressed_content(original, pipeline, inputs))
     except CodecError as error:
-        raise StoreError(f"{task.document}: segment {task.segment} cannot be compressed: {error}") from error
+        raise StoreError(task.document, f"segment {task.segment} cannot be compressed: {error}") from error
 
 
 def encode_all(
@@ -77,8 +77,9 @@ def _encode_in_processes(
                 yield waiting[future], future.result()
             except TerminatedWorkerError as error:
                 raise StoreError(
-                    f"{store.root}: a process that was compressing was killed, perhaps for want of memory; what was "
-                    "finished is stored, and the same command goes on from there"
+                    store.root,
+                    "a process that was compressing was killed, perhaps for want of memory",
+                    "what was finished is stored, and the same command goes on from there",
                 ) from error
     finally:
         executor.shutdown(wait=True, kill_workers=True)
@@ -89,7 +90,7 @@ def _in_process(root: str, task: Task, config: Mapping[str, Any]) -> Variant | K
     try:
         pipeline = Pipeline.from_config(config, store.calibrations)
     except CodecError as error:
-        return StoreError(f"{task.document}: segment {task.segment} cannot be compressed: {error}")
+        return StoreError(task.document, f"segment {task.segment} cannot be compressed: {error}")
     except KvtoolError as error:
         return error
     return _outcome(store, task, pipeline)

@@ -39,11 +39,15 @@ def decode(data: bytes, name: str, declared: str | None = None) -> str:
                 return data[len(mark) :].decode(encoding)
             except UnicodeDecodeError as error:
                 raise DocumentError(
-                    f"{name}: begins with the byte order mark of {encoding.upper()}, but byte "
-                    f"{len(mark) + error.start:,} is not {encoding.upper()}; save it again as UTF-8"
+                    name,
+                    (
+                        f"begins with the byte order mark of {encoding.upper()}, but byte "
+                        f"{len(mark) + error.start:,} is not {encoding.upper()}"
+                    ),
+                    "save it again as UTF-8",
                 ) from None
     binary = DocumentError(
-        f"{name}: is binary; expected text, Markdown, HTML or PDF; convert it to text or leave it out"
+        name, "is binary; expected text, Markdown, HTML or PDF", "convert it to text or leave it out"
     )
     if b"\0" in data:
         raise binary

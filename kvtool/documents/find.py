@@ -71,7 +71,9 @@ def find(
 def _expand(argument: str, cwd: Path, errors: list[DocumentError]) -> Iterator[tuple[Path, Path]]:
     """The files an argument stands for, each with the folder that names it if it lies outside `cwd`."""
     if not argument or "\0" in argument:
-        errors.append(DocumentError(f"{argument!r}: is not a path; expected a file, a folder or a pattern"))
+        errors.append(
+            DocumentError(f"{argument!r}", "is not a path", "expected a file, a folder or a pattern")
+        )
         return
     path = _absolute(argument, cwd)
     try:
@@ -82,8 +84,12 @@ def _expand(argument: str, cwd: Path, errors: list[DocumentError]) -> Iterator[t
             return
         errors.append(
             DocumentError(
-                f"{shown(argument)}: {(error.strerror or str(error)).lower()}; expected a file or "
-                f"folder, looked for from {shown(cwd)}; check the path"
+                shown(argument),
+                (
+                    f"{(error.strerror or str(error)).lower()}; expected a file or folder, looked for from "
+                    f"{shown(cwd)}"
+                ),
+                "check the path",
             )
         )
         return
@@ -91,12 +97,12 @@ def _expand(argument: str, cwd: Path, errors: list[DocumentError]) -> Iterator[t
         yield path, path.parent
     elif kind != "directory":
         errors.append(
-            DocumentError(f"{shown(argument)}: is a {kind}; expected a file or folder; check the path")
+            DocumentError(shown(argument), f"is a {kind}; expected a file or folder", "check the path")
         )
     elif os.path.lexists(path / STORE_MARKER):
         errors.append(
             DocumentError(
-                f"{shown(argument)}: is a kvtool store; expected documents; name the folder they are in"
+                shown(argument), "is a kvtool store; expected documents", "name the folder they are in"
             )
         )
     else:
@@ -116,8 +122,12 @@ def _expand_glob(argument: str, cwd: Path, errors: list[DocumentError]) -> Itera
     if not found:
         errors.append(
             DocumentError(
-                f"{shown(argument)}: matches no documents, leaving aside hidden and ignored files; expected "
-                f"at least one below {shown(base)}; check the pattern"
+                shown(argument),
+                (
+                    "matches no documents, leaving aside hidden and ignored files; expected at least one "
+                    f"below {shown(base)}"
+                ),
+                "check the pattern",
             )
         )
 
@@ -136,22 +146,27 @@ def _patterns(option: str, patterns: Iterable[str]) -> GitIgnoreSpec:
     try:
         return GitIgnoreSpec.from_lines(patterns)
     except ValueError as error:
-        raise UsageError(f"{option}: {error}; expected a pattern as in a .gitignore file") from error
+        raise UsageError(option, error, "expected a pattern as in a .gitignore file") from error
 
 
 def _name_error(name: str, path: Path, documents: dict[str, Path]) -> DocumentError | None:
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        return DocumentError(f"{name!r}: the name is not UTF-8; expected one that is; rename the file")
+        return DocumentError(f"{name!r}", "the name is not UTF-8; expected one that is", "rename the file")
     if size > limits.DOCUMENT_NAME_BYTES:
         return DocumentError(
-            f"{shown(name)}: the name has {size:,} bytes; expected at most {limits.DOCUMENT_NAME_BYTES:,}; "
-            "rename the file or work from a folder closer to it"
+            shown(name),
+            f"the name has {size:,} bytes; expected at most {limits.DOCUMENT_NAME_BYTES:,}",
+            "rename the file or work from a folder closer to it",
         )
     if name in documents:
         return DocumentError(
-            f"{shown(path)}: would be named {name!r}, as {shown(documents[name])} already is; expected one "
-            "file for each name; rename one, or work from a folder that holds both"
+            shown(path),
+            (
+                f"would be named {name!r}, as {shown(documents[name])} already is; expected one file for "
+                "each name"
+            ),
+            "rename one, or work from a folder that holds both",
         )
     return None

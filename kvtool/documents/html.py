@@ -72,13 +72,15 @@ def html_text(markup: str, name: str) -> str:
         ).convert_soup(soup)
     except RecursionError:
         raise DocumentError(
-            f"{name}: its HTML elements are nested too deeply; expected a few hundred levels at most; "
-            "save the page as text or Markdown instead"
+            name,
+            "its HTML elements are nested too deeply; expected a few hundred levels at most",
+            "save the page as text or Markdown instead",
         ) from None
     except ParserRejectedMarkup as error:
         reason = str(error).splitlines()[-1].strip()
         raise DocumentError(
-            f"{name}: is not HTML that can be read ({reason}); expected a web page; "
-            "save it as text or Markdown instead"
+            name,
+            f"is not HTML that can be read ({reason}); expected a web page",
+            "save it as text or Markdown instead",
         ) from error
     return "\n\n".join(part for part in (title, body.strip()) if part)

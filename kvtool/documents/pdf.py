@@ -19,7 +19,7 @@ def pdf_text(data: bytes, name: str) -> str:
         import pypdf
     except ImportError:
         raise DocumentError(
-            f"{name}: is a PDF, which needs pypdf to be read; install it with: pip install 'kvtool[pdf]'"
+            name, "is a PDF, which needs pypdf to be read", "install it with: pip install 'kvtool[pdf]'"
         ) from None
     # It warns of every oddity that it mended, on stderr, without the file's name.
     logging.getLogger("pypdf").setLevel(logging.ERROR)
@@ -35,23 +35,25 @@ def pdf_text(data: bytes, name: str) -> str:
                 break
     except (pypdf.errors.FileNotDecryptedError, pypdf.errors.DependencyError):
         raise DocumentError(
-            f"{name}: is encrypted; expected a PDF that opens without a password; save it without one"
+            name, "is encrypted; expected a PDF that opens without a password", "save it without one"
         ) from None
     except Exception as error:
         # pypdf documents that a broken file can raise anything: TypeError, KeyError, RecursionError.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DocumentError(
-            f"{name}: is broken ({reason[:200]}); expected a PDF; open it in a viewer and save it again"
+            name, f"is broken ({reason[:200]}); expected a PDF", "open it in a viewer and save it again"
         ) from error
     if size > limits.DOCUMENT_BYTES:
         raise DocumentError(
-            f"{name}: too large, more than {limits.DOCUMENT_BYTES:,} characters of text; "
-            "split the PDF into smaller ones"
+            name,
+            f"too large, more than {limits.DOCUMENT_BYTES:,} characters of text",
+            "split the PDF into smaller ones",
         )
     if not size:
         raise DocumentError(
-            f"{name}: has no text in its {len(pages)} pages, probably scanned images; expected a PDF with "
-            "text; run OCR on it (for example ocrmypdf) or leave it out"
+            name,
+            f"has no text in its {len(pages)} pages, probably scanned images; expected a PDF with text",
+            "run OCR on it (for example ocrmypdf) or leave it out",
         )
     # Fonts can map glyphs to halves of a surrogate pair, which no tokenizer takes.
     text = "\n\n".join(page for page in pages if page)

@@ -39,7 +39,7 @@ def read_text(path: Path) -> str:
         text = decode(data, name)
     if not text or text.isspace():
         found = f"no text in its {len(data):,} bytes" if data else "it is empty (0 bytes)"
-        raise DocumentError(f"{name}: {found}; expected a document with text; fill the file or leave it out")
+        raise DocumentError(name, f"{found}; expected a document with text", "fill the file or leave it out")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -54,7 +54,7 @@ def read_bytes(path: Path) -> bytes:
         status = path.stat()
         # Opening a named pipe would wait for a writer, so what it is comes first.
         if kind := special_kind(status.st_mode):
-            raise DocumentError(f"{name}: is a {kind}; expected a regular file; name a file instead")
+            raise DocumentError(name, f"is a {kind}; expected a regular file", "name a file instead")
         size = status.st_size
         if size <= limit:
             with path.open("rb") as file:
@@ -62,21 +62,23 @@ def read_bytes(path: Path) -> bytes:
             size = len(data)  # the file may have grown since, and some report no size at all
     except FileNotFoundError:
         raise DocumentError(
-            f"{name}: no such file, or it has vanished; expected a file; check the path"
+            name, "no such file, or it has vanished; expected a file", "check the path"
         ) from None
     except PermissionError:
         raise DocumentError(
-            f"{name}: permission denied; expected a file you may read; change its permissions or leave it out"
+            name, "permission denied; expected a file you may read", "change its permissions or leave it out"
         ) from None
     except OSError as error:
         raise DocumentError(
-            f"{name}: cannot be read ({error.strerror or error}); expected a readable file; "
-            "check the path and the disk"
+            name,
+            f"cannot be read ({error.strerror or error}); expected a readable file",
+            "check the path and the disk",
         ) from error
     if size > limit:
         raise DocumentError(
-            f"{name}: too large, {size:,} bytes or more; expected at most {limit:,}; "
-            "split it into smaller files"
+            name,
+            f"too large, {size:,} bytes or more; expected at most {limit:,}",
+            "split it into smaller files",
         )
     return data
 

@@ -83,8 +83,9 @@ def _longest_fit(text: str, start: int, end: int, count: Callable[[str], int], l
     fitting = bisect_right(stops, limit, key=lambda stop: count(text[start:stop]))
     if not fitting:
         raise DocumentError(
-            f"the character {text[start]!r} at offset {start} is {count(text[start])} tokens by itself; a "
-            f"segment may have {limit}; use a model with a longer context, or a shorter prefix"
+            f"the character {text[start]!r} at offset {start}",
+            f"is {count(text[start])} tokens by itself, and a segment may have {limit}",
+            "use a model with a longer context, or a shorter prefix",
         )
     return stops[fitting - 1]
 

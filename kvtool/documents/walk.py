@@ -108,8 +108,9 @@ def walk(top: Path, cwd: Path, errors: list[DocumentError]) -> list[Path]:
         except OSError as error:
             errors.append(
                 DocumentError(
-                    f"{shown(folder)}: cannot be listed ({error.strerror or error}); expected one you may "
-                    "read; change its permissions or leave it out"
+                    shown(folder),
+                    f"cannot be listed ({error.strerror or error}); expected one you may read",
+                    "change its permissions or leave it out",
                 )
             )
             continue
@@ -130,8 +131,9 @@ def walk(top: Path, cwd: Path, errors: list[DocumentError]) -> list[Path]:
                 except OSError as error:
                     errors.append(
                         DocumentError(
-                            f"{shown(path)}: cannot be opened ({error.strerror or error}); expected a file "
-                            "or a link to one; mend the link or delete it"
+                            shown(path),
+                            f"cannot be opened ({error.strerror or error}); expected a file or a link to one",
+                            "mend the link or delete it",
                         )
                     )
     return sorted(files)

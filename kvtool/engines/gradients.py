@@ -62,8 +62,12 @@ def gradients(
     slopes = [one.float() + REPEATING * other.float() for one, other in zip(read, repeated, strict=True)]
     if not all(slope.isfinite().all() for slope in slopes):
         raise ModelError(
-            f"{model.name}: gradients of its keys and values are not finite in {model.dtype_name}; calibrate with "
-            "--dtype float32, or bfloat16, or compress with --recipe kivi, which needs neither gradients nor attention"
+            model.name,
+            f"gradients of its keys and values are not finite in {model.dtype_name}",
+            (
+                "calibrate with --dtype float32, or bfloat16, or compress with --recipe kivi, which "
+                "needs neither gradients nor attention"
+            ),
         )
     positions = torch.arange(start, start + len(ids))
     kv = KV(_layers(noted, start, positions), torch.tensor(ids, dtype=torch.int64), model.rope)
@@ -139,7 +143,11 @@ def _layers(tensors: Sequence[Tensor], start: int, positions: Tensor) -> tuple[L
 
 def _untraceable(model: Model) -> ModelError:
     return ModelError(
-        f"{model.name}: {model.config.model_type} does not hand its cache every layer's keys and values in a way that "
-        "gradients follow, so that recipes which are calibrated with gradients cannot be used with it; compress with "
-        "--recipe kivi, which needs neither gradients nor attention"
+        model.name,
+        (
+            f"{model.config.model_type} does not hand its cache every layer's keys and values in a "
+            "way that gradients follow, so that recipes which are calibrated with gradients cannot "
+            "be used with it"
+        ),
+        "compress with --recipe kivi, which needs neither gradients nor attention",
     )

@@ -38,8 +38,9 @@ def refuse_unmeasurable(recipe: str, pipeline: Pipeline) -> None:
     """Raises ``UsageError`` for a pipeline that needs what kvtool cannot measure."""
     if unknown := pipeline.needs - MEASURED:
         raise UsageError(
-            f"recipe {recipe!r} needs {', '.join(sorted(unknown))}, which kvtool cannot measure; it can measure "
-            f"{', '.join(sorted(MEASURED))}"
+            f"recipe {recipe!r}",
+            f"needs {', '.join(sorted(unknown))}, which kvtool cannot measure",
+            f"it can measure {', '.join(sorted(MEASURED))}",
         )
 
 
@@ -48,7 +49,9 @@ def refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
     refuse_unmeasurable(recipe, pipeline)
     if pipeline.needs and model is None:
         raise UsageError(
-            f"recipe {recipe!r} needs {' and '.join(sorted(pipeline.needs))}, which are measured by running the model that "
-            f"the documents were prefilled with: kvtool compress --recipe {recipe} --model MODEL, or compress(..., "
-            "model=model)"
+            (
+                f"recipe {recipe!r} needs {' and '.join(sorted(pipeline.needs))}, which are measured by "
+                "running the model that the documents were prefilled with"
+            ),
+            f"kvtool compress --recipe {recipe} --model MODEL, or compress(..., model=model)",
         )

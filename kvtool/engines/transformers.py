@@ -42,12 +42,16 @@ def windows(model: Model) -> list[int | None]:
     """
     config, family = model.text_config, model.config.model_type
     if model.config.is_encoder_decoder:
-        raise ModelError(f"{model.name}: {family} is an encoder-decoder; kvtool caches decoder-only models")
+        raise ModelError(model.name, f"{family} is an encoder-decoder", "kvtool caches decoder-only models")
     kinds, options = get_layer_types_and_kwargs(config)
     if strange := sorted(set(kinds) - _KINDS):
         raise ModelError(
-            f"{model.name}: {family} has layers of kind {', '.join(strange)}, whose state is not keys and values of "
-            "every token; kvtool caches models with full and sliding-window attention"
+            model.name,
+            (
+                f"{family} has layers of kind {', '.join(strange)}, whose state is not keys and values of "
+                "every token"
+            ),
+            "kvtool caches models with full and sliding-window attention",
         )
     return [option.get("sliding_window") for option in options]
 
@@ -187,8 +191,9 @@ def _refuse_partial(model: Model, cache: DocumentCache, expected: int) -> None:
     lengths = {layer.get_seq_length() for layer in cache.layers}
     if lengths != {expected}:
         raise ModelError(
-            f"{model.name}: of {expected} tokens, {model.config.model_type} cached {sorted(lengths)} in its layers; "
-            "kvtool needs the keys and values of every token in every layer"
+            model.name,
+            f"of {expected} tokens, {model.config.model_type} cached {sorted(lengths)} in its layers",
+            "kvtool needs the keys and values of every token in every layer",
         )
 
 

@@ -125,7 +125,9 @@ def candidate(text: str, find: Find | None = None) -> Coded:
     name, *options = text.split(":")
     if "=" in name:
         raise UsageError(
-            f"--recipes {text}: is no recipe; parameters follow their recipe behind colons, as in kivi:bits=4:recent=32"
+            f"--recipes {text}",
+            "is no recipe",
+            "parameters follow their recipe behind colons, as in kivi:bits=4:recent=32",
         )
     options = list(_joined(options))
     parameters = parameters_of(options, f"--recipes {text}", "kivi:bits=4")
@@ -155,7 +157,9 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
                 pipeline = Pipeline.from_config(made.recipe["pipeline"], store.calibrations)
             except (CodecError, KeyError) as error:
                 raise UsageError(
-                    f"{name}: its variant {variant!r} cannot be made here ({error}); name what to compare with --recipes"
+                    name,
+                    f"its variant {variant!r} cannot be made here ({error})",
+                    "name what to compare with --recipes",
                 ) from error
             known = recipes().get(family)
             coded = Coded(
@@ -163,8 +167,9 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
             )
             if found.setdefault(variant, coded).pipeline != pipeline:
                 raise UsageError(
-                    f"{name}: its variant {variant!r} was made otherwise than that of other documents; name what to "
-                    "compare with --recipes"
+                    name,
+                    f"its variant {variant!r} was made otherwise than that of other documents",
+                    "name what to compare with --recipes",
                 )
     return list(found.values())
 

@@ -102,7 +102,7 @@ def _try_all(plan: Plan, bench: Bench) -> None:
                 candidate.restore(bench)
             except KvtoolError as error:
                 raise UsageError(
-                    f"{candidate.name}: cannot be used with {plan.runner.model.name}: {error}"
+                    candidate.name, f"cannot be used with {plan.runner.model.name}: {error}"
                 ) from error
 
 

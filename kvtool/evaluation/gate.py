@@ -38,17 +38,20 @@ class Gate:
             ("min_answers", "answers"),
         ):
             if getattr(self, limit) is not None and metric not in scope.metrics:
-                raise UsageError(f"{_flag(limit)}: needs the metric {metric}, which --metrics leaves out")
+                raise UsageError(_flag(limit), f"needs the metric {metric}, which --metrics leaves out")
         if self.min_answers is not None and not has_questions:
-            raise UsageError("--min-answers: needs questions to answer; give --questions FILE")
+            raise UsageError("--min-answers", "needs questions to answer", "give --questions FILE")
         if (self.max_ratio_loss is None) != (self.baseline is None):
             raise UsageError(
-                "--max-ratio-loss and --baseline: one says how much smaller the ratio may be, the other than what; give both"
+                "--max-ratio-loss and --baseline",
+                "one says how much smaller the ratio may be, the other than what",
+                "give both",
             )
         if self.baseline is not None and (missing := [name for name in names if name not in self.baseline]):
             raise UsageError(
-                f"--baseline: has no {', '.join(missing)}, only {', '.join(self.baseline)}; compare the same recipes, or make "
-                "it again"
+                "--baseline",
+                f"has no {', '.join(missing)}, only {', '.join(self.baseline)}",
+                "compare the same recipes, or make it again",
             )
 
     def checks(self, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -109,10 +112,10 @@ def read_baseline(path: Path) -> dict[str, float]:
             raise ValueError("a ratio is not above 0")
         return ratios
     except OSError as error:
-        raise UsageError(f"--baseline {path}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"--baseline {path}", f"cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"--baseline {path}: is no evaluation ({error}); expected what kvtool eval --json printed"
+            f"--baseline {path}", f"is no evaluation ({error})", "expected what kvtool eval --json printed"
         ) from error
 
 

@@ -74,7 +74,7 @@ def plan(
     """The plan of ``evaluate``, whose arguments these are. Raises what it raises, but for what a trial shows."""
     documents = [names] if isinstance(names, str) else list(dict.fromkeys(store if names is None else names))
     if not documents:
-        raise UsageError(f"nothing to evaluate: {store} is empty; run kvtool prefill first")
+        raise UsageError("nothing to evaluate", f"{store} is empty", "run kvtool prefill first")
     entries = [store[name] for name in documents]
     prefix = _prefix(model, store, entries)
     find = finder(store, documents)
@@ -82,8 +82,9 @@ def plan(
     compared = [*coded, *others]
     if not compared:
         raise UsageError(
-            f"nothing to compare: {store} has no variants beside raw; name recipes with --recipes kivi:bits=4,…, or "
-            "run kvtool compress first"
+            "nothing to compare",
+            f"{store} has no variants beside raw",
+            "name recipes with --recipes kivi:bits=4,…, or run kvtool compress first",
         )
     gate.refuse_unmeasured(scope, questions is not None, [candidate.name for candidate in compared])
     places = chosen(store, documents, scope)
@@ -93,7 +94,7 @@ def plan(
     contexts = _contexts(store, places, model, prefix, scope, notes, named=names is not None)
     if not contexts and not asked:
         raise UsageError(
-            "nothing to measure: --metrics answers needs questions to answer; give --questions FILE"
+            "nothing to measure", "--metrics answers needs questions to answer", "give --questions FILE"
         )
     whole = sum(len(entry.segments) for entry in entries)
     if len(places) < whole and contexts:
@@ -109,14 +110,19 @@ def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
         refuse_mismatch(store.open(entry.name), model)
         if entry.prefix["digest"] != entries[0].prefix["digest"]:
             raise UsageError(
-                f"{entry.name}: was prefilled under another prefix than {entries[0].name}; evaluate them apart, or prefill "
-                "both under one"
+                entry.name,
+                f"was prefilled under another prefix than {entries[0].name}",
+                "evaluate them apart, or prefill both under one",
             )
     prefix = prefix_again(model, dict(entries[0].prefix["origin"]))
     if prefix.digest != entries[0].prefix["digest"]:
         raise UsageError(
-            f"{entries[0].name}: its prefix cannot be made again, since {model.name}'s chat template gives another one now "
-            "(one that prints the date, say); prefill with --system, --prefix-file or --no-prefix"
+            entries[0].name,
+            (
+                f"its prefix cannot be made again, since {model.name}'s chat template gives another one "
+                "now (one that prints the date, say)"
+            ),
+            "prefill with --system, --prefix-file or --no-prefix",
         )
     return prefix
 
@@ -171,7 +177,9 @@ def _asked(
     if "answers" not in scope.metrics:
         if questions is not None:
             raise UsageError(
-                f"--questions {questions}: --metrics leaves out answers; add it, or leave out the questions"
+                f"--questions {questions}",
+                "--metrics leaves out answers",
+                "add it, or leave out the questions",
             )
         return []
     if questions is None:
@@ -182,12 +190,14 @@ def _asked(
         there = len(store[one.document].segments)
         if one.segment is None and there > 1:
             raise UsageError(
-                f'{questions}: {one.document} has {there} segments, each with a cache of its own; name one with "segment": 0 '
-                f"to {there - 1} (kvtool show {one.document} lists them)"
+                questions,
+                f"{one.document} has {there} segments, each with a cache of its own",
+                f'name one with "segment": 0 to {there - 1} (kvtool show {one.document} lists them)',
             )
         if one.segment is not None and one.segment >= there:
             raise UsageError(
-                f"{questions}: asks about segment {one.segment} of {one.document}, which has {there}, counted from 0"
+                questions,
+                f"asks about segment {one.segment} of {one.document}, which has {there}, counted from 0",
             )
     found = question_contexts(store, read)
     for context, own in found:
@@ -199,12 +209,18 @@ def _asked(
 def _refuse_unanswerable(model: Model, prefix: Prefix, context: Context, asked: Asked, scope: Scope) -> None:
     if len(asked.turns) > 1 and not keeps_turns(model, prefix):
         raise ModelError(
-            f"{model.name}: its chat template does not keep earlier turns as they were said; ask questions of one turn"
+            model.name,
+            "its chat template does not keep earlier turns as they were said",
+            "ask questions of one turn",
         )
     tokens = sum(len(model.tokenizer(turn).input_ids) + scope.answer_tokens + 16 for turn in asked.turns)
     length = len(prefix.token_ids) + len(context.token_ids) + tokens
     if length >= model.context:
         raise UsageError(
-            f"{context.name}: with {asked.turns[0][:40]!r} it is about {length} tokens long, {model.name} has a context of "
-            f"{model.context}; ask less, or prefill with a smaller --segment-tokens"
+            context.name,
+            (
+                f"with {asked.turns[0][:40]!r} it is about {length} tokens long, {model.name} has a "
+                f"context of {model.context}"
+            ),
+            "ask less, or prefill with a smaller --segment-tokens",
         )

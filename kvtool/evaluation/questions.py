@@ -47,10 +47,10 @@ def read_questions(path: Path, names: Collection[str]) -> list[Asked]:
             if one.id is not None and (first := line_of.setdefault(one.id, number)) != number:
                 raise _Wrong(f"id {one.id!r} was given to line {first} already; expected another; change one")
         except _Wrong as wrong:
-            raise UsageError(f"{shown(path)}: line {number}: {wrong}") from None
+            raise UsageError(shown(path), f"line {number}: {wrong}") from None
         asked.append(one)
     if not asked:
-        raise UsageError(f"{shown(path)}: has no questions; expected lines like {EXAMPLE}; write one or more")
+        raise UsageError(shown(path), f"has no questions; expected lines like {EXAMPLE}", "write one or more")
     return asked
 
 
@@ -62,17 +62,21 @@ def _text(path: Path) -> str:
     try:
         data = read_bytes(path).removeprefix(BYTE_ORDER_MARK)
     except DocumentError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(error.subject, error.reason, error.remedy) from None
     if len(data) > QUESTIONS_BYTES:
         raise UsageError(
-            f"{shown(path)}: has {len(data):,} bytes; expected at most {QUESTIONS_BYTES:,}; split it into smaller files"
+            shown(path),
+            f"has {len(data):,} bytes; expected at most {QUESTIONS_BYTES:,}",
+            "split it into smaller files",
         )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(
-            f"{shown(path)}: line {line}: byte {data[error.start]:#04x} is not UTF-8; expected UTF-8; save the file as that"
+            shown(path),
+            f"line {line}: byte {data[error.start]:#04x} is not UTF-8; expected UTF-8",
+            "save the file as that",
         ) from None
 
 

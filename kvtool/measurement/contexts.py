@@ -149,10 +149,11 @@ def too_short(short: Sequence[Place], store: Store, scope: Scope) -> UsageError:
     """What to say of segments that are too short to predict their end from their beginning."""
     first = short[0]
     return UsageError(
-        f"{first.document}: segment {first.segment} has {first.n_tokens(store)} tokens"
+        first.document,
+        f"segment {first.segment} has {first.n_tokens(store)} tokens"
         + (f" ({len(short) - 1} more are as short)" if len(short) > 1 else "")
-        + f"; to cache at least {LEAST_CACHED} and predict {scope.fed}, {LEAST_CACHED + scope.fed} are needed. Give a "
-        "smaller --tokens, or name longer documents"
+        + f", and to cache at least {LEAST_CACHED} and predict {scope.fed}, {LEAST_CACHED + scope.fed} are needed",
+        "give a smaller --tokens, or name longer documents",
     )
 
 

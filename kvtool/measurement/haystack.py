@@ -58,8 +58,12 @@ def document_text(
     tokens = min(length, count_tokens(ring)) if whole and len(ring) < characters else bool(whole) * length
     if tokens * MOST_REPEATS < length or not tokens:
         raise UsageError(
-            f"length {length:,}: the documents have {tokens:,} tokens in all, and haystacks of this length need "
-            f"{max(1, length // MOST_REPEATS):,} or more; name more documents, or choose a smaller length"
+            f"length {length:,}",
+            (
+                f"the documents have {tokens:,} tokens in all, and haystacks of this length need "
+                f"{max(1, length // MOST_REPEATS):,} or more"
+            ),
+            "name more documents, or choose a smaller length",
         )
     while count_tokens(text := (ring * (characters // len(ring) + 1))[:characters]) < length:
         characters *= 2

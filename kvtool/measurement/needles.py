@@ -85,8 +85,9 @@ def _first_that_fits(
         if 2 * tokens <= length:
             return tasks
     raise UsageError(
-        f"length {length:,}: its needles alone take {tokens:,} tokens, and half should be documents; choose a length of "
-        f"{2 * tokens:,} or more"
+        f"length {length:,}",
+        f"its needles alone take {tokens:,} tokens, and half should be documents",
+        f"choose a length of {2 * tokens:,} or more",
     )
 
 

@@ -46,22 +46,22 @@ class Scope:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.metrics) - set(METRICS)):
-            raise UsageError(f"--metrics {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
+            raise UsageError(f"--metrics {', '.join(unknown)}", f"expected some of {', '.join(METRICS)}")
         if not self.metrics:
-            raise UsageError(f"--metrics: is empty, expected some of {', '.join(METRICS)}")
+            raise UsageError("--metrics", f"is empty, expected some of {', '.join(METRICS)}")
         if self.lengths == ():
-            raise UsageError("--lengths: is empty, expected numbers as in 512,1024; or leave it out")
+            raise UsageError("--lengths", "is empty, expected numbers as in 512,1024", "or leave it out")
         counts = [
             (name, getattr(self, name))
             for name in ("documents", "context", "tokens", "haystacks", "answer_tokens", "repeats")
         ]
         for name, value in [*counts, *(("lengths", length) for length in self.lengths or ())]:
             if value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+                raise UsageError(f"--{name.replace('_', '-')} {value}", "expected at least 1")
         if self.context < LEAST_CACHED:
-            raise UsageError(f"--context {self.context}: expected at least {LEAST_CACHED}")
+            raise UsageError(f"--context {self.context}", f"expected at least {LEAST_CACHED}")
         if self.tokens > MOST_TOKENS:
-            raise UsageError(f"--tokens {self.tokens}: expected at most {MOST_TOKENS}")
+            raise UsageError(f"--tokens {self.tokens}", f"expected at most {MOST_TOKENS}")
 
     @property
     def fed(self) -> int:
@@ -82,7 +82,10 @@ class Scope:
         asked = self.lengths or LENGTHS[:1]
         if max(asked) > most:
             raise UsageError(
-                f"--lengths {max(asked)}: {model.name} has a context of {model.context}, which leaves {most} tokens "
-                f"behind a prefix of {len(prefix.token_ids)} and before the questions"
+                f"--lengths {max(asked)}",
+                (
+                    f"{model.name} has a context of {model.context}, which leaves {most} tokens behind a "
+                    f"prefix of {len(prefix.token_ids)} and before the questions"
+                ),
             )
         return replace(self, lengths=tuple(dict.fromkeys(asked)))

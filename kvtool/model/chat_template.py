@@ -43,7 +43,7 @@ def prefix_of(
     what the tokenizer itself puts first (BOS).
     """
     if sum([system is not None, text is not None, none]) > 1:
-        raise UsageError("--system, --prefix-file and --no-prefix exclude each other; give one")
+        raise UsageError("--system, --prefix-file and --no-prefix", "exclude each other", "give one")
     first = _first_tokens(model)
     if text is not None:
         ids = model.tokenizer(text, add_special_tokens=False).input_ids
@@ -51,7 +51,7 @@ def prefix_of(
     if model.tokenizer.chat_template is None or none:
         if system is not None:
             raise ModelError(
-                f"{model.name}: has no chat template, so --system cannot be placed; use --prefix-file"
+                model.name, "has no chat template, so --system cannot be placed", "use --prefix-file"
             )
         return Prefix(first, "\n", {"kind": "none"})
     head, tail = _render(model, system)
@@ -68,7 +68,9 @@ def prefix_again(model: Model, origin: dict[str, Any]) -> Prefix:
             return prefix_of(model, text=text)
         case {"kind": "none"}:
             return prefix_of(model, none=True)
-    raise ModelError(f"prefix of kind {origin.get('kind')!r} is not known to this version; upgrade kvtool")
+    raise ModelError(
+        f"prefix of kind {origin.get('kind')!r}", "is not known to this version", "upgrade kvtool"
+    )
 
 
 def document_tokens(model: Model, text: str) -> list[int]:
@@ -117,14 +119,14 @@ def _between(model: Model, prefix: Prefix) -> str:
     roles = ("user", "assistant", "user")
     parts = _rendered(model, prefix.origin["system"], roles)
     if len(parts) != 4 or parts[1] != prefix.tail:
-        raise ModelError(f"{model.name}: its chat template does not keep earlier turns as they were said")
+        raise ModelError(model.name, "its chat template does not keep earlier turns as they were said")
     return parts[2]
 
 
 def _render(model: Model, system: str | None) -> tuple[str, str]:
     parts = _rendered(model, system, ("user",))
     if len(parts) != 2:
-        raise ModelError(f"{model.name}: its chat template does not keep the user's words; use --no-prefix")
+        raise ModelError(model.name, "its chat template does not keep the user's words", "use --no-prefix")
     return parts[0], parts[1]
 
 
@@ -136,7 +138,7 @@ def _rendered(model: Model, system: str | None, roles: Sequence[str]) -> list[st
     try:
         text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates raise whatever they like
-        raise ModelError(f"{model.name}: its chat template refuses these messages ({error})") from error
+        raise ModelError(model.name, f"its chat template refuses these messages ({error})") from error
     return str(text).split(_MARK)
 
 

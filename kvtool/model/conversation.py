@@ -22,11 +22,11 @@ class Message:
 def chat_tokens(model: Model, messages: Sequence[Message]) -> list[int]:
     """A whole conversation, up to where the model answers. Raises ``UsageError`` for one that the template refuses."""
     if model.tokenizer.chat_template is None:
-        raise UsageError(f"{model.name}: has no chat template; use /v1/completions")
+        raise UsageError(model.name, "has no chat template", "use /v1/completions")
     marked = _render(model, [Message(message.role, _MARK) for message in messages])
     parts = marked.split(_MARK)
     if len(parts) != len(messages) + 1:
-        raise UsageError(f"{model.name}: its chat template does not keep all that these messages say")
+        raise UsageError(model.name, "its chat template does not keep all that these messages say")
     ids = _template_tokens(model, parts[0])
     for message, part in zip(messages, parts[1:], strict=True):
         ids += document_tokens(model, message.content) + _template_tokens(model, part)
@@ -43,14 +43,15 @@ def behind_documents(model: Model, prefix: Prefix, messages: Sequence[Message]) 
         system = left.pop(0).content
         if system != prefix.origin.get("system"):
             raise UsageError(
-                "the documents were prefilled under another system prompt; leave the system message out, or prefill with "
-                "--system"
+                None,
+                "the documents were prefilled under another system prompt",
+                "leave the system message out, or prefill with --system",
             )
     if len(left) % 2 == 0 or [message.role for message in left] != [
         ("user", "assistant")[n % 2] for n in range(len(left))
     ]:
         raise UsageError(
-            "messages over documents: expected user and assistant in turn, the user's first and last"
+            "messages over documents", "expected user and assistant in turn, the user's first and last"
         )
     turns = [(asked.content, answer.content) for asked, answer in zip(left[::2], left[1::2], strict=False)]
     return conversation_tokens(model, prefix, turns, left[-1].content)
@@ -83,7 +84,7 @@ def _render(model: Model, messages: Sequence[Message]) -> str:
             )
         )
     except Exception as error:  # templates raise whatever they like
-        raise UsageError(f"{model.name}: its chat template refuses these messages ({error})") from error
+        raise UsageError(model.name, f"its chat template refuses these messages ({error})") from error
 
 
 def _template_tokens(model: Model, text: str) -> list[int]:

@@ -88,8 +88,12 @@ def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:
         path = directory / file
         if path.parent != directory or not path.is_file():
             raise ModelError(
-                f"{directory}: has no {file}; kvtool loads weights from safetensors files only, never from pickles. "
-                "Convert the model with its save_pretrained()"
+                directory,
+                f"has no {file}",
+                (
+                    "kvtool loads weights from safetensors files only, never from pickles. Convert the model "
+                    "with its save_pretrained()"
+                ),
             )
         tensors |= file_tensors(path)
     return digest_json(tensors)
@@ -137,7 +141,9 @@ def _hash_tensors(path: Path) -> dict[str, Any]:
                     result[name] = [entry["dtype"], entry["shape"], hasher.hexdigest()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
-            f"{path}: is not a whole safetensors file ({str(error)[:200]}); download or convert the model again"
+            path,
+            f"is not a whole safetensors file ({str(error)[:200]})",
+            "download or convert the model again",
         ) from error
     return result
 
@@ -152,11 +158,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ModelError(f"{path.parent}: has no {path.name}; name a model's directory") from None
+        raise ModelError(path.parent, f"has no {path.name}", "name a model's directory") from None
     except ValueError as error:
-        raise ModelError(f"{path}: is not JSON ({error}); download or convert the model again") from None
+        raise ModelError(path, f"is not JSON ({error})", "download or convert the model again") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: expected a JSON object; download or convert the model again")
+        raise ModelError(path, "expected a JSON object", "download or convert the model again")
     return value
 
 

@@ -35,7 +35,7 @@ def converted(path: Path) -> Path:
         return target
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ModelError(f"{path}: is not a GGUF file; download it again")
+            raise ModelError(path, "is not a GGUF file", "download it again")
     temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
         _convert(path, temporary)
@@ -65,7 +65,9 @@ def _convert(path: Path, target: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
             raise ModelError(
-                f"{path}: transformers cannot convert this GGUF ({error}); use the model's safetensors instead"
+                path,
+                f"transformers cannot convert this GGUF ({error})",
+                "use the model's safetensors instead",
             ) from error
         target.mkdir(parents=True)
         model.save_pretrained(target)

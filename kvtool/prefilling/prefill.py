@@ -88,7 +88,8 @@ def prefill(
     engine.windows(model)
     if step_tokens < 1 or pack_tokens < 0 or neighbours < 0:
         raise UsageError(
-            f"step tokens {step_tokens}, pack tokens {pack_tokens} and neighbours {neighbours}: expected at least 1, 0 and 0"
+            f"step tokens {step_tokens}, pack tokens {pack_tokens} and neighbours {neighbours}",
+            "expected at least 1, 0 and 0",
         )
     prefix = prefix_of(model, system=system, text=prefix_text, none=no_prefix)
     limit = segment_limit(model, prefix, segment_tokens)
@@ -186,8 +187,11 @@ def segment_limit(model: Model, prefix: Prefix, asked: int | None = None) -> int
     limit = most - min(1024, model.context // 8) if asked is None else asked
     if not 0 < limit < most:
         raise UsageError(
-            f"segment tokens {limit}: expected 1 to {most - 1}, what the context of {model.name} ({model.context}) "
-            f"leaves behind a prefix of {len(prefix.token_ids)} and before a question"
+            f"segment tokens {limit}",
+            (
+                f"expected 1 to {most - 1}, what the context of {model.name} ({model.context}) leaves "
+                f"behind a prefix of {len(prefix.token_ids)} and before a question"
+            ),
         )
     return limit
 
@@ -202,8 +206,9 @@ def _refuse_replacing(plan: Plan, store: Store, model: Model, prefix: Prefix, re
     ):
         if old != new:
             raise MismatchError(
-                f"{plan.name}: the store holds it for another {what} ({old[:12]}…, this one is {new[:12]}…); use "
-                "another --store, or --replace"
+                plan.name,
+                f"the store holds it for another {what} ({old[:12]}…, this one is {new[:12]}…)",
+                "use another --store, or --replace",
             )
 
 

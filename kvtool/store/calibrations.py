@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from kvtool import limits
 from kvtool.codecs import Calibration, CodecError, Recipe
 from kvtool.digest import digest, is_digest
-from kvtool.errors import ArtifactError, KvtoolError, UsageError
+from kvtool.errors import ArtifactError, BrokenFile, KvtoolError, UsageError
 from kvtool.store.verified_write import receive
 from kvtool.system import files
 
@@ -74,28 +74,32 @@ class Calibrations(Mapping[str, Calibration]):
         return next((one for one in found if (one.method, one.model) == (method, model)), None)
 
 
-class BrokenCalibration(ArtifactError):
+class BrokenCalibration(BrokenFile):
     """Its bytes are not those that its name says."""
 
 
 def _read(path: Path, expected: str) -> Calibration:
     try:
         if (size := path.stat().st_size) > limits.CALIBRATION_BYTES:
-            raise ArtifactError(f"{path}: has {size} bytes, a calibration at most {limits.CALIBRATION_BYTES}")
+            raise ArtifactError(path, f"has {size} bytes, a calibration at most {limits.CALIBRATION_BYTES}")
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(
-            f"{path}: cannot be read ({error.strerror}); check the disk and its permissions"
+            path, f"cannot be read ({error.strerror})", "check the disk and its permissions"
         ) from error
     if digest(data) != expected:
         raise BrokenCalibration(
-            f"{path}: has changed since it was written (digest differs). Nothing was loaded; copy it again from where it "
-            "came from, or let kvtool verify --remove take it out, calibrate and compress again"
+            path,
+            "has changed since it was written (digest differs)",
+            (
+                "nothing was loaded; copy it again from where it came from, or let kvtool verify --remove take it out, "
+                "calibrate and compress again"
+            ),
         )
     try:
         return Calibration.from_bytes(data)
     except CodecError as error:
-        raise ArtifactError(f"{path}: {error}; upgrade kvtool if a newer one wrote it") from error
+        raise ArtifactError(path, error, "upgrade kvtool if a newer one wrote it") from error
 
 
 class MissingCalibration(UsageError):
@@ -126,7 +130,7 @@ def finder(
         if given is not None:
             if given not in store.calibrations:
                 have = ", ".join(store.calibrations) or "none"
-                raise UsageError(f"calibration {given}: is not in the store {store}; it has: {have}")
+                raise UsageError(f"calibration {given}", f"is not in the store {store}", f"it has: {have}")
             return store.calibrations[given]
         fingerprint, model = _model(store, names)
         if found := store.calibrations.newest(recipe.calibration, fingerprint):
@@ -134,8 +138,9 @@ def finder(
         if make is not None:
             return make(recipe, fingerprint, model)
         raise MissingCalibration(
-            f"recipe {recipe.name!r} needs a calibration of method {recipe.calibration!r} for {model}, and {store} has "
-            f"none; run kvtool calibrate --recipe {recipe.name} first"
+            f"recipe {recipe.name!r}",
+            f"needs a calibration of method {recipe.calibration!r} for {model}, and {store} has none",
+            f"run kvtool calibrate --recipe {recipe.name} first",
         )
 
     return find
@@ -155,9 +160,10 @@ def _model(store: Store, names: Sequence[str]) -> tuple[str, str]:
     if len(found) > 1:
         models = ", ".join(f"{model} ({fingerprint[:12]}…)" for fingerprint, model in found.items())
         raise UsageError(
-            f"{store.root}: the documents were prefilled with several models, {models}, and a calibration is of one; name "
-            "documents of one model"
+            store.root,
+            f"the documents were prefilled with several models, {models}, and a calibration is of one",
+            "name documents of one model",
         )
     if not found:
-        raise unread[0] if unread else UsageError(f"{store.root}: has no documents to compress")
+        raise unread[0] if unread else UsageError(store.root, "has no documents to compress")
     return next(iter(found.items()))

@@ -36,14 +36,18 @@ def manifest_file(name: str) -> str:
     """Raises ``StoreError`` for what cannot be a document's name."""
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\0" in name or not _is_utf8(name):
-        raise StoreError(f"{name!r}: is not a document name; expected a relative path like docs/guide.md")
+        raise StoreError(f"{name!r}", "is not a document name", "expected a relative path like docs/guide.md")
     # A folder called x.json must not meet the manifest of a document called x.
     files = [_quoted(part).replace(".json", "%2Ejson") for part in parts[:-1]]
     files.append(_quoted(parts[-1]) + ".json")
     if len(longest := max(files, key=lambda file: len(file.encode())).encode()) > _FILE_NAME_BYTES:
         raise StoreError(
-            f"{name}: cannot be stored: its manifest would have a name of {len(longest)} bytes, file systems take "
-            f"{_FILE_NAME_BYTES}; rename the document"
+            name,
+            (
+                f"cannot be stored: its manifest would have a name of {len(longest)} bytes, file systems "
+                f"take {_FILE_NAME_BYTES}"
+            ),
+            "rename the document",
         )
     return "/".join([MANIFESTS, *files])
 
@@ -58,10 +62,12 @@ def check_format(marker: bytes, where: str) -> None:
     try:
         found: Any = json.loads(marker)["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(f'{where}: cannot be read ({error}); it should say {{"format":{FORMAT}}}') from error
+        raise StoreError(
+            where, f"cannot be read ({error})", f'it should say {{"format":{FORMAT}}}'
+        ) from error
     if not isinstance(found, int) or found > FORMAT:
         raise StoreError(
-            f"{where}: is a store of format {found}, this kvtool reads up to {FORMAT}; upgrade kvtool"
+            where, f"is a store of format {found}, this kvtool reads up to {FORMAT}", "upgrade kvtool"
         )
 
 

@@ -67,7 +67,7 @@ class Store(Mapping[str, Document]):
         # The marker is looked for again last: a first writer may be making the store just now.
         if self.root.exists() and not (marker.exists() or self._is_nearly_empty() or marker.exists()):
             raise StoreError(
-                f"{self.root}: is not a kvtool store (no {MARKER}) and not empty; name another with --store"
+                self.root, f"is not a kvtool store (no {MARKER}) and not empty", "name another with --store"
             )
         if marker.exists():
             self._check_format(marker)
@@ -86,14 +86,14 @@ class Store(Mapping[str, Document]):
             with path.open("rb") as file:
                 data = file.read(limits.MANIFEST_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise DocumentMissing(self._missing(name)) from None
+            raise self._missing(name) from None
         except OSError as error:
-            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+            raise StoreError(path, f"cannot be read ({error.strerror})") from error
         if len(data) > limits.MANIFEST_BYTES:
-            raise StoreError(f"{path}: is larger than a manifest can be ({limits.MANIFEST_BYTES} bytes)")
+            raise StoreError(path, f"is larger than a manifest can be ({limits.MANIFEST_BYTES} bytes)")
         document = Document.from_bytes(data, str(path))
         if document.name != name:
-            raise StoreError(f"{path}: is the manifest of {document.name!r}, not of {name!r}; move it back")
+            raise StoreError(path, f"is the manifest of {document.name!r}, not of {name!r}", "move it back")
         return document
 
     def __iter__(self) -> Iterator[str]:
@@ -329,7 +329,7 @@ class Store(Mapping[str, Document]):
     def _variant(self, document: Document, segment: int, variant: str) -> Variant:
         if not 0 <= segment < len(document.segments):
             raise StoreError(
-                f"{document.name}: has no segment {segment}; it has {len(document.segments)}, counted from 0"
+                document.name, f"has no segment {segment}", f"it has {len(document.segments)}, counted from 0"
             )
         variants = document.segments[segment].variants
         if variant not in variants:
@@ -337,37 +337,34 @@ class Store(Mapping[str, Document]):
             recipe = variant.removesuffix(f"-{EXPECTED}")
             of = f" --of {EXPECTED}" if recipe != variant else ""
             remedy = remedies.get(variant, f"run kvtool compress {document.name} --recipe {recipe}{of}")
-            raise StoreError(
-                f"{document.name}: has no variant {variant!r}, only {', '.join(variants)}; {remedy}"
-            )
+            raise StoreError(document.name, f"has no variant {variant!r}, only {', '.join(variants)}", remedy)
         found = variants[variant]
         if not self.holds(found):
             raise StoreError(
-                f"{document.name}: its artifact {self.path_of(found)} is missing; run the same prefill or compress again"
+                document.name,
+                f"its artifact {self.path_of(found)} is missing",
+                "run the same prefill or compress again",
             )
         return found
 
     def _manifest_path(self, name: str) -> Path:
         return self.root / manifest_file(name)
 
-    def _missing(self, name: str) -> str:
+    def _missing(self, name: str) -> DocumentMissing:
         names = list(self)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "kvtool ls shows what is there"
         if not names:
             hint = "the store is empty: run kvtool prefill first"
-        return f"{name}: is not in the store {self}; {hint}"
+        return DocumentMissing(name, f"is not in the store {self}", hint)
 
     def _check_format(self, marker: Path) -> None:
         try:
             data = marker.read_bytes()
         except OSError as error:
-            raise StoreError(f"{marker}: cannot be read ({error.strerror}); check its permissions") from error
+            raise StoreError(marker, f"cannot be read ({error.strerror})", "check its permissions") from error
         check_format(data, str(marker))
 
 
 class DocumentMissing(StoreError, KeyError):
-    """A name that the store does not hold."""
-
-    def __str__(self) -> str:  # KeyError would show its repr
-        return str(self.args[0])
+    """A name, the ``subject``, that the store does not hold."""

@@ -105,7 +105,9 @@ class Document:
             body = json.loads(data)
             if body["format"] > FORMAT:
                 raise StoreError(
-                    f"{where}: is a manifest of format {body['format']}, this kvtool reads up to {FORMAT}; upgrade kvtool"
+                    where,
+                    f"is a manifest of format {body['format']}, this kvtool reads up to {FORMAT}",
+                    "upgrade kvtool",
                 )
             prefix = body["prefix_artifact"]
             # What readers rely on, whatever the digest.
@@ -131,12 +133,10 @@ class Document:
             if not document.segments:
                 raise ValueError("no segments")
             if document.to_bytes() != data:
-                raise StoreError(f"{where}: has been changed since it was written (digest differs); {remedy}")
+                raise StoreError(where, "has been changed since it was written (digest differs)", remedy)
             return document
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StoreError(
-                f"{where}: is not a manifest ({type(error).__name__}: {error}); {remedy}"
-            ) from error
+            raise StoreError(where, f"is not a manifest ({type(error).__name__}: {error})", remedy) from error
 
 
 def _variant_json(variant: Variant) -> dict[str, Any]:

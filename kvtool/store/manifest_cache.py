@@ -72,7 +72,9 @@ class Following:
             document = Document.from_bytes(data, f"{self.source.url}: {name}")
             if document.name != name:
                 raise StoreError(
-                    f"{self.source.url}: sent the manifest of {document.name!r} for {name!r}; tell who runs it"
+                    self.source.url,
+                    f"sent the manifest of {document.name!r} for {name!r}",
+                    "tell who runs it",
                 )
             self._keep(document)
         self._seen[name] = _Seen(document, version, time.monotonic())

@@ -45,10 +45,10 @@ def pull(
     """
     if not isinstance(source, RemoteStore):
         raise UsageError(
-            f"{source}: is not a server or a bucket; expected http://HOST:PORT or s3://BUCKET/PREFIX"
+            source, "is not a server or a bucket", "expected http://HOST:PORT or s3://BUCKET/PREFIX"
         )
     if isinstance(store, RemoteStore):
-        raise UsageError(f"{store}: is read only; name a directory with --store")
+        raise UsageError(store, "is read only", "name a directory with --store")
     report = Report()
     wanted: dict[str, Document] = {}
     missing: dict[str, dict[str, Variant]] = {}
@@ -97,7 +97,7 @@ def _only(document: Document, variant: str | None) -> Document:
         return document
     if variant not in document.variants:
         raise StoreError(
-            f"{document.name}: has no variant {variant!r} there, only {', '.join(document.variants)}"
+            document.name, f"has no variant {variant!r} there, only {', '.join(document.variants)}"
         )
     segments = [dataclasses.replace(s, variants={variant: s.variants[variant]}) for s in document.segments]
     return dataclasses.replace(document, segments=tuple(segments))
@@ -128,7 +128,7 @@ def _merged(there: Document | None, new: Document, replace: bool, store: Store) 
     if not replace and (differing or not is_same):
         what = f"its variant {differing[0]}" if is_same else "its text, model or prefix"
         raise StoreError(
-            f"{new.name}: {what} is another in {store} than where it comes from; --replace takes that one"
+            new.name, f"{what} is another in {store} than where it comes from", "--replace takes that one"
         )
     if not is_same:
         return new

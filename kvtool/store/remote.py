@@ -57,7 +57,7 @@ class RemoteStore(Store):
         try:
             return self._following.document(name)
         except NotThere:
-            raise DocumentMissing(self._missing(name)) from None
+            raise self._missing(name) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._following.listed()))
@@ -78,7 +78,7 @@ class RemoteStore(Store):
     def committed(self, name: str) -> float:
         listed = self._following.listed()
         if name not in listed:
-            raise DocumentMissing(self._missing(name))
+            raise self._missing(name)
         return listed[name].committed
 
     def holds(self, variant: Variant) -> bool:
@@ -136,7 +136,7 @@ class RemoteStore(Store):
         return iter(())
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise StoreError(f"{self}: is read only; kvtool pull copies its documents into a store of your own")
+        raise StoreError(self, "is read only", "kvtool pull copies its documents into a store of your own")
 
     writing = changing = put = receive = put_calibration = commit = remove = collect = _refuse
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kvtool.errors import ArtifactError
+from kvtool.errors import ArtifactError, BrokenFile
 from kvtool.system import files
 
 
@@ -23,13 +23,10 @@ def receive(path: Path, digest: str, chunks: Iterable[bytes], check: Callable[[P
         try:
             check(temporary)
         except ArtifactError as error:
-            what = str(error)
-            if not what.startswith(str(temporary)):
+            if error.subject != temporary:
                 raise
             # What is advised about files that have broken in the store does not help here.
-            reason, _, advice = what.removeprefix(str(temporary)).partition(". Nothing was loaded")
-            raise Refused(
-                digest + reason + ("; nothing was kept, send it again" if advice else "")
-            ) from error
+            remedy = "nothing was kept, send it again" if isinstance(error, BrokenFile) else error.remedy
+            raise Refused(digest, error.reason, remedy) from error
 
     return files.write_atomic(path, chunks, checked)

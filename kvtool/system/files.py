@@ -54,10 +54,13 @@ def write_atomic(
 def write_error(path: Path, error: OSError) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
-            f"{path}: the disk is full. What was stored before is safe. Free some space (kvtool gc removes what no "
-            "document uses) and run the same command again: it goes on where it stopped"
+            path,
+            (
+                "the disk is full. What was stored before is safe. Free some space (kvtool gc removes "
+                "what no document uses) and run the same command again: it goes on where it stopped"
+            ),
         )
-    return StoreError(f"{path}: cannot be written ({error.strerror}); check that the directory is writable")
+    return StoreError(path, f"cannot be written ({error.strerror})", "check that the directory is writable")
 
 
 @contextmanager

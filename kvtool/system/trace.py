@@ -73,5 +73,5 @@ class Trace:
             path.write_text(json.dumps(self.to_json()))
         except OSError as error:
             raise StoreError(
-                f"{path}: cannot be written ({error.strerror}); name another with --trace"
+                path, f"cannot be written ({error.strerror})", "name another with --trace"
             ) from error

@@ -284,7 +284,7 @@ def test_compress_makes_none_with_another_model(
 ) -> None:
     other = kvtool.load_model(make_model(tmp_path / "other", seed=1), device="cpu")
     with pytest.raises(
-        MismatchError, match=r"'centred' needs a calibration for tiny .*; other is .*--model tiny"
+        MismatchError, match=r"'centred': needs a calibration for tiny .*, and other is .*--model tiny"
     ):
         kvtool.compress(store, recipe="centred", model=other)
     assert not store.calibrations

@@ -177,7 +177,7 @@ def test_without_a_recipe_it_is_klt_calibrated_first(
 
 def test_without_a_recipe_or_a_model_nothing_else_is_taken(store: Store) -> None:
     before = dict(store)
-    with pytest.raises(UsageError, match=r"'klt' needs a calibration"):
+    with pytest.raises(UsageError, match=r"'klt': needs a calibration"):
         kvtool.compress(store)
     assert dict(store) == before
 
@@ -217,7 +217,7 @@ def test_needs_that_nobody_can_measure_are_named(
     store: Store, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Window, "needs", frozenset({"gradients"}))
-    with pytest.raises(UsageError, match="'kivi' needs gradients, which kvtool cannot measure"):
+    with pytest.raises(UsageError, match="'kivi': needs gradients, which kvtool cannot measure"):
         kvtool.compress(store, recipe="kivi", model=tiny, recent=32)
 
 

@@ -106,5 +106,5 @@ def test_a_limit_below_one_is_refused(limit):
 
 
 def test_a_character_that_does_not_fit_is_named():
-    with pytest.raises(DocumentError, match=r"'😀' at offset 3 is 4 tokens.* may have 2; .*longer context"):
+    with pytest.raises(DocumentError, match=r"'😀' at offset 3: is 4 tokens.* may have 2; .*longer context"):
         split("ab 😀", count_tokens=lambda text: len(text.encode()), limit=2)

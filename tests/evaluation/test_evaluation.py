@@ -233,7 +233,7 @@ def test_a_recipe_is_measured_with_the_calibration_that_the_store_holds(
 ) -> None:
     assert centred.fit
     store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
-    with pytest.raises(kvtool.KvtoolError, match="'centred' needs a calibration"):
+    with pytest.raises(kvtool.KvtoolError, match="'centred': needs a calibration"):
         evaluate(store, "a.txt", model=lively, recipes=["centred:bits=8"], scope=KL)
     calibration = centred.fit([Sample(store.read("a.txt"))]).made(model=lively.fingerprint, source=None)
     kvtool.compress(store, "a.txt", recipe="centred", bits=8, calibration=calibration)
@@ -469,7 +469,7 @@ def test_a_candidate_that_cannot_be_used_is_named_at_once(
     documents: kvtool.Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(cache: kvtool.DocumentCache, bench: Any) -> None:
-        raise kvtool.KvtoolError("its heads are odd")
+        raise kvtool.KvtoolError(None, "its heads are odd")
 
     monkeypatch.setattr(Runner, "measure", lambda *_: pytest.fail("something long was started"))
     with pytest.raises(kvtool.KvtoolError, match=r"odd one: cannot be used with lively.*: its heads are odd"):

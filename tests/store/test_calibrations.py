@@ -179,7 +179,7 @@ def test_one_side_may_be_calibrated(store: Store, calibration: Calibration) -> N
 
 @pytest.mark.usefixtures("centred")
 def test_without_a_calibration_nothing_is_compressed(store: Store, tiny: kvtool.Model) -> None:
-    with pytest.raises(UsageError, match=r"'centred' needs a calibration .*'mean'.* run kvtool calibrate"):
+    with pytest.raises(UsageError, match=r"'centred': needs a calibration .*'mean'.* run kvtool calibrate"):
         kvtool.compress(store, recipe="centred")
     with pytest.raises(UsageError, match=f"calibration {'0' * 64}: is not in the store .*; it has: none"):
         kvtool.compress(store, recipe="centred", calibration="0" * 64)

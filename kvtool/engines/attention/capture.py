@@ -67,9 +67,16 @@ def watching(model: Model, notes: Sequence[Notes]) -> Iterator[None]:
 
 def unwatchable(model: Model) -> ModelError:
     return ModelError(
-        f"{model.name}: the attention of {model.config.model_type} cannot be watched, since it does not go through "
-        "transformers' AttentionInterface, so that recipes and policies which measure what is attended to cannot be used "
-        "with it; compress with --recipe kivi, which needs neither gradients nor attention, and blend with --policy legolink"
+        model.name,
+        (
+            f"the attention of {model.config.model_type} cannot be watched, since it does not go "
+            "through transformers' AttentionInterface, so that recipes and policies which measure "
+            "what is attended to cannot be used with it"
+        ),
+        (
+            "compress with --recipe kivi, which needs neither gradients nor attention, and blend "
+            "with --policy legolink"
+        ),
     )
 
 

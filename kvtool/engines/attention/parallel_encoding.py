@@ -83,7 +83,11 @@ def attend(
 
 def not_plain(model: Model) -> ModelError:
     return ModelError(
-        f"{model.name}: the attention of {model.config.model_type} is not a softmax over scaled products that goes through "
-        "transformers' AttentionInterface, so that documents encoded in parallel cannot be read with it; blend with "
-        "another --policy (kvtool ask --policies lists them)"
+        model.name,
+        (
+            f"the attention of {model.config.model_type} is not a softmax over scaled products that "
+            "goes through transformers' AttentionInterface, so that documents encoded in parallel "
+            "cannot be read with it"
+        ),
+        "blend with another --policy (kvtool ask --policies lists them)",
     )

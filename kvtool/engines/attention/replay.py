@@ -58,8 +58,9 @@ def replay(model: Model, parts: Sequence[Artifact]) -> Inputs:
 def _passages(model: Model, n_tokens: int, room: int) -> Iterator[range]:
     if room < min(n_tokens, 2 * OVERLAP):
         raise ModelError(
-            f"{model.name}: its context of {model.context} leaves no room to repeat a segment of {n_tokens} tokens; prefill "
-            "with a smaller --segment-tokens"
+            model.name,
+            f"its context of {model.context} leaves no room to repeat a segment of {n_tokens} tokens",
+            "prefill with a smaller --segment-tokens",
         )
     if n_tokens <= room:
         yield range(n_tokens)

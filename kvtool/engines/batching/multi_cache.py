@@ -129,4 +129,4 @@ def can_be_fed_together(model: Model) -> bool:
 
 
 def _not_together(model: Model) -> ModelError:
-    return ModelError(f"{model.name}: the attention of {model.config.model_type} cannot be replaced")
+    return ModelError(model.name, f"the attention of {model.config.model_type} cannot be replaced")

@@ -54,8 +54,12 @@ class Rows:
         self.start = self.held if position is None else position
         if self.start != self.held and any(engine.windows(model)):
             raise ModelError(
-                f"{model.name}: has layers with a sliding window; a cache that lost tokens to pruning cannot be read by "
-                "them, since their places are not known any more"
+                model.name,
+                "has layers with a sliding window",
+                (
+                    "a cache that lost tokens to pruning cannot be read by them, since their places are not "
+                    "known any more"
+                ),
             )
         self.owners = torch.full((self.held,), engine.SHARED)
         self.key_positions = torch.arange(self.held)

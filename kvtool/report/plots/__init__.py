@@ -11,5 +11,6 @@ def require() -> None:
     """Raises ``KvtoolError`` if matplotlib is missing. Cheap: call it before anything that takes long."""
     if find_spec("matplotlib") is None:
         raise KvtoolError(
-            "the page's pictures are drawn by matplotlib, which is not installed: pip install 'kvtool[report]'"
+            "the page's pictures are drawn by matplotlib, which is not installed",
+            "pip install 'kvtool[report]'",
         )

@@ -83,7 +83,9 @@ class Filling:
     def _prefill(self, record: Record) -> None:
         self._go_on(record)
         if record.text is None or record.fingerprint != self.model.fingerprint:
-            raise UsageError(f"{record.model} was to prefill it, and this server has {self.model.name}")
+            raise UsageError(
+                record.name, f"{record.model} was to prefill it, and this server has {self.model.name}"
+            )
         prefix = prefix_of(self.model, system=record.system)
         # Artifacts say it. It is found by running the model, which is for the model's own thread alone.
         self.scheduler.call(lambda: self.model.rope).result()

@@ -30,7 +30,7 @@ def read_tokens(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); expected lines of NAME TOKEN") from error
+        raise UsageError(path, f"cannot be read ({error})", "expected lines of NAME TOKEN") from error
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
@@ -38,15 +38,19 @@ def read_tokens(path: Path) -> dict[str, str]:
         name, *rest = line.split()
         # The token itself is not repeated: messages end up in logs.
         if len(rest) != 1 or not _NAME.fullmatch(name):
-            raise UsageError(f"{path}:{number}: expected NAME TOKEN, the name of a-z, 0-9, _ and -")
+            raise UsageError(f"{path}:{number}", "expected NAME TOKEN, the name of a-z, 0-9, _ and -")
         (token,) = rest
         if len(token) < _TOKEN_CHARACTERS or not token.isascii():
-            raise UsageError(f"{path}:{number}: expected a token of at least {_TOKEN_CHARACTERS} characters")
+            raise UsageError(
+                f"{path}:{number}", f"expected a token of at least {_TOKEN_CHARACTERS} characters"
+            )
         if token in found:
-            raise UsageError(f"{path}:{number}: this token is {found[token]}'s already; give each its own")
+            raise UsageError(
+                f"{path}:{number}", f"this token is {found[token]}'s already", "give each its own"
+            )
         found[token] = name
     if not found:
-        raise UsageError(f"{path}: has no token; expected lines of NAME TOKEN")
+        raise UsageError(path, "has no token", "expected lines of NAME TOKEN")
     return found
 
 

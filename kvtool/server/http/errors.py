@@ -41,7 +41,7 @@ def api_error(error: BaseException) -> ApiError:
             return error
         case DocumentMissing():
             # Where the store lies, which the error says, is nobody's business.
-            return document_missing(str(error).partition(": is not in the store")[0])
+            return document_missing(str(error.subject))
         case Busy():
             return ApiError(503, str(error), code="overloaded", Retry_After="1")
         case Unreachable():

@@ -92,7 +92,9 @@ def listen(host: str, port: int) -> socket.socket:
         return listening
     except (OSError, OverflowError) as error:
         raise UsageError(
-            f"--host {host} --port {port}: cannot be listened on ({error}); choose another, or --port 0 for any"
+            f"--host {host} --port {port}",
+            f"cannot be listened on ({error})",
+            "choose another, or --port 0 for any",
         ) from error
 
 

@@ -114,8 +114,9 @@ class Memory:
     def _make_room(self, nbytes: int, until: float) -> None:
         if nbytes > self.limit:
             raise TooLarge(
-                f"it takes {nbytes:,} bytes of memory, and all caches together may take {self.limit:,}; start the server "
-                "with a larger --memory, or name fewer or shorter documents"
+                "its cache",
+                f"takes {nbytes:,} bytes of memory, and all caches together may take {self.limit:,}",
+                "start the server with a larger --memory, or name fewer or shorter documents",
             )
         while self.used + nbytes > self.limit:
             unused = next((key for key, held in self._held.items() if not held.pins), None)
@@ -129,4 +130,4 @@ class Memory:
 
 
 def _busy() -> Busy:
-    return Busy("all memory for caches is in use; try again later")
+    return Busy(None, "all memory for caches is in use", "try again later")

@@ -38,8 +38,9 @@ def tenants_of(root: Path, names: Collection[str], model: Model) -> dict[str, Te
     """
     if names and (url := address(root)).startswith(("http://", "https://")):
         raise UsageError(
-            f"{without_secrets(url)}: is one store, and --tokens needs one for each tenant; name a directory or a bucket "
-            "with --store"
+            without_secrets(url),
+            "is one store, and --tokens needs one for each tenant",
+            "name a directory or a bucket with --store",
         )
     roots = {name: root / "tenants" / name for name in names} or {"": root}
     stores = {name: Store(path) for name, path in roots.items()}

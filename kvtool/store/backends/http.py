@@ -39,7 +39,7 @@ class Server:
         self._token = os.environ.get("KVTOOL_TOKEN", "").strip()
         if not (self._token.isascii() and self._token.isprintable()):
             raise UsageError(
-                "KVTOOL_TOKEN: has characters that no token has; expected the token of the server's file"
+                "KVTOOL_TOKEN", "has characters that no token has", "expected the token of the server's file"
             )
         # A redirect could lead anywhere, and would be given the token.
         self._opener = build_opener(_NoRedirects)
@@ -58,7 +58,9 @@ class Server:
                 raise TypeError("a name is no text")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StoreError(
-                f"{self.url}{path}: is no list of documents ({type(error).__name__}: {error}); is it a kvtool server?"
+                f"{self.url}{path}",
+                f"is no list of documents ({type(error).__name__}: {error})",
+                "is it a kvtool server?",
             ) from error
         return found
 
@@ -85,11 +87,11 @@ class Server:
                     size += len(chunk)
                     if size > most:
                         raise StoreError(
-                            f"{url}: sends more than {most:,} bytes, which it should not; nothing was kept"
+                            url, f"sends more than {most:,} bytes, which it should not", "nothing was kept"
                         )
                     yield chunk
                 if answer.length:
-                    raise Unreachable(f"{url}: broke off after {size:,} bytes; run the same command again")
+                    raise Unreachable(url, f"broke off after {size:,} bytes", "run the same command again")
         except HTTPError as error:
             with error:
                 raise _refusal(url, error) from error
@@ -98,11 +100,12 @@ class Server:
             what = error.reason if isinstance(error, URLError) else error or type(error).__name__
             if isinstance(what, SSLCertVerificationError):
                 raise StoreError(
-                    f"{url}: its certificate is not trusted ({what.verify_message}); SSL_CERT_FILE names the file of an "
-                    "authority that the system does not know"
+                    url,
+                    f"its certificate is not trusted ({what.verify_message})",
+                    "SSL_CERT_FILE names the file of an authority that the system does not know",
                 ) from error
             raise Unreachable(
-                f"{url}: cannot be reached ({what}); is kvtool serve-cache running there?"
+                url, f"cannot be reached ({what})", "is kvtool serve-cache running there?"
             ) from error
 
 
@@ -117,24 +120,29 @@ class _NoRedirects(HTTPRedirectHandler):
 
 def _refusal(url: str, error: HTTPError) -> StoreError:
     if error.code == 401:
-        return StoreError(f"{url}: knows no such token; set KVTOOL_TOKEN to one of the server's file")
+        return StoreError(url, "knows no such token", "set KVTOOL_TOKEN to one of the server's file")
     if 300 <= error.code < 400:
         return StoreError(
-            f"{url}: redirects to {error.headers.get('Location', '')[:200]!r}, which is not followed; name that server itself"
+            url,
+            f"redirects to {error.headers.get('Location', '')[:200]!r}, which is not followed",
+            "name that server itself",
         )
     said = str(error.reason)
     with suppress(OSError, HTTPException, ValueError, KeyError, TypeError):
         said = str(json.loads(error.read(64 * limits.KIB))["error"]["message"])[:300]
     if error.code == 404:
-        return NotThere(f"{url}: is not there ({said})")
-    return StoreError(f"{url}: answered {error.code} ({said})")
+        return NotThere(url, f"is not there ({said})")
+    return StoreError(url, f"answered {error.code} ({said})")
 
 
 def _checked(url: str) -> str:
     """Without a slash at its end, and without the /v1 of the address that OpenAI's clients are given."""
     if not _URL.fullmatch(url):
         raise UsageError(
-            f"store {without_secrets(url)}: expected http://HOST:PORT or https://HOST:PORT, with a token in KVTOOL_TOKEN, "
-            "or s3://BUCKET/PREFIX"
+            f"store {without_secrets(url)}",
+            (
+                "expected http://HOST:PORT or https://HOST:PORT, with a token in KVTOOL_TOKEN, or "
+                "s3://BUCKET/PREFIX"
+            ),
         )
     return url.rstrip("/").removesuffix("/v1")

@@ -56,15 +56,18 @@ class Bucket:
     def __init__(self, url: str) -> None:
         if not _URL.fullmatch(url):
             raise UsageError(
-                f"store {without_secrets(url)}: expected s3://BUCKET/PREFIX, gs:// or az://; credentials are given by the "
-                "environment"
+                f"store {without_secrets(url)}",
+                "expected s3://BUCKET/PREFIX, gs:// or az://",
+                "credentials are given by the environment",
             )
         self.url = url.rstrip("/")
         try:
             from obstore.exceptions import BaseError
             from obstore.store import from_url
         except ModuleNotFoundError as error:
-            raise ModelError(f"store {self.url}: needs {error.name}: pip install 'kvtool[bucket]'") from error
+            raise ModelError(
+                f"store {self.url}", f"needs {error.name}: pip install 'kvtool[bucket]'"
+            ) from error
         try:
             # An endpoint without TLS is one that somebody wrote so. Only silence ends a download, not its length.
             self._store = from_url(
@@ -73,7 +76,7 @@ class Bucket:
                 retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=SECONDS)},
             )
         except (BaseError, ValueError, OSError):
-            raise StoreError(f"{self.url}: cannot be opened; check {self._variables}") from None
+            raise StoreError(self.url, "cannot be opened", f"check {self._variables}") from None
         self._refuse_what_is_no_store()
 
     @property
@@ -90,7 +93,7 @@ class Bucket:
                         listed = Listed(file["e_tag"] or "", file["last_modified"].timestamp())
                         found[layout.document_name(file["path"])] = listed
                 if len(found) > limits.LISTED_DOCUMENTS:
-                    raise StoreError(f"{self.url}: lists more than {limits.LISTED_DOCUMENTS:,} documents")
+                    raise StoreError(self.url, f"lists more than {limits.LISTED_DOCUMENTS:,} documents")
         return found
 
     def manifest(self, name: str) -> bytes:
@@ -112,8 +115,9 @@ class Bucket:
             marker = b"".join(self._get(layout.MARKER, limits.MARKER_BYTES))
         except NotThere:
             raise StoreError(
-                f"{self.url}: is not a kvtool store (no {layout.MARKER}); name the folder that has it, or copy a store there "
-                "as docs/serving.md says"
+                self.url,
+                f"is not a kvtool store (no {layout.MARKER})",
+                "name the folder that has it, or copy a store there as docs/serving.md says",
             ) from None
         except Unreachable:
             return
@@ -126,18 +130,20 @@ class Bucket:
             expected = answer.meta["size"]
             if expected > most:
                 raise StoreError(
-                    f"{self.url}/{file}: has {expected:,} bytes, more than the {most:,} that it should; nothing was kept"
+                    f"{self.url}/{file}",
+                    f"has {expected:,} bytes, more than the {most:,} that it should",
+                    "nothing was kept",
                 )
             for chunk in answer.stream(min_chunk_size=_CHUNK):
                 size += len(chunk)
                 if size > expected:
                     raise StoreError(
-                        f"{self.url}/{file}: sends more than its {expected:,} bytes; nothing was kept"
+                        f"{self.url}/{file}", f"sends more than its {expected:,} bytes", "nothing was kept"
                     )
                 yield bytes(chunk)
         if size < expected:
             raise Unreachable(
-                f"{self.url}/{file}: broke off after {size:,} bytes; run the same command again"
+                f"{self.url}/{file}", f"broke off after {size:,} bytes", "run the same command again"
             )
 
     @contextmanager
@@ -153,17 +159,19 @@ class Bucket:
 
     def _error(self, where: str, status: str | None) -> StoreError:
         if status == "404":
-            return NotThere(f"{where}: is not there")
+            return NotThere(where, "is not there")
         if status in ("401", "403"):
             return StoreError(
-                f"{where}: may not be read ({status}); check that {self._variables} are those of one who may list and read it"
+                where,
+                f"may not be read ({status})",
+                f"check that {self._variables} are those of one who may list and read it",
             )
         if status is not None and not status.startswith("5"):
             return StoreError(
-                f"{where}: the service answered {status}; check the name, and {self._variables}"
+                where, f"the service answered {status}", f"check the name, and {self._variables}"
             )
         what = f"the service answered {status}" if status else "no answer"
-        return Unreachable(f"{where}: cannot be reached ({what}); check {self._variables}")
+        return Unreachable(where, f"cannot be reached ({what})", f"check {self._variables}")
 
     @property
     def _variables(self) -> str:

@@ -416,7 +416,7 @@ def test_a_store_that_cannot_be_reached_is_said_to_be_so(
     store = client.app.state.serving.tenants[""].store  # type: ignore[attr-defined]
 
     def gone(*_: Any) -> Any:
-        raise Unreachable("a message for who runs the server")
+        raise Unreachable("the bucket", "a message for who runs the server")
 
     for name in ("documents", "manifest", "artifact", "calibration"):
         monkeypatch.setattr(store.source, name, gone)
