@@ -14,7 +14,7 @@ from torch import Tensor
 from kvtool.codecs import entropy_models
 from kvtool.codecs.entropy_models.model import Ints, Tables, cost
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.stage import Array
+from kvtool.codecs.spec import Array
 from kvtool.kernels import dispatch
 
 PACKED = 0

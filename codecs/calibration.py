@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import blake3
 import torch
@@ -17,9 +16,7 @@ from torch import Tensor
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format import container
 from kvtool.codecs.kv import KV, LayerKV
-
-if TYPE_CHECKING:  # A stage may hold a calibration.
-    from kvtool.codecs.stage import Array, Json
+from kvtool.codecs.spec import Array, Json
 
 FORMAT = 1
 

@@ -15,8 +15,9 @@ from kvtool.codecs.calibration import NONE, Calibration
 from kvtool.codecs.errors import CodecError, NeedsError
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.plan import STAGES_AT_MOST, Plan, plan_side, stored_name
-from kvtool.codecs.registry import stage_from_config
-from kvtool.codecs.stage import BY_TOKEN, POSITIONS, TOKEN_IDS, Array, Json, Payload, Place, Spec, Stage
+from kvtool.codecs.spec import BY_TOKEN, POSITIONS, TOKEN_IDS, Array, Json, Payload, Place, Spec
+from kvtool.codecs.stage import Stage
+from kvtool.codecs.stage_registry import stage_from_config
 from kvtool.kernels.threads import side_by_side
 
 Inputs: TypeAlias = Mapping[str, Sequence[Tensor]]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.stage import Array, Place, Spec, Stage
+from kvtool.codecs.spec import Array, Place, Spec
+from kvtool.codecs.stage import Stage
 
 ORDER = {"prune": 0, "transform": 1, "quantize": 2, "entropy": 3}
 

@@ -12,7 +12,7 @@ from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.errors import CodecError, NeedsCalibration
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.rope import Rope
-from kvtool.codecs.stage import Array, Place
+from kvtool.codecs.spec import Array, Place
 
 Value: TypeAlias = "int | float | str"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvtool.codecs.calibrate.bit_allocation import WHOLE, Run
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.stage import Array, Spec
+from kvtool.codecs.spec import Array, Spec
 
 SIZES = (16, 64, 256, 1024)
 """Components in a block that has codes; every one of 16 bits is a block of its own."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from kvtool.codecs.calibration import Sample
 from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.kv import LayerKV
-from kvtool.codecs.stage import Array, Place, Spec
+from kvtool.codecs.spec import Array, Place, Spec
 from kvtool.codecs.transform.unrope import Unrope
 
 

@@ -15,8 +15,9 @@ from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.entropy.rans import Rans
 from kvtool.codecs.entropy_models import context as model
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels import dispatch
 from kvtool.kernels.reference.context_model import EXPONENTS, ONE
 

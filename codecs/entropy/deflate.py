@@ -12,8 +12,9 @@ from kvtool.codecs.block_coder import as_tensor
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format import container
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 GROWTH = 1032
 """Times its own size that DEFLATE can stand for, at most."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format import container
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 ZSTD_BLOCK_BYTES = 1 << 17
 ZSTD_BLOCK_LEAST = 4

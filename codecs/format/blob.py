@@ -16,7 +16,7 @@ from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.recipe import Recipe, Value
 from kvtool.codecs.registry import recipe as find_recipe
-from kvtool.codecs.stage import TOKEN_IDS, Json
+from kvtool.codecs.spec import TOKEN_IDS, Json
 
 
 @dataclass(frozen=True)

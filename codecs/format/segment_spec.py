@@ -17,7 +17,7 @@ from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.rope import Rope, ropes
-from kvtool.codecs.stage import POSITIONS, TOKEN_IDS, Array, Json, Place
+from kvtool.codecs.spec import POSITIONS, TOKEN_IDS, Array, Json, Place
 
 INT32_END = 1 << 31
 

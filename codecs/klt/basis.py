@@ -13,7 +13,7 @@ from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.entropy_models.context import MIDDLE
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.klt.compact import some_rows, whole_rows, whole_symmetric
-from kvtool.codecs.stage import Array
+from kvtool.codecs.spec import Array
 
 TABLE = "tokens"
 """The table of what a token says of its own keys and values, and of the next token's."""

@@ -22,7 +22,7 @@ from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.deadzone import Deadzone
 from kvtool.codecs.rope import Rope
-from kvtool.codecs.stage import Array, Json, Spec
+from kvtool.codecs.spec import Array, Json, Spec
 
 SINKS = 4
 """Positions that the stage ``sinks`` takes apart; they would bend a basis towards themselves."""

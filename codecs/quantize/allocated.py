@@ -12,8 +12,9 @@ from kvtool.codecs.calibrate.bit_allocation import WHOLE, Run, runs_of
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import to_float16
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register

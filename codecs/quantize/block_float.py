@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 LEAST_EXPONENT = -118
 """So that every step is a normal float32; smaller entries are rounded to its multiples all the same."""

@@ -12,8 +12,9 @@ from torch.nn.functional import pad
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import FLOAT16, to_float16, window_dtype
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 _NF4 = (
     "-1 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 "

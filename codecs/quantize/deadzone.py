@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import ATTENTION, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import ATTENTION, Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels.threads import one_thread
 
 MIDDLE = 32

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import FLOAT16, saturated, to_float16
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.codecs.transform.hadamard import rotate, unrotate
 
 _UPPER_HALVES = (

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kvtool.codecs.float16 import saturated, to_float16
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels.threads import one_thread
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
 from kvtool.codecs.klt.basis import Basis, Sizes, basis_of
+from kvtool.codecs.klt.calibrate import example
 from kvtool.codecs.klt.products import EPS, factors
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import TOKEN_IDS, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import TOKEN_IDS, Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels.threads import one_thread
 
 FAR = 4.0
@@ -47,8 +49,6 @@ class Klt(Stage):
 
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:
-        from kvtool.codecs.klt.calibrate import example
-
         calibration = example()
         return cls(calibration), cls(calibration, "values", whole=True), cls(calibration, components=5)
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.float16 import FLOAT16, saturated
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 

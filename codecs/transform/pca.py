@@ -11,8 +11,9 @@ from torch import Tensor
 from kvtool.codecs.calibrate.bit_allocation import rank_of, runs_of
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Json, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Json, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels.threads import one_thread
 
 

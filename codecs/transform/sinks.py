@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage, of_tokens
+from kvtool.codecs.spec import Array, Payload, Spec, of_tokens
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register

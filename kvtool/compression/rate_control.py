@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kvtool.codecs import KV, CodecError, Inputs, LayerKV, Pipeline, Recipe, encode
 from kvtool.codecs.recipe import Between
 from kvtool.codecs.registry import recipe as recipe_named
-from kvtool.codecs.stage import BY_TOKEN
+from kvtool.codecs.spec import BY_TOKEN
 from kvtool.compression.workers import Task
 from kvtool.engines.stage_inputs import measure_inputs
 from kvtool.errors import UsageError

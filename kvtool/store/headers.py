@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kvtool import limits
 from kvtool.artifact.read import Artifact, BrokenArtifact
-from kvtool.codecs.stage import TOKEN_IDS
+from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.store.manifest import Variant
 from kvtool.store.remote import Fetched, RemoteStore
 from kvtool.system import files

@@ -40,8 +40,9 @@ from kvtool.codecs import (
     stages,
 )
 from kvtool.codecs.entropy.pack import Pack
-from kvtool.codecs.registry import FOLDERS
-from kvtool.codecs.stage import Array, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Stage
+from kvtool.codecs.stage_registry import FOLDERS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(2, 37, 10), (1, 1, 8), (3, 0, 8), (1, 161, 33), (2, 5, 0), (1, 1, 1), (2, 64, 64)]

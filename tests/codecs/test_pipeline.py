@@ -24,7 +24,8 @@ from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.entropy.planes import Planes
 from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.quantize.group_v1 import GroupV1
-from kvtool.codecs.stage import Kind, Payload
+from kvtool.codecs.spec import Payload
+from kvtool.codecs.stage import Kind
 from kvtool.codecs.transform.window import Window
 
 X = Array((2, 10, 8), torch.float32)

@@ -10,7 +10,8 @@ import torch
 
 from kvtool.codecs.quantize.codebook import BINS, Codebook, lloyd, matched
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.stage import Array, Spec, Stage
+from kvtool.codecs.spec import Array, Spec
+from kvtool.codecs.stage import Stage
 
 
 def spec_of(x: torch.Tensor) -> Spec:

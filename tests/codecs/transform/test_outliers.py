@@ -7,7 +7,8 @@ import torch
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.stage import Array, Spec, Stage
+from kvtool.codecs.spec import Array, Spec
+from kvtool.codecs.stage import Stage
 from kvtool.codecs.transform.join import Join
 from kvtool.codecs.transform.outliers import Outliers
 

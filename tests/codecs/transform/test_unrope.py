@@ -11,7 +11,7 @@ import torch
 from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, Place, Rope, decode, encode, recipes
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.stage import Array, Spec
+from kvtool.codecs.spec import Array, Spec
 from kvtool.codecs.transform.unrope import Unrope
 
 FREQUENCIES = tuple(10000.0 ** (-i / 8) for i in range(8))
