@@ -8,6 +8,8 @@ from pathlib import Path
 
 from kvtool import limits
 from kvtool.documents.encoding import decode
+from kvtool.documents.html import declared_encoding, html_text
+from kvtool.documents.pdf import pdf_text
 from kvtool.errors import DocumentError
 
 HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
@@ -28,12 +30,8 @@ def read_text(path: Path) -> str:
     data = read_bytes(path)
     suffix = path.suffix.lower()
     if data and suffix == ".pdf":
-        from kvtool.documents.pdf import pdf_text  # pypdf is an extra
-
         text = pdf_text(data, name)
     elif suffix in HTML_SUFFIXES:
-        from kvtool.documents.html import declared_encoding, html_text  # 0.1 s to import
-
         text = html_text(decode(data, name, declared_encoding(data)), name)
     else:
         text = decode(data, name)
