@@ -1,6 +1,6 @@
 """Recipes by name: the entry points of the group ``kvtool.recipes``, each of which is a collection of recipes.
 
-kvtool's own come in that way too.
+kvtool's own are found that way too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What flows between stages: payloads, and their shapes, dtypes and places, known before any data flows."""
+"""Payloads that flow between stages, and their specs: shapes, dtypes and places, known before any data flows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BY_TOKEN = frozenset({POSITIONS, TOKEN_IDS, ATTENTION, IMPORTANCE})
 """Inputs that have an entry for each token, along their last axis."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""What stages compute with."""
+"""Dtypes of keys and values that stages accept."""
 
 
 def of_tokens(inputs: Payload, some: slice | Tensor) -> Payload:

@@ -1,4 +1,4 @@
-"""What a stage of a pipeline is."""
+"""The contract of a pipeline's stages."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Stage(ABC):
     layers; a stage replaces what it works on and may add side tensors (scales, a recent window), which later
     stages see under their own names. A payload's tensors are never written to.
 
-    What a stage ``needs`` beyond keys and values lies in the payload that ``encode`` gets, under its name,
-    and is not given back: ``positions`` [T] int64; ``attention`` [H, T] float32, what later tokens pay to
+    An input that a stage ``needs`` beyond keys and values is in the payload that ``encode`` gets, under its name,
+    and is not returned: ``positions`` [T] int64; ``attention`` [H, T] float32, the attention that later tokens pay to
     each; ``queries`` [Q, P, D] float32, a sample. ``decode`` gets ``positions`` alone, if it is needed. Over
     a group of layers each has the layers in front.
 
-    What a recipe learned about the model beforehand is a field, ``calibration: Calibration``. Its content may come
-    from anywhere: ``plan`` holds each tensor that it uses against a shape (``Calibration.tensor``).
+    A stage that uses what a recipe learned about the model has a field ``calibration: Calibration``. Its content is not
+    trusted: ``plan`` checks the shape of each tensor that it uses (``Calibration.tensor``).
     """
 
     name: ClassVar[str]
@@ -46,7 +46,7 @@ class Stage(ABC):
 
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:
-        """Configurations that between them reach every path: what tests and golden artifacts are made of.
+        """Configurations that together reach every path. Tests and golden artifacts are made of them.
 
         Their calibrations, if they hold any, fit layers 2 and 3 of a model with 2 heads of 6 channels.
         """
@@ -76,23 +76,23 @@ class Stage(ABC):
         return self.decode(y, spec)
 
     def inputs_behind(self, inputs: Payload, spec: Spec) -> Payload:
-        """What the stages behind this one may need, by name: ``inputs``, but of the tokens that it leaves them."""
+        """``inputs`` cut to the tokens that this stage passes on, for the stages after it."""
         return inputs
 
     def behind(self, tokens: range, spec: Spec) -> range | None:
-        """The tokens behind this stage from which it decodes ``tokens`` in front of it; None for all."""
+        """The tokens of this stage's output that it needs to decode ``tokens`` of its input; None for all."""
         return None
 
     def suited(self, x: Payload, spec: Spec) -> Stage:
-        """The stage to encode ``x`` with: this one, or in its place one that does better on what is far from all that
-        its calibration was made from."""
+        """The stage to encode ``x`` with: this one, or another if ``x`` is unlike all that its calibration was made
+        from."""
         return self
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """The largest absolute error that an entry may show after ``decode(encode(x))``.
 
-        ``inner`` is the same of the stages behind this one, so that a pipeline's bound is theirs in turn. A
-        stage that does not say otherwise is exact.
+        ``inner`` is that of the stages after this one, so that a pipeline's bound follows stage by stage. A
+        stage is exact unless it overrides this.
         """
         return inner
 
@@ -123,7 +123,7 @@ class Stage(ABC):
         return x
 
     def require(self, holds: bool, field: str, value: object, expected: str) -> None:
-        """Raise CodecError, naming the stage, the field, the value and what was expected, unless it holds."""
+        """Raise CodecError, naming the stage, the field, the value and the expectation, unless it holds."""
         if not holds:
             raise CodecError(f"{self.kind} stage {self.name!r}: {field} is {value!r}, expected {expected}")
 

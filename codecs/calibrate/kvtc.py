@@ -1,4 +1,4 @@
-"""What the recipe ``kvtc`` learns about a model: a basis for its keys, one for its values, and bits."""
+"""Calibration of the recipe ``kvtc``: a basis for a model's keys, one for its values, and bits for each component."""
 
 from __future__ import annotations
 

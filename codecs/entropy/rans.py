@@ -16,7 +16,7 @@ from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
 
 MAIN = ("codes", "x")
-"""The tensors that a range of tokens is meant for; others have an axis of their own."""
+"""The tensors that a range of tokens cuts; the others have no axis of tokens."""
 
 
 @register

@@ -40,7 +40,7 @@ class Blob:
 
     @property
     def calibration_nbytes(self) -> int:
-        """What would be stored once for all segments that are coded with the same calibrations."""
+        """Bytes of its calibrations, which all segments encoded with the same ones share."""
         return sum(calibration.nbytes for calibration in self.calibrations)
 
 

@@ -1,4 +1,4 @@
-"""What an encoded segment holds: everything needed to plan and read its tensors, layer by layer."""
+"""The specification of an encoded segment: all that is needed to plan and read its tensors, layer by layer."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class Contents:
         return ropes(self.rope, len(self.geometry.layers))
 
     def place(self, group: range) -> Place:
-        """Where a group's layers stand in the model, and how their keys were rotated."""
+        """The place of a group's layers in the model, and the rotations of their keys."""
         own = self._ropes[group.start : group.stop]
         return Place(group.start, len(group), len(self.geometry.layers), own, self.start)
 

@@ -78,7 +78,7 @@ class BlockFloat(Stage):
         return rest | {"x": saturated(x, array.dtype).contiguous()}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """The widest step, since the largest mantissa stands for what is a step above it."""
+        """The widest step, since the largest mantissa is used for a value one step above it."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

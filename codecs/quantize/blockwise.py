@@ -107,7 +107,7 @@ class Blockwise(Stage):
 
 @lru_cache
 def code_book(data_type: str) -> Tensor:
-    """What entries over their block's largest magnitude are rounded to: ascending, float32.
+    """The levels that entries divided by their block's largest magnitude are rounded to: ascending, float32.
 
     ``"nf4"``: 16 quantiles of the normal distribution. ``"int8"``: the 256 of dynamic tree quantization
     (arXiv 1511.04561), sign, exponent and as many bits of fraction as a small exponent leaves.

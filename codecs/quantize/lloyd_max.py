@@ -56,7 +56,7 @@ class LloydMax(Stage):
       (Max, 1960; Lloyd, 1982);
     - ``norm`` [..., T] float16, each vector's length;
 
-    and, with ``sketch``, of what the codes leave of each vector
+    and, with ``sketch``, of each vector's rest that the codes leave
 
     - ``signs`` [..., T, D] uint8, 1 bit each: the signs of ``rotate(rest, seed)``;
     - ``rest_norm`` [..., T] float16, its length.
@@ -123,7 +123,7 @@ class LloydMax(Stage):
         return rest | {"x": saturated(x, array.dtype)}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What it comes to: beyond a code book's ends there is no bound that holds for all vectors."""
+        """Measured on ``x``: beyond a code book's ends no bound holds for all vectors."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

@@ -1,4 +1,4 @@
-"""All heads' channels of a token side by side, for what treats them as one vector."""
+"""Joins all heads' channels of a token, for stages that treat them as one vector."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Pca(Stage):
         return {**y, "x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What it errs by on ``x``, ``inner`` once for each component, an ulp, and a sum's rounding."""
+        """The error on ``x``, ``inner`` once for each component, an ulp, and a sum's rounding."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

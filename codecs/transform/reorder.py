@@ -1,4 +1,4 @@
-"""Channels in the order of their size, so that what is coded together is alike."""
+"""Sorts channels by size, so that those coded together are alike."""
 
 from __future__ import annotations
 

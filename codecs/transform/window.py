@@ -16,7 +16,7 @@ from kvtool.codecs.stage_registry import register
 @register
 @dataclass(frozen=True)
 class Window(Stage):
-    """``x`` [..., T, D] becomes the tokens between, and beside them
+    """``x`` [..., T, D] becomes the tokens in between. Stored beside them are
 
     - ``sinks`` [..., min(sinks, T), D], the first tokens, which attention falls back on (arXiv 2309.17453);
     - ``recent`` [..., min(recent, T - sinks), D], the last tokens.
