@@ -1,4 +1,4 @@
-"""Reads one source file into text; what cannot be read is a one-line error that says why and what to do."""
+"""Reads one source file into text. A file that cannot be read gives a one-line error: why, and what to do."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_bytes(path: Path) -> bytes:
     name, limit = shown(path), limits.DOCUMENT_BYTES
     try:
         status = path.stat()
-        # Opening a named pipe would wait for a writer, so what it is comes first.
+        # Opening a named pipe would wait for a writer, so the kind is checked first.
         if kind := special_kind(status.st_mode):
             raise DocumentError(name, f"is a {kind}; expected a regular file", "name a file instead")
         size = status.st_size
@@ -82,7 +82,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def special_kind(mode: int) -> str | None:
-    """What a path is that is no regular file, in words; None for a regular file."""
+    """The kind of a path that is no regular file, in words; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
@@ -90,6 +90,6 @@ def special_kind(mode: int) -> str | None:
 
 
 def shown(path: Path | str) -> str:
-    """A path as it can stand in a one-line message: escaped where it has newlines or is not UTF-8."""
+    """A path for a one-line message: escaped where it has newlines or is not UTF-8."""
     name = os.fspath(path)
     return name if name.isprintable() else repr(name)
