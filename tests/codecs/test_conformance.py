@@ -122,7 +122,7 @@ def equal(a: Payload, b: Payload) -> bool:
 
 def corrupted(payload: Payload, spec: Spec) -> list[Payload]:
     """The payload with bits flipped here and there, and, where a length is open, cut short."""
-    found = []
+    found: list[Payload] = []
     for name, tensor in payload.items():
         n = tensor.numel() * tensor.element_size()
         for position in sorted({0, 7, n // 3, n // 2, n - 1} & set(range(n))):

@@ -82,7 +82,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         own = source.replace("kvtool.codecs.quantize.clipped", f"{package.name}.clipped")
         assert (own != source) == (name == RECIPE)
         (package / Path(name).name).write_text(own)
-    found, points, before = registry.entry_points, entry_points(), dict(stage_registry.stages())
+    found, points, before = importlib.metadata.entry_points, entry_points(), dict(stage_registry.stages())
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(package.parent)
         for module in (registry, stage_registry):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_fewer_bits_are_smaller_and_worse() -> None:
         ({"level": 3}, "no parameter 'level'; it has: bits, group, recent, sinks"),
     ],
 )
-def test_unknown_parameters_and_values_are_refused(parameters: dict[str, int], message: str) -> None:
+def test_unknown_parameters_and_values_are_refused(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(CodecError, match=message):
         recipe("kivi").build(**parameters)
 
