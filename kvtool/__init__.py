@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from kvtool.model.model import Model as Model
     from kvtool.model.model import load_model as load_model
     from kvtool.prefilling.prefill import prefill as prefill
-    from kvtool.store.local import Store as Store
+    from kvtool.store.base import Store as Store
 
 _MODULES = {
     "DocumentCache": "kvtool.engines.cache",
     "KvtoolError": "kvtool.errors",
     "Model": "kvtool.model.model",
-    "Store": "kvtool.store.local",
+    "Store": "kvtool.store.open",
     "blend": "kvtool.blending.blend",
     "calibrate": "kvtool.calibration.calibrate",
     "compress": "kvtool.compression.compress",

@@ -20,7 +20,7 @@ from kvtool.engines.transformers import grouped_attention
 from kvtool.errors import UsageError
 from kvtool.model.chat_template import BETWEEN, question_tokens
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import RAW
 from kvtool.system.trace import Trace
 

@@ -2,7 +2,7 @@
 
 A cache from a prefill of a document alone is right for the place behind the prefix only. Behind other text its keys and
 values change, and to a good part they change alike whatever that text is. So each segment is prefilled behind a few
-sampled neighbours too; the mean, moved back to the segment's usual place, is kept as the variant ``expected`` beside the
+sampled neighbours too; the mean, moved back to the segment's usual place, is kept as the variant ``averaged`` beside the
 exact one. How far the single ones lie from their mean says which tokens a blend should rather compute anew.
 
 FusionRAG (arXiv 2601.12904) keeps likely neighbours in sight in the same way, one prompt of them instead of a mean.
@@ -29,8 +29,8 @@ from kvtool.engines.rope import Turned, moved
 from kvtool.errors import ArtifactError, KvtoolError, MismatchError, ModelError, StoreError
 from kvtool.model.chat_template import BETWEEN, Prefix, document_tokens, prefix_again
 from kvtool.model.model import Model
-from kvtool.store.local import Store
-from kvtool.store.manifest import EXPECTED, Document, Variant
+from kvtool.store.local import LocalStore
+from kvtool.store.manifest import AVERAGED, Document, Variant
 
 NEIGHBOURS = 4
 """Of each segment. Measured: with two there is a third more left to recompute, with eight no less."""
@@ -60,14 +60,14 @@ class Neighbour:
 
 
 def expect(
-    store: Store,
+    store: LocalStore,
     model: Model,
     names: Sequence[str],
     *,
     neighbours: int = NEIGHBOURS,
     on_progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
-    """Makes the variant ``expected`` of those of ``names`` that have none yet.
+    """Makes the variant ``averaged`` of those of ``names`` that have none yet.
 
     ``neighbours`` other documents of the store, sampled by their names' digests, stand before each segment in turn. Raises
     ``ModelError`` for a model whose keys cannot be moved, ``MismatchError`` for documents of another or under different
@@ -127,8 +127,8 @@ def _refuse_mixed(documents: Iterable[Document], model: Model) -> None:
             )
 
 
-def _is_made(store: Store, document: Document) -> bool:
-    made = [segment.variants.get(EXPECTED) for segment in document.segments]
+def _is_made(store: LocalStore, document: Document) -> bool:
+    made = [segment.variants.get(AVERAGED) for segment in document.segments]
     return all(variant is not None and store.holds(variant) for variant in made)
 
 
@@ -140,7 +140,9 @@ def _beside(model: Model, document: Document, there: Sequence[Neighbour]) -> lis
     return [n for n in there if n.document != document.name and n.cache.get_seq_length() <= room]
 
 
-def _more(store: Store, model: Model, like: Document, number: int, taken: set[str]) -> Iterator[Neighbour]:
+def _more(
+    store: LocalStore, model: Model, like: Document, number: int, taken: set[str]
+) -> Iterator[Neighbour]:
     """Up to ``number`` further documents under the prefix of ``like``, read by the model behind it."""
     gap = document_tokens(model, BETWEEN)
     for name in sorted(store.keys() - taken, key=lambda name: digest(name.encode())):
@@ -165,7 +167,7 @@ def _more(store: Store, model: Model, like: Document, number: int, taken: set[st
 
 
 def _segment(
-    store: Store, model: Model, prefix: Prefix, parts: Sequence[Artifact], beside: Sequence[Neighbour]
+    store: LocalStore, model: Model, prefix: Prefix, parts: Sequence[Artifact], beside: Sequence[Neighbour]
 ) -> Variant:
     original = parts[-1]
     mean, spread = _behind(model, original, beside)
@@ -223,11 +225,11 @@ def _behind_one(
     return found
 
 
-def _commit(store: Store, seen: Document, made: Sequence[Variant]) -> None:
+def _commit(store: LocalStore, seen: Document, made: Sequence[Variant]) -> None:
     with store.changing():
         document = store[seen.name]
         if document.segments != seen.segments:
             raise KvtoolError(seen.name, "was changed meanwhile", "run the same prefill again")
         for index, variant in enumerate(made):
-            document = document.with_variant(index, EXPECTED, variant)
+            document = document.with_variant(index, AVERAGED, variant)
         store.commit(document)

@@ -26,7 +26,7 @@ from kvtool.engines.rope import Turned
 from kvtool.errors import ModelError, UsageError
 from kvtool.model.chat_template import Prefix, prefix_again, question_tokens
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import RAW
 from kvtool.system.trace import Trace
 

@@ -16,8 +16,8 @@ from kvtool.digest import digest_token_ids
 from kvtool.errors import MismatchError, UsageError
 from kvtool.model.chat_template import document_tokens
 from kvtool.model.model import Model
-from kvtool.store.local import Store
-from kvtool.store.manifest import RAW, Document, expected_twin
+from kvtool.store.base import Store
+from kvtool.store.manifest import RAW, Document, averaged_name
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ def _pieces(
         for m, segment in enumerate(segments):
             own = cached.variant or variant
             # Only behind the prefix is the cache of a document alone the better one.
-            if cached.variant is None and (n or m) and _has(store, document, segment, expected_twin(variant)):
-                own = expected_twin(variant)
+            if cached.variant is None and (n or m) and _has(store, document, segment, averaged_name(variant)):
+                own = averaged_name(variant)
             yield Placed(cached.name, own, store.open(cached.name, own, segment), 0)
 
 

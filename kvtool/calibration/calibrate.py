@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvtool.calibration.lookup import MakeCalibration
 from kvtool.codecs import Calibration, CodecError, Recipe
 from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.codecs.registry import recipes
 from kvtool.digest import Json, digest_json
 from kvtool.errors import MismatchError, UsageError
 from kvtool.model.prefill_speed import recall
-from kvtool.store.calibrations import Make
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.local import writable
 
 if TYPE_CHECKING:
     from kvtool.calibration.samples import Piece
@@ -67,6 +68,7 @@ def calibrate(
     # Not for those who only ask for a maker: it imports all that runs a model.
     from kvtool.calibration.samples import Samples
 
+    store = writable(store)
     chosen = calibrated_recipe(recipe)
     assert chosen.fit is not None
     if tokens < 1:
@@ -121,7 +123,7 @@ def maker(
     model: Model | None,
     say: Callable[[str], None] = log.info,
     on_progress: OnProgress = lambda _: None,
-) -> Make | None:
+) -> MakeCalibration | None:
     """What makes a calibration that the store does not have, from all documents of ``model``; None without a model."""
     if model is None:
         return None
@@ -176,7 +178,7 @@ def _pieces(
         return found
     if not store:
         raise UsageError(
-            store.root,
+            str(store),
             "is empty, so that there is nothing to calibrate on",
             "run kvtool prefill first, or give --text",
         )

@@ -97,7 +97,7 @@ def run(
     from kvtool.blending.layout import chosen_document
     from kvtool.config import settings
     from kvtool.model.prefill_speed import recall
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
     from kvtool.system.trace import Trace
 
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
@@ -111,7 +111,7 @@ def run(
         )
     if trace is not None and no_cache:
         raise UsageError("--trace", "shows how caches are read", "leave it out with --no-cache")
-    opened = Store(chosen.store)
+    opened = open_store(chosen.store)
     documents = [chosen_document(opened, name, segment) for name in doc]
     loaded = common.load_model(chosen)
     traced = Trace()

@@ -45,10 +45,10 @@ def run(
     """
     from kvtool.calibration.calibrate import calibrate, calibrated_recipe
     from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
-    opened = Store(chosen.store)
+    opened = open_store(chosen.store)
     calibrated_recipe(recipe)
     texts, problems = _texts(text) if text else (None, [])
     loaded = common.load_model(chosen)

@@ -66,7 +66,7 @@ def run(
     of: Annotated[
         str,
         typer.Option(
-            "--of", help="What is compressed: raw, or expected, which prefill --neighbours made for blending."
+            "--of", help="What is compressed: raw, or averaged, which prefill --neighbours made for blending."
         ),
     ] = "raw",
     store: common.StoreOption = None,
@@ -87,17 +87,17 @@ def run(
     of them, and learns that model first, once; kivi is quick and needs no model.
     """
     from kvtool.calibration.calibrate import maker
+    from kvtool.calibration.lookup import MakeCalibration, MissingCalibration, finder
     from kvtool.compression.compress import compress, variant_name
     from kvtool.compression.pipeline_options import pipeline_of
     from kvtool.compression.rate_control import asked
     from kvtool.config import settings
-    from kvtool.store.calibrations import Make, MissingCalibration, finder
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
     # Before a calibration is made, which takes minutes.
     variant_name(recipe, name, of)
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
-    opened = Store(chosen.store)
+    opened = open_store(chosen.store)
     given = {
         "bits": _whole(bits),
         "ratio": _whole(ratio),
@@ -111,7 +111,7 @@ def run(
     documents = names or list(opened)
     target, left = asked(recipe, parameters)
 
-    def needs(make: Make | None = None) -> bool:
+    def needs(make: MakeCalibration | None = None) -> bool:
         find = finder(opened, documents, calibration, make)
         return bool(documents and pipeline_of(recipe, keys, values, find, **left).needs)
 
@@ -174,7 +174,7 @@ def run(
             )
         )
     elif not report.problems:
-        common.say(f"nothing to compress: {opened.root} is empty; run kvtool prefill first")
+        common.say(f"nothing to compress: {opened} is empty; run kvtool prefill first")
     if report.strayed and not as_json:
         some = ", ".join(f"{task.document} (segment {task.segment})" for task in report.strayed[:3])
         common.say(

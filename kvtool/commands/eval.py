@@ -128,7 +128,7 @@ def run(
     from kvtool.measurement.scope import Scope
     from kvtool.report.table import gate as gate_lines
     from kvtool.report.table import table
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     gate = Gate(
@@ -156,7 +156,7 @@ def run(
     if html is not None:
         _refuse_page(html, replace)
     planned = plan(
-        Store(chosen.store),
+        open_store(chosen.store),
         names or None,
         common.load_model(chosen),
         _split(recipes),

@@ -72,7 +72,7 @@ def run(
     from kvtool.documents.read import read_text
     from kvtool.model.prefill_speed import remember
     from kvtool.prefilling.prefill import prefill
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
     chosen = settings(
         store=store,
@@ -91,7 +91,7 @@ def run(
         pack_tokens=pack_tokens,
         neighbours=neighbours,
     )
-    opened = Store(chosen.store)
+    opened = open_store(chosen.store)
     loaded = common.load_model(chosen)
     with common.Bar("prefilling") as bar:
         report = prefill(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvtool.artifact.identity import compressed_identity
 from kvtool.calibration.calibrate import maker
+from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
 from kvtool.codecs import Calibration, Pipeline
 from kvtool.codecs.registry import recipes
 from kvtool.compression.pipeline_options import pipeline_of
@@ -18,9 +19,9 @@ from kvtool.compression.rate_control import Setting, Target, asked, turned
 from kvtool.compression.workers import Task, encode_all, encode_segment
 from kvtool.engines.stage_inputs import measure_inputs, refuse_unmet
 from kvtool.errors import KvtoolError, MismatchError, StoreError, UsageError
-from kvtool.store.calibrations import Find, MissingCalibration, finder
-from kvtool.store.local import Store
-from kvtool.store.manifest import EXPECTED, RAW, Document, Variant, expected_twin
+from kvtool.store.base import Store
+from kvtool.store.local import LocalStore, writable
+from kvtool.store.manifest import AVERAGED, AVERAGED_IN_RECORDS, RAW, Document, Variant, averaged_name
 
 if TYPE_CHECKING:
     from kvtool.model.model import Model
@@ -71,7 +72,7 @@ def compress(
 ) -> Report:
     """Compresses the raw artifacts of ``names`` (default: all documents) into the variant ``name``.
 
-    The variant is called after the recipe unless ``name`` is given; with ``of`` "expected", what prefill made for blending is
+    The variant is called after the recipe unless ``name`` is given; with ``of`` "averaged", what prefill made for blending is
     compressed instead, and the name ends so too. ``parameters`` are the recipe's, such as
     ``bits``; ``keys`` and ``values`` change one side alone, as ``pipeline_of`` says. A variant that is there with
     the same pipeline is left alone; one with another is refused unless ``replace``. ``dry_run`` says which
@@ -92,6 +93,7 @@ def compress(
     without one, and for a calibration that the recipe has no use for.
     """
     started = time.monotonic()
+    store = writable(store)
     variant = variant_name(recipe, name, of)
     chosen = [names] if isinstance(names, str) else list(dict.fromkeys(store if names is None else names))
     report = Report(variant=variant, documents_total=len(chosen))
@@ -112,7 +114,7 @@ def compress(
     if dry_run and _is_uncalibrated(recipe, find):
         report.compressed += [document for document in chosen if document in store]
         return report
-    made: dict[str, object] = {"name": recipe} if of == RAW else {"name": recipe, "of": of}
+    made: dict[str, object] = {"name": recipe} if of == RAW else {"name": recipe, "of": AVERAGED_IN_RECORDS}
 
     def build(**setting: float) -> Pipeline:
         return pipeline_of(recipe, keys, values, find, **{**left, **setting})
@@ -178,15 +180,15 @@ def _default_model(store: Store, names: Iterable[str]) -> Model | None:
 
 def variant_name(recipe: str, name: str | None, of: str = RAW) -> str:
     """What the variant is called. Raises ``UsageError`` for the names of what prefill made, and for another ``of``."""
-    if of not in (RAW, EXPECTED):
-        raise UsageError(f"--of {of}", f"expected {RAW} or {EXPECTED}, which prefill makes")
+    if of not in (RAW, AVERAGED):
+        raise UsageError(f"--of {of}", f"expected {RAW} or {AVERAGED}, which prefill makes")
     variant = name or recipe
-    if variant in (RAW, EXPECTED):
+    if variant in (RAW, AVERAGED):
         raise UsageError(f"--name {variant}", "is kept for what prefill made", "choose another")
-    return variant if of == RAW else expected_twin(variant)
+    return variant if of == RAW else averaged_name(variant)
 
 
-def _is_uncalibrated(recipe: str, find: Find) -> bool:
+def _is_uncalibrated(recipe: str, find: FindCalibration) -> bool:
     """Whether a calibration is still to be made for a recipe, so that nothing can be there already."""
     known = recipes().get(recipe)
     if known is None or not known.calibration:
@@ -229,7 +231,7 @@ def _refuse_other_model(document: Document, calibration: Calibration) -> None:
 class _Run:
     """One call: which segments are still to be encoded, and what has come of the others."""
 
-    store: Store
+    store: LocalStore
     variant: str
     of: str
     made: dict[str, object]

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TypeAlias
 
+from kvtool.calibration.lookup import FindCalibration
 from kvtool.codecs import CodecError, Pipeline
 from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.errors import UsageError
-from kvtool.store.calibrations import Find
 
 Parameters: TypeAlias = Mapping[str, int | float | str]
 """A recipe's, by name."""
@@ -19,7 +19,7 @@ def pipeline_of(
     recipe: str,
     keys: str | int | None = None,
     values: str | int | None = None,
-    find: Find | None = None,
+    find: FindCalibration | None = None,
     **parameters: int | float | str,
 ) -> Pipeline:
     """The recipe's pipeline. ``keys`` and ``values`` say otherwise for one side: bits, a recipe, or recipe:bits.
@@ -52,7 +52,7 @@ def pipeline_of(
     return Pipeline(sides[0].keys, sides[1].values, sides[0].layers)
 
 
-def _built(recipe: str, parameters: Parameters, find: Find | None) -> Pipeline:
+def _built(recipe: str, parameters: Parameters, find: FindCalibration | None) -> Pipeline:
     found = find_recipe(recipe)
     return found.build(find(found) if find and found.calibration else None, **parameters)
 

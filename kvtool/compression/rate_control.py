@@ -21,7 +21,7 @@ from kvtool.codecs.spec import BY_TOKEN
 from kvtool.compression.workers import Task
 from kvtool.engines.stage_inputs import measure_inputs
 from kvtool.errors import UsageError
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import RAW
 
 if TYPE_CHECKING:

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from kvtool.artifact.write import compressed_content
 from kvtool.codecs import CodecError, Inputs, Pipeline
 from kvtool.errors import KvtoolError, StoreError
-from kvtool.store.local import Store
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Variant
 
 WORTH_SECONDS = 15.0
@@ -34,7 +33,9 @@ class Task:
     of: str = RAW
 
 
-def encode_segment(store: Store, task: Task, pipeline: Pipeline, inputs: Inputs | None = None) -> Variant:
+def encode_segment(
+    store: LocalStore, task: Task, pipeline: Pipeline, inputs: Inputs | None = None
+) -> Variant:
     """Encodes one segment into the store, behind the pipeline's calibrations.
 
     Raises KvtoolError, naming the document and the segment.
@@ -49,7 +50,7 @@ def encode_segment(store: Store, task: Task, pipeline: Pipeline, inputs: Inputs 
 
 
 def encode_all(
-    store: Store, tasks: Sequence[Task], pipeline: Pipeline
+    store: LocalStore, tasks: Sequence[Task], pipeline: Pipeline
 ) -> Iterator[tuple[Task, Variant | KvtoolError]]:
     """Encodes ``tasks``, and gives each with its artifact or with what went wrong, as it is done."""
     started = time.monotonic()
@@ -62,7 +63,7 @@ def encode_all(
 
 
 def _encode_in_processes(
-    store: Store, tasks: Sequence[Task], pipeline: Pipeline
+    store: LocalStore, tasks: Sequence[Task], pipeline: Pipeline
 ) -> Iterator[tuple[Task, Variant | KvtoolError]]:
     # Unlike the standard library's, its processes do not run the caller's script anew.
     from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
@@ -97,12 +98,12 @@ def _in_process(root: str, task: Task, config: Mapping[str, Any]) -> Variant | K
 
 
 @cache
-def _store(root: str) -> Store:
+def _store(root: str) -> LocalStore:
     """One for all of a process's segments, so that each calibration is read once."""
-    return Store(Path(root))
+    return LocalStore(root)
 
 
-def _outcome(store: Store, task: Task, pipeline: Pipeline) -> Variant | KvtoolError:
+def _outcome(store: LocalStore, task: Task, pipeline: Pipeline) -> Variant | KvtoolError:
     try:
         return encode_segment(store, task, pipeline)
     except KvtoolError as error:

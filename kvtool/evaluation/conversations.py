@@ -17,7 +17,7 @@ from kvtool.measurement.contexts import Context, Place, Prompt, segment_name
 from kvtool.measurement.scope import Scope
 from kvtool.model.chat_template import Prefix, conversation_tokens
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 
 
 def question_contexts(store: Store, asked: Sequence[Asked]) -> list[tuple[Context, list[Asked]]]:

@@ -27,7 +27,7 @@ from kvtool.measurement.bench import Bench
 from kvtool.measurement.contexts import Context, Place
 from kvtool.measurement.scope import Scope
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 
 FORMAT = 1
 

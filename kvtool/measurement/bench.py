@@ -19,9 +19,9 @@ from kvtool.engines.cache import DocumentCache
 from kvtool.engines.stage_inputs import measure_inputs
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
-from kvtool.prefilling.prefill import document_of
-from kvtool.store.local import Store
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Segment, Variant
+from kvtool.store.new_document import new_document
 
 NAME = "context"
 
@@ -30,7 +30,7 @@ class Bench:
     """``prefix_kv`` is what every context stands behind, None for an empty prefix."""
 
     def __init__(self, folder: Path, model: Model, prefix: Prefix, prefix_kv: KV | None) -> None:
-        self.store, self.model, self.prefix, self.prefix_kv = Store(folder), model, prefix, prefix_kv
+        self.store, self.model, self.prefix, self.prefix_kv = LocalStore(folder), model, prefix, prefix_kv
         self._measured: dict[frozenset[str], tuple[Inputs, float]] = {}
 
     @contextmanager
@@ -90,7 +90,7 @@ class Bench:
             end=0,
             variants={RAW: raw},
         )
-        self.store.commit(document_of(NAME, "", self.model, self.prefix, behind, (segment,)))
+        self.store.commit(new_document(NAME, "", self.model, self.prefix, behind, (segment,)))
 
     def _put_prefix(self) -> Variant | None:
         if self.prefix_kv is None:

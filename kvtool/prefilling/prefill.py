@@ -25,8 +25,10 @@ from kvtool.errors import DocumentError, KvtoolError, MismatchError, StoreError,
 from kvtool.model.chat_template import Prefix, prefix_of
 from kvtool.model.model import Model
 from kvtool.prefilling.plan import Piece, Plan, passes, plan_document
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.local import LocalStore, writable
 from kvtool.store.manifest import RAW, Document, Segment, Variant
+from kvtool.store.new_document import new_document
 
 PACK_TOKENS = 512
 """Short segments share a pass of up to this many tokens. In larger ones, attention to masked tokens costs more than is won."""
@@ -80,11 +82,12 @@ def prefill(
     A name that holds another model's or prefix's cache is left alone unless ``replace``.
 
     With ``neighbours`` each segment is prefilled behind so many other documents of the store too, and the mean is kept as
-    the variant ``expected``, for blending (``kvtool.blending.averaged``).
+    the variant ``averaged``, for blending (``kvtool.blending.averaged``).
 
     Raises ``ModelError`` for a family whose state is not keys and values, ``UsageError`` for options.
     """
     started = time.monotonic()
+    store = writable(store)
     engine.windows(model)
     if step_tokens < 1 or pack_tokens < 0 or neighbours < 0:
         raise UsageError(
@@ -134,6 +137,7 @@ def prefill_text(
 
     Raises ``DocumentError`` for a text without tokens, ``MismatchError`` for a name that holds another model's cache.
     """
+    store = writable(store)
     store.check_name(name)
     plan = plan_document(name, text, model, prefix, segment_limit(model, prefix))
     _refuse_replacing(plan, store, model, prefix, replace=False)
@@ -144,7 +148,7 @@ def prefill_text(
 
 
 def _expect(
-    store: Store, model: Model, neighbours: int, report: Report, on_progress: Callable[[Report], None]
+    store: LocalStore, model: Model, neighbours: int, report: Report, on_progress: Callable[[Report], None]
 ) -> None:
     before, total = report.tokens, report.tokens_total
 
@@ -155,30 +159,6 @@ def _expect(
     names = [*report.prefilled, *report.unchanged]
     found = averaged.expect(store, model, names, neighbours=neighbours, on_progress=progress)
     report.expected, report.alone = found.made, found.alone
-
-
-def document_of(
-    name: str,
-    text_digest: str,
-    model: Model,
-    prefix: Prefix,
-    prefix_artifact: Variant | None,
-    segments: tuple[Segment, ...],
-) -> Document:
-    """A document's entry in a store, prefilled by ``model`` behind ``prefix``."""
-    return Document(
-        name=name,
-        text_digest=text_digest,
-        model={"name": model.name, "fingerprint": model.fingerprint},
-        prefix={
-            "identity": prefix_identity(model, prefix),
-            "digest": prefix.digest,
-            "tokens": len(prefix.token_ids),
-            "origin": prefix.origin,
-        },
-        prefix_artifact=prefix_artifact,
-        segments=segments,
-    )
 
 
 def segment_limit(model: Model, prefix: Prefix, asked: int | None = None) -> int:
@@ -222,7 +202,7 @@ class _Run:
         self,
         plans: Sequence[Plan],
         model: Model,
-        store: Store,
+        store: LocalStore,
         prefix: Prefix,
         step: int,
         report: Report,
@@ -299,7 +279,7 @@ class _Run:
     def _document(self, plan: Plan, old: Document | None) -> Document:
         """Variants of segments that ``old`` had too are kept."""
         variants = {s.identity: s.variants for s in old.segments} if old else {}
-        return document_of(
+        return new_document(
             plan.name,
             plan.text_digest,
             self.model,

@@ -1,4 +1,4 @@
-"""Documents of a server, or of a bucket → a local store."""
+"""Documents of a remote store → a local store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from kvtool.errors import KvtoolError, StoreError, UsageError
 from kvtool.store.backends.backend import Unreachable
-from kvtool.store.local import DocumentMissing, Store
+from kvtool.store.base import DocumentMissing, Store
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
 from kvtool.system.files import DiskFull
@@ -47,7 +48,7 @@ def pull(
         raise UsageError(
             source, "is not a server or a bucket", "expected http://HOST:PORT or s3://BUCKET/PREFIX"
         )
-    if isinstance(store, RemoteStore):
+    if not isinstance(store, LocalStore):
         raise UsageError(store, "is read only", "name a directory with --store")
     report = Report()
     wanted: dict[str, Document] = {}
@@ -103,7 +104,7 @@ def _only(document: Document, variant: str | None) -> Document:
     return dataclasses.replace(document, segments=tuple(segments))
 
 
-def _there(store: Store, name: str, replace: bool) -> Document | None:
+def _there(store: LocalStore, name: str, replace: bool) -> Document | None:
     try:
         return store[name]
     except DocumentMissing:
@@ -114,7 +115,7 @@ def _there(store: Store, name: str, replace: bool) -> Document | None:
         raise
 
 
-def _merged(there: Document | None, new: Document, replace: bool, store: Store) -> Document:
+def _merged(there: Document | None, new: Document, replace: bool, store: LocalStore) -> Document:
     """``there`` with the variants of ``new``."""
     if there is None:
         return new

@@ -15,9 +15,10 @@ def run(
     Calibrations stay: each was made on purpose, and serves documents to come.
     """
     from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.local import writable
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
+    opened = writable(open_store(settings(store=store).store))
     unused = opened.collect(dry_run=dry_run)
     if as_json:
         common.print_json({"dry_run": dry_run, "removed": [str(path) for path in unused]})

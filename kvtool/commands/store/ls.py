@@ -11,9 +11,9 @@ def run(store: common.StoreOption = None, as_json: common.JsonOption = False) ->
     """List the documents of a store, with tokens, variants and bytes."""
     from kvtool.config import settings
     from kvtool.errors import KvtoolError
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
+    opened = open_store(settings(store=store).store)
     rows, broken = [], []
     for name in opened:
         try:

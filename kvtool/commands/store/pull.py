@@ -34,14 +34,13 @@ def run(
     already there is not fetched again. An interrupted run, started again, goes on where it stopped.
     """
     from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
     from kvtool.store.pull import pull
-    from kvtool.store.remote import RemoteStore
 
-    opened = Store(settings(store=store).store)
+    opened = open_store(settings(store=store).store)
     with common.Bar("pulling") as bar:
         report = pull(
-            RemoteStore(url),
+            open_store(url),
             opened,
             names or None,
             variant=variant,

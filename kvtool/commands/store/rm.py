@@ -16,9 +16,10 @@ def run(
 ) -> None:
     """Remove documents from a store, and the artifacts that no other document uses."""
     from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.local import writable
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
+    opened = writable(open_store(settings(store=store).store))
     for name in names:
         opened[name]
     for name in names:

@@ -9,7 +9,7 @@ import typer
 from kvtool.commands import common
 
 if TYPE_CHECKING:
-    from kvtool.store.local import Store
+    from kvtool.store.base import Store
 
 
 def run(
@@ -19,9 +19,9 @@ def run(
 ) -> None:
     """Show a document's model, prefix, segments, variants and their calibrations, to the byte."""
     from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
+    opened = open_store(settings(store=store).store)
     document = opened[name]
     segments: list[dict[str, Any]] = []
     calibrations: dict[str, dict[str, Any]] = {}

@@ -30,9 +30,9 @@ def run(
     from kvtool.config import settings
     from kvtool.errors import DONE, GATE, KvtoolError
     from kvtool.store.calibrations import BrokenCalibration
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
+    opened = open_store(settings(store=store).store)
     sound: set[str] = set()
     broken: dict[str, str] = {}
     removed: list[str] = []

@@ -20,7 +20,8 @@ from kvtool.server.openai.schemas import Asked, ChatRequest
 from kvtool.server.runtime.cache_manager import Caches
 from kvtool.server.runtime.load_policy import Choosing
 from kvtool.server.runtime.tenant import Tenant
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.headers import headers_of
 from kvtool.store.manifest import RAW
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Prompting:
         how = How(float(request.recompute), request.policy)
         best = self.choosing.best(chosen, how, tenant)
         is_loaded = self._uses_caches(request) and not best.is_prefilled
-        store = tenant.store if is_loaded else tenant.store.heads
+        store = tenant.store if is_loaded else headers_of(tenant.store)
         try:
             layout = lay_out(store, chosen, self.model, variant=best.variant, between=BETWEEN)
         except MismatchError as error:
