@@ -30,15 +30,15 @@ from benchmarks.prefilled import Lines, Prefilled
 from benchmarks.texts import Text, for_calibration
 from kvtool.ask import ask
 from kvtool.blending.averaged import NEIGHBOURS, expect
-from kvtool.blending.blend import How
+from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached
 from kvtool.calibration.lookup import MissingCalibration, finder
 from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.digest import digest_json
-from kvtool.engines.batching.generate_many import answer_each, follow
+from kvtool.engines.batching.generate_many import generate_many, logits_after
 from kvtool.engines.cache import DocumentCache
 from kvtool.measurement.distortion import distortion
-from kvtool.model.chat_template import BETWEEN, conversation_tokens, document_tokens
+from kvtool.model.chat_template import SEPARATOR, conversation_tokens, document_tokens
 from kvtool.store.manifest import AVERAGED, RAW, averaged_name
 
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "blend"
@@ -138,7 +138,7 @@ class Bench:
             recompute=candidate.share,
             policy=candidate.policy,
             question=question,
-            between=BETWEEN,
+            separator=SEPARATOR,
         )
 
     def _asked(self, one: BlendSet, full: DocumentCache) -> Iterator[Asked]:
@@ -150,13 +150,13 @@ class Bench:
                 if step.answers:
                     targets = document_tokens(self.model, f" {step.answers[0]}")
                 else:
-                    (targets,) = answer_each(self.model, full, [ids], [ANSWER_TOKENS])
+                    (targets,) = generate_many(self.model, full, [ids], [ANSWER_TOKENS])
                 yield Asked(n, step.text, ids, targets, bool(step.answers))
 
     def _follow(self, cache: DocumentCache, asked: Sequence[Asked]) -> list[torch.Tensor]:
         """Logits at the tokens before each target, [targets, V] for each prompt."""
         return [
-            follow(self.model, cache, [*a.token_ids, *a.targets[:-1]])[-len(a.targets) :]
+            logits_after(self.model, cache, [*a.token_ids, *a.targets[:-1]])[-len(a.targets) :]
             if a.targets
             else torch.empty(0)
             for a in asked
@@ -204,7 +204,7 @@ def timed(prefilled: Prefilled, tokens: int, repeats: int) -> dict[str, Any]:
                 documents=candidate.parts(names) if candidate else names,
                 model=model,
                 store=store,
-                how=How(candidate.share, candidate.policy) if candidate else How(),
+                options=BlendOptions(candidate.share, candidate.policy) if candidate else BlendOptions(),
                 cached=candidate is not None,
                 max_tokens=1,
             )

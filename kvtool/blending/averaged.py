@@ -25,9 +25,10 @@ from kvtool.digest import digest, digest_token_ids
 from kvtool.engines import transformers as engine
 from kvtool.engines.attention.probe import observe
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.rope import Turned, moved
+from kvtool.engines.capabilities import key_rotations
+from kvtool.engines.rope import Rotations, moved
 from kvtool.errors import ArtifactError, KvtoolError, MismatchError, ModelError, StoreError
-from kvtool.model.chat_template import BETWEEN, Prefix, document_tokens, prefix_again
+from kvtool.model.chat_template import SEPARATOR, Prefix, document_tokens, prefix_again
 from kvtool.model.model import Model
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import AVERAGED, Document, Variant
@@ -73,7 +74,7 @@ def expect(
     ``ModelError`` for a model whose keys cannot be moved, ``MismatchError`` for documents of another or under different
     prefixes.
     """
-    if model.turned is None:
+    if key_rotations(model) is None:
         raise ModelError(
             model.name,
             (
@@ -134,8 +135,9 @@ def _is_made(store: LocalStore, document: Document) -> bool:
 
 def _beside(model: Model, document: Document, there: Sequence[Neighbour]) -> list[Neighbour]:
     """Those that all of its segments can stand behind, where the model reads and rotates as it usually does."""
-    assert model.turned is not None
-    room = min(model.context - 1, model.turned.up_to or model.context)
+    rotations = key_rotations(model)
+    assert rotations is not None
+    room = min(model.context - 1, rotations.up_to or model.context)
     room -= max(segment.n_tokens for segment in document.segments)
     return [n for n in there if n.document != document.name and n.cache.get_seq_length() <= room]
 
@@ -144,7 +146,7 @@ def _more(
     store: LocalStore, model: Model, like: Document, number: int, taken: set[str]
 ) -> Iterator[Neighbour]:
     """Up to ``number`` further documents under the prefix of ``like``, read by the model behind it."""
-    gap = document_tokens(model, BETWEEN)
+    gap = document_tokens(model, SEPARATOR)
     for name in sorted(store.keys() - taken, key=lambda name: digest(name.encode())):
         if number <= 0:
             return
@@ -175,7 +177,7 @@ def _segment(
     scores = {}
     # A single one does not differ from the mean, which says nothing of how others would.
     if len(beside) > 1:
-        received = observe(model, parts)["attention"]
+        received = observe(model, load_cache(parts, model), original.token_ids)["attention"]
         need = torch.stack([layer.mean(0) for layer in received]).mul(spread).sum(0)
         scores = {SPREAD: spread, NEED: need / need.mean().clamp(min=1e-30)}
     return store.put(raw_content(mean, model, prefix, original.meta["source"], made=made, scores=scores))
@@ -184,11 +186,11 @@ def _segment(
 @torch.no_grad()
 def _behind(model: Model, original: Artifact, beside: Sequence[Neighbour]) -> tuple[KV, Tensor]:
     """The mean over neighbours, and how far values lie from it, [L, T], as a share of what they usually are."""
-    turned = model.turned
-    assert turned is not None
+    rotations = key_rotations(model)
+    assert rotations is not None
     ids = original.token_ids.tolist()
     start = original.contents.start or 0
-    found = [_behind_one(model, neighbour, ids, start, turned) for neighbour in beside]
+    found = [_behind_one(model, neighbour, ids, start, rotations) for neighbour in beside]
     layers, spread, size = [], [], []
     for several in zip(*found, strict=True):
         keys = torch.stack([keys for keys, _ in several])
@@ -208,7 +210,7 @@ def _behind(model: Model, original: Artifact, beside: Sequence[Neighbour]) -> tu
 
 
 def _behind_one(
-    model: Model, neighbour: Neighbour, ids: Sequence[int], start: int, turned: Turned
+    model: Model, neighbour: Neighbour, ids: Sequence[int], start: int, rotations: Rotations
 ) -> list[tuple[Tensor, Tensor]]:
     """Each layer's keys and values behind a neighbour, float32, turned to where they usually stand."""
     cache = neighbour.cache
@@ -216,8 +218,8 @@ def _behind_one(
     engine.feed(model, ids, cache)
     found = [
         (
-            moved(layer.keys[0, :, held:].cpu(), turned.keys[n], start - held),
-            moved(layer.values[0, :, held:].cpu(), turned.values[n], start - held),
+            moved(layer.keys[0, :, held:].cpu(), rotations.keys[n], start - held),
+            moved(layer.values[0, :, held:].cpu(), rotations.values[n], start - held),
         )
         for n, layer in enumerate(cache.layers)
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -15,7 +14,6 @@ from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kvtool.ask import Answers
-    from kvtool.blending.blend import How
 
 
 def _list_policies(wanted: bool) -> None:
@@ -93,7 +91,7 @@ def run(
     streams to stdout; the times go to stderr.
     """
     from kvtool.ask import ask, ask_each
-    from kvtool.blending.blend import How
+    from kvtool.blending.blend import BlendOptions
     from kvtool.blending.layout import chosen_document
     from kvtool.config import settings
     from kvtool.model.prefill_speed import recall
@@ -102,7 +100,7 @@ def run(
 
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     given = {"recompute": recompute, "policy": policy}
-    how = How(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    how = BlendOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     if recompute is not None and how.recompute != recompute:
         raise UsageError(
             f"--recompute {recompute:g}",
@@ -115,9 +113,9 @@ def run(
     documents = [chosen_document(opened, name, segment) for name in doc]
     loaded = common.load_model(chosen)
     traced = Trace()
-    read: dict[str, Any] = {"variant": variant, "how": how}
+    read: dict[str, Any] = {"variant": variant, "options": how}
     if between is not None:
-        read["between"] = between
+        read["separator"] = between
 
     def show(text: str) -> None:
         if not as_json:
@@ -134,7 +132,7 @@ def run(
         found = ask_each(questions, documents, loaded, opened, max_tokens=max_tokens, trace=traced, **read)
         if trace is not None:
             traced.write(trace)
-        _show_each(questions, found, how, as_json)
+        _show_each(found, as_json)
         return
     once = functools.partial(
         ask, questions[0], documents, loaded, opened, temperature=temperature, seed=seed, **read
@@ -145,23 +143,8 @@ def run(
     if trace is not None:
         traced.write(trace)
     other = once(cached=no_cache, max_tokens=1) if compare else None
-    full = answer if no_cache else other
     if as_json:
-        common.print_json(
-            {
-                "documents": [document.name for document in documents],
-                "variants": None if no_cache else list(answer.variants),
-                "policy": how.policy,
-                "recomputed_tokens": answer.recomputed_tokens,
-                "answer": answer.text,
-                "answer_tokens": len(answer.token_ids),
-                "prompt_tokens": answer.prompt_tokens,
-                "cached_tokens": answer.cached_tokens,
-                "load_seconds": round(answer.load_seconds, 4),
-                "first_token_seconds": round(answer.first_token_seconds, 4),
-                "first_token_seconds_without_cache": full and round(full.first_token_seconds, 4),
-            }
-        )
+        common.print_json(answer.to_json(other))
         return
     line = f"first token after {answer.first_token_seconds:.2f} s "
     if no_cache:
@@ -182,25 +165,11 @@ def run(
     common.say(line)
 
 
-def _show_each(questions: Sequence[str], found: Answers, how: How, as_json: bool) -> None:
+def _show_each(found: Answers, as_json: bool) -> None:
     if as_json:
-        common.print_json(
-            {
-                "documents": list(found.documents),
-                "variants": list(found.variants),
-                "policy": how.policy,
-                "answers": [
-                    {"question": question, "answer": answer}
-                    for question, answer in zip(questions, found.texts, strict=True)
-                ],
-                "cached_tokens": found.cached_tokens,
-                "recomputed_tokens": found.recomputed_tokens,
-                "load_seconds": round(found.load_seconds, 4),
-                "seconds": round(found.seconds, 4),
-            }
-        )
+        common.print_json(found.to_json())
         return
-    for question, answer in zip(questions, found.texts, strict=True):
+    for question, answer in zip(found.questions, found.texts, strict=True):
         typer.echo(f"{question}\n{answer.strip()}\n")
     common.say(
         f"{len(found.texts)} answers in {found.seconds:.2f} s, {found.load_seconds:.2f} of them for the cache "

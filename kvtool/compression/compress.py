@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kvtool.artifact.identity import compressed_identity
+from kvtool.artifact.measure import measure_artifact
 from kvtool.calibration.calibrate import maker
 from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
 from kvtool.codecs import Calibration, Pipeline
@@ -17,7 +18,7 @@ from kvtool.codecs.registry import recipes
 from kvtool.compression.pipeline_options import pipeline_of
 from kvtool.compression.rate_control import Setting, Target, asked, turned
 from kvtool.compression.workers import Task, encode_all, encode_segment
-from kvtool.engines.stage_inputs import measure_inputs, refuse_unmet
+from kvtool.engines.stage_inputs import refuse_unmet
 from kvtool.errors import KvtoolError, MismatchError, StoreError, UsageError
 from kvtool.store.base import Store
 from kvtool.store.local import LocalStore, writable
@@ -325,7 +326,7 @@ class _Run:
     def _measured(self, task: Task, model: Model) -> Variant | KvtoolError:
         try:
             parts = self.store.parts(task.document, task.of, task.segment)
-            inputs = measure_inputs(model, parts, self.pipeline.needs)
+            inputs = measure_artifact(model, parts, self.pipeline.needs)
             return encode_segment(self.store, task, self.pipeline, inputs)
         except KvtoolError as error:
             return error

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvtool.artifact.measure import measure_artifact
 from kvtool.codecs import KV, CodecError, Inputs, LayerKV, Pipeline, Recipe, encode
 from kvtool.codecs.recipe import Between
 from kvtool.codecs.registry import recipe as recipe_named
 from kvtool.codecs.spec import BY_TOKEN
 from kvtool.compression.workers import Task
-from kvtool.engines.stage_inputs import measure_inputs
 from kvtool.errors import UsageError
 from kvtool.store.base import Store
 from kvtool.store.manifest import RAW
@@ -305,7 +305,7 @@ def _head(store: Store, task: Task, pipeline: Pipeline, model: Model | None) -> 
     inputs: Inputs = {}
     if pipeline.needs and model is not None:
         parts = store.parts(task.document, RAW, task.segment)
-        inputs = measure_inputs(model, parts, pipeline.needs)
+        inputs = measure_artifact(model, parts, pipeline.needs)
     cut = {
         name: [tensor[..., :HEAD].clone() for tensor in tensors] if name in BY_TOKEN else tensors
         for name, tensors in inputs.items()

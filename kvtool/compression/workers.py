@@ -17,6 +17,7 @@ from typing import Any
 from kvtool.artifact.write import compressed_content
 from kvtool.codecs import CodecError, Inputs, Pipeline
 from kvtool.errors import KvtoolError, StoreError
+from kvtool.kernels.threads import use_one_thread
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Variant
 
@@ -68,7 +69,7 @@ def _encode_in_processes(
     # Unlike the standard library's, its processes do not run the caller's script anew.
     from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
-    executor = ProcessPoolExecutor(min(_cores(), len(tasks)), initializer=_one_thread)
+    executor = ProcessPoolExecutor(min(_cores(), len(tasks)), initializer=use_one_thread)
     try:
         waiting: dict[Future[Any], Task] = {
             executor.submit(_in_process, str(store.root), task, pipeline.to_config()): task for task in tasks
@@ -108,12 +109,6 @@ def _outcome(store: LocalStore, task: Task, pipeline: Pipeline) -> Variant | Kvt
         return encode_segment(store, task, pipeline)
     except KvtoolError as error:
         return error
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _cores() -> int:

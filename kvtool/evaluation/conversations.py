@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kvtool.engines.batching.generate_many import answer_each
+from kvtool.engines.batching.generate_many import generate_many
 from kvtool.evaluation.questions import Asked
 from kvtool.measurement import journal
 from kvtool.measurement.bench import Bench
@@ -53,7 +53,7 @@ def converse(bench: Bench, context: Context, asked: Sequence[Asked], scope: Scop
     for turn in range(max(len(one.turns) for one in asked) - 1):
         there = [n for n, one in enumerate(asked) if len(one.turns) > turn + 1]
         prompts = [_prompt(model, bench.prefix, asked[n], answers[n], turn, scope) for n in there]
-        said = answer_each(model, cache, [p.token_ids for p in prompts], [p.max_tokens for p in prompts])
+        said = generate_many(model, cache, [p.token_ids for p in prompts], [p.max_tokens for p in prompts])
         for n, ids in zip(there, said, strict=True):
             answers[n].append(model.tokenizer.decode(ids, skip_special_tokens=True))
     journal.remember(_key(model, bench.prefix, context, asked, scope), answers)

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kvtool.artifact.identity import segment_identity
+from kvtool.artifact.measure import measure_artifact
 from kvtool.artifact.write import prefix_content, raw_content
 from kvtool.codecs import KV, Inputs, Pipeline
 from kvtool.compression.workers import Task, encode_segment
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.stage_inputs import measure_inputs
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
 from kvtool.store.local import LocalStore
@@ -70,7 +70,7 @@ class Bench:
             return None, 0.0
         if pipeline.needs not in self._measured:
             started = time.monotonic()
-            inputs = measure_inputs(self.model, self.store.parts(NAME), pipeline.needs)
+            inputs = measure_artifact(self.model, self.store.parts(NAME), pipeline.needs)
             self._measured[pipeline.needs] = inputs, time.monotonic() - started
         return self._measured[pipeline.needs]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kvtool.engines.batching.generate_many import answer_each, follow
+from kvtool.engines.batching.generate_many import generate_many, logits_after
 from kvtool.engines.cache import DocumentCache
 from kvtool.evaluation.candidates import Candidate
 from kvtool.measurement.bench import Bench
@@ -48,7 +48,7 @@ def measure(bench: Bench, context: Context, candidate: Candidate, raw: Reference
         "error": cache_error(raw.cache, restored.cache, start),
     }
     if context.prompts:
-        said = answer_each(
+        said = generate_many(
             bench.model,
             restored.cache,
             [prompt.token_ids for prompt in context.prompts],
@@ -67,5 +67,5 @@ def followed(bench: Bench, cache: DocumentCache, context: Context, position: int
     """Logits [S, V] over ``cache``, which loses its last token, the first that is fed; pruning may have lost it before."""
     if position is None:
         cache.crop(-1)
-        return follow(bench.model, cache, context.fed)
-    return follow(bench.model, cache, context.fed, position=position - 1)
+        return logits_after(bench.model, cache, context.fed)
+    return logits_after(bench.model, cache, context.fed, position=position - 1)

@@ -26,7 +26,7 @@ from kvtool.blending.layout import lay_out
 from kvtool.cli import app
 from kvtool.digest import digest
 from kvtool.errors import ArtifactError, ModelError, StoreError, UsageError
-from kvtool.model.chat_template import BETWEEN, document_tokens, prefix_of
+from kvtool.model.chat_template import SEPARATOR, document_tokens, prefix_of
 from kvtool.store.manifest import Variant
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
@@ -75,7 +75,7 @@ def behind(
 ) -> list[tuple[Tensor, Tensor]]:
     """Each layer's keys and values of ``name`` behind prefix, ``other`` and a gap, by transformers alone, moved back."""
     prefix, own = (part.token_ids.tolist() for part in store.parts(name))
-    before = [*store.open(other).token_ids.tolist()[:tokens], *document_tokens(model, BETWEEN)]
+    before = [*store.open(other).token_ids.tolist()[:tokens], *document_tokens(model, SEPARATOR)]
     cache = DynamicCache()
     with torch.no_grad():
         model.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)
@@ -237,7 +237,7 @@ def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model
     assert sorted(report.expected) == ["c.txt", "long.md"]
     assert len(store["long.md"].segments) == 3
     (prefix, own) = (part.token_ids.tolist() for part in store.parts("long.md", segment=2))
-    before = [*store.open("c.txt").token_ids.tolist(), *document_tokens(lively, BETWEEN)]
+    before = [*store.open("c.txt").token_ids.tolist(), *document_tokens(lively, SEPARATOR)]
     cache = DynamicCache()
     with torch.no_grad():
         lively.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from kvtool.blending.blend import How
+from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached
 from kvtool.server.runtime.cache_manager import Caches
 from kvtool.server.runtime.prefix_index import Match
@@ -46,7 +46,7 @@ class Choosing:
         if loading.use_caches and loading.variant is None:
             caches.measure_reading()
 
-    def best(self, chosen: Sequence[Cached], how: How, tenant: Tenant) -> Best:
+    def best(self, chosen: Sequence[Cached], how: BlendOptions, tenant: Tenant) -> Best:
         """What was said, by who runs the server or by who asks; or else what is measured to be best."""
         if self.loading.variant is not None or any(each.variant for each in chosen):
             return Best(self.loading.variant or RAW)
