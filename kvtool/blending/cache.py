@@ -11,9 +11,9 @@ from kvtool.engines.cache import DocumentCache
 from kvtool.errors import StoreError, UsageError
 from kvtool.model.chat_template import prefix_again
 from kvtool.model.model import Model
-from kvtool.prefilling.prefill import document_of
 from kvtool.store.local import Store
 from kvtool.store.manifest import RAW, Segment
+from kvtool.store.new_document import new_document
 
 
 class BlendedCache(DocumentCache):
@@ -49,7 +49,7 @@ class BlendedCache(DocumentCache):
         content = raw_content(kv, model, prefix, source, made=self._made())
         with store.writing():
             segment = Segment(content.meta["identity"], len(ids), 0, 0, {RAW: store.put(content)})
-            store.commit(document_of(name, "", model, prefix, like.prefix_artifact, (segment,)))
+            store.commit(new_document(name, "", model, prefix, like.prefix_artifact, (segment,)))
 
     def _made(self) -> dict[str, Any] | None:
         if not self.how:
