@@ -22,7 +22,7 @@ from benchmarks.sources import HELD_OUT
 from benchmarks.texts import Text, held_out
 from kvtool.measurement.absent_words import ANIMALS, NAMES, absent_numbers, absent_words
 from kvtool.measurement.haystack import Needle, hide
-from kvtool.measurement.needles import found
+from kvtool.measurement.needles import contained
 from kvtool.measurement.tasks import Question
 from kvtool.model.chat_template import document_tokens
 
@@ -65,7 +65,7 @@ class BlendQuestion:
 
     def right(self, said: Sequence[str]) -> bool:
         """Whether ``said``, what the model said to each step, has all the answers."""
-        return all(all(found(step.answers, one)) for step, one in zip(self.steps, said, strict=True))
+        return all(all(contained(step.answers, one)) for step, one in zip(self.steps, said, strict=True))
 
 
 @dataclass(frozen=True)

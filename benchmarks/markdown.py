@@ -48,7 +48,7 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
         documents=len({document["name"] for document in evaluation["documents"]}),
         context=settings["context"],
         tokens=settings["tokens"],
-        asked=raw["retrieval"]["asked"],
+        asked=raw["retrieval"]["questions"],
         haystacks=2 * settings["haystacks"] * len(settings["lengths"]),
         lengths=", ".join(map(str, settings["lengths"])),
         timed=evaluation["times"]["tokens"],
@@ -71,7 +71,7 @@ def _sorted(candidates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _row(candidate: Mapping[str, Any], prefill: float) -> list[str]:
     times, retention = candidate["times"], candidate["retrieval"]["retention"]
     name = f"**{candidate['name']}**" if candidate["kind"] == "peer" else candidate["name"]
-    all_kept = retention and not candidate["retrieval"]["told_from_raw"]
+    all_kept = retention and not candidate["retrieval"]["differs_from_raw"]
     return [
         name,
         f"{candidate['bits_per_value']:.2f}",
@@ -80,7 +80,7 @@ def _row(candidate: Mapping[str, Any], prefill: float) -> list[str]:
         ("≈ " if holds_zero(candidate["dnll"]) else "") + _with_interval(candidate["dnll"], 4),
         _with_interval(candidate["top1"], 3),
         ("≈ " if all_kept else "") + _with_interval(retention, 2),
-        _with_interval(times["ttft_ratio"], 1),
+        _with_interval(times["ttft_speedup"], 1),
         f"{times['encode_seconds'] / prefill:.2f}" if times["encode_seconds"] else "",
         f"{times['load_seconds'] / prefill:.3f}",
     ]

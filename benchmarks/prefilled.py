@@ -17,10 +17,11 @@ from kvtool.errors import MismatchError
 from kvtool.evaluation.candidates import Candidate, Coded, Raw, candidates
 from kvtool.evaluation.run import OnProgress, Progress, Runner
 from kvtool.evaluation.summary import Measured
-from kvtool.evaluation.timing import times
-from kvtool.measurement.contexts import Context, Place
+from kvtool.evaluation.timing import measure_times
+from kvtool.measurement.contexts import Context
 from kvtool.model.chat_template import Prefix, prefix_of
-from kvtool.prefilling.prefill import Report
+from kvtool.prefilling.report import Report
+from kvtool.store.segments import SegmentRef
 
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "prefilled"
 
@@ -62,7 +63,7 @@ class Prefilled:
         self.prefix = prefix_of(self.model)
         self.store = kvtool.Store(self.folder / "store")
 
-    def place(self, texts: Iterable[Text]) -> list[Place]:
+    def place(self, texts: Iterable[Text]) -> list[SegmentRef]:
         """Where each text lies, prefilled now if it was not before. A text must fit one segment."""
         paths = write(texts, self.folder / "texts")
         report = kvtool.prefill(
@@ -73,7 +74,7 @@ class Prefilled:
         # A raw cache takes 46 KB a token: what another text of the same name left behind goes.
         self.store.collect()
         names = {found.path: found.name for found in find_documents(paths)[0]}
-        places = [Place(names[path.resolve()], 0) for path in paths]
+        places = [SegmentRef(names[path.resolve()], 0) for path in paths]
         for place in places:
             if (segments := len(self.store[place.document].segments)) > 1:
                 raise kvtool.KvtoolError(
@@ -83,7 +84,7 @@ class Prefilled:
                 )
         return places
 
-    def token_ids(self, place: Place) -> list[int]:
+    def token_ids(self, place: SegmentRef) -> list[int]:
         """The segment's tokens, without its prefix."""
         return list(self.store.open(place.document, segment=place.segment).token_ids.tolist())
 
@@ -139,7 +140,8 @@ class Prefilled:
         runner.on_progress = Lines().measured
         runner.progress.total = len(context.token_ids) * repeats * (1 + len(runner.candidates))
         with runner.bench() as bench, bench.holding(runner.kv(context)):
-            return times(bench, context, runner.candidates, repeats, runner.turn(context))
+            times = measure_times(bench, context, runner.candidates, repeats, runner.timed(context))
+            return times.conditions, times.candidates
 
     def _runner(self, compared: Sequence[Candidate], fresh: bool = False) -> Runner:
         stored = next(iter(self.store.values())).prefix_artifact

@@ -26,7 +26,7 @@ from benchmarks.prefilled import Prefilled
 from benchmarks.texts import Text, held_out
 from kvtool.codecs import recipes
 from kvtool.evaluation.candidates import Coded, Raw
-from kvtool.evaluation.evaluation import machine
+from kvtool.evaluation.result import machine
 from kvtool.evaluation.summary import Measured, candidate_summary
 from kvtool.measurement.contexts import Context, text_contexts
 from kvtool.measurement.scope import Scope
@@ -129,7 +129,7 @@ def _timed(prefilled: Prefilled, compared: Sequence[Coded], tokens: int, repeats
     """On prose of that many tokens. Each candidate has one turn in each round."""
     text = held_out(prefilled.model, tokens, 1)["prose"][0]
     place = prefilled.place([text])[0]
-    context = Context("text", text.name, tuple(prefilled.token_ids(place)), place=place)
+    context = Context("text", text.name, tuple(prefilled.token_ids(place)), segment=place)
     about, each = prefilled.times(context, compared, repeats)
     names = ["raw", *(candidate.name for candidate in compared)]
     return {**about, "candidates": dict(zip(names, each, strict=True))}

@@ -25,12 +25,13 @@ from kvtool.evaluation.candidates import Candidate, Raw
 from kvtool.evaluation.run import OnProgress
 from kvtool.evaluation.summary import Measured
 from kvtool.measurement.absent_words import NAMES, absent_numbers, absent_words
-from kvtool.measurement.contexts import Context, Place, Prompt
+from kvtool.measurement.contexts import Context, Prompt
 from kvtool.measurement.haystack import Needle, hide
-from kvtool.measurement.needles import found
+from kvtool.measurement.needles import contained
 from kvtool.measurement.statistics import Estimate, mean
 from kvtool.measurement.tasks import Question
 from kvtool.model.chat_template import conversation_tokens, document_tokens
+from kvtool.store.segments import SegmentRef
 
 LENGTHS = (1500, 3000)
 HAYSTACKS = 10
@@ -148,7 +149,7 @@ def _hidden(
 
 
 def _context(
-    prefilled: Prefilled, name: str, place: Place, length: int, questions: Sequence[Question]
+    prefilled: Prefilled, name: str, place: SegmentRef, length: int, questions: Sequence[Question]
 ) -> Context:
     prompts = tuple(
         Prompt(
@@ -159,7 +160,7 @@ def _context(
         for q in questions
     )
     return Context(
-        "needles", name, tuple(prefilled.token_ids(place)), prompts=prompts, place=place, length=length
+        "needles", name, tuple(prefilled.token_ids(place)), prompts=prompts, segment=place, length=length
     )
 
 
@@ -169,8 +170,8 @@ def scores(compared: Sequence[Candidate], measured: Sequence[Measured]) -> list[
     for n, candidate in enumerate(compared):
         right = [
             [
-                all(found(p.about["answers"], said))
-                for p, said in zip(one.context.prompts, one.records[n]["said"], strict=True)
+                all(contained(p.about["answers"], said))
+                for p, said in zip(one.context.prompts, one.records[n]["answers"], strict=True)
             ]
             for one in measured
         ]

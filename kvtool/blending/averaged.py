@@ -1,11 +1,11 @@
-"""Caches made for blending: a segment's keys and values as they are, on average, behind other documents.
+"""Caches made for blending: the mean of a segment's keys and values after other documents.
 
-A cache from a prefill of a document alone is right for the place behind the prefix only. Behind other text its keys and
-values change, and to a good part they change alike whatever that text is. So each segment is prefilled behind a few
-sampled neighbours too; the mean, moved back to the segment's usual place, is kept as the variant ``averaged`` beside the
-exact one. How far the single ones lie from their mean says which tokens a blend should rather compute anew.
+The cache from a prefill of one document is right only directly after the prefix. After other text its keys and values
+change, and largely in the same way whatever that text is. So each segment is prefilled after a few sampled neighbours too.
+The mean, moved back to the segment's usual position, is kept as a variant beside the exact one. How far the single
+caches lie from their mean says which tokens a blend should rather recompute.
 
-FusionRAG (arXiv 2601.12904) keeps likely neighbours in sight in the same way, one prompt of them instead of a mean.
+FusionRAG (arXiv 2601.12904) keeps likely neighbours in sight in the same way, with one prompt of them instead of a mean.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ from kvtool.store.local import LocalStore
 from kvtool.store.manifest import AVERAGED, Document, Variant
 
 NEIGHBOURS = 4
-"""Of each segment. Measured: with two there is a third more left to recompute, with eight no less."""
+"""Neighbours of each segment. Measured: two leave a third more to recompute, eight leave no less."""
 
 NEIGHBOUR_TOKENS = 200
-"""Of each neighbour."""
+"""Tokens of each neighbour, at most."""
 
 
 @dataclass
 class Report:
-    """``alone`` are the documents that have no other beside them to stand behind within the model's context."""
+    """What a run has done so far. Documents are ``without_neighbours`` if no other fits before them in the model's context."""
 
     made: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
-    alone: list[str] = field(default_factory=list)
+    without_neighbours: list[str] = field(default_factory=list)
     tokens: int = 0
     tokens_total: int = 0
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The first tokens of a document, and the cache of prefix and them."""
+    """The first tokens of a document, and the cache of the prefix and of them."""
 
     document: str
     token_ids: tuple[int, ...]
     cache: DocumentCache
 
 
-def expect(
+def make_averaged(
     store: LocalStore,
     model: Model,
     names: Sequence[str],
@@ -70,9 +70,9 @@ def expect(
 ) -> Report:
     """Makes the variant ``averaged`` of those of ``names`` that have none yet.
 
-    ``neighbours`` other documents of the store, sampled by their names' digests, stand before each segment in turn. Raises
-    ``ModelError`` for a model whose keys cannot be moved, ``MismatchError`` for documents of another or under different
-    prefixes.
+    Each segment is prefilled after ``neighbours`` other documents of the store, one at a time, sampled by the digests of their
+    names. Raises ``ModelError`` for a model whose keys cannot be moved, ``MismatchError`` for documents of another model or
+    with different prefixes.
     """
     if key_rotations(model) is None:
         raise ModelError(
@@ -89,21 +89,21 @@ def expect(
     waiting = [name for name, document in documents.items() if not _is_made(store, document)]
     report.unchanged += [name for name in names if name not in waiting]
     report.tokens_total = sum(documents[name].n_tokens for name in waiting) * neighbours
-    there: list[Neighbour] = []
+    known: list[Neighbour] = []
     if not waiting:
         return report
     prefix = prefix_again(model, dict(documents[waiting[0]].prefix["origin"]))
     with store.writing():
         for name in waiting:
             document = documents[name]
-            there += _more(store, model, document, neighbours + 1 - len(there), {n.document for n in there})
-            beside = _beside(model, document, there)[:neighbours]
-            if not beside:
-                report.alone.append(name)
+            known += _more(store, model, document, neighbours + 1 - len(known), {n.document for n in known})
+            fitting = _fitting(model, document, known)[:neighbours]
+            if not fitting:
+                report.without_neighbours.append(name)
                 continue
             made = []
             for index in range(len(document.segments)):
-                made.append(_segment(store, model, prefix, store.parts(name, segment=index), beside))
+                made.append(_segment(store, model, prefix, store.parts(name, segment=index), fitting))
                 report.tokens += document.segments[index].n_tokens * neighbours
                 on_progress(report)
             _commit(store, document, made)
@@ -133,24 +133,24 @@ def _is_made(store: LocalStore, document: Document) -> bool:
     return all(variant is not None and store.holds(variant) for variant in made)
 
 
-def _beside(model: Model, document: Document, there: Sequence[Neighbour]) -> list[Neighbour]:
-    """Those that all of its segments can stand behind, where the model reads and rotates as it usually does."""
+def _fitting(model: Model, document: Document, known: Sequence[Neighbour]) -> list[Neighbour]:
+    """The neighbours after which every segment of ``document`` fits the model's context, rotated as usual."""
     rotations = key_rotations(model)
     assert rotations is not None
     room = min(model.context - 1, rotations.up_to or model.context)
     room -= max(segment.n_tokens for segment in document.segments)
-    return [n for n in there if n.document != document.name and n.cache.get_seq_length() <= room]
+    return [n for n in known if n.document != document.name and n.cache.get_seq_length() <= room]
 
 
 def _more(
     store: LocalStore, model: Model, like: Document, number: int, taken: set[str]
 ) -> Iterator[Neighbour]:
-    """Up to ``number`` further documents under the prefix of ``like``, read by the model behind it."""
+    """Up to ``number`` further documents with the prefix of ``like``, prefilled after it."""
     gap = document_tokens(model, SEPARATOR)
     for name in sorted(store.keys() - taken, key=lambda name: digest(name.encode())):
         if number <= 0:
             return
-        # What is broken stands beside nobody; whoever asks for it hears of it.
+        # A broken document is nobody's neighbour. Whoever asks for it gets the error.
         try:
             document = store[name]
             ids = [*store.open(name).token_ids[:NEIGHBOUR_TOKENS].tolist(), *gap]
@@ -169,14 +169,18 @@ def _more(
 
 
 def _segment(
-    store: LocalStore, model: Model, prefix: Prefix, parts: Sequence[Artifact], beside: Sequence[Neighbour]
+    store: LocalStore,
+    model: Model,
+    prefix: Prefix,
+    parts: Sequence[Artifact],
+    neighbours: Sequence[Neighbour],
 ) -> Variant:
     original = parts[-1]
-    mean, spread = _behind(model, original, beside)
-    made = {"behind": [digest_token_ids(neighbour.token_ids) for neighbour in beside]}
+    mean, spread = _mean(model, original, neighbours)
+    made = {"behind": [digest_token_ids(neighbour.token_ids) for neighbour in neighbours]}
     scores = {}
-    # A single one does not differ from the mean, which says nothing of how others would.
-    if len(beside) > 1:
+    # One neighbour does not differ from the mean, which says nothing of how others would.
+    if len(neighbours) > 1:
         received = observe(model, load_cache(parts, model), original.token_ids)["attention"]
         need = torch.stack([layer.mean(0) for layer in received]).mul(spread).sum(0)
         scores = {SPREAD: spread, NEED: need / need.mean().clamp(min=1e-30)}
@@ -184,47 +188,47 @@ def _segment(
 
 
 @torch.no_grad()
-def _behind(model: Model, original: Artifact, beside: Sequence[Neighbour]) -> tuple[KV, Tensor]:
-    """The mean over neighbours, and how far values lie from it, [L, T], as a share of what they usually are."""
+def _mean(model: Model, original: Artifact, neighbours: Sequence[Neighbour]) -> tuple[KV, Tensor]:
+    """The mean over neighbours, and how far values lie from it, [L, T], as a share of their usual size."""
     rotations = key_rotations(model)
     assert rotations is not None
     ids = original.token_ids.tolist()
     start = original.contents.start or 0
-    found = [_behind_one(model, neighbour, ids, start, rotations) for neighbour in beside]
+    caches = [_after(model, neighbour, ids, start, rotations) for neighbour in neighbours]
     layers, spread, size = [], [], []
-    for several in zip(*found, strict=True):
-        keys = torch.stack([keys for keys, _ in several])
-        values = torch.stack([values for _, values in several])
-        own = LayerKV(
+    for one_layer in zip(*caches, strict=True):
+        keys = torch.stack([keys for keys, _ in one_layer])
+        values = torch.stack([values for _, values in one_layer])
+        mean = LayerKV(
             keys.mean(0).to(model.dtype),
             values.mean(0).to(model.dtype),
             torch.arange(start, start + len(ids)),
         )
-        layers.append(own)
-        apart = (values - values.mean(0)).square().sum((0, 1, 3)) / max(1, len(beside) - 1)
-        spread.append(apart.sqrt())
+        layers.append(mean)
+        variance = (values - values.mean(0)).square().sum((0, 1, 3)) / max(1, len(neighbours) - 1)
+        spread.append(variance.sqrt())
         size.append(values.square().sum((1, 3)).mean())
     # One number for all layers: an error of a large layer's values weighs more than one of a small one's.
     usual = torch.stack(size).mean().sqrt().clamp(min=1e-30)
     return KV(tuple(layers), original.token_ids, original.contents.rope), torch.stack(spread) / usual
 
 
-def _behind_one(
+def _after(
     model: Model, neighbour: Neighbour, ids: Sequence[int], start: int, rotations: Rotations
 ) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's keys and values behind a neighbour, float32, turned to where they usually stand."""
+    """Each layer's keys and values after a neighbour, float32, moved to their usual positions."""
     cache = neighbour.cache
-    held = cache.get_seq_length()
+    offset = cache.get_seq_length()
     engine.feed(model, ids, cache)
-    found = [
+    layers = [
         (
-            moved(layer.keys[0, :, held:].cpu(), rotations.keys[n], start - held),
-            moved(layer.values[0, :, held:].cpu(), rotations.values[n], start - held),
+            moved(layer.keys[0, :, offset:].cpu(), rotations.keys[n], start - offset),
+            moved(layer.values[0, :, offset:].cpu(), rotations.values[n], start - offset),
         )
         for n, layer in enumerate(cache.layers)
     ]
     cache.crop(-len(ids))
-    return found
+    return layers
 
 
 def _commit(store: LocalStore, seen: Document, made: Sequence[Variant]) -> None:

@@ -1,38 +1,37 @@
-"""What a recipe learns about a model, from the store's own documents or from given texts."""
+"""Makes calibrations: what a recipe learns about a model, from the store's own documents or from given texts."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
 
 from kvtool.calibration.lookup import MakeCalibration
+from kvtool.calibration.pieces import Piece, pieces_of_store, pieces_of_texts
+from kvtool.calibration.samples import GRADIENT_TOKENS, Samples
 from kvtool.codecs import Calibration, CodecError, Recipe
 from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.codecs.registry import recipes
 from kvtool.digest import Json, digest_json
-from kvtool.errors import MismatchError, UsageError
+from kvtool.errors import KvtoolError, MismatchError, UsageError
+from kvtool.model.model import Model
 from kvtool.model.prefill_speed import recall
 from kvtool.store.base import Store
 from kvtool.store.local import writable
-
-if TYPE_CHECKING:
-    from kvtool.calibration.samples import Piece
-    from kvtool.model.model import Model
 
 log = logging.getLogger(__name__)
 
 RECIPE, TOKENS = "klt", 16_384
 
 GRADIENT_COST = 7.0
-"""Times that computing a segment with its gradients takes as long as prefilling it."""
+"""How many times longer a segment takes with its gradients than a prefill of it."""
 
 
 @dataclass
 class Progress:
-    """Tokens that the model ran, of those that it will. Then the recipe goes over what it gave."""
+    """Tokens that the model has run, of those that it will. After the last one the recipe learns from the samples."""
 
     tokens_total: int
     documents: int
@@ -41,6 +40,35 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A calibration that was made. ``problems`` are the texts that could not be read."""
+
+    calibration: Calibration
+    file: str
+    model: Model
+    seconds: float
+    problems: Sequence[KvtoolError] = field(default=())
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The numbers of tokens and documents that it was made from, and a digest of them."""
+        return dict(self.calibration.facts["source"])  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.calibration.method,
+            "digest": self.calibration.digest,
+            "file": self.file,
+            "model": {"name": self.model.name, "fingerprint": self.model.fingerprint},
+            "tokens": self.source["tokens"],
+            "documents": self.source["documents"],
+            "bytes": self.calibration.nbytes,
+            "seconds": round(self.seconds, 3),
+            "problems": [error.to_json() for error in self.problems],
+        }
 
 
 def calibrate(
@@ -58,16 +86,13 @@ def calibrate(
     """Makes a calibration for ``recipe`` from about ``tokens`` tokens, and puts it into ``store``.
 
     They are drawn from the raw segments of ``names`` (default: all documents that ``model`` prefilled), evenly over
-    documents and kinds, or from ``texts``, run under the store's prefix; always the same ones for a ``seed``. They
-    are run through the model piece by piece, at most 1,024 tokens at a time, the first 16,384 with gradients if the recipe
-    wants them. Their keys and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of ``fit``.
+    documents and kinds, or from ``texts``, which get the store's prefix. A ``seed`` always gives the same ones. The model runs
+    them piece by piece, at most 1,024 tokens at a time, the first 16,384 with gradients if the recipe wants them. Their keys
+    and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of the recipe's ``fit``.
 
     Raises ``UsageError`` for a recipe that takes no calibration, for a store or texts without tokens, and for too few
-    of them; ``MismatchError`` for documents of another model; ``ModelError`` for one without gradients.
+    of them; ``MismatchError`` for documents of another model; ``ModelError`` for a model without gradients.
     """
-    # Not for those who only ask for a maker: it imports all that runs a model.
-    from kvtool.calibration.samples import Samples
-
     store = writable(store)
     chosen = calibrated_recipe(recipe)
     assert chosen.fit is not None
@@ -75,9 +100,7 @@ def calibrate(
         raise UsageError(f"--tokens {tokens}", "expected at least 1")
     pieces = _pieces(store, names, model, tokens, texts, seed)
     started = time.monotonic()
-    progress = Progress(
-        sum(len(piece.token_ids) for piece in pieces), len({piece.source for piece in pieces})
-    )
+    progress = Progress(_tokens(pieces), len({piece.source for piece in pieces}))
 
     def advance(done: int) -> None:
         progress.tokens += done
@@ -100,22 +123,22 @@ def calibrate(
         "documents": progress.documents,
         "text": digest_json([[piece.prefix_ids, piece.token_ids] for piece in pieces]),
     }
-    made = fitted.made(model=model.fingerprint, source=source)
+    calibration = fitted.made(model=model.fingerprint, source=source)
     with store.writing():
-        store.put_calibration(made)
-    return made
+        store.put_calibration(calibration)
+    return calibration
 
 
 def calibrated_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises ``UsageError`` for one that learns nothing."""
+    """The recipe of that name. Raises ``UsageError`` for one that takes no calibration."""
     try:
-        found = find_recipe(name)
+        recipe = find_recipe(name)
     except CodecError as error:
         raise UsageError(None, error) from error
-    if found.fit is None:
-        learning = ", ".join(sorted(name for name, recipe in recipes().items() if recipe.fit)) or "none"
-        raise UsageError(f"--recipe {name}", "takes no calibration", f"those that do: {learning}")
-    return found
+    if recipe.fit is None:
+        calibrated = ", ".join(sorted(name for name, other in recipes().items() if other.fit)) or "none"
+        raise UsageError(f"--recipe {name}", "takes no calibration", f"those that do: {calibrated}")
+    return recipe
 
 
 def maker(
@@ -124,7 +147,10 @@ def maker(
     say: Callable[[str], None] = log.info,
     on_progress: OnProgress = lambda _: None,
 ) -> MakeCalibration | None:
-    """What makes a calibration that the store does not have, from all documents of ``model``; None without a model."""
+    """A function that makes a missing calibration, from all documents of ``model``; None without a model.
+
+    ``say`` is told first, with an estimate of the time.
+    """
     if model is None:
         return None
 
@@ -136,14 +162,12 @@ def maker(
                 f"{model.name} is {model.fingerprint[:12]}…",
                 f"give --model {name}",
             )
-        from kvtool.calibration.samples import pieces_of_store
-
-        pieces = pieces_of_store(store, None, model, TOKENS)
-        tokens = sum(len(piece.token_ids) for piece in pieces)
+        tokens = _tokens(pieces_of_store(store, None, model, TOKENS))
         seconds = estimated_seconds(recipe, model, tokens)
-        about = "" if seconds is None else f"; about {max(1, round(seconds / 60))} minutes"
+        time_needed = "" if seconds is None else f"; about {max(1, round(seconds / 60))} minutes"
         say(
-            f"no calibration for {model.name} yet: making one from {tokens:,} tokens of the store's documents (once{about})"
+            f"no calibration for {model.name} yet: making one from {tokens:,} tokens of the store's documents "
+            f"(once{time_needed})"
         )
         return calibrate(store, model=model, recipe=recipe.name, on_progress=on_progress)
 
@@ -152,11 +176,15 @@ def maker(
 
 def estimated_seconds(recipe: Recipe, model: Model, tokens: int) -> float | None:
     """How long the model will run, from how fast it prefilled on this machine; None if it never did."""
-    from kvtool.calibration.samples import SLOPED_TOKENS
+    tokens_per_second = recall(model.fingerprint)
+    if tokens_per_second is None:
+        return None
+    with_gradients = min(tokens, GRADIENT_TOKENS) if recipe.gradients else 0
+    return (tokens + (GRADIENT_COST - 1) * with_gradients) / tokens_per_second
 
-    speed = recall(model.fingerprint)
-    sloped = min(tokens, SLOPED_TOKENS) if recipe.gradients else 0
-    return None if speed is None else (tokens + (GRADIENT_COST - 1) * sloped) / speed
+
+def _tokens(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece.token_ids) for piece in pieces)
 
 
 def _pieces(
@@ -167,15 +195,13 @@ def _pieces(
     texts: Sequence[str] | None,
     seed: int,
 ) -> list[Piece]:
-    from kvtool.calibration.samples import pieces_of_store, pieces_of_texts
-
     if texts is not None:
         if names is not None:
             raise UsageError("documents of the store and --text", "exclude each other", "give one")
-        found = pieces_of_texts([texts] if isinstance(texts, str) else texts, store, model, tokens, seed)
-        if not found:
+        pieces = pieces_of_texts([texts] if isinstance(texts, str) else texts, store, model, tokens, seed)
+        if not pieces:
             raise UsageError("--text", "has no tokens", "give text of the kind that will be compressed")
-        return found
+        return pieces
     if not store:
         raise UsageError(
             str(store),

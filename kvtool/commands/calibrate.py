@@ -43,7 +43,7 @@ def run(
     The model runs over a sample of the store's documents, or of other text. kvtool compress takes the newest
     calibration that fits.
     """
-    from kvtool.calibration.calibrate import calibrate, calibrated_recipe
+    from kvtool.calibration.calibrate import Report, calibrate, calibrated_recipe
     from kvtool.config import settings
     from kvtool.store.open import open_store
 
@@ -65,26 +65,15 @@ def run(
             on_progress=common.calibrated(bar),
         )
     seconds = time.monotonic() - started
-    source = dict(made.facts["source"])  # type: ignore[arg-type]
+    file = str(opened.calibrations.path_of(made.digest))
+    report = Report(made, file, loaded, seconds, problems)
     if as_json:
-        common.print_json(
-            {
-                "method": made.method,
-                "digest": made.digest,
-                "file": str(opened.calibrations.path_of(made.digest)),
-                "model": {"name": loaded.name, "fingerprint": loaded.fingerprint},
-                "tokens": source["tokens"],
-                "documents": source["documents"],
-                "bytes": made.nbytes,
-                "seconds": round(seconds, 3),
-                "problems": [str(error) for error in problems],
-            }
-        )
+        common.print_json(report.to_json())
     else:
         typer.echo(made.digest)
         common.say(
-            f"{made.method}: calibrated {loaded.name} from {source['tokens']:,} tokens of {source['documents']} documents in "
-            f"{seconds:.1f} s; {common.size(made.nbytes)} → {chosen.store}"
+            f"{made.method}: calibrated {loaded.name} from {report.source['tokens']:,} tokens of "
+            f"{report.source['documents']} documents in {seconds:.1f} s; {common.size(made.nbytes)} → {chosen.store}"
         )
     return common.problems(problems, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated, Optional
 
 import typer
@@ -63,10 +64,11 @@ def run(
     name: Annotated[
         Optional[str], typer.Option("--name", help="The variant's name (default: the recipe's).")
     ] = None,
-    of: Annotated[
+    source: Annotated[
         str,
         typer.Option(
-            "--of", help="What is compressed: raw, or averaged, which prefill --neighbours made for blending."
+            "--source",
+            help="What is compressed: raw, or expected, which prefill --neighbours made for blending.",
         ),
     ] = "raw",
     store: common.StoreOption = None,
@@ -86,16 +88,10 @@ def run(
     Some recipes measure attention: for these the model is run that the documents were prefilled with. klt, the default, is one
     of them, and learns that model first, once; kivi is quick and needs no model.
     """
-    from kvtool.calibration.calibrate import maker
-    from kvtool.calibration.lookup import MakeCalibration, MissingCalibration, finder
-    from kvtool.compression.compress import compress, variant_name
-    from kvtool.compression.pipeline_options import pipeline_of
-    from kvtool.compression.rate_control import asked
+    from kvtool.compression.compress import compress
     from kvtool.config import settings
     from kvtool.store.open import open_store
 
-    # Before a calibration is made, which takes minutes.
-    variant_name(recipe, name, of)
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     opened = open_store(chosen.store)
     given = {
@@ -108,55 +104,28 @@ def run(
         **_parsed(options or []),
     }
     parameters = {name: value for name, value in given.items() if value is not None}
-    documents = names or list(opened)
-    target, left = asked(recipe, parameters)
-
-    def needs(make: MakeCalibration | None = None) -> bool:
-        find = finder(opened, documents, calibration, make)
-        return bool(documents and pipeline_of(recipe, keys, values, find, **left).needs)
-
-    loaded = None
-    try:
-        if needs() or (target and target.needs_model):
-            loaded = common.load_model(chosen)
-    except MissingCalibration:
-        if not dry_run:
-            loaded = common.load_model(chosen)
-            with common.Bar("calibrating") as bar:
-                needs(maker(opened, loaded, common.say, common.calibrated(bar)))
-    with common.Bar("compressing") as bar:
+    with _Bars() as bars:
         report = compress(
             opened,
             names or None,
             recipe=recipe,
             keys=keys,
             values=values,
-            model=loaded,
+            model=lambda: common.load_model(chosen),
             calibration=calibration,
             name=name,
-            of=of,
+            source=source,
             replace=replace,
             dry_run=dry_run,
-            on_progress=lambda r: bar.update(r.segments_done, r.segments_total, "segments"),
+            say=common.say,
+            on_calibration=lambda p: common.calibrated(bars.show("calibrating"))(p),
+            on_progress=lambda r: bars.show("compressing").update(
+                r.segments_done, r.segments_total, "segments"
+            ),
             **parameters,
         )
-    bits_per_value = 8 * report.nbytes / report.n_elements if report.n_elements else 0.0
     if as_json:
-        common.print_json(
-            {
-                "variant": report.variant,
-                "dry_run": dry_run,
-                "compressed": report.compressed,
-                "unchanged": report.unchanged,
-                "strayed": [{"document": task.document, "segment": task.segment} for task in report.strayed],
-                "problems": [str(error) for error in report.problems],
-                "raw_bytes": report.raw_nbytes,
-                "bytes": report.nbytes,
-                "calibration_bytes": report.calibration_nbytes,
-                "bits_per_value": round(bits_per_value, 4),
-                "seconds": round(report.seconds, 3),
-            }
-        )
+        common.print_json(report.to_json())
     elif dry_run:
         for document in report.compressed:
             typer.echo(document)
@@ -165,8 +134,8 @@ def run(
         common.say(
             f"{report.variant}: compressed {len(report.compressed)} documents in {report.seconds:.1f} s"
             + (f"; {len(report.unchanged)} were there already" if report.unchanged else "")
-            + f"; {common.size(report.raw_nbytes)} → {common.size(report.nbytes)}, {bits_per_value:.2f} bits per value, "
-            f"ratio {16 / bits_per_value:.1f} to 16 bits"
+            + f"; {common.size(report.raw_nbytes)} → {common.size(report.nbytes)}, {report.bits_per_value:.2f} bits per value, "
+            f"ratio {16 / report.bits_per_value:.1f} to 16 bits"
             + (
                 f"; beside them {common.size(report.calibration_nbytes)} of calibration, for all documents of the model"
                 if report.calibration_nbytes
@@ -175,21 +144,40 @@ def run(
         )
     elif not report.problems:
         common.say(f"nothing to compress: {opened} is empty; run kvtool prefill first")
-    if report.strayed and not as_json:
-        some = ", ".join(f"{task.document} (segment {task.segment})" for task in report.strayed[:3])
+    if (fallback := report.fallback_segments) and not as_json:
+        some = ", ".join(f"{ref.document} (segment {ref.segment})" for ref in fallback[:3])
         common.say(
-            f"{report.variant}: {len(report.strayed)} segments are unlike the calibration's text and were coded whole, in "
-            f"more bytes at the same step: {some}{', …' if len(report.strayed) > 3 else ''}; kvtool calibrate on the like "
+            f"{report.variant}: {len(fallback)} segments are unlike the calibration's text and were coded whole, in "
+            f"more bytes at the same step: {some}{', …' if len(fallback) > 3 else ''}; kvtool calibrate on the like "
             "would make them smaller"
         )
     if report.setting and report.target:
         found = f"{report.setting.name}={report.setting.value:g}"
-        reached = report.target.said(report.setting.measured)
+        reached = report.target.describe(report.setting.measured)
         if not report.setting.met:
             common.say(f"{report.variant}: {found} comes nearest to what was asked for, with {reached}")
             return max(4, common.problems(report.problems, len(report.compressed) + len(report.unchanged)))
         common.say(f"{report.variant}: {found}, {reached} on a few segments")
     return common.problems(report.problems, len(report.compressed) + len(report.unchanged))
+
+
+class _Bars:
+    """One progress bar at a time, made when there is something to show."""
+
+    def __init__(self) -> None:
+        self.what, self.stack = "", ExitStack()
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def show(self, what: str) -> common.Bar:
+        if what != self.what:
+            self.stack.close()
+            self.what, self.bar = what, self.stack.enter_context(common.Bar(what))
+        return self.bar
 
 
 def _whole(number: float | None) -> float | None:

@@ -122,7 +122,7 @@ def run(
     recipe that does not keep them is named, and the exit code is 4.
     """
     from kvtool.config import settings
-    from kvtool.evaluation.evaluation import carry_out
+    from kvtool.evaluation.evaluation import run_plan
     from kvtool.evaluation.gate import Gate, read_baseline
     from kvtool.evaluation.plan import plan
     from kvtool.measurement.scope import Scope
@@ -169,23 +169,22 @@ def run(
     if dry_run:
         return DONE
     with common.Bar("evaluating") as bar:
-        evaluation = carry_out(
+        evaluation = run_plan(
             planned,
             command=shlex.join(["kvtool", *sys.argv[1:]]),
             on_progress=lambda p: bar.update(p.done, p.total, "tokens"),
         )
-    for note in evaluation["notes"][len(planned.notes) :]:
+    for note in evaluation.notes[len(planned.notes) :]:
         common.say(note)
-    failed = [check for check in evaluation["gate"] or () if not check["passed"]]
     if as_json:
-        common.print_json(evaluation)
-        for line in gate_lines(failed):
+        common.print_json(evaluation.to_json())
+        for line in gate_lines([check.to_json() for check in evaluation.failed]):
             common.say(line)
     else:
-        typer.echo(table(evaluation))
+        typer.echo(table(evaluation.to_json()))
     if html is not None:
-        _write_page(html, evaluation)
-    return GATE if failed else DONE
+        _write_page(html, evaluation.to_json())
+    return GATE if evaluation.failed else DONE
 
 
 def _say_plan(plan: Plan) -> None:
@@ -197,8 +196,8 @@ def _say_plan(plan: Plan) -> None:
         for kind, what in (("text", "segments"), ("needles", "haystacks"))
         if kind in kinds
     ]
-    if plan.asked:
-        turns = sum(len(one.turns) for _, asked in plan.asked for one in asked)
+    if plan.questions:
+        turns = sum(len(one.turns) for _, questions in plan.questions for one in questions)
         parts.append(f"{turns} questions")
     common.say(f"{len(plan.runner.candidates)} candidates, raw among them, on {', '.join(parts)}")
     for note in plan.notes:

@@ -114,19 +114,7 @@ def run(
     if report.model_tokens:
         remember(loaded.fingerprint, report.model_tokens, report.model_seconds)
     if as_json:
-        common.print_json(
-            {
-                "store": str(chosen.store),
-                "model": {"name": loaded.name, "fingerprint": loaded.fingerprint},
-                "dry_run": dry_run,
-                "prefilled": report.prefilled,
-                "unchanged": report.unchanged,
-                "expected": report.expected,
-                "problems": [str(error) for error in report.problems],
-                "tokens": report.tokens,
-                "seconds": round(report.seconds, 3),
-            }
-        )
+        common.print_json(report.to_json())
     else:
         verb = "would prefill" if dry_run else "prefilled"
         if dry_run:
@@ -140,12 +128,12 @@ def run(
                 else ""
             )
             + (f"; {len(report.unchanged)} were there already" if report.unchanged else "")
-            + (f"; {len(report.expected)} read behind others for blending" if report.expected else "")
+            + (f"; {len(report.averaged)} read behind others for blending" if report.averaged else "")
             + f" → {chosen.store}"
         )
-        if report.alone:
+        if report.without_neighbours:
             common.say(
-                f"{', '.join(report.alone)}: no other documents to stand behind within the model's context, so nothing was "
-                "made for blending; run it again when there are more"
+                f"{', '.join(report.without_neighbours)}: no other documents to stand behind within the model's "
+                "context, so nothing was made for blending; run it again when there are more"
             )
     return common.problems(report.problems, len(report.prefilled) + len(report.unchanged))

@@ -1,7 +1,7 @@
-"""Raw segments → compressed artifacts in the store, on all cores.
+"""Segments → artifacts in the store, on all cores.
 
-The first segment is encoded here, and its time says whether the others are worth more processes: one takes seconds
-to start. Each has one thread and holds one artifact and one group of layers at a time.
+The first segment is encoded in this process. Its time says whether the others are worth more processes, each of which takes
+seconds to start. A process has one thread and holds one artifact and one group of layers at a time.
 """
 
 from __future__ import annotations
@@ -10,73 +10,51 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
-from kvtool.artifact.write import compressed_content
-from kvtool.codecs import CodecError, Inputs, Pipeline
+# Unlike the standard library's, loky's processes do not run the caller's script again.
+from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
+
+from kvtool.codecs import CodecError, Pipeline
 from kvtool.errors import KvtoolError, StoreError
 from kvtool.kernels.threads import use_one_thread
 from kvtool.store.local import LocalStore
-from kvtool.store.manifest import RAW, Variant
+from kvtool.store.manifest import Variant
+from kvtool.store.segments import SegmentRef, cannot_compress, encode_segment
 
 WORTH_SECONDS = 15.0
-"""Of work left for one process, from which on others are started."""
+"""Seconds of remaining work in one process, above which more processes are started."""
+
+Outcome: TypeAlias = tuple[SegmentRef, Variant | KvtoolError]
+"""A segment, with its artifact or with why there is none."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A segment of a document that is to be encoded, and the variant that it is encoded from."""
-
-    document: str
-    segment: int
-    of: str = RAW
-
-
-def encode_segment(
-    store: LocalStore, task: Task, pipeline: Pipeline, inputs: Inputs | None = None
-) -> Variant:
-    """Encodes one segment into the store, behind the pipeline's calibrations.
-
-    Raises KvtoolError, naming the document and the segment.
-    """
-    for calibration in pipeline.calibrations:
-        store.put_calibration(calibration)
-    original = store.open(task.document, task.of, task.segment)
-    try:
-        return store.put(compressed_content(original, pipeline, inputs))
-    except CodecError as error:
-        raise StoreError(task.document, f"segment {task.segment} cannot be compressed: {error}") from error
-
-
-def encode_all(
-    store: LocalStore, tasks: Sequence[Task], pipeline: Pipeline
-) -> Iterator[tuple[Task, Variant | KvtoolError]]:
-    """Encodes ``tasks``, and gives each with its artifact or with what went wrong, as it is done."""
+def encode_all(store: LocalStore, refs: Sequence[SegmentRef], pipeline: Pipeline) -> Iterator[Outcome]:
+    """Encodes the segments ``refs`` by a pipeline that needs no model, and yields each outcome as it is known."""
     started = time.monotonic()
-    for n, task in enumerate(tasks):
-        left = len(tasks) - n
-        if n and left > 1 and (time.monotonic() - started) / n * left > WORTH_SECONDS and _cores() > 1:
-            yield from _encode_in_processes(store, tasks[n:], pipeline)
-            return
-        yield task, _outcome(store, task, pipeline)
+    for done, ref in enumerate(refs):
+        remaining = len(refs) - done
+        if done and remaining > 1 and _cores() > 1:
+            seconds = (time.monotonic() - started) / done * remaining
+            if seconds > WORTH_SECONDS:
+                yield from _encode_in_processes(store, refs[done:], pipeline)
+                return
+        yield ref, _encode(store, ref, pipeline)
 
 
 def _encode_in_processes(
-    store: LocalStore, tasks: Sequence[Task], pipeline: Pipeline
-) -> Iterator[tuple[Task, Variant | KvtoolError]]:
-    # Unlike the standard library's, its processes do not run the caller's script anew.
-    from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
-
-    executor = ProcessPoolExecutor(min(_cores(), len(tasks)), initializer=use_one_thread)
+    store: LocalStore, refs: Sequence[SegmentRef], pipeline: Pipeline
+) -> Iterator[Outcome]:
+    executor = ProcessPoolExecutor(min(_cores(), len(refs)), initializer=use_one_thread)
     try:
-        waiting: dict[Future[Any], Task] = {
-            executor.submit(_in_process, str(store.root), task, pipeline.to_config()): task for task in tasks
+        pending: dict[Future[Any], SegmentRef] = {
+            executor.submit(_encode_in_process, str(store.root), ref, pipeline.to_config()): ref
+            for ref in refs
         }
-        for future in as_completed(waiting):
+        for future in as_completed(pending):
             try:
-                yield waiting[future], future.result()
+                yield pending[future], future.result()
             except TerminatedWorkerError as error:
                 raise StoreError(
                     store.root,
@@ -87,26 +65,26 @@ def _encode_in_processes(
         executor.shutdown(wait=True, kill_workers=True)
 
 
-def _in_process(root: str, task: Task, config: Mapping[str, Any]) -> Variant | KvtoolError:
+def _encode_in_process(root: str, ref: SegmentRef, config: Mapping[str, Any]) -> Variant | KvtoolError:
     store = _store(root)
     try:
         pipeline = Pipeline.from_config(config, store.calibrations)
     except CodecError as error:
-        return StoreError(task.document, f"segment {task.segment} cannot be compressed: {error}")
+        return cannot_compress(ref, error)
     except KvtoolError as error:
         return error
-    return _outcome(store, task, pipeline)
+    return _encode(store, ref, pipeline)
 
 
 @cache
 def _store(root: str) -> LocalStore:
-    """One for all of a process's segments, so that each calibration is read once."""
+    """One store for all segments of a process, so that each calibration is read once."""
     return LocalStore(root)
 
 
-def _outcome(store: LocalStore, task: Task, pipeline: Pipeline) -> Variant | KvtoolError:
+def _encode(store: LocalStore, ref: SegmentRef, pipeline: Pipeline) -> Variant | KvtoolError:
     try:
-        return encode_segment(store, task, pipeline)
+        return encode_segment(store, ref, pipeline)
     except KvtoolError as error:
         return error
 

@@ -1,4 +1,4 @@
-"""What is compared: the raw cache, recipes, and whatever else restores a cache from fewer bytes."""
+"""Candidates: the raw cache, recipes, and whatever else restores a cache from fewer bytes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Kind = Literal["raw", "recipe", "peer"]
 
 @dataclass(frozen=True)
 class Restored:
-    """A context's cache as it comes back, and what it took.
+    """A context's cache as it was restored, and what that took.
 
-    ``nbytes`` are all bytes stored. ``position`` is set where tokens are missing: that of the token that comes next.
+    ``nbytes`` are all bytes stored. ``position`` is set where tokens are missing: the position of the next token.
     """
 
     cache: DocumentCache
@@ -40,9 +40,10 @@ class Restored:
 
 
 class Candidate(Protocol):
-    """``name`` tells it from the others; candidates of one ``family`` are points on one curve.
+    """Anything that stores and restores a cache.
 
-    ``identity`` is what its results depend on, ``variant`` the one that ``restore`` leaves on the bench, or None.
+    ``name`` is unique in an evaluation. Candidates of one ``family`` are points on one curve. ``identity`` is what the
+    results depend on. ``variant`` is the variant that ``restore`` leaves on the bench, None where it leaves none.
     """
 
     @property
@@ -61,13 +62,13 @@ class Candidate(Protocol):
     def variant(self) -> str | None: ...
 
     def restore(self, bench: Bench) -> Restored:
-        """The context that the bench holds, stored and loaded again."""
+        """Stores the context that the bench holds, and loads it again."""
         ...
 
 
 @dataclass(frozen=True)
 class Raw:
-    """The cache as prefill made it: what all others are held against."""
+    """The cache as prefill made it, to which all others are compared."""
 
     name: str = RAW
     kind: Kind = "raw"
@@ -85,7 +86,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Coded:
-    """A pipeline, through files as ``compress`` writes them and ``load`` reads them."""
+    """A pipeline, by way of files as ``compress`` writes them and ``load`` reads them."""
 
     name: str
     family: str
@@ -97,11 +98,11 @@ class Coded:
     @property
     def identity(self) -> Json:
         stages = {type(stage) for stage in (*self.pipeline.keys, *self.pipeline.values)}
-        others = sorted(
+        # A plug-in's stages are not among kvtool's own files, and change too.
+        plugins = sorted(
             inspect.getfile(stage) for stage in stages if not stage.__module__.startswith("kvtool.")
         )
-        # A plug-in's stages are not among kvtool's own files, and change too.
-        return [self.pipeline.to_config(), *(digest(Path(file).read_bytes()) for file in others)]
+        return [self.pipeline.to_config(), *(digest(Path(file).read_bytes()) for file in plugins)]
 
     @property
     def variant(self) -> str | None:
@@ -117,7 +118,7 @@ class Coded:
 
 
 def candidate(text: str, find: FindCalibration | None = None) -> Coded:
-    """``recipe`` or ``recipe:parameter=value:…``; ``keys`` and ``values`` are parameters too, as compress has them.
+    """The candidate for ``recipe`` or ``recipe:parameter=value:…``. ``keys`` and ``values`` are parameters as in compress.
 
     ``find`` gives recipes the calibrations that they need. Raises ``UsageError`` for an unknown recipe, parameter or
     value, and for a missing calibration.
@@ -139,17 +140,17 @@ def candidate(text: str, find: FindCalibration | None = None) -> Coded:
 
 
 def candidates(texts: Iterable[str], find: FindCalibration | None = None) -> list[Coded]:
-    """Each of ``texts`` once. Raises ``UsageError`` as ``candidate`` does."""
+    """The candidate for each of ``texts``, once. Raises ``UsageError`` as ``candidate`` does."""
     given = [texts] if isinstance(texts, str) else texts
     return [candidate(text, find) for text in dict.fromkeys(text.strip() for text in given) if text]
 
 
 def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
-    """The pipelines of the variants that ``names`` have. Raises ``UsageError`` for one made in different ways."""
-    found: dict[str, Coded] = {}
+    """The pipelines of the variants that ``names`` have. Raises ``UsageError`` for a variant made in different ways."""
+    by_variant: dict[str, Coded] = {}
     for name in names:
         for variant, made in store[name].segments[0].variants.items():
-            # What was made for blending is not what a document alone is read from.
+            # Variants made for blending are not read for a document without others.
             if variant in (RAW, AVERAGED) or "of" in made.recipe:
                 continue
             family = str(made.recipe.get("name", variant))
@@ -165,17 +166,17 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
             coded = Coded(
                 variant, family, pipeline, known.summary if known else "", known.paper if known else ""
             )
-            if found.setdefault(variant, coded).pipeline != pipeline:
+            if by_variant.setdefault(variant, coded).pipeline != pipeline:
                 raise UsageError(
                     name,
                     f"its variant {variant!r} was made otherwise than that of other documents",
                     "name what to compare with --recipes",
                 )
-    return list(found.values())
+    return list(by_variant.values())
 
 
 def _joined(options: Sequence[str]) -> Iterable[str]:
-    """``keys=kvquant:3`` has a colon of its own."""
+    """Joins what was split at a colon within a value, as in ``keys=kvquant:3``."""
     whole = ""
     for option in options:
         if "=" in option:

@@ -1,7 +1,7 @@
-"""A user's own questions, as prompts behind their documents.
+"""A user's own questions, as prompts after their documents.
 
-In a conversation, the turns before a question are answered as the raw cache answers them, for every candidate: so a
-wrong answer is counted once, and each turn can be asked over a fresh cache.
+In a conversation, the turns before a question are answered as the raw cache answers them, for every candidate. So a wrong
+answer is counted once, and each turn can be asked over a fresh cache.
 """
 
 from __future__ import annotations
@@ -10,53 +10,67 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvtool.engines.batching.generate_many import generate_many
-from kvtool.evaluation.questions import Asked
+from kvtool.evaluation.questions import UserQuestion
 from kvtool.measurement import journal
 from kvtool.measurement.bench import Bench
-from kvtool.measurement.contexts import Context, Place, Prompt, segment_name
+from kvtool.measurement.contexts import Context, Prompt, segment_name
 from kvtool.measurement.scope import Scope
 from kvtool.model.chat_template import Prefix, conversation_tokens
 from kvtool.model.model import Model
 from kvtool.store.base import Store
+from kvtool.store.segments import SegmentRef
 
 
-def question_contexts(store: Store, asked: Sequence[Asked]) -> list[tuple[Context, list[Asked]]]:
-    """A context without prompts for each segment that is asked about, and what is asked."""
-    by_place: dict[Place, list[Asked]] = {}
-    for one in asked:
-        by_place.setdefault(Place(one.document, one.segment or 0), []).append(one)
-    found = []
-    for place, questions in by_place.items():
-        ids = tuple(store.open(place.document, segment=place.segment).token_ids.tolist())
-        context = Context("questions", segment_name(store[place.document], place), ids, place=place)
-        found.append((context, questions))
-    return found
+def question_contexts(
+    store: Store, questions: Sequence[UserQuestion]
+) -> list[tuple[Context, list[UserQuestion]]]:
+    """A context without prompts for each segment that has questions, and the questions."""
+    by_segment: dict[SegmentRef, list[UserQuestion]] = {}
+    for question in questions:
+        ref = SegmentRef(question.document, question.segment or 0)
+        by_segment.setdefault(ref, []).append(question)
+    contexts = []
+    for ref, own in by_segment.items():
+        ids = tuple(store.open(ref.document, segment=ref.segment).token_ids.tolist())
+        context = Context("questions", segment_name(store[ref.document], ref), ids, segment=ref)
+        contexts.append((context, own))
+    return contexts
 
 
-def histories(
-    model: Model, prefix: Prefix, context: Context, asked: Sequence[Asked], scope: Scope, *, fresh: bool
+def recall_answers(
+    model: Model,
+    prefix: Prefix,
+    context: Context,
+    questions: Sequence[UserQuestion],
+    scope: Scope,
+    *,
+    fresh: bool,
 ) -> list[list[str]] | None:
-    """For each conversation its answers over the raw cache, but for the last turn's, behind which nothing is asked.
+    """Answers over the raw cache to all turns but the last, for each conversation, from an earlier run.
 
-    None if they are to be found first: no earlier run has noted them, or all is to be measured afresh.
+    None if they have to be found first: no run has noted them, or everything is to be measured afresh.
     """
-    if all(len(one.turns) == 1 for one in asked):
-        return [[] for _ in asked]
-    return None if fresh else journal.recall(_key(model, prefix, context, asked, scope))
+    if all(len(question.turns) == 1 for question in questions):
+        return [[] for _ in questions]
+    return None if fresh else journal.recall(_key(model, prefix, context, questions, scope))
 
 
-def converse(bench: Bench, context: Context, asked: Sequence[Asked], scope: Scope) -> list[list[str]]:
-    """``histories``, held now with the raw cache of the context that the bench holds: turn by turn."""
+def hold_conversations(
+    bench: Bench, context: Context, questions: Sequence[UserQuestion], scope: Scope
+) -> list[list[str]]:
+    """Answers to all turns but the last, over the raw cache of the context that the bench holds. Notes them."""
     model = bench.model
     cache = bench.load()
-    answers: list[list[str]] = [[] for _ in asked]
-    for turn in range(max(len(one.turns) for one in asked) - 1):
-        there = [n for n, one in enumerate(asked) if len(one.turns) > turn + 1]
-        prompts = [_prompt(model, bench.prefix, asked[n], answers[n], turn, scope) for n in there]
-        said = generate_many(model, cache, [p.token_ids for p in prompts], [p.max_tokens for p in prompts])
-        for n, ids in zip(there, said, strict=True):
+    answers: list[list[str]] = [[] for _ in questions]
+    for turn in range(max(len(question.turns) for question in questions) - 1):
+        going_on = [n for n, question in enumerate(questions) if len(question.turns) > turn + 1]
+        prompts = [_prompt(model, bench.prefix, questions[n], answers[n], turn, scope) for n in going_on]
+        token_ids = generate_many(
+            model, cache, [p.token_ids for p in prompts], [p.max_tokens for p in prompts]
+        )
+        for n, ids in zip(going_on, token_ids, strict=True):
             answers[n].append(model.tokenizer.decode(ids, skip_special_tokens=True))
-    journal.remember(_key(model, bench.prefix, context, asked, scope), answers)
+    journal.remember(_key(model, bench.prefix, context, questions, scope), answers)
     return answers
 
 
@@ -64,28 +78,30 @@ def with_prompts(
     model: Model,
     prefix: Prefix,
     context: Context,
-    asked: Sequence[Asked],
+    questions: Sequence[UserQuestion],
     answers: Sequence[Sequence[str]],
     scope: Scope,
 ) -> Context:
-    """The context, asked every turn of every conversation."""
+    """The context with a prompt for every turn of every conversation."""
     prompts = [
-        _prompt(model, prefix, one, answers[n], turn, scope)
-        for n, one in enumerate(asked)
-        for turn in range(len(one.turns))
+        _prompt(model, prefix, question, answers[n], turn, scope)
+        for n, question in enumerate(questions)
+        for turn in range(len(question.turns))
     ]
     return replace(context, prompts=tuple(prompts))
 
 
 def _prompt(
-    model: Model, prefix: Prefix, asked: Asked, answers: Sequence[str], turn: int, scope: Scope
+    model: Model, prefix: Prefix, question: UserQuestion, answers: Sequence[str], turn: int, scope: Scope
 ) -> Prompt:
-    before = list(zip(asked.turns[:turn], answers[:turn], strict=True))
-    ids = conversation_tokens(model, prefix, before, asked.turns[turn])
-    about = {"document": asked.document, "question": asked.turns[turn], "turn": turn + 1}
+    history = list(zip(question.turns[:turn], answers[:turn], strict=True))
+    ids = conversation_tokens(model, prefix, history, question.turns[turn])
+    about = {"document": question.document, "question": question.turns[turn], "turn": turn + 1}
     return Prompt(tuple(ids), scope.answer_tokens, about)
 
 
-def _key(model: Model, prefix: Prefix, context: Context, asked: Sequence[Asked], scope: Scope) -> str:
-    turns = [list(one.turns) for one in asked]
+def _key(
+    model: Model, prefix: Prefix, context: Context, questions: Sequence[UserQuestion], scope: Scope
+) -> str:
+    turns = [list(question.turns) for question in questions]
     return journal.key("conversations", context.identity(model, prefix), turns, scope.answer_tokens)

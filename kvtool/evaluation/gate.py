@@ -1,11 +1,11 @@
-"""Limits that a candidate must keep to, for CI."""
+"""A gate for CI: limits that every candidate has to keep."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,33 @@ from kvtool.measurement.scope import Scope
 
 
 @dataclass(frozen=True)
+class Check:
+    """One limit on one candidate. ``value`` is None where nothing was measured; ``low``, ``high`` and ``n`` are None for
+    what is counted and not estimated.
+
+    A check is ``significant`` if the limit lies outside the 95 % interval: then noise cannot have decided it.
+    """
+
+    candidate: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int | None
+    limit: float
+    passed: bool
+    significant: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Gate:
-    """Limits on each recipe, None for no limit. ``min_retrieval`` is on what is kept of the raw cache's answers;
-    ``max_ratio_loss`` on the share of the compression ratio lost since ``baseline``, an earlier evaluation's ratios.
+    """Limits on each recipe, None for no limit.
+
+    ``min_retrieval`` is on the share kept of the raw cache's right answers. ``max_ratio_loss`` is on the share of the
+    compression ratio lost since ``baseline``, which has the ratios of an earlier evaluation.
     """
 
     max_kl: float | None = None
@@ -54,37 +78,28 @@ class Gate:
                 "compare the same recipes, or make it again",
             )
 
-    def checks(self, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Every limit against every candidate but the raw cache, as JSON; empty if there is no limit.
-
-        ``told`` says whether the limit lies outside the interval: a check that noise could turn around is not told.
-        """
+    def checks(self, candidates: Sequence[Mapping[str, Any]]) -> list[Check]:
+        """Every limit against every candidate but the raw cache. ``candidates`` are an evaluation's, as JSON."""
+        limits = [field.name for field in fields(self) if field.name != "baseline"]
         return [
-            check
-            for candidate in evaluation["candidates"]
+            self._check(candidate, limit)
+            for candidate in candidates
             if candidate["kind"] != "raw"
-            for limit in fields(self)
-            if limit.name != "baseline" and getattr(self, limit.name) is not None
-            for check in [self._check(candidate, limit.name)]
+            for limit in limits
+            if getattr(self, limit) is not None
         ]
 
-    def _check(self, candidate: Mapping[str, Any], limit: str) -> dict[str, Any]:
-        most, metric = limit.startswith("max_"), limit.partition("_")[2].replace("_", " ")
+    def _check(self, candidate: Mapping[str, Any], limit: str) -> Check:
+        kind, _, metric = limit.partition("_")
         bound = getattr(self, limit)
-        found = self._measured(candidate, limit)
-        value, low, high, n = (found[part] for part in ("value", "low", "high", "n"))
+        estimate = self._measured(candidate, limit)
+        value, low, high, n = (estimate[part] for part in ("value", "low", "high", "n"))
         # What was not measured has not been shown to keep the limit.
-        passed = value is not None and (value <= bound if most else value >= bound)
+        passed = value is not None and (value <= bound if kind == "max" else value >= bound)
         # Bytes are counted, not estimated. One document or context says nothing of others.
-        told = n is None or (n > 1 and not low <= bound <= high)
-        return {
-            "candidate": candidate["name"],
-            "metric": metric,
-            **found,
-            "limit": bound,
-            "passed": passed,
-            "told": told,
-        }
+        significant = n is None or (n > 1 and not low <= bound <= high)
+        name = metric.replace("_", " ")
+        return Check(candidate["name"], name, value, low, high, n, bound, passed, significant)
 
     def _measured(self, candidate: Mapping[str, Any], limit: str) -> Mapping[str, Any]:
         counted: dict[str, Any] = {"value": None, "low": None, "high": None, "n": None}
@@ -106,8 +121,8 @@ class Gate:
 def read_baseline(path: Path) -> dict[str, float]:
     """Each candidate's ratio in an evaluation that ``kvtool eval --json`` printed. Raises ``UsageError``."""
     try:
-        found = json.loads(path.read_bytes())
-        ratios = {str(c["name"]): float(c["ratio"]) for c in found["candidates"]}
+        evaluation = json.loads(path.read_bytes())
+        ratios = {str(c["name"]): float(c["ratio"]) for c in evaluation["candidates"]}
         if not all(0 < ratio < math.inf for ratio in ratios.values()):
             raise ValueError("a ratio is not above 0")
         return ratios

@@ -1,4 +1,4 @@
-"""What an evaluation is going to measure, checked whole before anything long starts."""
+"""The plan of an evaluation, checked as a whole before anything long starts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from kvtool.errors import ModelError, UsageError
 from kvtool.evaluation.candidates import Candidate, Raw, candidates, variants_of
 from kvtool.evaluation.conversations import question_contexts
 from kvtool.evaluation.gate import Gate
-from kvtool.evaluation.questions import Asked, read_questions
+from kvtool.evaluation.questions import UserQuestion, read_questions
 from kvtool.evaluation.run import Runner
 from kvtool.measurement.contexts import (
     Context,
-    Place,
-    chosen,
+    choose_segments,
     longest,
     needle_contexts,
     text_contexts,
@@ -29,35 +28,43 @@ from kvtool.model.chat_template import Prefix, keeps_turns, prefix_again
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.manifest import Document
+from kvtool.store.segments import SegmentRef
 
 
 @dataclass
 class Plan:
-    """All that is going to be measured. ``places`` are the segments that it is about; ``notes`` say what is left out,
-    and why."""
+    """Everything that is going to be measured.
+
+    ``segments`` give the contexts their text, ``questions`` are the user's own on each context. ``notes`` say what is left
+    out, and why.
+    """
 
     runner: Runner
     scope: Scope
-    places: list[Place]
+    segments: list[SegmentRef]
     contexts: list[Context]
-    asked: list[tuple[Context, list[Asked]]]
+    questions: list[tuple[Context, list[UserQuestion]]]
     gate: Gate
     notes: list[str] = field(default_factory=list)
 
     @property
     def timed(self) -> Context | None:
-        """What times are measured on."""
+        """The context on which times are measured."""
         if "times" not in self.scope.metrics:
             return None
-        return next(iter(longest([*self.contexts, *(context for context, _ in self.asked)])), None)
+        return next(iter(longest(self._all_contexts)), None)
 
     @property
     def cost(self) -> int:
-        """In tokens, as progress is counted; conversations have their prompts, and so their part, later."""
-        each = sum(context.cost for context in [*self.contexts, *(context for context, _ in self.asked)])
-        before = sum(context.prefill_cost for context in self.contexts)
+        """The cost in tokens, as progress is counted. Prompts of conversations are added when they are known."""
+        each = sum(context.cost for context in self._all_contexts)
+        prefill = sum(context.prefill_cost for context in self.contexts)
         rounds = self.scope.repeats * len(self.timed.token_ids) if self.timed else 0
-        return before + each * len(self.runner.candidates) + rounds * (1 + len(self.runner.candidates))
+        return prefill + each * len(self.runner.candidates) + rounds * (1 + len(self.runner.candidates))
+
+    @property
+    def _all_contexts(self) -> list[Context]:
+        return [*self.contexts, *(context for context, _ in self.questions)]
 
 
 def plan(
@@ -71,7 +78,7 @@ def plan(
     others: Sequence[Candidate] = (),
     fresh: bool = False,
 ) -> Plan:
-    """The plan of ``evaluate``, whose arguments these are. Raises what it raises, but for what a trial shows."""
+    """Plans what ``evaluate`` measures for the same arguments, and raises what it raises before it tries the candidates."""
     documents = [names] if isinstance(names, str) else list(dict.fromkeys(store if names is None else names))
     if not documents:
         raise UsageError("nothing to evaluate", f"{store} is empty", "run kvtool prefill first")
@@ -87,24 +94,24 @@ def plan(
             "name recipes with --recipes kivi:bits=4,…, or run kvtool compress first",
         )
     gate.refuse_unmeasured(scope, questions is not None, [candidate.name for candidate in compared])
-    places = chosen(store, documents, scope)
-    scope = scope.fitted(model, prefix, sum(place.n_tokens(store) for place in places))
+    segments = choose_segments(store, documents, scope)
+    scope = scope.fitted(model, prefix, sum(ref.n_tokens(store) for ref in segments))
     notes: list[str] = []
-    asked = _asked(store, documents, model, prefix, questions, scope, notes)
-    contexts = _contexts(store, places, model, prefix, scope, notes, named=names is not None)
-    if not contexts and not asked:
+    user_questions = _questions(store, documents, model, prefix, questions, scope, notes)
+    contexts = _contexts(store, segments, model, prefix, scope, notes, named=names is not None)
+    if not contexts and not user_questions:
         raise UsageError(
             "nothing to measure", "--metrics answers needs questions to answer", "give --questions FILE"
         )
-    whole = sum(len(entry.segments) for entry in entries)
-    if len(places) < whole and contexts:
-        notes.append(f"{len(places)} of {whole} segments were drawn (--documents, --seed).")
+    total = sum(len(entry.segments) for entry in entries)
+    if len(segments) < total and contexts:
+        notes.append(f"{len(segments)} of {total} segments were drawn (--documents, --seed).")
     runner = Runner(store, model, prefix, entries[0].prefix_artifact, [Raw(), *compared], fresh)
-    return Plan(runner, scope, places, contexts, asked, gate, notes)
+    return Plan(runner, scope, segments, contexts, user_questions, gate, notes)
 
 
 def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
-    """The prefix that all documents stand behind, made by this model."""
+    """The prefix of all documents, made by this model."""
     engine.windows(model)
     for entry in entries:
         refuse_mismatch(store.open(entry.name), model)
@@ -129,97 +136,112 @@ def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
 
 def _contexts(
     store: Store,
-    places: Sequence[Place],
+    refs: Sequence[SegmentRef],
     model: Model,
     prefix: Prefix,
     scope: Scope,
     notes: list[str],
     named: bool,
 ) -> list[Context]:
+    """Texts for KL and times, haystacks for retrieval. What is left out is added to ``notes``."""
     contexts: list[Context] = []
     if "kl" in scope.metrics or "times" in scope.metrics:
-        contexts, short = text_contexts(store, places, scope)
+        contexts, short = text_contexts(store, refs, scope)
         if short and (named or not contexts):
             raise too_short(short, store, scope)
         if short and scope.fed:
-            left = ", ".join(dict.fromkeys(place.document for place in short))
-            notes.append(f"Too short to predict {scope.fed} tokens of, and left out: {left} (--tokens).")
-        if scope.fed and len({context.place.document for context in contexts if context.place}) == 1:
+            omitted = ", ".join(dict.fromkeys(ref.document for ref in short))
+            notes.append(f"Too short to predict {scope.fed} tokens of, and left out: {omitted} (--tokens).")
+        if scope.fed and len({context.segment.document for context in contexts if context.segment}) == 1:
             notes.append("KL, dNLL and top-1 come from one document: their intervals say nothing of others.")
     if "retrieval" in scope.metrics:
-        texts = [
-            model.tokenizer.decode(store.open(place.document, segment=place.segment).token_ids)
-            for place in places
-        ]
-        turns = keeps_turns(model, prefix)
-        needles = needle_contexts(model, prefix, texts, scope, later_turns=turns)
-        if not turns:
-            notes.append(
-                "Later turns were not asked: the chat template does not keep earlier ones as they were said."
-            )
-        if repeated := sorted({context.length for context in needles if context.repeated}):
-            notes.append(
-                f"Haystacks of {', '.join(map(str, repeated))} tokens repeat text: the documents are shorter."
-            )
-        contexts += needles
+        contexts += _haystacks(store, refs, model, prefix, scope, notes)
     return contexts
 
 
-def _asked(
+def _haystacks(
+    store: Store,
+    refs: Sequence[SegmentRef],
+    model: Model,
+    prefix: Prefix,
+    scope: Scope,
+    notes: list[str],
+) -> list[Context]:
+    texts = [model.tokenizer.decode(store.open(ref.document, segment=ref.segment).token_ids) for ref in refs]
+    turns = keeps_turns(model, prefix)
+    contexts = needle_contexts(model, prefix, texts, scope, later_turns=turns)
+    if not turns:
+        notes.append(
+            "Later turns were not asked: the chat template does not keep earlier ones as they were said."
+        )
+    if repeated := sorted({context.length for context in contexts if context.repeated}):
+        notes.append(
+            f"Haystacks of {', '.join(map(str, repeated))} tokens repeat text: the documents are shorter."
+        )
+    return contexts
+
+
+def _questions(
     store: Store,
     documents: Sequence[str],
     model: Model,
     prefix: Prefix,
-    questions: str | Path | None,
+    path: str | Path | None,
     scope: Scope,
     notes: list[str],
-) -> list[tuple[Context, list[Asked]]]:
+) -> list[tuple[Context, list[UserQuestion]]]:
+    """The questions of the file ``path``, by context."""
     if "answers" not in scope.metrics:
-        if questions is not None:
+        if path is not None:
             raise UsageError(
-                f"--questions {questions}",
+                f"--questions {path}",
                 "--metrics leaves out answers",
                 "add it, or leave out the questions",
             )
         return []
-    if questions is None:
+    if path is None:
         notes.append("Answers were not compared: no questions were given (--questions FILE).")
         return []
-    read = read_questions(Path(questions), documents)
-    for one in read:
-        there = len(store[one.document].segments)
-        if one.segment is None and there > 1:
-            raise UsageError(
-                questions,
-                f"{one.document} has {there} segments, each with a cache of its own",
-                f'name one with "segment": 0 to {there - 1} (kvtool show {one.document} lists them)',
-            )
-        if one.segment is not None and one.segment >= there:
-            raise UsageError(
-                questions,
-                f"asks about segment {one.segment} of {one.document}, which has {there}, counted from 0",
-            )
-    found = question_contexts(store, read)
-    for context, own in found:
-        for one in own:
-            _refuse_unanswerable(model, prefix, context, one, scope)
-    return found
+    questions = read_questions(Path(path), documents)
+    for question in questions:
+        _refuse_wrong_segment(path, question, len(store[question.document].segments))
+    by_context = question_contexts(store, questions)
+    for context, own in by_context:
+        for question in own:
+            _refuse_unanswerable(model, prefix, context, question, scope)
+    return by_context
 
 
-def _refuse_unanswerable(model: Model, prefix: Prefix, context: Context, asked: Asked, scope: Scope) -> None:
-    if len(asked.turns) > 1 and not keeps_turns(model, prefix):
+def _refuse_wrong_segment(path: str | Path, question: UserQuestion, count: int) -> None:
+    if question.segment is None and count > 1:
+        raise UsageError(
+            path,
+            f"{question.document} has {count} segments, each with a cache of its own",
+            f'name one with "segment": 0 to {count - 1} (kvtool show {question.document} lists them)',
+        )
+    if question.segment is not None and question.segment >= count:
+        raise UsageError(
+            path,
+            f"asks about segment {question.segment} of {question.document}, which has {count}, counted from 0",
+        )
+
+
+def _refuse_unanswerable(
+    model: Model, prefix: Prefix, context: Context, question: UserQuestion, scope: Scope
+) -> None:
+    if len(question.turns) > 1 and not keeps_turns(model, prefix):
         raise ModelError(
             model.name,
             "its chat template does not keep earlier turns as they were said",
             "ask questions of one turn",
         )
-    tokens = sum(len(model.tokenizer(turn).input_ids) + scope.answer_tokens + 16 for turn in asked.turns)
+    tokens = sum(len(model.tokenizer(turn).input_ids) + scope.answer_tokens + 16 for turn in question.turns)
     length = len(prefix.token_ids) + len(context.token_ids) + tokens
     if length >= model.context:
         raise UsageError(
             context.name,
             (
-                f"with {asked.turns[0][:40]!r} it is about {length} tokens long, {model.name} has a "
+                f"with {question.turns[0][:40]!r} it is about {length} tokens long, {model.name} has a "
                 f"context of {model.context}"
             ),
             "ask less, or prefill with a smaller --segment-tokens",

@@ -1,4 +1,4 @@
-"""A user's own questions: a file with one JSON object a line."""
+"""A user's own questions: a file with one JSON object in each line."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ EXAMPLE = '{"document": "docs/a.md", "question": "…"}'
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked about one segment of a document, None if none was named: one question, or a conversation's turns."""
+class UserQuestion:
+    """One question about a document, or a conversation's turns. ``segment`` is None if none was named."""
 
     document: str
     segment: int | None
@@ -30,32 +30,34 @@ class Asked:
     id: str | None = None
 
 
-def read_questions(path: Path, names: Collection[str]) -> list[Asked]:
-    """The questions of ``path``, all about documents in ``names``. Blank lines are left out.
+def read_questions(path: Path, names: Collection[str]) -> list[UserQuestion]:
+    """Reads the questions of ``path``, all about documents in ``names``. Blank lines are left out.
 
-    Each line has ``document`` and either ``question`` or ``turns``, a list of them; ``segment`` and
-    ``id`` if wanted. Raises ``UsageError``, naming file, line and field.
+    Each line has ``document`` and either ``question`` or ``turns``, a list of them, and may have ``segment`` and ``id``.
+    Raises ``UsageError``, naming file, line and field.
     """
     lines = _text(path).split("\n")  # not splitlines, whose further line ends may stand within JSON's strings
-    asked: list[Asked] = []
+    questions: list[UserQuestion] = []
     line_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            one = _asked(line, names)
-            if one.id is not None and (first := line_of.setdefault(one.id, number)) != number:
-                raise _Wrong(f"id {one.id!r} was given to line {first} already; expected another; change one")
+            question = _question(line, names)
+            if question.id is not None and (first := line_of.setdefault(question.id, number)) != number:
+                raise _Wrong(
+                    f"id {question.id!r} was given to line {first} already; expected another; change one"
+                )
         except _Wrong as wrong:
             raise UsageError(shown(path), f"line {number}: {wrong}") from None
-        asked.append(one)
-    if not asked:
+        questions.append(question)
+    if not questions:
         raise UsageError(shown(path), f"has no questions; expected lines like {EXAMPLE}", "write one or more")
-    return asked
+    return questions
 
 
 class _Wrong(ValueError):
-    """What is wrong with a line, without the file and the line."""
+    """An error in a line. The file and the line are added by who reads them."""
 
 
 def _text(path: Path) -> str:
@@ -80,7 +82,7 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _asked(line: str, names: Collection[str]) -> Asked:
+def _question(line: str, names: Collection[str]) -> UserQuestion:
     fields = _object(line)
     for field in fields:
         if field not in FIELDS:
@@ -91,7 +93,7 @@ def _asked(line: str, names: Collection[str]) -> Asked:
     if document not in names:
         hint = _near(document, names, "kvtool ls lists what is in the store")
         raise _Wrong(f"document {_short(document)}: is not among the documents that are evaluated; {hint}")
-    return Asked(
+    return UserQuestion(
         document, _segment(fields), _turns(fields), _string(fields, "id") if "id" in fields else None
     )
 

@@ -1,4 +1,4 @@
-"""Every candidate on every context, one context at a time; what was measured before is taken from the journal."""
+"""Runs every candidate on every context, one context at a time. Earlier measurements come from the journal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 from kvtool.codecs import KV
 from kvtool.engines.prefiller import Prefiller
 from kvtool.evaluation.candidates import Candidate
+from kvtool.evaluation.measure import measure
 from kvtool.measurement import journal
 from kvtool.measurement.bench import Bench
-from kvtool.measurement.contexts import Context, Place
-from kvtool.measurement.reference import measure, reference
+from kvtool.measurement.contexts import Context, first_tokens
+from kvtool.measurement.reference import measure_reference
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
 from kvtool.store.base import Store
@@ -24,7 +25,10 @@ from kvtool.store.manifest import Variant
 
 @dataclass
 class Progress:
-    """``done`` of ``total`` tokens, counted once for each candidate; ``kept`` measurements were there already."""
+    """``done`` of ``total`` tokens, counted once for each candidate, and how many measurements were made and ``kept``.
+
+    Those that were kept come from an earlier run.
+    """
 
     what: str = ""
     done: int = 0
@@ -38,12 +42,15 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass
 class Runner:
-    """Measures contexts of ``store``'s documents and of others, all behind ``prefix``, as ``stored`` if it is."""
+    """Measures contexts, of ``store``'s documents and others, after one ``prefix``.
+
+    ``prefix_artifact`` is the store's artifact of that prefix, None for an empty one.
+    """
 
     store: Store
     model: Model
     prefix: Prefix
-    stored: Variant | None
+    prefix_artifact: Variant | None
     candidates: Sequence[Candidate]
     fresh: bool = False
     on_progress: OnProgress = lambda _: None
@@ -52,63 +59,59 @@ class Runner:
 
     @contextmanager
     def bench(self) -> Iterator[Bench]:
-        """A bench in a directory of its own, which goes with it."""
+        """A bench in a temporary directory."""
         with tempfile.TemporaryDirectory(prefix="kvtool-eval-") as folder:
-            yield Bench(Path(folder), self.model, self.prefix, self._prefix())
+            yield Bench(Path(folder), self.model, self.prefix, self._prefix_kv())
 
     def measure(self, bench: Bench, context: Context) -> list[dict[str, Any]]:
-        """A record for each candidate, as ``measure`` gives it."""
+        """A record for each candidate, as ``kvtool.evaluation.measure.measure`` gives it."""
         identity = context.identity(self.model, self.prefix)
         keys = [journal.key("measured", identity, candidate.identity) for candidate in self.candidates]
         records = [None if self.fresh else journal.recall(key) for key in keys]
         self.progress.what = context.name
         kept = sum(record is not None for record in records)
         self.progress.kept += kept
-        # What is kept takes no time: counted as done, it would promise too much of the rest.
+        # What is kept takes no time. Counted as done, it would promise too much for the rest.
         self.progress.total -= context.cost * kept
         if kept == len(records):
             self.progress.total -= context.prefill_cost
         else:
             with bench.holding(self.kv(context)):
                 self._advance(context.prefill_cost)
-                raw = reference(bench, context)
+                reference = measure_reference(bench, context)
                 for n, candidate in enumerate(self.candidates):
                     if records[n] is None:
-                        records[n] = measure(bench, context, candidate, raw)
+                        records[n] = measure(bench, context, candidate, reference)
                         journal.remember(keys[n], records[n])
                         self.progress.measured += 1
                         self._advance(context.cost)
         return [record for record in records if record is not None]
 
     def kv(self, context: Context) -> KV:
-        """The raw KV of a context: the head of what the store holds, or prefilled now."""
-        if context.place is None:
-            return self.prefiller().one(context.token_ids)
-        return head(self.store, context.place, len(context.token_ids))
+        """The raw keys and values of a context: the first tokens of a stored segment, or prefilled now."""
+        if context.segment is None:
+            return self._own_prefiller().one(context.token_ids)
+        return first_tokens(self.store, context.segment, len(context.token_ids))
 
-    def turn(self, context: Context) -> Callable[[str], None]:
-        """To be called with what was timed just now, over ``context``."""
+    def timed(self, context: Context) -> Callable[[str], None]:
+        """A callback that counts ``context`` as done; its argument names what was timed."""
 
-        def on_turn(name: str) -> None:
+        def on_timed(name: str) -> None:
             self.progress.what = f"times: {name}"
             self._advance(len(context.token_ids))
 
-        return on_turn
+        return on_timed
 
     def _advance(self, cost: int) -> None:
         self.progress.done += cost
         self.on_progress(self.progress)
 
-    def prefiller(self) -> Prefiller:
-        """What computes contexts that no store holds."""
+    def _own_prefiller(self) -> Prefiller:
         if self._prefiller is None:
             self._prefiller = Prefiller(self.model, self.prefix.token_ids)
         return self._prefiller
 
-    def _prefix(self) -> KV | None:
-        return None if self.stored is None else self.store.open_artifact(self.stored).kv()
-
-
-def head(store: Store, place: Place, tokens: int) -> KV:
-    """The KV of a segment's first tokens, as views."""
-    return store.read(place.document, segment=place.segment).of(range(tokens))
+    def _prefix_kv(self) -> KV | None:
+        if self.prefix_artifact is None:
+            return None
+        return self.store.open_artifact(self.prefix_artifact).kv()

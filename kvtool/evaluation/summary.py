@@ -1,37 +1,37 @@
-"""Records → what is said of each candidate, as JSON."""
+"""Records → a summary of each candidate, as JSON."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kvtool.evaluation.candidates import Candidate
 from kvtool.measurement.answer_match import exact, f1
-from kvtool.measurement.contexts import Context
-from kvtool.measurement.needles import found
+from kvtool.measurement.contexts import Context, Prompt
+from kvtool.measurement.needles import contained
 from kvtool.measurement.statistics import BLOCK, Estimate, mean, ratio
 
 Record = Mapping[str, Any]
 
 DEPTHS = 5
-"""Bands of depth in the map of retrieval."""
+"""Bands of depth in retrieval by length and depth."""
 
 EXAMPLES = 5
-"""Answers that are shown, those that differ most."""
+"""Answers in the summary: those that differ most."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A context, and for each candidate its record; the first is the raw cache's."""
+    """A context, and a record for each candidate, the raw cache's first."""
 
     context: Context
     records: tuple[Record, ...]
 
 
 def candidate_summary(index: int, candidate: Candidate, measured: Sequence[Measured]) -> dict[str, Any]:
-    """All but the times, which are not made of records."""
+    """The summary of the candidate at ``index``, without its times, which are not made of records."""
     by_kind = {
         kind: [one for one in measured if one.context.kind == kind]
         for kind in ("text", "needles", "questions")
@@ -49,7 +49,7 @@ def candidate_summary(index: int, candidate: Candidate, measured: Sequence[Measu
         "top1": _over_tokens("top1", index, texts),
         "retrieval": _retrieval(index, by_kind["needles"]),
         "answers": _answers(index, by_kind["questions"]),
-        "error": _error([one.records[index] for one in measured]),
+        "relative_error": _relative_error([one.records[index] for one in measured]),
         "times": None,
         "by_document": [
             _document(one.context.name, one.records[index]) for one in texts if "kl" in one.records[index]
@@ -63,10 +63,10 @@ def _size(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _over_tokens(metric: str, index: int, texts: Sequence[Measured]) -> Any:
-    """Segments of one document are not independent of one another: they are drawn as one."""
+    """The mean over tokens. Segments of one document are not independent: the bootstrap draws them as one."""
     by_document: dict[str, list[float]] = {}
     for one in texts:
-        name = one.context.place.document if one.context.place else one.context.name
+        name = one.context.segment.document if one.context.segment else one.context.name
         by_document.setdefault(name, []).extend(one.records[index].get(metric, []))
     return _json(mean(list(by_document.values()), block=BLOCK))
 
@@ -77,90 +77,94 @@ def _document(name: str, record: Record) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One needle question, and which of its answers the model gives over the candidate's cache and over the raw one."""
+class _NeedleQuestion:
+    """A question about needles: which of its answers the model gives over the candidate's cache, and over the raw one."""
 
     about: Mapping[str, Any]
     length: int
-    there: tuple[bool, ...]
-    raw: tuple[bool, ...]
+    answered: tuple[bool, ...]
+    answered_raw: tuple[bool, ...]
 
     @property
     def score(self) -> float:
-        return sum(self.there) / len(self.there)
+        return sum(self.answered) / len(self.answered)
 
     @property
     def kept(self) -> tuple[float, float]:
-        """Of the raw cache's right answers, as shares of the question: those still given, and all."""
-        both = sum(a and b for a, b in zip(self.there, self.raw, strict=True))
-        return both / len(self.raw), sum(self.raw) / len(self.raw)
+        """The raw cache's right answers that are still given, and all of them, as shares of the question."""
+        both = sum(a and b for a, b in zip(self.answered, self.answered_raw, strict=True))
+        return both / len(self.answered_raw), sum(self.answered_raw) / len(self.answered_raw)
 
 
 def _retrieval(index: int, needles: Sequence[Measured]) -> Any:
-    contexts = [
-        [
-            _Asked(
-                p.about,
-                one.context.length,
-                tuple(found(p.about["answers"], said)),
-                tuple(found(p.about["answers"], raw)),
-            )
-            for p, said, raw in zip(
-                one.context.prompts, one.records[index]["said"], one.records[0]["said"], strict=True
-            )
-        ]
-        for one in needles
-    ]
+    contexts = [_needle_questions(index, one) for one in needles]
     if not any(contexts):
         return None
-    kept = ratio([[asked.kept for asked in context] for context in contexts], share=True) if index else None
-    later = {a.about["task"] for context in contexts for a in context if a.about["turn"] > 1}
+    kept = ratio([[q.kept for q in context] for context in contexts], share=True) if index else None
+    later = {q.about["task"] for context in contexts for q in context if q.about["turn"] > 1}
     # Turns are compared on the tasks that have later ones: others may be harder.
-    alike = [[a for a in context if a.about["task"] in later] for context in contexts]
+    comparable = [[q for q in context if q.about["task"] in later] for context in contexts]
     return {
         "score": _json(_score(contexts)),
         "retention": _json(kept),
-        "told_from_raw": kept is not None and kept.high < 1,
-        "asked": sum(map(len, contexts)),
+        "differs_from_raw": kept is not None and kept.high < 1,
+        "questions": sum(map(len, contexts)),
         "tasks": {
-            task: {"score": _json(_score(some)), "asked": sum(map(len, some))}
-            for task, some in _split(contexts, lambda a: a.about["task"]).items()
+            task: {"score": _json(_score(some)), "questions": sum(map(len, some))}
+            for task, some in _split(contexts, lambda q: q.about["task"]).items()
         },
         "turns": [
             {"turn": turn, **_mean(some)}
-            for turn, some in sorted(_split(alike, lambda a: a.about["turn"]).items())
+            for turn, some in sorted(_split(comparable, lambda q: q.about["turn"]).items())
         ],
-        "map": [
+        "by_length_and_depth": [
             {"length": length, "depth": depth, **_mean(some)}
-            for (length, depth), some in sorted(_split(contexts, _cell).items())
+            for (length, depth), some in sorted(_split(contexts, _length_and_depth).items())
         ],
     }
 
 
-def _score(contexts: Iterable[Sequence[_Asked]]) -> Estimate | None:
-    return mean([[a.score for a in context] for context in contexts])
+def _needle_questions(index: int, one: Measured) -> list[_NeedleQuestion]:
+    return [
+        _NeedleQuestion(
+            prompt.about,
+            one.context.length,
+            tuple(contained(prompt.about["answers"], answer)),
+            tuple(contained(prompt.about["answers"], raw)),
+        )
+        for prompt, answer, raw in _answered(index, one)
+    ]
 
 
-def _mean(contexts: Sequence[Sequence[_Asked]]) -> dict[str, Any]:
-    scores = [a.score for context in contexts for a in context]
-    return {"score": sum(scores) / len(scores), "asked": len(scores)}
+def _answered(index: int, one: Measured) -> Iterator[tuple[Prompt, str, str]]:
+    """Each prompt with the answer over the candidate's cache and over the raw one."""
+    return zip(one.context.prompts, one.records[index]["answers"], one.records[0]["answers"], strict=True)
 
 
-def _cell(asked: _Asked) -> tuple[int, float] | None:
-    """Length and middle of the band of depth; what has no one place has no cell."""
-    depth = asked.about["depth"]
+def _score(contexts: Iterable[Sequence[_NeedleQuestion]]) -> Estimate | None:
+    return mean([[q.score for q in context] for context in contexts])
+
+
+def _mean(contexts: Sequence[Sequence[_NeedleQuestion]]) -> dict[str, Any]:
+    scores = [q.score for context in contexts for q in context]
+    return {"score": sum(scores) / len(scores), "questions": len(scores)}
+
+
+def _length_and_depth(question: _NeedleQuestion) -> tuple[int, float] | None:
+    """The length, and the middle of the band of depth; None for needles in several places."""
+    depth = question.about["depth"]
     if depth is None:
         return None
-    return asked.length, (min(int(depth * DEPTHS), DEPTHS - 1) + 0.5) / DEPTHS
+    return question.length, (min(int(depth * DEPTHS), DEPTHS - 1) + 0.5) / DEPTHS
 
 
 def _split(
-    contexts: Sequence[Sequence[_Asked]], by: Callable[[_Asked], Any]
-) -> dict[Any, list[list[_Asked]]]:
+    contexts: Sequence[Sequence[_NeedleQuestion]], by: Callable[[_NeedleQuestion], Any]
+) -> dict[Any, list[list[_NeedleQuestion]]]:
     """The same contexts for each value of ``by``, with the questions that have it."""
-    values = dict.fromkeys(by(asked) for context in contexts for asked in context)
+    values = dict.fromkeys(by(question) for context in contexts for question in context)
     return {
-        value: [[asked for asked in context if by(asked) == value] for context in contexts]
+        value: [[question for question in context if by(question) == value] for context in contexts]
         for value in values
         if value is not None
     }
@@ -169,10 +173,14 @@ def _split(
 def _answers(index: int, questions: Sequence[Measured]) -> Any:
     rows = [
         [
-            {**p.about, "raw": raw, "answer": said, "f1": f1(said, raw), "exact": float(exact(said, raw))}
-            for p, said, raw in zip(
-                one.context.prompts, one.records[index]["said"], one.records[0]["said"], strict=True
-            )
+            {
+                **prompt.about,
+                "raw": raw,
+                "answer": answer,
+                "f1": f1(answer, raw),
+                "exact_match": float(exact(answer, raw)),
+            }
+            for prompt, answer, raw in _answered(index, one)
         ]
         for one in questions
     ]
@@ -181,24 +189,29 @@ def _answers(index: int, questions: Sequence[Measured]) -> Any:
         return None
     turns = sorted({row["turn"] for row in everything})
     worst = sorted((row for row in everything if row["f1"] < 1), key=lambda row: row["f1"])
-    return {
+
+    def agreement(metric: str) -> Any:
         # The raw cache's answers agree with themselves, however few they are.
-        "exact": _json(mean([[row["exact"] for row in context] for context in rows], share=index > 0)),
-        "f1": _json(mean([[row["f1"] for row in context] for context in rows], share=index > 0)),
-        "asked": len(everything),
+        return _json(mean([[row[metric] for row in context] for context in rows], share=index > 0))
+
+    return {
+        "exact_match": agreement("exact_match"),
+        "f1": agreement("f1"),
+        "questions": len(everything),
         "turns": [
-            {"turn": turn, **_agreement([r for r in everything if r["turn"] == turn])} for turn in turns
+            {"turn": turn, **_agreement([row for row in everything if row["turn"] == turn])} for turn in turns
         ],
-        "examples": [{k: v for k, v in row.items() if k != "exact"} for row in worst[:EXAMPLES]],
+        "examples": [{k: v for k, v in row.items() if k != "exact_match"} for row in worst[:EXAMPLES]],
     }
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {key: sum(row[key] for row in rows) / len(rows) for key in ("f1", "exact")} | {"asked": len(rows)}
+    means = {metric: sum(row[metric] for row in rows) / len(rows) for metric in ("f1", "exact_match")}
+    return means | {"questions": len(rows)}
 
 
-def _error(records: Sequence[Record]) -> Any:
-    """Norm of the error over the norm of the cache, by layer and head; None where tokens are missing."""
+def _relative_error(records: Sequence[Record]) -> Any:
+    """The norm of the error divided by the norm of the cache, by layer and head; None where tokens are missing."""
     errors = [record["error"] for record in records]
     if not all(errors) or not all(map(is_finite, records)):
         return None
@@ -211,8 +224,8 @@ def _error(records: Sequence[Record]) -> Any:
     }
 
 
-def _root(wrong: float, whole: float) -> float:
-    return math.sqrt(wrong / whole) if whole else 0.0
+def _root(error: float, square: float) -> float:
+    return math.sqrt(error / square) if square else 0.0
 
 
 def _finite(value: float) -> float | None:
@@ -220,12 +233,12 @@ def _finite(value: float) -> float | None:
 
 
 def _json(estimate: Estimate | None) -> Any:
-    """None for what is no number, which JSON has no word for."""
+    """The estimate as JSON; None for what is no number, since JSON has no NaN."""
     return estimate.to_json() if estimate and math.isfinite(estimate.value) else None
 
 
 def is_finite(record: Record) -> bool:
-    """Whether a cache, and what is predicted over it, are numbers throughout."""
+    """Whether a cache, and what is predicted over it, are all numbers."""
     predicted = [value for metric in ("kl", "dnll") for value in record.get(metric, [])]
     errors = [pair[0] for layers in record["error"].values() for heads in layers for pair in heads]
     return all(map(math.isfinite, predicted + errors))

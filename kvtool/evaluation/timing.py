@@ -1,7 +1,7 @@
-"""How long storing and loading take, and how soon the first token comes, beside a full prefill of the same tokens.
+"""Times to encode, to load and to the first token, beside a full prefill of the same tokens.
 
-Everything is timed in one run, in rounds in which each candidate has one turn, so that what slows the machine down
-slows all of them.
+Everything is timed in one run, in rounds in which each candidate has one turn, so that what slows the machine slows all of
+them.
 """
 
 from __future__ import annotations
@@ -21,53 +21,79 @@ from kvtool.measurement.statistics import Estimate
 QUESTION = "What is this text about?"
 
 
+@dataclass(frozen=True)
+class Times:
+    """``conditions`` say what was timed, ``candidates`` have each candidate's times, both as JSON."""
+
+    conditions: dict[str, Any]
+    candidates: list[dict[str, Any]]
+
+
 @dataclass
 class Rounds:
-    """One candidate's seconds, round by round."""
+    """One candidate's seconds, round by round, and the bytes that loading takes at most."""
 
     encode: list[float] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
     first_token: list[float] = field(default_factory=list)
     peak_nbytes: int | None = None
 
+    def to_json(self, prefill: Sequence[float]) -> dict[str, Any]:
+        """Medians in seconds, and how many times sooner the first token comes than in the rounds of a full ``prefill``."""
+        return {
+            "encode_seconds": median(self.encode),
+            "load_seconds": median(self.load),
+            "ttft_seconds": median(self.first_token) if self.first_token else None,
+            "ttft_speedup": self._speedup(prefill),
+            "peak_bytes": self.peak_nbytes,
+        }
 
-def times(
+    def _speedup(self, prefill: Sequence[float]) -> dict[str, Any] | None:
+        if not self.first_token:
+            return None
+        ratios = [full / cached for full, cached in zip(prefill, self.first_token, strict=True)]
+        value = median(prefill) / median(self.first_token)
+        return Estimate(value, min(ratios), max(ratios), len(ratios)).to_json()
+
+
+def measure_times(
     bench: Bench,
     context: Context,
     candidates: Sequence[Candidate],
     repeats: int,
-    on_turn: Callable[[str], None] = lambda _: None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What was timed, and each candidate's times, as JSON. The bench holds the context."""
-    full: list[float] = []
+    on_timed: Callable[[str], None] = lambda _: None,
+) -> Times:
+    """Times every candidate on the context, which the bench holds. ``on_timed`` is called after each turn."""
+    prefill: list[float] = []
     rounds = [Rounds() for _ in candidates]
     for _ in range(repeats):
-        full.append(_first_token(bench, None))
-        on_turn("full prefill")
-        for candidate, own in zip(candidates, rounds, strict=True):
+        prefill.append(_first_token_seconds(bench, None))
+        on_timed("full prefill")
+        for candidate, seconds in zip(candidates, rounds, strict=True):
             restored = candidate.restore(bench)
-            own.encode.append(restored.encode_seconds)
-            own.load.append(restored.load_seconds)
+            seconds.encode.append(restored.encode_seconds)
+            seconds.load.append(restored.load_seconds)
             # A candidate that leaves no artifact cannot be loaded the way a question would load it.
             if candidate.variant is not None:
                 del restored
-                own.first_token.append(_first_token(bench, candidate.variant))
-            on_turn(candidate.name)
-    for candidate, own in zip(candidates, rounds, strict=True):
+                seconds.first_token.append(_first_token_seconds(bench, candidate.variant))
+            on_timed(candidate.name)
+    for candidate, seconds in zip(candidates, rounds, strict=True):
         if candidate.variant is not None:
-            with peak() as measured:
+            with peak() as memory:
                 bench.load(candidate.variant)
-            own.peak_nbytes = measured.nbytes
-    about = {
+            seconds.peak_nbytes = memory.nbytes
+    conditions = {
         "document": context.name,
         "tokens": len(context.token_ids),
         "repeats": repeats,
-        "prefill_seconds": median(full),
+        "prefill_seconds": median(prefill),
     }
-    return about, [told(own, full) for own in rounds]
+    return Times(conditions, [seconds.to_json(prefill) for seconds in rounds])
 
 
-def _first_token(bench: Bench, variant: str | None) -> float:
+def _first_token_seconds(bench: Bench, variant: str | None) -> float:
+    """Seconds to the first token over ``variant``, or with a full prefill where it is None."""
     answer = ask(
         QUESTION,
         documents=NAME,
@@ -78,17 +104,3 @@ def _first_token(bench: Bench, variant: str | None) -> float:
         max_tokens=1,
     )
     return answer.first_token_seconds
-
-
-def told(own: Rounds, full: Sequence[float]) -> dict[str, Any]:
-    ratio = None
-    if own.first_token:
-        each = [a / b for a, b in zip(full, own.first_token, strict=True)]
-        ratio = Estimate(median(full) / median(own.first_token), min(each), max(each), len(each)).to_json()
-    return {
-        "encode_seconds": median(own.encode),
-        "load_seconds": median(own.load),
-        "first_token_seconds": median(own.first_token) if own.first_token else None,
-        "ttft_ratio": ratio,
-        "peak_bytes": own.peak_nbytes,
-    }

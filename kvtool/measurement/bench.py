@@ -1,7 +1,7 @@
-"""Where contexts are measured: a store of its own, in which one context at a time is put and compressed.
+"""A store in a temporary folder, in which one context at a time is compressed and measured.
 
-So that everything goes the way a user's documents go (files with headers, digests checked when loading), and the
-user's own store is only read.
+Contexts go the way a user's documents go: through files with headers, whose digests are checked when loading. The user's own
+store is only read.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from kvtool.artifact.identity import segment_identity
 from kvtool.artifact.measure import measure_artifact
 from kvtool.artifact.write import prefix_content, raw_content
 from kvtool.codecs import KV, Inputs, Pipeline
-from kvtool.compression.workers import Task, encode_segment
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Segment, Variant
 from kvtool.store.new_document import new_document
+from kvtool.store.segments import SegmentRef, encode_segment
 
 NAME = "context"
 
 
 class Bench:
-    """``prefix_kv`` is what every context stands behind, None for an empty prefix."""
+    """Holds one context at a time. ``prefix_kv`` are the keys and values of the prefix before it, None for an empty one."""
 
     def __init__(self, folder: Path, model: Model, prefix: Prefix, prefix_kv: KV | None) -> None:
         self.store, self.model, self.prefix, self.prefix_kv = LocalStore(folder), model, prefix, prefix_kv
@@ -35,7 +35,7 @@ class Bench:
 
     @contextmanager
     def holding(self, kv: KV) -> Iterator[None]:
-        """While it lasts, ``kv`` is the context; afterwards its files are gone."""
+        """Holds ``kv`` as the context, and removes its files at the end."""
         with self.store.writing():
             self._place(kv)
         # Views of a whole segment would keep all of it in memory.
@@ -52,17 +52,17 @@ class Bench:
         return self.store.size(NAME)
 
     def encode(self, pipeline: Pipeline, variant: str) -> int:
-        """Compresses the context, measuring what the pipeline needs; returns the bytes of its file."""
-        if there := self.store[NAME].segments[0].variants.get(variant):
-            # What is there already would not be written again, and writing is a part of what is timed.
-            self.store.discard(there)
+        """Compresses the context, after measuring what the pipeline needs. Returns the bytes of its file."""
+        if existing := self.store[NAME].segments[0].variants.get(variant):
+            # An artifact that exists would not be written again, and writing is a part of what is timed.
+            self.store.discard(existing)
         inputs, _ = self.measured(pipeline)
-        made = encode_segment(self.store, Task(NAME, 0), pipeline, inputs)
+        made = encode_segment(self.store, SegmentRef(NAME, 0), pipeline, inputs)
         self.store.commit(self.store[NAME].with_variant(0, variant, made))
         return made.nbytes
 
     def measured(self, pipeline: Pipeline) -> tuple[Inputs | None, float]:
-        """What the pipeline needs to encode the context, and the seconds that measuring it took.
+        """Returns what the pipeline needs to encode the context, and the seconds that measuring it took.
 
         The model is run once for all pipelines that need the same.
         """
@@ -82,7 +82,7 @@ class Bench:
 
     def _place(self, kv: KV) -> None:
         raw = self.store.put(raw_content(kv, self.model, self.prefix, {"document": NAME}))
-        behind = self._put_prefix()
+        prefix = self._put_prefix()
         segment = Segment(
             identity=segment_identity(self.model.fingerprint, self.prefix.digest, kv.token_ids.tolist()),
             n_tokens=kv.n_tokens,
@@ -90,7 +90,7 @@ class Bench:
             end=0,
             variants={RAW: raw},
         )
-        self.store.commit(new_document(NAME, "", self.model, self.prefix, behind, (segment,)))
+        self.store.commit(new_document(NAME, "", self.model, self.prefix, prefix, (segment,)))
 
     def _put_prefix(self) -> Variant | None:
         if self.prefix_kv is None:

@@ -1,4 +1,7 @@
-"""What is cached and what is asked of it: heads of documents, haystacks with needles, documents with questions."""
+"""Contexts: what is cached, and what is asked after it.
+
+There are three kinds: the first tokens of a document, haystacks with needles, and documents with questions.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kvtool.codecs import KV
 from kvtool.digest import Json, digest_token_ids
 from kvtool.errors import UsageError
 from kvtool.measurement.needles import Haystack, Question, haystacks
@@ -15,22 +19,12 @@ from kvtool.model.chat_template import Prefix, conversation_tokens, document_tok
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.manifest import Document
-
-
-@dataclass(frozen=True)
-class Place:
-    """A segment of a stored document."""
-
-    document: str
-    segment: int
-
-    def n_tokens(self, store: Store) -> int:
-        return store[self.document].segments[self.segment].n_tokens
+from kvtool.store.segments import SegmentRef
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens asked behind a context, of which the model may answer ``max_tokens``; ``about`` says what it is for."""
+    """Tokens after a context, answered with at most ``max_tokens``. ``about`` has the facts that a summary groups by."""
 
     token_ids: tuple[int, ...]
     max_tokens: int
@@ -39,9 +33,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Context:
-    """``token_ids`` are cached behind the prefix. Behind them ``fed`` is fed, predicting ``targets``, and each of
-    ``prompts`` is answered. ``place`` is where the tokens' raw cache lies, None for what is prefilled anew. A haystack
-    has a nominal ``length``, and may be ``repeated`` text.
+    """Tokens that are cached after the prefix, and what is measured over their cache.
+
+    ``fed`` are fed after them, to predict ``targets``. Each of ``prompts`` is answered. ``segment`` has their raw cache in a
+    store; it is None for tokens that are prefilled for this context. A haystack has a nominal ``length``, in tokens, and may
+    be ``repeated`` text.
     """
 
     kind: Literal["text", "needles", "questions"]
@@ -50,13 +46,13 @@ class Context:
     fed: tuple[int, ...] = ()
     targets: tuple[int, ...] = ()
     prompts: tuple[Prompt, ...] = ()
-    place: Place | None = None
+    segment: SegmentRef | None = None
     length: int = 0
     repeated: bool = False
 
     @property
     def cost(self) -> int:
-        """Tokens that are encoded or run for one candidate: what progress is counted in."""
+        """Tokens that are encoded or run for one candidate. Progress is counted in them."""
         return (
             len(self.token_ids)
             + len(self.fed)
@@ -66,72 +62,79 @@ class Context:
     @property
     def prefill_cost(self) -> int:
         """Tokens that the model runs before any candidate has a turn."""
-        return len(self.token_ids) if self.place is None else 0
+        return len(self.token_ids) if self.segment is None else 0
 
     def identity(self, model: Model, prefix: Prefix) -> Json:
-        """All that a measurement of this context depends on."""
+        """Everything that a measurement of this context depends on, as JSON."""
         return {
             "model": model.fingerprint,
             "device": model.device_map,
             "prefix": prefix.digest,
             "cached": digest_token_ids(self.token_ids),
-            "stored": self.place is not None,
+            "stored": self.segment is not None,
             "fed": digest_token_ids(self.fed),
             "targets": digest_token_ids(self.targets),
             "prompts": [[digest_token_ids(p.token_ids), p.max_tokens] for p in self.prompts],
         }
 
 
-def chosen(store: Store, names: Sequence[str], scope: Scope) -> list[Place]:
-    """The segments that are looked at: all, or ``scope.documents`` of them, drawn by its seed, in order."""
-    places = [Place(name, index) for name in names for index in range(len(store[name].segments))]
-    if len(places) <= scope.documents:
-        return places
-    drawn = random.Random(scope.seed).sample(range(len(places)), scope.documents)
-    return [places[index] for index in sorted(drawn)]
+def choose_segments(store: Store, names: Sequence[str], scope: Scope) -> list[SegmentRef]:
+    """All segments of ``names``, or ``scope.documents`` of them drawn by its seed, in order."""
+    refs = [SegmentRef(name, index) for name in names for index in range(len(store[name].segments))]
+    if len(refs) <= scope.documents:
+        return refs
+    drawn = random.Random(scope.seed).sample(range(len(refs)), scope.documents)
+    return [refs[index] for index in sorted(drawn)]
 
 
-def text_contexts(store: Store, places: Sequence[Place], scope: Scope) -> tuple[list[Context], list[Place]]:
+def text_contexts(
+    store: Store, refs: Sequence[SegmentRef], scope: Scope
+) -> tuple[list[Context], list[SegmentRef]]:
     """A context of each segment's first tokens, and the segments that are too short for one.
 
-    Without KL nothing is fed, and of all of them the longest is enough.
+    Without KL nothing is fed, and the longest context is enough.
     """
     contexts, short = [], []
-    for place in places:
-        ids = store.open(place.document, segment=place.segment).token_ids.tolist()
+    for ref in refs:
+        ids = store.open(ref.document, segment=ref.segment).token_ids.tolist()
         cached = min(scope.context, len(ids) - scope.fed)
         if cached < LEAST_CACHED:
-            short.append(place)
+            short.append(ref)
             continue
         contexts.append(
             Context(
                 "text",
-                segment_name(store[place.document], place),
+                segment_name(store[ref.document], ref),
                 tuple(ids[:cached]),
-                # The last cached token is fed again, so that all that is predicted is predicted over the cache.
+                # The last cached token is fed again, so that every prediction is made over the cache.
                 fed=tuple(ids[cached - 1 : cached - 1 + scope.fed]),
                 targets=tuple(ids[cached : cached + scope.fed]),
-                place=place,
+                segment=ref,
             )
         )
     return (contexts if scope.fed else longest(contexts)), short
 
 
+def first_tokens(store: Store, ref: SegmentRef, count: int) -> KV:
+    """The keys and values of a segment's first ``count`` tokens, as views."""
+    return store.read(ref.document, ref.variant, ref.segment).of(range(count))
+
+
 def longest(contexts: Sequence[Context]) -> list[Context]:
-    """The longest of those that a store holds, if there is one: what times are measured on."""
-    stored = [context for context in contexts if context.place is not None]
+    """The longest of the contexts that a store holds, if there is one. Times are measured on it."""
+    stored = [context for context in contexts if context.segment is not None]
     return [max(stored, key=lambda context: len(context.token_ids))] if stored else []
 
 
-def segment_name(document: Document, place: Place) -> str:
+def segment_name(document: Document, ref: SegmentRef) -> str:
     """The document's name, and the segment's number where there are several."""
-    return place.document if len(document.segments) == 1 else f"{place.document}#{place.segment}"
+    return ref.document if len(document.segments) == 1 else f"{ref.document}#{ref.segment}"
 
 
 def needle_contexts(
     model: Model, prefix: Prefix, texts: Sequence[str], scope: Scope, *, later_turns: bool
 ) -> list[Context]:
-    """Haystacks of the documents' own text; without ``later_turns`` every question is asked alone.
+    """Haystacks of the documents' own text. Without ``later_turns`` there are no conversations.
 
     Raises ``UsageError`` if they cannot be made, with what is missing.
     """
@@ -145,8 +148,8 @@ def needle_contexts(
     return [_haystack_context(model, prefix, haystack, later_turns) for haystack in made]
 
 
-def too_short(short: Sequence[Place], store: Store, scope: Scope) -> UsageError:
-    """What to say of segments that are too short to predict their end from their beginning."""
+def too_short(short: Sequence[SegmentRef], store: Store, scope: Scope) -> UsageError:
+    """The error for segments too short to predict their last tokens from their first."""
     first = short[0]
     return UsageError(
         first.document,
@@ -158,12 +161,12 @@ def too_short(short: Sequence[Place], store: Store, scope: Scope) -> UsageError:
 
 
 def _haystack_context(model: Model, prefix: Prefix, haystack: Haystack, later_turns: bool) -> Context:
-    asked = [question for question in haystack.questions if later_turns or not question.history]
+    questions = [question for question in haystack.questions if later_turns or not question.history]
     return Context(
         "needles",
         haystack.name,
         tuple(document_tokens(model, haystack.text)),
-        prompts=tuple(_needle_prompt(model, prefix, question) for question in asked),
+        prompts=tuple(_needle_prompt(model, prefix, question) for question in questions),
         length=haystack.length,
         repeated=haystack.repeated,
     )

@@ -17,7 +17,7 @@ from kvtool.errors import UsageError
 from kvtool.measurement.haystack import Needle, document_text, hide
 from kvtool.measurement.tasks import MOST_KEYS, MOST_VALUES, Question, Task, keys, needles_of, values
 
-__all__ = ["Haystack", "Question", "found", "haystacks"]
+__all__ = ["Haystack", "Question", "contained", "haystacks"]
 
 Draw = Callable[[Random, str, int], list[Task]]
 
@@ -69,10 +69,10 @@ def haystacks(
     return made
 
 
-def found(answers: Sequence[str], said: str) -> list[bool]:
-    """Which of ``answers`` occur in ``said`` as whole words or numbers, in either case."""
-    there = [re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", said, re.IGNORECASE) for answer in answers]
-    return [match is not None for match in there]
+def contained(answers: Sequence[str], text: str) -> list[bool]:
+    """Which of ``answers`` occur in ``text`` as whole words or numbers, in either case."""
+    matches = [re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in answers]
+    return [match is not None for match in matches]
 
 
 def _first_that_fits(

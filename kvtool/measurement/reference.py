@@ -1,70 +1,38 @@
-"""One candidate on one context: what is stored, what comes back, what the model then says."""
+"""The raw cache of a context, and the logits over a cache: what a restored cache is compared to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from kvtool.engines.batching.generate_many import generate_many, logits_after
+from kvtool.engines.batching.generate_many import logits_after
 from kvtool.engines.cache import DocumentCache
-from kvtool.evaluation.candidates import Candidate
 from kvtool.measurement.bench import Bench
 from kvtool.measurement.contexts import Context
-from kvtool.measurement.distortion import cache_error, distortion
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The context's raw cache, and the logits over it [S, V], None where nothing is fed."""
+    """The raw cache, and the logits over it, [S, V]; None for a context that feeds nothing."""
 
     cache: DocumentCache
     logits: Tensor | None
 
 
-def reference(bench: Bench, context: Context) -> Reference:
-    """Of the context that the bench holds."""
-    # A load of its own: the cache that is fed loses its last token's very bits.
-    logits = followed(bench, bench.load(), context, None) if context.fed else None
+def measure_reference(bench: Bench, context: Context) -> Reference:
+    """The reference of the context that the bench holds."""
+    # The cache that is fed loses its last token, so the one that is kept is loaded apart.
+    logits = logits_over(bench, bench.load(), context) if context.fed else None
     return Reference(bench.load(), logits)
 
 
-def measure(bench: Bench, context: Context, candidate: Candidate, raw: Reference) -> dict[str, Any]:
-    """All of it, as JSON:
+def logits_over(bench: Bench, cache: DocumentCache, context: Context, position: int | None = None) -> Tensor:
+    """The logits [S, V] of ``context.fed`` over ``cache``.
 
-    - ``nbytes`` and ``n_elements``;
-    - ``error``: squared errors and squares by layer and head, as ``cache_error`` has them;
-    - ``kl``, ``dnll``, ``top1``: for each token that is fed;
-    - ``said``: the answer to each prompt.
+    The cache loses its last token, which is fed first. Where pruning has removed tokens, ``position`` is that of the token
+    after the context, and the cache is left as it is.
     """
-    restored = candidate.restore(bench)
-    start = len(bench.prefix.token_ids)
-    found: dict[str, Any] = {
-        "nbytes": restored.nbytes,
-        "n_elements": sum(
-            side[:, :, start:].numel() for layer in raw.cache.layers for side in (layer.keys, layer.values)
-        ),
-        "error": cache_error(raw.cache, restored.cache, start),
-    }
-    if context.prompts:
-        said = generate_many(
-            bench.model,
-            restored.cache,
-            [prompt.token_ids for prompt in context.prompts],
-            [prompt.max_tokens for prompt in context.prompts],
-            position=restored.position,
-        )
-        found["said"] = [bench.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
-    if raw.logits is not None:
-        logits = followed(bench, restored.cache, context, restored.position)
-        lost = distortion(raw.logits, logits, context.targets)
-        found |= {"kl": lost.kl, "dnll": lost.dnll, "top1": lost.top1}
-    return found
-
-
-def followed(bench: Bench, cache: DocumentCache, context: Context, position: int | None = None) -> Tensor:
-    """Logits [S, V] over ``cache``, which loses its last token, the first that is fed; pruning may have lost it before."""
     if position is None:
         cache.crop(-1)
         return logits_after(bench.model, cache, context.fed)

@@ -1,4 +1,4 @@
-"""What a prefill has to compute: documents → pieces → passes of the model."""
+"""Plans a prefill: documents → pieces → passes of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvtool.model.model import Model
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One segment to be: its tokens, where its text lies, what it is."""
+    """A segment to prefill: its tokens, the place of its text in the document, its identity."""
 
     token_ids: array[int]
     start: int
@@ -27,7 +27,7 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One document to be: its name, the digest of its text, its segments."""
+    """A document to prefill: its name, the digest of its text, its segments."""
 
     name: str
     text_digest: str
@@ -35,7 +35,10 @@ class Plan:
 
 
 def plan_document(name: str, text: str, model: Model, prefix: Prefix, limit: int) -> Plan:
-    """Raises ``DocumentError`` for a text that has no tokens, or that cannot be split into pieces of ``limit``."""
+    """Splits a document into pieces of at most ``limit`` tokens.
+
+    Raises ``DocumentError`` for a text that has no tokens, or that cannot be split so.
+    """
     text_digest = digest(text.encode())
     try:
         cut = split(text, count_tokens=lambda part: len(document_tokens(model, part)), limit=limit)
@@ -58,10 +61,10 @@ def plan_document(name: str, text: str, model: Model, prefix: Prefix, limit: int
 
 
 def passes(pieces: Iterable[Piece], pack_tokens: int) -> list[list[Piece]]:
-    """Pieces in the passes they are computed in: short ones share a pass, in order, long ones have their own.
+    """Puts pieces into passes of the model: short ones share a pass, in order, long ones have their own.
 
-    It depends on nothing but the pieces, in particular not on which of them are done: the low bits of a result
-    depend on the pass it was computed in.
+    That depends on the pieces alone and not on which of them are done, since the low bits of a result depend on the pass
+    that computed it.
     """
     result: list[list[Piece]] = []
     pack: list[Piece] = []

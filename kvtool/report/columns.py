@@ -1,4 +1,4 @@
-"""The columns of the table, in the terminal and on the page alike, and what each number means."""
+"""The columns of the table, the same in the terminal and on the page, and the meaning of each number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvtool.report.numbers import Cell, Json, estimated, holds_zero, hundredths
 
 @dataclass(frozen=True)
 class Column:
-    """``cell`` reads a candidate; ``meaning`` is in plain words."""
+    """A column of the table. ``cell`` reads a candidate; ``meaning`` explains the number."""
 
     key: str
     title: str
@@ -31,29 +31,30 @@ def candidates(evaluation: Json) -> list[Json]:
 
 
 def columns(shown: Sequence[Json]) -> list[Column]:
-    """Those that at least one of the candidates has a number for."""
+    """The columns in which at least one of the candidates has a number."""
     return [column for column in COLUMNS if any(column.cell(candidate) for candidate in shown)]
 
 
 def _retrieval(candidate: Json) -> Cell:
-    found = candidate["retrieval"]
-    return estimated(found and found["score"])
+    retrieval = candidate["retrieval"]
+    return estimated(retrieval and retrieval["score"])
 
 
 def _kept(candidate: Json) -> Cell:
-    found = candidate["retrieval"]
-    return estimated(found and found["retention"], scale=100, told=not found or found["told_from_raw"])
+    retrieval = candidate["retrieval"]
+    kept = retrieval and retrieval["retention"]
+    return estimated(kept, scale=100, significant=not retrieval or retrieval["differs_from_raw"])
 
 
 def _f1(candidate: Json) -> Cell:
-    found = candidate["answers"]
-    return estimated(found and found["f1"])
+    answers = candidate["answers"]
+    return estimated(answers and answers["f1"])
 
 
 def faster(candidate: Json) -> Cell:
-    """Without a spread: that of a few rounds is no 95 % interval."""
-    found = candidate["times"] and candidate["times"]["ttft_ratio"]
-    return Cell(f"{found['value']:.1f}", found["value"]) if found else estimated(None)
+    """How many times sooner the first token comes. Without a spread, since a few rounds give no 95 % interval."""
+    speedup = candidate["times"] and candidate["times"]["ttft_speedup"]
+    return Cell(f"{speedup['value']:.1f}", speedup["value"]) if speedup else estimated(None)
 
 
 COLUMNS = (
@@ -92,7 +93,7 @@ COLUMNS = (
         "less",
         "How much worse the real text is predicted: the difference in mean negative log likelihood, in nats per "
         "token. Below 0 the compressed cache predicted it better, which happens by chance.",
-        lambda candidate: estimated(candidate["dnll"], told=not holds_zero(candidate["dnll"])),
+        lambda candidate: estimated(candidate["dnll"], significant=not holds_zero(candidate["dnll"])),
     ),
     Column(
         "top1",

@@ -9,18 +9,21 @@ from typing import Any
 
 Json = Mapping[str, Any]
 ABSENT = "–"
-TINY = 1e-6  # what is below comes from rounding
+TINY = 1e-6  # smaller numbers come from rounding
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``value`` is the number itself; ``spread`` and ``interval`` are empty where there is no interval."""
+    """A number as text. ``value`` is the number itself; ``spread`` and ``interval`` are empty where there is no interval.
+
+    It is not ``significant`` if its interval holds what the raw cache would give.
+    """
 
     text: str
     value: float | None = None
     spread: str = ""
     interval: str = ""
-    told: bool = True
+    significant: bool = True
 
     def __bool__(self) -> bool:
         return self.value is not None
@@ -44,18 +47,18 @@ def hundredths(value: float) -> Cell:
     return Cell(_fixed(value, 2), value)
 
 
-def estimated(estimate: Json | None, *, scale: float = 1.0, told: bool = True) -> Cell:
-    """``estimate`` times ``scale``. The spread reaches the farther end of the interval."""
+def estimated(estimate: Json | None, *, scale: float = 1.0, significant: bool = True) -> Cell:
+    """The cell of ``estimate`` times ``scale``. The spread reaches the farther end of the interval."""
     if estimate is None:
         return Cell(ABSENT)
     if not is_finite(estimate):
-        return Cell(plain(estimate["value"]), estimate["value"], told=told)
+        return Cell(plain(estimate["value"]), estimate["value"], significant=significant)
     value, low, high = (estimate[name] * scale for name in ("value", "low", "high"))
     if estimate["n"] < 2 and value:
-        return Cell(plain(value), estimate["value"], "±?", told=told)
+        return Cell(plain(value), estimate["value"], "±?", significant=significant)
     reach = max(high - value, value - low)
     if not reach > 0 or max(abs(low), abs(high)) < TINY:
-        return Cell(plain(value), estimate["value"], told=told)
+        return Cell(plain(value), estimate["value"], significant=significant)
     # A spread of 0.014 shown as 0.01 would lose a third of itself.
     places = _decimals(reach) + (reach * 10 ** _decimals(reach) < 2)
     return Cell(
@@ -63,7 +66,7 @@ def estimated(estimate: Json | None, *, scale: float = 1.0, told: bool = True) -
         estimate["value"],
         f"±{_fixed(reach, places)}",
         f"{_fixed(low, places)} to {_fixed(high, places)}",
-        told,
+        significant,
     )
 
 

@@ -66,11 +66,15 @@ def _sections(evaluation: Json, shown: list[Json]) -> dict[str, Any]:
 
     raw, *others = shown
     numbered = list(enumerate(others, 1))
-    erring = [(i, c) for i, c in numbered if c["error"]]
-    errors = [e for _, c in erring for side in c["error"].values() for heads in side for e in heads]
+    erring = [(i, c) for i, c in numbered if c["relative_error"]]
+    errors = [e for _, c in erring for side in c["relative_error"].values() for heads in side for e in heads]
     # Beyond 1 nothing is worse than storing zeros; a broken candidate must not make the others look blank.
     most = min(1.0, max(filter(isfinite, errors), default=0.0)) or 1.0
-    mapped = [(i, c) for i, c in numbered if raw["retrieval"] and c["retrieval"] and c["retrieval"]["map"]]
+    mapped = [
+        (i, c)
+        for i, c in numbered
+        if raw["retrieval"] and c["retrieval"] and c["retrieval"]["by_length_and_depth"]
+    ]
     prefill = evaluation["times"] and evaluation["times"]["prefill_seconds"]
     timed = prefill and any(c["times"] for c in shown)
     answered = [(i, c) for i, c in numbered if c["answers"] and c["answers"]["examples"]]

@@ -31,11 +31,11 @@ def table(evaluation: Json) -> str:
 
 
 def gate(checks: Sequence[Json]) -> list[str]:
-    """One line for each limit: what failed is named, and what lies too near the limit to be told from it."""
+    """One line for each limit: whether it was kept, and whether the difference to it is significant."""
     return [
         f"gate {'passed' if check['passed'] else 'FAILED'}: {printable(check['candidate'])}: {metric(check)} "
         f"{measured(check)}, limit {plain(check['limit'])}"
-        + ("" if check["told"] or check["value"] is None else "; cannot be told from the limit")
+        + ("" if check["significant"] or check["value"] is None else "; cannot be told from the limit")
         for check in checks
     ]
 
@@ -56,7 +56,7 @@ def measured(check: Json) -> str:
 
 def _block(heading: str, cells: Sequence[Cell]) -> list[str]:
     """One column; the numbers end at one place, and the spreads begin at the next."""
-    numbers = [cell.text if cell.told else f"≈{cell.text}" for cell in cells]
+    numbers = [cell.text if cell.significant else f"≈{cell.text}" for cell in cells]
     wide, spread = max(map(len, numbers)), _left([cell.spread for cell in cells])
     body = [f"{n:>{wide}}{' ' if spread[0] else ''}{s}" for n, s in zip(numbers, spread, strict=True)]
     width = max(len(heading), len(body[0]))
@@ -76,8 +76,8 @@ def _legend(cells: Sequence[Sequence[Cell]]) -> list[str]:
     marks = {
         "±: to the farther end of the 95 % interval": any(cell.interval for cell in every),
         "±?: one piece alone, no interval": any(cell.spread == "±?" for cell in every),
-        "≈: cannot be told from the raw cache": not all(cell.told for cell in every if cell),
+        "≈: cannot be told from the raw cache": not all(cell.significant for cell in every if cell),
         f"{ABSENT}: not measured": not all(every),
     }
-    said = [text for text, there in marks.items() if there]
-    return ["", " · ".join(said)] if said else []
+    shown = [text for text, is_used in marks.items() if is_used]
+    return ["", " · ".join(shown)] if shown else []

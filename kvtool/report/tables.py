@@ -1,4 +1,4 @@
-"""The page's tables, as rows of cells: the numbers behind each picture, whole."""
+"""The page's tables, as rows of cells: all numbers of each picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvtool.report.table import measured, metric
 
 @dataclass(frozen=True)
 class Table:
-    """``rows`` begin with what they are about; the other cells stand under ``head``."""
+    """A table. ``rows`` begin with their subject; their other cells have the headings ``head``."""
 
     caption: str
     first: str
@@ -54,26 +54,28 @@ def gate(checks: Iterable[Json]) -> Table:
 
 
 def _doubt(check: Json) -> str:
-    return "" if check["told"] or check["value"] is None else ", but too near the limit to be told from it"
+    return (
+        ""
+        if check["significant"] or check["value"] is None
+        else ", but too near the limit to be told from it"
+    )
 
 
 def by_document(shown: Sequence[Json]) -> Table:
     """KL of each candidate on each document; a document of several segments has a column for each."""
-    found = [(c["name"], {d["name"]: d["kl"] for d in c["by_document"]}) for c in shown if c["by_document"]]
-    names = list(dict.fromkeys(name for _, there in found for name in there))
-    rows = [(candidate, [number(there.get(name)) for name in names]) for candidate, there in found]
+    kl = [(c["name"], {d["name"]: d["kl"] for d in c["by_document"]}) for c in shown if c["by_document"]]
+    names = list(dict.fromkeys(name for _, by_document in kl for name in by_document))
+    rows = [(candidate, [number(by_document.get(name)) for name in names]) for candidate, by_document in kl]
     return Table("KL on each document, nats per token", "candidate", names, rows)
 
 
 def tasks(shown: Sequence[Json]) -> Table:
-    own = [c for c in shown if c["retrieval"]]
-    names = list(dict.fromkeys(name for c in own for name in c["retrieval"]["tasks"]))
-    rows = []
-    for c in own:
-        there = c["retrieval"]["tasks"]
-        rows.append(
-            (c["name"], [estimated(there[n]["score"]) if n in there else number(None) for n in names])
-        )
+    measured = [(c["name"], c["retrieval"]["tasks"]) for c in shown if c["retrieval"]]
+    names = list(dict.fromkeys(name for _, by_task in measured for name in by_task))
+    rows = [
+        (candidate, [estimated(by_task[n]["score"]) if n in by_task else number(None) for n in names])
+        for candidate, by_task in measured
+    ]
     return Table("Score in each kind of task", "candidate", names, rows)
 
 
@@ -86,7 +88,7 @@ def turns(shown: Sequence[Json]) -> Table:
 def answers(shown: Sequence[Json]) -> Table:
     """Agreement with the raw cache's answers, over all and at each turn."""
     head, rows = _turns(shown, "answers", "f1")
-    overall = [[estimated(c["answers"][key]) for key in ("exact", "f1")] for c in shown if c["answers"]]
+    overall = [[estimated(c["answers"][key]) for key in ("exact_match", "f1")] for c in shown if c["answers"]]
     return Table(
         "Agreement with the answers over the raw cache",
         "candidate",
@@ -96,15 +98,15 @@ def answers(shown: Sequence[Json]) -> Table:
 
 
 def _turns(shown: Sequence[Json], part: str, metric: str) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
-    there = [(c["name"], {t["turn"]: t[metric] for t in c[part]["turns"]}) for c in shown if c[part]]
-    numbers = sorted({turn for _, found in there for turn in found})
+    measured = [(c["name"], {t["turn"]: t[metric] for t in c[part]["turns"]}) for c in shown if c[part]]
+    numbers = sorted({turn for _, by_turn in measured for turn in by_turn})
     head = ["asked alone" if n == 1 else f"turn {n}" for n in numbers]
-    return head, [(name, [score(found.get(n)) for n in numbers]) for name, found in there]
+    return head, [(name, [score(by_turn.get(n)) for n in numbers]) for name, by_turn in measured]
 
 
 def error(candidate: Json) -> Table:
     """Layers by heads; a layer may have fewer heads than another."""
-    both = [candidate["error"][side] for side in ("keys", "values")]
+    both = [candidate["relative_error"][side] for side in ("keys", "values")]
     heads = [max(map(len, layers)) for layers in both]
     head = [
         f"{side} {n}" for side, count in zip(("keys", "values"), heads, strict=True) for n in range(count)
@@ -122,13 +124,19 @@ def error(candidate: Json) -> Table:
 
 def scores(raw: Json, candidate: Json) -> Table:
     """Raw and own score at each length and depth."""
-    before = {(cell["length"], cell["depth"]): cell["score"] for cell in raw["retrieval"]["map"]}
+    before = {
+        (cell["length"], cell["depth"]): cell["score"] for cell in raw["retrieval"]["by_length_and_depth"]
+    }
     rows = [
         (
             f"{cell['length']:,} tokens, depth {100 * cell['depth']:.0f} %",
-            [score(before.get((cell["length"], cell["depth"]))), score(cell["score"]), number(cell["asked"])],
+            [
+                score(before.get((cell["length"], cell["depth"]))),
+                score(cell["score"]),
+                number(cell["questions"]),
+            ],
         )
-        for cell in candidate["retrieval"]["map"]
+        for cell in candidate["retrieval"]["by_length_and_depth"]
     ]
     return Table("Score by length and depth", "place", ["raw", "candidate", "questions"], rows)
 
@@ -162,11 +170,11 @@ def documents(evaluation: Json) -> Table:
     rows = [
         (
             f"{d['name']}, segment {d['segment']}" if d["segment"] else d["name"],
-            [_count(d[k]) for k in ("cached_tokens", "fed_tokens")],
+            [_count(d[k]) for k in ("cached_tokens", "predicted_tokens")],
         )
         for d in evaluation["documents"]
     ]
-    return Table("Documents", "document", ["tokens cached", "tokens fed"], rows)
+    return Table("Documents", "document", ["tokens cached", "tokens predicted"], rows)
 
 
 def _count(value: int) -> Cell:

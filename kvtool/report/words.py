@@ -1,4 +1,4 @@
-"""What the pictures say, in sentences of plain text."""
+"""The message of each picture, in sentences of plain text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIMITS = (0.01, 0.1)  # nats per token: hardly to be noticed; to be noticed in a
 
 
 def smallest(shown: Sequence[Json], most: float) -> Json | None:
-    """The candidate with the fewest bits whose KL stays within ``most`` to the end of its interval."""
+    """The candidate with the fewest bits whose KL, to the end of its interval, is at most ``most``."""
     within = [c for c in shown if c["kind"] != "raw" and c["kl"] and c["kl"]["high"] <= most]
     return min(within, key=lambda c: float(c["bits_per_value"]), default=None)
 
@@ -20,39 +20,39 @@ def smallest(shown: Sequence[Json], most: float) -> Json | None:
 def smallest_like_raw(shown: Sequence[Json]) -> Json | None:
     """The candidate with the fewest bits whose retrieval cannot be told from the raw cache's."""
     alike = [
-        c for c in shown if c["kind"] != "raw" and c["retrieval"] and not c["retrieval"]["told_from_raw"]
+        c for c in shown if c["kind"] != "raw" and c["retrieval"] and not c["retrieval"]["differs_from_raw"]
     ]
     return min(alike, key=lambda c: float(c["bits_per_value"]), default=None)
 
 
 def rate(shown: Sequence[Json]) -> str:
-    said = ["Left and low is better."]
+    sentences = ["Left and low is better."]
     for limit in LIMITS:
         if found := smallest(shown, limit):
-            said.append(
+            sentences.append(
                 f"Within a KL of {plain(limit)}, {found['name']} is the smallest: {found['bits_per_value']:.2f} bits per value."
             )
         else:
-            said.append(f"Nothing stays within a KL of {plain(limit)}.")
-    return " ".join(said)
+            sentences.append(f"Nothing stays within a KL of {plain(limit)}.")
+    return " ".join(sentences)
 
 
 def kept(shown: Sequence[Json]) -> str:
-    own = [c for c in shown if c["retrieval"] and is_finite(c["retrieval"]["retention"])]
-    alike = [c for c in own if not c["retrieval"]["told_from_raw"]]
-    worst = min(own, key=lambda c: float(c["retrieval"]["retention"]["value"]))
-    said = ["Right and high is better."]
-    if found := smallest_like_raw(own):
-        said.append(
-            f"Hollow marks, {len(alike)} of {len(own)}, cannot be told from the raw cache; the smallest of them is "
+    measured = [c for c in shown if c["retrieval"] and is_finite(c["retrieval"]["retention"])]
+    alike = [c for c in measured if not c["retrieval"]["differs_from_raw"]]
+    worst = min(measured, key=lambda c: float(c["retrieval"]["retention"]["value"]))
+    sentences = ["Right and high is better."]
+    if found := smallest_like_raw(measured):
+        sentences.append(
+            f"Hollow marks, {len(alike)} of {len(measured)}, cannot be told from the raw cache; the smallest of them is "
             f"{found['name']}, with a ratio of {found['ratio']:.2f}."
         )
     else:
-        said.append("Every candidate loses more than chance would explain.")
-    said.append(
+        sentences.append("Every candidate loses more than chance would explain.")
+    sentences.append(
         f"{worst['name']} keeps the least, {100 * worst['retrieval']['retention']['value']:.0f}\N{NO-BREAK SPACE}%."
     )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def error(candidate: Json) -> str:
@@ -60,7 +60,7 @@ def error(candidate: Json) -> str:
 
 
 def _side(candidate: Json, side: str) -> str:
-    layers = candidate["error"][side]
+    layers = candidate["relative_error"][side]
     finite = [(e, i, j) for i, heads in enumerate(layers) for j, e in enumerate(heads) if isfinite(e)]
     if not finite:
         return f"{side} are no numbers"
@@ -78,24 +78,30 @@ def _brief(percent: float) -> str:
 
 
 def lost_where(raw: Json, candidate: Json) -> str:
-    there = {(cell["length"], cell["depth"]): cell["score"] for cell in raw["retrieval"]["map"]}
+    before = _scores(raw)
     losses = [
-        (there[place] - cell["score"], *place, there[place], cell["score"])
-        for cell in candidate["retrieval"]["map"]
-        if (place := (cell["length"], cell["depth"])) in there
+        (before[place] - score, *place, before[place], score)
+        for place, score in _scores(candidate).items()
+        if place in before
     ]
     scores = f"{candidate['retrieval']['score']['value']:.2f}, raw {raw['retrieval']['score']['value']:.2f}"
-    said = f"{candidate['name']} scores {scores}."
-    loss, length, depth, before, after = max(losses, default=(0, 0, 0, 0, 0))
+    sentence = f"{candidate['name']} scores {scores}."
+    loss, length, depth, raw_score, score = max(losses, default=(0, 0, 0, 0, 0))
     if loss > 0:
         where = f"{length:,} tokens, depth {_percent(depth)}"
-        said += f" Most is lost at {where}: {before:.2f} becomes {after:.2f}."
-    return said
+        sentence += f" Most is lost at {where}: {raw_score:.2f} becomes {score:.2f}."
+    return sentence
+
+
+def _scores(candidate: Json) -> dict[tuple[int, float], float]:
+    """Retrieval score by length and depth."""
+    cells = candidate["retrieval"]["by_length_and_depth"]
+    return {(cell["length"], cell["depth"]): cell["score"] for cell in cells}
 
 
 def faster(candidate: Json) -> float | None:
-    ratio = candidate["times"] and candidate["times"]["ttft_ratio"]
-    return ratio["value"] if ratio else None
+    speedup = candidate["times"] and candidate["times"]["ttft_speedup"]
+    return speedup["value"] if speedup else None
 
 
 def percent(candidate: Json, name: str, prefill_seconds: float) -> float | None:
@@ -105,11 +111,11 @@ def percent(candidate: Json, name: str, prefill_seconds: float) -> float | None:
 
 
 def times(shown: Sequence[Json], prefill_seconds: float) -> str:
-    said = []
+    sentences = []
     sooner = [(ratio, c["name"]) for c in shown if (ratio := faster(c)) is not None]
     if sooner:
         (least, last), (most, first) = min(sooner), max(sooner)
-        said.append(
+        sentences.append(
             f"The first token comes {least:.1f} times ({last}) to {most:.1f} times ({first}) sooner than with a full prefill."
         )
     encode = [
@@ -118,7 +124,7 @@ def times(shown: Sequence[Json], prefill_seconds: float) -> str:
         if c["kind"] == "recipe" and (t := percent(c, "encode_seconds", prefill_seconds)) is not None
     ]
     if encode:
-        said.append(
+        sentences.append(
             f"Encoding takes {_brief(min(encode))} to {_brief(max(encode))} of a prefill's time, once."
         )
     load = [
@@ -127,5 +133,5 @@ def times(shown: Sequence[Json], prefill_seconds: float) -> str:
         if c["kind"] != "peer" and (t := percent(c, "load_seconds", prefill_seconds)) is not None
     ]
     if load:
-        said.append(f"Loading takes {_brief(min(load))} to {_brief(max(load))}, each time.")
-    return " ".join(said)
+        sentences.append(f"Loading takes {_brief(min(load))} to {_brief(max(load))}, each time.")
+    return " ".join(sentences)

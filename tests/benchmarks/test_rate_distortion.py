@@ -116,7 +116,7 @@ def test_haystacks_hide_every_key_once_in_each_kind_of_text(ground: Prefilled) -
 def test_scores_are_shares_of_questions_and_losses_are_paired() -> None:
     prompts = tuple(Prompt((1,), 8, {"answers": [answer], "depth": 0.5}) for answer in ("11111", "22222"))
     said = [["11111", "22222"], ["11111.", "no 222222"]]
-    records = tuple({"said": s, "nbytes": 100 * (2 - n), "n_elements": 1000} for n, s in enumerate(said))
+    records = tuple({"answers": s, "nbytes": 100 * (2 - n), "n_elements": 1000} for n, s in enumerate(said))
     measured = [Measured(Context("needles", name, (1,), prompts=prompts), records) for name in "ab"]
     raw, other = scores([Raw(), Raw("other")], measured)
     assert (raw.n_right, raw.n_asked, raw.lost.value) == (4, 4, 0)

@@ -116,7 +116,7 @@ def prepared(documents: Store, lively: kvtool.Model, prefill_texts: Callable[...
     """The same, made for blending too: expected, and kivi-expected; not to be written to."""
     store = prefill_texts(lively, neighbours=2)
     kvtool.compress(store, recipe="kivi", bits=8)
-    kvtool.compress(store, recipe="kivi", bits=8, of="expected")
+    kvtool.compress(store, recipe="kivi", bits=8, source="expected")
     return store
 
 

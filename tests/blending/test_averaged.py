@@ -45,8 +45,8 @@ def made(lively: kvtool.Model, corpus: Path) -> Store:
     """The corpus, read behind two neighbours."""
     store = Store(corpus / "made")
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=store, neighbours=2)
-    assert sorted(report.expected) == THREE
-    assert report.alone == []
+    assert sorted(report.averaged) == THREE
+    assert report.without_neighbours == []
     return store
 
 
@@ -234,7 +234,7 @@ def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model
     Path("long.md").write_text("\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(3)))
     store = Store(corpus / "long")
     report = kvtool.prefill(["long.md", "c.txt"], model=lively, store=store, segment_tokens=40, neighbours=2)
-    assert sorted(report.expected) == ["c.txt", "long.md"]
+    assert sorted(report.averaged) == ["c.txt", "long.md"]
     assert len(store["long.md"].segments) == 3
     (prefix, own) = (part.token_ids.tolist() for part in store.parts("long.md", segment=2))
     before = [*store.open("c.txt").token_ids.tolist(), *document_tokens(lively, SEPARATOR)]
@@ -252,7 +252,7 @@ def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model
 def test_again_is_nothing(made: Store, lively: kvtool.Model) -> None:
     before, written = files(made), touched(made)
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
-    assert (report.prefilled, report.expected, report.tokens) == ([], [], 0)
+    assert (report.prefilled, report.averaged, report.tokens) == ([], [], 0)
     assert sorted(report.unchanged) == THREE
     assert files(made) == before
     assert touched(made) == written
@@ -264,7 +264,7 @@ def test_what_was_prefilled_without_can_be_read_behind_others_later(
     later = Store(corpus / "later")
     kvtool.prefill(["docs", "c.txt"], model=lively, store=later)
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=later, neighbours=2)
-    assert (report.prefilled, sorted(report.expected)) == ([], THREE)
+    assert (report.prefilled, sorted(report.averaged)) == ([], THREE)
     assert files(later) == files(made)
 
 
@@ -287,18 +287,18 @@ def test_an_interrupted_run_ends_as_one_that_was_not(lively: kvtool.Model, corpu
         kvtool.prefill(names, store=store, neighbours=2, on_progress=killed, **options)
     done = [name for name, document in store.items() if "expected" in document.variants]
     report = kvtool.prefill(names, store=store, neighbours=2, **options)
-    assert sorted([*done, *report.expected]) == sorted(store)
+    assert sorted([*done, *report.averaged]) == sorted(store)
     assert files(store) == files(whole)
 
 
 def test_a_document_alone_is_reported_until_there_is_another(lively: kvtool.Model, corpus: Path) -> None:
     store = Store(corpus / "few")
     report = kvtool.prefill("c.txt", model=lively, store=store, neighbours=2)
-    assert (report.prefilled, report.expected, report.alone) == (["c.txt"], [], ["c.txt"])
+    assert (report.prefilled, report.averaged, report.without_neighbours) == (["c.txt"], [], ["c.txt"])
     assert store["c.txt"].variants == ["raw"]
     report = kvtool.prefill(["c.txt", "docs/a.md"], model=lively, store=store, neighbours=2)
-    assert sorted(report.expected) == ["c.txt", "docs/a.md"]
-    assert report.alone == []
+    assert sorted(report.averaged) == ["c.txt", "docs/a.md"]
+    assert report.without_neighbours == []
 
 
 def test_what_would_not_fit_behind_any_other_is_alone(tiny: kvtool.Model, corpus: Path) -> None:
@@ -307,20 +307,20 @@ def test_what_would_not_fit_behind_any_other_is_alone(tiny: kvtool.Model, corpus
     Path("other.txt").write_text("Another one. " * 20)
     store = Store(corpus / "long")
     report = kvtool.prefill(["long.txt", "other.txt"], model=tiny, store=store, neighbours=1)
-    assert (report.expected, report.alone) == (["other.txt"], ["long.txt"])
+    assert (report.averaged, report.without_neighbours) == (["other.txt"], ["long.txt"])
 
 
 def test_other_prefixes_documents_are_no_neighbours(made: Store, lively: kvtool.Model) -> None:
     Path("d.txt").write_text("Under a system prompt.\n")
     report = kvtool.prefill("d.txt", model=lively, store=made, system="Be brief.", neighbours=2)
-    assert (report.expected, report.alone) == ([], ["d.txt"])
+    assert (report.averaged, report.without_neighbours) == ([], ["d.txt"])
 
 
 def test_what_changed_is_read_again(made: Store, lively: kvtool.Model) -> None:
     before = {name: made[name] for name in THREE}
     Path("docs/a.md").write_text("# Apples\n\nThe red apple costs four crowns.\n")
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
-    assert report.prefilled == report.expected == ["docs/a.md"]
+    assert report.prefilled == report.averaged == ["docs/a.md"]
     assert made["docs/a.md"].variants == ["raw", "expected"]
     assert {name for name in THREE if made[name] == before[name]} == {"c.txt", "docs/b.md"}
 
@@ -331,7 +331,7 @@ def test_a_missing_one_is_made_again(made: Store, lively: kvtool.Model) -> None:
     # Meanwhile a blend takes the cache of the document alone.
     assert kvtool.blend(made, ["docs/a.md", "c.txt"], lively).layout.variants == ("raw", "raw")
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
-    assert report.expected == ["c.txt"]
+    assert report.averaged == ["c.txt"]
     assert files(made) == before
 
 
@@ -353,7 +353,7 @@ def test_a_model_whose_keys_cannot_be_moved_is_refused(tiny_dir: Path, corpus: P
 
 def test_compressed_it_keeps_its_scores(made: Store, lively: kvtool.Model) -> None:
     kvtool.compress(made, recipe="kivi", bits=4)
-    report = kvtool.compress(made, recipe="kivi", bits=4, of="expected")
+    report = kvtool.compress(made, recipe="kivi", bits=4, source="expected")
     assert (report.variant, report.compressed) == ("kivi-expected", THREE)
     assert report.raw_nbytes == sum(made.size(name, "expected") for name in THREE)
     for name in THREE:
@@ -373,22 +373,22 @@ def test_compressed_it_keeps_its_scores(made: Store, lively: kvtool.Model) -> No
         made["c.txt"].segments[0].variants["kivi"].artifact,
         made["docs/a.md"].segments[0].variants["kivi-expected"].artifact,
     ]
-    again = kvtool.compress(made, recipe="kivi", bits=4, of="expected")
+    again = kvtool.compress(made, recipe="kivi", bits=4, source="expected")
     assert (again.compressed, again.unchanged) == ([], THREE)
 
 
 def test_of_what_is_compressed(made: Store, store: Store) -> None:
-    with pytest.raises(UsageError, match=r"^--of kivi: expected raw or expected"):
-        kvtool.compress(made, recipe="kivi", of="kivi")
+    with pytest.raises(UsageError, match=r"^--source kivi: expected raw or expected"):
+        kvtool.compress(made, recipe="kivi", source="kivi")
     with pytest.raises(UsageError, match=r"^--name expected: is kept for what prefill made"):
         kvtool.compress(made, recipe="kivi", name="expected")
     with pytest.raises(
         StoreError, match=r"c.txt: has no variant 'expected', only raw; prefill with --neighbours"
     ):
-        kvtool.compress(store, "c.txt", recipe="kivi", of="expected")
-    assert kvtool.compress(made, "c.txt", recipe="kivi", of="expected", name="x").variant == "x-expected"
-    with pytest.raises(UsageError, match=r"^--of expected: .* measured on the raw cache"):
-        kvtool.compress(made, recipe="klt", of="expected", ratio=30)
+        kvtool.compress(store, "c.txt", recipe="kivi", source="expected")
+    assert kvtool.compress(made, "c.txt", recipe="kivi", source="expected", name="x").variant == "x-expected"
+    with pytest.raises(UsageError, match=r"^--source expected: .* measured on the raw cache"):
+        kvtool.compress(made, recipe="klt", source="expected", ratio=30)
 
 
 # Made to harm
@@ -526,7 +526,7 @@ def test_fewer_than_no_neighbours_make_no_sense(cli: Callable[..., Any]) -> None
 
 
 def test_verify_and_gc_know_them(made: Store, cli: Callable[..., Any]) -> None:
-    kvtool.compress(made, recipe="kivi", of="expected")
+    kvtool.compress(made, recipe="kivi", source="expected")
     # Three documents of three variants each, and the prefix.
     assert json.loads(cli("verify", "--json").stdout) == {"sound": 10, "broken": {}, "removed": []}
     before = files(made)

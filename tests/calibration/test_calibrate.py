@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 import kvtool
 from kvtool import Store, calibrate
-from kvtool.calibration import samples
+from kvtool.calibration import pieces, samples
 from kvtool.calibration.calibrate import Progress
-from kvtool.calibration.samples import Samples, pieces_of_store, pieces_of_texts
+from kvtool.calibration.pieces import pieces_of_store, pieces_of_texts
+from kvtool.calibration.samples import Samples
 from kvtool.cli import app
 from kvtool.codecs import Calibration, CodecError, Recipe, Sample
 from kvtool.errors import FAILED, PARTLY, USAGE, MismatchError, StoreError, UsageError
@@ -30,8 +31,8 @@ Cli = Callable[..., Any]
 @pytest.fixture
 def long(store: Store, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> Store:
     """With a document of several segments beside the three, and pieces of 60 tokens at most."""
-    monkeypatch.setattr(samples, "PIECE_TOKENS", 60)
-    monkeypatch.setattr(samples, "SHORTEST", 10)
+    monkeypatch.setattr(pieces, "PIECE_TOKENS", 60)
+    monkeypatch.setattr(pieces, "SHORTEST", 10)
     Path("long.py").write_text(
         "\n\n".join(f"Paragraph {n} is about the number {n}, and so on." for n in range(12))
     )

@@ -14,9 +14,10 @@ from kvtool.codecs.quantize.deadzone import Deadzone
 from kvtool.codecs.registry import recipes
 from kvtool.codecs.transform.window import Window
 from kvtool.compression import workers
-from kvtool.compression.compress import Report
 from kvtool.compression.pipeline_options import pipeline_of
+from kvtool.compression.report import Report
 from kvtool.errors import MismatchError, StoreError, UsageError
+from kvtool.store.segments import SegmentRef, encode_segment
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 
@@ -254,7 +255,7 @@ def test_what_an_interrupted_run_left_is_taken_up(store: Store, monkeypatch: pyt
         raise KeyboardInterrupt
 
     pipeline = pipeline_of("kivi")
-    left = workers.encode_segment(store, workers.Task("c.txt", 0), pipeline)
+    left = encode_segment(store, SegmentRef("c.txt", 0), pipeline)
     with pytest.raises(KeyboardInterrupt):
         kvtool.compress(store, ["docs/a.md", "docs/b.md"], recipe="kivi", on_progress=killed)
     assert "kivi" in store["docs/a.md"].variants

@@ -1,4 +1,4 @@
-"""The dial: what is asked of it, and where it comes to stand."""
+"""The dial of a recipe: targets for it, and the settings that meet them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from kvtool.compression.rate_control import CLOSE, TRIES, Setting, Target, asked, solve
+from kvtool.compression.rate_control import CLOSE, TRIES, search
+from kvtool.compression.target import Setting, Target, split_target
 from kvtool.errors import UsageError
 
 
@@ -19,7 +20,7 @@ def test_a_falling_measure_is_met_from_below(limit: float, slope: float) -> None
         tried.append(step)
         return float(0.02 * step**-slope)
 
-    found = solve(bits, limit, start=0.04, between=(1e-9, 1e4), rising=False)
+    found = search(bits, limit, start=0.04, between=(1e-9, 1e4), rising=False)
     assert found.met
     assert (1 - CLOSE) * limit <= found.measured <= limit
     assert found.measured == bits(found.value)
@@ -31,40 +32,40 @@ def test_a_rising_measure_with_a_bend_is_met_from_below(limit: float) -> None:
     def kl(step: float) -> float:
         return 0.001 + 9 * step**2 + (0.05 if step > 0.15 else 0)
 
-    found = solve(kl, limit, start=0.04, between=(1e-4, 10), rising=True)
+    found = search(kl, limit, start=0.04, between=(1e-4, 10), rising=True)
     assert found.met
     assert 0.9 * limit <= found.measured <= limit
 
 
 def test_what_cannot_be_met_gives_the_nearest() -> None:
-    found = solve(lambda step: 0.01 + step, 0.005, start=0.04, between=(1e-3, 10), rising=True)
+    found = search(lambda step: 0.01 + step, 0.005, start=0.04, between=(1e-3, 10), rising=True)
     assert found == Setting("", 1e-3, pytest.approx(0.011), met=False)
-    smallest = solve(lambda step: 0.1 + 1 / step, 0.05, start=0.04, between=(1e-3, 10), rising=False)
+    smallest = search(lambda step: 0.1 + 1 / step, 0.05, start=0.04, between=(1e-3, 10), rising=False)
     assert (smallest.value, smallest.met) == (10, False)
 
 
 def test_a_measure_that_always_meets_ends_at_the_far_side() -> None:
-    found = solve(lambda _: 0.001, 0.5, start=0.04, between=(1e-3, 10), rising=True)
+    found = search(lambda _: 0.001, 0.5, start=0.04, between=(1e-3, 10), rising=True)
     assert (found.value, found.met) == (10, True)
 
 
 def test_targets_in_their_own_units() -> None:
     assert Target("ratio", 32).limit == 0.5
-    assert Target("ratio", 32).said(0.25) == "ratio 64.0"
-    assert Target("bits", 0.5).said(0.4567) == "0.457 bits per value"
-    assert Target("max_kl", 0.02).said(0.0123) == "KL 0.0123"
+    assert Target("ratio", 32).describe(0.25) == "ratio 64.0"
+    assert Target("bits", 0.5).describe(0.4567) == "0.457 bits per value"
+    assert Target("max_kl", 0.02).describe(0.0123) == "KL 0.0123"
     for value in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(UsageError, match=r"--max-kl .*expected a number above 0"):
             Target("max_kl", value)
 
 
 def test_what_is_asked_of_a_recipe() -> None:
-    assert asked("klt", {"ratio": 30}) == (Target("ratio", 30.0), {})
-    assert asked("klt", {"step": 0.1}) == (None, {"step": 0.1})
-    assert asked("klt", {"preset": "small"})[1].keys() == {"step"}
+    assert split_target("klt", {"ratio": 30}) == (Target("ratio", 30.0), {})
+    assert split_target("klt", {"step": 0.1}) == (None, {"step": 0.1})
+    assert split_target("klt", {"preset": "small"})[1].keys() == {"step"}
     # Where a recipe has a parameter so called, that is meant.
-    assert asked("kivi", {"bits": 4}) == (None, {"bits": 4})
-    assert asked("kvtc", {"ratio": 16}) == (None, {"ratio": 16})
+    assert split_target("kivi", {"bits": 4}) == (None, {"bits": 4})
+    assert split_target("kvtc", {"ratio": 16}) == (None, {"ratio": 16})
 
 
 @pytest.mark.parametrize(
@@ -82,4 +83,4 @@ def test_what_cannot_be_asked_is_refused(
     recipe: str, parameters: dict[str, float | str], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        asked(recipe, parameters)
+        split_target(recipe, parameters)

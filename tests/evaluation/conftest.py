@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from kvtool.engines.capabilities import rope_description
 from kvtool.evaluation.candidates import Restored
 from kvtool.kernels import dispatch
 from kvtool.measurement.bench import Bench
+from kvtool.measurement.scope import Scope
 
 WORDS = (
     "ship",
@@ -121,3 +123,24 @@ BROKEN = [
     Broken("RoPE off by one", turn_by_one),
 ]
 NOISY = Broken("noisy", add_noise)
+
+SMALL = Scope(context=500, tokens=64, lengths=(2400,), haystacks=1, answer_tokens=8, repeats=1)
+KL = Scope(metrics=("kl",), context=500, tokens=64)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    asked = [
+        {"document": "a.txt", "question": "What did the ship carry?"},
+        {"document": "b.txt", "turns": ["Who left?", "When?", "With what?"]},
+        {"document": "a.txt", "question": "How many sailors?"},
+    ]
+    path.write_text("\n".join(map(json.dumps, asked)))
+    return path
+
+
+def of(evaluation: Any, name: str) -> Any:
+    """The candidate of that name."""
+    (found,) = (c for c in evaluation["candidates"] if c["name"] == name)
+    return found

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvtool.errors import UsageError
 from kvtool.evaluation import questions
-from kvtool.evaluation.questions import Asked, read_questions
+from kvtool.evaluation.questions import UserQuestion, read_questions
 
 NAMES = ["docs/a.md", "docs/b.md", "c.txt"]
 GOOD = {"document": "c.txt", "question": "Where did the ships go?"}
@@ -24,7 +24,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("questions.jsonl")
 
 
-def read(file: Path, *lines: str | dict[str, Any]) -> list[Asked]:
+def read(file: Path, *lines: str | dict[str, Any]) -> list[UserQuestion]:
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     file.write_bytes("\n".join(texts).encode())
     return read_questions(file, NAMES)
@@ -44,8 +44,8 @@ def test_reads_questions_and_turns(file: Path) -> None:
         " \t",
     )
     assert asked == [
-        Asked("c.txt", None, ("Where did the ships go?",)),
-        Asked("docs/a.md", 2, ("What is red?", "And what does it cost?"), "x"),
+        UserQuestion("c.txt", None, ("Where did the ships go?",)),
+        UserQuestion("docs/a.md", 2, ("What is red?", "And what does it cost?"), "x"),
     ]
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from kvtool.evaluation.candidates import Raw
 from kvtool.evaluation.summary import Measured, candidate_summary
-from kvtool.evaluation.timing import Rounds, told
-from kvtool.measurement.contexts import Context, Place, Prompt
+from kvtool.evaluation.timing import Rounds
+from kvtool.measurement.contexts import Context, Prompt
+from kvtool.store.segments import SegmentRef
 
 
 def record(**more: Any) -> dict[str, Any]:
@@ -40,48 +41,48 @@ SAID = ["It is 11.", "It is 33.", "22 and 99", "11"]
 
 
 def retrieval(said: list[str], raw: list[str] = RAW_SAID, contexts: int = 8) -> Any:
-    one = Measured(haystack(512, ASKED), (record(said=raw), record(said=said)))
+    one = Measured(haystack(512, ASKED), (record(answers=raw), record(answers=said)))
     return candidate_summary(1, Raw(), [one] * contexts)["retrieval"]
 
 
 def test_what_is_found_and_what_is_kept() -> None:
     found = retrieval(SAID)
-    assert found["asked"] == 32
+    assert found["questions"] == 32
     assert found["score"]["value"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
     # Raw has 11, 22, and 11 of the pair: 2.5 questions' worth, of which the first alone is still said.
     assert found["retention"]["value"] == pytest.approx(1 / 2.5)
-    assert found["told_from_raw"]
+    assert found["differs_from_raw"]
     assert found["tasks"]["multi-query"] == {
         "score": pytest.approx(found["tasks"]["multi-query"]["score"]),
-        "asked": 8,
+        "questions": 8,
     }
     assert found["tasks"]["multi-query"]["score"]["value"] == 0.5
 
 
 def test_turns_are_compared_on_the_same_tasks() -> None:
     assert retrieval(SAID)["turns"] == [
-        {"turn": 1, "score": 0.5, "asked": 16},
-        {"turn": 2, "score": 1.0, "asked": 8},
+        {"turn": 1, "score": 0.5, "questions": 16},
+        {"turn": 2, "score": 1.0, "questions": 8},
     ]
 
 
 def test_the_map_has_what_stands_in_one_place() -> None:
-    assert retrieval(SAID)["map"] == [
-        {"length": 512, "depth": 0.1, "score": 1.0, "asked": 16},
-        {"length": 512, "depth": 0.9, "score": 0.0, "asked": 8},
+    assert retrieval(SAID)["by_length_and_depth"] == [
+        {"length": 512, "depth": 0.1, "score": 1.0, "questions": 16},
+        {"length": 512, "depth": 0.9, "score": 0.0, "questions": 8},
     ]
 
 
-def test_the_same_answers_cannot_be_told_from_raw() -> None:
+def test_the_same_answers_do_not_differ_from_raw() -> None:
     found = retrieval(RAW_SAID)
     assert found["retention"]["value"] == 1
-    assert not found["told_from_raw"]
+    assert not found["differs_from_raw"]
 
 
 def test_answering_other_questions_keeps_nothing() -> None:
     found = retrieval(["no", "no", "22", "11"], raw=["11", "22", "11", "no"])
     assert found["retention"]["value"] == 0
-    assert found["told_from_raw"]
+    assert found["differs_from_raw"]
 
 
 def test_raw_that_answers_nothing_leaves_nothing_to_keep() -> None:
@@ -90,7 +91,7 @@ def test_raw_that_answers_nothing_leaves_nothing_to_keep() -> None:
 
 def test_segments_of_one_document_are_one() -> None:
     def text(document: str, segment: int) -> Measured:
-        context = Context("text", document, (1, 2), (1,), (2,), place=Place(document, segment))
+        context = Context("text", document, (1, 2), (1,), (2,), segment=SegmentRef(document, segment))
         predicted = {"kl": [0.1 * (segment + 1)], "dnll": [0.0], "top1": [1.0]}
         return Measured(context, (record(**predicted), record(**predicted)))
 
@@ -98,11 +99,11 @@ def test_segments_of_one_document_are_one() -> None:
     assert found["kl"]["n"] == 2
     assert found["kl"]["value"] == pytest.approx(0.4 / 3)
     assert found["bits_per_value"] == 2.0
-    assert found["error"] == {"keys": [[0.5]], "values": [[0.0]]}
+    assert found["relative_error"] == {"keys": [[0.5]], "values": [[0.0]]}
 
 
 def test_a_time_is_how_often_it_goes_into_the_full_one() -> None:
-    found = told(Rounds([3.0, 1.0, 2.0], [0.1] * 3, [0.5, 1.0, 2.0], 7), [10.0, 10.0, 10.0])
-    assert found["ttft_ratio"] == {"value": 10.0, "low": 5.0, "high": 20.0, "n": 3}
-    assert (found["encode_seconds"], found["first_token_seconds"], found["peak_bytes"]) == (2.0, 1.0, 7)
-    assert told(Rounds([1.0], [1.0], [], None), [10.0])["ttft_ratio"] is None
+    found = Rounds([3.0, 1.0, 2.0], [0.1] * 3, [0.5, 1.0, 2.0], 7).to_json([10.0, 10.0, 10.0])
+    assert found["ttft_speedup"] == {"value": 10.0, "low": 5.0, "high": 20.0, "n": 3}
+    assert (found["encode_seconds"], found["ttft_seconds"], found["peak_bytes"]) == (2.0, 1.0, 7)
+    assert Rounds([1.0], [1.0], [], None).to_json([10.0])["ttft_speedup"] is None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kvtool.errors import UsageError
 from kvtool.measurement.haystack import Needle, hide
-from kvtool.measurement.needles import Haystack, Question, found, haystacks
+from kvtool.measurement.needles import Haystack, Question, contained, haystacks
 from kvtool.measurement.tasks import COMMON_WORDS
 
 TOPICS = [topics[name] for name in sorted(topics)]
@@ -84,7 +84,7 @@ def test_never_longer_than_asked_for_and_every_answer_once(
     for haystack in made:
         assert 0.9 * length < count(haystack.text) <= length
         for question in haystack.questions:
-            assert all(found(question.answers, " ".join(question.answers)))
+            assert all(contained(question.answers, " ".join(question.answers)))
             assert not set(question.answers) & set(re.findall(r"\w+", question.text + question.lead))
             if question.task == COMMON_WORDS:
                 assert question.depth is None
@@ -121,7 +121,7 @@ def test_every_kind_of_question() -> None:
     alone = {question.text: question for question in keys.questions[:4]}
     for question in keys.questions:
         for text, answer in question.history:
-            assert all(found(alone[text].answers, answer))
+            assert all(contained(alone[text].answers, answer))
             assert answer in keys.text
         if question.history:
             assert replace(question, history=()) == alone[question.text]
@@ -169,8 +169,8 @@ def test_what_the_documents_have_is_not_asked_about() -> None:
     text = " ".join(word for word in spoken if word not in {"Amber", "Iris", "Willow", "Tulip", "Sage"})
     for haystack in make([f"{text}. "] * 3, (900,)):
         for question in haystack.questions:
-            assert not any(found(question.answers, text))
-            assert all(found(question.answers, " ".join(question.answers)))
+            assert not any(contained(question.answers, text))
+            assert all(contained(question.answers, " ".join(question.answers)))
 
 
 def test_short_haystacks_have_fewer_needles_and_stay_half_document() -> None:
@@ -222,4 +222,4 @@ def test_what_cannot_be_made_is_named(texts: list[str], length: int, message: st
     ],
 )
 def test_found(answers: tuple[str, ...], said: str, share: float) -> None:
-    assert sum(found(answers, said)) / len(answers) == share
+    assert sum(contained(answers, said)) / len(answers) == share

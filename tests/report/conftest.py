@@ -55,7 +55,7 @@ class Maker:
             "top1": estimate(1 - 0.5 * kl**0.5, 0.0 if kl == 0 else 0.004 + kl * 0.05),
             "retrieval": self.retrieval(kl, raw),
             "answers": self.answers(kl),
-            "error": self.error(kl),
+            "relative_error": self.error(kl),
             "times": self.times(raw, kind),
             "by_document": [
                 {
@@ -72,7 +72,7 @@ class Maker:
     def retrieval(self, kl: float, raw: bool) -> dict[str, Any]:
         left = self.share(1 - 2.2 * kl)
         cells = [
-            {"length": n, "depth": i / max(1, self.depths - 1), "asked": 12}
+            {"length": n, "depth": i / max(1, self.depths - 1), "questions": 12}
             | {
                 "score": round(
                     self.share(self.near(0.9 - n / 8000, 0.1)) * (1 if kl == 0 else self.near(left, 0.1)), 3
@@ -87,16 +87,17 @@ class Maker:
         return {
             "score": estimate(score, 0.04, 60),
             "retention": None if raw else estimate(left, 0.0 if kl == 0 else min(0.03, 1 - left + 0.01), 60),
-            "told_from_raw": not raw and kl > 0.02,
-            "asked": 12 * len(cells),
+            "differs_from_raw": not raw and kl > 0.02,
+            "questions": 12 * len(cells),
             "tasks": {
-                task: {"score": estimate(self.share(score * (1.1 - 0.12 * i)), 0.06, 60), "asked": 30}
+                task: {"score": estimate(self.share(score * (1.1 - 0.12 * i)), 0.06, 60), "questions": 30}
                 for i, task in enumerate(TASKS)
             },
             "turns": [
-                {"turn": t, "score": self.share(score * (1.02 - 0.03 * t)), "asked": 40} for t in (1, 2, 3)
+                {"turn": t, "score": self.share(score * (1.02 - 0.03 * t)), "questions": 40}
+                for t in (1, 2, 3)
             ],
-            "map": cells,
+            "by_length_and_depth": cells,
         }
 
     def answers(self, kl: float) -> dict[str, Any]:
@@ -113,16 +114,16 @@ class Maker:
             for i in range(3 if kl else 0)
         ]
         return {
-            "exact": estimate(self.share(f1 - 0.2 if kl else 1), 0.0 if kl == 0 else 0.05, 24),
+            "exact_match": estimate(self.share(f1 - 0.2 if kl else 1), 0.0 if kl == 0 else 0.05, 24),
             "f1": estimate(f1, 0.0 if kl == 0 else 0.03, 24),
-            "asked": 24,
+            "questions": 24,
             "turns": [
                 {
                     "turn": t,
                     "f1": self.share(f1 - 0.01 * t if kl else 1),
-                    "exact": self.share(f1 - 0.2 if kl else 1),
+                    "exact_match": self.share(f1 - 0.2 if kl else 1),
                 }
-                | {"asked": 12}
+                | {"questions": 12}
                 for t in (1, 2)
             ],
             "examples": worst,
@@ -145,8 +146,8 @@ class Maker:
         return {
             "encode_seconds": None if raw or kind == "peer" else self.near(0.9, 0.8),
             "load_seconds": self.near(0.1 if raw else 0.22, 0.4),
-            "first_token_seconds": 6.0 / ratio,
-            "ttft_ratio": estimate(ratio, ratio * 0.06, 5),
+            "ttft_seconds": 6.0 / ratio,
+            "ttft_speedup": estimate(ratio, ratio * 0.06, 5),
             "peak_bytes": int(self.near(6e7)),
         }
 
@@ -172,7 +173,7 @@ def evaluation(
             "n": c["kl"]["n"],
             "limit": 0.05,
         }
-        | {"passed": c["kl"]["value"] <= 0.05, "told": not c["kl"]["low"] <= 0.05 <= c["kl"]["high"]}
+        | {"passed": c["kl"]["value"] <= 0.05, "significant": not c["kl"]["low"] <= 0.05 <= c["kl"]["high"]}
         for c in made[1:]
     ]
     whole: Evaluation = {
@@ -198,8 +199,8 @@ def evaluation(
         },
         "settings": {"context": 1024, "tokens": 256, "lengths": list(lengths), "seed": seed, "repeats": 5},
         "documents": [
-            {"name": "docs/a.md", "segment": 0, "cached_tokens": 1024, "fed_tokens": 257},
-            {"name": "docs/b.md", "segment": 0, "cached_tokens": 812, "fed_tokens": 257},
+            {"name": "docs/a.md", "segment": 0, "cached_tokens": 1024, "predicted_tokens": 257},
+            {"name": "docs/b.md", "segment": 0, "cached_tokens": 812, "predicted_tokens": 257},
         ],
         "candidates": made,
         "times": {"document": "docs/a.md", "tokens": 1024, "repeats": 5, "prefill_seconds": 6.0},

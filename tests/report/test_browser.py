@@ -170,17 +170,19 @@ def test_bars_are_as_long_as_the_table_says(opened: Any, make_evaluation: Make) 
     unit = (middle(opened, "time-faster-x-10")[0] - start) / 10
     for index, candidate in enumerate(shown):
         box = opened.locator(f"[id='time-faster-{index}']").bounding_box()
-        assert box["width"] / unit == pytest.approx(candidate["times"]["ttft_ratio"]["value"], abs=1.5 / unit)
+        assert box["width"] / unit == pytest.approx(
+            candidate["times"]["ttft_speedup"]["value"], abs=1.5 / unit
+        )
     encoded = [c["times"]["encode_seconds"] is not None for c in shown]
     assert [opened.locator(f"[id='time-encode-{i}']").count() == 1 for i in range(len(shown))] == encoded
 
 
 def test_heat_maps_show_the_errors(opened: Any, make_evaluation: Make) -> None:
     shown = candidates(make_evaluation())
-    most = max(e for c in shown for side in c["error"].values() for heads in side for e in heads)
+    most = max(e for c in shown for side in c["relative_error"].values() for heads in side for e in heads)
     opened.select_option("#choose-error", "2")
     for side in ("keys", "values"):
-        layers = shown[2]["error"][side]
+        layers = shown[2]["relative_error"][side]
         found = opened.locator(f"[id='error-2-{side}']")
         image = Image.open(io.BytesIO(found.screenshot())).convert("RGB")
         for layer, heads in enumerate(layers):
@@ -196,7 +198,7 @@ def test_retrieval_maps_show_the_scores(opened: Any, make_evaluation: Make) -> N
     opened.select_option("#choose-map", "4")
     for side, candidate in (("raw", shown[0]), ("own", shown[4])):
         boxes = {}
-        for i, cell in enumerate(candidate["retrieval"]["map"]):
+        for i, cell in enumerate(candidate["retrieval"]["by_length_and_depth"]):
             found = opened.locator(f"[id='map-4-{side}-{i}']")
             assert found.locator("title").text_content() == f"{cell['score']:.2f} of 12 questions"
             shade = float(found.locator("path").evaluate("(p) => p.style.fillOpacity || 1"))

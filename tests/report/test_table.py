@@ -53,7 +53,7 @@ def test_each_line_has_the_candidates_numbers(make_evaluation: Make) -> None:
             candidate["retrieval"]["score"]["value"],
             *([100 * kept["value"]] if kept else []),
             candidate["answers"]["f1"]["value"],
-            candidate["times"]["ttft_ratio"]["value"],
+            candidate["times"]["ttft_speedup"]["value"],
         ]
         assert found == pytest.approx(expected, rel=0.15, abs=0.02)
 
@@ -72,7 +72,7 @@ def test_what_noise_explains_is_marked(make_evaluation: Make) -> None:
         line = lines_of(evaluation)[candidate["name"]]
         dnll, kept = candidate["dnll"], candidate["retrieval"]
         noisy = dnll["low"] <= 0 <= dnll["high"] and dnll["low"] < dnll["high"]
-        assert line.count("≈") == noisy + (kept["retention"] is not None and not kept["told_from_raw"])
+        assert line.count("≈") == noisy + (kept["retention"] is not None and not kept["differs_from_raw"])
 
 
 def test_columns_that_nobody_has_are_left_out(make_evaluation: Make) -> None:
@@ -97,7 +97,7 @@ def test_the_gate_names_what_failed(make_evaluation: Make) -> None:
             "n": None,
             "limit": 0.95,
         }
-        | {"passed": False, "told": False}
+        | {"passed": False, "significant": False}
     )
     gate = [line for line in table(evaluation).splitlines() if line.startswith("gate ")]
     assert len(gate) == len(evaluation["gate"])
@@ -118,8 +118,8 @@ def test_near_the_limit_is_said(make_evaluation: Make) -> None:
         "n": 6,
         "limit": 0.05,
     }
-    near = make_evaluation(gate=[check | {"passed": True, "told": False}])
-    far = make_evaluation(gate=[check | {"passed": True, "told": True}])
+    near = make_evaluation(gate=[check | {"passed": True, "significant": False}])
+    far = make_evaluation(gate=[check | {"passed": True, "significant": True}])
     assert table(near).endswith("limit 0.05; cannot be told from the limit")
     assert table(far).endswith("limit 0.05")
 

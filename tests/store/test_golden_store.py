@@ -15,7 +15,7 @@ import pytest
 
 import kvtool
 from kvtool.ask import ask
-from kvtool.blending.blend import How
+from kvtool.blending.blend import BlendOptions
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "store"
 ANSWERS = json.loads((GOLDEN / "answers.json").read_text())
@@ -58,10 +58,10 @@ def test_every_artifact_and_calibration_is_sound(store: kvtool.Store) -> None:
     "asked", ANSWERS["asked"], ids=lambda a: "-".join(map(str, [*a["documents"], *list(a.values())[1:-2]]))
 )
 def test_it_answers_as_it_did(store: kvtool.Store, model: kvtool.Model, asked: dict[str, Any]) -> None:
-    how = How(**{name: asked[name] for name in ("policy", "recompute") if name in asked})
-    variant = asked["variant"]
+    how = BlendOptions(**{name: asked[name] for name in ("policy", "recompute") if name in asked})
+    variant = asked["variant"].replace("expected", "averaged")
     answer = ask(
-        ANSWERS["question"], asked["documents"], model, store, variant=variant, how=how, max_tokens=12
+        ANSWERS["question"], asked["documents"], model, store, variant=variant, options=how, max_tokens=12
     )
     assert list(answer.token_ids) == asked["token_ids"]
     assert answer.recomputed_tokens == asked["recomputed"]

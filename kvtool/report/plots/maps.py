@@ -28,7 +28,7 @@ def error_map(candidate: Json, index: int, most: float) -> Picture:
     do not hide them, and all candidates can be compared.
     """
     name = f"error-{index}"
-    sides = [grid(candidate["error"][side]) for side in ("keys", "values")]
+    sides = [grid(candidate["relative_error"][side]) for side in ("keys", "values")]
     with style.styled():
         height = min(4.0, max(1.0, 0.24 * sides[0].shape[0]))
         total = height + 0.75
@@ -53,7 +53,7 @@ def error_map(candidate: Json, index: int, most: float) -> Picture:
 def retrieval_map(raw: Json, candidate: Json, index: int) -> Picture:
     """Score at each depth and length, raw beside the candidate. Cells have the ids ``map-<index>-<raw|own>-<n>``."""
     name = f"map-{index}"
-    cells = candidate["retrieval"]["map"]
+    cells = candidate["retrieval"]["by_length_and_depth"]
     lengths, depths = (sorted({cell[key] for cell in cells}) for key in ("length", "depth"))
     with style.styled():
         height = max(1.1, 0.3 * len(depths))
@@ -79,13 +79,13 @@ def retrieval_map(raw: Json, candidate: Json, index: int) -> Picture:
             axes.spines[:].set_visible(False)
             if n == 0:
                 axes.set_ylabel("depth")
-            for i, cell in enumerate(whose["retrieval"]["map"]):
+            for i, cell in enumerate(whose["retrieval"]["by_length_and_depth"]):
                 if cell["length"] in lengths and cell["depth"] in depths:
                     gid = f"{name}-{side}-{i}"
                     _cell(
                         axes, lengths.index(cell["length"]), depths.index(cell["depth"]), cell["score"], gid
                     )
-                    titles[gid] = f"{cell['score']:.2f} of {cell['asked']} questions"
+                    titles[gid] = f"{cell['score']:.2f} of {cell['questions']} questions"
         says = words.lost_where(raw, candidate)
         label = (
             f"Map of retrieval by length of the context and depth of the fact: {candidate['name']} beside raw"
@@ -95,10 +95,10 @@ def retrieval_map(raw: Json, candidate: Json, index: int) -> Picture:
 
 def grid(layers: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     """``[heads, layers]``, not a number where a layer has fewer heads than another."""
-    found = np.full((max(map(len, layers)), len(layers)), np.nan)
+    errors = np.full((max(map(len, layers)), len(layers)), np.nan)
     for layer, heads in enumerate(layers):
-        found[: len(heads), layer] = heads
-    return found
+        errors[: len(heads), layer] = heads
+    return errors
 
 
 def shades(errors: NDArray[np.float64], most: float) -> NDArray[np.uint8]:

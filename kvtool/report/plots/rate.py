@@ -81,7 +81,9 @@ def retrieval_kept(shown: Sequence[Json]) -> Picture | None:
         ranges = {
             i: (100 * max(0.0, estimate["low"]), 100 * estimate["high"]) for i, estimate in kept.items()
         }
-        _families(axes, "kept", shown, points, ranges, lambda i: shown[i]["retrieval"]["told_from_raw"], 100)
+        _families(
+            axes, "kept", shown, points, ranges, lambda i: shown[i]["retrieval"]["differs_from_raw"], 100
+        )
         says = words.kept(shown)
         label = "Chart of the share of retrieval kept against ratio"
         return Picture(drawn(figure, "kept", label, _titles("kept", measured, "ratio", "kept")), says)

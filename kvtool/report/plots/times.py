@@ -45,7 +45,7 @@ def time_bars(shown: Sequence[Json], prefill_seconds: float) -> Picture:
                     continue
                 axes.barh(row, value, height=0.62, color=style.BAR)[0].set_gid(f"time-{key}-{i}")
                 end = value
-                if key == "faster" and (ratio := candidate["times"]["ttft_ratio"]):
+                if key == "faster" and (ratio := candidate["times"]["ttft_speedup"]):
                     axes.hlines(row, ratio["low"], ratio["high"], color=style.INK, lw=1.2)
                     end = max(value, ratio["high"])
                 axes.text(end + 0.02 * longest, row, _short(value), va="center", color=style.INK)

@@ -13,7 +13,8 @@ from kvtool.engines.capabilities import rope_description
 from kvtool.errors import UsageError
 from kvtool.model.chat_template import prefix_of
 from kvtool.model.model import Model
-from kvtool.prefilling.prefill import Report, prefill_text
+from kvtool.prefilling.prefill import prefill_text
+from kvtool.prefilling.report import Report
 from kvtool.server.cached_contents.store import Contents, Record
 from kvtool.server.http.errors import ApiError, api_error
 from kvtool.server.runtime.cache_memory import Busy, Memory

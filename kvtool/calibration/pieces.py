@@ -1,0 +1,133 @@
+"""Pieces of documents that a calibration is made from, drawn evenly over kinds, documents and segments."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+from kvtool.artifact.load import refuse_mismatch
+from kvtool.model.chat_template import document_tokens, prefix_again, prefix_of
+from kvtool.model.model import Model
+from kvtool.store.base import Store
+from kvtool.store.manifest import RAW, Document
+
+PIECE_TOKENS = 1024
+"""Tokens of a piece, at most: what the memory for its gradients allows, and long enough for most of what attention does."""
+
+SHORTEST = 64
+"""Tokens of a piece that is cut off at the end, at least. Fewer are mostly beginning."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """``token_ids`` of the document called ``source``, which the model runs after ``prefix_ids``."""
+
+    source: str
+    prefix_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+
+
+def pieces_of_store(
+    store: Store, names: Sequence[str] | None, model: Model, tokens: int, seed: int = 0
+) -> list[Piece]:
+    """Up to ``tokens`` tokens of the raw segments of ``names``, by default of all documents of ``model``.
+
+    Each piece has its own document's prefix. A store and a seed always give the same pieces. What several documents have in
+    common counts once. Raises ``MismatchError`` for a document of another model that is named, or if there are only such.
+    """
+    documents = [store[name] for name in (store if names is None else names)]
+    usable = [document for document in documents if document.model["fingerprint"] == model.fingerprint]
+    if len(usable) < len(documents) and (names is not None or not usable):
+        other = next(document for document in documents if document not in usable)
+        refuse_mismatch(store.open(other.name), model)
+    places: dict[str, list[tuple[Document, int, range]]] = {}
+    seen: set[str] = set()
+    for document in usable:
+        for index, segment in enumerate(document.segments):
+            if segment.identity not in seen:
+                seen.add(segment.identity)
+                cuts = ((document, index, tokens) for tokens in _cut(segment.n_tokens))
+                places.setdefault(document.name, []).extend(cuts)
+
+    def read(place: tuple[Document, int, range]) -> Piece:
+        document, index, cut = place
+        prefix = document.prefix_artifact
+        prefix_ids = store.open_artifact(prefix).token_ids.tolist() if prefix else []
+        token_ids = store.open(document.name, RAW, index).token_ids[cut.start : cut.stop].tolist()
+        return Piece(document.name, tuple(prefix_ids), tuple(token_ids))
+
+    return _limit(map(read, _spread(places, seed)), tokens)
+
+
+def pieces_of_texts(
+    texts: Sequence[str], store: Store, model: Model, tokens: int, seed: int = 0
+) -> list[Piece]:
+    """Up to ``tokens`` tokens of ``texts``.
+
+    Their prefix is that of the store's first document of ``model``, or else the one that prefill gives documents.
+    """
+    documents = (store[name] for name in store)
+    origins = (x.prefix["origin"] for x in documents if x.model["fingerprint"] == model.fingerprint)
+    origin = next(origins, None)
+    prefix = prefix_of(model) if origin is None else prefix_again(model, dict(origin))
+    pieces: dict[str, list[Piece]] = {}
+    for number, text in enumerate(texts):
+        token_ids = document_tokens(model, text)
+        pieces[f"{number:06d}"] = [
+            Piece(f"text {number}", prefix.token_ids, tuple(token_ids[cut.start : cut.stop]))
+            for cut in _cut(len(token_ids))
+        ]
+    return _limit(_spread(pieces, seed), tokens)
+
+
+def _cut(n_tokens: int) -> list[range]:
+    """Pieces of a segment, equal up to a token."""
+    count = -(-n_tokens // PIECE_TOKENS)
+    edges = [n_tokens * n // max(count, 1) for n in range(count + 1)]
+    return [range(start, end) for start, end in pairwise(edges)]
+
+
+def _spread(by_document: dict[str, list[T]], seed: int) -> Iterator[T]:
+    """All pieces, in an order whose every beginning is spread over kinds and documents.
+
+    Kinds of document, by the ends of their names, take turns; so do the documents of a kind, each giving one piece
+    in a round.
+    """
+    draw = random.Random(seed)
+    kinds: dict[str, list[list[T]]] = {}
+    for name, pieces in by_document.items():
+        shuffled = list(pieces)
+        draw.shuffle(shuffled)
+        kinds.setdefault(PurePosixPath(name).suffix.lower(), []).append(shuffled)
+    turns = []
+    for documents in kinds.values():
+        draw.shuffle(documents)
+        turns.append(_in_turn(documents))
+    return _in_turn(turns)
+
+
+def _in_turn(rows: Sequence[Sequence[T] | Iterator[T]]) -> Iterator[T]:
+    nothing = object()
+    for row in zip_longest(*rows, fillvalue=nothing):
+        yield from (entry for entry in row if entry is not nothing)  # type: ignore[misc]
+
+
+def _limit(pieces: Iterator[Piece], tokens: int) -> list[Piece]:
+    """The first pieces with ``tokens`` tokens in all, the last one cut off."""
+    limited: list[Piece] = []
+    remaining = tokens
+    for piece in pieces:
+        # The end of a calibration is not worth a pass over a few tokens.
+        if limited and remaining < min(SHORTEST, len(piece.token_ids)):
+            break
+        limited.append(replace(piece, token_ids=piece.token_ids[:remaining]))
+        remaining -= len(limited[-1].token_ids)
+        if not remaining:
+            break
+    return limited

@@ -1,0 +1,121 @@
+"""Plans a job: which segments have to be encoded, which documents have the variant already, which are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kvtool.codecs import Calibration
+from kvtool.compression.resolve import Job
+from kvtool.errors import KvtoolError, MismatchError, StoreError
+from kvtool.store.base import Store
+from kvtool.store.manifest import Document, Variant
+from kvtool.store.segments import SegmentRef
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Segments of a document, bytes of their source and of the variant, and the number of keys and values."""
+
+    segments: int
+    raw_nbytes: int
+    nbytes: int
+    n_elements: int
+
+
+@dataclass(frozen=True)
+class DocumentPlan:
+    """A document, and for each of its segments the variant's artifact, None where it has to be encoded."""
+
+    document: Document
+    artifacts: tuple[Variant | None, ...]
+
+    @property
+    def done(self) -> int:
+        """Segments that need not be encoded."""
+        return sum(artifact is not None for artifact in self.artifacts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The documents to encode, and those with the variant, by name; and why others are refused."""
+
+    to_encode: Mapping[str, DocumentPlan]
+    unchanged: Mapping[str, Sizes]
+    refused: Sequence[KvtoolError]
+
+    def segments(self, source: str) -> list[SegmentRef]:
+        """The segments to encode, from the variant ``source``."""
+        return [
+            SegmentRef(name, index, source)
+            for name, document in self.to_encode.items()
+            for index, artifact in enumerate(document.artifacts)
+            if artifact is None
+        ]
+
+    @property
+    def segments_total(self) -> int:
+        incomplete = sum(len(document.artifacts) for document in self.to_encode.values())
+        return incomplete + sum(sizes.segments for sizes in self.unchanged.values())
+
+    @property
+    def segments_done(self) -> int:
+        incomplete = sum(document.done for document in self.to_encode.values())
+        return incomplete + sum(sizes.segments for sizes in self.unchanged.values())
+
+
+def plan(store: Store, job: Job, names: Iterable[str], replace: bool = False) -> Plan:
+    """Looks at each of ``names``. A variant that was made otherwise is refused unless ``replace``."""
+    to_encode: dict[str, DocumentPlan] = {}
+    unchanged: dict[str, Sizes] = {}
+    refused: list[KvtoolError] = []
+    for name in names:
+        try:
+            document = _plan_document(store, job, store[name], replace)
+            if all(document.artifacts):
+                unchanged[name] = sizes(store, job.source, document.document, document.artifacts)
+            else:
+                to_encode[name] = document
+        except KvtoolError as error:
+            refused.append(error)
+    return Plan(to_encode, unchanged, refused)
+
+
+def sizes(store: Store, source: str, document: Document, artifacts: Sequence[Variant | None]) -> Sizes:
+    """The sizes of a document whose segments have ``artifacts``, made from the variant ``source``."""
+    originals = [store.open(document.name, source, index) for index in range(len(artifacts))]
+    return Sizes(
+        len(artifacts),
+        sum(original.nbytes for original in originals),
+        sum(artifact.nbytes for artifact in artifacts if artifact),
+        sum(original.contents.geometry.n_elements for original in originals),
+    )
+
+
+def _plan_document(store: Store, job: Job, document: Document, replace: bool) -> DocumentPlan:
+    for calibration in job.pipeline.calibrations:
+        _refuse_other_model(document, calibration)
+    artifacts: list[Variant | None] = []
+    for segment in document.segments:
+        existing = segment.variants.get(job.variant)
+        if existing and existing.recipe != job.record and not replace:
+            raise StoreError(
+                document.name,
+                f"has a variant {job.variant!r} made otherwise",
+                "give this one another --name, or --replace it",
+            )
+        is_made = existing is not None and existing.recipe == job.record and store.holds(existing)
+        artifacts.append(existing if is_made else None)
+    return DocumentPlan(document, tuple(artifacts))
+
+
+def _refuse_other_model(document: Document, calibration: Calibration) -> None:
+    fingerprint = document.model["fingerprint"]
+    if calibration.model != fingerprint:
+        model = f"model {calibration.model[:12]}…" if calibration.model else "no model that it names"
+        raise MismatchError(
+            document.name,
+            f"was prefilled with {document.model['name']} (model {fingerprint[:12]}…), calibration "
+            f"{calibration.digest} is of {model}",
+            "take another, or run kvtool calibrate with the documents' model",
+        )

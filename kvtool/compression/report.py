@@ -1,0 +1,73 @@
+"""The report of a run of ``compress``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvtool.compression.plan import Plan, Sizes
+from kvtool.compression.target import Setting, Target
+from kvtool.errors import KvtoolError
+from kvtool.store.segments import SegmentRef
+
+
+@dataclass
+class Report:
+    """What a run has done so far.
+
+    Bytes are those of the source of each document that has the variant now, of the variant, and of the calibrations that it
+    needs, which all documents of a model share. ``fallback_segments`` are segments so unlike the calibration's text that the
+    fallback coded them, in more bytes.
+    """
+
+    variant: str = ""
+    dry_run: bool = False
+    compressed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    fallback_segments: list[SegmentRef] = field(default_factory=list)
+    problems: list[KvtoolError] = field(default_factory=list)
+    documents_total: int = 0
+    segments_total: int = 0
+    segments_done: int = 0
+    raw_nbytes: int = 0
+    nbytes: int = 0
+    calibration_nbytes: int = 0
+    n_elements: int = 0
+    seconds: float = 0.0
+    target: Target | None = None
+    setting: Setting | None = None
+
+    @property
+    def bits_per_value(self) -> float:
+        return 8 * self.nbytes / self.n_elements if self.n_elements else 0.0
+
+    def start(self, plan: Plan) -> None:
+        """Counts what a plan found."""
+        self.segments_total, self.segments_done = plan.segments_total, plan.segments_done
+        self.problems += plan.refused
+        self.unchanged += plan.unchanged
+        for sizes in plan.unchanged.values():
+            self.count(sizes)
+
+    def count(self, sizes: Sizes) -> None:
+        """Counts a document that has the variant."""
+        self.raw_nbytes += sizes.raw_nbytes
+        self.nbytes += sizes.nbytes
+        self.n_elements += sizes.n_elements
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "variant": self.variant,
+            "dry_run": self.dry_run,
+            "compressed": list(self.compressed),
+            "unchanged": list(self.unchanged),
+            "fallback_segments": [
+                {"document": ref.document, "segment": ref.segment} for ref in self.fallback_segments
+            ],
+            "problems": [error.to_json() for error in self.problems],
+            "raw_bytes": self.raw_nbytes,
+            "bytes": self.nbytes,
+            "calibration_bytes": self.calibration_nbytes,
+            "bits_per_value": round(self.bits_per_value, 4),
+            "seconds": round(self.seconds, 3),
+        }

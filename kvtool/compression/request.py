@@ -1,0 +1,76 @@
+"""What a caller asks of ``compress``, checked as far as that goes without a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtool.calibration.lookup import FindCalibration
+from kvtool.codecs import Calibration, Pipeline
+from kvtool.compression.pipeline_options import Parameters, pipeline_of
+from kvtool.compression.target import Target, split_target
+from kvtool.errors import UsageError
+from kvtool.store.manifest import AVERAGED, RAW, averaged_name
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe with its parameters, and what the variant is called.
+
+    ``keys`` and ``values`` change one side alone, as ``pipeline_of`` says. ``target`` is met by the recipe's dial, which
+    ``parameters`` then leave open. ``source`` is the variant that is compressed.
+    """
+
+    recipe: str
+    parameters: Parameters
+    target: Target | None
+    keys: str | int | None
+    values: str | int | None
+    calibration: Calibration | str | None
+    variant: str
+    source: str
+
+    def pipeline(self, find: FindCalibration, **setting: float) -> Pipeline:
+        """The pipeline, with a value of the dial where there is a target. Raises as ``pipeline_of`` does."""
+        return pipeline_of(self.recipe, self.keys, self.values, find, **{**self.parameters, **setting})
+
+    @property
+    def record(self) -> dict[str, object]:
+        """What a manifest keeps of how the variant was made, but for the pipeline."""
+        record: dict[str, object] = {"name": self.recipe}
+        if self.source != RAW:
+            record["of"] = self.source
+        if self.target:
+            record |= {"target": self.target.to_json(), "parameters": dict(self.parameters)}
+        return record
+
+
+def make_request(
+    recipe: str,
+    parameters: Parameters,
+    *,
+    keys: str | int | None = None,
+    values: str | int | None = None,
+    calibration: Calibration | str | None = None,
+    name: str | None = None,
+    source: str = RAW,
+) -> Request:
+    """Reads the arguments of ``compress``. Raises ``UsageError`` for those that do not make sense together."""
+    variant = variant_name(recipe, name, source)
+    target, others = split_target(recipe, parameters)
+    if target and source != RAW:
+        raise UsageError(
+            f"--source {source}",
+            "what --bits, --ratio, --max-kl and --preset find is measured on the raw cache",
+            f"compress that, and then --source {source} with the setting that was found",
+        )
+    return Request(recipe, others, target, keys, values, calibration, variant, source)
+
+
+def variant_name(recipe: str, name: str | None, source: str = RAW) -> str:
+    """The variant's name. Raises ``UsageError`` for names that prefill uses, and for a source that it does not make."""
+    if source not in (RAW, AVERAGED):
+        raise UsageError(f"--source {source}", f"expected {RAW} or {AVERAGED}, which prefill makes")
+    variant = name or recipe
+    if variant in (RAW, AVERAGED):
+        raise UsageError(f"--name {variant}", "is kept for what prefill made", "choose another")
+    return variant if source == RAW else averaged_name(variant)

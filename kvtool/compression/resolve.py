@@ -1,0 +1,132 @@
+"""Resolves a request: which model, calibration, setting and pipeline it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from kvtool.calibration.calibrate import OnProgress, maker
+from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
+from kvtool.codecs import Pipeline
+from kvtool.codecs.registry import recipes
+from kvtool.compression.rate_control import find_setting
+from kvtool.compression.request import Request
+from kvtool.compression.target import Setting
+from kvtool.engines.stage_inputs import refuse_unmet
+from kvtool.errors import KvtoolError, UsageError
+from kvtool.model.model import Model, load_model
+from kvtool.store.base import Store
+
+ModelSource: TypeAlias = "Model | Callable[[], Model] | None"
+"""A model, a function that loads one where it is needed, or None for the embedded one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with every document. ``record`` is what manifests keep of how the variant was made.
+
+    ``model`` is None where none is needed. ``setting`` is that of the dial, None where it was not searched for.
+    """
+
+    variant: str
+    source: str
+    pipeline: Pipeline
+    record: Mapping[str, object]
+    model: Model | None = None
+    setting: Setting | None = None
+
+
+def resolve(
+    request: Request,
+    store: Store,
+    names: Sequence[str],
+    model: ModelSource,
+    *,
+    dry_run: bool,
+    say: Callable[[str], None],
+    on_calibration: OnProgress,
+) -> Job:
+    """Decides everything about compressing ``names`` but which of their segments are encoded.
+
+    A calibration that is missing is made, and put into the store, unless ``dry_run``; ``say`` is told so and
+    ``on_calibration`` gets its progress. Raises ``UsageError`` as ``compress`` says.
+    """
+    loaded = _model(request, store, names, model, dry_run)
+    make = None if dry_run else maker(store, loaded, say, on_calibration)
+    find = finder(store, names, request.calibration, make)
+    pipeline, setting = _pipeline(request, store, names, find, loaded)
+    if request.calibration is not None and not pipeline.calibrations:
+        raise UsageError("--calibration", f"recipe {request.recipe!r} takes none", "leave it out")
+    refuse_unmet(request.recipe, pipeline, loaded)
+    record = {**request.record, "pipeline": pipeline.to_config()}
+    return Job(request.variant, request.source, pipeline, record, loaded, setting)
+
+
+def is_uncalibrated(request: Request, store: Store, names: Sequence[str]) -> bool:
+    """Whether the recipe's calibration has still to be made, so that no document can have the variant."""
+    recipe = recipes().get(request.recipe)
+    if recipe is None or not recipe.calibration:
+        return False
+    try:
+        finder(store, names, request.calibration)(recipe)
+    except MissingCalibration:
+        return True
+    return False
+
+
+def _model(
+    request: Request, store: Store, names: Sequence[str], model: ModelSource, dry_run: bool
+) -> Model | None:
+    """The model that was given, or one that is loaded if it is needed."""
+    if isinstance(model, Model):
+        return model
+    if (model is None and dry_run) or not _needs_model(request, finder(store, names, request.calibration)):
+        return None
+    return _embedded_model(store, names) if model is None else model()
+
+
+def _needs_model(request: Request, find: FindCalibration) -> bool:
+    try:
+        needs = request.pipeline(find).needs
+    except MissingCalibration:
+        return True
+    return bool(needs) or (request.target is not None and request.target.needs_model)
+
+
+def _embedded_model(store: Store, names: Iterable[str]) -> Model | None:
+    """The model that ``load_model`` gives where none is named, if it prefilled any of the documents."""
+    try:
+        model = load_model()
+    except KvtoolError:
+        return None
+    fingerprints = (store[name].model["fingerprint"] for name in names if name in store)
+    return model if model.fingerprint in fingerprints else None
+
+
+def _pipeline(
+    request: Request, store: Store, names: Sequence[str], find: FindCalibration, model: Model | None
+) -> tuple[Pipeline, Setting | None]:
+    """The pipeline, and the setting of its dial if that was searched for."""
+    if request.target is None:
+        return request.pipeline(find), None
+    if request.calibration is None and (pipeline := _pipeline_of_same_request(request, store, names)):
+        return pipeline, None
+    refuse_unmet(request.recipe, request.pipeline(find), model)
+    build = partial(request.pipeline, find)
+    setting = find_setting(request.target, request.recipe, build, store, names, model)
+    return build(**setting.parameter), setting
+
+
+def _pipeline_of_same_request(request: Request, store: Store, names: Iterable[str]) -> Pipeline | None:
+    """The pipeline of a variant that was asked for in the same words, if any of the documents has one."""
+    record = {**request.record, "pipeline": None}
+    for name in names:
+        with suppress(KvtoolError):
+            for segment in store[name].segments:
+                existing = segment.variants.get(request.variant)
+                if existing and {**existing.recipe, "pipeline": None} == record:
+                    return Pipeline.from_config(existing.recipe["pipeline"], store.calibrations)
+    return None

@@ -1,0 +1,47 @@
+"""One candidate on one context: bytes, errors, predictions and answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvtool.engines.batching.generate_many import generate_many
+from kvtool.evaluation.candidates import Candidate
+from kvtool.measurement.bench import Bench
+from kvtool.measurement.contexts import Context
+from kvtool.measurement.distortion import cache_error, distortion
+from kvtool.measurement.reference import Reference, logits_over
+
+
+def measure(bench: Bench, context: Context, candidate: Candidate, reference: Reference) -> dict[str, Any]:
+    """A record of everything that is measured, as JSON.
+
+    - ``nbytes`` and ``n_elements``;
+    - ``error``: squared errors and squares by layer and head, as ``cache_error`` gives them;
+    - ``kl``, ``dnll``, ``top1``: for each token that is fed;
+    - ``answers``: the answer to each prompt.
+    """
+    restored = candidate.restore(bench)
+    start = len(bench.prefix.token_ids)
+    record: dict[str, Any] = {
+        "nbytes": restored.nbytes,
+        "n_elements": sum(
+            side[:, :, start:].numel()
+            for layer in reference.cache.layers
+            for side in (layer.keys, layer.values)
+        ),
+        "error": cache_error(reference.cache, restored.cache, start),
+    }
+    if context.prompts:
+        answers = generate_many(
+            bench.model,
+            restored.cache,
+            [prompt.token_ids for prompt in context.prompts],
+            [prompt.max_tokens for prompt in context.prompts],
+            position=restored.position,
+        )
+        record["answers"] = [bench.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+    if reference.logits is not None:
+        logits = logits_over(bench, restored.cache, context, restored.position)
+        loss = distortion(reference.logits, logits, context.targets)
+        record |= {"kl": loss.kl, "dnll": loss.dnll, "top1": loss.top1}
+    return record

@@ -1,0 +1,48 @@
+"""The report of a run of ``prefill``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvtool.errors import KvtoolError
+
+
+@dataclass
+class Report:
+    """What a run has done so far. ``problems`` say which documents could not be prefilled, and why.
+
+    ``tokens`` are those that the model ran: whole passes, though some of their documents were in the store already.
+    ``model_seconds`` is the part of ``seconds`` in which the model prefilled documents without others, ``model_tokens`` of
+    them. ``averaged`` are the documents that got a variant for blending. ``without_neighbours`` are those that got none,
+    since no other document fits before them in the model's context.
+    """
+
+    store: str = ""
+    model: Mapping[str, str] = field(default_factory=dict)
+    dry_run: bool = False
+    prefilled: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    averaged: list[str] = field(default_factory=list)
+    without_neighbours: list[str] = field(default_factory=list)
+    problems: list[KvtoolError] = field(default_factory=list)
+    tokens: int = 0
+    tokens_total: int = 0
+    seconds: float = 0.0
+    model_tokens: int = 0
+    model_seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "store": self.store,
+            "model": dict(self.model),
+            "dry_run": self.dry_run,
+            "prefilled": list(self.prefilled),
+            "unchanged": list(self.unchanged),
+            "averaged": list(self.averaged),
+            "without_neighbours": list(self.without_neighbours),
+            "problems": [error.to_json() for error in self.problems],
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+        }

@@ -1,0 +1,77 @@
+"""Progress, and what an earlier run measured."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+import kvtool
+from kvtool.evaluation.evaluation import evaluate
+from kvtool.evaluation.run import Progress
+
+from .conftest import KL, SMALL
+
+
+def test_progress_adds_up(
+    documents: kvtool.Store,
+    lively: kvtool.Model,
+    questions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path / "cache"))
+
+    def run() -> list[Progress]:
+        seen: list[Progress] = []
+        evaluate(
+            documents,
+            model=lively,
+            recipes=["nf4"],
+            questions=questions,
+            scope=SMALL,
+            on_progress=lambda p: seen.append(copy.copy(p)),
+        )
+        return seen
+
+    for seen in (run(), run()):
+        assert [p.done for p in seen] == sorted(p.done for p in seen)
+        assert all(p.done <= p.total for p in seen)
+        assert seen[-1].done == seen[-1].total
+
+
+def test_an_interrupted_run_goes_on(
+    documents: kvtool.Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path))
+    recipes = ["kivi:bits=4", "nf4"]
+
+    def stop(progress: Progress) -> None:
+        if progress.measured == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(documents, model=lively, recipes=recipes, scope=KL, on_progress=stop)
+    seen: list[Progress] = []
+    resumed = evaluate(
+        documents, model=lively, recipes=recipes, scope=KL, on_progress=lambda p: seen.append(copy.copy(p))
+    )
+    assert (seen[-1].kept, seen[-1].measured) == (4, 5)
+    assert seen[-1].done == seen[-1].total
+    fresh = evaluate(documents, model=lively, recipes=recipes, scope=KL, fresh=True)
+    assert [c["kl"] for c in fresh["candidates"]] == [c["kl"] for c in resumed["candidates"]]
+    assert any("kept from an earlier run" in note for note in resumed["notes"])
+    assert not any("kept from an earlier run" in note for note in fresh["notes"])
+
+
+def test_a_wider_run_adds_to_a_narrow_one(
+    documents: kvtool.Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path))
+    evaluate(documents, model=lively, recipes=["nf4"], scope=KL)
+    seen: list[Progress] = []
+    evaluate(
+        documents, model=lively, recipes=["nf4", "lossless"], scope=KL, on_progress=lambda p: seen.append(p)
+    )
+    assert (seen[-1].kept, seen[-1].measured) == (6, 3)
