@@ -1,42 +1,79 @@
-"""kvtool calibrate: documents → what a recipe learns about a model."""
+"""kvtool calibrate: fit a recipe to a model."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Optional
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, DocumentNames, ModelFlags, load_model, with_settings
+from kvtool.errors import DocumentError, KvtoolError, UsageError
 
 if TYPE_CHECKING:
-    from kvtool.errors import KvtoolError
+    from kvtool.codecs import Calibration
+    from kvtool.config import Settings
+    from kvtool.model.model import Model
+    from kvtool.store.local import Store
 
 
+@dataclass(frozen=True)
+class Report:
+    """A calibration and what it was made from. ``problems`` are the texts that could not be read."""
+
+    calibration: Calibration
+    store: Store
+    model: Model
+    seconds: float
+    problems: Sequence[KvtoolError]
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """How many ``tokens`` of how many ``documents``."""
+        return dict(self.calibration.facts["source"])  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        digest = self.calibration.digest
+        return {
+            "method": self.calibration.method,
+            "digest": digest,
+            "file": str(self.store.calibrations.path_of(digest)),
+            "model": {"name": self.model.name, "fingerprint": self.model.fingerprint},
+            "tokens": self.source["tokens"],
+            "documents": self.source["documents"],
+            "bytes": self.calibration.nbytes,
+            "seconds": round(self.seconds, 3),
+            "problems": [error.to_json() for error in self.problems],
+        }
+
+
+@with_settings(ModelFlags)
 def run(
-    names: Annotated[
-        Optional[list[str]], typer.Argument(help="Documents (default: all).", metavar="[NAME…]")
-    ] = None,
+    names: DocumentNames = None,
     text: Annotated[
         Optional[list[str]],
         typer.Option(
             "--text",
-            help="Files, folders or patterns to use instead of documents; repeatable.",
             metavar="PATH",
+            help="Take these files, folders or glob patterns instead of documents; repeatable.",
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", help="Whose; kvtool recipes says which take one.")
+        str,
+        typer.Option("--recipe", help="Calibrate this recipe; kvtool recipes says which take a calibration."),
     ] = "klt",
-    tokens: Annotated[int, typer.Option("--tokens", help="How many to learn from.", metavar="N")] = 16384,
-    seed: Annotated[int, typer.Option("--seed", help="Another one draws other pieces of the documents.")] = 0,
-    store: common.StoreOption = None,
-    model: common.ModelOption = None,
-    device: common.DeviceOption = None,
-    dtype: common.DtypeOption = None,
-    load_in: common.LoadInOption = None,
-    adapter: common.AdapterOption = None,
-    as_json: common.JsonOption = False,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", help="Take about this many tokens.")
+    ] = 16384,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Draw other parts of the documents for another seed.")
+    ] = 0,
+    *,
+    settings: Settings,
+    as_json: AsJson = False,
 ) -> int:
     """Make a calibration: what a recipe learns about a model, once, for all documents.
 
@@ -44,61 +81,39 @@ def run(
     calibration that fits.
     """
     from kvtool.calibration.calibrate import calibrate, calibrated_recipe
-    from kvtool.config import settings
     from kvtool.store.local import Store
 
-    chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
-    opened = Store(chosen.store)
+    store = Store(settings.store)
+    # Raises for a recipe without a calibration, before the model is loaded.
     calibrated_recipe(recipe)
-    texts, problems = _texts(text) if text else (None, [])
-    loaded = common.load_model(chosen)
+    texts, problems = _read_texts(text) if text else (None, [])
+    model = load_model(settings)
     started = time.monotonic()
-    with common.Bar("calibrating") as bar:
-        made = calibrate(
-            opened,
+    with output.Bar("calibrating") as bar:
+        calibration = calibrate(
+            store,
             names or None,
-            model=loaded,
+            model=model,
             recipe=recipe,
             tokens=tokens,
             texts=texts,
             seed=seed,
-            on_progress=common.calibrated(bar),
+            on_progress=output.calibration_progress(bar),
         )
-    seconds = time.monotonic() - started
-    source = dict(made.facts["source"])  # type: ignore[arg-type]
-    if as_json:
-        common.print_json(
-            {
-                "method": made.method,
-                "digest": made.digest,
-                "file": str(opened.calibrations.path_of(made.digest)),
-                "model": {"name": loaded.name, "fingerprint": loaded.fingerprint},
-                "tokens": source["tokens"],
-                "documents": source["documents"],
-                "bytes": made.nbytes,
-                "seconds": round(seconds, 3),
-                "problems": [str(error) for error in problems],
-            }
-        )
-    else:
-        typer.echo(made.digest)
-        common.say(
-            f"{made.method}: calibrated {loaded.name} from {source['tokens']:,} tokens of {source['documents']} documents in "
-            f"{seconds:.1f} s; {common.size(made.nbytes)} → {chosen.store}"
-        )
-    return common.problems(problems, 1)
+    report = Report(calibration, store, model, time.monotonic() - started, problems)
+    output.emit(report.to_json(), render(report), as_json)
+    return output.exit_code(problems, done=1)
 
 
-def _texts(paths: list[str]) -> tuple[list[str], list[KvtoolError]]:
-    """What can be read of ``paths``, and what cannot. Raises if nothing can."""
+def _read_texts(paths: Sequence[str]) -> tuple[list[str], list[KvtoolError]]:
+    """The texts of ``paths``, and what cannot be read. Raises KvtoolError if nothing can."""
     from kvtool.documents.find import find
     from kvtool.documents.read import read_text
-    from kvtool.errors import DocumentError, UsageError
 
-    found, missing = find(paths)
+    documents, missing = find(paths)
     problems: list[KvtoolError] = list(missing)
     texts = []
-    for document in found:
+    for document in documents:
         try:
             texts.append(read_text(document.path))
         except DocumentError as error:
@@ -106,3 +121,12 @@ def _texts(paths: list[str]) -> tuple[list[str], list[KvtoolError]]:
     if not texts:
         raise problems[0] if problems else UsageError("--text", "names no files")
     return texts, problems
+
+
+def render(report: Report) -> output.Lines:
+    calibration, source = report.calibration, report.source
+    summary = (
+        f"{calibration.method}: calibrated {report.model.name} from {source['tokens']:,} tokens of "
+        f"{source['documents']} documents in {report.seconds:.1f} s; {output.size(calibration.nbytes)} → {report.store.root}"
+    )
+    return output.Lines([calibration.digest], [summary])
