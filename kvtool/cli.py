@@ -23,7 +23,7 @@ from kvtool.errors import EXIT_CODES
 
 app = typer.Typer(
     name="kvtool",
-    help="Turns documents into KV caches ahead of time: prefill, compress, store, load, ask.",
+    help="Turn documents into KV caches ahead of time: prefill, compress, store, load, ask.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,

@@ -73,7 +73,7 @@ def run(
         typer.Option(
             "--lengths",
             metavar="N,N,…",
-            help="Build haystacks of these many tokens (default: those of 512,1024,2048 that are possible).",
+            help="Build haystacks of these lengths in tokens (default: those of 512,1024,2048 that are possible).",
         ),
     ] = None,
     haystacks: Annotated[
