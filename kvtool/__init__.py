@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from kvtool.prefilling.prefill import prefill as prefill
     from kvtool.store.base import Store as Store
 
+    __version__: str
+
 _MODULES = {
     "DocumentCache": "kvtool.engines.cache",
     "KvtoolError": "kvtool.errors",
@@ -39,6 +41,7 @@ __all__ = [
     "KvtoolError",
     "Model",
     "Store",
+    "__version__",
     "blend",
     "calibrate",
     "codecs",
@@ -54,6 +57,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_MODULES[name]), name)
     elif name == "codecs":
         value = import_module("kvtool.codecs")
+    elif name == "__version__":
+        value = import_module("importlib.metadata").version("kvtool")
     else:
         raise AttributeError(f"module 'kvtool' has no attribute {name!r}")
     globals()[name] = value

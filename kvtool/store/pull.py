@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvtool.errors import KvtoolError, StoreError, UsageError
 from kvtool.store.backends.backend import Unreachable
@@ -25,6 +26,17 @@ class Report:
     problems: list[KvtoolError] = field(default_factory=list)
     nbytes: int = 0
     nbytes_total: int = 0
+    dry_run: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """``bytes`` are those that came or, of a dry run, those that would."""
+        return {
+            "dry_run": self.dry_run,
+            "pulled": self.pulled,
+            "unchanged": self.unchanged,
+            "problems": [error.to_json() for error in self.problems],
+            "bytes": self.nbytes_total if self.dry_run else self.nbytes,
+        }
 
 
 def pull(
@@ -50,7 +62,7 @@ def pull(
         )
     if not isinstance(store, LocalStore):
         raise UsageError(store, "is read only", "name a directory with --store")
-    report = Report()
+    report = Report(dry_run=dry_run)
     wanted: dict[str, Document] = {}
     missing: dict[str, dict[str, Variant]] = {}
     for name in dict.fromkeys(source if names is None else names):

@@ -502,21 +502,25 @@ def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.
     store = Store("made")
     tokens = sum(document.n_tokens for document in store.values())
     assert first.keys() == {
-        "store", "model", "dry_run", "prefilled", "unchanged", "expected", "problems", "tokens", "seconds",
+        "store", "model", "dry_run", "prefilled", "unchanged", "averaged", "without_neighbours", "problems", "tokens",
+        "seconds",
     }  # fmt: skip
-    assert sorted(first["expected"]) == sorted(first["prefilled"]) == THREE
+    assert sorted(first["averaged"]) == sorted(first["prefilled"]) == THREE
     assert first["tokens"] == 3 * tokens
     # What is remembered is how fast documents are read, and not how often.
     assert speeds == [tokens]
     again = json.loads(cli("prefill", "docs", "c.txt", "--neighbours", "2", "--json").stdout)
-    assert (again["prefilled"], again["expected"], again["tokens"]) == ([], [], 0)
+    assert (again["prefilled"], again["averaged"], again["tokens"]) == ([], [], 0)
     assert speeds == [tokens]
 
 
 def test_prefill_says_so_in_words(cli: Callable[..., Any]) -> None:
     said = cli("prefill", "c.txt", "--neighbours", "2").stderr
-    assert "c.txt: no other documents to stand behind" in said
-    assert "3 read behind others for blending" in cli("prefill", "docs", "c.txt", "--neighbours", "2").stderr
+    assert "c.txt: no neighbours that fit the model's context" in said
+    assert (
+        "3 averaged over neighbours, for blending"
+        in cli("prefill", "docs", "c.txt", "--neighbours", "2").stderr
+    )
 
 
 def test_fewer_than_no_neighbours_make_no_sense(cli: Callable[..., Any]) -> None:
@@ -528,7 +532,7 @@ def test_fewer_than_no_neighbours_make_no_sense(cli: Callable[..., Any]) -> None
 def test_verify_and_gc_know_them(made: Store, cli: Callable[..., Any]) -> None:
     kvtool.compress(made, recipe="kivi", source="expected")
     # Three documents of three variants each, and the prefix.
-    assert json.loads(cli("verify", "--json").stdout) == {"sound": 10, "broken": {}, "removed": []}
+    assert json.loads(cli("verify", "--json").stdout) == {"intact": 10, "broken": {}, "removed": []}
     before = files(made)
     assert made.collect(dry_run=True) == []
     cli("gc")
