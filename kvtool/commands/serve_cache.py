@@ -83,20 +83,21 @@ def run(
         from kvtool.server.http import logs
         from kvtool.server.http.auth import read_tokens
         from kvtool.server.http.server import Server, listen
-        from kvtool.server.runtime.load_policy import Loading
-        from kvtool.server.runtime.service import Limits, Serving
+        from kvtool.server.runtime.load_policy import LoadOptions
+        from kvtool.server.runtime.service import Limits, Service
     except ModuleNotFoundError as error:
         raise ModelError("serve-cache", f"needs {error.name}", "pip install 'kvtool[serve]'") from error
     chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     known = read_tokens(tokens) if tokens else {}
     loaded = common.load_model(chosen)
-    serving = Serving.over(
+    service = Service.over(
         chosen.store,
         loaded,
         Limits(memory=int(memory * 1e9)),
         names=set(known.values()),
-        loading=Loading(variant, within, use_caches=not no_caches),
+        loading=LoadOptions(variant, max_load_seconds=within, use_caches=not no_caches),
     )
+    service.warm_up()
     listening = listen(host, port)
     where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
@@ -104,10 +105,10 @@ def run(
         common.say(f"{loaded.name} over {address(chosen.store)}: {where}/v1 (Ctrl+C stops)")
 
     def stopping() -> None:
-        serving.is_draining = True
+        service.is_draining = True
 
     logs.set_up(as_json=log is Log.json)
-    server = Server(create_app(serving, known), drain=drain, on_ready=started, on_drain=stopping)
+    server = Server(create_app(service, known), drain=drain, on_ready=started, on_drain=stopping)
     # uvicorn, once it has shut down, raises again what it was stopped by.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     server.run([listening])
