@@ -85,7 +85,7 @@ class UserContent(Content):
 
 
 class Expiry(_Body):
-    """``ttl`` is from now on, in seconds: "3600s"."""
+    """When a content expires. ``ttl`` is from now on, in seconds: "3600s"."""
 
     ttl: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?s$")] | None = None
     expire_time: Annotated[AwareDatetime, Field(strict=True)] | None = None

@@ -74,7 +74,7 @@ class PrefillWorker:
             state, reason = "FAILED", str(api_error(error))
         finally:
             self.contents.progress.pop(record.id, None)
-        # Deleted meanwhile, it needs no state. A state that cannot be written is found again by the next server.
+        # A record that was deleted meanwhile needs no state. A state that cannot be written is found again by the next server.
         with suppress(ApiError):
             self.contents.change(record.id, must_last=False, state=state, error=reason, text=None)
 
@@ -85,7 +85,7 @@ class PrefillWorker:
                 record.name, f"{record.model} was to prefill it, and this server has {self.model.name}"
             )
         prefix = prefix_of(self.model, system=record.system)
-        # Artifacts say it. It is found by running the model, which only the model's thread does.
+        # Artifacts hold it. It is found by running the model, which only the model's thread does.
         self.scheduler.call(lambda: self.model.rope).result()
         with ExitStack() as held:
             self._reserve(record, held)

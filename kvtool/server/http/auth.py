@@ -86,7 +86,7 @@ class Authentication:
         scheme, _, given = header.partition(" ")
         tenant = None
         if scheme.lower() == "bearer":
-            # All are compared, each in the same time, so that no time tells how near a guess was.
+            # All tokens are compared, each in the same time, so that no time says how near a guess was.
             for token, name in self.tokens.items():
                 if hmac.compare_digest(token.encode(), given.strip().encode()):
                     tenant = name

@@ -83,7 +83,7 @@ class Logged:
 
 def _fields(scope: Scope, log: RequestLog, status: int, seconds: float) -> dict[str, Any]:
     tenant = scope["state"].get("tenant")
-    # As it was sent, quoted: decoded, a path could hold line ends, and with them lines of its own.
+    # The path as it was sent, quoted: decoded, it could hold line ends, and so add lines to the log.
     path = (scope.get("raw_path") or b"").partition(b"?")[0].decode("ascii", "backslashreplace")
     first_token = log.time_to_first_token
     return {

@@ -39,7 +39,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of a path: its handler, and what is said of it.
+    """One method of a path: its handler, and its description.
 
     ``handler`` takes the request and gives the response, as a coroutine or in a thread. Its name is the operationId.
     ``response`` is the body of answers with ``statuses``; ``errors`` are statuses beside 400, those of missing tokens, and

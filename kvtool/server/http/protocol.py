@@ -60,7 +60,7 @@ class Connection(H11Protocol):
             self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        # h11 measures a head only where it is not all there yet: fed in slices, none can be much larger than its bound.
+        # h11 measures a head only while it is incomplete: fed in slices, none can be much larger than its bound.
         for start in range(0, len(data), _SLICE):
             if self._is_refused or self.transport.is_closing():
                 return

@@ -14,7 +14,7 @@ from kvtool.server.runtime.service import Service
 
 
 class ModelEntry(TypedDict):
-    """``max_model_len`` is the model's context in tokens, as vLLM has it."""
+    """A model. ``max_model_len`` is its context in tokens, as vLLM has it."""
 
     id: str
     object: Literal["model"]

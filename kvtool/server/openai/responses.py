@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from kvtool.server.runtime.generation import Choice, Completion, Delta
 from kvtool.server.runtime.sampling import SampledToken
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length"]
 Json = dict[str, Any]
 
 
@@ -84,6 +84,12 @@ class TextCompletion(TypedDict):
     model: str
     choices: list[TextChoice]
     usage: Usage
+
+
+class ChunkEvent(TypedDict):
+    """One server-sent event of a stream: a chunk as JSON, or [DONE]."""
+
+    data: str
 
 
 class Responses:

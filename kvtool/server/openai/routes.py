@@ -19,6 +19,7 @@ from kvtool.server.openai.documents import named_documents
 from kvtool.server.openai.responses import (
     ChatCompletion,
     ChatResponses,
+    ChunkEvent,
     Responses,
     TextCompletion,
     TextResponses,
@@ -121,7 +122,7 @@ ROUTES = [
         POST=Operation(
             create_completion,
             "Continues a text",
-            {JSON: TextCompletion, EVENTS: str},
+            {JSON: TextCompletion, EVENTS: ChunkEvent},
             request={JSON: CompletionRequest},
             errors=_ERRORS,
         ),
@@ -131,7 +132,7 @@ ROUTES = [
         POST=Operation(
             create_chat_completion,
             "Answers a conversation",
-            {JSON: ChatCompletion, EVENTS: str},
+            {JSON: ChatCompletion, EVENTS: ChunkEvent},
             request={JSON: ChatRequest},
             errors=_ERRORS,
         ),

@@ -98,7 +98,7 @@ class StreamOptions(BaseModel):
 
 
 class CompletionRequest(_Request):
-    """``prompt`` is text or token ids. A list of prompts is refused: each is a request of its own here."""
+    """A request for the continuation of ``prompt``, text or token ids. A list of prompts is refused."""
 
     prompt: StrictStr | Annotated[list[StrictInt], Field(min_length=1)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None

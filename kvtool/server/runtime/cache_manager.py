@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenCache:
-    """``tokens`` of the prompt are in ``cache``; ``computed`` of these were computed for this request."""
+    """A cache of the first ``tokens`` of a prompt, ``computed`` of which were computed for this request."""
 
     cache: DocumentCache
     tokens: int

@@ -13,8 +13,11 @@ from kvtool.blending.layout import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """``tokens`` of the prompt are in the cache; ``nbytes`` of memory are the request's alone, for its other tokens and its
-    answers. ``documents`` are the names of those that it is made from."""
+    """A cache of the first ``tokens`` of a prompt.
+
+    ``nbytes`` of memory are the request's alone, for its other tokens and its answers. ``documents`` are the names of those
+    that the cache is made from.
+    """
 
     tokens: int
     nbytes: int

@@ -45,6 +45,8 @@ class LoadChoice:
 
 
 class LoadPolicy:
+    """Decides for each request, by ``options`` and by what ``caches`` has measured."""
+
     def __init__(self, caches: CacheManager, options: LoadOptions) -> None:
         self.caches, self.options = caches, options
 

@@ -72,7 +72,9 @@ class TokenPrompt:
 
 @dataclass(frozen=True)
 class Request:
-    """``samplings`` are one for each answer. ``max_tokens`` is an answer's length at most, None for the server's default.
+    """A prompt, and what is asked for after it.
+
+    ``samplings`` are one for each answer. ``max_tokens`` is an answer's length at most, None for the server's default.
 
     ``documents`` stand before the prompt; None where none are named. Of several, ``recompute`` is the share of tokens that is
     recomputed, and ``policy`` says which, as ``kvtool.blend`` has them. Without ``use_cache`` everything is prefilled.

@@ -30,9 +30,9 @@ MIN_CACHED_TOKENS = 64
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """``token_ids`` are the whole prompt, ``max_tokens`` each answer's length at most.
+    """What a request takes.
 
-    ``sources`` are in the order of preference: the next one is for the case that one is broken. Each says how many tokens
+    ``token_ids`` are the whole prompt, ``max_tokens`` each answer's length at most. ``sources`` are in the order of preference: the next one is for the case that one is broken. Each says how many tokens
     it has, and how many bytes of memory the request takes beside it.
     """
 

@@ -26,7 +26,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class SampledToken:
-    """``top`` are (token, log probability), likeliest first."""
+    """A token, and if they were asked for its log probability and the likeliest ``top`` (token, log probability)."""
 
     token: int
     logprob: float | None = None

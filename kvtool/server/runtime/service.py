@@ -24,9 +24,9 @@ PREPARING = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """``memory`` is in bytes; a request waits for room there for ``wait`` seconds.
+    """Bounds of a service.
 
-    ``answer_tokens`` is the length of answers to requests that do not say it. ``concurrency`` is how many are answered at a
+    ``memory`` for caches is in bytes; a request waits for room there for ``wait`` seconds. ``answer_tokens`` is the length of answers to requests that do not say it. ``concurrency`` is how many are answered at a
     time.
     """
 

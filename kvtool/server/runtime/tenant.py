@@ -20,7 +20,10 @@ from kvtool.store.local import Store
 
 @dataclass
 class Tenant:
-    """``hits`` counts by name how often each document was answered from. ``uploads`` limits those at a time."""
+    """One tenant's store, and what is known of it.
+
+    ``hits`` counts by name how often each document was answered from. ``uploads`` limits those at a time.
+    """
 
     name: str
     store: Store

@@ -23,7 +23,10 @@ from kvtool.store.manifest import Document
 
 
 class DocumentEntry(TypedDict):
-    """``bytes`` and ``artifacts`` are by variant; ``artifacts``, ``manifest`` and ``prefix`` are digests."""
+    """A document in the list.
+
+    ``bytes`` and ``artifacts`` are by variant; ``artifacts``, ``manifest`` and ``prefix`` are digests.
+    """
 
     name: str
     object: Literal["document"]

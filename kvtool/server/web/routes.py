@@ -64,7 +64,7 @@ class FirstTokenStats(TypedDict):
 
 
 class Stats(TypedDict):
-    """``running`` is a number now, all others are totals since the server started. ``memory`` is in bytes."""
+    """Answers ``running`` and bytes of ``memory`` now; all others are totals since the server started."""
 
     running: int
     memory: MemoryStats
