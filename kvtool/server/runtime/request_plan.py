@@ -32,8 +32,9 @@ MIN_CACHED_TOKENS = 64
 class RequestPlan:
     """What a request takes.
 
-    ``token_ids`` are the whole prompt, ``max_tokens`` each answer's length at most. ``sources`` are in the order of preference: the next one is for the case that one is broken. Each says how many tokens
-    it has, and how many bytes of memory the request takes beside it.
+    ``token_ids`` are the whole prompt, ``max_tokens`` each answer's length at most. ``sources`` are in the order of
+    preference: the next one is for the case that one is broken. Each says how many tokens it has, and how many bytes of
+    memory the request takes beside it.
     """
 
     token_ids: Sequence[int]

@@ -26,8 +26,8 @@ PREPARING = 8
 class Limits:
     """Bounds of a service.
 
-    ``memory`` for caches is in bytes; a request waits for room there for ``wait`` seconds. ``answer_tokens`` is the length of answers to requests that do not say it. ``concurrency`` is how many are answered at a
-    time.
+    ``memory`` for caches is in bytes; a request waits for room there for ``wait`` seconds. ``answer_tokens`` is the length of
+    answers to requests that do not say it. ``concurrency`` is how many requests are answered at a time.
     """
 
     memory: int
