@@ -25,8 +25,8 @@ from kvtool.errors import DONE, GATE, UsageError
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
-    from kvtool.evaluation.result import Evaluation
     from kvtool.evaluation.plan import Plan
+    from kvtool.evaluation.result import Evaluation
 
 
 @with_settings(ModelFlags)

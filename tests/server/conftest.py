@@ -24,8 +24,8 @@ from kvtool import Store
 from kvtool.cli import app as commands
 from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
-from kvtool.server.runtime.load_policy import Loading
-from kvtool.server.runtime.service import Limits, Serving
+from kvtool.server.runtime.load_policy import LoadOptions
+from kvtool.server.runtime.service import Limits, Service
 
 TEXTS = {
     "docs/a.txt": "The harbour lies to the north of the town, and seven ships are in it.\n",
@@ -34,7 +34,7 @@ TEXTS = {
 }
 MEMORY = 1 << 28
 
-RAW_ONLY = Loading(variant="raw")
+RAW_ONLY = LoadOptions(variant="raw")
 """What tiny models have cached is prefilled as fast as it is read: which of both is done would be up to the machine."""
 
 
@@ -68,13 +68,13 @@ def documents(served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def serving(served: kvtool.Model, documents: Store) -> Serving:
-    return Serving.over(documents.root, served, Limits(memory=MEMORY), loading=RAW_ONLY)
+def service(served: kvtool.Model, documents: Store) -> Service:
+    return Service.over(documents.root, served, Limits(memory=MEMORY), loading=RAW_ONLY)
 
 
 @pytest.fixture
-def client(serving: Serving) -> Iterator[TestClient]:
-    with TestClient(create_app(serving), raise_server_exceptions=False) as client:
+def client(service: Service) -> Iterator[TestClient]:
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -198,8 +198,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def counted(serving: Serving) -> Counted:
-    return Counted(create_app(serving))
+def counted(service: Service) -> Counted:
+    return Counted(create_app(service))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from kvtool import Store
 from kvtool.server.app import create_app
 from kvtool.server.runtime.sampling import Sampler, Sampling
 from kvtool.server.runtime.scheduler import Generation, Scheduler
-from kvtool.server.runtime.service import Limits, Serving
+from kvtool.server.runtime.service import Limits, Service
 
 
 def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> tuple[list[int], Any]:
@@ -24,7 +24,7 @@ def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> 
     ends: list[Any] = []
     held = len(cache.token_ids)
     greedy = Sampling(temperature=0)
-    one = Generation(cache, ids, held, 6, greedy, lambda picked: said.append(picked.token), ends.append)
+    one = Generation(cache, ids, held, 6, greedy, lambda sampled: said.append(sampled.token), ends.append)
     scheduler.submit(one)
     scheduler.call(lambda: None).result()
     while not ends:
@@ -51,7 +51,7 @@ def test_a_cache_is_as_it_was(
         if where == "the model":
             patch.setattr("kvtool.server.runtime.scheduler.feed_batches", fail)
         else:
-            patch.setattr(Sampler, "pick", fail)
+            patch.setattr(Sampler, "sample", fail)
         assert isinstance(ended(scheduler, cache, ids)[1], RuntimeError)
     for layer, (keys, values) in zip(cache.layers, before, strict=True):
         assert torch.equal(layer.keys, keys)
@@ -78,9 +78,9 @@ def room(cache: kvtool.DocumentCache) -> int:
 def test_no_other_thread_runs_the_model(served_dir: Path, documents: Store, texts: dict[str, str]) -> None:
     """A pass replaces the model's attention while it lasts, so that another one beside it would fail or be wrong."""
     model = kvtool.load_model(served_dir, device="cpu")
-    serving = Serving.over(documents.root, model, Limits(memory=1 << 28))
+    service = Service.over(documents.root, model, Limits(memory=1 << 28))
     threads = set()
-    with TestClient(create_app(serving)) as client:
+    with TestClient(create_app(service)) as client:
         model.model.base_model.register_forward_pre_hook(
             lambda *_: threads.add(threading.current_thread().name)
         )

@@ -21,7 +21,7 @@ from kvtool.artifact.read import BrokenArtifact
 from kvtool.codecs import Calibration
 from kvtool.errors import ArtifactError, StoreError, UsageError
 from kvtool.server.app import create_app
-from kvtool.server.runtime.service import Serving
+from kvtool.server.runtime.service import Service
 from kvtool.store import manifest_cache
 from kvtool.store.base import DocumentMissing
 from kvtool.store.local import writable
@@ -293,10 +293,10 @@ def test_addresses_that_nobody_has(url: str) -> None:
 
 
 def test_the_token_is_given_and_keeps_apart(
-    listening: Listening, serving: Serving, monkeypatch: pytest.MonkeyPatch
+    listening: Listening, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = {"0123456789abcdef": ""}
-    with listening(create_app(serving, tokens)) as url:
+    with listening(create_app(service, tokens)) as url:
         with pytest.raises(StoreError, match="knows no such token; set KVTOOL_TOKEN"):
             list(kvtool.Store(url))
         without = kvtool.Store(url)

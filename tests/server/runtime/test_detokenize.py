@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kvtool
-from kvtool.server.openai.detokenize import TextStream
+from kvtool.server.runtime.detokenize import TextStream
 
 
 def streamed(model: kvtool.Model, text: str, stop: list[str]) -> tuple[str, bool]:

@@ -14,26 +14,30 @@ import kvtool
 from kvtool import Store
 from kvtool.model import conversation
 from kvtool.server.app import create_app
-from kvtool.server.runtime.load_policy import Loading
-from kvtool.server.runtime.service import Limits, Serving
+from kvtool.server.runtime.load_policy import LoadOptions
+from kvtool.server.runtime.service import Limits, Service
 
 TOKENS = {"a-token-of-the-first": "first", "a-token-of-the-second": "second"}
 FIRST, SECOND = ({"Authorization": f"Bearer {token}"} for token in TOKENS)
 
 
 @pytest.fixture
-def serving(served: kvtool.Model, documents: Store) -> Serving:
+def service(served: kvtool.Model, documents: Store) -> Service:
     """The first has ``documents``, the second has nothing."""
     shutil.copytree(documents.root, "stores/tenants/first")
     limits = Limits(memory=1 << 28)
-    return Serving.over(
-        documents.root.parent / "stores", served, limits, names=list(TOKENS.values()), loading=Loading("raw")
+    return Service.over(
+        documents.root.parent / "stores",
+        served,
+        limits,
+        names=list(TOKENS.values()),
+        loading=LoadOptions("raw"),
     )
 
 
 @pytest.fixture
-def client(serving: Serving) -> Iterator[TestClient]:
-    with TestClient(create_app(serving, TOKENS), raise_server_exceptions=False) as client:
+def client(service: Service) -> Iterator[TestClient]:
+    with TestClient(create_app(service, TOKENS), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -43,7 +47,7 @@ def chat(client: TestClient, who: dict[str, str], content: str, **more: Any) -> 
 
 
 def test_a_prompt_hits_what_is_its_own_only(
-    client: TestClient, serving: Serving, texts: dict[str, str]
+    client: TestClient, service: Service, texts: dict[str, str]
 ) -> None:
     content = f"{texts['docs/c.txt']}\n\nWhat is kept?"
     hit, miss = chat(client, FIRST, content).json(), chat(client, SECOND, content).json()
@@ -51,9 +55,9 @@ def test_a_prompt_hits_what_is_its_own_only(
     assert miss["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     assert hit["choices"][0]["message"] == miss["choices"][0]["message"]
     # The second's request was worked on as if the first were not there: that is what its time depends on.
-    before = serving.metrics.hits._value.get(), serving.memory.used
+    before = service.metrics.hits._value.get(), service.memory.used
     assert chat(client, SECOND, content).json()["usage"] == miss["usage"]
-    assert (serving.metrics.hits._value.get(), serving.memory.used) == before
+    assert (service.metrics.hits._value.get(), service.memory.used) == before
 
 
 def test_documents_of_another_are_as_if_there_were_none(client: TestClient) -> None:
@@ -80,11 +84,11 @@ def test_the_same_text_is_cached_for_each_apart(client: TestClient, texts: dict[
     assert chat(client, FIRST, content).status_code == 200
 
 
-def test_words_are_forgotten(serving: Serving) -> None:
+def test_words_are_forgotten(service: Service) -> None:
     """How fast a tokenizer is would tell which words another tenant has sent: benchmarks/tenants.py."""
-    tokenizer = serving.model.text_tokenizer
+    tokenizer = service.model.text_tokenizer
     before = tokenizer("Seven ships are in the harbour.").input_ids
-    conversation.forget_words(serving.model)
+    conversation.forget_words(service.model)
     assert tokenizer("Seven ships are in the harbour.").input_ids == before
     for remembering in (models.BPE(), models.Unigram()):
         assert hasattr(remembering, "_resize_cache"), "what forget_words does is called otherwise now"

@@ -1,4 +1,4 @@
-"""Memory for caches: never more than the bound, nothing in use given up, one load for all who wait."""
+"""CacheMemory for caches: never more than the bound, nothing in use given up, one load for all who wait."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kvtool.engines.cache import DocumentCache
-from kvtool.server.runtime.cache_memory import Busy, Memory, TooLarge
+from kvtool.server.runtime.cache_memory import Busy, CacheMemory, TooLarge
 
 
 def load() -> DocumentCache:
     return DocumentCache(1)
 
 
-def hold(memory: Memory, key: str, nbytes: int = 40, own: int = 0, timeout: float = 0.01) -> object:
+def hold(memory: CacheMemory, key: str, nbytes: int = 40, own: int = 0, timeout: float = 0.01) -> object:
     return memory.holding(key, nbytes, load, own=own, timeout=timeout)
 
 
 def test_what_is_held_is_shared_and_stays() -> None:
-    memory = Memory(100)
+    memory = CacheMemory(100)
     with hold(memory, "a") as first, hold(memory, "a", own=5) as second:
         assert first is second
         assert memory.used == 45
@@ -31,7 +31,7 @@ def test_what_is_held_is_shared_and_stays() -> None:
 
 
 def test_the_longest_unused_is_given_up() -> None:
-    memory = Memory(100)
+    memory = CacheMemory(100)
     found = {}
     for key in ("a", "b", "a", "c"):
         with hold(memory, key) as found[key]:
@@ -43,7 +43,7 @@ def test_the_longest_unused_is_given_up() -> None:
 
 
 def test_nothing_in_use_is_given_up() -> None:
-    memory = Memory(100)
+    memory = CacheMemory(100)
     with hold(memory, "a"), memory.reserved(30, timeout=0), pytest.raises(Busy), hold(memory, "b"):
         pass
     assert memory.used == 40
@@ -53,7 +53,7 @@ def test_nothing_in_use_is_given_up() -> None:
 
 
 def test_who_waits_gets_what_another_gives_back() -> None:
-    memory = Memory(100)
+    memory = CacheMemory(100)
     held, free = threading.Event(), threading.Event()
 
     def use() -> None:
@@ -71,7 +71,7 @@ def test_who_waits_gets_what_another_gives_back() -> None:
 
 
 def test_one_loads_for_all_and_a_failure_is_not_kept() -> None:
-    memory, gate, loads = Memory(100), threading.Barrier(4), []
+    memory, gate, loads = CacheMemory(100), threading.Barrier(4), []
 
     def fail() -> DocumentCache:
         loads.append(1)
@@ -94,7 +94,7 @@ def test_one_loads_for_all_and_a_failure_is_not_kept() -> None:
 
 
 def test_many_at_once_stay_within_the_bound() -> None:
-    memory, most = Memory(200), []
+    memory, most = CacheMemory(200), []
 
     def use(seed: int) -> None:
         chosen = random.Random(seed)
