@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
 
 import kvtool
 from kvtool import Store
@@ -52,8 +53,6 @@ def lively(lively_dir: Path) -> kvtool.Model:
 @pytest.fixture(scope="session")
 def latent(lively_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
     """A deepseek-v3, of which transformers keeps the latents as keys and what is rotated as values."""
-    from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
-
     directory = tmp_path_factory.mktemp("models") / "latent"
     torch.manual_seed(0)
     config = DeepseekV3Config(

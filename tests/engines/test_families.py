@@ -11,7 +11,7 @@ import transformers as t
 from transformers import DynamicCache
 
 import kvtool
-from kvtool.engines import prefiller, transformers
+from kvtool.engines import prefiller
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
 
@@ -55,7 +55,7 @@ def prefilled(family, tmp_path_factory) -> Prefilled:
         result.made |= {tuple(row): clone(kv) for row, kv in zip(rows, kvs, strict=True)}
         return kvs
 
-    feed_packed = transformers.feed_packed
+    feed_packed = prefiller.feed_packed
 
     def counting(model, rows, cache):
         result.packed.append(len(rows))
@@ -64,7 +64,7 @@ def prefilled(family, tmp_path_factory) -> Prefilled:
     sizes = {"segment_tokens": SEGMENT, "step_tokens": STEP, "pack_tokens": PACK}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefiller.Prefiller, "many", many)
-        patch.setattr(transformers, "feed_packed", counting)
+        patch.setattr(prefiller, "feed_packed", counting)
         report = kvtool.prefill([root / "docs"], model=family, store=result.store, **sizes)
     assert report.problems == []
     sizes = {"segment_tokens": SEGMENT, "step_tokens": 4096, "pack_tokens": 0}

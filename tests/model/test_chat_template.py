@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from transformers import LlamaConfig
 
 import kvtool
 from kvtool.errors import ModelError, UsageError
@@ -90,8 +91,6 @@ def test_prefixes_of_an_unknown_kind(tiny):
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "nothing of what was said"])
 def test_templates_that_cannot_be_used(template, save_model, sizes, tmp_path):
-    from transformers import LlamaConfig
-
     model = kvtool.load_model(save_model(tmp_path / "model", LlamaConfig(**sizes), template=template))
     with pytest.raises(ModelError, match="chat template"):
         prefix_of(model)

@@ -7,8 +7,11 @@ import torch
 from transformers import DynamicCache
 
 import kvtool
+from kvtool.ask import ask_each
 from kvtool.blending.layout import Cached, Text, lay_out
 from kvtool.blending.policies import POLICIES
+from kvtool.engines.batching.generate_many import generate_many
+from kvtool.model.chat_template import prefix_of, question_tokens
 
 TEXTS = {
     "a.txt": "The harbour lies to the north of the town, and seven ships are in it today.",
@@ -148,10 +151,6 @@ def test_plain_text_has_no_cache_and_is_always_computed(family, store):
 
 
 def test_several_questions_are_answered_as_one_by_one(family, store):
-    from kvtool.ask import ask_each
-    from kvtool.engines.batching.generate_many import generate_many
-    from kvtool.model.chat_template import prefix_of, question_tokens
-
     names, questions = (
         sorted(store),
         ["How many ships?", "What does a loaf of rye bread cost?", "What is kept?"],
