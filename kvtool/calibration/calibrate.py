@@ -46,7 +46,7 @@ class Report:
     """A calibration that was made. ``problems`` are the texts that could not be read."""
 
     calibration: Calibration
-    file: str
+    store: Store
     model: Model
     seconds: float
     problems: Sequence[KvtoolError] = field(default=())
@@ -60,7 +60,7 @@ class Report:
         return {
             "method": self.calibration.method,
             "digest": self.calibration.digest,
-            "file": self.file,
+            "file": str(self.store.calibrations.path_of(self.calibration.digest)),
             "model": {"name": self.model.name, "fingerprint": self.model.fingerprint},
             "tokens": self.source["tokens"],
             "documents": self.source["documents"],

@@ -65,8 +65,7 @@ def run(
             on_progress=common.calibrated(bar),
         )
     seconds = time.monotonic() - started
-    file = str(opened.calibrations.path_of(made.digest))
-    report = Report(made, file, loaded, seconds, problems)
+    report = Report(made, opened, loaded, seconds, problems)
     if as_json:
         common.print_json(report.to_json())
     else:

@@ -502,14 +502,14 @@ def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.
     store = Store("made")
     tokens = sum(document.n_tokens for document in store.values())
     assert first.keys() == {
-        "store", "model", "dry_run", "prefilled", "unchanged", "expected", "problems", "tokens", "seconds",
+        "store", "model", "dry_run", "prefilled", "unchanged", "averaged", "problems", "tokens", "seconds",
     }  # fmt: skip
-    assert sorted(first["expected"]) == sorted(first["prefilled"]) == THREE
+    assert sorted(first["averaged"]) == sorted(first["prefilled"]) == THREE
     assert first["tokens"] == 3 * tokens
     # What is remembered is how fast documents are read, and not how often.
     assert speeds == [tokens]
     again = json.loads(cli("prefill", "docs", "c.txt", "--neighbours", "2", "--json").stdout)
-    assert (again["prefilled"], again["expected"], again["tokens"]) == ([], [], 0)
+    assert (again["prefilled"], again["averaged"], again["tokens"]) == ([], [], 0)
     assert speeds == [tokens]
 
 

@@ -181,7 +181,6 @@ def test_prefill(cli: Cli) -> None:
         "prefilled": ["str"],
         "unchanged": [],
         "averaged": [],
-        "without_neighbours": [],
         "problems": [],
         "tokens": "int",
         "seconds": "float",
