@@ -30,16 +30,16 @@ from benchmarks.prefilled import Lines, Prefilled
 from benchmarks.texts import Text, for_calibration
 from kvtool.ask import ask
 from kvtool.blending.averaged import NEIGHBOURS, make_averaged
-from kvtool.blending.blend import How
+from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached
+from kvtool.calibration.lookup import MissingCalibration, finder
 from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.digest import digest_json
-from kvtool.engines.batching.generate_many import answer_each, follow
+from kvtool.engines.batching.generate_many import generate_many, logits_after
 from kvtool.engines.cache import DocumentCache
 from kvtool.measurement.distortion import distortion
-from kvtool.model.chat_template import BETWEEN, conversation_tokens, document_tokens
-from kvtool.store.calibrations import MissingCalibration, finder
-from kvtool.store.manifest import EXPECTED, RAW, expected_twin
+from kvtool.model.chat_template import SEPARATOR, conversation_tokens, document_tokens
+from kvtool.store.manifest import AVERAGED, RAW, averaged_name
 
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "blend"
 
@@ -80,16 +80,16 @@ class Blended:
 
 def candidates(shares: Sequence[float] = SHARES) -> list[Blended]:
     """Every policy at every share from the caches of documents alone; ours from those made for blending too, and compressed."""
-    found = [Blended("none", 0.0), Blended("none", 0.0, EXPECTED), Blended("ape", 0.0)]
+    found = [Blended("none", 0.0), Blended("none", 0.0, AVERAGED), Blended("ape", 0.0)]
     for policy in POLICIES:
         found += [Blended(policy, share) for share in shares]
-    found += [Blended("drift", share, EXPECTED) for share in shares]
-    twin = expected_twin(COMPRESSED)
+    found += [Blended("drift", share, AVERAGED) for share in shares]
+    twin = averaged_name(COMPRESSED)
     return [
         *found,
         Blended("cacheblend-keys", USUAL),
-        Blended("cacheblend", USUAL, EXPECTED),
-        Blended("prophet", USUAL, EXPECTED),
+        Blended("cacheblend", USUAL, AVERAGED),
+        Blended("prophet", USUAL, AVERAGED),
         Blended("drift", USUAL, COMPRESSED, COMPRESSED),
         Blended("drift", USUAL, twin, COMPRESSED),
     ]
@@ -138,7 +138,7 @@ class Bench:
             recompute=candidate.share,
             policy=candidate.policy,
             question=question,
-            between=BETWEEN,
+            separator=SEPARATOR,
         )
 
     def _asked(self, one: BlendSet, full: DocumentCache) -> Iterator[Asked]:
@@ -150,13 +150,13 @@ class Bench:
                 if step.answers:
                     targets = document_tokens(self.model, f" {step.answers[0]}")
                 else:
-                    (targets,) = answer_each(self.model, full, [ids], [ANSWER_TOKENS])
+                    (targets,) = generate_many(self.model, full, [ids], [ANSWER_TOKENS])
                 yield Asked(n, step.text, ids, targets, bool(step.answers))
 
     def _follow(self, cache: DocumentCache, asked: Sequence[Asked]) -> list[torch.Tensor]:
         """Logits at the tokens before each target, [targets, V] for each prompt."""
         return [
-            follow(self.model, cache, [*a.token_ids, *a.targets[:-1]])[-len(a.targets) :]
+            logits_after(self.model, cache, [*a.token_ids, *a.targets[:-1]])[-len(a.targets) :]
             if a.targets
             else torch.empty(0)
             for a in asked
@@ -204,7 +204,7 @@ def timed(prefilled: Prefilled, tokens: int, repeats: int) -> dict[str, Any]:
                 documents=candidate.parts(names) if candidate else names,
                 model=model,
                 store=store,
-                how=How(candidate.share, candidate.policy) if candidate else How(),
+                options=BlendOptions(candidate.share, candidate.policy) if candidate else BlendOptions(),
                 cached=candidate is not None,
                 max_tokens=1,
             )
@@ -216,8 +216,8 @@ def timed(prefilled: Prefilled, tokens: int, repeats: int) -> dict[str, Any]:
         Blended("none", 0.0),
         Blended("cacheblend", USUAL),
         Blended("prophet", USUAL),
-        *(Blended("drift", share, EXPECTED) for share in SHARES),
-        Blended("drift", USUAL, expected_twin(COMPRESSED), COMPRESSED),
+        *(Blended("drift", share, AVERAGED) for share in SHARES),
+        Blended("drift", USUAL, averaged_name(COMPRESSED), COMPRESSED),
         Blended("drift", USUAL, CODED, CODED),
     ]
     runs = {"full prefill": run(None), **{candidate.name: run(candidate) for candidate in compared}}
@@ -240,7 +240,7 @@ def _prepare(prefilled: Prefilled, names: Sequence[str]) -> None:
         neighbours=NEIGHBOURS,
         on_progress=lambda r: lines("read behind others", r.tokens, r.tokens_total),
     )
-    for of in (RAW, EXPECTED):
+    for of in (RAW, AVERAGED):
         _compress(prefilled, names, COMPRESSED, of)
 
 
@@ -289,7 +289,7 @@ def _kept(bench: Bench, one: BlendSet, compared: Sequence[Blended]) -> dict[str,
 
 def _nbytes(prefilled: Prefilled, names: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Bytes of each variant, all documents together."""
-    variants = (RAW, EXPECTED, COMPRESSED, expected_twin(COMPRESSED))
+    variants = (RAW, AVERAGED, COMPRESSED, averaged_name(COMPRESSED))
     every = [name for own in names.values() for name in own]
     return {variant: sum(prefilled.store.size(name, variant) for name in every) for variant in variants}
 

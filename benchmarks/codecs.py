@@ -27,10 +27,11 @@ from torch import Tensor
 
 import kvtool
 from benchmarks.common import interleaved, machine, table, text_of
+from kvtool.artifact.measure import measure_artifact
 from kvtool.codecs import KV, Array, Inputs, Place, Spec, recipe, recipes
 from kvtool.codecs.block_coder import Coding
 from kvtool.codecs.quantize.vectorwise import Vectorwise
-from kvtool.engines.attention.probe import observe
+from kvtool.engines.stage_inputs import PROBED
 from kvtool.kernels import dispatch
 
 CHUNK = 256
@@ -64,7 +65,7 @@ def cache(tokens: int) -> tuple[KV, Inputs]:
         store = kvtool.Store(Path(folder) / "store")
         kvtool.prefill([Path(folder) / "text.txt"], model=model, store=store)
         (name,) = store
-        return store.read(name), observe(model, store.parts(name))
+        return store.read(name), measure_artifact(model, store.parts(name), PROBED)
 
 
 @dataclass

@@ -49,7 +49,7 @@ def main() -> None:
         f"--variant {RECIPE}": ("--variant", RECIPE),
         "--no-caches": ("--no-caches",),
         "measured": (),
-        f"measured, --within {arguments.within:g}": ("--within", f"{arguments.within:g}"),
+        f"measured, --max-load-seconds {arguments.within:g}": ("--max-load-seconds", f"{arguments.within:g}"),
     }
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -10,6 +10,7 @@ from typing import Any
 
 import kvtool
 from benchmarks.texts import Text, write
+from kvtool.calibration.lookup import finder
 from kvtool.codecs import Calibration, Recipe
 from kvtool.documents.find import find as find_documents
 from kvtool.errors import MismatchError
@@ -20,7 +21,6 @@ from kvtool.evaluation.timing import measure_times
 from kvtool.measurement.contexts import Context
 from kvtool.model.chat_template import Prefix, prefix_of
 from kvtool.prefilling.report import Report
-from kvtool.store.calibrations import finder
 from kvtool.store.segments import SegmentRef
 
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "prefilled"

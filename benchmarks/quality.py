@@ -32,7 +32,8 @@ from benchmarks.peers.client import Peer, PeerError
 from benchmarks.peers.environments import HERE, script
 from kvtool.codecs import KV, LayerKV, recipes
 from kvtool.digest import digest
-from kvtool.engines import transformers as engine
+from kvtool.engines.kv import append_kv
+from kvtool.engines.transformers import new_cache
 from kvtool.evaluation.candidates import Kind, Restored
 from kvtool.evaluation.evaluation import evaluate
 from kvtool.evaluation.run import Progress
@@ -109,9 +110,9 @@ class PeerCandidate:
         parts = [prefix] if prefix and not back.covers_prefix else []
         tokens = layers[0][0].shape[1]
         parts.append(KV(tuple(LayerKV(k, v, torch.arange(tokens)) for k, v in layers), kv.token_ids, kv.rope))
-        cache = engine.new_cache(bench.model, sum(part.layers[0].keys.shape[1] for part in parts))
+        cache = new_cache(bench.model, sum(part.layers[0].keys.shape[1] for part in parts))
         for part in parts:
-            engine.append_kv(cache, part)
+            append_kv(cache, part)
         whole = kv.n_tokens + (prefix.n_tokens if prefix else 0)
         position = None if cache.get_seq_length() == whole else whole
         # Of what is stored for prefix and segment together, the segment's share.

@@ -12,9 +12,11 @@ from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.plan import Plan
 from kvtool.codecs.recipe import Parameter, Recipe
-from kvtool.codecs.registry import recipe, recipes, register, stage_from_config, stages
+from kvtool.codecs.registry import recipe, recipes
 from kvtool.codecs.rope import Rope
-from kvtool.codecs.stage import Array, Json, Payload, Place, Spec, Stage
+from kvtool.codecs.spec import Array, Json, Payload, Place, Spec
+from kvtool.codecs.stage import Stage
+from kvtool.codecs.stage_registry import register, stage_from_config, stages
 
 __all__ = [
     "KV",

@@ -14,7 +14,7 @@ from torch import Tensor
 from kvtool.codecs import entropy_models
 from kvtool.codecs.entropy_models.model import Ints, Tables, cost
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.stage import Array
+from kvtool.codecs.spec import Array
 from kvtool.kernels import dispatch
 
 PACKED = 0
@@ -30,8 +30,8 @@ class Coding:
 
     A byte names the model (``kvtool.codecs.entropy_models``). As little-endian uint32 follow the number of the model's
     side bytes and that of each block's, then all of these. A block is ``block`` tokens, coded by rANS
-    (``kvtool.kernels.reference.rans``), or packed where that is no longer. Where coding does not pay at all,
-    the byte is 0, and the packed codes follow.
+    (``kvtool.kernels.reference.rans``), or packed if that takes no more bytes. Where coding does not pay at all,
+    the byte is 0 and the packed codes follow.
     """
 
     array: Array
@@ -75,7 +75,7 @@ class Coding:
             raise CodecError(f"{self._cells} probabilities, expected at most {CELLS_AT_MOST}")
         if n_side + sum(lengths) != len(data) - start or n_side > model.nbytes(*self._sizes):
             raise CodecError(f"{n_side} side bytes and blocks of {sum(lengths)} bytes in {len(data) - start}")
-        # Before room is made for what the blocks are said to hold.
+        # Checked before memory is allocated for what the blocks claim to hold.
         for place, length in zip(self._blocks, lengths, strict=True):
             if self._least_bytes(n := self._cut[0] * len(place) * self._cut[2]) > length:
                 raise CodecError(f"a block of {length} bytes cannot hold {n} codes")
@@ -135,7 +135,7 @@ class Coding:
 
     @cached_property
     def _cut(self) -> tuple[int, int, int]:
-        """The shape as [A, T, D]; what has one axis is a row of tokens."""
+        """The shape as [A, T, D]. A tensor with one axis is a row of tokens."""
         if len(self.array.shape) < 2:
             return 1, self.array.numel, 1
         *outer, tokens, channels = self.array.shape

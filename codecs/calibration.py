@@ -1,4 +1,4 @@
-"""What a recipe learned about a model, shared by all segments that are coded with it."""
+"""Calibrations: what a recipe learned about a model, shared by all segments that it encodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import blake3
 import torch
@@ -17,9 +16,7 @@ from torch import Tensor
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format import container
 from kvtool.codecs.kv import KV, LayerKV
-
-if TYPE_CHECKING:  # A stage may hold a calibration.
-    from kvtool.codecs.stage import Array, Json
+from kvtool.codecs.spec import Array, Json
 
 FORMAT = 1
 
@@ -38,7 +35,9 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """``facts`` are JSON values that planning needs, such as sizes and ranks; ``tensors`` what coding computes with.
+    """Facts and tensors that a recipe's stages plan and compute with.
+
+    ``facts`` are JSON values that planning needs, such as sizes and ranks. ``tensors`` are what coding computes with.
 
     ``facts`` has under ``model`` the fingerprint of the model and under ``source`` what was sampled, once ``made``
     has said so. Facts and tensors are kept as they would be read back: lists for tuples, names sorted. Two are
@@ -77,7 +76,7 @@ class Calibration:
 
     @cached_property
     def digest(self) -> str:
-        """BLAKE3 over its bytes, 64 hex digits: what artifacts name it by."""
+        """BLAKE3 over its bytes, 64 hex digits. Artifacts name it by this."""
         return str(blake3.blake3(self.to_bytes()).hexdigest())
 
     @cached_property
@@ -87,16 +86,16 @@ class Calibration:
 
     @property
     def model(self) -> str:
-        """The fingerprint of the model that it is of; empty where nobody has said so."""
+        """The fingerprint of its model; empty if it names none."""
         return str(self.facts.get("model", ""))
 
     def made(self, *, model: str, source: Json) -> Calibration:
-        """The same, with the fingerprint of its model and with what it was made from."""
+        """A copy that names its model's fingerprint and what it was made from."""
         return dataclasses.replace(self, facts={**self.facts, "model": model, "source": source})
 
     @property
     def label(self) -> str:
-        """What errors call it."""
+        """Its name in error messages."""
         return f"calibration {self.digest[:12]}… ({self.method})"
 
     def tensor(self, name: str, array: Array) -> Tensor:
@@ -125,7 +124,7 @@ class Calibration:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Calibration:
-        """Undo ``to_bytes``. Raises CodecError, naming what is wrong, for bytes that it would not have given."""
+        """Undo ``to_bytes``. Raises CodecError, naming what is wrong, for bytes that ``to_bytes`` never gives."""
         tensors, metadata = container.from_bytes(data)
         try:
             about = json.loads(metadata["kvtool"])
@@ -150,9 +149,9 @@ class Calibration:
 
 
 def entry(first: int, side: str) -> str:
-    """What a calibration calls the keys or the values of the group of layers that starts at ``first``."""
+    """The name, in a calibration, of the keys or values of the group of layers that starts at ``first``."""
     return f"{first:04d}.{side}"
 
 
 NONE: Mapping[str, Calibration] = MappingProxyType({})
-"""By digest: what is looked in where there are none."""
+"""The empty mapping of calibrations by digest."""

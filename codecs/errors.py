@@ -1,4 +1,4 @@
-"""What a codec refuses."""
+"""Errors of codecs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has 16 bits: side tensors, such as scales and windows, and the caches themselves."""
+"""Conversions to 16 bits: side tensors such as scales and windows, and the caches themselves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FLOAT16 = torch.finfo(torch.float16)
 
 
 def window_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The 16-bit dtype that entries of ``dtype`` are kept in: their own, if it is one."""
+    """The 16-bit dtype that entries of ``dtype`` are stored in: their own if it has 16 bits, else float16."""
     return dtype if dtype.itemsize == 2 else torch.float16
 
 
 def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x``, which is overwritten, as ``dtype``, no entry beyond what that can hold.
+    """``x`` clamped to the range of ``dtype`` and converted; ``x`` is overwritten.
 
-    For decoding: an error may carry an entry past the end of a float16 cache, and infinity would spread.
+    Decoding needs it: an error may carry an entry past the range of a float16 cache, and infinity would spread.
     """
     limit = torch.finfo(dtype).max
     return x.clamp_(-limit, limit).to(dtype)

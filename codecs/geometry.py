@@ -11,7 +11,7 @@ import torch
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.kv import KV
-from kvtool.codecs.stage import Array, Json
+from kvtool.codecs.spec import Array, Json
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

@@ -55,7 +55,7 @@ class KV:
 
     @property
     def n_elements(self) -> int:
-        """Number of key and value elements: what bits per value are counted against."""
+        """Number of key and value elements, the denominator of bits per value."""
         return sum(layer.n_elements for layer in self.layers)
 
     @property

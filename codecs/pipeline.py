@@ -15,12 +15,13 @@ from kvtool.codecs.calibration import NONE, Calibration
 from kvtool.codecs.errors import CodecError, NeedsError
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.plan import STAGES_AT_MOST, Plan, plan_side, stored_name
-from kvtool.codecs.registry import stage_from_config
-from kvtool.codecs.stage import BY_TOKEN, POSITIONS, TOKEN_IDS, Array, Json, Payload, Place, Spec, Stage
+from kvtool.codecs.spec import BY_TOKEN, POSITIONS, TOKEN_IDS, Array, Json, Payload, Place, Spec
+from kvtool.codecs.stage import Stage
+from kvtool.codecs.stage_registry import stage_from_config
 from kvtool.kernels.threads import side_by_side
 
 Inputs: TypeAlias = Mapping[str, Sequence[Tensor]]
-"""What stages need beyond keys and values, by name: one tensor for each layer."""
+"""Inputs of stages beyond keys and values, by name: one tensor for each layer."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Pipeline:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be given to encode, beyond what every segment has."""
+        """Names of the inputs that encoding needs, beyond those that every segment has."""
         wanted = frozenset[str]().union(*(stage.needs for stage in self.keys + self.values))
         return wanted - {POSITIONS, TOKEN_IDS}
 
     @property
     def calibrations(self) -> tuple[Calibration, ...]:
-        """Those that its stages hold, each once, in their order: what decoding needs beside the stored tensors."""
+        """The calibrations of its stages, each once, in their order. Decoding needs them beside the stored tensors."""
         held = (calibration for stage in self.keys + self.values for calibration in stage.calibrations)
         return tuple(dict.fromkeys(held))
 
@@ -67,7 +68,7 @@ class Pipeline:
         return Plan(*(plan_side(side, stages, self._stacked(x, place), place) for side, stages, x in sides))
 
     def suited(self, layers: Sequence[LayerKV], place: Place, inputs: Inputs) -> Pipeline:
-        """This pipeline, with other stages where these layers are far from what its calibration was made from.
+        """This pipeline, with other stages if these layers are unlike those of its calibration.
 
         Raises CodecError and NeedsError as ``encode`` does.
         """
@@ -104,7 +105,7 @@ class Pipeline:
             tensors = [getattr(layer, side) for layer in layers]
             for index, tensor in enumerate(tensors, place.first):
                 _check_finite(f"layer {index}: {side}", tensor)
-            # Stages may rely on it; without any, a slice of a longer cache is stored as it lies, uncopied.
+            # Stages may rely on it; without any, a slice of a longer cache is stored uncopied.
             stacked = self._stack(tensors)
             payload: Payload = {"x": stacked.contiguous() if stages else stacked}
             at_stage = _inputs(stages, specs, given)
@@ -239,7 +240,7 @@ def _stages(side: str, configs: Json, calibrations: Mapping[str, Calibration]) -
 
 
 def _wanted(stages: tuple[Stage, ...], specs: tuple[Spec, ...], tokens: range | None) -> list[range | None]:
-    """Which tokens each stage must decode of what is behind it."""
+    """The tokens that each stage must decode of the next stage's payload."""
     found: list[range | None] = []
     for stage, spec in zip(stages, specs[:-1], strict=True):
         found.append(tokens)
@@ -248,7 +249,7 @@ def _wanted(stages: tuple[Stage, ...], specs: tuple[Spec, ...], tokens: range | 
 
 
 def _inputs(stages: tuple[Stage, ...], specs: tuple[Spec, ...], given: Payload) -> list[Payload]:
-    """What is given to each stage beyond its payload, of what it needs."""
+    """The inputs of each stage beyond its payload."""
     found: list[Payload] = []
     for stage, spec in zip(stages, specs[:-1], strict=True):
         found.append({name: given[name] for name in stage.needs & given.keys()})

@@ -1,4 +1,4 @@
-"""What a pipeline will hold at each point, found before any data flows."""
+"""Plans of pipelines: the tensors at each point, known before any data flows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.stage import Array, Place, Spec, Stage
+from kvtool.codecs.spec import Array, Place, Spec
+from kvtool.codecs.stage import Stage
 
 ORDER = {"prune": 0, "transform": 1, "quantize": 2, "entropy": 3}
 
@@ -16,7 +17,7 @@ STAGES_AT_MOST = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pipeline holds at each point: ``keys[i]`` goes into its i-th stage, ``keys[-1]`` is stored."""
+    """The tensors at each point of a pipeline: ``keys[i]`` goes into its i-th stage, ``keys[-1]`` is stored."""
 
     keys: tuple[Spec, ...]
     values: tuple[Spec, ...]
@@ -41,7 +42,7 @@ class Plan:
 
 @lru_cache(maxsize=1024)
 def plan_side(side: str, stages: tuple[Stage, ...], x: Array, place: Place) -> tuple[Spec, ...]:
-    """The specs before, between and behind a side's stages. Raises CodecError, naming the stage at fault."""
+    """The specs before, between and after a side's stages. Raises CodecError, naming the stage at fault."""
     if len(stages) > STAGES_AT_MOST:
         raise CodecError(f"pipeline: {side}: has {len(stages)} stages, expected at most {STAGES_AT_MOST}")
     specs = [Spec({"x": x}, frozenset(), place)]
@@ -67,5 +68,5 @@ def plan_side(side: str, stages: tuple[Stage, ...], x: Array, place: Place) -> t
 
 
 def stored_name(side: str, name: str) -> str:
-    """What a payload's tensor is called among a layer's: its ``x`` has the side's own name."""
+    """The name of a payload's tensor among a layer's: ``x`` has the side's own name."""
     return side if name == "x" else f"{side}.{name}"

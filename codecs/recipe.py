@@ -12,7 +12,7 @@ from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.errors import CodecError, NeedsCalibration
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.rope import Rope
-from kvtool.codecs.stage import Array, Place
+from kvtool.codecs.spec import Array, Place
 
 Value: TypeAlias = "int | float | str"
 
@@ -37,7 +37,7 @@ class Parameter:
     help: str
 
     def accepts(self, value: object) -> bool:
-        # `True in range(1, 9)` and `2.0 in range(1, 9)` hold, and neither is what a user meant; 1 for 1.0 is.
+        # `True in range(1, 9)` and `2.0 in range(1, 9)` hold, and neither is meant; 1 for 1.0 is.
         exact = type(value) is type(self.default) or (type(value) is int and type(self.default) is float)
         return exact and value in self.allowed
 
@@ -67,8 +67,8 @@ class Recipe:
 
     ``calibration`` is the method of the calibration that ``make`` wants under that name, beside the parameters;
     empty for most. ``fit`` then makes one from samples of a model's caches (``Sequence[Sample]``) and from options
-    by name; it knows no model, whoever calls it says which (``Calibration.made``). Samples may be gone over more
-    than once; with ``gradients`` they have some, the first time that each is asked for. With ``embedding`` one of the
+    by name; it knows no model, the caller names it (``Calibration.made``). Samples may be iterated more than
+    once; with ``gradients`` they have gradients in the first iteration. With ``embedding`` one of the
     options is the model's input embeddings under that name, [vocabulary, width] float32.
 
     ``dial`` is for recipes that can be asked for a size or a quality instead of for parameters.
@@ -88,7 +88,7 @@ class Recipe:
     def build(self, calibration: Calibration | None = None, **parameters: Value) -> Pipeline:
         """The pipeline for these parameters, the others at their defaults.
 
-        Raises CodecError for an unknown parameter or a value that is not allowed, with what is, and for a
+        Raises CodecError for an unknown parameter, for a value that is not allowed, with those that are, and for a
         calibration of another method; NeedsCalibration where one is needed and not given.
         """
         self.check(parameters)
@@ -123,7 +123,7 @@ class Recipe:
     def nominal_bits(self, **parameters: Value) -> float:
         """Bits per value of 1,024 tokens of a common model (32 layers, 8 heads of 128 channels, 16 bits).
 
-        Of what is entropy coded it is the most there can be. The container is not counted. Raises
+        Entropy-coded tensors count with the most bytes that they can take. The container is not counted. Raises
         NeedsCalibration where one is needed: it is of another model, and what it learned decides.
         """
         pipeline = self.build(None, **parameters)

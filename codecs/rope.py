@@ -20,7 +20,7 @@ FREQUENCIES_AT_MOST = 4096
 class Rope:
     """Channels ``start`` to ``start + R`` of a key at position p are turned by the angles ``p * inv_freq``.
 
-    ``inv_freq`` [R/2] are float32 numbers; ``scaling`` multiplies what is turned. ``layout`` says which
+    ``inv_freq`` [R/2] are float32 numbers; ``scaling`` multiplies the rotated channels. ``layout`` says which
     channels pair up: i with i + R/2 (``"half"``) or 2i with 2i + 1 (``"interleaved"``). From position
     ``up_to`` on the model turns otherwise (dynamic and longrope scaling).
     """
@@ -65,8 +65,8 @@ class Rope:
 def turn(x: Tensor, rope: Rope, positions: Tensor, *, scaling: float = 1.0, undo: bool = False) -> Tensor:
     """``x`` [H, T, D] float32, turned in place by the angles of ``positions`` [T], or back by them with ``undo``.
 
-    Angles add up: by a difference of positions it is turned from one place to another. ``scaling`` is that of ``rope``
-    for what has not been turned yet, or is to be as if it had not; what only changes its place keeps its own.
+    Angles add up: turning by a difference of positions moves keys from one place to another. ``scaling`` is that of
+    ``rope`` for keys that have not been turned yet, or that are turned back; keys that only move keep their own.
     """
     if not rope.inv_freq:
         return x

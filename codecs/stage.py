@@ -1,137 +1,24 @@
-"""What a stage of a pipeline is, and what it plans with."""
+"""The contract of a pipeline's stages."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
-from torch import Tensor
 
 from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.rope import Rope
+from kvtool.codecs.spec import (
+    FLOATS,
+    Array,
+    Json,
+    Payload,
+    Spec,
+)
 
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Kind: TypeAlias = Literal["prune", "transform", "quantize", "entropy"]
-Payload: TypeAlias = Mapping[str, Tensor]
-
-POSITIONS, TOKEN_IDS = "positions", "token_ids"
-"""Inputs that every segment has, in decoding too."""
-
-ATTENTION, IMPORTANCE = "attention", "importance"
-
-BY_TOKEN = frozenset({POSITIONS, TOKEN_IDS, ATTENTION, IMPORTANCE})
-"""Inputs that have an entry for each token, along their last axis."""
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""What stages compute with."""
-
-
-def of_tokens(inputs: Payload, some: slice | Tensor) -> Payload:
-    """``inputs``, those that have an entry for each token cut to ``some`` tokens: a slice, or indices."""
-    return {name: t[..., some] if name in BY_TOKEN else t for name, t in inputs.items()}
-
-
-@dataclass(frozen=True)
-class Array:
-    """Shape and dtype of one tensor of a payload.
-
-    ``at_most``: a one-dimensional uint8 tensor whose length is known only up to a bound.
-    ``levels``: an integer tensor's entries lie in ``[0, levels)``; entropy coders size their codes by it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    at_most: bool = False
-    levels: int | None = None
-
-    def __post_init__(self) -> None:
-        if any(size < 0 for size in self.shape) or self.nbytes >= 1 << 62:
-            raise CodecError(f"array of shape {list(self.shape)}: sizes are negative or past 2**62 bytes")
-        if self.at_most and (len(self.shape) != 1 or self.dtype != torch.uint8):
-            raise CodecError(f"array of shape {list(self.shape)}: only 1-D uint8 has an open length")
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its content; the bound, if ``at_most``."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def bits(self) -> int:
-        """Bits that a code below ``levels`` takes at a fixed length."""
-        return max(((self.levels or 1) - 1).bit_length(), 1)
-
-    def check(self, name: str, tensor: Tensor) -> None:
-        """Refuse a tensor that is not what was planned, before its content is touched."""
-        shape = tuple(tensor.shape)
-        fits = shape == self.shape or (self.at_most and len(shape) == 1 and shape[0] <= self.shape[0])
-        if tensor.dtype != self.dtype or not fits:
-            bound = "at most " if self.at_most else ""
-            raise CodecError(
-                f"{name} is {list(shape)} {tensor.dtype}, expected {bound}{list(self.shape)} {self.dtype}"
-            )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a payload comes from: ``count`` layers from ``first`` on, of the ``total`` that the model has.
-
-    ``ropes`` says how the keys of each of these layers were rotated; it is empty where nobody knows. ``start`` is
-    the position of the first token; None where layers hold different tokens.
-    """
-
-    first: int = 0
-    count: int = 1
-    total: int = 1
-    ropes: tuple[Rope, ...] = ()
-    start: int | None = 0
-
-
-@dataclass(frozen=True)
-class Spec:
-    """The tensors at one point of a pipeline, by name, where they come from, and what the stages so far need.
-
-    ``needs`` names inputs beyond keys and values, such as ``"attention"``, so that what cannot run is refused
-    when it is planned.
-    """
-
-    arrays: Mapping[str, Array]
-    needs: frozenset[str] = frozenset()
-    place: Place = Place()
-
-    @property
-    def nbytes(self) -> int:
-        """An upper bound on the bytes of all tensors."""
-        return sum(array.nbytes for array in self.arrays.values())
-
-    def replace(self, name: str, arrays: Mapping[str, Array], stage: str) -> Spec:
-        """The spec with ``arrays`` in place of ``name``; the other tensors pass through under their names.
-
-        Raises CodecError, naming the stage, if ``name`` is missing or a name is already another tensor's.
-        """
-        rest = {key: array for key, array in self.arrays.items() if key != name}
-        if name not in self.arrays or rest.keys() & arrays.keys():
-            raise CodecError(f"stage {stage!r}: gets {sorted(self.arrays)}, expected {name} and none it adds")
-        return self.with_arrays({**rest, **arrays})
-
-    def with_arrays(self, arrays: Mapping[str, Array]) -> Spec:
-        return dataclasses.replace(self, arrays=arrays)
-
-    def check(self, payload: Payload, where: str) -> None:
-        """Refuse a payload whose names, dtypes or shapes are not the planned ones."""
-        if payload.keys() != self.arrays.keys():
-            raise CodecError(f"{where}: holds {sorted(payload)}, expected {sorted(self.arrays)}")
-        for name, array in self.arrays.items():
-            array.check(f"{where}: {name}", payload[name])
 
 
 @dataclass(frozen=True)
@@ -143,13 +30,13 @@ class Stage(ABC):
     layers; a stage replaces what it works on and may add side tensors (scales, a recent window), which later
     stages see under their own names. A payload's tensors are never written to.
 
-    What a stage ``needs`` beyond keys and values lies in the payload that ``encode`` gets, under its name,
-    and is not given back: ``positions`` [T] int64; ``attention`` [H, T] float32, what later tokens pay to
+    An input that a stage ``needs`` beyond keys and values is in the payload that ``encode`` gets, under its name,
+    and is not returned: ``positions`` [T] int64; ``attention`` [H, T] float32, the attention that later tokens pay to
     each; ``queries`` [Q, P, D] float32, a sample. ``decode`` gets ``positions`` alone, if it is needed. Over
     a group of layers each has the layers in front.
 
-    What a recipe learned about the model beforehand is a field, ``calibration: Calibration``. Its content may come
-    from anywhere: ``plan`` holds each tensor that it uses against a shape (``Calibration.tensor``).
+    A stage that uses what a recipe learned about the model has a field ``calibration: Calibration``. Its content is not
+    trusted: ``plan`` checks the shape of each tensor that it uses (``Calibration.tensor``).
     """
 
     name: ClassVar[str]
@@ -159,7 +46,7 @@ class Stage(ABC):
 
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:
-        """Configurations that between them reach every path: what tests and golden artifacts are made of.
+        """Configurations that together reach every path. Tests and golden artifacts are made of them.
 
         Their calibrations, if they hold any, fit layers 2 and 3 of a model with 2 heads of 6 channels.
         """
@@ -189,23 +76,23 @@ class Stage(ABC):
         return self.decode(y, spec)
 
     def inputs_behind(self, inputs: Payload, spec: Spec) -> Payload:
-        """What the stages behind this one may need, by name: ``inputs``, but of the tokens that it leaves them."""
+        """``inputs`` cut to the tokens that this stage passes on, for the stages after it."""
         return inputs
 
     def behind(self, tokens: range, spec: Spec) -> range | None:
-        """The tokens behind this stage from which it decodes ``tokens`` in front of it; None for all."""
+        """The tokens of this stage's output that it needs to decode ``tokens`` of its input; None for all."""
         return None
 
     def suited(self, x: Payload, spec: Spec) -> Stage:
-        """The stage to encode ``x`` with: this one, or in its place one that does better on what is far from all that
-        its calibration was made from."""
+        """The stage to encode ``x`` with: this one, or another if ``x`` is unlike all that its calibration was made
+        from."""
         return self
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """The largest absolute error that an entry may show after ``decode(encode(x))``.
 
-        ``inner`` is the same of the stages behind this one, so that a pipeline's bound is theirs in turn. A
-        stage that does not say otherwise is exact.
+        ``inner`` is that of the stages after this one, so that a pipeline's bound follows stage by stage. A
+        stage is exact unless it overrides this.
         """
         return inner
 
@@ -236,7 +123,7 @@ class Stage(ABC):
         return x
 
     def require(self, holds: bool, field: str, value: object, expected: str) -> None:
-        """Raise CodecError, naming the stage, the field, the value and what was expected, unless it holds."""
+        """Raise CodecError, naming the stage, the field, the value and the expectation, unless it holds."""
         if not holds:
             raise CodecError(f"{self.kind} stage {self.name!r}: {field} is {value!r}, expected {expected}")
 

@@ -1,4 +1,4 @@
-"""Chooses an implementation of each kernel by where its input lies."""
+"""Chooses an implementation of each kernel by its input's device."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def rans_decode(
 ) -> None:
     """Decode ``blocks`` [N, 4] int64 (first byte, end byte, first token, end token) of ``stream`` into ``out``.
 
-    Raises ValueError for a block that lies outside of ``stream`` or that ``rans_encode`` has not made.
+    Raises ValueError for a block outside of ``stream``, and for one that ``rans_encode`` has not made.
     """
     inside = (
         (blocks >= 0).all() and (blocks[:, 1] <= len(stream)).all() and (blocks[:, 3] <= out.shape[1]).all()

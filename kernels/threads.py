@@ -1,7 +1,12 @@
-"""How many threads torch computes with."""
+"""How many threads torch computes with. No other module sets this.
+
+torch's number of threads belongs to the thread that sets it, but that of the linear algebra library under it (MKL) to the
+process. So whoever sets it in another thread sets it back here.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,31 +17,67 @@ import torch
 T = TypeVar("T")
 
 
+def use_one_thread() -> None:
+    """Has this process compute with one thread from now on: there are other processes for the other cores."""
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Sums in one order: linear algebra on several threads rounds otherwise than on one.
 
-    What is encoded may not depend on how many there are.
+    Encoded bytes may not depend on the number of threads.
     """
-    threads = torch.get_num_threads()
-    try:
+    with _restored():
         torch.set_num_threads(1)
         yield
-    finally:
-        torch.set_num_threads(threads)
+
+
+@contextmanager
+def thread_pool(workers: int | None = None, *, threads: int = 1) -> Iterator[ThreadPoolExecutor]:
+    """A pool of ``workers`` that each compute with ``threads`` threads; as many workers as torch has threads by default.
+
+    Several workers that each computed on all cores would stall one another. The caller computes with one worker's
+    number of threads, or its own, until the pool is closed.
+    """
+    with (
+        _restored() as before,
+        ThreadPoolExecutor(workers or before, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+    ):
+        yield pool
+
+
+def background_pool(workers: int, name: str) -> ThreadPoolExecutor:
+    """A pool of ``workers`` that each compute with one thread, while the caller goes on with all of its own.
+
+    The threads' names begin with ``name``.
+    """
+    with _restored():
+        pool = ThreadPoolExecutor(workers, name, torch.set_num_threads, (1,))
+        started = threading.Barrier(workers + 1)
+        for _ in range(workers):
+            pool.submit(started.wait)
+        started.wait()
+    return pool
 
 
 def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """What each of ``calls`` gives, each of them computing on its own share of torch's threads.
+    """The results of ``calls``, each of which computes with its share of torch's threads.
 
-    Two that each compute on all cores would stall one another.
+    They run one after the other where there are fewer threads than calls.
     """
     threads = torch.get_num_threads()
     if threads < len(calls):
         return [call() for call in calls]
-    share = threads // len(calls)
+    with thread_pool(len(calls), threads=threads // len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+@contextmanager
+def _restored() -> Iterator[int]:
+    """Sets the number of threads back at the end; gives what it was."""
+    threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(len(calls), initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            return [future.result() for future in [pool.submit(call) for call in calls]]
+        yield threads
     finally:
         torch.set_num_threads(threads)

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from kvtool.model.model import Model as Model
     from kvtool.model.model import load_model as load_model
     from kvtool.prefilling.prefill import prefill as prefill
-    from kvtool.store.local import Store as Store
+    from kvtool.store.base import Store as Store
+
+    __version__: str
 
 _MODULES = {
     "DocumentCache": "kvtool.engines.cache",
     "KvtoolError": "kvtool.errors",
     "Model": "kvtool.model.model",
-    "Store": "kvtool.store.local",
+    "Store": "kvtool.store.open",
     "blend": "kvtool.blending.blend",
     "calibrate": "kvtool.calibration.calibrate",
     "compress": "kvtool.compression.compress",
@@ -39,6 +41,7 @@ __all__ = [
     "KvtoolError",
     "Model",
     "Store",
+    "__version__",
     "blend",
     "calibrate",
     "codecs",
@@ -54,6 +57,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_MODULES[name]), name)
     elif name == "codecs":
         value = import_module("kvtool.codecs")
+    elif name == "__version__":
+        value = import_module("importlib.metadata").version("kvtool")
     else:
         raise AttributeError(f"module 'kvtool' has no attribute {name!r}")
     globals()[name] = value

@@ -7,41 +7,59 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import TextStreamer
-
-from kvtool.blending.blend import How, assemble, shared_prefix
+from kvtool.blending.blend import BlendOptions, assemble, shared_prefix
 from kvtool.blending.cache import BlendedCache
-from kvtool.blending.layout import Layout, Part, lay_out
-from kvtool.engines.attention.parallel_encoding import reading
-from kvtool.engines.batching.generate_many import answer_each
+from kvtool.blending.layout import Layout, Part, Text, lay_out, listed
+from kvtool.engines.batching.generate_many import generate_many
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.transformers import grouped_attention
+from kvtool.engines.capabilities import key_rotations
+from kvtool.engines.generate import TextStream, generate
 from kvtool.errors import UsageError
-from kvtool.model.chat_template import BETWEEN, question_tokens
+from kvtool.model.chat_template import SEPARATOR, question_tokens
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import RAW
 from kvtool.system.trace import Trace
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``variants`` are those of the segments that were read, in order.
+    """An answer, and how it came about.
 
-    ``first_token_seconds`` runs from opening the artifacts (or, without a cache, from the prompt) to the first token;
-    loading the model's weights is not part of it.
+    ``documents`` are the names that were asked for, ``variants`` those of their segments, each in order. ``cached`` is
+    whether their caches were used. ``first_token_seconds`` runs from opening the artifacts (or, without caches, from the
+    prompt) to the first token; loading the model's weights is not part of it.
     """
 
     text: str
     token_ids: tuple[int, ...]
+    documents: tuple[str, ...]
     variants: tuple[str, ...]
+    policy: str
+    cached: bool
     prompt_tokens: int
     cached_tokens: int
     recomputed_tokens: int
     load_seconds: float
     first_token_seconds: float
     seconds: float
+
+    def to_json(self, uncached: Answer | None = None) -> dict[str, Any]:
+        """What ``kvtool ask --json`` prints. ``uncached`` is the same question without caches, if it was asked."""
+        full = uncached if self.cached else self
+        return {
+            "documents": list(self.documents),
+            "variants": list(self.variants) if self.cached else None,
+            "policy": self.policy,
+            "recomputed_tokens": self.recomputed_tokens,
+            "answer": self.text,
+            "answer_tokens": len(self.token_ids),
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "load_seconds": round(self.load_seconds, 4),
+            "first_token_seconds": round(self.first_token_seconds, 4),
+            "first_token_seconds_without_cache": full and round(full.first_token_seconds, 4),
+        }
 
 
 def ask(
@@ -51,8 +69,8 @@ def ask(
     store: Store,
     *,
     variant: str = RAW,
-    how: How = How(),
-    between: str = BETWEEN,
+    options: BlendOptions = BlendOptions(),
+    separator: str = SEPARATOR,
     max_tokens: int = 200,
     temperature: float = 0.0,
     seed: int | None = None,
@@ -62,24 +80,25 @@ def ask(
 ) -> Answer:
     """Generates the answer to ``question`` over ``documents``, greedily unless ``temperature``.
 
-    Several documents, or one of several segments, are blended as ``how`` says, with ``between`` between them.
-    ``cached=False`` runs the same tokens through a full prefill. Raises ``UsageError`` if the question does not
-    fit behind the documents, and what ``kvtool.blend`` raises.
+    Several documents, or one of several segments, are blended as ``options`` say, with ``separator`` between them.
+    ``cached=False`` runs the same tokens through a full prefill. Raises ``UsageError`` if the question does not fit after
+    the documents, and what ``kvtool.blend`` raises.
     """
     opening = time.monotonic()
-    layout = lay_out(store, documents, model, variant=variant if cached else RAW, between=between)
-    (asked,) = _prompts([question], layout, model, store)
-    length = len(layout.token_ids) + len(asked)
+    parts = listed(documents)
+    layout = lay_out(store, parts, model, variant=variant if cached else RAW, separator=separator)
+    (prompt,) = _prompts([question], layout, model, store)
+    length = len(layout.token_ids) + len(prompt)
     opened = time.monotonic() - opening
-    # Loading the model, and finding out how it rotates, are no part of the time that follows.
-    _ = model.model if layout.is_alone or not cached else model.turned
+    # The times below are without those of loading the model and of finding its rotations.
+    _ = model.model if layout.is_alone or not cached else key_rotations(model)
     started = time.monotonic() - (opened if cached else 0.0)
-    cache = assemble(layout, model, how, [asked], trace) if cached else None
+    cache = assemble(layout, model, options, [prompt], trace) if cached else None
     loaded = time.monotonic()
-    stream = _Stream(model.tokenizer, on_text)
+    stream = TextStream(model.tokenizer, on_text)
     tokens = generate(
         model,
-        [*layout.token_ids.tolist(), *asked],
+        [*layout.token_ids.tolist(), *prompt],
         cache,
         max_tokens=min(max_tokens, model.context - length),
         temperature=temperature,
@@ -89,30 +108,54 @@ def ask(
     return Answer(
         text=model.tokenizer.decode(tokens, skip_special_tokens=True),
         token_ids=tuple(tokens),
+        documents=tuple(
+            part if isinstance(part, str) else part.name for part in parts if not isinstance(part, Text)
+        ),
         variants=layout.variants,
+        policy=options.policy,
+        cached=cached,
         prompt_tokens=length,
         cached_tokens=len(layout.token_ids) if cached else 0,
         recomputed_tokens=_recomputed(cache),
         load_seconds=loaded - started,
-        first_token_seconds=(stream.first or time.monotonic()) - started,
+        first_token_seconds=(stream.first_token_time or time.monotonic()) - started,
         seconds=time.monotonic() - started,
     )
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was said to each question, in order.
+    """The answers to several questions, in order, and how they came about.
 
-    ``seconds`` is all of it, ``load_seconds`` until the documents' cache was there.
+    ``documents`` are named once each. ``load_seconds`` run until the documents' cache was complete, ``seconds`` until the
+    last answer was.
     """
 
+    questions: tuple[str, ...]
     texts: tuple[str, ...]
     documents: tuple[str, ...]
     variants: tuple[str, ...]
+    policy: str
     cached_tokens: int
     recomputed_tokens: int
     load_seconds: float
     seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``kvtool ask --json`` prints for several questions."""
+        return {
+            "documents": list(self.documents),
+            "variants": list(self.variants),
+            "policy": self.policy,
+            "answers": [
+                {"question": question, "answer": text}
+                for question, text in zip(self.questions, self.texts, strict=True)
+            ],
+            "cached_tokens": self.cached_tokens,
+            "recomputed_tokens": self.recomputed_tokens,
+            "load_seconds": round(self.load_seconds, 4),
+            "seconds": round(self.seconds, 4),
+        }
 
 
 def ask_each(
@@ -122,28 +165,30 @@ def ask_each(
     store: Store,
     *,
     variant: str = RAW,
-    how: How = How(),
-    between: str = BETWEEN,
+    options: BlendOptions = BlendOptions(),
+    separator: str = SEPARATOR,
     max_tokens: int = 200,
     trace: Trace | None = None,
 ) -> Answers:
-    """The answers to several questions over the same documents, greedily; none sees another.
+    """The greedy answers to several questions over the same documents; none sees another.
 
-    The documents are loaded and blended once, and each pass of the model reads them once for all questions, in one
-    product with all their queries (as Hydragen does, arXiv 2402.05099). What is recomputed is chosen for all of them.
-    Raises as ``ask`` does.
+    The documents are loaded and blended once. Each pass of the model reads them once for all questions, in one product with
+    all their queries (as in Hydragen, arXiv 2402.05099). Recomputed tokens are chosen for all of them. Raises as ``ask``
+    does.
     """
     started = time.monotonic()
-    layout = lay_out(store, documents, model, variant=variant, between=between)
-    asked = _prompts(questions, layout, model, store)
-    cache = assemble(layout, model, how, asked, trace)
+    layout = lay_out(store, documents, model, variant=variant, separator=separator)
+    prompts = _prompts(questions, layout, model, store)
+    cache = assemble(layout, model, options, prompts, trace)
     loaded = time.monotonic()
-    room = [min(max_tokens, model.context - len(layout.token_ids) - len(ids)) for ids in asked]
-    said = answer_each(model, cache, asked, room)
+    room = [min(max_tokens, model.context - len(layout.token_ids) - len(prompt)) for prompt in prompts]
+    answers = generate_many(model, cache, prompts, room)
     return Answers(
-        texts=tuple(model.tokenizer.decode(ids, skip_special_tokens=True) for ids in said),
+        questions=tuple(questions),
+        texts=tuple(model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers),
         documents=layout.documents,
         variants=layout.variants,
+        policy=options.policy,
         cached_tokens=len(layout.token_ids),
         recomputed_tokens=_recomputed(cache),
         load_seconds=loaded - started,
@@ -152,7 +197,7 @@ def ask_each(
 
 
 def _prompts(questions: Sequence[str], layout: Layout, model: Model, store: Store) -> list[list[int]]:
-    """Each question's tokens. Raises ``UsageError`` for one that does not fit behind the documents."""
+    """Each question's tokens. Raises ``UsageError`` for one that does not fit after the documents."""
     prefix = shared_prefix(layout, store, model)
     prompts = [question_tokens(model, prefix, question) for question in questions]
     longest = max(map(len, prompts), default=0)
@@ -171,50 +216,3 @@ def _prompts(questions: Sequence[str], layout: Layout, model: Model, store: Stor
 
 def _recomputed(cache: DocumentCache | None) -> int:
     return cache.recomputed if isinstance(cache, BlendedCache) else 0
-
-
-def generate(
-    model: Model,
-    token_ids: Sequence[int],
-    cache: DocumentCache | None,
-    *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    seed: int | None = None,
-    streamer: Any = None,
-) -> list[int]:
-    """The tokens that follow ``token_ids``, of which ``cache`` holds the first."""
-    ids = torch.tensor([token_ids], device=model.model.get_input_embeddings().weight.device)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    if seed is not None:
-        torch.manual_seed(seed)
-    with grouped_attention(model), reading(model, cache):
-        out = model.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
-            max_new_tokens=max_tokens,
-            pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id,
-            streamer=streamer,
-            **sampling,
-        )
-    return [int(token) for token in out[0, len(token_ids) :]]
-
-
-class _Stream(TextStreamer):  # type: ignore[misc]
-    """Hands over text as it is decoded, and notes when the first token came."""
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.on_text, self._prompt_seen = on_text, False
-        self.first: float | None = None
-
-    def put(self, value: torch.Tensor) -> None:
-        if self._prompt_seen and self.first is None:
-            self.first = time.monotonic()
-        self._prompt_seen = True
-        super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self.on_text(text)

@@ -1,4 +1,4 @@
-"""The command line: parsing only. Each verb's work is in ``commands/`` and imported when it runs."""
+"""The command line. Each command is a module of ``kvtool.commands``, which imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ from typing import Annotated
 
 import typer
 
-from kvtool.commands import ask, calibrate, common, compress, demo, eval, prefill, recipes, serve_cache
+from kvtool.commands import (
+    ask,
+    calibrate,
+    compress,
+    demo,
+    eval,
+    options,
+    output,
+    prefill,
+    recipes,
+    serve_cache,
+)
 from kvtool.commands.store import gc, ls, pull, rm, show, verify
 from kvtool.errors import EXIT_CODES
 
 app = typer.Typer(
     name="kvtool",
-    help="Turns documents into KV caches ahead of time: prefill, compress, store, load, ask.",
+    help="Turn documents into KV caches ahead of time: prefill, compress, store, load, ask.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
@@ -21,16 +32,16 @@ app = typer.Typer(
 
 
 @app.callback()
-def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+def kvtool(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the tracebacks of errors.")] = False,
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version and stop.", is_eager=True, callback=common.print_version
+            "--version", help="Print the version and exit.", is_eager=True, callback=options.print_version
         ),
     ] = False,
 ) -> None:
-    common.debug = debug
+    output.debug = debug
 
 
 for command in (
@@ -49,7 +60,7 @@ for command in (
     recipes,
     demo,
 ):
-    app.command(epilog=EXIT_CODES)(common.guarded(command.run, command.__name__.rpartition(".")[2]))
+    app.command(epilog=EXIT_CODES)(output.guarded(command.run, command.__name__.rpartition(".")[2]))
 
 
 def main() -> None:

@@ -1,4 +1,8 @@
-"""Settings: flags > ``KVTOOL_*`` > ``kvtool.toml`` or ``[tool.kvtool]`` > the user's file > defaults."""
+"""Settings of commands, from flags, environment and files.
+
+The first that sets a field decides: a flag, ``KVTOOL_*`` in the environment, ``kvtool.toml``, ``[tool.kvtool]`` in
+``pyproject.toml`` (both in the working directory), the user's file, the default.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,11 +26,15 @@ from kvtool.errors import UsageError
 
 
 def user_file() -> Path:
+    """The user's ``kvtool.toml``, for all directories."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kvtool" / "kvtool.toml"
 
 
 class Settings(BaseSettings):
-    """What every command may be told once instead of each time."""
+    """What a flag of several commands, or of ``kvtool prefill``, can set once for all calls.
+
+    A field's description is that of its flag.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="KVTOOL_",
@@ -36,21 +44,48 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    store: Path = Path("kv-store")
-    model: str = "embedded"
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    load_in: Literal["4bit", "8bit"] | None = None
-    adapter: Path | None = None
-    system: str | None = None
-    prefix_file: Path | None = None
-    no_prefix: bool = False
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    segment_tokens: int | None = None
-    step_tokens: int = 1024
-    pack_tokens: int = 512
-    neighbours: int = 0
+    store: Path = Field(
+        Path("kv-store"),
+        description="Use the store in this directory or, to read only, at a server's http://HOST:PORT or a bucket's "
+        "s3://BUCKET/PREFIX.",
+    )
+    model: str = Field(
+        "embedded",
+        description="Use this model: a directory, a .gguf file or a hub id, owner/name@revision.",
+    )
+    device: str = Field("auto", description="Run on this device: auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Compute in this dtype: auto, float32, bfloat16 or float16."
+    )
+    load_in: Literal["4bit", "8bit"] | None = Field(
+        None, description="Load the weights in 4bit or 8bit, through bitsandbytes."
+    )
+    adapter: Path | None = Field(None, description="Apply the PEFT adapter in this directory.")
+    system: str | None = Field(
+        None, description="Put this system prompt before each document, through the chat template."
+    )
+    prefix_file: Path | None = Field(
+        None, description="Put this file's text before each document, instead of the chat template."
+    )
+    no_prefix: bool = Field(False, description="Put nothing before each document.")
+    include: tuple[str, ...] = Field(
+        (), description="Take only documents whose names match, as in .gitignore."
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="Leave out documents whose names match, as in .gitignore."
+    )
+    segment_tokens: int | None = Field(
+        None, description="Split documents into segments of at most this many tokens."
+    )
+    step_tokens: int = Field(1024, description="Prefill a long document in passes of this many tokens.")
+    pack_tokens: int = Field(
+        512, description="Prefill short documents together, in passes of up to this many tokens."
+    )
+    neighbours: int = Field(
+        0,
+        description="Prefill each document after this many others too, and store the mean as variant averaged, for "
+        "blending; 4 works well.",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -71,7 +106,10 @@ class Settings(BaseSettings):
 
 
 def settings(**flags: Any) -> Settings:
-    """The settings, with the ``flags`` that were given on top. Raises ``UsageError``, naming the field."""
+    """Reads the settings. ``flags`` that are None or empty count as not given.
+
+    Raises ``UsageError``, naming the field and where it can be set, for an unknown one and for a value of the wrong kind.
+    """
     try:
         return Settings(**{name: value for name, value in flags.items() if value not in (None, [])})
     except ValidationError as error:
@@ -79,7 +117,7 @@ def settings(**flags: Any) -> Settings:
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(field, Settings.model_fields, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"there are: {', '.join(Settings.model_fields)}"
+            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(Settings.model_fields)}"
             raise UsageError(_file_with(field), f"unknown setting {field}", remedy) from error
         raise UsageError(
             f"setting {field} is {first.get('input')!r}",
@@ -96,6 +134,7 @@ def settings(**flags: Any) -> Settings:
 
 
 def _file_with(field: str) -> Path:
+    """The file that sets ``field``."""
     for path in (Path("kvtool.toml"), user_file()):
         if path.is_file() and field in tomllib.loads(path.read_text()):
             return path

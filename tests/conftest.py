@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import kvtool
-from kvtool.codecs import KV, LayerKV, Recipe, registry
+from kvtool.codecs import KV, LayerKV, Recipe, registry, stage_registry
 
 # Triton decides for good, when it is first imported, whether its own functions can be interpreted, as the kernels' tests
 # want them; other tests import it by way of transformers.
@@ -202,14 +202,14 @@ def centred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
     (info / "entry_points.txt").write_text(
         "[kvtool.recipes]\ncentred = centred:RECIPES\n[kvtool.stages]\ncentred = centred:Centred\n"
     )
-    before = dict(registry.stages())
+    before = dict(stage_registry.stages())
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        registry._discover.cache_clear()
+        stage_registry._discover.cache_clear()
         registry.recipes.cache_clear()
         yield registry.recipe("centred")
-    registry._stages.clear()
-    registry._stages.update(before)
+    stage_registry._stages.clear()
+    stage_registry._stages.update(before)
     registry.recipes.cache_clear()
     del sys.modules["centred"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import kvtool
+from kvtool.artifact.load import load_cache
+from kvtool.artifact.read import Artifact
+from kvtool.engines.cache import DocumentCache
 
 CACHE_DIR = os.environ.get("KVTOOL_CACHE_DIR")
 
@@ -156,6 +160,11 @@ def embedded() -> kvtool.Model:
             return kvtool.load_model()
         except kvtool.errors.ModelError as error:
             pytest.skip(str(error))
+
+
+def loaded(model: kvtool.Model, parts: Sequence[Artifact]) -> tuple[DocumentCache, torch.Tensor]:
+    """The cache of ``parts``, and the token ids of the last."""
+    return load_cache(parts, model), parts[-1].token_ids
 
 
 @pytest.fixture

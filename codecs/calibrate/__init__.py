@@ -1,1 +1,1 @@
-"""Fits: from samples of a model's caches to what a recipe holds of it. Arrays only; no model, no files."""
+"""Fits: samples of a model's caches → a recipe's calibration. Arrays only: no model, no files."""

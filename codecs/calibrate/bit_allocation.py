@@ -9,7 +9,7 @@ from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.errors import CodecError
 
 if TYPE_CHECKING:
-    from kvtool.codecs.stage import Json
+    from kvtool.codecs.spec import Json
 
 WHOLE = 16
 """Bits of a value that is kept as it is, in float16; no scale and no zero go with it."""

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from kvtool.codecs.calibrate.bit_allocation import WHOLE, Run
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.stage import Array, Spec
+from kvtool.codecs.spec import Array, Spec
 
 SIZES = (16, 64, 256, 1024)
 """Components in a block that has codes; every one of 16 bits is a block of its own."""
 WIDTHS = (1, 2, 4, 8)
-"""Bits of codes. No code lies across two bytes, so that what works on bytes, as DEFLATE does, sees them whole: at equal
-error that saves more than the widths between."""
+"""Bits of codes. No code crosses a byte, so that a byte-wise coder such as DEFLATE sees it whole. At equal error that saves
+more than the widths in between would."""
 UNIT = 16
 """Bits that budgets and costs are multiples of: all blocks' are."""
 
@@ -42,7 +42,7 @@ def allocate(x: Tensor, budgets: Mapping[int, int]) -> dict[int, list[Run]]:
     """For each budget, in units of 16 bits for a token, the runs of blocks of components of ``x`` [T, C], a sample.
 
     Dynamic programming over components and bits: what the first components cost at the least for each budget
-    follows from where their last block starts. Blocks cover a prefix, the components behind it have no bits; a
+    follows from where their last block starts. Blocks cover the first components, the others get no bits. A
     block starts at a multiple of a sixteenth of its size. Errors are measured on ``x``.
     """
     components, most = x.shape[1], max(budgets.values(), default=0)

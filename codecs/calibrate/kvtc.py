@@ -1,4 +1,4 @@
-"""What the recipe ``kvtc`` learns about a model: a basis for its keys, one for its values, and bits."""
+"""Calibration of the recipe ``kvtc``: a basis for a model's keys, one for its values, and bits for each component."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvtool.codecs.calibration import Calibration, Sample, entry
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.pipeline import Pipeline
-from kvtool.codecs.stage import Json
+from kvtool.codecs.spec import Json
 
 RATIOS = (8, 16, 32, 64, 128)
 MEASURED = 256

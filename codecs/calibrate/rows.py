@@ -8,7 +8,7 @@ from torch import Tensor
 from kvtool.codecs.calibration import Sample
 from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.kv import LayerKV
-from kvtool.codecs.stage import Array, Place, Spec
+from kvtool.codecs.spec import Array, Place, Spec
 from kvtool.codecs.transform.unrope import Unrope
 
 
@@ -18,7 +18,7 @@ def cache_rows(sample: Sample, contents: Contents, group: range, side: str, toke
 
 
 def gradient_rows(sample: Sample, contents: Contents, group: range, side: str, tokens: slice) -> Tensor:
-    """The same of the loss's gradients: [tokens, L · H · D] float32. Raises ValueError where there are none."""
+    """The loss's gradients in the same shape, [tokens, L · H · D] float32. Raises ValueError for a sample without any."""
     if sample.gradients is None:
         raise ValueError("the sample has no gradients")
     place = contents.place(group)

@@ -15,8 +15,9 @@ from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.entropy.rans import Rans
 from kvtool.codecs.entropy_models import context as model
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels import dispatch
 from kvtool.kernels.reference.context_model import EXPONENTS, ONE
 
@@ -33,7 +34,7 @@ class Context(Stage):
 
     Token t was quantized with ``step * 2**((exponents[t] - 32) / 2)``, the exponent up to 64. Components come by falling
     variance and are cut into ``bands`` of neighbours, each a stream (``kvtool.kernels.reference.context``) that is
-    read after those in front: what comes first decodes alone. There are little-endian uint32 lengths of the rest
+    decoded after those before it, so that the first bands decode alone. The bytes are little-endian uint32 lengths of the rest
     and of each band, then the rest as ``Rans`` leaves it, then the bands.
 
     For the keys of layers from 0 on, say, the calibration has ``0000.keys.scales`` [R] uint8, log2 of each
@@ -97,7 +98,7 @@ class Context(Stage):
             raise self._refusal(f"{len(data)} bytes, expected {needed} for {bands} bands")
         tokens, components = self._sizes(spec)
         cut = self._cut(spec)[:bands]
-        # Before room is made for what the bands are said to hold.
+        # Checked before memory is allocated for what the bands claim to hold.
         for band, length in zip(cut, lengths, strict=False):
             if tokens * len(band) > CODES_IN_BYTE * length:
                 raise self._refusal(f"a band of {length} bytes cannot hold {tokens * len(band)} codes")

@@ -12,11 +12,12 @@ from kvtool.codecs.block_coder import as_tensor
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format import container
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 GROWTH = 1032
-"""Times its own size that DEFLATE can stand for, at most."""
+"""The most bytes that one byte of a DEFLATE stream can expand to."""
 
 
 @register
@@ -24,7 +25,7 @@ GROWTH = 1032
 class Deflate(Stage):
     """Everything becomes ``x`` [n] uint8: the tensors as ``Pack`` leaves them, by name, one zlib stream (RFC 1950).
 
-    Where that is no shorter, the bytes stand as they are: a stream as long as its content is raw. ``level`` is
+    Where that is no shorter, the bytes are stored raw: a stream as long as its content is taken for raw. ``level`` is
     zlib's.
     """
 
@@ -58,7 +59,7 @@ class Deflate(Stage):
             content = as_tensor(self._inflated(container.raw_bytes(content), planned.nbytes))
         packed, start = {}, 0
         for name, array in sorted(planned.arrays.items()):
-            # In memory of its own, since entries of two bytes may lie at an odd one.
+            # Copied, since entries of two bytes may start at an odd address.
             own = torch.empty(array.nbytes, dtype=torch.uint8).copy_(content[start : start + array.nbytes])
             packed[name] = own.view(array.dtype).view(array.shape)
             start += array.nbytes

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels import dispatch
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format import container
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 ZSTD_BLOCK_BYTES = 1 << 17
 ZSTD_BLOCK_LEAST = 4
@@ -76,7 +77,7 @@ class Planes(Stage):
         lengths = struct.unpack_from(f"<{size}Q", data)
         if sum(lengths) != len(data) - 8 * size:
             raise self._refusal(name, f"blocks of {list(lengths)} bytes in {len(data) - 8 * size}")
-        # All blocks are looked at before room is made for what they say they hold.
+        # All blocks are checked before memory is allocated for what they claim to hold.
         blocks, start = [], 8 * size
         for length in lengths:
             blocks.append(data[start : start + length])

@@ -11,11 +11,12 @@ import torch
 from kvtool.codecs.block_coder import Coding, as_tensor, read_lengths
 from kvtool.codecs.entropy.planes import Planes
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 MAIN = ("codes", "x")
-"""The tensors that a range of tokens is meant for; others have an axis of their own."""
+"""The tensors that a range of tokens cuts; the others have no axis of tokens."""
 
 
 @register

@@ -1,8 +1,8 @@
 """Probability models for entropy coding: from a few side bytes to the tables that a coder works with.
 
-A model knows nothing of the coder, and the coder nothing of models. What a model gives must be the same on
-every machine, to the last unit, or else a decoder reads garbage; so models compute in integers, and in float64
-only what IEEE 754 rounds correctly (products, quotients, square roots). Exponentials come from ``decimal``.
+A model knows nothing of the coder, and the coder nothing of models. A model must give the same tables on every
+machine, to the last unit, or a decoder reads garbage. So models compute in integers, and use float64 only for what
+IEEE 754 rounds correctly: products, quotients, square roots. Exponentials come from ``decimal``.
 """
 
 from kvtool.codecs.entropy_models.corrected import Corrected

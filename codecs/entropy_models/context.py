@@ -1,7 +1,7 @@
-"""What a model of transform coefficients learns from others, and what it takes where nothing was learned.
+"""Fits the entropy model of transform coefficients, and gives its defaults where nothing was fitted.
 
 ``kvtool.kernels.reference.context`` codes under it. To fit one: codes at every step that is meant to be used go
-through ``Autoregression``, then, with the weights that gives, through ``counts``, which are added up for ``roots``.
+through ``Autoregression``, then with its weights through ``counts``, whose sum goes to ``roots``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SHAPE = (BUCKETS, CLASSES, SYMBOLS)
 MIDDLE = 200
 """The scale of a mean magnitude of 1."""
 LEAST, MOST = -45, 104
-"""Magnitudes in steps, in eighths of an octave: 0.02, so that what is silent can be heard, and 2**13."""
+"""Magnitudes in steps, in eighths of an octave: from 0.02, so that a silent component can become loud again, to 2**13."""
 RIDGE = 0.005
-"""Added to the mean square of what a prediction is made from, in steps, so that what is seldom seen is not trusted."""
+"""Added to the mean square of what a prediction is made from, in steps, so that rare values weigh little."""
 
 ABOVE = (2.5, 7.5, 14.5, 25.5, 46, 8, 24)
 """How far the prediction lies above, in 64ths of a step: the middles of the classes."""
@@ -44,7 +44,7 @@ def in_steps(scales: Tensor, step: float) -> Tensor:
 
 
 class Autoregression:
-    """By what weights components [R] follow from their last value and their running mean: sums over tokens, in steps."""
+    """Weights that predict components [R] from their last value and their running mean, from sums over tokens, in steps."""
 
     def __init__(self, components: int) -> None:
         self.sums, self.tokens = torch.zeros(5, components, dtype=torch.float64), 0
@@ -81,7 +81,7 @@ def counts(codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, st
 def roots(counts: Tensor) -> Tensor:
     """[BUCKETS, CLASSES, SYMBOLS] uint8: the square roots of frequencies, where 255 is a table's most frequent.
 
-    A little of a Laplace distribution is added, and of the next buckets, so that what was never seen has a price.
+    A little of a Laplace distribution and of the neighbouring buckets is added, so that a symbol that never occurred has a cost.
     """
     seen = counts.double()
     smooth, known = seen.clone(), torch.from_numpy(_laplace()).double()

@@ -1,4 +1,4 @@
-"""What a model is, and how weights become shares."""
+"""The contract of an entropy model, and how weights become integer frequencies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def shares(weights: Ints, total: int) -> Ints:
             left -= found[k, s]
             if weights[k, s] > weights[k, largest]:
                 largest = s
-        # What rounding has left over goes where it changes least.
+        # The remainder of rounding goes where it changes least.
         found[k, largest] += left
     return found
 

@@ -58,7 +58,7 @@ class Parametric:
 
 
 def _mean_unit(levels: int) -> int:
-    """What a mean is counted in, in steps: an eighth of a level, more where a byte would not reach."""
+    """The unit of a stored mean, in steps: an eighth of a level, or more where a byte would not reach."""
     return max(STEPS // 8, levels * STEPS // 256)
 
 

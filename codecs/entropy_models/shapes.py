@@ -1,4 +1,4 @@
-"""Cumulative distributions as integers: what every machine must agree on."""
+"""Cumulative distributions as integers, the same on every machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ONE = 1 << 24
 STEPS = 64
 """Steps of a standard deviation."""
 WIDTH = 8
-"""Standard deviations to each side; what lies beyond counts as there."""
+"""Standard deviations to each side. Values beyond count as the last."""
 SCALES = 64
 """Number of standard deviations that can be named: 2**(k / 6 - 4) for k below it."""
 

@@ -14,13 +14,13 @@ from kvtool.codecs.errors import CodecError
 class Shared:
     """A byte for each level: the square root of its frequency, where 255 stands for 1.
 
-    The square root, since the error of a counted frequency goes with it.
+    The error of a counted frequency grows with its square root, which is why that is stored.
     """
 
     def fit(self, counts: Ints, tokens: int) -> bytes:
         total = counts.sum(0)
         roots = np.sqrt(total / max(int(total.sum()), 1)) * 255
-        # Rounded up, so that what is rare is not taken for what never is.
+        # Rounded up, so that a rare code does not become an impossible one.
         return bytes(np.ceil(roots).clip(0, 255).astype(np.uint8))
 
     def nbytes(self, rows: int, levels: int, tokens: int) -> int:

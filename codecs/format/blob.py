@@ -16,7 +16,7 @@ from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.recipe import Recipe, Value
 from kvtool.codecs.registry import recipe as find_recipe
-from kvtool.codecs.stage import TOKEN_IDS, Json
+from kvtool.codecs.spec import TOKEN_IDS, Json
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Blob:
 
     @property
     def calibration_nbytes(self) -> int:
-        """What would be stored once for all segments that are coded with the same calibrations."""
+        """Bytes of its calibrations, which all segments encoded with the same ones share."""
         return sum(calibration.nbytes for calibration in self.calibrations)
 
 

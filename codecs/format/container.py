@@ -48,7 +48,7 @@ def nbytes(entry: Entry) -> int:
 
 
 def layout(tensors: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The tensors in their order, with ``pad.0000``, … (uint8) where the next would lie unaligned.
+    """The tensors in their order, with ``pad.0000``, … (uint8) where the next would be unaligned.
 
     safetensors allows no holes, so padding has to be a tensor; readers that map the file want every tensor at
     a multiple of its entries' size. Padding is zero bytes.
@@ -67,7 +67,7 @@ def layout(tensors: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def header(tensors: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
-    """What precedes the payload: 8 bytes little-endian length, then compact JSON.
+    """The bytes before the payload: 8 bytes little-endian length, then compact JSON.
 
     ``__metadata__`` comes first, tensors follow in the given order without holes (``layout`` aligns them),
     and spaces at the end let the payload start at a multiple of 64 bytes. Raises CodecError for a dtype that
@@ -105,10 +105,9 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byte
 
 
 def from_bytes(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, without padding, and metadata of what ``to_bytes`` wrote. Raises CodecError for what is no such file.
+    """Tensors, without padding, and metadata of what ``to_bytes`` wrote. Raises CodecError for any other bytes.
 
-    Nothing larger than ``data`` is allocated. Who must know that the file holds nothing else writes it again,
-    and compares.
+    Nothing larger than ``data`` is allocated. To be sure that the file holds nothing else, write it again and compare.
     """
     try:
         offset = 8 + int.from_bytes(data[:8], "little")
@@ -137,5 +136,5 @@ def from_bytes(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _tensor(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if not content:
         return torch.empty(shape, dtype=dtype)
-    # A copy of its own: aligned, and nobody else's to write to.
+    # Copied: aligned, and not shared with the caller.
     return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)

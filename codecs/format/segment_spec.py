@@ -1,4 +1,4 @@
-"""What an encoded segment holds: everything needed to plan and read its tensors, layer by layer."""
+"""The specification of an encoded segment: all that is needed to plan and read its tensors, layer by layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.rope import Rope, ropes
-from kvtool.codecs.stage import POSITIONS, TOKEN_IDS, Array, Json, Place
+from kvtool.codecs.spec import POSITIONS, TOKEN_IDS, Array, Json, Place
 
 INT32_END = 1 << 31
 
@@ -189,7 +189,7 @@ class Contents:
         return ropes(self.rope, len(self.geometry.layers))
 
     def place(self, group: range) -> Place:
-        """Where a group's layers stand in the model, and how their keys were rotated."""
+        """The place of a group's layers in the model, and the rotations of their keys."""
         own = self._ropes[group.start : group.stop]
         return Place(group.start, len(group), len(self.geometry.layers), own, self.start)
 

@@ -1,4 +1,4 @@
-"""What ``klt`` computes with, read from its calibration: predictions, a basis, and what errors cost."""
+"""The basis of ``klt``, read from its calibration: predictions, directions, and the cost of errors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.entropy_models.context import MIDDLE
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.klt.compact import some_rows, whole_rows, whole_symmetric
-from kvtool.codecs.stage import Array
+from kvtool.codecs.spec import Array
 
 TABLE = "tokens"
-"""The table of what a token says of its own keys and values, and of the next token's."""
+"""The name of the table that predicts a token's keys and values, and the next token's, from its id."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Sizes:
 
     @property
     def components(self) -> int:
-        """Those of the basis, and those of what it leaves out."""
+        """Components of the basis, and of its complement."""
         return self.rank + self.width
 
 
@@ -76,8 +76,8 @@ class Basis:
         return self.directions[2 * self.sizes.features :]
 
     def directions_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of what a token says of itself, of what it says of the next, and of the components: each
-        [n, L, C], in float32 or bfloat16."""
+        """Directions of a token's own features, of the previous token's, and of the components: each [n, L, C], in
+        float32 or bfloat16."""
         all_of_them = self.directions if dtype == torch.float32 else self._short
         by_layer = all_of_them.view(-1, self.sizes.layers, self.sizes.channels)
         n = self.sizes.features
@@ -88,7 +88,7 @@ class Basis:
         return self.directions.bfloat16()
 
     def predicted(self, token_ids: Tensor) -> Tensor:
-        """What the tokens [T] let expect: [T, width]. A token that the table lacks says nothing."""
+        """Rows [T, width] predicted from token ids [T]. A token that is missing in the table predicts nothing."""
         return self.mean + self.features(token_ids) @ self.prediction
 
     def said(self, token_ids: Tensor) -> Tensor:
@@ -104,14 +104,14 @@ class Basis:
 
     @cached_property
     def sensitivity(self) -> Tensor:
-        """[L, C, C]: what an error's outer product costs, layer by layer."""
+        """[L, C, C]: the cost of an error's outer product, layer by layer."""
         return whole_symmetric(
             self.calibration, f"{self.name}.sensitivity", self.sizes.layers, self.sizes.channels
         )
 
     @cached_property
     def analysis(self) -> Tensor:
-        """[width, rank]: coefficients that leave the least error, weighted by what it does to the loss."""
+        """[width, rank]: gives the coefficients with the least error, weighted by its effect on the loss."""
         weighted = self._weighted(self.synthesis)
         # The basis was orthonormal under these weights before it was stored in few bits; now it is nearly so.
         gram = (weighted @ self.synthesis.mT).double()
@@ -121,7 +121,7 @@ class Basis:
 
     @cached_property
     def complement(self) -> Tensor:
-        """[L, C, C]: rows of each layer that what is left out is written in."""
+        """[L, C, C]: for each layer, the basis of what the components leave out."""
         rows = whole_rows(self.calibration, f"{self.name}.complement", self.sizes.width, self.sizes.channels)
         return rows.view(self.sizes.layers, self.sizes.channels, self.sizes.channels)
 
@@ -134,7 +134,7 @@ class Basis:
         return order
 
     def coefficients(self, rows: Tensor, token_ids: Tensor, *, whole: bool) -> Tensor:
-        """[T, rank], or with those of what the basis leaves out [T, rank + width]."""
+        """[T, rank], or [T, rank + width] with the complement's if ``whole``."""
         left = rows - self.predicted(token_ids)
         found = left @ self.analysis
         if not whole:
@@ -171,7 +171,7 @@ def _is_size(value: object) -> bool:
 
 
 def with_previous(rows: Tensor) -> Tensor:
-    """[T, 2 · n]: each token's row [n] and that of the one before; zeros stand before the first."""
+    """[T, 2 · n]: each token's row [n] and the previous token's, which is zeros for the first."""
     return torch.cat([rows, torch.cat([torch.zeros(1, rows.shape[1]), rows])[: len(rows)]], 1)
 
 

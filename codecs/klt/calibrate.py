@@ -1,4 +1,4 @@
-"""What the recipe ``klt`` learns about a model: what errors cost, what tokens foretell, a basis for the rest."""
+"""Calibration of the recipe ``klt``: the cost of errors, predictions from tokens, and a basis for the rest."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.deadzone import Deadzone
 from kvtool.codecs.rope import Rope
-from kvtool.codecs.stage import Array, Json, Spec
+from kvtool.codecs.spec import Array, Json, Spec
 
 SINKS = 4
 """Positions that the stage ``sinks`` takes apart; they would bend a basis towards themselves."""
 
 SHRINK = 0.1
-"""Of the mean sensitivity, added to each channel's: what few tokens show to be harmless need not be."""
+"""Share of the mean sensitivity that is added to each channel's: few tokens are little evidence that errors are harmless."""
 
 RANK = 1536
-"""Components at most, unless told otherwise; fewer where there are fewer tokens."""
+"""Components at most, by default; fewer where there are fewer tokens."""
 
 SMALLEST = 0.008
 """Standard deviation below which a component is not kept; what is left out has a basis of its own for each layer."""
 
 TABLE_BYTES = 1 << 25
-"""Of the table of what tokens foretell, at most."""
+"""Bytes of the table of predictions, at most."""
 
 STEPS, CODED = (0.01, 0.03, 0.07), 1 << 13
-"""At which codes are counted, and of about how many tokens: what is learned from them is little, and soon known."""
+"""Steps at which codes are counted, and about how many tokens: a few numbers are learned from them, and soon."""
 
 
 def fit(
@@ -102,7 +102,7 @@ def fit(
 
 @dataclass
 class _Learned:
-    """What one pass after another over the samples has found. ``names`` are of the bases: layers and side."""
+    """Results of one pass after another over the samples. ``names`` are those of the bases: layers and side."""
 
     samples: Sequence[Sample]
     contents: list[Contents]
@@ -192,7 +192,7 @@ class _Learned:
         return {**packed, "order": order}
 
     def with_statistics(self, fitted: Calibration) -> Calibration:
-        """The third pass: what the entropy coder goes by (``kvtool.codecs.entropy_models.context``)."""
+        """The third pass: statistics for the entropy coder (``kvtool.codecs.entropy_models.context``)."""
         sums = {name: torch.zeros(Sizes.of(fitted, name).components) for name in self.names}
         left_out = dict.fromkeys(self.names, 0.0)
         kept: dict[str, list[Tensor]] = {name: [] for name in self.names}

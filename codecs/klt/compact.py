@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.calibration import Calibration
-from kvtool.codecs.stage import Array
+from kvtool.codecs.spec import Array
 
 
 def compact_rows(matrix: Tensor) -> dict[str, Tensor]:

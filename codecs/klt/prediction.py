@@ -1,4 +1,4 @@
-"""What a token, and the one before it, say of the keys and values: a small table, and a linear map for each basis."""
+"""Predicts keys and values from a token and the one before it: a small table, and a linear map for each basis."""
 
 from __future__ import annotations
 

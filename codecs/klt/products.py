@@ -10,7 +10,7 @@ FROM = 1 << 24
 """Multiplications from which on 16 bits are worth rounding for."""
 
 EPS = torch.finfo(torch.bfloat16).eps
-"""Relative error of a factor, and of what comes out, that whoever asks for ``factors`` has to expect."""
+"""Relative error of a factor and of the product, to be expected with ``factors``."""
 
 
 @cache
@@ -21,5 +21,5 @@ def _fast() -> bool:
 
 
 def factors(multiplications: int) -> torch.dtype:
-    """What to turn the factors of a product of that size into: bfloat16 where that pays, else float32."""
+    """The dtype for the factors of a product of that size: bfloat16 where that pays, else float32."""
     return torch.bfloat16 if multiplications >= FROM and _fast() else torch.float32

@@ -12,8 +12,9 @@ from kvtool.codecs.calibrate.bit_allocation import WHOLE, Run, runs_of
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import to_float16
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register
@@ -89,7 +90,7 @@ class Allocated(Stage):
         return tokens
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What it comes to, since each block has a step of its own."""
+        """Measured on ``x``, since each block has a step of its own."""
         tensor = x["x"]
         if not tensor.numel():
             return inner
@@ -97,7 +98,7 @@ class Allocated(Stage):
         return inner + (decoded.double() - tensor.double()).abs().amax().item()
 
     def _places(self, spec: Spec) -> Iterator[tuple[Run, slice, slice, slice]]:
-        """Each run, and where its components lie in x, in the codes of its bits, and its blocks among the scales."""
+        """Each run, with the places of its components in x and in the codes of its width, and of its blocks among the scales."""
         used: dict[str, int] = {}
 
         def next_of(name: str, count: int) -> slice:

@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 LEAST_EXPONENT = -118
 """So that every step is a normal float32; smaller entries are rounded to its multiples all the same."""
@@ -77,7 +78,7 @@ class BlockFloat(Stage):
         return rest | {"x": saturated(x, array.dtype).contiguous()}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """The widest step, since the largest mantissa stands for what is a step above it."""
+        """The widest step, since the largest mantissa is used for a value one step above it."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

@@ -12,8 +12,9 @@ from torch.nn.functional import pad
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import FLOAT16, to_float16, window_dtype
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 _NF4 = (
     "-1 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 "
@@ -106,7 +107,7 @@ class Blockwise(Stage):
 
 @lru_cache
 def code_book(data_type: str) -> Tensor:
-    """What entries over their block's largest magnitude are rounded to: ascending, float32.
+    """The levels that entries divided by their block's largest magnitude are rounded to: ascending, float32.
 
     ``"nf4"``: 16 quantiles of the normal distribution. ``"int8"``: the 256 of dynamic tree quantization
     (arXiv 1511.04561), sign, exponent and as many bits of fraction as a small exponent leaves.

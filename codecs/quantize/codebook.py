@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.float16 import FLOAT16, saturated, to_float16
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 Histogram: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 """Entries in each of ``BINS`` equal bins over [-1, 1]."""
@@ -35,7 +36,7 @@ class Codebook(Stage):
     (arXiv 2401.18079): k-means of all of a layer's entries, each vector's mapped to [-1, 1]. Lloyd's algorithm
     starts from quantiles, runs on a histogram of 4096 bins for a fixed number of rounds and counts every entry
     alike. The paper weights entries by Fisher information instead, from gradients over calibration data, since
-    its levels are fitted once for all documents; here they are fitted to the very entries that they stand for.
+    its levels are fitted once for all documents; here they are fitted to the very entries that they encode.
     ``match`` moves the levels so that the decoded entries have the mean and the standard deviation of the
     mapped ones (the paper's Q-Norm, for 2 bits). Raises CodecError for entries beyond float16's range.
     """
@@ -100,7 +101,7 @@ class Codebook(Stage):
         return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What it is: it depends on where the levels come to lie."""
+        """Measured on ``x``, since it depends on the levels."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

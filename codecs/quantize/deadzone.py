@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import ATTENTION, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import ATTENTION, Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels.threads import one_thread
 
 MIDDLE = 32
@@ -19,7 +20,7 @@ MIDDLE = 32
 LARGEST = 32767
 
 QUIETEST = 0.05
-"""Magnitude in steps below which no coefficient is expected to lie."""
+"""The least magnitude, in steps, that is expected of a coefficient."""
 
 
 @register
@@ -29,8 +30,8 @@ class Deadzone(Stage):
 
     Token t has the step ``step * 2 ** ((exponents[t] - 32) / 2)``; an entry's code is its number of steps, rounded
     down from ``rounding`` below the next, so that zero has a wider zone than the others. With ``rate`` that zone follows
-    from what is expected of the entry: it goes one step further where that lowers the squared error by more than the
-    bits it takes are worth, ``rate`` times what they are worth at high rates (Sullivan, 1996). What is expected is a
+    from the magnitude expected of the entry: it goes one step further where that lowers the squared error by more than
+    the bits it takes are worth, ``rate`` times what they are worth at high rates (Sullivan, 1996). Expected is a
     Laplace distribution, as wide as the component's mean times the token's. With ``power`` a token's step goes
     with the ``attention`` a that is paid to it, the mean over layers and heads, as ``a ** -power``, relative to the
     tokens' geometric mean, at most ``octaves`` either way. With 0 all tokens are alike, and nothing is needed.
@@ -89,7 +90,7 @@ class Deadzone(Stage):
         return inner + largest + 4 * tensor.abs().amax().item() * torch.finfo(tensor.dtype).eps
 
     def _rounding(self, magnitudes: Tensor) -> Tensor | float:
-        """What is added before rounding down, of magnitudes in steps [..., T, R]."""
+        """The offset that is added before rounding down, for magnitudes in steps [..., T, R]."""
         if not self.rate or not magnitudes.numel():
             return self.rounding
         with one_thread():

@@ -9,8 +9,9 @@ import torch
 
 from kvtool.codecs.float16 import window_dtype
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.codecs.transform.window import Window
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import FLOAT16, saturated, to_float16
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.codecs.transform.hadamard import rotate, unrotate
 
 _UPPER_HALVES = (
@@ -55,7 +56,7 @@ class LloydMax(Stage):
       (Max, 1960; Lloyd, 1982);
     - ``norm`` [..., T] float16, each vector's length;
 
-    and, with ``sketch``, of what the codes leave of each vector
+    and, with ``sketch``, of each vector's rest that the codes leave
 
     - ``signs`` [..., T, D] uint8, 1 bit each: the signs of ``rotate(rest, seed)``;
     - ``rest_norm`` [..., T] float16, its length.
@@ -122,7 +123,7 @@ class LloydMax(Stage):
         return rest | {"x": saturated(x, array.dtype)}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What it comes to: beyond a code book's ends there is no bound that holds for all vectors."""
+        """Measured on ``x``: beyond a code book's ends no bound holds for all vectors."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

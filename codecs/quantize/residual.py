@@ -1,4 +1,4 @@
-"""Group quantization, and what it lost at low rank beside it."""
+"""Group quantization, with its error stored at low rank."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kvtool.codecs.float16 import saturated, to_float16
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels.threads import one_thread
 
 
@@ -75,7 +76,7 @@ class LowRankResidual(Group):
         return decoded | {"x": saturated(lost.add_(decoded["x"]), spec.arrays["x"].dtype)}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What it errs by on ``x``, and an ulp: a low rank bounds no single entry."""
+        """The error on ``x``, and an ulp: a low rank bounds no single entry."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

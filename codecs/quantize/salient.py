@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register

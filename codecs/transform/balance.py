@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Payload
+from kvtool.codecs.spec import Payload
+from kvtool.codecs.stage_registry import register
 from kvtool.codecs.transform.normalize import ChannelScale
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.float16 import saturated, to_float16
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels.threads import one_thread
 
 
@@ -21,7 +22,7 @@ class CrossLayerSvd(Stage):
 
     - ``right`` [L, H, r, D], the basis, as each head of each layer sees it.
 
-    Both are float16. The caches of the L layers lie side by side as one matrix [T, L · H · D], whose best
+    Both are float16. The caches of the L layers form one matrix [T, L · H · D], whose best
     approximation of rank r they multiply to, as in xKV (arXiv 2503.18893); the square root of each singular
     value goes to either side. r is ⌊rank · L · H · D⌋, at least 1 and at most T and L · H · D; the basis is the
     prompt's own, and pays only where T is well above r. Coefficients are sorted by singular value.
@@ -73,7 +74,7 @@ class CrossLayerSvd(Stage):
         return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What it errs by on ``x``, ``inner`` once for each coefficient, and an ulp."""
+        """The error on ``x``, ``inner`` once for each coefficient, and an ulp."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

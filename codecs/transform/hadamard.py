@@ -13,8 +13,9 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.codecs.transform.reorder import join_heads, split_heads
 from kvtool.kernels import dispatch
 
@@ -113,6 +114,6 @@ def _passes(rows: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
 
 @lru_cache(maxsize=64)
 def _signs(seed: int, count: int) -> Tensor:
-    # NumPy promises the raw bits of PCG64 for good, unlike what its or torch's distributions make of theirs.
+    # NumPy promises the raw bits of PCG64 for good, unlike the values of its or torch's distributions.
     bits = np.random.PCG64(seed).random_raw(count) >> np.uint64(63)
     return torch.from_numpy(1.0 - 2.0 * bits.astype(np.float32))

@@ -1,12 +1,13 @@
-"""All heads' channels of a token side by side, for what treats them as one vector."""
+"""Joins all heads' channels of a token, for stages that treat them as one vector."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.codecs.transform.reorder import join_heads
 
 

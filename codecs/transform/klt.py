@@ -1,4 +1,4 @@
-"""All layers in one basis, in which errors weigh what they do to the model's loss."""
+"""Karhunen-Loève transform of all layers, in a basis where errors weigh as much as they change the model's loss."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from torch import Tensor
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
 from kvtool.codecs.klt.basis import Basis, Sizes, basis_of
+from kvtool.codecs.klt.calibrate import example
 from kvtool.codecs.klt.products import EPS, factors
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import TOKEN_IDS, Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import TOKEN_IDS, Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels.threads import one_thread
 
 FAR = 4.0
-"""Times what a basis leaves out of its own calibration's text, weighted and squared, from which on text is unlike it."""
+"""Text is unlike the calibration's if the basis leaves out this many times as much of it, weighted and squared."""
 
 
 @register
 @dataclass(frozen=True)
 class Klt(Stage):
-    """``x`` [L, H, T, D] becomes ``x`` [T, R] float32: how each token differs from what its text lets expect.
+    """``x`` [L, H, T, D] becomes ``x`` [T, R] float32: how each token differs from its prediction.
 
-    What a token and the one before it say of the keys or values, linearly, is taken off; the rest is written in a
-    Karhunen-Loève basis of the model's caches, under weights in which an error of one costs about as much anywhere.
-    ``calibration`` is one that ``kvtool.codecs.klt.calibrate`` has fitted. Its first ``components`` are kept, of
-    those of the basis (0 for all of these); with ``whole`` also those of what the basis leaves out, a fine step's.
+    Keys or values are predicted linearly from the token and the one before it. The rest is written in a Karhunen-Loève
+    basis of the model's caches, under weights in which an error of one costs about as much anywhere. ``calibration`` is
+    fitted by ``kvtool.codecs.klt.calibrate``. The first ``components`` of the basis are kept, 0 for all; with ``whole``
+    also those of its complement, which pays at a fine step.
     """
 
     name: ClassVar[str] = "klt"
@@ -47,8 +49,6 @@ class Klt(Stage):
 
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:
-        from kvtool.codecs.klt.calibrate import example
-
         calibration = example()
         return cls(calibration), cls(calibration, "values", whole=True), cls(calibration, components=5)
 
@@ -67,7 +67,7 @@ class Klt(Stage):
         return spec.replace("x", {"x": Array((tokens, kept), torch.float32)}, self.name)
 
     def suited(self, x: Payload, spec: Spec) -> Stage:
-        """All components, where the basis leaves out much more than of what it was made from."""
+        """All components, if the basis leaves out much more than it does of its calibration's text."""
         usual = self.calibration.facts.get("left_out")
         expected = usual.get(entry(spec.place.first, self.side)) if isinstance(usual, dict) else None
         if self.whole or not isinstance(expected, float) or not x["x"].numel():
@@ -86,10 +86,10 @@ class Klt(Stage):
     def decode(self, y: Payload, spec: Spec) -> Payload:
         basis, ids, array = self._basis(spec), _ids(y), spec.arrays["x"]
         layers, heads, tokens, channels = array.shape
-        # Small components are often 0 in all of a segment: those behind the last that is not are left out.
+        # Small components are often 0 in all of a segment: those after the last that is not are left out.
         found = y["x"][:, : basis.sizes.rank]
         used = int(found.ne(0).any(0).nonzero().amax()) + 1 if found.any() else 0
-        # A text says the same words again: what each foretells is worked out once.
+        # A text repeats tokens: the prediction from each is computed once.
         words, where = torch.unique(ids, return_inverse=True)
         said = basis.said(words)
         # A fine step is not to be blurred by 16 bits.
@@ -113,7 +113,7 @@ class Klt(Stage):
         return {**{name: y[name] for name in spec.arrays if name != "x"}, "x": out}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What the basis leaves out of ``x``, ``inner`` once for each component, and rounding."""
+        """The part of ``x`` that the basis leaves out, ``inner`` once for each component, and rounding."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import saturated, to_float16, window_dtype
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register
@@ -67,7 +68,7 @@ class MergeLayers(Stage):
         rest = {name: tensor for name, tensor in x.items() if name != "x"}
         if not self._merges(spec):
             return rest | {"x": x["x"].flatten(0, 1).contiguous()}
-        # Lengths in float64, since the square of what a bfloat16 can hold is beyond float32.
+        # Lengths in float64, since the square of a bfloat16 may be beyond float32.
         vectors = x["x"].double()
         units = _units(vectors)
         angle = (units[0] * units[1]).sum(-1).clamp(-1, 1).acos()
@@ -98,7 +99,7 @@ class MergeLayers(Stage):
         return rest | {"x": x.index_copy_(2, index, y["retained"].to(array.dtype))}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What it errs by on ``x``, ``inner`` as often as the longest vector is long, and an ulp."""
+        """The error on ``x``, ``inner`` as often as the longest vector is long, and an ulp."""
         tensor = x["x"]
         if not tensor.numel() or not self._merges(spec):
             return inner

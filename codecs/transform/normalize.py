@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.float16 import FLOAT16, saturated
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
@@ -20,7 +21,7 @@ FLOAT32_EPS = torch.finfo(torch.float32).eps
 class ChannelScale(Stage):
     """``x`` [..., T, D] becomes float32, each channel divided by its factor.
 
-    The factors, [..., 1, D] float16, lie beside it under the name ``side``. Subclasses say what they are;
+    The factors, [..., 1, D] float16, are stored under the name ``side``. Subclasses say what they are;
     they are kept within float16's normal range, so that none is 0.
     """
 
@@ -29,7 +30,7 @@ class ChannelScale(Stage):
 
     @abstractmethod
     def factors(self, x: Payload) -> Tensor:
-        """What each channel is divided by: [..., 1, D] float32, for at least one token."""
+        """The divisor of each channel: [..., 1, D] float32, for at least one token."""
 
     def plan(self, spec: Spec) -> Spec:
         x = self.x_of(spec, "...", "heads", "tokens", "channels")

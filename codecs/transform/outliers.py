@@ -11,14 +11,15 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import FLOAT16, to_float16, window_dtype
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register
 @dataclass(frozen=True)
 class Outliers(Stage):
-    """``x`` [..., T, D] keeps its shape, with nothing in it that stands out of its vector, and beside it are
+    """``x`` [..., T, D] keeps its shape without the outliers of each vector. Stored beside it are
 
     - ``outliers`` [..., vectors, k], the entries taken out, in x's own dtype where that has 16 bits, else
       float16;
@@ -29,7 +30,7 @@ class Outliers(Stage):
     head over all channels (``axis="channel"``, n = D, T vectors). k = ⌈fraction · n⌉ of its n entries are
     outliers, as in KVQuant (arXiv 2401.18079) and GEAR (arXiv 2403.05527): half of them the largest and half
     the smallest (``sides="both"``; one more large one where k is odd), or those of largest absolute value
-    (``sides="magnitude"``). In their place stands the midpoint of the others, which widens no quantizer's
+    (``sides="magnitude"``). In their place is the midpoint of the others, which widens no quantizer's
     range; 0 where there are no others. Raises CodecError for outliers beyond float16's range.
     """
 

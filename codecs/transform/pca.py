@@ -11,8 +11,9 @@ from torch import Tensor
 from kvtool.codecs.calibrate.bit_allocation import rank_of, runs_of
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Json, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Json, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 from kvtool.kernels.threads import one_thread
 
 
@@ -75,7 +76,7 @@ class Pca(Stage):
         return {**y, "x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """What it errs by on ``x``, ``inner`` once for each component, an ulp, and a sum's rounding."""
+        """The error on ``x``, ``inner`` once for each component, an ulp, and a sum's rounding."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

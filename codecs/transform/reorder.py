@@ -1,4 +1,4 @@
-"""Channels in the order of their size, so that what is coded together is alike."""
+"""Sorts channels by size, so that those coded together are alike."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register

@@ -8,16 +8,17 @@ from typing import ClassVar
 import torch
 
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage, of_tokens
+from kvtool.codecs.spec import Array, Payload, Spec, of_tokens
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register
 @dataclass(frozen=True)
 class Sinks(Stage):
-    """``x`` [..., T, D] loses its tokens at positions below ``below``, of which a segment behind a prefix has none.
+    """``x`` [..., T, D] loses its tokens at positions below ``below``, of which a segment after a prefix has none.
 
-    Beside it stand ``sinks`` [..., n, D] int8 and ``sink_scale`` [..., n, 1] float32: each token's entries in
+    Stored beside it are ``sinks`` [..., n, D] int8 and ``sink_scale`` [..., n, 1] float32: each token's entries in
     steps of its largest ÷ 127 (attention sinks: Xiao et al., 2023, arXiv 2309.17453).
     """
 
@@ -71,5 +72,5 @@ class Sinks(Stage):
         return max(inner, largest / 254 + 2 * largest * torch.finfo(tensor.dtype).eps)
 
     def _n(self, spec: Spec) -> int:
-        """How many of the first tokens stand below."""
+        """How many of the first tokens are below."""
         return min(max(self.below - (spec.place.start or 0), 0), spec.arrays["x"].shape[-2])

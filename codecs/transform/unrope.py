@@ -11,9 +11,10 @@ from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.registry import register
 from kvtool.codecs.rope import turn
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register

@@ -8,14 +8,15 @@ from typing import ClassVar
 import torch
 
 from kvtool.codecs.float16 import FLOAT16, to_float16, window_dtype
-from kvtool.codecs.registry import register
-from kvtool.codecs.stage import Array, Kind, Payload, Spec, Stage, of_tokens
+from kvtool.codecs.spec import Array, Payload, Spec, of_tokens
+from kvtool.codecs.stage import Kind, Stage
+from kvtool.codecs.stage_registry import register
 
 
 @register
 @dataclass(frozen=True)
 class Window(Stage):
-    """``x`` [..., T, D] becomes the tokens between, and beside them
+    """``x`` [..., T, D] becomes the tokens in between. Stored beside them are
 
     - ``sinks`` [..., min(sinks, T), D], the first tokens, which attention falls back on (arXiv 2309.17453);
     - ``recent`` [..., min(recent, T - sinks), D], the last tokens.

@@ -1,7 +1,7 @@
 """Transform coefficients under an adaptive model; ``kvtool.kernels.reference.context`` has the format.
 
-What is expected of a token's components is worked out for all of them at once, but for how loud the token is. All in
-one file: what numba keeps on disk is not compiled anew when a function that it calls in another file has changed.
+The expectation of a token's components is computed for all of them at once, except for how loud the token is. All is in
+one file, since numba does not recompile what it cached when a function that it calls in another file has changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FAR = model.FAR
 LOG, EIGHTHS = np.array(model.LOG), np.array(model.EIGHTHS)
 
 PADDING = 8
-"""Words behind the last: a code reads four at most, and is asked only then whether there were as many."""
+"""Words after the last: a code reads four at most, and only then is checked whether there were as many."""
 
 RUN = 8
 """Bits of the slots whose first symbol is looked up."""
@@ -132,7 +132,7 @@ def _log2(x: Int) -> Int:
 
 @compiled
 def _components(scales: Ints) -> Ints:
-    """Of each, what is remembered: history, last, mean; what is expected: value, middle, kind, magnitude; 1 / scale."""
+    """For each component its memory (history, last, mean), its expectation (value, middle, kind, magnitude) and 1 / scale."""
     memory = np.zeros((8, len(scales)), np.int64)
     for i in range(len(scales)):
         memory[0, i], memory[7, i] = _power(scales[i]), _power(-scales[i])
@@ -170,7 +170,7 @@ def _table(magnitude: Int, kind: Int, loud: Int) -> tuple[Int, Int]:
 
 @compiled
 def _louder(loud: Int, code: Int, unit: Int, memory: Ints, i: Int) -> Int:
-    """The loudness after ``code``; what was expected of it gives way to how far off it has been."""
+    """The loudness after ``code``: its expected magnitude is replaced by the one that came."""
     level = min(max(code * unit, -LARGEST), LARGEST)
     off = min(abs(level - memory[3, i]), LARGEST) if code != 0 or memory[4, i] != 0 else 0
     memory[1, i], memory[3, i] = level, off
@@ -209,7 +209,7 @@ def _count(codes: Ints, exponents: Ints, scales: Ints, weights: Ints, loudness: 
 def _shares(
     codes: Ints, exponents: Ints, scales: Ints, weights: Ints, loudness: Ints, entries: Ints, out: Ints
 ) -> Int:
-    """The share and start of all that is coded, in order, in words; how many there are."""
+    """Shares and starts of all coded symbols, in order, and their number."""
     memory, n = _components(scales), 0
     for t in range(len(exponents)):
         loud, unit = np.int64(loudness[t]), _power(4 * (exponents[t] - 32))
@@ -285,7 +285,7 @@ def _decode(
     x: Int,
     words: Ints,
 ) -> tuple[Int, Int, bool]:
-    """The state at the end, the words read, more than there are where they did not suffice; if all codes fitted."""
+    """The final state; the words read, more than there are if they did not suffice; whether all codes fitted."""
     memory, read = _components(scales), 0
     last = len(words) - PADDING
     for t in range(len(exponents)):

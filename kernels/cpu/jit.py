@@ -14,6 +14,6 @@ def compiled(function: F) -> F:
     """``function``, compiled for the types it is first called with, and kept on disk for later processes.
 
     Other threads run meanwhile. There is no fast math: a product is rounded before it is added to, as torch
-    rounds it. Hand in contiguous arrays of few types: each combination of types and layouts is compiled anew.
+    rounds it. Hand in contiguous arrays of few types: each combination of types and layouts is compiled separately.
     """
     return cast(F, numba.njit(cache=True, nogil=True)(function))

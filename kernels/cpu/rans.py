@@ -15,7 +15,7 @@ from kvtool.kernels.reference.rans import LOWEST
 Ints: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 PADDING = 64
-"""Words behind the last, so that it need not be asked before each step whether there are any."""
+"""Words after the last, so that a step need not check first whether there are any."""
 
 SLOT_BITS = 12
 """Of the tables by which codes are found: larger ones take longer to fill than they save, and leave the cache."""
@@ -50,7 +50,7 @@ def rans_decode(
         words = np.zeros(max(end - first - 4 * n, 0) // 2 + PADDING, "<u2")
         if end - first < 4 * n or (end - first) % 2:
             raise ValueError(f"a block of {end - first} bytes cannot hold {n} states and words")
-        # Copied as bytes, since a block may lie at any address.
+        # Copied as bytes, since a block may start at any address.
         words[:-PADDING].view(np.uint8)[:] = content[first + 4 * n : end]
         states = np.frombuffer(content[first : first + 4 * n].tobytes(), "<u4").astype(np.uint32)
         widths = np.uint32(precision), np.uint32(shift)
@@ -122,7 +122,7 @@ def _decode(
     begin: int,
     tokens: int,
 ) -> int:
-    """Number of words read, or more than there are where they did not suffice."""
+    """Number of words read; more than there are if they did not suffice."""
     heads, _, channels = out.shape
     flat = out.reshape(-1)
     mask = np.uint32((np.uint32(1) << precision) - np.uint32(1))

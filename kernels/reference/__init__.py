@@ -1,4 +1,4 @@
-"""What each kernel computes, in plain torch: slow, obvious, and what every other implementation is held to."""
+"""Reference kernels in plain torch: slow and obvious. Every other implementation is compared with them."""
 
 from kvtool.kernels.reference.context import context_count, context_decode, context_encode
 from kvtool.kernels.reference.context_model import EXPONENTS

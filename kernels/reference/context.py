@@ -5,10 +5,10 @@
 - token t was quantized with ``2**((exponents[t] - 32) / 2)`` of a common step; ``exponents`` [T] uint8, up to 64;
 - ``scales`` [C] int32 are log2 of a component's mean magnitude in common steps, in eighths of an octave, within 120;
 - ``weights`` [C, 2] int8 predict a component from its last value and from its running mean, in 128ths;
-- ``loudness`` [T] int32 says how far a token's components have been from that, over their scales. It starts at
-  ``ONE``, and is left where the last component takes it, for the components of a band behind this one.
+- ``loudness`` [T] int32 says how large a token's components have been, relative to their scales. It starts at
+  ``ONE`` and keeps its last value for the components of the next band.
 
-``kvtool.kernels.reference.context_model`` makes of that a table and a code that is expected. Symbol 16 is that code;
+``kvtool.kernels.reference.context_model`` turns these into a table and an expected code. Symbol 16 is that code;
 0 and 32 are differences of 16 and more, and an Elias gamma code of the excess follows, and then the low bits.
 
 ``cumulative`` [BUCKETS * CLASSES, SYMBOLS + 1] int32: symbol s has the share from ``cumulative[k, s]`` to
@@ -93,7 +93,7 @@ def context_decode(
 def _walk(
     codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor
 ) -> Iterator[tuple[tuple[int, int], Expected, int]]:
-    """Each code's place, what is expected of it, and the code, which is looked up again once it has been used."""
+    """Each code's place, its expectation, and the code, which is looked up again once it has been used."""
     given = zip(scales.tolist(), weights.tolist(), strict=True)
     components = [Component(scale, (last, mean), power(scale)) for scale, (last, mean) in given]
     for t, exponent in enumerate(exponents.tolist()):
@@ -106,7 +106,7 @@ def _walk(
 
 
 def _symbol(expected: Expected, code: int) -> tuple[int, list[tuple[int, int]]]:
-    """The symbol, and what follows without a model, as pairs of a value and its number of bits."""
+    """The symbol, and the bits that follow without a model, as pairs of a value and its number of bits."""
     off = expected.middle - code if expected.turned else code - expected.middle
     high, low = off >> expected.low, (off & ((1 << expected.low) - 1), expected.low)
     if abs(high) < 16:

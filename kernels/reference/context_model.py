@@ -1,10 +1,10 @@
-"""What is to be expected of a transform coefficient after those before it: ``kvtool.kernels.reference.context``.
+"""The entropy model of transform coefficients: expectations from earlier ones, for ``kvtool.kernels.reference.context``.
 
-Components vary by orders of magnitude, tokens are loud or quiet as a whole, and the first components go on from
-token to token. Scale, history and loudness, weighted, are the logarithm of the magnitude to be expected. It chooses
-one of ``BUCKETS`` tables, quarters of an octave; what lies above goes as low bits without a model. What is coded
-is the difference to the nearest code predicted, turned so that the prediction lies above it; how far above chooses
-one of ``CLASSES``. All in integers, which every machine agrees on.
+Components vary by orders of magnitude, tokens are loud or quiet as a whole, and the first components change
+little from token to token. Scale, history and loudness, weighted, give the logarithm of the expected magnitude. It
+chooses one of ``BUCKETS`` tables, quarters of an octave; larger magnitudes have low bits that are coded without a
+model. Coded is the difference to the nearest predicted code, with its sign turned so that the prediction is above it;
+how far above chooses one of ``CLASSES``. All in integers, which are the same on every machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ONE = 1 << 16
 """A common step, and a loudness of 1."""
 LARGEST, LOUDEST = ONE << 13, ONE << 3
 HISTORY_FLOOR, LOUDNESS_FLOOR = ONE // 100, ONE // 20
-"""Added before logarithms, so that what was silent can be heard again."""
+"""Added before logarithms, so that a component that was zero can become loud again."""
 EXPONENTS = 64
 NEAR, FAR = (5, 10, 19, 32), 16
 """Where classes begin, in 64ths of a step: of predictions less than a step from 0, and of others."""
@@ -49,7 +49,7 @@ def power(eighths: int) -> int:
 
 @dataclass
 class Component:
-    """What is remembered of one, in units of ``1 / ONE`` of a common step."""
+    """The memory of one component, in units of ``1 / ONE`` of a common step."""
 
     scale: int
     weights: tuple[int, int]

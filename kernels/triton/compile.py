@@ -77,7 +77,7 @@ BUILDS = [
 
 
 class Usage(NamedTuple):
-    """What a thread, and for shared memory a program, takes of a GPU."""
+    """A kernel's use of a GPU: per thread, and for shared memory per program."""
 
     registers: int
     spilled: int
@@ -97,7 +97,7 @@ def build(wanted: Build, architecture: int) -> Usage:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of stack: no kernel here has arrays of its own, so what lies there was spilled."""
+    """Registers, and bytes of stack: no kernel here has arrays of its own, so any bytes there were spilled."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

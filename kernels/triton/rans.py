@@ -23,7 +23,7 @@ def rans_encode(codes: Tensor, cumulative: Tensor, table: Tensor, precision: int
 def rans_decode(
     stream: Tensor, blocks: Tensor, cumulative: Tensor, table: Tensor, precision: int, lanes: int, out: Tensor
 ) -> None:
-    """Decode ``blocks`` of ``stream`` into ``out``, a program for each; the tables may lie elsewhere.
+    """Decode ``blocks`` of ``stream`` into ``out``, a program for each; the tables may be on another device.
 
     Raises ValueError for a block that ``rans_encode`` has not made with these tables, once all are decoded.
     """
@@ -76,7 +76,7 @@ def decode_block(
     begin, stop = tl.load(blocks + 4 * block + 2), tl.load(blocks + 4 * block + 3)
     count = (stop - begin).to(tl.int32)
     lane = tl.arange(0, LANES)
-    # Bytes one by one, since a block may lie at any address; none from outside of it, whatever it says.
+    # Bytes one by one, since a block may start at any address; never any from outside of it.
     at = first + 4 * lane
     x = tl.full((LANES,), 0, tl.uint32)
     for i in tl.static_range(4):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from kvtool.artifact.read import Artifact
 from kvtool.digest import digest_token_ids
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
 from kvtool.errors import MismatchError
+from kvtool.kernels.threads import thread_pool
 from kvtool.model.model import Model
 
 # Reading and hashing let go of the interpreter's lock; two threads keep up with memory.
@@ -38,27 +38,13 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
         if len(part.contents.groups) == 1:
             _fill(cache.layers, part.contents.groups[0], part)
             continue
-        with _reading() if part.is_raw else _decoding() as pool:
+        with _reading() if part.is_raw else thread_pool() as pool:
             list(pool.map(lambda group, part=part: _fill(cache.layers, group, part), part.contents.groups))
     return cache
 
 
 def _reading() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_READERS)
-
-
-@contextmanager
-def _decoding() -> Iterator[ThreadPoolExecutor]:
-    """Threads that decode side by side, as many as torch has, each of them computing alone.
-
-    Several threads that each compute on all cores stall one another.
-    """
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _fill(targets: Sequence[BufferedLayer], group: range, part: Artifact) -> None:

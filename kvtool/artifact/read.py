@@ -27,7 +27,7 @@ from kvtool.codecs import KV, Array, Calibration, CodecError, Contents, LayerKV,
 from kvtool.codecs.calibration import NONE
 from kvtool.codecs.format import container
 from kvtool.codecs.format.container import DTYPES, Entry
-from kvtool.codecs.stage import TOKEN_IDS
+from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.digest import canonical_json, digest, digest_token_ids, runs
 from kvtool.errors import ArtifactError, BrokenFile
 

@@ -20,7 +20,7 @@ from kvtool.artifact.read import FORMAT, Artifact, header_bytes
 from kvtool.artifact.scores import in_8_bits, tensor_name
 from kvtool.codecs import KV, Contents, Inputs, Pipeline
 from kvtool.codecs.format import container
-from kvtool.codecs.stage import TOKEN_IDS
+from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.digest import digest, digest_tensor, digest_token_ids, runs
 
 if TYPE_CHECKING:

@@ -25,12 +25,13 @@ from kvtool.digest import digest, digest_token_ids
 from kvtool.engines import transformers as engine
 from kvtool.engines.attention.probe import observe
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.rope import Turned, moved
+from kvtool.engines.capabilities import key_rotations
+from kvtool.engines.rope import Rotations, moved
 from kvtool.errors import ArtifactError, KvtoolError, MismatchError, ModelError, StoreError
-from kvtool.model.chat_template import BETWEEN, Prefix, document_tokens, prefix_again
+from kvtool.model.chat_template import SEPARATOR, Prefix, document_tokens, prefix_again
 from kvtool.model.model import Model
-from kvtool.store.local import Store
-from kvtool.store.manifest import EXPECTED, Document, Variant
+from kvtool.store.local import LocalStore
+from kvtool.store.manifest import AVERAGED, Document, Variant
 
 NEIGHBOURS = 4
 """Neighbours of each segment. Measured: two leave a third more to recompute, eight leave no less."""
@@ -60,7 +61,7 @@ class Neighbour:
 
 
 def make_averaged(
-    store: Store,
+    store: LocalStore,
     model: Model,
     names: Sequence[str],
     *,
@@ -73,7 +74,7 @@ def make_averaged(
     names. Raises ``ModelError`` for a model whose keys cannot be moved, ``MismatchError`` for documents of another model or
     with different prefixes.
     """
-    if model.turned is None:
+    if key_rotations(model) is None:
         raise ModelError(
             model.name,
             (
@@ -127,22 +128,25 @@ def _refuse_mixed(documents: Iterable[Document], model: Model) -> None:
             )
 
 
-def _is_made(store: Store, document: Document) -> bool:
-    made = [segment.variants.get(EXPECTED) for segment in document.segments]
+def _is_made(store: LocalStore, document: Document) -> bool:
+    made = [segment.variants.get(AVERAGED) for segment in document.segments]
     return all(variant is not None and store.holds(variant) for variant in made)
 
 
 def _fitting(model: Model, document: Document, known: Sequence[Neighbour]) -> list[Neighbour]:
     """The neighbours after which every segment of ``document`` fits the model's context, rotated as usual."""
-    assert model.turned is not None
-    room = min(model.context - 1, model.turned.up_to or model.context)
+    rotations = key_rotations(model)
+    assert rotations is not None
+    room = min(model.context - 1, rotations.up_to or model.context)
     room -= max(segment.n_tokens for segment in document.segments)
     return [n for n in known if n.document != document.name and n.cache.get_seq_length() <= room]
 
 
-def _more(store: Store, model: Model, like: Document, number: int, taken: set[str]) -> Iterator[Neighbour]:
+def _more(
+    store: LocalStore, model: Model, like: Document, number: int, taken: set[str]
+) -> Iterator[Neighbour]:
     """Up to ``number`` further documents with the prefix of ``like``, prefilled after it."""
-    gap = document_tokens(model, BETWEEN)
+    gap = document_tokens(model, SEPARATOR)
     for name in sorted(store.keys() - taken, key=lambda name: digest(name.encode())):
         if number <= 0:
             return
@@ -165,7 +169,11 @@ def _more(store: Store, model: Model, like: Document, number: int, taken: set[st
 
 
 def _segment(
-    store: Store, model: Model, prefix: Prefix, parts: Sequence[Artifact], neighbours: Sequence[Neighbour]
+    store: LocalStore,
+    model: Model,
+    prefix: Prefix,
+    parts: Sequence[Artifact],
+    neighbours: Sequence[Neighbour],
 ) -> Variant:
     original = parts[-1]
     mean, spread = _mean(model, original, neighbours)
@@ -173,7 +181,7 @@ def _segment(
     scores = {}
     # One neighbour does not differ from the mean, which says nothing of how others would.
     if len(neighbours) > 1:
-        received = observe(model, parts)["attention"]
+        received = observe(model, load_cache(parts, model), original.token_ids)["attention"]
         need = torch.stack([layer.mean(0) for layer in received]).mul(spread).sum(0)
         scores = {SPREAD: spread, NEED: need / need.mean().clamp(min=1e-30)}
     return store.put(raw_content(mean, model, prefix, original.meta["source"], made=made, scores=scores))
@@ -182,11 +190,11 @@ def _segment(
 @torch.no_grad()
 def _mean(model: Model, original: Artifact, neighbours: Sequence[Neighbour]) -> tuple[KV, Tensor]:
     """The mean over neighbours, and how far values lie from it, [L, T], as a share of their usual size."""
-    turned = model.turned
-    assert turned is not None
+    rotations = key_rotations(model)
+    assert rotations is not None
     ids = original.token_ids.tolist()
     start = original.contents.start or 0
-    caches = [_after(model, neighbour, ids, start, turned) for neighbour in neighbours]
+    caches = [_after(model, neighbour, ids, start, rotations) for neighbour in neighbours]
     layers, spread, size = [], [], []
     for one_layer in zip(*caches, strict=True):
         keys = torch.stack([keys for keys, _ in one_layer])
@@ -206,7 +214,7 @@ def _mean(model: Model, original: Artifact, neighbours: Sequence[Neighbour]) -> 
 
 
 def _after(
-    model: Model, neighbour: Neighbour, ids: Sequence[int], start: int, turned: Turned
+    model: Model, neighbour: Neighbour, ids: Sequence[int], start: int, rotations: Rotations
 ) -> list[tuple[Tensor, Tensor]]:
     """Each layer's keys and values after a neighbour, float32, moved to their usual positions."""
     cache = neighbour.cache
@@ -214,8 +222,8 @@ def _after(
     engine.feed(model, ids, cache)
     layers = [
         (
-            moved(layer.keys[0, :, offset:].cpu(), turned.keys[n], start - offset),
-            moved(layer.values[0, :, offset:].cpu(), turned.values[n], start - offset),
+            moved(layer.keys[0, :, offset:].cpu(), rotations.keys[n], start - offset),
+            moved(layer.values[0, :, offset:].cpu(), rotations.values[n], start - offset),
         )
         for n, layer in enumerate(cache.layers)
     ]
@@ -223,11 +231,11 @@ def _after(
     return layers
 
 
-def _commit(store: Store, seen: Document, made: Sequence[Variant]) -> None:
+def _commit(store: LocalStore, seen: Document, made: Sequence[Variant]) -> None:
     with store.changing():
         document = store[seen.name]
         if document.segments != seen.segments:
             raise KvtoolError(seen.name, "was changed meanwhile", "run the same prefill again")
         for index, variant in enumerate(made):
-            document = document.with_variant(index, EXPECTED, variant)
+            document = document.with_variant(index, AVERAGED, variant)
         store.commit(document)

@@ -1,4 +1,4 @@
-"""Several cached segments in one prompt, some of their tokens computed anew in the place where they stand now."""
+"""Several cached segments in one prompt, some of their tokens recomputed at their new place."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from torch import Tensor
 from kvtool.artifact.load import load_cache
 from kvtool.blending.cache import BlendedCache
 from kvtool.blending.drift import Drift
-from kvtool.blending.layer_loader import Loading, Upload, empty_cache
+from kvtool.blending.layer_loader import LayerLoader, Upload, empty_cache
 from kvtool.blending.layout import Layout, Part, lay_out
 from kvtool.blending.policies import DEFAULT, Policy, policy_of
-from kvtool.blending.policy_inputs import Known
+from kvtool.blending.policy_inputs import PolicyInputs
 from kvtool.digest import digest_token_ids
-from kvtool.engines import transformers as engine
-from kvtool.engines.attention.parallel_encoding import not_plain
+from kvtool.engines.attention.parallel_encoding import parallel_error
 from kvtool.engines.cache import ROOM, DocumentCache
-from kvtool.engines.recompute import run_again
-from kvtool.engines.rope import Turned
+from kvtool.engines.capabilities import has_softmax_attention, key_rotations
+from kvtool.engines.recompute import recompute_tokens
+from kvtool.engines.rope import Rotations
+from kvtool.engines.transformers import feed, windows
 from kvtool.errors import ModelError, UsageError
 from kvtool.model.chat_template import Prefix, prefix_again, question_tokens
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import RAW
 from kvtool.system.trace import Trace
 
 RECOMPUTE = 0.15
-"""The share of tokens that is recomputed where nothing else is asked for, as in the CacheBlend paper."""
+"""The share of tokens that is recomputed by default, as in the CacheBlend paper."""
 
 STEP_TOKENS = 128
-"""Recomputed tokens of a pass, at least: for fewer, reading the model's weights costs more than computing with them."""
+"""The least number of recomputed tokens in a pass: for fewer, reading the model's weights costs more than computing."""
 
 
 def blend(
@@ -46,38 +47,38 @@ def blend(
     policy: str = DEFAULT,
     question: str | Sequence[str] | None = None,
     variant: str = RAW,
-    between: str = "",
+    separator: str = "",
     trace: Trace | None = None,
 ) -> BlendedCache:
-    """A transformers cache of documents one behind the other, ready for ``model``; ``token_ids`` is what it stands for.
+    """A transformers cache of documents one after the other, ready for ``model``; ``token_ids`` are its tokens.
 
     ``names`` are documents of ``store``, in any order and as often as wanted: names, or ``Cached`` for one of a
-    document's segments or variants, or ``Text`` for words that are put between documents. ``variant`` is that of documents
-    that name none, and ``between`` a text put between any two of them.
+    document's segments or variants, or ``Text`` for text between documents. ``variant`` is that of documents that name
+    none, and ``separator`` a text between any two parts.
 
-    ``recompute`` is the share of the documents' tokens that the model runs again behind what stands before them now, the
-    ones that ``policy`` gives the highest scores; what is right for its place already is not run again, and text without
-    a cache always is. With 1, everything is: the result is that of a full prefill, to the bit. A document alone is its own
-    cache. ``question`` is what is going to be asked, or several of them, which some policies want to know. Where
-    ``parallel`` of the cache is set, as by the policy ``ape``, ``generate`` is called under
-    ``kvtool.blending.reading(model, cache)``; without it the model's attention is its plain one.
+    ``recompute`` is the share of the documents' tokens that the model runs again after the text that now stands before
+    them: those that ``policy`` gives the highest scores. Tokens whose cache is right for their place are not recomputed,
+    and text without a cache always is. With 1, everything is recomputed: the result is that of a full prefill, to the bit.
+    A document alone is its own cache. ``question`` is the question that follows, or several of them; some policies need
+    it. Where ``parallel`` of the cache is set, as by the policy ``ape``, call ``generate`` under
+    ``engines.attention.parallel_encoding.parallel_attention(model, cache)``.
 
     Raises ``UsageError`` for a value that makes no sense or for more tokens than the model's context, ``StoreError`` for
-    what the store has not, ``MismatchError`` for segments of another model or of different prefixes, ``ModelError`` for
-    a model whose keys cannot be moved or, where the policy adapts attention, whose attention is not plain; all before the
-    model runs over a document. ``ArtifactError`` for a broken file.
+    what the store does not have, ``MismatchError`` for segments of another model or of different prefixes, and
+    ``ModelError`` for a model whose keys cannot be moved or, where the policy adapts attention, whose attention is not
+    softmax attention; all before the model runs over a document. Raises ``ArtifactError`` for a broken file.
     """
-    how = How(recompute, policy)
-    layout = lay_out(store, names, model, variant=variant, between=between)
+    options = BlendOptions(recompute, policy)
+    layout = lay_out(store, names, model, variant=variant, separator=separator)
     prefix = shared_prefix(layout, store, model)
     questions = [question] if isinstance(question, str) else question or []
     asked = [question_tokens(model, prefix, each) for each in questions]
-    return assemble(layout, model, how, asked, trace)
+    return assemble(layout, model, options, asked, trace)
 
 
 @dataclass(frozen=True)
-class How:
-    """The share of tokens that are recomputed, and which they are; ``blend`` says more.
+class BlendOptions:
+    """The share of tokens that are recomputed, and the policy that chooses them; ``blend`` says more.
 
     Raises ``UsageError`` for a share outside of [0, 1] and for an unknown policy.
     """
@@ -86,62 +87,66 @@ class How:
     policy: str = DEFAULT
 
     def __post_init__(self) -> None:
-        known = policy_of(self.policy)
+        policy = policy_of(self.policy)
         if not (isinstance(self.recompute, (int, float)) and 0 <= self.recompute <= 1):
             raise UsageError(
                 f"recompute {self.recompute!r}", "expected a share of the documents' tokens, from 0 to 1"
             )
-        if known.share is not None:
-            object.__setattr__(self, "recompute", known.share)
+        if policy.share is not None:
+            object.__setattr__(self, "recompute", policy.share)
 
 
 def assemble(
-    layout: Layout, model: Model, how: How, asked: Sequence[Sequence[int]] = (), trace: Trace | None = None
+    layout: Layout,
+    model: Model,
+    options: BlendOptions,
+    questions: Sequence[Sequence[int]] = (),
+    trace: Trace | None = None,
 ) -> BlendedCache:
-    """The cache that ``layout`` describes; ``asked`` are each question's tokens. ``blend`` says more."""
+    """The cache that ``layout`` describes; ``questions`` are each question's token ids. ``blend`` says more."""
     trace = trace or Trace()
     if layout.is_alone:
         return _load(model, layout, trace)
-    if how.recompute == 1:
+    if options.recompute == 1:
         return _prefill(model, layout, trace)
-    policy = policy_of(how.policy)
-    if policy.asks and how.recompute and not asked:
+    policy = policy_of(options.policy)
+    if policy.needs_question and options.recompute and not questions:
         raise UsageError(
-            f"policy {how.policy!r}",
+            f"policy {options.policy!r}",
             "needs the question that is going to be asked",
             "give question=, or another policy",
         )
-    turned = _turned(model, layout)
+    rotations = _rotations(model, layout)
     if policy.parallel:
-        if not model.attends_plainly:
-            raise not_plain(model)
-        layout = layout.side_by_side()
-    budget = min(
-        math.ceil(how.recompute * layout.n_document_tokens), int((layout.cached & ~layout.exact).sum())
-    )
+        if not has_softmax_attention(model):
+            raise parallel_error(model)
+        layout = layout.in_parallel()
+    inexact = int((layout.cached & ~layout.exact).sum())
+    budget = min(math.ceil(options.recompute * layout.n_document_tokens), inexact)
     upload = Upload.for_model(model)
-    cache = empty_cache(layout, room=max(map(len, asked), default=0), pinned=upload is not None)
-    cache.how = {**asdict(how), "asked": [digest_token_ids(ids) for ids in asked]}
+    cache = empty_cache(layout, room=max(map(len, questions), default=0), pinned=upload is not None)
+    cache.made = {**asdict(options), "asked": [digest_token_ids(ids) for ids in questions]}
     cache.parallel = policy.parallel and replace(policy.parallel, prefix_tokens=layout.prefix_tokens)
-    with Loading(layout, turned, cache, trace, upload) as loading:
-        known = Known(model, layout, cache, loading, budget, [torch.tensor(ids) for ids in asked], trace)
-        tokens = _choose(known, policy)
-        for some in _steps(layout, tokens):
-            drift = Drift(layout, turned, cache, some) if policy.drift else None
-            _recompute(model, cache, some, loading, trace, drift)
+    with LayerLoader(layout, rotations, cache, trace, upload) as loader:
+        question_ids = [torch.tensor(ids) for ids in questions]
+        inputs = PolicyInputs(model, layout, cache, loader, budget, question_ids, trace)
+        tokens = _choose(inputs, policy)
+        for step in _steps(layout, tokens):
+            drift = Drift(layout, rotations, cache, step) if policy.drift else None
+            _recompute(model, cache, step, loader, trace, drift)
         cache.recomputed = len(tokens)
-        loading.wait_for_all()
+        loader.wait_for_all()
     return cache
 
 
 def shared_prefix(layout: Layout, store: Store, model: Model) -> Prefix:
-    """The prefix of ``layout``, which says how a question ends."""
+    """The prefix of ``layout``, which says how a question's prompt ends."""
     return prefix_again(model, dict(store[layout.segments[-1].document].prefix["origin"]))
 
 
-def _turned(model: Model, layout: Layout) -> Turned:
-    found = model.turned
-    if found is None:
+def _rotations(model: Model, layout: Layout) -> Rotations:
+    rotations = key_rotations(model)
+    if rotations is None:
         raise ModelError(
             model.name,
             (
@@ -150,28 +155,29 @@ def _turned(model: Model, layout: Layout) -> Turned:
             ),
             "blend with recompute 1, which computes everything",
         )
-    if found.up_to is not None and len(layout.token_ids) > found.up_to:
+    length, limit = len(layout.token_ids), rotations.up_to
+    if limit is not None and length > limit:
         raise UsageError(
             "the documents together",
-            f"are {len(layout.token_ids):,} tokens long, and from {found.up_to:,} on {model.name} rotates its keys otherwise",
+            f"are {length:,} tokens long, and from {limit:,} on {model.name} rotates its keys otherwise",
             "blend fewer, or with recompute 1",
         )
-    return found
+    return rotations
 
 
-def _choose(known: Known, policy: Policy) -> Tensor:
-    """Indices [S] of the tokens to run again, ascending: those without a cache, and those that score highest."""
-    tokens = (~known.layout.cached).nonzero()[:, 0]
-    if not known.budget:
+def _choose(inputs: PolicyInputs, policy: Policy) -> Tensor:
+    """Indices [S] of the tokens to recompute, ascending: those without a cache, and those that score highest."""
+    tokens = (~inputs.layout.cached).nonzero()[:, 0]
+    if not inputs.budget:
         return tokens
-    scores = torch.where(known.candidates, policy.score(known), -torch.inf)
-    return torch.cat([tokens, scores.topk(known.budget).indices]).sort().values
+    scores = torch.where(inputs.candidates, policy.score(inputs), -torch.inf)
+    return torch.cat([tokens, scores.topk(inputs.budget).indices]).sort().values
 
 
 def _steps(layout: Layout, tokens: Tensor) -> Iterator[Tensor]:
-    """``tokens`` in runs that are computed one after the other, each of whole segments.
+    """``tokens`` in steps that are computed one after the other, each of whole segments.
 
-    In one pass all of them would pay for the keys that only the last can see.
+    In one pass, all of them would pay for the keys that only the last see.
     """
     ends = torch.tensor([segment.stop for segment in layout.segments])
     start = 0
@@ -184,19 +190,27 @@ def _steps(layout: Layout, tokens: Tensor) -> Iterator[Tensor]:
 
 
 def _recompute(
-    model: Model, cache: DocumentCache, tokens: Tensor, loading: Loading, trace: Trace, drift: Drift | None
+    model: Model,
+    cache: DocumentCache,
+    tokens: Tensor,
+    loader: LayerLoader,
+    trace: Trace,
+    drift: Drift | None,
 ) -> None:
-    marks = [time.perf_counter()]
+    started = time.perf_counter()
 
-    def before(layer: int) -> None:
+    def before_layer(layer: int) -> None:
+        nonlocal started
         if layer:
-            trace.add("recompute", f"{len(tokens)} tokens in layer {layer - 1}", marks[-1])
-        loading.wait(layer)
-        marks.append(time.perf_counter())
+            trace.add("recompute", f"{len(tokens)} tokens in layer {layer - 1}", started)
+        loader.wait(layer)
+        started = time.perf_counter()
 
-    seen = int(tokens[-1]) + 1
-    run_again(model, cache, cache.token_ids, tokens, n_keys=seen, before=before, changed=drift)
-    trace.add("recompute", f"{len(tokens)} tokens in layer {len(cache.layers) - 1}", marks[-1])
+    n_keys = int(tokens[-1]) + 1
+    recompute_tokens(
+        model, cache, cache.token_ids, tokens, n_keys=n_keys, before_layer=before_layer, on_change=drift
+    )
+    trace.add("recompute", f"{len(tokens)} tokens in layer {len(cache.layers) - 1}", started)
 
 
 def _load(model: Model, layout: Layout, trace: Trace) -> BlendedCache:
@@ -207,14 +221,14 @@ def _load(model: Model, layout: Layout, trace: Trace) -> BlendedCache:
     cache = BlendedCache(layout, len(loaded.layers))
     cache.layers = loaded.layers
     if not all(part.is_raw and part.is_exact for part in parts):
-        cache.how = {"policy": "none"}
+        cache.made = {"policy": "none"}
     return cache
 
 
 def _prefill(model: Model, layout: Layout, trace: Trace) -> BlendedCache:
-    """The documents as one prompt, in one pass: equal to the bit to what anyone else's would give."""
-    cache = BlendedCache(layout, len(engine.windows(model)), capacity=len(layout.token_ids) + ROOM)
+    """The documents as one prompt, prefilled in one pass: equal to the bit to any other full prefill."""
+    cache = BlendedCache(layout, len(windows(model)), capacity=len(layout.token_ids) + ROOM)
     with trace.span("recompute", f"all {len(layout.token_ids)} tokens"):
-        engine.feed(model, layout.token_ids.tolist(), cache, step=len(layout.token_ids))
+        feed(model, layout.token_ids.tolist(), cache, step=len(layout.token_ids))
     cache.recomputed = len(layout.token_ids)
     return cache

@@ -1,11 +1,12 @@
-"""What computing some of a document's tokens anew tells of the others.
+"""Corrects tokens that are not recomputed by the mean change of those that are.
 
-Behind other text, the keys and values of a document's tokens change to a good part alike. How much those that are
-recomputed changed on average is therefore passed on, in part, to those that are not: layer by layer, before the layer is
-read, so that what is recomputed behind them sees it too.
+After other text, the keys and values of a document's tokens change to a good part alike. The mean change of the recomputed
+tokens is therefore added, in part, to the others: layer by layer, before the layer is read, so that tokens recomputed after
+them see it too.
 
-Only in caches made for blending (``averaged``), whose tokens are wrong by what these neighbours are and others were
-not. What a document prefilled alone is wrong by differs more from sentence to sentence: there the mean did harm.
+This is done only in caches made for blending (``averaged``), whose tokens differ from a full prefill by what these
+neighbours have and the sampled ones had not. The errors of a document prefilled alone differ more from sentence to
+sentence: there the mean did harm.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from torch import Tensor
 from kvtool.blending.layout import Layout
 from kvtool.codecs.rope import Rope, turn
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.rope import Turned
+from kvtool.engines.rope import Rotations
 
 HALF = 0.3
-"""The share of a document's tokens that, recomputed, say so much of the others that half of their change is passed on.
+"""The share of recomputed tokens in a document at which half of their mean change is added to the others.
 
-The fewer they are, the more they are those that are unlike the others: what the question looks at.
+The fewer they are, the less they are like the others: they are those that the question attends to.
 """
 
 
 class Drift:
-    """Called with each layer's changes of the recomputed ``tokens`` [S]; changes the others in ``cache``."""
+    """Is called with each layer's changes of the recomputed ``tokens`` [S], and corrects the others in ``cache``."""
 
-    def __init__(self, layout: Layout, turned: Turned, cache: DocumentCache, tokens: Tensor) -> None:
-        self.cache, self.turned, self.tokens = cache, turned, tokens
+    def __init__(self, layout: Layout, rotations: Rotations, cache: DocumentCache, tokens: Tensor) -> None:
+        self.cache, self.rotations, self.tokens = cache, rotations, tokens
         segments = torch.full((len(layout.token_ids),), -1)
         for n, segment in enumerate(layout.segments):
             if not segment.artifact.is_exact:
@@ -48,20 +49,21 @@ class Drift:
     def __call__(self, layer: int, keys: Tensor, values: Tensor) -> None:
         if not len(self.target):
             return
-        held = self.cache.layers[layer]
-        for change, whole, rope in (
-            (keys, held.keys, self.turned.keys[layer]),
-            (values, held.values, self.turned.values[layer]),
+        cached = self.cache.layers[layer]
+        for change, states, rope in (
+            (keys, cached.keys, self.rotations.keys[layer]),
+            (values, cached.values, self.rotations.values[layer]),
         ):
-            self._pass_on(change, whole[0], rope)
+            self._correct(change, states[0], rope)
 
-    def _pass_on(self, change: Tensor, whole: Tensor, rope: Rope) -> None:
+    def _correct(self, change: Tensor, states: Tensor, rope: Rope) -> None:
+        """Adds to ``states`` [H, N, D], for each segment, its share of the mean ``change`` [H, S, D]."""
         device = change.device
         source, target = self.source.to(device), self.target.to(device)
-        from_place = turn(change[:, source].float(), rope, self.tokens[self.source], undo=True)
+        unrotated = turn(change[:, source].float(), rope, self.tokens[self.source], undo=True)
         heads, _, size = change.shape
-        mean = from_place.new_zeros(heads, len(self.counts), size)
-        mean.index_add_(1, self.of_source.to(device), from_place)
+        mean = unrotated.new_zeros(heads, len(self.counts), size)
+        mean.index_add_(1, self.of_source.to(device), unrotated)
         mean *= (self.shares / self.counts.clamp(min=1)).to(device)[:, None]
-        passed = turn(mean[:, self.of_target.to(device)], rope, self.target)
-        whole.index_add_(1, target, passed.to(whole.dtype))
+        correction = turn(mean[:, self.of_target.to(device)], rope, self.target)
+        states.index_add_(1, target, correction.to(states.dtype))

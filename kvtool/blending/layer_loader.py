@@ -1,10 +1,9 @@
-"""Cached segments → one cache, each at its place, layer by layer, while the model may compute with the first layers."""
+"""Loads cached segments into one cache, layer by layer, while the model computes with the first layers."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
 from types import TracebackType
 
@@ -13,41 +12,48 @@ import torch
 from kvtool.blending.cache import BlendedCache
 from kvtool.blending.layout import Layout, Placed
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
-from kvtool.engines.rope import Turned, moved
+from kvtool.engines.rope import Rotations, moved
+from kvtool.kernels.threads import background_pool
 from kvtool.model.model import Model
 from kvtool.system.trace import Trace
 
 READERS = 2
-"""Threads that read, check, decode and move. Each computes alone: the model has the other cores."""
+"""Threads that read, check, decode and move. Each computes on one core: the model has the others."""
 
 
-class Loading:
-    """Fills ``cache`` in the background, first layers first. ``wait(layer)`` returns once that layer is there.
+class LayerLoader:
+    """Fills ``cache`` in the background, first layers first. ``wait(layer)`` returns once that layer is loaded.
 
-    Every byte is checked before its layer counts as there; what a thread raises, ``wait`` raises. Leaving the context
+    Every byte is checked before its layer counts as loaded. ``wait`` raises what a thread raised. Leaving the context
     waits for the threads.
     """
 
     def __init__(
-        self, layout: Layout, turned: Turned, cache: DocumentCache, trace: Trace, upload: Upload | None = None
+        self,
+        layout: Layout,
+        rotations: Rotations,
+        cache: DocumentCache,
+        trace: Trace,
+        upload: Upload | None = None,
     ) -> None:
-        self.layout, self.turned, self.cache, self.trace, self.upload = layout, turned, cache, trace, upload
+        self.layout, self.rotations, self.cache = layout, rotations, cache
+        self.trace, self.upload = trace, upload
         self._targets = [(layer.keys, layer.values) for layer in cache.layers]
-        self._pool = _readers()
+        self._pool = background_pool(READERS, "loading")
         self._by_layer: list[list[Future[None]]] = [[] for _ in cache.layers]
-        starting = [
+        groups = [
             (group, segment) for segment in layout.segments for group in segment.artifact.contents.groups
         ]
-        for index, filled in enumerate(self._by_layer):
-            for group, segment in starting:
+        for index, futures in enumerate(self._by_layer):
+            for group, segment in groups:
                 if group.start == index:
                     future = self._pool.submit(self._fill, group, segment)
                     for covered in group:
                         self._by_layer[covered].append(future)
             if upload:
-                filled[:] = [self._pool.submit(self._send, index, list(filled))]
+                futures[:] = [self._pool.submit(self._send, index, list(futures))]
 
-    def __enter__(self) -> Loading:
+    def __enter__(self) -> LayerLoader:
         return self
 
     def __exit__(
@@ -68,9 +74,9 @@ class Loading:
         for layer in range(len(self._by_layer)):
             self.wait(layer)
 
-    def _send(self, layer: int, filled: Sequence[Future[None]]) -> None:
+    def _send(self, layer: int, fills: Sequence[Future[None]]) -> None:
         assert self.upload is not None
-        for future in filled:
+        for future in fills:
             future.result()
         with self.trace.span("upload", f"layer {layer}"):
             self.upload.start(layer, self.cache.layers[layer])
@@ -95,26 +101,16 @@ class Loading:
         if segment.moved:
             with self.trace.span("move", what):
                 for index, (keys, values) in zip(group, places, strict=True):
-                    for x, rope in ((keys, self.turned.keys[index]), (values, self.turned.values[index])):
+                    for x, rope in (
+                        (keys, self.rotations.keys[index]),
+                        (values, self.rotations.values[index]),
+                    ):
                         if rope.inv_freq:
                             x.copy_(moved(x, rope, segment.moved))
 
 
-def _readers() -> ThreadPoolExecutor:
-    """Threads that have started, and compute alone."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(READERS, "loading", torch.set_num_threads, (1,))
-    started = threading.Barrier(READERS + 1)
-    for _ in range(READERS):
-        pool.submit(started.wait)
-    started.wait()
-    # MKL's number of threads is the process's: what the readers were told must not hold for the model.
-    torch.set_num_threads(threads)
-    return pool
-
-
 class Upload:
-    """Layers on their way to a GPU, on a stream of their own, beside what the model computes there."""
+    """Copies layers to a GPU on a stream of its own, while the model computes there."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -122,7 +118,7 @@ class Upload:
 
     @classmethod
     def for_model(cls, model: Model) -> Upload | None:
-        """None for a model on the CPU, and for one on several devices, whose layers move when they are used."""
+        """None for a model on the CPU, and for one on several devices, whose layers are copied when they are used."""
         devices = {parameter.device for parameter in model.model.parameters()}
         (device, *others) = devices
         return None if others or device.type != "cuda" else cls(device)
@@ -133,25 +129,25 @@ class Upload:
             self._events[index] = self.stream.record_event()
 
     def wait(self, index: int, layer: BufferedLayer) -> None:
-        """What is computed from now on comes after the layer has arrived."""
+        """Makes what is computed from now on wait for the layer."""
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(self._events[index])
-        # Their memory is the other stream's: it must not be given away while this one reads.
+        # The buffers belong to the other stream: they must not be freed while this one reads.
         layer.record_stream(stream)
 
 
 def empty_cache(layout: Layout, room: int = 0, *, pinned: bool = False) -> BlendedCache:
     """A cache of the right size for ``layout``, with room for ``room`` more tokens.
 
-    Its segments are not written yet. Text without a cache is all zeros, since it may be looked at before it is computed.
+    Its segments are not written yet. Text without a cache is all zeros, since it may be attended to before it is computed.
     """
     geometry = layout.segments[0].artifact.contents.geometry
     n_tokens = len(layout.token_ids)
     cache = BlendedCache(layout, len(geometry.layers), capacity=n_tokens + max(ROOM, room))
-    # Threads could not write into what is made in inference mode, which a caller may be in.
+    # Threads cannot write to tensors made in inference mode, which a caller may be in.
     with torch.inference_mode(False):
         for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
             layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"), pinned=pinned)
-            for places in layer.extend(n_tokens):
-                places[:, :, ~layout.cached] = 0
+            for states in layer.extend(n_tokens):
+                states[:, :, ~layout.cached] = 0
     return cache

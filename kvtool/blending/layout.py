@@ -1,4 +1,4 @@
-"""What stands where in a blended prompt: prefix, cached segments, and plain text between them."""
+"""The layout of a blended prompt: prefix, cached segments, and plain text between them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kvtool.digest import digest_token_ids
 from kvtool.errors import MismatchError, UsageError
 from kvtool.model.chat_template import document_tokens
 from kvtool.model.model import Model
-from kvtool.store.local import Store
-from kvtool.store.manifest import RAW, Document, expected_twin
+from kvtool.store.base import Store
+from kvtool.store.manifest import RAW, Document, averaged_name
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text between documents, of which there is no cache."""
+    """Plain text between documents, without a cache."""
 
     text: str
 
@@ -48,11 +48,16 @@ def chosen_document(store: Store, text: str, segment: int | None = None) -> Cach
 Part: TypeAlias = "str | Cached | Text"
 
 
+def listed(parts: str | Part | Iterable[Part]) -> list[Part]:
+    """``parts`` as a list, also if it is only one."""
+    return [parts] if isinstance(parts, (str, Cached, Text)) else list(parts)
+
+
 @dataclass(frozen=True)
 class Placed:
-    """A cached segment whose tokens are those from ``start`` on of the prompt.
+    """A cached segment whose tokens begin at index ``start`` of the prompt.
 
-    ``position`` is that of the first of them, where it is not ``start``.
+    ``position`` is that of its first token, where it is not ``start``.
     """
 
     document: str
@@ -67,7 +72,7 @@ class Placed:
 
     @property
     def moved(self) -> int:
-        """How many positions behind the one it was prefilled at."""
+        """By how many positions it stands after the one it was prefilled at."""
         return (self.start if self.position is None else self.position) - self.prefilled
 
     @property
@@ -82,7 +87,7 @@ class Placed:
 class Layout:
     """``token_ids`` [N] int64 are all tokens, prefix first, as a full prefill would see them.
 
-    ``segments`` are in order, the prefix first if there is one. What lies between them is plain text.
+    ``segments`` are in order, the prefix first if there is one. Between them is plain text.
     """
 
     token_ids: Tensor
@@ -91,50 +96,50 @@ class Layout:
 
     @cached_property
     def cached(self) -> Tensor:
-        """Whether there is a cache of a token; [N] bool."""
-        found = torch.zeros(len(self.token_ids), dtype=torch.bool)
+        """Whether a token has a cache; [N] bool."""
+        cached = torch.zeros(len(self.token_ids), dtype=torch.bool)
         for segment in self.segments:
-            found[segment.start : segment.stop] = True
-        return found
+            cached[segment.start : segment.stop] = True
+        return cached
 
     @cached_property
     def exact(self) -> Tensor:
-        """Whether a token's cache is right for its place: before it stands what stood there at prefill; [N] bool."""
-        found = torch.zeros(len(self.token_ids), dtype=torch.bool)
+        """Whether a token's cache is right for its place: the tokens before it are those of its prefill; [N] bool."""
+        exact = torch.zeros(len(self.token_ids), dtype=torch.bool)
         for segment in self.segments:
-            if segment.artifact.is_exact and not segment.moved and found[: segment.start].all():
-                found[segment.start : segment.stop] = True
-        return found
+            if segment.artifact.is_exact and not segment.moved and exact[: segment.start].all():
+                exact[segment.start : segment.stop] = True
+        return exact
 
     @property
     def is_alone(self) -> bool:
-        """Whether it is one segment in the place that it was made for, behind its prefix."""
+        """Whether it is one segment at the place that it was prefilled at, after its prefix."""
         return bool(self.cached.all()) and not any(segment.moved for segment in self.segments)
 
     @property
     def documents(self) -> tuple[str, ...]:
-        """The names of those that are in it, each once."""
-        return tuple(dict.fromkeys(segment.document for segment in self._behind_prefix))
+        """The documents' names, each once."""
+        return tuple(dict.fromkeys(segment.document for segment in self._after_prefix))
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """That of each segment, without the prefix."""
-        return tuple(segment.variant for segment in self._behind_prefix)
+        """The variant of each segment, without the prefix."""
+        return tuple(segment.variant for segment in self._after_prefix)
 
     @property
-    def _behind_prefix(self) -> list[Placed]:
+    def _after_prefix(self) -> list[Placed]:
         return [segment for segment in self.segments if segment.start >= self.prefix_tokens]
 
     @property
     def n_document_tokens(self) -> int:
-        """Of segments and the text between them."""
+        """The number of tokens of segments and the text between them."""
         return len(self.token_ids) - self.prefix_tokens
 
-    def side_by_side(self) -> Layout:
-        """The same tokens, with every segment as far behind the prefix as it was prefilled.
+    def in_parallel(self) -> Layout:
+        """The same tokens, with every segment at its distance from the prefix at prefill.
 
-        All, the prefix too, are moved alike, so that the longest ends where the prompt does. What is asked then stands right
-        behind it, as transformers' ``generate`` has it.
+        All segments and the prefix are moved alike, so that the longest ends where the prompt does. A question then stands
+        right after it, as transformers' ``generate`` has it.
         """
         ends = [segment.prefilled + segment.stop - segment.start for segment in self.segments]
         by = len(self.token_ids) - max(ends)
@@ -145,23 +150,22 @@ class Layout:
 
 
 def lay_out(
-    store: Store, parts: str | Part | Iterable[Part], model: Model, *, variant: str = RAW, between: str = ""
+    store: Store, parts: str | Part | Iterable[Part], model: Model, *, variant: str = RAW, separator: str = ""
 ) -> Layout:
-    """Where each of ``parts`` comes to stand; ``between`` is a text that is put between any two of them.
+    """The place of each of ``parts`` in one prompt; ``separator`` is a text between any two of them.
 
-    ``variant`` is that of documents which name none; what was made of it for blending is taken where it is moved, if there
-    is any. Raises ``StoreError`` for a document, variant or segment that the store has not, ``MismatchError`` for one of
+    ``variant`` is that of documents that name none. A moved segment is taken in the variant made for blending, if there is
+    one. Raises ``StoreError`` for a document, variant or segment that the store does not have, ``MismatchError`` for one of
     another model or prefix, ``UsageError`` if there is none, or if all together are longer than the model's context.
     """
-    given = [parts] if isinstance(parts, (str, Cached, Text)) else list(parts)
-    pieces = list(_pieces(store, given, model, variant, between))
-    found = [piece for piece in pieces if isinstance(piece, Placed)]
-    if not found:
+    pieces = list(_pieces(store, listed(parts), model, variant, separator))
+    segments = [piece for piece in pieces if isinstance(piece, Placed)]
+    if not segments:
         raise UsageError("no document to blend", "name at least one of the store's (kvtool ls shows them)")
-    for segment in found:
+    for segment in segments:
         refuse_mismatch(segment.artifact, model)
         _refuse_pruned(segment)
-    prefix = _shared_prefix(store, found)
+    prefix = _shared_prefix(store, segments)
     placed: list[Placed] = []
     ids: list[int] = []
     for piece in [*prefix, *pieces]:
@@ -171,16 +175,16 @@ def lay_out(
         else:
             ids += piece
     if len(ids) >= model.context:
-        raise _too_long(store, found, len(ids), model)
+        raise _too_long(store, segments, len(ids), model)
     n_prefix = sum(len(segment.artifact.token_ids) for segment in prefix)
     return Layout(torch.tensor(ids, dtype=torch.int64), tuple(placed), n_prefix)
 
 
 def _pieces(
-    store: Store, parts: Sequence[Part], model: Model, variant: str, between: str
+    store: Store, parts: Sequence[Part], model: Model, variant: str, separator: str
 ) -> Iterator[Placed | list[int]]:
     """Segments, not placed yet, and the tokens of texts."""
-    gap = document_tokens(model, between) if between else []
+    gap = document_tokens(model, separator) if separator else []
     for n, part in enumerate(parts):
         if n and gap:
             yield gap
@@ -191,18 +195,18 @@ def _pieces(
         document = store[cached.name]
         segments = range(len(document.segments)) if cached.segment is None else [cached.segment]
         for m, segment in enumerate(segments):
-            own = cached.variant or variant
-            # Only behind the prefix is the cache of a document alone the better one.
-            if cached.variant is None and (n or m) and _has(store, document, segment, expected_twin(variant)):
-                own = expected_twin(variant)
-            yield Placed(cached.name, own, store.open(cached.name, own, segment), 0)
+            chosen = cached.variant or variant
+            # The variant made for blending is the better one everywhere but right after the prefix.
+            if cached.variant is None and (n or m) and _has(store, document, segment, averaged_name(variant)):
+                chosen = averaged_name(variant)
+            yield Placed(cached.name, chosen, store.open(cached.name, chosen, segment), 0)
 
 
 def _has(store: Store, document: Document, segment: int, variant: str) -> bool:
-    there = (
-        document.segments[segment].variants.get(variant) if 0 <= segment < len(document.segments) else None
-    )
-    return there is not None and store.holds(there)
+    if not 0 <= segment < len(document.segments):
+        return False
+    stored = document.segments[segment].variants.get(variant)
+    return stored is not None and store.holds(stored)
 
 
 def _too_long(store: Store, segments: Sequence[Placed], tokens: int, model: Model) -> UsageError:
@@ -237,24 +241,24 @@ def _shared_prefix(store: Store, segments: Sequence[Placed]) -> list[Placed]:
     """The prefix that all of ``segments`` were prefilled under, as a segment; none if it is empty."""
     first = segments[0]
     for other in segments[1:]:
-        here, there = first.artifact.meta["prefix"], other.artifact.meta["prefix"]
-        if here["digest"] != there["digest"]:
+        expected, prefix = first.artifact.meta["prefix"], other.artifact.meta["prefix"]
+        if expected["digest"] != prefix["digest"]:
             raise MismatchError(
                 other.document,
                 (
-                    f"was prefilled under another prefix ({there['tokens']} tokens, digest "
-                    f"{there['digest'][:12]}…) than {first.document} ({here['tokens']} tokens, "
-                    f"{here['digest'][:12]}…)"
+                    f"was prefilled under another prefix ({prefix['tokens']} tokens, digest "
+                    f"{prefix['digest'][:12]}…) than {first.document} ({expected['tokens']} tokens, "
+                    f"{expected['digest'][:12]}…)"
                 ),
                 "prefill both under the same",
             )
     variant = store[first.document].prefix_artifact
-    prefix = [] if variant is None else [Placed("the prefix", RAW, store.open_artifact(variant), 0)]
-    ids = [token for placed in prefix for token in placed.artifact.token_ids.tolist()]
+    segment = [] if variant is None else [Placed("the prefix", RAW, store.open_artifact(variant), 0)]
+    ids = [token for placed in segment for token in placed.artifact.token_ids.tolist()]
     if digest_token_ids(ids) != first.artifact.meta["prefix"]["digest"]:
         raise MismatchError(
             first.document,
             "the store has another prefix for it than the one that it was prefilled under",
             "prefill it again with --replace",
         )
-    return prefix
+    return segment

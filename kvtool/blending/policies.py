@@ -1,7 +1,7 @@
 """Which tokens to recompute: each policy gives every token a score, and those that score highest are recomputed.
 
-A policy is a function from what is ``Known`` to scores [N] float32. Only the order of the scores matters, and only among
-``known.candidates``. Adding one is adding a function and a line to ``POLICIES``.
+A policy is a function from ``PolicyInputs`` to scores [N] float32. Only the order of the scores matters, and only among
+``inputs.candidates``. Adding one is adding a function and a line to ``POLICIES``.
 """
 
 from __future__ import annotations
@@ -14,120 +14,120 @@ import torch
 from torch import Tensor
 
 from kvtool.artifact.scores import NEED, SPREAD
-from kvtool.blending.policy_inputs import Known
-from kvtool.engines.cache import Parallel
+from kvtool.blending.policy_inputs import PolicyInputs
+from kvtool.engines.cache import ParallelEncoding
 from kvtool.errors import UsageError
 
 DEFAULT = "drift"
 
 CHECKED = 1
-"""The layer at which CacheBlend compares: the first one whose values depend on what stands before a token."""
+"""The layer at which CacheBlend compares: the first one whose values depend on the tokens before."""
 
-APE = Parallel(temperature=0.9, scale=0.9)
+APE = ParallelEncoding(temperature=0.9, scale=0.9)
 """Adaptive parallel encoding (arXiv 2502.05431), with the temperature and scale that its authors' code has by default.
 
-Places are the paper's: documents share those behind the prefix, and the question follows the longest. What differs: a lone
-document behind its prefix is read plainly, as it is exact; text between documents is computed in its place in the prompt;
-and sliding windows count tokens of the prompt, not these places.
+Positions are the paper's: documents share those after the prefix, and the question follows the longest. Three things
+differ. A lone document after its prefix is attended to as usual, as it is exact. Text between documents is computed at its
+place in the prompt. Sliding windows count tokens of the prompt, not these positions.
 
-Their experiments have others too, (0.9, 1) for one. Measured on SmolLM2-135M, four documents of 200 tokens, KL to a full
-prefill over answers: 0.16 with (0.9, 0.9), 0.12 with (0.9, 1), 0.40 with (0.8, 0.8), and 0.15 with (1, 1).
+The authors' experiments have other numbers too, (0.9, 1) for one. Measured on SmolLM2-135M, four documents of 200 tokens,
+KL to a full prefill over answers: 0.16 with (0.9, 0.9), 0.12 with (0.9, 1), 0.40 with (0.8, 0.8), and 0.15 with (1, 1).
 """
 
 
 @dataclass(frozen=True)
 class Policy:
-    """``about`` is one line for lists.
+    """A way to choose tokens; ``about`` describes it in one line.
 
-    ``asks`` is whether a question must be known. ``share`` is that of the tokens that are recomputed whatever is asked for.
-    ``drift`` is whether what changes in recomputed tokens is passed on to the others (``blend.drift``).
-    ``parallel`` is how documents that stand side by side, not one behind the other, are read.
+    ``needs_question`` is whether a question must be inputs. ``share`` is a share of recomputed tokens that the options
+    cannot change. ``drift`` is whether changes of recomputed tokens are passed on to the others (``blending.drift``).
+    ``parallel`` is how documents are attended to that stand in parallel, not one after the other.
     """
 
-    score: Callable[[Known], Tensor]
+    score: Callable[[PolicyInputs], Tensor]
     about: str
-    asks: bool = False
+    needs_question: bool = False
     share: float | None = None
     drift: bool = False
-    parallel: Parallel | None = None
+    parallel: ParallelEncoding | None = None
 
 
-def nothing(known: Known) -> Tensor:
-    return torch.zeros(len(known.candidates))
+def nothing(inputs: PolicyInputs) -> Tensor:
+    return torch.zeros(len(inputs.candidates))
 
 
-def even(known: Known) -> Tensor:
+def even(inputs: PolicyInputs) -> Tensor:
     """Evenly spaced over all candidates, the first of them included."""
-    places = known.candidates.nonzero()[:, 0]
-    chosen = torch.linspace(0, max(0, len(places) - 1), known.budget).round().long()
-    return torch.zeros(len(known.candidates)).index_fill(0, places[chosen], 1.0)
+    places = inputs.candidates.nonzero()[:, 0]
+    chosen = torch.linspace(0, max(0, len(places) - 1), inputs.budget).round().long()
+    return torch.zeros(len(inputs.candidates)).index_fill(0, places[chosen], 1.0)
 
 
-def legolink(known: Known) -> Tensor:
+def legolink(inputs: PolicyInputs) -> Tensor:
     """The first tokens of each segment, as many of each (EPIC, arXiv 2410.15332)."""
-    scores = torch.zeros(len(known.candidates))
-    for segment in known.layout.segments:
-        own = slice(segment.start, segment.stop)
-        scores[own] = 1 / torch.arange(1, 1 + segment.stop - segment.start)
+    scores = torch.zeros(len(inputs.candidates))
+    for segment in inputs.layout.segments:
+        tokens = slice(segment.start, segment.stop)
+        scores[tokens] = 1 / torch.arange(1, 1 + segment.stop - segment.start)
     return scores
 
 
-def cacheblend(known: Known) -> Tensor:
-    """How far values at the second layer are from what the model computes there (CacheBlend, arXiv 2405.16444)."""
-    return _gradual(known, (1.0,))
+def cacheblend(inputs: PolicyInputs) -> Tensor:
+    """How far values at the second layer are from the recomputed ones (CacheBlend, arXiv 2405.16444)."""
+    return _gradual(inputs, (1.0,))
 
 
-def cacheblend_keys(known: Known) -> Tensor:
+def cacheblend_keys(inputs: PolicyInputs) -> Tensor:
     """The same by keys, as LMCache has it."""
-    return _gradual(known, (1.0,), keys=True)
+    return _gradual(inputs, (1.0,), keys=True)
 
 
-def cacheblend_gradual(known: Known) -> Tensor:
-    """CacheBlend's gradual filtering: each further layer compares what the one before it left, and leaves fewer.
+def cacheblend_gradual(inputs: PolicyInputs) -> Tensor:
+    """CacheBlend's gradual filtering: each further layer compares the tokens that the one before it kept, and keeps fewer.
 
-    The paper gives no numbers: here three layers leave twice, one and a half times, and once what is asked for.
+    The paper gives no numbers: here three layers keep twice, one and a half times, and once the budget.
     """
-    return _gradual(known, (2.0, 1.5, 1.0))
+    return _gradual(inputs, (2.0, 1.5, 1.0))
 
 
-def _gradual(known: Known, shares: Sequence[float], *, keys: bool = False) -> Tensor:
-    """Differences at one layer after the other from ``CHECKED`` on, each leaving its share of the budget.
+def _gradual(inputs: PolicyInputs, shares: Sequence[float], *, keys: bool = False) -> Tensor:
+    """Differences at one layer after the other from ``CHECKED`` on, each keeping its share of the budget.
 
-    What a layer leaves out scores less than what it does not. Tokens without a cache are computed with the others, since
-    what stands behind them reads them.
+    A token that a layer drops scores less than one that it keeps. Tokens without a cache are computed with the others,
+    since the tokens after them attend to them.
     """
-    fresh = ~known.layout.cached
-    left = known.candidates.clone()
-    scores = torch.zeros(len(left))
-    last = len(known.cache.layers) - 1
+    uncached = ~inputs.layout.cached
+    kept = inputs.candidates.clone()
+    scores = torch.zeros(len(kept))
+    last = len(inputs.cache.layers) - 1
     for layer, share in enumerate(shares, CHECKED):
-        tokens = (left | fresh).nonzero()[:, 0]
-        found = known.refreshed(min(layer, last), tokens)[0 if keys else 1]
-        own = torch.zeros(len(left)).index_copy(0, tokens, found) * left
-        scores = torch.where(left, layer + own / own.max().clamp(min=1e-30), scores)
+        tokens = (kept | uncached).nonzero()[:, 0]
+        changes = inputs.refreshed(min(layer, last), tokens)[0 if keys else 1]
+        difference = torch.zeros(len(kept)).index_copy(0, tokens, changes) * kept
+        scores = torch.where(kept, layer + difference / difference.max().clamp(min=1e-30), scores)
         if layer >= last:
             break
-        # What is not left must not be kept, not even where nothing differs.
-        own[~left] = -torch.inf
-        kept = own.topk(min(int(left.sum()), round(share * known.budget))).indices
-        left = torch.zeros_like(left).index_fill(0, kept, True)
+        # Dropped tokens must stay dropped, even where nothing differs.
+        difference[~kept] = -torch.inf
+        highest = difference.topk(min(int(kept.sum()), round(share * inputs.budget))).indices
+        kept = torch.zeros_like(kept).index_fill(0, highest, True)
     return scores
 
 
-def prophet(known: Known) -> Tensor:
-    """What the question's tokens look at over the cached keys (ProphetKV, arXiv 2602.02579)."""
-    return known.attention.mean((0, 1))
+def prophet(inputs: PolicyInputs) -> Tensor:
+    """The question's attention to the cached keys (ProphetKV, arXiv 2602.02579)."""
+    return inputs.attention.mean((0, 1))
 
 
-def drift(known: Known) -> Tensor:
-    """What the question looks at, times how much that depends on what stands before it where it was measured ahead.
+def drift(inputs: PolicyInputs) -> Tensor:
+    """The question's attention, times how much a token depends on the text before it where that was measured ahead.
 
-    Where no question is known, what was found ahead to be needed, or else the first tokens of each segment.
+    Where no question is known, it is the need that was measured ahead, or else the first tokens of each segment.
     """
-    if not known.questions:
-        need = known.scored(NEED)
-        return legolink(known) if need is None else need
-    attention, spread = known.attention.mean(1), known.scored(SPREAD)
+    if not inputs.questions:
+        need = inputs.score(NEED)
+        return legolink(inputs) if need is None else need
+    attention, spread = inputs.attention.mean(1), inputs.score(SPREAD)
     return attention.mean(0) if spread is None else (attention * spread).mean(0)
 
 
@@ -139,25 +139,25 @@ POLICIES: Mapping[str, Policy] = {
     "cacheblend": Policy(cacheblend, "tokens whose values at the second layer differ most"),
     "cacheblend-keys": Policy(cacheblend_keys, "tokens whose keys there differ most, as LMCache has it"),
     "cacheblend-gradual": Policy(
-        cacheblend_gradual, "tokens whose values differ most at that layer and the two behind it"
+        cacheblend_gradual, "tokens whose values differ most at that layer and the two after it"
     ),
-    "prophet": Policy(prophet, "tokens that the question looks at", asks=True),
+    "prophet": Policy(prophet, "tokens that the question attends to", needs_question=True),
     "ape": Policy(
         nothing,
-        "documents side by side, nothing is recomputed, attention to them is adapted",
+        "documents in parallel, nothing is recomputed, attention to them is adapted",
         share=0.0,
         parallel=APE,
     ),
     "drift": Policy(
         drift,
-        "tokens that the question looks at; in caches made for blending, what changes is passed on to the others",
+        "tokens that the question attends to; in caches made for blending, what changes is passed on to the others",
         drift=True,
     ),
 }
 
 
 def policy_of(name: str) -> Policy:
-    """Raises ``UsageError``, with near names, for one that is not known."""
+    """The policy ``name``. Raises ``UsageError``, with near names, for one that is not known."""
     if name in POLICIES:
         return POLICIES[name]
     near = difflib.get_close_matches(name, POLICIES, n=2)

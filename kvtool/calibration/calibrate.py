@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvtool.calibration.lookup import MakeCalibration
 from kvtool.calibration.pieces import Piece, pieces_of_store, pieces_of_texts
 from kvtool.calibration.samples import GRADIENT_TOKENS, Samples
 from kvtool.codecs import Calibration, CodecError, Recipe
@@ -17,8 +18,8 @@ from kvtool.digest import Json, digest_json
 from kvtool.errors import KvtoolError, MismatchError, UsageError
 from kvtool.model.model import Model
 from kvtool.model.prefill_speed import recall
-from kvtool.store.calibrations import Make
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.local import writable
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Report:
     """A calibration that was made. ``problems`` are the texts that could not be read."""
 
     calibration: Calibration
-    store: Store
+    file: str
     model: Model
     seconds: float
     problems: Sequence[KvtoolError] = field(default=())
@@ -60,7 +61,7 @@ class Report:
         return {
             "method": self.calibration.method,
             "digest": self.calibration.digest,
-            "file": str(self.store.calibrations.path_of(self.calibration.digest)),
+            "file": self.file,
             "model": {"name": self.model.name, "fingerprint": self.model.fingerprint},
             "tokens": self.source["tokens"],
             "documents": self.source["documents"],
@@ -92,6 +93,7 @@ def calibrate(
     Raises ``UsageError`` for a recipe that takes no calibration, for a store or texts without tokens, and for too few
     of them; ``MismatchError`` for documents of another model; ``ModelError`` for a model without gradients.
     """
+    store = writable(store)
     chosen = calibrated_recipe(recipe)
     assert chosen.fit is not None
     if tokens < 1:
@@ -144,7 +146,7 @@ def maker(
     model: Model | None,
     say: Callable[[str], None] = log.info,
     on_progress: OnProgress = lambda _: None,
-) -> Make | None:
+) -> MakeCalibration | None:
     """A function that makes a missing calibration, from all documents of ``model``; None without a model.
 
     ``say`` is told first, with an estimate of the time.
@@ -202,7 +204,7 @@ def _pieces(
         return pieces
     if not store:
         raise UsageError(
-            store.root,
+            str(store),
             "is empty, so that there is nothing to calibrate on",
             "run kvtool prefill first, or give --text",
         )

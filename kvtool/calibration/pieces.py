@@ -12,7 +12,7 @@ from typing import TypeVar
 from kvtool.artifact.load import refuse_mismatch
 from kvtool.model.chat_template import document_tokens, prefix_again, prefix_of
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import RAW, Document
 
 PIECE_TOKENS = 1024

@@ -1,1 +1,1 @@
-"""One verb a file. Only the standard library, typer and light helpers are imported at module level."""
+"""The commands, one a module. At module level they import the standard library, typer and kvtool's errors alone."""

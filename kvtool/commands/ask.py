@@ -1,208 +1,197 @@
-"""kvtool ask: a question over cached documents."""
+"""kvtool ask: answer questions over cached documents."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, ModelFlags, given, load_model, with_settings
 from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvtool.ask import Answers
-    from kvtool.blending.blend import How
+    from kvtool.ask import Answer, Answers
+    from kvtool.config import Settings
+    from kvtool.model.model import Model
 
 
 def _list_policies(wanted: bool) -> None:
     if wanted:
         from kvtool.blending.policies import DEFAULT, POLICIES
 
-        for name, policy in POLICIES.items():
-            typer.echo(f"{name:18} {policy.about}{' (default)' if name == DEFAULT else ''}")
+        rows = [
+            (name, f"{policy.about} (default)" if name == DEFAULT else policy.about)
+            for name, policy in POLICIES.items()
+        ]
+        for line in output.table(rows):
+            typer.echo(line)
         raise typer.Exit
 
 
+@with_settings(ModelFlags)
 def run(
     questions: Annotated[
         list[str],
-        typer.Argument(metavar="QUESTION…", help="The question, or several, which are answered together."),
+        typer.Argument(metavar="QUESTION…", help="Answer this question or, together, these."),
     ],
     doc: Annotated[
         list[str],
         typer.Option(
             "--doc",
             metavar="NAME[@VARIANT]",
-            help="A document, by its name in the store; repeat it for several in one prompt, in any order.",
+            help="Ask this document, by its name in the store; repeat it for several in one prompt, in any order.",
         ),
     ],
-    variant: Annotated[str, typer.Option("--variant", help="raw, or a compressed variant's name.")] = "raw",
+    variant: Annotated[
+        str, typer.Option("--variant", help="Load this variant: raw, or a compressed one by its name.")
+    ] = "raw",
     segment: Annotated[
         Optional[int],
-        typer.Option("--segment", help="Which segment of a long document (default: all, blended)."),
+        typer.Option("--segment", help="Take this segment of a long document (default: all, blended)."),
     ] = None,
     recompute: Annotated[
         Optional[float],
         typer.Option(
-            "--recompute",
-            help="Share of several documents' tokens that is computed anew: 0 to 1 (default: 0.15).",
+            "--recompute", help="Recompute this share of several documents' tokens, 0 to 1 (default: 0.15)."
         ),
     ] = None,
     policy: Annotated[
-        Optional[str], typer.Option("--policy", help="Which tokens that are (kvtool ask --policies).")
+        Optional[str],
+        typer.Option("--policy", help="Choose the recomputed tokens by this policy; --policies lists them."),
     ] = None,
-    between: Annotated[
-        Optional[str], typer.Option("--between", help="Text between documents (default: an empty line).")
+    separator: Annotated[
+        Optional[str],
+        typer.Option("--separator", help="Put this text between documents (default: an empty line)."),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Tokens of the answer, at most.")
+        int, typer.Option("--max-tokens", min=1, help="Answer in at most this many tokens.")
     ] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[Optional[int], typer.Option("--seed", help="Makes sampling repeatable.")] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prefill the documents now instead.")] = False,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="Sample at this temperature; 0 is greedy.")
+    ] = 0.0,
+    seed: Annotated[
+        Optional[int], typer.Option("--seed", help="Make sampling repeatable, by this seed.")
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Prefill the documents now, without their caches.")
+    ] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Afterwards run without the cache too, and give both times.")
+        bool, typer.Option("--compare", help="Run without the cache afterwards too, and give both times.")
     ] = False,
     trace: Annotated[
         Optional[Path],
         typer.Option(
-            "--trace", help="Write what was done when to this file, for Perfetto or chrome://tracing."
+            "--trace", help="Write a timeline of the work to this file, for Perfetto or chrome://tracing."
         ),
     ] = None,
     policies: Annotated[
         bool,
         typer.Option(
-            "--policies", is_eager=True, callback=_list_policies, help="List the policies, and stop."
+            "--policies", is_eager=True, callback=_list_policies, help="List the policies and exit."
         ),
     ] = False,
-    store: common.StoreOption = None,
-    model: common.ModelOption = None,
-    device: common.DeviceOption = None,
-    dtype: common.DtypeOption = None,
-    load_in: common.LoadInOption = None,
-    adapter: common.AdapterOption = None,
-    as_json: common.JsonOption = False,
+    *,
+    settings: Settings,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a question about documents, from their caches.
 
-    Several documents are blended: each is moved to its place in the prompt, and a few tokens are computed anew. The answer
+    Several documents are blended: each is moved to its place in the prompt, and a few tokens are recomputed. The answer
     streams to stdout; the times go to stderr.
     """
     from kvtool.ask import ask, ask_each
-    from kvtool.blending.blend import How
+    from kvtool.blending.blend import BlendOptions
     from kvtool.blending.layout import chosen_document
-    from kvtool.config import settings
-    from kvtool.model.prefill_speed import recall
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
     from kvtool.system.trace import Trace
 
-    chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
-    given = {"recompute": recompute, "policy": policy}
-    how = How(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    if recompute is not None and how.recompute != recompute:
+    options = BlendOptions(**given(recompute=recompute, policy=policy))
+    if recompute is not None and options.recompute != recompute:
         raise UsageError(
             f"--recompute {recompute:g}",
-            f"policy {how.policy!r} always has {how.recompute:g}",
+            f"policy {options.policy!r} always has {options.recompute:g}",
             "leave one of the two out",
         )
     if trace is not None and no_cache:
         raise UsageError("--trace", "shows how caches are read", "leave it out with --no-cache")
-    opened = Store(chosen.store)
-    documents = [chosen_document(opened, name, segment) for name in doc]
-    loaded = common.load_model(chosen)
-    traced = Trace()
-    read: dict[str, Any] = {"variant": variant, "how": how}
-    if between is not None:
-        read["between"] = between
+    if len(questions) > 1 and (temperature or seed is not None or no_cache or compare):
+        raise UsageError(
+            f"{len(questions)} questions",
+            "are answered greedily, from the cache",
+            "ask one at a time with --temperature, --seed, --no-cache or --compare",
+        )
+    store = open_store(settings.store)
+    documents = [chosen_document(store, name, segment) for name in doc]
+    model = load_model(settings)
+    timeline = Trace()
+    blending = {"variant": variant, "options": options, **given(separator=separator)}
 
-    def show(text: str) -> None:
+    if len(questions) > 1:
+        answers = ask_each(
+            questions, documents, model, store, max_tokens=max_tokens, trace=timeline, **blending
+        )
+        if trace is not None:
+            timeline.write(trace)
+        output.emit(answers.to_json(), render_several(answers), as_json)
+        return
+
+    def stream(text: str) -> None:
         if not as_json:
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    if len(questions) > 1:
-        if temperature or seed is not None or no_cache or compare:
-            raise UsageError(
-                f"{len(questions)} questions",
-                "are answered greedily, from the cache",
-                "ask one at a time with --temperature, --seed, --no-cache or --compare",
-            )
-        found = ask_each(questions, documents, loaded, opened, max_tokens=max_tokens, trace=traced, **read)
-        if trace is not None:
-            traced.write(trace)
-        _show_each(questions, found, how, as_json)
-        return
     once = functools.partial(
-        ask, questions[0], documents, loaded, opened, temperature=temperature, seed=seed, **read
+        ask, questions[0], documents, model, store, temperature=temperature, seed=seed, **blending
     )
-    answer = once(cached=not no_cache, max_tokens=max_tokens, on_text=show, trace=traced)
+    answer = once(cached=not no_cache, max_tokens=max_tokens, on_text=stream, trace=timeline)
     if not as_json:
         typer.echo()
     if trace is not None:
-        traced.write(trace)
+        timeline.write(trace)
     other = once(cached=no_cache, max_tokens=1) if compare else None
-    full = answer if no_cache else other
-    if as_json:
-        common.print_json(
-            {
-                "documents": [document.name for document in documents],
-                "variants": None if no_cache else list(answer.variants),
-                "policy": how.policy,
-                "recomputed_tokens": answer.recomputed_tokens,
-                "answer": answer.text,
-                "answer_tokens": len(answer.token_ids),
-                "prompt_tokens": answer.prompt_tokens,
-                "cached_tokens": answer.cached_tokens,
-                "load_seconds": round(answer.load_seconds, 4),
-                "first_token_seconds": round(answer.first_token_seconds, 4),
-                "first_token_seconds_without_cache": full and round(full.first_token_seconds, 4),
-            }
-        )
-        return
-    line = f"first token after {answer.first_token_seconds:.2f} s "
-    if no_cache:
-        line += f"without the cache ({answer.prompt_tokens} tokens prefilled)"
-        line += f"; {other.first_token_seconds:.2f} s with it" if other else ""
-    else:
-        caches = " and ".join(dict.fromkeys(answer.variants))
-        line += f"from the {caches} cache ({answer.cached_tokens} tokens"
-        line += f", {answer.recomputed_tokens} of them recomputed)" if answer.recomputed_tokens else ")"
-        if other:
-            ratio = other.first_token_seconds / answer.first_token_seconds
-            line += f"; {other.first_token_seconds:.2f} s without it: {ratio:.0f}× faster"
-        elif rate := recall(loaded.fingerprint):
-            seconds = answer.prompt_tokens / rate
-            line += f"; without it about {seconds:.1f} s, at the last prefill's {rate:,.0f} tokens a second"
-        else:
-            line += "; --compare measures it without"
-    common.say(line)
-
-
-def _show_each(questions: Sequence[str], found: Answers, how: How, as_json: bool) -> None:
-    if as_json:
-        common.print_json(
-            {
-                "documents": list(found.documents),
-                "variants": list(found.variants),
-                "policy": how.policy,
-                "answers": [
-                    {"question": question, "answer": answer}
-                    for question, answer in zip(questions, found.texts, strict=True)
-                ],
-                "cached_tokens": found.cached_tokens,
-                "recomputed_tokens": found.recomputed_tokens,
-                "load_seconds": round(found.load_seconds, 4),
-                "seconds": round(found.seconds, 4),
-            }
-        )
-        return
-    for question, answer in zip(questions, found.texts, strict=True):
-        typer.echo(f"{question}\n{answer.strip()}\n")
-    common.say(
-        f"{len(found.texts)} answers in {found.seconds:.2f} s, {found.load_seconds:.2f} of them for the cache "
-        f"({found.cached_tokens} tokens, {found.recomputed_tokens} of them recomputed)"
+    output.emit(
+        answer.to_json(other),
+        render_uncached(answer, other) if no_cache else render(answer, other, model),
+        as_json,
     )
+
+
+def render(answer: Answer, uncached: Answer | None, model: Model) -> output.Lines:
+    """The times of an answer whose text has been streamed."""
+    from kvtool.model.prefill_speed import recall
+
+    variants = " and ".join(dict.fromkeys(answer.variants))
+    recomputed = f", {answer.recomputed_tokens} of them recomputed" if answer.recomputed_tokens else ""
+    line = (
+        f"first token after {answer.first_token_seconds:.2f} s from the {variants} cache "
+        f"({answer.cached_tokens} tokens{recomputed})"
+    )
+    if uncached:
+        ratio = uncached.first_token_seconds / answer.first_token_seconds
+        line += f"; {uncached.first_token_seconds:.2f} s without it: {ratio:.0f}× faster"
+    elif rate := recall(model.fingerprint):
+        seconds = answer.prompt_tokens / rate
+        line += f"; without it about {seconds:.1f} s, at the last prefill's {rate:,.0f} tokens a second"
+    else:
+        line += "; --compare measures it without"
+    return output.Lines(notes=[line])
+
+
+def render_uncached(answer: Answer, cached: Answer | None) -> output.Lines:
+    line = f"first token after {answer.first_token_seconds:.2f} s without the cache ({answer.prompt_tokens} tokens prefilled)"
+    if cached:
+        line += f"; {cached.first_token_seconds:.2f} s with it"
+    return output.Lines(notes=[line])
+
+
+def render_several(answers: Answers) -> output.Lines:
+    summary = (
+        f"{len(answers.texts)} answers in {answers.seconds:.2f} s, {answers.load_seconds:.2f} of them for the cache "
+        f"({answers.cached_tokens} tokens, {answers.recomputed_tokens} of them recomputed)"
+    )
+    pairs = zip(answers.questions, answers.texts, strict=True)
+    return output.Lines([f"{question}\n{answer.strip()}\n" for question, answer in pairs], [summary])

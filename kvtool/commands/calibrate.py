@@ -1,42 +1,46 @@
-"""kvtool calibrate: documents → what a recipe learns about a model."""
+"""kvtool calibrate: fit a recipe to a model."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, DocumentNames, ModelFlags, load_model, with_settings
+from kvtool.errors import DocumentError, KvtoolError, UsageError
 
 if TYPE_CHECKING:
-    from kvtool.errors import KvtoolError
+    from kvtool.calibration.calibrate import Report
+    from kvtool.config import Settings
 
 
+@with_settings(ModelFlags)
 def run(
-    names: Annotated[
-        Optional[list[str]], typer.Argument(help="Documents (default: all).", metavar="[NAME…]")
-    ] = None,
+    names: DocumentNames = None,
     text: Annotated[
         Optional[list[str]],
         typer.Option(
             "--text",
-            help="Files, folders or patterns to use instead of documents; repeatable.",
             metavar="PATH",
+            help="Take these files, folders or glob patterns instead of documents; repeatable.",
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", help="Whose; kvtool recipes says which take one.")
+        str,
+        typer.Option("--recipe", help="Calibrate this recipe; kvtool recipes says which take a calibration."),
     ] = "klt",
-    tokens: Annotated[int, typer.Option("--tokens", help="How many to learn from.", metavar="N")] = 16384,
-    seed: Annotated[int, typer.Option("--seed", help="Another one draws other pieces of the documents.")] = 0,
-    store: common.StoreOption = None,
-    model: common.ModelOption = None,
-    device: common.DeviceOption = None,
-    dtype: common.DtypeOption = None,
-    load_in: common.LoadInOption = None,
-    adapter: common.AdapterOption = None,
-    as_json: common.JsonOption = False,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", help="Take about this many tokens.")
+    ] = 16384,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Draw other parts of the documents for another seed.")
+    ] = 0,
+    *,
+    settings: Settings,
+    as_json: AsJson = False,
 ) -> int:
     """Make a calibration: what a recipe learns about a model, once, for all documents.
 
@@ -44,49 +48,40 @@ def run(
     calibration that fits.
     """
     from kvtool.calibration.calibrate import Report, calibrate, calibrated_recipe
-    from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
-    opened = Store(chosen.store)
+    store = open_store(settings.store)
+    # Raises for a recipe without a calibration, before the model is loaded.
     calibrated_recipe(recipe)
-    texts, problems = _texts(text) if text else (None, [])
-    loaded = common.load_model(chosen)
+    texts, problems = _read_texts(text) if text else (None, [])
+    model = load_model(settings)
     started = time.monotonic()
-    with common.Bar("calibrating") as bar:
-        made = calibrate(
-            opened,
+    with output.Bar("calibrating") as bar:
+        calibration = calibrate(
+            store,
             names or None,
-            model=loaded,
+            model=model,
             recipe=recipe,
             tokens=tokens,
             texts=texts,
             seed=seed,
-            on_progress=common.calibrated(bar),
+            on_progress=output.calibration_progress(bar),
         )
-    seconds = time.monotonic() - started
-    report = Report(made, opened, loaded, seconds, problems)
-    if as_json:
-        common.print_json(report.to_json())
-    else:
-        typer.echo(made.digest)
-        common.say(
-            f"{made.method}: calibrated {loaded.name} from {report.source['tokens']:,} tokens of "
-            f"{report.source['documents']} documents in {seconds:.1f} s; {common.size(made.nbytes)} → {chosen.store}"
-        )
-    return common.problems(problems, 1)
+    file = str(store.locate_calibration(calibration.digest))
+    report = Report(calibration, file, model, time.monotonic() - started, problems)
+    output.emit(report.to_json(), render(report), as_json)
+    return output.exit_code(problems, done=1)
 
 
-def _texts(paths: list[str]) -> tuple[list[str], list[KvtoolError]]:
-    """What can be read of ``paths``, and what cannot. Raises if nothing can."""
+def _read_texts(paths: Sequence[str]) -> tuple[list[str], list[KvtoolError]]:
+    """The texts of ``paths``, and what cannot be read. Raises KvtoolError if nothing can."""
     from kvtool.documents.find import find
     from kvtool.documents.read import read_text
-    from kvtool.errors import DocumentError, UsageError
 
-    found, missing = find(paths)
+    documents, missing = find(paths)
     problems: list[KvtoolError] = list(missing)
     texts = []
-    for document in found:
+    for document in documents:
         try:
             texts.append(read_text(document.path))
         except DocumentError as error:
@@ -94,3 +89,12 @@ def _texts(paths: list[str]) -> tuple[list[str], list[KvtoolError]]:
     if not texts:
         raise problems[0] if problems else UsageError("--text", "names no files")
     return texts, problems
+
+
+def render(report: Report) -> output.Lines:
+    calibration, source = report.calibration, report.source
+    summary = (
+        f"{calibration.method}: calibrated {report.model.name} from {source['tokens']:,} tokens of "
+        f"{source['documents']} documents in {report.seconds:.1f} s; {output.size(calibration.nbytes)} → {report.file}"
+    )
+    return output.Lines([calibration.digest], [summary])

@@ -1,201 +1,217 @@
-"""kvtool compress: raw artifacts → compressed variants."""
+"""kvtool compress: make compressed variants of what a store holds."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Annotated, Optional
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import (
+    AsJson,
+    DocumentNames,
+    DryRun,
+    ModelFlags,
+    given,
+    load_model,
+    with_settings,
+)
+from kvtool.errors import GATE, UsageError
+
+if TYPE_CHECKING:
+    from kvtool.compression.report import Report
+    from kvtool.config import Settings
+    from kvtool.store.base import Store
 
 
+@with_settings(ModelFlags)
 def run(
-    names: Annotated[
-        Optional[list[str]], typer.Argument(help="Documents (default: all).", metavar="[NAME…]")
-    ] = None,
+    names: DocumentNames = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", help="How to compress; kvtool recipes lists them.")
+        str, typer.Option("--recipe", help="Compress with this recipe; kvtool recipes lists them.")
     ] = "klt",
     bits: Annotated[
         Optional[float],
-        typer.Option("--bits", help="Bits for each value: of codes, or in all for recipes with a dial."),
+        typer.Option(
+            "--bits",
+            help="Spend this many bits per value: on codes or, for recipes with rate control, at most and in all.",
+        ),
     ] = None,
     ratio: Annotated[
-        Optional[float], typer.Option("--ratio", help="To 16 bits at least, all bytes counted.", metavar="R")
+        Optional[float],
+        typer.Option(
+            "--ratio", metavar="R", help="Reach at least this ratio to 16 bits per value, all bytes counted."
+        ),
     ] = None,
     max_kl: Annotated[
         Optional[float],
-        typer.Option("--max-kl", help="KL to the raw cache at most, in nats per token.", metavar="X"),
+        typer.Option(
+            "--max-kl", metavar="X", help="Keep the KL to the raw cache at or below X nats per token."
+        ),
     ] = None,
     preset: Annotated[
-        Optional[str], typer.Option("--preset", help="near-lossless, balanced or small.")
+        Optional[str],
+        typer.Option("--preset", help="Use this preset: near-lossless, balanced or small."),
     ] = None,
     keys: Annotated[
         Optional[str],
-        typer.Option("--keys", help="Keys otherwise: BITS, RECIPE or RECIPE:BITS.", metavar="SIDE"),
+        typer.Option(
+            "--keys", metavar="SIDE", help="Compress keys differently: BITS, RECIPE or RECIPE:BITS."
+        ),
     ] = None,
     values: Annotated[
         Optional[str],
-        typer.Option("--values", help="Values otherwise: BITS, RECIPE or RECIPE:BITS.", metavar="SIDE"),
+        typer.Option(
+            "--values", metavar="SIDE", help="Compress values differently: BITS, RECIPE or RECIPE:BITS."
+        ),
     ] = None,
     recent: Annotated[
-        Optional[int], typer.Option("--recent", help="Last tokens kept in 16 bits.", metavar="N")
+        Optional[int],
+        typer.Option("--recent", metavar="N", help="Keep the last N tokens in 16 bits."),
     ] = None,
     sinks: Annotated[
-        Optional[int], typer.Option("--sinks", help="First tokens kept in 16 bits.", metavar="N")
+        Optional[int],
+        typer.Option("--sinks", metavar="N", help="Keep the first N tokens in 16 bits."),
     ] = None,
-    options: Annotated[
+    parameters: Annotated[
         Optional[list[str]],
         typer.Option(
             "--set",
-            help="Any parameter of the recipe; kvtool recipes RECIPE lists them.",
             metavar="NAME=VALUE",
+            help="Set any parameter of the recipe; kvtool recipes RECIPE lists them; repeatable.",
         ),
     ] = None,
     calibration: Annotated[
         Optional[str],
         typer.Option(
             "--calibration",
-            help="For recipes that need one: one of the store's (default: the newest for the documents' model).",
             metavar="DIGEST",
+            help="Use this calibration of the store (default: the newest for the documents' model).",
         ),
     ] = None,
     name: Annotated[
-        Optional[str], typer.Option("--name", help="The variant's name (default: the recipe's).")
+        Optional[str], typer.Option("--name", help="Name the variant (default: as the recipe).")
     ] = None,
     source: Annotated[
         str,
         typer.Option(
             "--source",
-            help="What is compressed: raw, or expected, which prefill --neighbours made for blending.",
+            help="Compress this variant: raw, or averaged, which prefill --neighbours makes for blending.",
         ),
     ] = "raw",
-    store: common.StoreOption = None,
-    model: common.ModelOption = None,
-    device: common.DeviceOption = None,
-    dtype: common.DtypeOption = None,
-    load_in: common.LoadInOption = None,
-    adapter: common.AdapterOption = None,
+    *,
+    settings: Settings,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a variant that was made otherwise.")
+        bool, typer.Option("--replace", help="Replace a variant of that name that was made otherwise.")
     ] = False,
-    dry_run: common.DryRunOption = False,
-    as_json: common.JsonOption = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> int:
-    """Compress the store's raw artifacts into a variant beside them.
+    """Compress the raw artifacts of a store into a variant beside them.
 
-    Some recipes measure attention: for these the model is run that the documents were prefilled with. klt, the default, is one
-    of them, and learns that model first, once; kivi is quick and needs no model.
+    Some recipes measure attention: for these, the model that the documents were prefilled with is run. klt, the default,
+    is one of them, and makes a calibration of that model first, once. kivi is quick and needs no model.
     """
     from kvtool.compression.compress import compress
-    from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
-    opened = Store(chosen.store)
-    given = {
-        "bits": _whole(bits),
-        "ratio": _whole(ratio),
-        "max_kl": max_kl,
-        "preset": preset,
-        "recent": recent,
-        "sinks": sinks,
-        **_parsed(options or []),
+    store = open_store(settings.store)
+    parameters_of_recipe = {
+        **given(
+            bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, preset=preset, recent=recent, sinks=sinks
+        ),
+        **_parse(parameters or []),
     }
-    parameters = {name: value for name, value in given.items() if value is not None}
-    with _Bars() as bars:
+    with output.Bars() as bars:
         report = compress(
-            opened,
+            store,
             names or None,
             recipe=recipe,
             keys=keys,
             values=values,
-            model=lambda: common.load_model(chosen),
+            model=lambda: load_model(settings),
             calibration=calibration,
             name=name,
             source=source,
             replace=replace,
             dry_run=dry_run,
-            say=common.say,
-            on_calibration=lambda p: common.calibrated(bars.show("calibrating"))(p),
+            say=output.note,
+            on_calibration=lambda p: output.calibration_progress(bars.show("calibrating"))(p),
             on_progress=lambda r: bars.show("compressing").update(
                 r.segments_done, r.segments_total, "segments"
             ),
-            **parameters,
+            **parameters_of_recipe,
         )
-    if as_json:
-        common.print_json(report.to_json())
-    elif dry_run:
-        for document in report.compressed:
-            typer.echo(document)
-        common.say(f"{report.variant}: would compress {len(report.compressed)} documents")
-    elif report.n_elements:
-        common.say(
-            f"{report.variant}: compressed {len(report.compressed)} documents in {report.seconds:.1f} s"
-            + (f"; {len(report.unchanged)} were there already" if report.unchanged else "")
-            + f"; {common.size(report.raw_nbytes)} → {common.size(report.nbytes)}, {report.bits_per_value:.2f} bits per value, "
-            f"ratio {16 / report.bits_per_value:.1f} to 16 bits"
-            + (
-                f"; beside them {common.size(report.calibration_nbytes)} of calibration, for all documents of the model"
-                if report.calibration_nbytes
-                else ""
-            )
-        )
-    elif not report.problems:
-        common.say(f"nothing to compress: {opened.root} is empty; run kvtool prefill first")
-    if (fallback := report.fallback_segments) and not as_json:
-        some = ", ".join(f"{ref.document} (segment {ref.segment})" for ref in fallback[:3])
-        common.say(
-            f"{report.variant}: {len(fallback)} segments are unlike the calibration's text and were coded whole, in "
-            f"more bytes at the same step: {some}{', …' if len(fallback) > 3 else ''}; kvtool calibrate on the like "
-            "would make them smaller"
-        )
-    if report.setting and report.target:
-        found = f"{report.setting.name}={report.setting.value:g}"
-        reached = report.target.describe(report.setting.measured)
-        if not report.setting.met:
-            common.say(f"{report.variant}: {found} comes nearest to what was asked for, with {reached}")
-            return max(4, common.problems(report.problems, len(report.compressed) + len(report.unchanged)))
-        common.say(f"{report.variant}: {found}, {reached} on a few segments")
-    return common.problems(report.problems, len(report.compressed) + len(report.unchanged))
-
-
-class _Bars:
-    """One progress bar at a time, made when there is something to show."""
-
-    def __init__(self) -> None:
-        self.what, self.stack = "", ExitStack()
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-
-    def show(self, what: str) -> common.Bar:
-        if what != self.what:
-            self.stack.close()
-            self.what, self.bar = what, self.stack.enter_context(common.Bar(what))
-        return self.bar
+    output.emit(report.to_json(), render(report, store), as_json)
+    if report.setting:
+        output.note(_reached(report))
+    code = output.exit_code(report.problems, len(report.compressed) + len(report.unchanged))
+    return max(GATE, code) if report.setting and not report.setting.met else code
 
 
 def _whole(number: float | None) -> float | None:
-    """What recipes count, they count in integers."""
+    """As an integer where it is one: recipes count bits in integers."""
     return int(number) if number is not None and number == int(number) else number
 
 
-def _parsed(options: list[str]) -> dict[str, int | float | str]:
+def _parse(options: Sequence[str]) -> Mapping[str, int | float | str]:
+    """The parameters that ``--set`` gives. Raises ``UsageError`` for one that is a flag, not a recipe's parameter."""
     from inspect import signature
 
     from kvtool.compression.compress import compress
     from kvtool.compression.pipeline_options import parameters_of
-    from kvtool.errors import UsageError
 
-    found = parameters_of(options, "--set", "--set group=64")
-    for name in found:
+    parsed = parameters_of(options, "--set", "--set group=64")
+    for name, value in parsed.items():
         if name in signature(compress).parameters:
             raise UsageError(
-                f"--set {name}={found[name]}", f"{name} is no parameter of a recipe", "kvtool compress --help"
+                f"--set {name}={value}", f"{name} is no parameter of a recipe", "kvtool compress --help"
             )
-    return found
+    return parsed
+
+
+def render(report: Report, store: Store) -> output.Lines:
+    if report.dry_run:
+        summary = f"{report.variant}: would compress {len(report.compressed)} documents"
+        return output.Lines(report.compressed, [summary])
+    notes = []
+    if report.n_elements:
+        notes.append(_summary(report))
+    elif not report.problems:
+        notes.append(f"nothing to compress: {store} is empty; run kvtool prefill first")
+    if report.fallback_segments:
+        fallback = report.fallback_segments
+        some = ", ".join(f"{ref.document} (segment {ref.segment})" for ref in fallback[:3])
+        more = ", …" if len(fallback) > 3 else ""
+        notes.append(
+            f"{report.variant}: {len(fallback)} segments are unlike the calibration's text and were coded by the fallback, "
+            f"in more bytes: {some}{more}; kvtool calibrate on documents like these makes them smaller"
+        )
+    return output.Lines(notes=notes)
+
+
+def _summary(report: Report) -> str:
+    bits = report.bits_per_value
+    line = f"{report.variant}: compressed {len(report.compressed)} documents in {report.seconds:.1f} s"
+    if report.unchanged:
+        line += f"; {len(report.unchanged)} were there already"
+    line += (
+        f"; {output.size(report.raw_nbytes)} → {output.size(report.nbytes)}, {bits:.2f} bits per value, "
+        f"ratio {16 / bits:.1f} to 16 bits"
+    )
+    if report.calibration_nbytes:
+        nbytes = output.size(report.calibration_nbytes)
+        line += f"; beside them {nbytes} of calibration, for all documents of the model"
+    return line
+
+
+def _reached(report: Report) -> str:
+    """What rate control found, and how near that comes to the target."""
+    assert report.setting is not None
+    assert report.target is not None
+    setting = f"{report.setting.name}={report.setting.value:g}"
+    measured = report.target.describe(report.setting.measured)
+    if report.setting.met:
+        return f"{report.variant}: {setting}, {measured} on a few segments"
+    return f"{report.variant}: {setting} comes nearest to the target, with {measured}"

@@ -1,4 +1,4 @@
-"""kvtool demo: the main job, end to end."""
+"""kvtool demo: prefill, compress and ask, end to end."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import ask, compress, output, prefill
+from kvtool.commands.store import ls
 
 PAGES = ("artifact.md", "calibration.md", "faq.md", "why.md")
-"""Those of kvtool's documents that are short, so that a first try takes half a minute."""
+"""The short ones of kvtool's documents, so that a first try takes half a minute."""
 
 DOCUMENT = "docs/faq.md"
-QUESTION = "How do I check that a store is whole?"
+QUESTION = "BlendOptions do I check that a store is whole?"
 TOKENS = 35
 
 BLENDED = ("docs/faq.md", "docs/why.md")
@@ -25,13 +26,10 @@ TOKENS_FROM_BOTH = 12
 
 
 def run(
-    question: Annotated[str, typer.Option("--question", help="What to ask.")] = QUESTION,
-    doc: Annotated[str, typer.Option("--doc", help="Which of kvtool's documents to ask.")] = DOCUMENT,
+    question: Annotated[str, typer.Option("--question", help="Ask this.")] = QUESTION,
+    doc: Annotated[str, typer.Option("--doc", help="Ask this one of kvtool's documents.")] = DOCUMENT,
 ) -> int:
-    """Prefill some of kvtool's documents with the embedded model, compress them, ask one and two of them, with both times."""
-    from kvtool.commands import ask, compress, prefill
-    from kvtool.commands.store import ls
-
+    """Prefill some of kvtool's documents with the embedded model, compress them, ask one and two of them, and give the times."""
     documents = Path(__file__).resolve().parents[1] / "docs"
     # A folder of its own: documents are named by their path from the working directory.
     with tempfile.TemporaryDirectory(prefix="kvtool-demo-") as folder, contextlib.chdir(folder):
@@ -51,12 +49,11 @@ def run(
         for variant in ("raw", "kivi"):
             _announce(f"ask '{question}' --doc {doc} --variant {variant} --max-tokens {TOKENS} --compare")
             ask.run([question], [doc], variant=variant, max_tokens=TOKENS, compare=True, store=store)
-        _announce(
-            f"ask '{QUESTION_TO_BOTH}' {' '.join(f'--doc {d}' for d in BLENDED)} --max-tokens {TOKENS_FROM_BOTH} --compare"
-        )
+        both = " ".join(f"--doc {name}" for name in BLENDED)
+        _announce(f"ask '{QUESTION_TO_BOTH}' {both} --max-tokens {TOKENS_FROM_BOTH} --compare")
         ask.run([QUESTION_TO_BOTH], list(BLENDED), max_tokens=TOKENS_FROM_BOTH, compare=True, store=store)
     return 0
 
 
 def _announce(command: str) -> None:
-    common.say(f"\n$ kvtool {command}")
+    output.note(f"\n$ kvtool {command}")

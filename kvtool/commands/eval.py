@@ -1,136 +1,148 @@
-"""kvtool eval: what compression costs, on the user's own documents."""
+"""kvtool eval: measure what compression costs on the user's own documents."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from kvtool.commands import common
-from kvtool.errors import DONE, GATE
+from kvtool.commands import output
+from kvtool.commands.options import (
+    AsJson,
+    DocumentNames,
+    DryRun,
+    ModelFlags,
+    given,
+    load_model,
+    with_settings,
+)
+from kvtool.errors import DONE, GATE, UsageError
 
 if TYPE_CHECKING:
+    from kvtool.config import Settings
     from kvtool.evaluation.plan import Plan
+    from kvtool.evaluation.result import Evaluation
 
-Limit = Optional[float]
 
-
+@with_settings(ModelFlags)
 def run(
-    names: Annotated[
-        Optional[list[str]], typer.Argument(help="Documents (default: all).", metavar="[NAME…]")
-    ] = None,
+    names: DocumentNames = None,
     recipes: Annotated[
         Optional[list[str]],
         typer.Option(
             "--recipes",
-            help="What to compare: RECIPE or RECIPE:PARAMETER=VALUE:…, separated by commas (default: the variants "
-            "that the documents have).",
             metavar="R1,R2,…",
+            help="Compare these: RECIPE or RECIPE:PARAMETER=VALUE:…, separated by commas (default: the variants "
+            "that the documents have).",
         ),
     ] = None,
     questions: Annotated[
         Optional[Path],
         typer.Option(
             "--questions",
-            help='JSON lines: {"document": …, "question": …} or {"document": …, "turns": […]}.',
             metavar="FILE",
+            help='Ask the questions in this file of JSON lines: {"document": …, "question": …} or '
+            '{"document": …, "turns": […]}.',
         ),
     ] = None,
     metrics: Annotated[
         Optional[list[str]],
-        typer.Option("--metrics", help="Some of kl,retrieval,answers,times (default: all)."),
+        typer.Option("--metrics", help="Measure some of kl,retrieval,answers,times (default: all)."),
     ] = None,
     documents: Annotated[
         Optional[int],
         typer.Option(
-            "--documents", help="Segments that are looked at, drawn if there are more (default: 12)."
+            "--documents",
+            help="Measure on at most this many segments, drawn if there are more (default: 12).",
         ),
     ] = None,
     context: Annotated[
         Optional[int],
-        typer.Option("--context", help="Tokens of a document that are cached, at most (default: 2048)."),
+        typer.Option("--context", help="Cache at most this many tokens of each (default: 2048)."),
     ] = None,
     tokens: Annotated[
-        Optional[int], typer.Option("--tokens", help="Tokens behind them that are predicted (default: 256).")
+        Optional[int],
+        typer.Option("--tokens", help="Predict this many tokens after the cached ones (default: 256)."),
     ] = None,
     lengths: Annotated[
         Optional[list[str]],
         typer.Option(
             "--lengths",
-            help="Tokens of the haystacks (default: of 512,1024,2048 those that can be).",
             metavar="N,N,…",
+            help="Build haystacks of these lengths in tokens (default: those of 512,1024,2048 that are possible).",
         ),
     ] = None,
     haystacks: Annotated[
-        Optional[int], typer.Option("--haystacks", help="Haystacks of each kind and length (default: 2).")
+        Optional[int],
+        typer.Option("--haystacks", help="Build this many haystacks of each kind and length (default: 2)."),
     ] = None,
     answer_tokens: Annotated[
         Optional[int],
-        typer.Option("--answer-tokens", help="Tokens of an answer that are compared (default: 48)."),
+        typer.Option("--answer-tokens", help="Compare this many tokens of each answer (default: 48)."),
     ] = None,
     repeats: Annotated[
-        Optional[int], typer.Option("--repeats", help="Rounds that are timed (default: 3).")
+        Optional[int], typer.Option("--repeats", help="Time this many rounds (default: 3).")
     ] = None,
     seed: Annotated[
-        Optional[int], typer.Option("--seed", help="Draws documents and needles (default: 0).")
+        Optional[int], typer.Option("--seed", help="Draw segments and needles by this seed (default: 0).")
     ] = None,
     html: Annotated[
-        Optional[Path], typer.Option("--html", help="Write the report as one page.", metavar="FILE")
+        Optional[Path],
+        typer.Option("--html", metavar="FILE", help="Write the report to this file, as one page."),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --html.")] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure anew what an earlier run has measured.")
-    ] = False,
-    max_kl: Annotated[Limit, typer.Option("--max-kl", help="Gate: KL in nats per token, at most.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat what an earlier run has measured.")] = False,
+    max_kl: Annotated[
+        Optional[float], typer.Option("--max-kl", help="Fail if KL is above this, in nats per token.")
+    ] = None,
     max_dnll: Annotated[
-        Limit, typer.Option("--max-dnll", help="Gate: dNLL in nats per token, at most.")
+        Optional[float], typer.Option("--max-dnll", help="Fail if dNLL is above this, in nats per token.")
     ] = None,
     min_top1: Annotated[
-        Limit, typer.Option("--min-top1", help="Gate: share of equal next tokens, at least.")
+        Optional[float],
+        typer.Option("--min-top1", help="Fail if a smaller share of next tokens is the same as raw's."),
     ] = None,
     min_retrieval: Annotated[
-        Limit, typer.Option("--min-retrieval", help="Gate: share of raw's right answers kept, at least.")
+        Optional[float],
+        typer.Option("--min-retrieval", help="Fail if a smaller share of raw's right answers is kept."),
     ] = None,
     min_answers: Annotated[
-        Limit, typer.Option("--min-answers", help="Gate: F1 to raw's answers, at least.")
+        Optional[float], typer.Option("--min-answers", help="Fail if F1 to raw's answers is below this.")
     ] = None,
     min_ratio: Annotated[
-        Limit, typer.Option("--min-ratio", help="Gate: compression ratio to 16 bits, at least.")
+        Optional[float],
+        typer.Option("--min-ratio", help="Fail if the compression ratio to 16 bits is below this."),
     ] = None,
     max_ratio_loss: Annotated[
-        Limit, typer.Option("--max-ratio-loss", help="Gate: share of --baseline's ratio lost, at most.")
+        Optional[float],
+        typer.Option("--max-ratio-loss", help="Fail if a larger share of --baseline's ratio is lost."),
     ] = None,
     baseline: Annotated[
-        Optional[Path], typer.Option("--baseline", help="What an earlier --json printed.", metavar="FILE")
+        Optional[Path],
+        typer.Option("--baseline", metavar="FILE", help="Compare with what an earlier --json printed."),
     ] = None,
-    store: common.StoreOption = None,
-    model: common.ModelOption = None,
-    device: common.DeviceOption = None,
-    dtype: common.DtypeOption = None,
-    load_in: common.LoadInOption = None,
-    adapter: common.AdapterOption = None,
-    dry_run: common.DryRunOption = False,
-    as_json: common.JsonOption = False,
+    *,
+    settings: Settings,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> int:
     """Measure what recipes cost on your own documents: size, KL, retrieval, answers, time.
 
-    Nothing in the store is changed. A run that was interrupted goes on where it stopped. With a gate's limits, a
-    recipe that does not keep them is named, and the exit code is 4.
+    Nothing in the store is changed. An interrupted run, started again, goes on where it stopped. With limits (--max-…,
+    --min-…), recipes that exceed them are named, and the exit code is 4.
     """
-    from kvtool.config import settings
     from kvtool.evaluation.evaluation import run_plan
     from kvtool.evaluation.gate import Gate, read_baseline
     from kvtool.evaluation.plan import plan
     from kvtool.measurement.scope import Scope
     from kvtool.report.table import gate as gate_lines
-    from kvtool.report.table import table
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
     gate = Gate(
         max_kl=max_kl,
         max_dnll=max_dnll,
@@ -141,79 +153,78 @@ def run(
         max_ratio_loss=max_ratio_loss,
         baseline=read_baseline(baseline) if baseline else None,
     )
-    given = {
-        "metrics": _split(metrics),
-        "documents": documents,
-        "context": context,
-        "tokens": tokens,
-        "lengths": _numbers(lengths),
-        "haystacks": haystacks,
-        "answer_tokens": answer_tokens,
-        "repeats": repeats,
-        "seed": seed,
-    }
-    scope = Scope(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    if html is not None:
-        _refuse_page(html, replace)
-    planned = plan(
-        Store(chosen.store),
-        names or None,
-        common.load_model(chosen),
-        _split(recipes),
-        questions,
-        scope,
-        gate,
-        fresh=fresh,
+    scope = Scope(
+        **given(
+            metrics=_split(metrics),
+            documents=documents,
+            context=context,
+            tokens=tokens,
+            lengths=_numbers(lengths),
+            haystacks=haystacks,
+            answer_tokens=answer_tokens,
+            repeats=repeats,
+            seed=seed,
+        )
     )
-    _say_plan(planned)
+    if html is not None:
+        _check_page(html, replace)
+    model = load_model(settings)
+    planned = plan(
+        open_store(settings.store), names or None, model, _split(recipes), questions, scope, gate, fresh=fresh
+    )
+    for line in render_plan(planned):
+        output.note(line)
     if dry_run:
         return DONE
-    with common.Bar("evaluating") as bar:
+    with output.Bar("evaluating") as bar:
         evaluation = run_plan(
             planned,
             command=shlex.join(["kvtool", *sys.argv[1:]]),
             on_progress=lambda p: bar.update(p.done, p.total, "tokens"),
         )
-    for note in evaluation.notes[len(planned.notes) :]:
-        common.say(note)
+    for line in evaluation.notes[len(planned.notes) :]:
+        output.note(line)
+    output.emit(evaluation.to_json(), render(evaluation), as_json)
     if as_json:
-        common.print_json(evaluation.to_json())
         for line in gate_lines([check.to_json() for check in evaluation.failed]):
-            common.say(line)
-    else:
-        typer.echo(table(evaluation.to_json()))
+            output.note(line)
     if html is not None:
         _write_page(html, evaluation.to_json())
     return GATE if evaluation.failed else DONE
 
 
-def _say_plan(plan: Plan) -> None:
+def render(evaluation: Evaluation) -> output.Lines:
+    from kvtool.report.table import table
+
+    return output.Lines([table(evaluation.to_json())])
+
+
+def render_plan(plan: Plan) -> list[str]:
     from kvtool.report.text import printable
 
     kinds = [context.kind for context in plan.contexts]
     parts = [
-        f"{kinds.count(kind)} {what}"
-        for kind, what in (("text", "segments"), ("needles", "haystacks"))
+        f"{kinds.count(kind)} {label}"
+        for kind, label in (("text", "segments"), ("needles", "haystacks"))
         if kind in kinds
     ]
     if plan.questions:
         turns = sum(len(one.turns) for _, questions in plan.questions for one in questions)
         parts.append(f"{turns} questions")
-    common.say(f"{len(plan.runner.candidates)} candidates, raw among them, on {', '.join(parts)}")
-    for note in plan.notes:
-        common.say(printable(note))
+    summary = f"{len(plan.runner.candidates)} candidates, raw among them, on {', '.join(parts)}"
+    return [summary, *map(printable, plan.notes)]
 
 
-def _refuse_page(path: Path, replace: bool) -> None:
-    from kvtool.errors import UsageError
+def _check_page(path: Path, replace: bool) -> None:
+    """Raises ``UsageError`` unless the page can be written, before hours of measuring."""
     from kvtool.report.page import require
 
     require()
     if path.exists() and not replace:
         raise UsageError(f"--html {path}", "is there already", "give another name, or --replace it")
     if path.is_dir() or not path.parent.is_dir():
-        what = f"{path} is a directory" if path.is_dir() else f"{path.parent} is no directory"
-        raise UsageError(f"--html {path}", what, "name a file in a directory that is there")
+        reason = f"{path} is a directory" if path.is_dir() else f"{path.parent} is no directory"
+        raise UsageError(f"--html {path}", reason, "name a file in an existing directory")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"--html {path}", f"{path.parent} cannot be written to", "name another directory")
 
@@ -223,18 +234,16 @@ def _write_page(path: Path, evaluation: dict[str, Any]) -> None:
     from kvtool.system.files import write_atomic
 
     write_atomic(path, [page(evaluation).encode()])
-    common.say(f"report: {path}")
+    output.note(f"report: {path}")
 
 
-def _split(texts: list[str] | None) -> tuple[str, ...] | None:
+def _split(texts: Sequence[str] | None) -> tuple[str, ...] | None:
     if texts is None:
         return None
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
-def _numbers(texts: list[str] | None) -> tuple[int, ...] | None:
-    from kvtool.errors import UsageError
-
+def _numbers(texts: Sequence[str] | None) -> tuple[int, ...] | None:
     parts = _split(texts)
     if parts is None:
         return None
@@ -243,4 +252,4 @@ def _numbers(texts: list[str] | None) -> tuple[int, ...] | None:
             raise UsageError(
                 f"--lengths {part}", "is no number of tokens", "expected numbers as in 512,1024,2048"
             )
-    return tuple(int(part) for part in parts)
+    return tuple(map(int, parts))

@@ -1,139 +1,142 @@
-"""kvtool prefill: documents → raw artifacts."""
+"""kvtool prefill: store the KV caches of documents."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, DryRun, ModelFlags, load_model, with_settings
+
+if TYPE_CHECKING:
+    from kvtool.config import Settings
+    from kvtool.prefilling.report import Report
 
 
-def run(
-    paths: Annotated[list[str], typer.Argument(help="Files, folders or glob patterns.", metavar="PATH…")],
-    store: common.StoreOption = None,
-    model: common.ModelOption = None,
-    device: common.DeviceOption = None,
-    dtype: common.DtypeOption = None,
-    load_in: common.LoadInOption = None,
-    adapter: common.AdapterOption = None,
+class PrefillFlags(ModelFlags):
+    """Which documents are prefilled, after what, and how their tokens are divided into segments and passes."""
+
     system: Annotated[
-        Optional[str], typer.Option("--system", help="A system prompt for the chat template's head.")
-    ] = None,
+        Optional[str],
+        typer.Option(
+            "--system", help="Put this system prompt before each document, through the chat template."
+        ),
+    ]
     prefix_file: Annotated[
         Optional[Path],
-        typer.Option("--prefix-file", help="A text to prefill every document under, instead of the head."),
-    ] = None,
+        typer.Option(
+            "--prefix-file", help="Put this file's text before each document, instead of the chat template."
+        ),
+    ]
     no_prefix: Annotated[
-        Optional[bool], typer.Option("--no-prefix", help="Prefill documents under nothing.")
-    ] = None,
+        Optional[bool], typer.Option("--no-prefix", help="Put nothing before each document.")
+    ]
     include: Annotated[
         Optional[list[str]],
-        typer.Option("--include", help="Only names that match, as in .gitignore; repeatable."),
-    ] = None,
+        typer.Option(
+            "--include", help="Take only documents whose names match, as in .gitignore; repeatable."
+        ),
+    ]
     exclude: Annotated[
         Optional[list[str]],
-        typer.Option("--exclude", help="No names that match, as in .gitignore; repeatable."),
-    ] = None,
+        typer.Option(
+            "--exclude", help="Leave out documents whose names match, as in .gitignore; repeatable."
+        ),
+    ]
     segment_tokens: Annotated[
         Optional[int],
         typer.Option(
-            "--segment-tokens", help="Split longer documents (default: what the model's context leaves)."
+            "--segment-tokens",
+            help="Split documents into segments of at most this many tokens (default: what the model's context allows).",
         ),
-    ] = None,
+    ]
     step_tokens: Annotated[
         Optional[int],
-        typer.Option("--step-tokens", help="Tokens of one pass over a long document (default: 1024)."),
-    ] = None,
+        typer.Option(
+            "--step-tokens", help="Prefill a long document in passes of this many tokens (default: 1024)."
+        ),
+    ]
     pack_tokens: Annotated[
         Optional[int],
-        typer.Option("--pack-tokens", help="Tokens of short documents in one pass (default: 512)."),
-    ] = None,
+        typer.Option(
+            "--pack-tokens",
+            help="Prefill short documents together, in passes of up to this many tokens (default: 512).",
+        ),
+    ]
     neighbours: Annotated[
         Optional[int],
         typer.Option(
             "--neighbours",
-            help="Read each document behind so many others too, and keep the mean as variant expected: for blending "
-            "(default: 0; 4 is a good number).",
+            help="Prefill each document after this many others too, and store the mean as variant averaged, for "
+            "blending; 4 works well (default: 0).",
         ),
-    ] = None,
+    ]
+
+
+@with_settings(PrefillFlags)
+def run(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH…", help="Prefill these files, folders or glob patterns."),
+    ],
+    *,
+    settings: Settings,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace what the store holds for another model or prefix.")
     ] = False,
-    dry_run: common.DryRunOption = False,
-    as_json: common.JsonOption = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> int:
     """Prefill documents with a model and store their KV caches.
 
     What is already there is skipped, by content. An interrupted run, started again, goes on where it stopped.
     """
-    from kvtool.config import settings
     from kvtool.documents.read import read_text
     from kvtool.model.prefill_speed import remember
     from kvtool.prefilling.prefill import prefill
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    chosen = settings(
-        store=store,
-        model=model,
-        device=device,
-        dtype=dtype,
-        load_in=load_in,
-        adapter=adapter,
-        system=system,
-        prefix_file=prefix_file,
-        no_prefix=no_prefix,
-        include=include,
-        exclude=exclude,
-        segment_tokens=segment_tokens,
-        step_tokens=step_tokens,
-        pack_tokens=pack_tokens,
-        neighbours=neighbours,
-    )
-    opened = Store(chosen.store)
-    loaded = common.load_model(chosen)
-    with common.Bar("prefilling") as bar:
+    store = open_store(settings.store)
+    model = load_model(settings)
+    with output.Bar("prefilling") as bar:
         report = prefill(
             paths,
-            model=loaded,
-            store=opened,
-            system=chosen.system,
-            prefix_text=read_text(chosen.prefix_file) if chosen.prefix_file else None,
-            no_prefix=chosen.no_prefix,
-            include=chosen.include,
-            exclude=chosen.exclude,
-            segment_tokens=chosen.segment_tokens,
-            step_tokens=chosen.step_tokens,
-            pack_tokens=chosen.pack_tokens,
-            neighbours=chosen.neighbours,
+            model=model,
+            store=store,
+            system=settings.system,
+            prefix_text=read_text(settings.prefix_file) if settings.prefix_file else None,
+            no_prefix=settings.no_prefix,
+            include=settings.include,
+            exclude=settings.exclude,
+            segment_tokens=settings.segment_tokens,
+            step_tokens=settings.step_tokens,
+            pack_tokens=settings.pack_tokens,
+            neighbours=settings.neighbours,
             replace=replace,
             dry_run=dry_run,
             on_progress=lambda r: bar.update(r.tokens, r.tokens_total, "tokens"),
         )
     if report.model_tokens:
-        remember(loaded.fingerprint, report.model_tokens, report.model_seconds)
-    if as_json:
-        common.print_json(report.to_json())
-    else:
-        verb = "would prefill" if dry_run else "prefilled"
-        if dry_run:
-            for name in report.prefilled:
-                typer.echo(name)
-        common.say(
-            f"{verb} {len(report.prefilled)} documents"
-            + (
-                f", {report.tokens:,} tokens in {report.seconds:.1f} s ({report.tokens / report.seconds:,.0f} a second)"
-                if report.tokens
-                else ""
-            )
-            + (f"; {len(report.unchanged)} were there already" if report.unchanged else "")
-            + (f"; {len(report.averaged)} read behind others for blending" if report.averaged else "")
-            + f" → {chosen.store}"
+        remember(model.fingerprint, report.model_tokens, report.model_seconds)
+    output.emit(report.to_json(), render(report), as_json)
+    return output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
+
+
+def render(report: Report) -> output.Lines:
+    summary = f"{'would prefill' if report.dry_run else 'prefilled'} {len(report.prefilled)} documents"
+    if report.tokens:
+        rate = report.tokens / report.seconds
+        summary += f", {report.tokens:,} tokens in {report.seconds:.1f} s ({rate:,.0f} a second)"
+    if report.unchanged:
+        summary += f"; {len(report.unchanged)} were there already"
+    if report.averaged:
+        summary += f"; {len(report.averaged)} averaged over neighbours, for blending"
+    notes = [f"{summary} → {report.store}"]
+    if report.without_neighbours:
+        notes.append(
+            f"{', '.join(report.without_neighbours)}: no neighbours that fit the model's context, so nothing was averaged for "
+            "blending; run it again when there are more documents"
         )
-        if report.without_neighbours:
-            common.say(
-                f"{', '.join(report.without_neighbours)}: no other documents to stand behind within the model's "
-                "context, so nothing was made for blending; run it again when there are more"
-            )
-    return common.problems(report.problems, len(report.prefilled) + len(report.unchanged))
+    return output.Lines(report.prefilled if report.dry_run else [], notes)

@@ -1,62 +1,46 @@
-"""kvtool recipes: how caches can be compressed here."""
+"""kvtool recipes: list the ways to compress a cache."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Optional
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson
+from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kvtool.codecs import Recipe
 
+HEADINGS = ("recipe", "arXiv", "needs", "bits", "what it does")
+LEGEND = "bits: nominal, per value; entropy coding takes fewer. kvtool recipes RECIPE shows one in full"
+
 
 def run(
-    name: Annotated[Optional[str], typer.Argument(help="One recipe, in full.", metavar="[RECIPE]")] = None,
-    as_json: common.JsonOption = False,
+    name: Annotated[
+        Optional[str], typer.Argument(metavar="[RECIPE]", help="Show this recipe in full.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """List the recipes: paper, what each needs, nominal bits. Or show one: parameters, what differs from its paper."""
+    """List the recipes with paper, needs and nominal bits, or show one with its parameters and its differences from the paper."""
     from kvtool.codecs import CodecError
-    from kvtool.codecs.registry import recipe as find_recipe
-    from kvtool.codecs.registry import recipes
-    from kvtool.errors import UsageError
+    from kvtool.codecs.registry import recipe, recipes
 
-    if name is not None:
-        try:
-            chosen = find_recipe(name)
-        except CodecError as error:
-            raise UsageError(None, error) from error
-        common.print_json(_described(chosen)) if as_json else typer.echo(_page(chosen))
+    if name is None:
+        every = list(recipes().values())
+        output.emit([to_json(each) for each in every], render_list(every), as_json)
         return
-    found = list(recipes().values())
-    if as_json:
-        common.print_json([_described(recipe) for recipe in found])
-        return
-    rows = [
-        (
-            recipe.name,
-            recipe.paper.split(" ")[0] or "–",
-            ", ".join(_needs(recipe)) or "–",
-            "–" if recipe.calibration else f"{recipe.nominal_bits():.2f}",
-            recipe.summary,
-        )
-        for recipe in found
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, ("", "arXiv", "needs", "bits", ""), strict=True)]
-    for row in (("recipe", "arXiv", "needs", "bits", "what it does"), *rows):
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    common.say(
-        "bits: nominal, per value; entropy coding takes fewer. kvtool recipes RECIPE shows one in full"
-    )
+    try:
+        one = recipe(name)
+    except CodecError as error:
+        raise UsageError(None, error) from error
+    output.emit(to_json(one), render(one), as_json)
 
 
-def _needs(recipe: Recipe) -> list[str]:
-    # What a calibrated pipeline needs besides is known once it is built.
-    return ["calibration"] if recipe.calibration else sorted(recipe.build().needs)
-
-
-def _described(recipe: Recipe) -> dict[str, object]:
+def to_json(recipe: Recipe) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -70,10 +54,27 @@ def _described(recipe: Recipe) -> dict[str, object]:
     }
 
 
-def _page(recipe: Recipe) -> str:
-    import inspect
+def render_list(recipes: Sequence[Recipe]) -> output.Lines:
+    rows = [
+        (
+            recipe.name,
+            recipe.paper.split(" ")[0] or "–",
+            ", ".join(_needs(recipe)) or "–",
+            "–" if recipe.calibration else f"{recipe.nominal_bits():.2f}",
+            recipe.summary,
+        )
+        for recipe in recipes
+    ]
+    return output.Lines(output.table([HEADINGS, *rows]), [LEGEND])
 
-    lines = [f"{recipe.name}: {recipe.summary}", "", inspect.getdoc(recipe.make) or "", ""]
-    for name, parameter in recipe.parameters.items():
-        lines.append(f"  {name}={parameter.default}  {parameter.help}; {parameter.choices}")
-    return "\n".join(lines)
+
+def render(recipe: Recipe) -> output.Lines:
+    parameters = [f"  {name}={p.default}  {p.help}; {p.choices}" for name, p in recipe.parameters.items()]
+    return output.Lines(
+        [f"{recipe.name}: {recipe.summary}", "", inspect.getdoc(recipe.make) or "", "", *parameters]
+    )
+
+
+def _needs(recipe: Recipe) -> list[str]:
+    # What else a calibrated pipeline needs is known once it is built, with the calibration.
+    return ["calibration"] if recipe.calibration else sorted(recipe.build().needs)

@@ -1,4 +1,4 @@
-"""kvtool serve-cache: cached documents behind OpenAI's API."""
+"""kvtool serve-cache: serve OpenAI's API over cached documents."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import ModelFlags, load_model, with_settings
 from kvtool.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from kvtool.config import Settings
 
 
 class Log(StrEnum):
@@ -20,64 +24,64 @@ class Log(StrEnum):
     json = "json"
 
 
+@with_settings(ModelFlags)
 def run(
-    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = 8400,
+    host: Annotated[str, typer.Option("--host", help="Listen on this address.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Listen on this port; 0 is any that is free.")
+    ] = 8400,
     tokens: Annotated[
         Optional[Path],
         typer.Option(
             "--tokens",
-            help="A file of lines NAME TOKEN: who may ask, each over documents of their own, in STORE/tenants/NAME. "
-            "Needed off loopback.",
+            help="Answer only those in this file of lines NAME TOKEN, each over documents of their own, in "
+            "STORE/tenants/NAME. Needed for other addresses than loopback.",
         ),
     ] = None,
     variant: Annotated[
         Optional[str],
         typer.Option(
             "--variant",
-            help="raw, or a compressed variant's name: load this one of named documents. Else what is measured decides.",
+            help="Load this variant of documents that a request names: raw, or a compressed one by its name "
+            "(default: the best by measured times).",
         ),
     ] = None,
-    within: Annotated[
+    max_load_seconds: Annotated[
         Optional[float],
         typer.Option(
-            "--within",
+            "--max-load-seconds",
             min=0,
-            help="Seconds that loading may take: a coarser variant, or prefilling, is taken for it.",
+            help="Load the finest variant that takes at most this many seconds, or prefill if that is in time.",
         ),
     ] = None,
     memory: Annotated[
-        float, typer.Option("--memory", min=1e-6, help="GB that caches may take in memory, all together.")
+        float, typer.Option("--memory", min=1e-6, help="Keep at most this many GB of caches in memory.")
     ] = 4.0,
     no_caches: Annotated[
-        bool, typer.Option("--no-caches", help="Prefill everything anew, to compare with.")
+        bool, typer.Option("--no-caches", help="Prefill every request in full, to compare with.")
     ] = False,
     log: Annotated[
-        Log, typer.Option("--log", help="How the line of each request is written to stderr.")
+        Log, typer.Option("--log", help="Write a line for each request to stderr, in this format.")
     ] = Log.plain,
     drain: Annotated[
-        float, typer.Option("--drain", min=0, help="Seconds that answers have to finish at SIGTERM.")
+        float,
+        typer.Option("--drain", min=0, help="Give running answers this many seconds to finish at SIGTERM."),
     ] = 30.0,
-    store: common.StoreOption = None,
-    model: common.ModelOption = None,
-    device: common.DeviceOption = None,
-    dtype: common.DtypeOption = None,
-    load_in: common.LoadInOption = None,
-    adapter: common.AdapterOption = None,
+    *,
+    settings: Settings,
 ) -> None:
     """Serve answers over cached documents, with OpenAI's API.
 
-    A prompt's longest cached beginning is found by itself; documents can be named in the request too. Stops at SIGTERM,
-    once what runs is finished; a second one ends it at once.
+    The longest cached beginning of a prompt is found without being named; a request can name documents too. SIGTERM stops
+    the server once running answers are finished; a second one stops it at once.
     """
-    from kvtool.config import settings
     from kvtool.store.layout import address
 
     if tokens is None and not _is_loopback(host):
         raise UsageError(f"--host {host}", "is not this machine alone", "say with --tokens who may ask")
-    if within is not None and (variant is not None or no_caches):
+    if max_load_seconds is not None and (variant is not None or no_caches):
         flag = "--no-caches" if variant is None else "--variant"
-        raise UsageError("--within", f"{flag} says already what is done", "leave one of them out")
+        raise UsageError("--max-load-seconds", f"{flag} says already what is done", "leave one of them out")
     try:
         from kvtool.server.app import create_app
         from kvtool.server.http import logs
@@ -87,27 +91,26 @@ def run(
         from kvtool.server.runtime.service import Limits, Serving
     except ModuleNotFoundError as error:
         raise ModelError("serve-cache", f"needs {error.name}", "pip install 'kvtool[serve]'") from error
-    chosen = settings(store=store, model=model, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
-    known = read_tokens(tokens) if tokens else {}
-    loaded = common.load_model(chosen)
+    tenants = read_tokens(tokens) if tokens else {}
+    model = load_model(settings)
     serving = Serving.over(
-        chosen.store,
-        loaded,
+        settings.store,
+        model,
         Limits(memory=int(memory * 1e9)),
-        names=set(known.values()),
-        loading=Loading(variant, within, use_caches=not no_caches),
+        names=set(tenants.values()),
+        loading=Loading(variant, max_load_seconds, use_caches=not no_caches),
     )
     listening = listen(host, port)
-    where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
     def started() -> None:
-        common.say(f"{loaded.name} over {address(chosen.store)}: {where}/v1 (Ctrl+C stops)")
+        output.note(f"{model.name} over {address(settings.store)}: {url}/v1 (Ctrl+C stops)")
 
     def stopping() -> None:
         serving.is_draining = True
 
     logs.set_up(as_json=log is Log.json)
-    server = Server(create_app(serving, known), drain=drain, on_ready=started, on_drain=stopping)
+    server = Server(create_app(serving, tenants), drain=drain, on_ready=started, on_drain=stopping)
     # uvicorn, once it has shut down, raises again what it was stopped by.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     server.run([listening])

@@ -6,7 +6,7 @@ from kvtool.compression.plan import Plan, sizes
 from kvtool.compression.report import Report
 from kvtool.compression.resolve import Job
 from kvtool.errors import KvtoolError, StoreError
-from kvtool.store.local import Store
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.segments import SegmentRef
 
@@ -14,7 +14,7 @@ from kvtool.store.segments import SegmentRef
 class Committer:
     """Takes the outcomes of a plan's segments, in any order, and commits each document that is complete."""
 
-    def __init__(self, store: Store, job: Job, plan: Plan, report: Report) -> None:
+    def __init__(self, store: LocalStore, job: Job, plan: Plan, report: Report) -> None:
         self.store, self.job, self.report = store, job, report
         self._documents = {name: planned.document for name, planned in plan.to_encode.items()}
         self._artifacts = {name: list(planned.artifacts) for name, planned in plan.to_encode.items()}

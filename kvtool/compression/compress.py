@@ -15,7 +15,8 @@ from kvtool.compression.plan import plan
 from kvtool.compression.report import Report
 from kvtool.compression.request import make_request
 from kvtool.compression.resolve import Job, ModelSource, is_uncalibrated, resolve
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.local import LocalStore, writable
 from kvtool.store.manifest import RAW
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def compress(
     raised too; those of several are in ``Report.problems``.
     """
     started = time.monotonic()
+    store = writable(store)
     request = make_request(
         recipe, parameters, keys=keys, values=values, calibration=calibration, name=name, source=source
     )
@@ -93,7 +95,7 @@ def compress(
 
 
 def _run(
-    store: Store,
+    store: LocalStore,
     job: Job,
     names: Sequence[str],
     replace: bool,

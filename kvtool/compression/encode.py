@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from kvtool.artifact.identity import compressed_identity
+from kvtool.artifact.measure import measure_artifact
 from kvtool.codecs import Pipeline
 from kvtool.compression.resolve import Job
 from kvtool.compression.workers import Outcome, encode_all
-from kvtool.engines.stage_inputs import measure_inputs
 from kvtool.errors import KvtoolError
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Variant
 from kvtool.store.segments import SegmentRef, encode_segment
 
 
-def encode(store: Store, job: Job, refs: Sequence[SegmentRef]) -> Generator[Outcome, None, None]:
+def encode(store: LocalStore, job: Job, refs: Sequence[SegmentRef]) -> Generator[Outcome, None, None]:
     """Yields each of ``refs`` with its artifact, or with why there is none.
 
     Artifacts that an interrupted run has left, which no manifest names yet, are not made again.
@@ -41,10 +41,10 @@ def encode(store: Store, job: Job, refs: Sequence[SegmentRef]) -> Generator[Outc
 
 
 def _encode_with_model(
-    store: Store, ref: SegmentRef, pipeline: Pipeline, model: Model
+    store: LocalStore, ref: SegmentRef, pipeline: Pipeline, model: Model
 ) -> Variant | KvtoolError:
     try:
-        inputs = measure_inputs(model, store.parts(ref.document, ref.variant, ref.segment), pipeline.needs)
+        inputs = measure_artifact(model, store.parts(ref.document, ref.variant, ref.segment), pipeline.needs)
         return encode_segment(store, ref, pipeline, inputs)
     except KvtoolError as error:
         return error

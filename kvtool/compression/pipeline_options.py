@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TypeAlias
 
+from kvtool.calibration.lookup import FindCalibration
 from kvtool.codecs import CodecError, Pipeline
 from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.errors import UsageError
-from kvtool.store.calibrations import Find
 
 Parameters: TypeAlias = Mapping[str, int | float | str]
 """Parameters of a recipe, by name."""
@@ -19,7 +19,7 @@ def pipeline_of(
     recipe: str,
     keys: str | int | None = None,
     values: str | int | None = None,
-    find: Find | None = None,
+    find: FindCalibration | None = None,
     **parameters: int | float | str,
 ) -> Pipeline:
     """The recipe's pipeline. ``keys`` and ``values`` replace it for one side by bits, a recipe, or recipe:bits.
@@ -52,7 +52,7 @@ def pipeline_of(
     return Pipeline(sides[0].keys, sides[1].values, sides[0].layers)
 
 
-def _build(name: str, parameters: Parameters, find: Find | None) -> Pipeline:
+def _build(name: str, parameters: Parameters, find: FindCalibration | None) -> Pipeline:
     recipe = find_recipe(name)
     return recipe.build(find(recipe) if find and recipe.calibration else None, **parameters)
 

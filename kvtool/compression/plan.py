@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kvtool.codecs import Calibration
 from kvtool.compression.resolve import Job
 from kvtool.errors import KvtoolError, MismatchError, StoreError
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.segments import SegmentRef
 

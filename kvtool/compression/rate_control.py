@@ -16,7 +16,7 @@ from kvtool.compression.target import Setting, Target, recipe_of
 from kvtool.errors import UsageError
 from kvtool.measurement.trials import Trial, bits_trial, kl_trial, sample_segments
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 
 TRIES = 10
 """Tries at most."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvtool.calibration.lookup import FindCalibration
 from kvtool.codecs import Calibration, Pipeline
 from kvtool.compression.pipeline_options import Parameters, pipeline_of
 from kvtool.compression.target import Target, split_target
 from kvtool.errors import UsageError
-from kvtool.store.calibrations import Find
-from kvtool.store.manifest import EXPECTED, RAW, expected_twin
+from kvtool.store.manifest import AVERAGED, RAW, averaged_name
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Request:
     variant: str
     source: str
 
-    def pipeline(self, find: Find, **setting: float) -> Pipeline:
+    def pipeline(self, find: FindCalibration, **setting: float) -> Pipeline:
         """The pipeline, with a value of the dial where there is a target. Raises as ``pipeline_of`` does."""
         return pipeline_of(self.recipe, self.keys, self.values, find, **{**self.parameters, **setting})
 
@@ -68,9 +68,9 @@ def make_request(
 
 def variant_name(recipe: str, name: str | None, source: str = RAW) -> str:
     """The variant's name. Raises ``UsageError`` for names that prefill uses, and for a source that it does not make."""
-    if source not in (RAW, EXPECTED):
-        raise UsageError(f"--source {source}", f"expected {RAW} or {EXPECTED}, which prefill makes")
+    if source not in (RAW, AVERAGED):
+        raise UsageError(f"--source {source}", f"expected {RAW} or {AVERAGED}, which prefill makes")
     variant = name or recipe
-    if variant in (RAW, EXPECTED):
+    if variant in (RAW, AVERAGED):
         raise UsageError(f"--name {variant}", "is kept for what prefill made", "choose another")
-    return variant if source == RAW else expected_twin(variant)
+    return variant if source == RAW else averaged_name(variant)

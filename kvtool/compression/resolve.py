@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeAlias
 
 from kvtool.calibration.calibrate import OnProgress, maker
+from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
 from kvtool.codecs import Pipeline
 from kvtool.codecs.registry import recipes
 from kvtool.compression.rate_control import find_setting
@@ -17,8 +18,7 @@ from kvtool.compression.target import Setting
 from kvtool.engines.stage_inputs import refuse_unmet
 from kvtool.errors import KvtoolError, UsageError
 from kvtool.model.model import Model, load_model
-from kvtool.store.calibrations import Find, MissingCalibration, finder
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 
 ModelSource: TypeAlias = "Model | Callable[[], Model] | None"
 """A model, a function that loads one where it is needed, or None for the embedded one."""
@@ -88,7 +88,7 @@ def _model(
     return _embedded_model(store, names) if model is None else model()
 
 
-def _needs_model(request: Request, find: Find) -> bool:
+def _needs_model(request: Request, find: FindCalibration) -> bool:
     try:
         needs = request.pipeline(find).needs
     except MissingCalibration:
@@ -107,7 +107,7 @@ def _embedded_model(store: Store, names: Iterable[str]) -> Model | None:
 
 
 def _pipeline(
-    request: Request, store: Store, names: Sequence[str], find: Find, model: Model | None
+    request: Request, store: Store, names: Sequence[str], find: FindCalibration, model: Model | None
 ) -> tuple[Pipeline, Setting | None]:
     """The pipeline, and the setting of its dial if that was searched for."""
     if request.target is None:

@@ -11,17 +11,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeAlias
-
-import torch
 
 # Unlike the standard library's, loky's processes do not run the caller's script again.
 from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
 from kvtool.codecs import CodecError, Pipeline
 from kvtool.errors import KvtoolError, StoreError
-from kvtool.store.local import Store
+from kvtool.kernels.threads import use_one_thread
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Variant
 from kvtool.store.segments import SegmentRef, cannot_compress, encode_segment
 
@@ -32,7 +30,7 @@ Outcome: TypeAlias = tuple[SegmentRef, Variant | KvtoolError]
 """A segment, with its artifact or with why there is none."""
 
 
-def encode_all(store: Store, refs: Sequence[SegmentRef], pipeline: Pipeline) -> Iterator[Outcome]:
+def encode_all(store: LocalStore, refs: Sequence[SegmentRef], pipeline: Pipeline) -> Iterator[Outcome]:
     """Encodes the segments ``refs`` by a pipeline that needs no model, and yields each outcome as it is known."""
     started = time.monotonic()
     for done, ref in enumerate(refs):
@@ -45,8 +43,10 @@ def encode_all(store: Store, refs: Sequence[SegmentRef], pipeline: Pipeline) -> 
         yield ref, _encode(store, ref, pipeline)
 
 
-def _encode_in_processes(store: Store, refs: Sequence[SegmentRef], pipeline: Pipeline) -> Iterator[Outcome]:
-    executor = ProcessPoolExecutor(min(_cores(), len(refs)), initializer=_one_thread)
+def _encode_in_processes(
+    store: LocalStore, refs: Sequence[SegmentRef], pipeline: Pipeline
+) -> Iterator[Outcome]:
+    executor = ProcessPoolExecutor(min(_cores(), len(refs)), initializer=use_one_thread)
     try:
         pending: dict[Future[Any], SegmentRef] = {
             executor.submit(_encode_in_process, str(store.root), ref, pipeline.to_config()): ref
@@ -77,20 +77,16 @@ def _encode_in_process(root: str, ref: SegmentRef, config: Mapping[str, Any]) ->
 
 
 @cache
-def _store(root: str) -> Store:
+def _store(root: str) -> LocalStore:
     """One store for all segments of a process, so that each calibration is read once."""
-    return Store(Path(root))
+    return LocalStore(root)
 
 
-def _encode(store: Store, ref: SegmentRef, pipeline: Pipeline) -> Variant | KvtoolError:
+def _encode(store: LocalStore, ref: SegmentRef, pipeline: Pipeline) -> Variant | KvtoolError:
     try:
         return encode_segment(store, ref, pipeline)
     except KvtoolError as error:
         return error
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _cores() -> int:

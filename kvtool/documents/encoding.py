@@ -1,4 +1,4 @@
-"""Bytes as text: which encoding a file is in, by what it says, what it allows, and at last a guess."""
+"""Decodes bytes to text: the encoding is declared, or tried, or at last guessed."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def find(
         The documents, and an error for each argument or file that cannot be one.
 
     Raises:
-        UsageError: `include` or `exclude` holds what is no pattern.
+        UsageError: `include` or `exclude` holds an invalid pattern.
     """
     here = Path(os.path.realpath(cwd or "."))
     included, excluded = _patterns("include", include), _patterns("exclude", exclude)
@@ -69,7 +69,7 @@ def find(
 
 
 def _expand(argument: str, cwd: Path, errors: list[DocumentError]) -> Iterator[tuple[Path, Path]]:
-    """The files an argument stands for, each with the folder that names it if it lies outside `cwd`."""
+    """The files of an argument, each with the folder that names it if it is outside `cwd`."""
     if not argument or "\0" in argument:
         errors.append(
             DocumentError(f"{argument!r}", "is not a path", "expected a file, a folder or a pattern")

@@ -29,7 +29,7 @@ CLOSED_BY = {
 class Soup(BeautifulSoup):
     """Ends elements that have no end tag where HTML says they end.
 
-    Python's parser does not: every paragraph of an old page would lie inside the one before it, a thousand
+    Python's parser does not: every paragraph of an old page would be nested in the one before it, a thousand
     deep, which no converter survives.
     """
 

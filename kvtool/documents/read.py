@@ -1,4 +1,4 @@
-"""Reads one source file into text; what cannot be read is a one-line error that says why and what to do."""
+"""Reads one source file into text. A file that cannot be read gives a one-line error: why, and what to do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from kvtool import limits
 from kvtool.documents.encoding import decode
+from kvtool.documents.html import declared_encoding, html_text
+from kvtool.documents.pdf import pdf_text
 from kvtool.errors import DocumentError
 
 HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
@@ -28,12 +30,8 @@ def read_text(path: Path) -> str:
     data = read_bytes(path)
     suffix = path.suffix.lower()
     if data and suffix == ".pdf":
-        from kvtool.documents.pdf import pdf_text  # pypdf is an extra
-
         text = pdf_text(data, name)
     elif suffix in HTML_SUFFIXES:
-        from kvtool.documents.html import declared_encoding, html_text  # 0.1 s to import
-
         text = html_text(decode(data, name, declared_encoding(data)), name)
     else:
         text = decode(data, name)
@@ -52,7 +50,7 @@ def read_bytes(path: Path) -> bytes:
     name, limit = shown(path), limits.DOCUMENT_BYTES
     try:
         status = path.stat()
-        # Opening a named pipe would wait for a writer, so what it is comes first.
+        # Opening a named pipe would wait for a writer, so the kind is checked first.
         if kind := special_kind(status.st_mode):
             raise DocumentError(name, f"is a {kind}; expected a regular file", "name a file instead")
         size = status.st_size
@@ -84,7 +82,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def special_kind(mode: int) -> str | None:
-    """What a path is that is no regular file, in words; None for a regular file."""
+    """The kind of a path that is no regular file, in words; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
@@ -92,6 +90,6 @@ def special_kind(mode: int) -> str | None:
 
 
 def shown(path: Path | str) -> str:
-    """A path as it can stand in a one-line message: escaped where it has newlines or is not UTF-8."""
+    """A path for a one-line message: escaped where it has newlines or is not UTF-8."""
     name = os.fspath(path)
     return name if name.isprintable() else repr(name)

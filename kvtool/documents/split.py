@@ -50,7 +50,7 @@ def split(text: str, *, count_tokens: Callable[[str], int], limit: int) -> list[
             if added > limit:
                 stop = _longest_fit(text, start, end, count, limit)
                 added = count(text[start:stop])
-            # semchunk leaves a short rest behind wherever it had to cut one level deeper. The sum is a cheap
+            # semchunk leaves a short rest wherever it had to cut one level deeper. The sum is a cheap
             # estimate that spares most counts; merging across the cut can change the number either way.
             if pieces and tokens + added <= limit:
                 joined = text[pieces[-1].start : stop]
@@ -78,7 +78,7 @@ def _boundaries(text: str, count: Callable[[str], int], limit: int) -> list[int]
 
 
 def _longest_fit(text: str, start: int, end: int, count: Callable[[str], int], limit: int) -> int:
-    """The end of the longest run of characters from `start` that fits, where there is no better cut."""
+    """The end of the longest run of characters from `start` that fits, for text without a better cut."""
     stops = range(start + 1, min(end, start + CHARACTERS_PER_TOKEN * limit) + 1)
     fitting = bisect_right(stops, limit, key=lambda stop: count(text[start:stop]))
     if not fitting:

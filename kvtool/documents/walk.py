@@ -1,4 +1,4 @@
-"""Walks a folder for documents: what git would ignore, hidden files and kvtool's own stores stay out."""
+"""Walks a folder for documents. Files that git ignores, hidden files and kvtool's own stores are left out."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class Rules:
 
 
 def _matches(pattern: GitIgnoreSpecPattern, name: str, *, folder: bool) -> bool:
-    """Whether the pattern is about this very entry, not about a folder that it lies in.
+    """Whether the pattern is about this very entry, not about a folder that contains it.
 
     pathspec's own matching counts both, for names without a walk. In a walk, as in git's, folders have had
     their turn, and a `!folder/` must not bring back files that another rule ignores. The group `ps_d` of a
-    pattern's regex is the slash behind a folder's name.
+    pattern's regex is the slash after a folder's name.
     """
     if pattern.regex is None:  # a comment or an empty line
         return False
@@ -84,7 +84,7 @@ def _matches(pattern: GitIgnoreSpecPattern, name: str, *, folder: bool) -> bool:
 
 
 def rules_above(folder: Path, cwd: Path, errors: list[DocumentError]) -> Rules:
-    """The rules that hold where `folder` lies: from its git root, else from `cwd`, down to its parent."""
+    """The rules that apply to `folder`: from its git root, else from `cwd`, down to its parent."""
     line = [folder, *folder.parents]
     roots = [place for place in line if os.path.lexists(place / ".git")] or [
         place for place in line if place == cwd
@@ -92,12 +92,12 @@ def rules_above(folder: Path, cwd: Path, errors: list[DocumentError]) -> Rules:
     rules = Rules()
     for place in reversed(line[1 : line.index(roots[0]) + 1] if roots else []):
         rules = rules.within(place, errors)
-    # git never looks into an ignored folder. Who names one wants what is in it.
+    # git never looks into an ignored folder. Naming one asks for its content.
     return Rules() if rules.ignore(folder, folder=True) else rules
 
 
 def walk(top: Path, cwd: Path, errors: list[DocumentError]) -> list[Path]:
-    """The files below `top` that may be documents, sorted; what cannot be looked into goes to `errors`."""
+    """The files below `top` that may be documents, sorted. Folders that cannot be read go to `errors`."""
     files: list[Path] = []
     folders = [(top, rules_above(top, cwd, errors))]
     while folders:

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 ROOM = 256
-"""Tokens of room behind a loaded document, before the first reallocation."""
+"""Tokens of room after a loaded document, before the first reallocation."""
 
 
 class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys ``[B, H, T, D]`` and values ``[B, H, T, Dv]``, as views of buffers with room to grow.
 
-    Every token is kept, in sliding-window layers too: the model's mask limits what is seen, and assembling
-    segments anew needs all of them.
+    Every token is kept, in sliding-window layers too: the model's mask limits what is seen, and segments are
+    reassembled from all of them.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -60,9 +60,9 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         *,
         pinned: bool = False,
     ) -> None:
-        """Makes room for ``capacity`` tokens of ``keys`` and ``values``, each of (heads, size).
+        """Makes room for the layer's capacity of tokens; ``keys`` and ``values`` are each (heads, size).
 
-        What is ``pinned`` can go to a GPU while others compute.
+        ``pinned`` memory can be copied to a GPU while other work computes.
         """
         self.dtype, self.device = dtype, device
         for name, (heads, size) in (("keys", keys), ("values", values)):
@@ -72,7 +72,7 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
 
     def extend(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Views ``[B, H, tokens, D]`` of the next ``tokens`` places, to be written by the caller."""
+        """Views ``[B, H, tokens, D]`` of the next ``tokens`` places, for the caller to write."""
         start, end = self._length, self._length + tokens
         for name, buffer in self._buffers.items():
             # Tensors made in inference mode cannot be written to outside of it.
@@ -94,7 +94,7 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values  # type: ignore[return-value]
 
     def move(self, device: torch.device) -> None:
-        """A model spread over devices: the layer moves to where it is computed, once."""
+        """Moves the layer to ``device``, once: a model may be spread over devices."""
         if self._buffers["keys"].device != device:
             self._buffers = {
                 name: buffer.to(device, non_blocking=buffer.is_cpu and buffer.is_pinned())
@@ -109,13 +109,13 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         return self._length
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last ``-tokens_to_remove`` tokens (a negative number, as transformers has it)."""
+        """Removes the last ``-tokens_to_remove`` tokens (a negative number, as transformers has it)."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): expected a negative number of tokens to remove")
         self._length = max(0, self._length + tokens_to_remove)
 
     def fit(self, room: int) -> None:
-        """Gives up what there is beyond ``room`` tokens behind those that are held."""
+        """Frees the buffers beyond ``room`` tokens after the cached ones."""
         for name, buffer in self._buffers.items():
             if buffer.shape[2] > self._length + room:
                 fitting = buffer.new_empty((*buffer.shape[:2], self._length + room, buffer.shape[3]))
@@ -138,10 +138,10 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Parallel:
-    """How to read a cache whose tokens behind ``prefix_tokens`` are documents that do not see one another.
+class ParallelEncoding:
+    """How to attend to a cache whose tokens after ``prefix_tokens`` are documents that do not see one another.
 
-    ``temperature`` and ``scale`` change attention over them as ``engines.parallel`` says; with 1 and 1 it is plain.
+    ``temperature`` and ``scale`` change attention over them as ``attention.parallel_encoding`` says; 1 and 1 change nothing.
     """
 
     temperature: float
@@ -150,14 +150,14 @@ class Parallel:
 
 
 class DocumentCache(Cache):  # type: ignore[misc]
-    """A transformers ``Cache`` that stands for known tokens.
+    """A transformers ``Cache`` of known tokens.
 
     ``token_ids`` is ``[N]`` (int64): all the tokens it was loaded with, prefix first, as a full prefill would see
-    them. Pass ``generate`` these ids and the question's behind them. ``parallel`` is how the model has to read it where
-    plain attention is not meant, under ``engines.parallel.reading``.
+    them. Pass ``generate`` these ids and the question's after them. Where ``parallel`` is set, the model runs under
+    ``attention.parallel_encoding.parallel_attention``.
     """
 
-    parallel: Parallel | None = None
+    parallel: ParallelEncoding | None = None
 
     def __init__(self, n_layers: int, *, capacity: int = 0, token_ids: Tensor | None = None) -> None:
         super().__init__(layers=[BufferedLayer(capacity) for _ in range(n_layers)])
@@ -168,7 +168,7 @@ class DocumentCache(Cache):  # type: ignore[misc]
         self.token_ids = self.token_ids[: self.get_seq_length()]
 
     def fit(self, room: int = ROOM) -> None:
-        """Gives up what layers have grown by beyond ``room`` tokens behind those that are held."""
+        """Frees what layers have grown by beyond ``room`` tokens after the cached ones."""
         for layer in self.layers:
             layer.fit(room)
 

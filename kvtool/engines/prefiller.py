@@ -1,4 +1,4 @@
-"""Segments' keys and values, one segment a pass or several, all behind one prefix."""
+"""Prefills segments after one prefix, one segment in a pass or several."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from contextlib import suppress
 import torch
 
 from kvtool.codecs import KV
-from kvtool.engines import transformers as engine
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.kv import append_kv, slice_kv
+from kvtool.engines.transformers import STEP_TOKENS, Runner, at_once, feed, feed_packed, new_cache
 from kvtool.model.model import Model
 
 log = logging.getLogger(__name__)
 
-# Largest difference, relative to the largest element, that another order of summation explains.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""The largest difference, relative to the largest element, that another order of summation explains."""
 
 OnStep = Callable[[int], None]
 
@@ -26,9 +27,9 @@ def _ignore(tokens: int) -> None:
 
 
 class Prefiller:
-    """Runs token ids behind a prefix, which is computed once.
+    """Runs token ids after a prefix, which is computed once.
 
-    Memory beside the model is the segment's KV and one step's activations. The KVs returned are views of one cache.
+    Beside the model, memory holds the segment's KV and one step's activations. The KVs returned are views of one cache.
     ``run`` runs each pass of the model.
     """
 
@@ -37,27 +38,27 @@ class Prefiller:
         model: Model,
         prefix_ids: Sequence[int],
         *,
-        step: int = engine.STEP_TOKENS,
-        run: engine.Runner = engine.at_once,
+        step: int = STEP_TOKENS,
+        run: Runner = at_once,
     ) -> None:
         self.model, self.step, self.run = model, step, run
-        cache = engine.new_cache(model, len(prefix_ids))
-        engine.feed(model, prefix_ids, cache, step=step, run=run)
-        self.prefix = engine.slice_kv(model, cache, 0, prefix_ids, 0) if prefix_ids else None
+        cache = new_cache(model, len(prefix_ids))
+        feed(model, prefix_ids, cache, step=step, run=run)
+        self.prefix = slice_kv(model, cache, 0, prefix_ids, 0) if prefix_ids else None
         self._packs: bool | None = None
 
     def one(self, token_ids: Sequence[int], on_step: OnStep = _ignore) -> KV:
         """The KV of one segment, fed in steps; ``on_step`` is called with the number of tokens of each."""
         cache = self._cache(len(token_ids))
         start = cache.get_seq_length()
-        engine.feed(self.model, token_ids, cache, step=self.step, on_step=on_step, run=self.run)
-        return engine.slice_kv(self.model, cache, start, token_ids, start)
+        feed(self.model, token_ids, cache, step=self.step, on_step=on_step, run=self.run)
+        return slice_kv(self.model, cache, start, token_ids, start)
 
     def many(self, rows: Sequence[Sequence[int]], on_step: OnStep = _ignore) -> list[KV]:
-        """The KVs of several segments from one pass; equal to ``one`` up to the order of summation.
+        """The KVs of several segments from one pass, equal to those of ``one`` up to the order of summation.
 
-        The first pass of a run is checked against ``one``. A model that does not honour the mask is prefilled one
-        segment at a time, with a warning.
+        The first pass is checked against ``one``. With a model that does not honour the mask, segments are prefilled one
+        at a time, with a warning.
         """
         if len(rows) > 1 and self._packs is None:
             kvs = self._first_pack(rows)
@@ -87,18 +88,18 @@ class Prefiller:
     def _packed(self, rows: Sequence[Sequence[int]]) -> list[KV]:
         cache = self._cache(sum(map(len, rows)))
         start = position = cache.get_seq_length()
-        self.run(lambda: engine.feed_packed(self.model, rows, cache))
+        self.run(lambda: feed_packed(self.model, rows, cache))
         kvs = []
         for row in rows:
-            kvs.append(engine.slice_kv(self.model, cache, start, row, position))
+            kvs.append(slice_kv(self.model, cache, start, row, position))
             start += len(row)
         return kvs
 
     def _cache(self, tokens: int) -> DocumentCache:
         prefix = self.prefix
-        cache = engine.new_cache(self.model, tokens + (prefix.n_tokens if prefix else 0))
+        cache = new_cache(self.model, tokens + (prefix.n_tokens if prefix else 0))
         if prefix:
-            engine.append_kv(cache, prefix)
+            append_kv(cache, prefix)
         return cache
 
 

@@ -1,25 +1,26 @@
-"""A cache that holds every token already, while some of them are run through the model again.
+"""Some tokens of a full cache, run through the model again.
 
-The model is called with these tokens' ids, their positions and a mask; what it would append is put where it belongs,
-and it is given the keys and values of all. No model-specific code.
+The model is called with these tokens' ids, their positions and a mask. What it would append is written at the tokens'
+own places, and it is given the keys and values of all tokens. No model-specific code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from kvtool.engines import transformers as engine
 from kvtool.engines.cache import BufferedLayer, DocumentCache
+from kvtool.engines.transformers import causal_masks, device_of
 from kvtool.model.model import Model
 
 
-class Enough(Exception):
-    """Raised within the model when it has come as far as it was to."""
+class StopRecompute(Exception):
+    """Raised by a callback, within the model, to end a run."""
 
 
 OnLayer: TypeAlias = Callable[[int], None]
@@ -27,12 +28,12 @@ OnLayer: TypeAlias = Callable[[int], None]
 OnChange: TypeAlias = Callable[[int, Tensor, Tensor], None]
 
 
-def _nothing(layer: int) -> None:
+def _ignore(layer: int) -> None:
     pass
 
 
 @torch.no_grad()
-def run_again(
+def recompute_tokens(
     model: Model,
     cache: DocumentCache,
     token_ids: Tensor,
@@ -40,40 +41,39 @@ def run_again(
     *,
     write: bool = True,
     n_keys: int | None = None,
-    before: OnLayer = _nothing,
-    after: OnLayer = _nothing,
-    changed: OnChange | None = None,
+    before_layer: OnLayer = _ignore,
+    after_layer: OnLayer = _ignore,
+    on_change: OnChange | None = None,
 ) -> None:
     """Runs ``tokens`` [S], ascending indices into ``token_ids`` [N], over ``cache``, which holds all N.
 
-    Each sees the tokens up to its own place: as they are held, or as they are computed where they are among ``tokens``.
-    What is computed is written over what is held, unless ``write`` is False. ``n_keys`` are those that any of them sees, by
-    default all N: attention costs as much for a key that a mask hides as for another. ``before`` and ``after`` are called
-    with a layer's index as the model comes to its attention, and once its keys and values are in place; either may
-    raise ``Enough``, which ends the run there. ``changed`` is given, between these, the index and by how much keys
-    [H, S, D] and values [H, S, Dv] of ``tokens`` are others than before.
+    Each token sees those up to its own place: their cached keys and values, or the new ones where they are among
+    ``tokens``. The new ones replace the cached ones unless ``write`` is False. ``n_keys`` is how many keys any of the tokens
+    sees, by default all N: attention costs as much for a key that a mask hides as for another.
+
+    ``before_layer`` and ``after_layer`` are called with a layer's index, before its attention and once its keys and values
+    are in place. Either may raise ``StopRecompute``, which ends the run there. Between the two, ``on_change`` is given the
+    index, and by how much keys [H, S, D] and values [H, S, Dv] of ``tokens`` have changed.
     """
-    device = engine.device_of(model)
+    device = device_of(model)
     places = tokens if write else tokens[:0]
     seen = len(token_ids) if n_keys is None else n_keys
-    held = [
-        _Held(layer, index, places, seen, before, after, changed) for index, layer in enumerate(cache.layers)
+    layers = [
+        _RecomputedLayer(layer, index, places, seen, before_layer, after_layer, on_change)
+        for index, layer in enumerate(cache.layers)
     ]
-    try:
-        with engine.grouped_attention(model):
-            model.model.base_model(
-                input_ids=token_ids[tokens][None].to(device),
-                position_ids=tokens[None].to(device),
-                attention_mask=engine.causal_masks(model, tokens, seen),
-                past_key_values=Cache(layers=held),
-                use_cache=True,
-            )
-    except Enough:
-        pass
+    with suppress(StopRecompute):
+        model.model.base_model(
+            input_ids=token_ids[tokens][None].to(device),
+            position_ids=tokens[None].to(device),
+            attention_mask=causal_masks(model, tokens, seen),
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
+        )
 
 
-class _Held(DynamicLayer):  # type: ignore[misc]
-    """``layer``, as a run over it sees it; it is looked at when it is used, not before."""
+class _RecomputedLayer(DynamicLayer):  # type: ignore[misc]
+    """``layer`` as a run over it sees it. It is read when it is used, not before."""
 
     def __init__(
         self,
@@ -81,30 +81,30 @@ class _Held(DynamicLayer):  # type: ignore[misc]
         index: int,
         places: Tensor,
         seen: int,
-        before: OnLayer,
-        after: OnLayer,
-        changed: OnChange | None,
+        before_layer: OnLayer,
+        after_layer: OnLayer,
+        on_change: OnChange | None,
     ) -> None:
         super().__init__()
         self.layer, self.index, self.places, self.seen = layer, index, places, seen
-        self.before, self.after, self.changed = before, after, changed
+        self.before_layer, self.after_layer, self.on_change = before_layer, after_layer, on_change
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        self.before(self.index)
+        self.before_layer(self.index)
         self.layer.move(key_states.device)
         keys, values = self.layer.keys, self.layer.values
         assert keys is not None
         assert values is not None
         if len(self.places):
             places = self.places.to(keys.device)
-            if self.changed:
+            if self.on_change:
                 change = key_states - keys[:, :, places], value_states - values[:, :, places]
             keys[:, :, places] = key_states
             values[:, :, places] = value_states
-            if self.changed:
-                self.changed(self.index, change[0][0], change[1][0])
-        self.after(self.index)
+            if self.on_change:
+                self.on_change(self.index, change[0][0], change[1][0])
+        self.after_layer(self.index)
         return keys[:, :, : self.seen], values[:, :, : self.seen]
 
     def get_seq_length(self) -> int:

@@ -1,8 +1,8 @@
-"""How a model rotates its keys, found in the model and held against what it computes.
+"""How a model rotates its keys: read from the model, and confirmed by running it.
 
-No model-specific code: the frequencies are those of the model's own rotary modules, and which layer uses which, on
-which channels, paired how, is tried out. The state of a single token attends to nothing but itself, so it is the
-same at every position, and the key of each layer at position p must be its key at position 0, rotated.
+No model-specific code. The frequencies are those of the model's own rotary modules. Which layer uses which, on which
+channels and paired how, is tried out. A single token attends to nothing but itself, so its state is the same at every
+position, and each layer's key at position p must be its key at position 0, rotated.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from kvtool.codecs.rope import Rope, turn
+from kvtool.engines.transformers import device_of, new_cache
 from kvtool.kernels import dispatch
-
-if TYPE_CHECKING:
-    from kvtool.model.model import Model
+from kvtool.model.model import Model
 
 FAR = 1000
-"""The furthest position that is tried: there the lowest frequencies turn by what rounding does not explain."""
+"""The furthest position that is tried: there the lowest frequencies turn by more than rounding explains."""
 
-# Largest difference, relative to the norm, between a layer's keys and the rotation that explains them.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+"""The largest difference, relative to the norm, between a layer's keys and the rotation that explains them."""
 
 
 @dataclass(frozen=True)
-class Turned:
+class Rotations:
     """How each layer's keys and values are rotated; ``Rope(())`` where they are not."""
 
     keys: tuple[Rope, ...]
@@ -37,72 +36,73 @@ class Turned:
 
     @property
     def up_to(self) -> int | None:
-        """The position from which on some of them are rotated otherwise."""
+        """The position from which on some layer rotates otherwise; None if there is no such position."""
         return min(
             (rope.up_to for rope in (*self.keys, *self.values) if rope.up_to is not None), default=None
         )
 
 
-def rotations(model: Model) -> dict[str, Any]:
+def describe_rotations(model: Model) -> dict[str, Any]:
     """``rotations``, the different ``Rope.to_json``, and ``rotation_of_layer``, an index for each layer.
 
-    Empty for a model that has no rotary embeddings, and for one with a layer whose keys none of them explains.
-    Only keys are spoken of: in latent attention (MLA) transformers keeps the latent as keys, which no angles turn,
-    and the small rotated part as values.
+    Empty for a model without rotary embeddings, and for one with a layer whose keys no rotation explains. Only keys are
+    described: in latent attention (MLA) transformers keeps the latent, which is not rotated, as keys, and the small
+    rotated part as values.
     """
-    ropes = _explained(model, "keys")
+    ropes = _ropes(model, "keys")
+    if not ropes:
+        return {}
     different = list(dict.fromkeys(ropes))
-    return (
-        {
-            "rotations": [rope.to_json() for rope in different],
-            "rotation_of_layer": [different.index(rope) for rope in ropes],
-        }
-        if ropes
-        else {}
-    )
+    return {
+        "rotations": [rope.to_json() for rope in different],
+        "rotation_of_layer": [different.index(rope) for rope in ropes],
+    }
 
 
-def turned(model: Model) -> Turned | None:
-    """What ``rotations`` finds, of values too: all that depends on where a token stands but what it attends to."""
-    keys, values = _explained(model, "keys"), _explained(model, "values")
-    return Turned(keys, values) if keys and values else None
+def find_rotations(model: Model) -> Rotations | None:
+    """The rotations of keys and values: all that a token's cache owes to its position, attention aside.
+
+    None where some layer's could not be found.
+    """
+    keys, values = _ropes(model, "keys"), _ropes(model, "values")
+    return Rotations(keys, values) if keys and values else None
 
 
 def moved(x: Tensor, rope: Rope, by: int) -> Tensor:
-    """Keys (or values, in latent attention) ``x`` [H, T, D] turned by what lies between two places, as new float32."""
+    """Keys (in latent attention, values) ``x`` [H, T, D], rotated as at ``by`` positions further on, as new float32."""
     out = x.to(torch.float32, copy=True)
     return turn(out, rope, torch.full((x.shape[1],), by))
 
 
-def _explained(model: Model, side: Literal["keys", "values"]) -> tuple[Rope, ...]:
-    """A rotation for each layer; none if there is one that none explains."""
-    found = list(_frequencies(model.model))
-    limits = [rope.up_to for rope in found if rope.up_to is not None]
+def _ropes(model: Model, side: Literal["keys", "values"]) -> tuple[Rope, ...]:
+    """A rotation for each layer; empty if some layer's is not found."""
+    frequencies = list(_frequencies(model.model))
+    limits = [rope.up_to for rope in frequencies if rope.up_to is not None]
     positions = torch.tensor([0, 3, min(FAR, model.context, *limits) - 1])
     ropes: list[Rope] = []
     # A forward that knows no position_ids raises one of these.
     with suppress(TypeError, ValueError, IndexError, RuntimeError):
-        for states in _states(model, side, positions) if found else ():
-            # Layers without positions, between others, are rotated by no angles.
-            fits = {
+        for states in _states(model, side, positions) if frequencies else ():
+            # Some models have layers without positions between the others.
+            misfits = {
                 rope: _misfit(rope, states, positions)
-                for rope in (*_candidates(found, states.shape[-1]), Rope(()))
+                for rope in (*_candidates(frequencies, states.shape[-1]), Rope(()))
             }
-            best = min(fits, key=lambda rope: fits[rope])
-            if not fits[best] < TOLERANCE[model.dtype]:
+            best = min(misfits, key=lambda rope: misfits[rope])
+            if not misfits[best] < TOLERANCE[model.dtype]:
                 return ()
             ropes.append(best)
     return tuple(ropes)
 
 
 def _frequencies(module: Any) -> Iterator[Rope]:
-    """What each rotary module turns by, at positions where the model turns by one set of frequencies."""
+    """What each rotary module rotates by, at positions where it uses one set of frequencies."""
     for rotary in module.modules():
         for name, buffer in rotary.named_buffers(recurse=False):
             prefix = name.removesuffix("inv_freq")
             if prefix == name or prefix.endswith("original_"):
                 continue
-            # The buffer itself is that of the last forward, where scaling depends on the length.
+            # Where scaling depends on the length, the buffer itself is that of the last forward.
             frequencies = getattr(rotary, f"{prefix}original_inv_freq", buffer)
             scaling = getattr(rotary, f"{prefix}attention_scaling", 1.0)
             yield Rope(
@@ -111,13 +111,13 @@ def _frequencies(module: Any) -> Iterator[Rope]:
 
 
 def _up_to(rotary: Any, layer_type: str) -> int | None:
-    """The position from which on a rotary module turns by other frequencies."""
+    """The position from which on a rotary module uses other frequencies."""
     kind: Any = getattr(rotary, "rope_type", "default")
     parameters: Any = getattr(getattr(rotary, "config", None), "rope_parameters", None) or {}
     if isinstance(kind, dict):
         kind, parameters = kind.get(layer_type), parameters.get(layer_type)
     if kind == "dynamic":
-        # One less than said: after a longer forward, one to the very last position does not reset the module.
+        # One less than the config says: after a longer forward, one to the very last position does not reset the module.
         return int(rotary.original_max_seq_len) - 1
     return int(parameters["original_max_position_embeddings"]) if kind == "longrope" else None
 
@@ -125,21 +125,18 @@ def _up_to(rotary: Any, layer_type: str) -> int | None:
 @torch.no_grad()
 def _states(model: Model, side: str, positions: Tensor) -> list[Tensor]:
     """Each layer's keys or values [N, H, D] of one and the same token, alone at each of ``positions`` [N]."""
-    from kvtool.engines.transformers import device_of, grouped_attention, new_cache
-
     cache = new_cache(model, 1)
     device = device_of(model)
-    # Any token will do, but for the one that pads, which may be all zeros.
+    # Any token will do except the padding token, which may be all zeros.
     ids = torch.full((len(positions), 1), model.text_config.vocab_size // 2, device=device)
-    with grouped_attention(model):
-        model.model.base_model(
-            input_ids=ids, position_ids=positions[:, None].to(device), past_key_values=cache, use_cache=True
-        )
+    model.model.base_model(
+        input_ids=ids, position_ids=positions[:, None].to(device), past_key_values=cache, use_cache=True
+    )
     return [getattr(layer, side)[:, :, 0].float().cpu() for layer in cache.layers]
 
 
-def _candidates(found: list[Rope], channels: int) -> Iterator[Rope]:
-    for rope in found:
+def _candidates(frequencies: list[Rope], channels: int) -> Iterator[Rope]:
+    for rope in frequencies:
         size = 2 * len(rope.inv_freq)
         for start in dict.fromkeys((0, channels - size)) if size <= channels else ():
             for layout in get_args(dispatch.Layout):

@@ -1,37 +1,37 @@
-"""What stages need beyond keys and values, measured by running the model over stored segments."""
+"""What codec stages need beyond keys and values, measured by running the model over a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
-from kvtool.artifact.read import Artifact
+from torch import Tensor
+
 from kvtool.codecs import Inputs, Pipeline
+from kvtool.engines.attention.probe import observe
+from kvtool.engines.attention.replay import replay
+from kvtool.engines.cache import DocumentCache
 from kvtool.errors import UsageError
-
-if TYPE_CHECKING:
-    from kvtool.model.model import Model
+from kvtool.model.model import Model
 
 PROBED, REPLAYED = frozenset({"attention", "queries"}), frozenset({"importance"})
 MEASURED = PROBED | REPLAYED
 """The inputs that kvtool can measure: with probes, and by a replay."""
 
 
-def measure_inputs(model: Model, parts: Sequence[Artifact], needs: Collection[str]) -> Inputs:
-    """Those of ``needs`` that can be measured, of the last of ``parts``, by name; ``engines.attention`` and
-    ``engines.replay`` say what each is. The model runs for nothing else.
+def measure_inputs(model: Model, cache: DocumentCache, token_ids: Tensor, needs: Collection[str]) -> Inputs:
+    """Those of ``needs`` that can be measured, by name: one tensor for each layer.
 
-    Raises MismatchError, ArtifactError and ModelError as these do.
+    They are of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``. ``attention.probe`` and
+    ``attention.replay`` say what each is. The model runs for nothing else, and the cache is left as it was.
+
+    Raises ``ModelError`` as these do.
     """
-    from kvtool.engines.attention.probe import observe
-    from kvtool.engines.attention.replay import replay
-
-    found: Inputs = {}
+    inputs: Inputs = {}
     if not PROBED.isdisjoint(needs):
-        found = {**found, **observe(model, parts)}
+        inputs = {**inputs, **observe(model, cache, token_ids)}
     if not REPLAYED.isdisjoint(needs):
-        found = {**found, **replay(model, parts)}
-    return {name: tensors for name, tensors in found.items() if name in needs}
+        inputs = {**inputs, **replay(model, cache, token_ids)}
+    return {name: tensors for name, tensors in inputs.items() if name in needs}
 
 
 def refuse_unmeasurable(recipe: str, pipeline: Pipeline) -> None:
@@ -45,7 +45,7 @@ def refuse_unmeasurable(recipe: str, pipeline: Pipeline) -> None:
 
 
 def refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
-    """Raises ``UsageError`` as well for one that needs anything measured, without a model to measure it with."""
+    """Raises ``UsageError`` for a pipeline that needs what cannot be measured, or a model where there is none."""
     refuse_unmeasurable(recipe, pipeline)
     if pipeline.needs and model is None:
         raise UsageError(

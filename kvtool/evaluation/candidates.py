@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from kvtool.calibration.lookup import FindCalibration
 from kvtool.codecs import CodecError, Pipeline
 from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.codecs.registry import recipes
@@ -18,9 +19,8 @@ from kvtool.engines.cache import DocumentCache
 from kvtool.engines.stage_inputs import refuse_unmeasurable
 from kvtool.errors import UsageError
 from kvtool.measurement.bench import Bench
-from kvtool.store.calibrations import Find
-from kvtool.store.local import Store
-from kvtool.store.manifest import EXPECTED, RAW
+from kvtool.store.base import Store
+from kvtool.store.manifest import AVERAGED, RAW
 
 Kind = Literal["raw", "recipe", "peer"]
 
@@ -117,7 +117,7 @@ class Coded:
         return Restored(cache, nbytes, measuring + encoded - started, time.monotonic() - encoded)
 
 
-def candidate(text: str, find: Find | None = None) -> Coded:
+def candidate(text: str, find: FindCalibration | None = None) -> Coded:
     """The candidate for ``recipe`` or ``recipe:parameter=value:…``. ``keys`` and ``values`` are parameters as in compress.
 
     ``find`` gives recipes the calibrations that they need. Raises ``UsageError`` for an unknown recipe, parameter or
@@ -139,7 +139,7 @@ def candidate(text: str, find: Find | None = None) -> Coded:
     return Coded(text, name, pipeline, recipe.summary, recipe.paper)
 
 
-def candidates(texts: Iterable[str], find: Find | None = None) -> list[Coded]:
+def candidates(texts: Iterable[str], find: FindCalibration | None = None) -> list[Coded]:
     """The candidate for each of ``texts``, once. Raises ``UsageError`` as ``candidate`` does."""
     given = [texts] if isinstance(texts, str) else texts
     return [candidate(text, find) for text in dict.fromkeys(text.strip() for text in given) if text]
@@ -151,7 +151,7 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
     for name in names:
         for variant, made in store[name].segments[0].variants.items():
             # Variants made for blending are not read for a document without others.
-            if variant in (RAW, EXPECTED) or "of" in made.recipe:
+            if variant in (RAW, AVERAGED) or "of" in made.recipe:
                 continue
             family = str(made.recipe.get("name", variant))
             try:

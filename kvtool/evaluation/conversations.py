@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kvtool.engines.batching.generate_many import answer_each
+from kvtool.engines.batching.generate_many import generate_many
 from kvtool.evaluation.questions import UserQuestion
 from kvtool.measurement import journal
 from kvtool.measurement.bench import Bench
@@ -17,7 +17,7 @@ from kvtool.measurement.contexts import Context, Prompt, segment_name
 from kvtool.measurement.scope import Scope
 from kvtool.model.chat_template import Prefix, conversation_tokens
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.segments import SegmentRef
 
 
@@ -65,7 +65,9 @@ def hold_conversations(
     for turn in range(max(len(question.turns) for question in questions) - 1):
         going_on = [n for n, question in enumerate(questions) if len(question.turns) > turn + 1]
         prompts = [_prompt(model, bench.prefix, questions[n], answers[n], turn, scope) for n in going_on]
-        token_ids = answer_each(model, cache, [p.token_ids for p in prompts], [p.max_tokens for p in prompts])
+        token_ids = generate_many(
+            model, cache, [p.token_ids for p in prompts], [p.max_tokens for p in prompts]
+        )
         for n, ids in zip(going_on, token_ids, strict=True):
             answers[n].append(model.tokenizer.decode(ids, skip_special_tokens=True))
     journal.remember(_key(model, bench.prefix, context, questions, scope), answers)

@@ -21,7 +21,7 @@ from kvtool.measurement.bench import Bench
 from kvtool.measurement.contexts import Context
 from kvtool.measurement.scope import Scope
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 
 TRIAL_TOKENS = 64
 """Tokens of the first context on which every candidate is tried before anything long starts."""

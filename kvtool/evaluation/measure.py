@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvtool.engines.batching.generate_many import answer_each
+from kvtool.engines.batching.generate_many import generate_many
 from kvtool.evaluation.candidates import Candidate
 from kvtool.measurement.bench import Bench
 from kvtool.measurement.contexts import Context
@@ -32,7 +32,7 @@ def measure(bench: Bench, context: Context, candidate: Candidate, reference: Ref
         "error": cache_error(reference.cache, restored.cache, start),
     }
     if context.prompts:
-        answers = answer_each(
+        answers = generate_many(
             bench.model,
             restored.cache,
             [prompt.token_ids for prompt in context.prompts],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvtool.artifact.load import refuse_mismatch
+from kvtool.calibration.lookup import finder
 from kvtool.engines import transformers as engine
 from kvtool.errors import ModelError, UsageError
 from kvtool.evaluation.candidates import Candidate, Raw, candidates, variants_of
@@ -25,8 +26,7 @@ from kvtool.measurement.contexts import (
 from kvtool.measurement.scope import Scope
 from kvtool.model.chat_template import Prefix, keeps_turns, prefix_again
 from kvtool.model.model import Model
-from kvtool.store.calibrations import finder
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import Document
 from kvtool.store.segments import SegmentRef
 

@@ -19,7 +19,7 @@ from kvtool.measurement.contexts import Context, first_tokens
 from kvtool.measurement.reference import measure_reference
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import Variant
 
 

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kvtool.artifact.identity import segment_identity
+from kvtool.artifact.measure import measure_artifact
 from kvtool.artifact.write import prefix_content, raw_content
 from kvtool.codecs import KV, Inputs, Pipeline
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.stage_inputs import measure_inputs
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Segment, Variant
 from kvtool.store.new_document import new_document
 from kvtool.store.segments import SegmentRef, encode_segment
@@ -30,7 +30,7 @@ class Bench:
     """Holds one context at a time. ``prefix_kv`` are the keys and values of the prefix before it, None for an empty one."""
 
     def __init__(self, folder: Path, model: Model, prefix: Prefix, prefix_kv: KV | None) -> None:
-        self.store, self.model, self.prefix, self.prefix_kv = Store(folder), model, prefix, prefix_kv
+        self.store, self.model, self.prefix, self.prefix_kv = LocalStore(folder), model, prefix, prefix_kv
         self._measured: dict[frozenset[str], tuple[Inputs, float]] = {}
 
     @contextmanager
@@ -70,7 +70,7 @@ class Bench:
             return None, 0.0
         if pipeline.needs not in self._measured:
             started = time.monotonic()
-            inputs = measure_inputs(self.model, self.store.parts(NAME), pipeline.needs)
+            inputs = measure_artifact(self.model, self.store.parts(NAME), pipeline.needs)
             self._measured[pipeline.needs] = inputs, time.monotonic() - started
         return self._measured[pipeline.needs]
 

@@ -17,7 +17,7 @@ from kvtool.measurement.needles import Haystack, Question, haystacks
 from kvtool.measurement.scope import LEAST_CACHED, Scope
 from kvtool.model.chat_template import Prefix, conversation_tokens, document_tokens
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.manifest import Document
 from kvtool.store.segments import SegmentRef
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvtool.engines.batching.generate_many import follow
+from kvtool.engines.batching.generate_many import logits_after
 from kvtool.engines.cache import DocumentCache
 from kvtool.measurement.bench import Bench
 from kvtool.measurement.contexts import Context
@@ -35,5 +35,5 @@ def logits_over(bench: Bench, cache: DocumentCache, context: Context, position: 
     """
     if position is None:
         cache.crop(-1)
-        return follow(bench.model, cache, context.fed)
-    return follow(bench.model, cache, context.fed, position=position - 1)
+        return logits_after(bench.model, cache, context.fed)
+    return logits_after(bench.model, cache, context.fed, position=position - 1)

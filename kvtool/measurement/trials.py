@@ -14,9 +14,9 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from kvtool.artifact.measure import measure_artifact
 from kvtool.codecs import KV, Inputs, LayerKV, Pipeline, encode
-from kvtool.codecs.stage import BY_TOKEN
-from kvtool.engines.stage_inputs import measure_inputs
+from kvtool.codecs.spec import BY_TOKEN
 from kvtool.errors import UsageError
 from kvtool.measurement.bench import Bench
 from kvtool.measurement.contexts import Context, first_tokens, text_contexts
@@ -25,7 +25,7 @@ from kvtool.measurement.reference import logits_over, measure_reference
 from kvtool.measurement.scope import Scope
 from kvtool.model.chat_template import prefix_again
 from kvtool.model.model import Model
-from kvtool.store.local import Store
+from kvtool.store.base import Store
 from kvtool.store.segments import SegmentRef
 
 SEGMENTS = 4
@@ -127,7 +127,7 @@ def _start(store: Store, ref: SegmentRef, pipeline: Pipeline, model: Model | Non
     """A segment's first tokens, and what the pipeline needs of them, measured over all of the segment."""
     inputs: Inputs = {}
     if pipeline.needs and model is not None:
-        inputs = measure_inputs(model, store.parts(ref.document, ref.variant, ref.segment), pipeline.needs)
+        inputs = measure_artifact(model, store.parts(ref.document, ref.variant, ref.segment), pipeline.needs)
     cut = {
         name: [tensor[..., :START].clone() for tensor in tensors] if name in BY_TOKEN else tensors
         for name, tensors in inputs.items()

@@ -1,28 +1,29 @@
-"""The tokens that every segment is prefilled under, and those that a question ends with."""
+"""The tokens before every segment, and those of questions after it, as the model's chat template has them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvtool.digest import digest_token_ids
 from kvtool.errors import ModelError, UsageError
 from kvtool.model.model import Model
 
-BETWEEN = "\n\n"
-"""What stands between documents of one prompt."""
+SEPARATOR = "\n\n"
+"""The text between documents of one prompt."""
 
-# Stands for the user's words while the chat template is rendered; no template treats it specially.
+# Stands for what a message says while the chat template is rendered; no template treats it specially.
 _MARK = "\u2063kvtool\u2063"
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """``token_ids`` stand before every segment. ``tail`` is the text between a user's words and the answer.
+    """The tokens before every segment.
 
-    ``origin`` says how it was made, as JSON, so that the same can be made again.
+    ``tail`` is the text between a user's words and the answer. ``origin`` says how the prefix was made, as JSON, so that
+    ``prefix_again`` can make the same.
     """
 
     token_ids: tuple[int, ...]
@@ -34,19 +35,27 @@ class Prefix:
         return digest_token_ids(self.token_ids)
 
 
+class Turn(NamedTuple):
+    """A question and the answer that it got."""
+
+    question: str
+    answer: str
+
+
 def prefix_of(
     model: Model, *, system: str | None = None, text: str | None = None, none: bool = False
 ) -> Prefix:
-    """The chat template's head up to where the user's words begin; with ``system`` as system prompt if given.
+    """The chat template up to where the user's words begin, with ``system`` as system prompt if given.
 
-    ``text`` is a prefix of its own instead of the template. ``none``, or a model without a chat template, leaves
-    what the tokenizer itself puts first (BOS).
+    ``text`` is a prefix of its own instead of the template. With ``none``, or without a chat template, the prefix is what
+    the tokenizer itself puts first (BOS). Raises ``UsageError`` where more than one is given, and ``ModelError`` where the
+    template does not allow it.
     """
     if sum([system is not None, text is not None, none]) > 1:
         raise UsageError("--system, --prefix-file and --no-prefix", "exclude each other", "give one")
     first = _first_tokens(model)
     if text is not None:
-        ids = model.tokenizer(text, add_special_tokens=False).input_ids
+        ids = template_tokens(model, text)
         return Prefix((*first, *ids), "\n", {"kind": "text", "text": text})
     if model.tokenizer.chat_template is None or none:
         if system is not None:
@@ -54,13 +63,12 @@ def prefix_of(
                 model.name, "has no chat template, so --system cannot be placed", "use --prefix-file"
             )
         return Prefix(first, "\n", {"kind": "none"})
-    head, tail = _render(model, system)
-    ids = tuple(model.tokenizer(head, add_special_tokens=False).input_ids)
-    return Prefix(ids, tail, {"kind": "chat", "system": system})
+    head, tail = _around_user(model, system)
+    return Prefix(tuple(template_tokens(model, head)), tail, {"kind": "chat", "system": system})
 
 
 def prefix_again(model: Model, origin: dict[str, Any]) -> Prefix:
-    """The prefix that ``origin`` describes."""
+    """The prefix that ``origin`` describes. Raises ``ModelError`` for one of a later version."""
     match origin:
         case {"kind": "chat", "system": system}:
             return prefix_of(model, system=system)
@@ -74,7 +82,7 @@ def prefix_again(model: Model, origin: dict[str, Any]) -> Prefix:
 
 
 def document_tokens(model: Model, text: str) -> list[int]:
-    """Token ids of a document's text. A special token spelled out in a document is text, not a command."""
+    """Token ids of a document's text. A special token that is spelled out in it is text, not a command."""
     ids = model.text_tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, verbose=False
     ).input_ids
@@ -82,56 +90,42 @@ def document_tokens(model: Model, text: str) -> list[int]:
 
 
 def question_tokens(model: Model, prefix: Prefix, question: str) -> list[int]:
-    """Token ids of ``question`` behind a document, and of what leads to the answer."""
+    """Token ids of ``question`` after a document, up to where the answer begins."""
     return conversation_tokens(model, prefix, (), question)
 
 
 def conversation_tokens(
-    model: Model, prefix: Prefix, turns: Sequence[tuple[str, str]], question: str, lead: str = ""
+    model: Model, prefix: Prefix, turns: Sequence[Turn | tuple[str, str]], question: str, lead: str = ""
 ) -> list[int]:
-    """Token ids of a conversation behind a document: ``turns`` of questions with their answers, then ``question``.
+    """Token ids of a conversation after a document: earlier ``turns``, then ``question``.
 
-    ``lead`` is how the model's answer begins. Raises ``ModelError`` for a chat template that knows no earlier turns.
+    ``lead`` is how the model's answer begins. Raises ``ModelError`` for a chat template that does not keep earlier turns.
     """
-    tail = list(model.tokenizer(prefix.tail, add_special_tokens=False).input_ids)
+    tail = template_tokens(model, prefix.tail)
     ids: list[int] = []
     if turns:
-        between = list(model.tokenizer(_between(model, prefix), add_special_tokens=False).input_ids)
+        separator = template_tokens(model, _turn_separator(model, prefix))
     for n, (asked, answer) in enumerate(turns):
         ids += document_tokens(model, f"\n\n{asked}" if n == 0 else asked) + tail
-        ids += document_tokens(model, answer) + between
+        ids += document_tokens(model, answer) + separator
     ids += document_tokens(model, question if turns else f"\n\n{question}") + tail
     return ids + document_tokens(model, lead) if lead else ids
 
 
 def keeps_turns(model: Model, prefix: Prefix) -> bool:
-    """Whether a conversation of several turns can be put behind a document."""
+    """Whether a conversation of several turns can be put after a document."""
     try:
-        return bool(_between(model, prefix))
+        return bool(_turn_separator(model, prefix))
     except ModelError:
         return False
 
 
-def _between(model: Model, prefix: Prefix) -> str:
-    """What stands between an answer and the user's next words."""
-    if prefix.origin["kind"] != "chat":
-        return "\n\n"
-    roles = ("user", "assistant", "user")
-    parts = _rendered(model, prefix.origin["system"], roles)
-    if len(parts) != 4 or parts[1] != prefix.tail:
-        raise ModelError(model.name, "its chat template does not keep earlier turns as they were said")
-    return parts[2]
+def around_messages(model: Model, roles: Sequence[str], system: str | None = None) -> list[str]:
+    """The text that the chat template puts before, between and after messages of ``roles``, and before the answer.
 
-
-def _render(model: Model, system: str | None) -> tuple[str, str]:
-    parts = _rendered(model, system, ("user",))
-    if len(parts) != 2:
-        raise ModelError(model.name, "its chat template does not keep the user's words", "use --no-prefix")
-    return parts[0], parts[1]
-
-
-def _rendered(model: Model, system: str | None, roles: Sequence[str]) -> list[str]:
-    """What the template puts around the words of ``roles``, the generation prompt behind the last."""
+    It is one string more than there are roles, unless the template leaves a message out or repeats one. ``system`` is the
+    text of a system message before them. Raises ``ModelError`` for messages that the template refuses.
+    """
     messages = [{"role": role, "content": _MARK} for role in roles]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
@@ -140,6 +134,29 @@ def _rendered(model: Model, system: str | None, roles: Sequence[str]) -> list[st
     except Exception as error:  # templates raise whatever they like
         raise ModelError(model.name, f"its chat template refuses these messages ({error})") from error
     return str(text).split(_MARK)
+
+
+def template_tokens(model: Model, text: str) -> list[int]:
+    """Token ids of a part of the chat template, in which special tokens are commands."""
+    return list(model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def _turn_separator(model: Model, prefix: Prefix) -> str:
+    """The text between an answer and the user's next words."""
+    if prefix.origin["kind"] != "chat":
+        return "\n\n"
+    parts = around_messages(model, ("user", "assistant", "user"), prefix.origin["system"])
+    if len(parts) != 4 or parts[1] != prefix.tail:
+        raise ModelError(model.name, "its chat template does not keep earlier turns as they were said")
+    return parts[2]
+
+
+def _around_user(model: Model, system: str | None) -> tuple[str, str]:
+    """The text before a user's words, and after them up to the answer."""
+    parts = around_messages(model, ("user",), system)
+    if len(parts) != 2:
+        raise ModelError(model.name, "its chat template does not keep the user's words", "use --no-prefix")
+    return parts[0], parts[1]
 
 
 def _first_tokens(model: Model) -> tuple[int, ...]:

@@ -14,6 +14,9 @@ import uuid
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
 from kvtool.errors import ModelError
 from kvtool.model.fingerprint import digest_file
 from kvtool.model.hf_logging import quiet
@@ -48,9 +51,6 @@ def converted(path: Path) -> Path:
 
 
 def _convert(path: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     log.info("converting %s, once; this takes about half a minute", path.name)
     # The conversion's progress bar goes to stderr whatever transformers' own setting says.
     with quiet(), redirect_stderr(io.StringIO()):

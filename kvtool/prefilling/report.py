@@ -41,6 +41,7 @@ class Report:
             "prefilled": list(self.prefilled),
             "unchanged": list(self.unchanged),
             "averaged": list(self.averaged),
+            "without_neighbours": list(self.without_neighbours),
             "problems": [error.to_json() for error in self.problems],
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),

@@ -16,7 +16,7 @@ from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
 from kvtool.prefilling.plan import Piece, Plan, passes
 from kvtool.prefilling.report import Report
-from kvtool.store.local import Store
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Document, Segment, Variant
 from kvtool.store.new_document import new_document
 
@@ -31,7 +31,7 @@ class Run:
         self,
         plans: Sequence[Plan],
         model: Model,
-        store: Store,
+        store: LocalStore,
         prefix: Prefix,
         step: int,
         report: Report,

@@ -1,4 +1,4 @@
-"""What recipes share: tokens kept in 16 bits, and the parameters that most have."""
+"""Shared by recipes: windows of tokens kept in 16 bits, and the parameters that most have."""
 
 from __future__ import annotations
 

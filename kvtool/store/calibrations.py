@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
 from kvtool import limits
-from kvtool.codecs import Calibration, CodecError, Recipe
+from kvtool.codecs import Calibration, CodecError
 from kvtool.digest import digest, is_digest
-from kvtool.errors import ArtifactError, BrokenFile, KvtoolError, UsageError
+from kvtool.errors import ArtifactError, BrokenFile
 from kvtool.store.verified_write import receive
 from kvtool.system import files
-
-if TYPE_CHECKING:
-    from kvtool.store.local import Store
-
-Find: TypeAlias = Callable[[Recipe], Calibration]
-"""Gives a recipe the calibration that it needs. Raises KvtoolError if it has none."""
-
-Make: TypeAlias = Callable[[Recipe, str, str], Calibration]
-"""Makes one for a recipe, and for the model of this fingerprint and this name."""
 
 
 class Calibrations(Mapping[str, Calibration]):
@@ -100,70 +90,3 @@ def _read(path: Path, expected: str) -> Calibration:
         return Calibration.from_bytes(data)
     except CodecError as error:
         raise ArtifactError(path, error, "upgrade kvtool if a newer one wrote it") from error
-
-
-class MissingCalibration(UsageError):
-    """A recipe needs a calibration, and the store has none that fits."""
-
-
-def finder(
-    store: Store, names: Sequence[str], given: Calibration | str | None = None, make: Make | None = None
-) -> Find:
-    """What finds the calibration for compressing the documents ``names``.
-
-    That is ``given`` or, if it is a digest, the store's of that digest; else the store's newest of the recipe's method
-    for the documents' model; else what ``make`` makes. Raises ``MissingCalibration`` where there is none,
-    ``UsageError`` where there are several models.
-    """
-
-    known: dict[str, Calibration] = {}
-
-    def find(recipe: Recipe) -> Calibration:
-        # One for a whole run, whatever is put into the store meanwhile.
-        if recipe.calibration not in known:
-            known[recipe.calibration] = look(recipe)
-        return known[recipe.calibration]
-
-    def look(recipe: Recipe) -> Calibration:
-        if isinstance(given, Calibration):
-            return given
-        if given is not None:
-            if given not in store.calibrations:
-                have = ", ".join(store.calibrations) or "none"
-                raise UsageError(f"calibration {given}", f"is not in the store {store}", f"it has: {have}")
-            return store.calibrations[given]
-        fingerprint, model = _model(store, names)
-        if found := store.calibrations.newest(recipe.calibration, fingerprint):
-            return found
-        if make is not None:
-            return make(recipe, fingerprint, model)
-        raise MissingCalibration(
-            f"recipe {recipe.name!r}",
-            f"needs a calibration of method {recipe.calibration!r} for {model}, and {store} has none",
-            f"run kvtool calibrate --recipe {recipe.name} first",
-        )
-
-    return find
-
-
-def _model(store: Store, names: Sequence[str]) -> tuple[str, str]:
-    """Fingerprint and name of the model that the documents were prefilled with; those that cannot be read are not asked."""
-    found: dict[str, str] = {}
-    unread: list[KvtoolError] = []
-    for name in names:
-        try:
-            model = store[name].model
-        except KvtoolError as error:
-            unread.append(error)
-        else:
-            found[model["fingerprint"]] = model["name"]
-    if len(found) > 1:
-        models = ", ".join(f"{model} ({fingerprint[:12]}…)" for fingerprint, model in found.items())
-        raise UsageError(
-            store.root,
-            f"the documents were prefilled with several models, {models}, and a calibration is of one",
-            "name documents of one model",
-        )
-    if not found:
-        raise unread[0] if unread else UsageError(store.root, "has no documents to compress")
-    return next(iter(found.items()))

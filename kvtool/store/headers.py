@@ -1,4 +1,4 @@
-"""Artifacts that lie elsewhere, as far as their token ids: what each says of itself, without its keys and values."""
+"""Artifacts as far as their token ids: a remote store's headers, fetched without the keys and values."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 
 from kvtool import limits
 from kvtool.artifact.read import Artifact, BrokenArtifact
-from kvtool.codecs.stage import TOKEN_IDS
-from kvtool.store.manifest import Variant
-from kvtool.store.remote import Fetched, RemoteStore
+from kvtool.codecs.spec import TOKEN_IDS
+from kvtool.store.base import Store
+from kvtool.store.calibrations import Calibrations
+from kvtool.store.manifest import Document, Variant
+from kvtool.store.remote import FetchedCalibrations, RemoteStore
 from kvtool.system import files
 from kvtool.system.cache_dir import cache_dir
 
@@ -19,45 +21,83 @@ FIRST = 64 * limits.KIB
 """Bytes that are asked for before it is known how many are needed. Of most artifacts they are enough."""
 
 
-class Heads(RemoteStore):
-    """``of``, where reading an artifact's keys and values fails, unless they were fetched for ``of``.
+def headers_of(store: Store) -> Store:
+    """A view of ``store`` for readers of headers and token ids. Of a remote store, keys and values are not fetched."""
+    return Headers(store) if isinstance(store, RemoteStore) else store
 
-    A head is kept as a file with a hole, so that it is opened and checked as any artifact's is: its digest is taken over the
-    header, which has the digests of the rest.
+
+class Headers(Store):
+    """A view of ``remote`` whose artifacts have headers and token ids alone, unless they were fetched whole.
+
+    Reading their keys and values fails. A header is kept as a file with a hole, so that it is opened and checked as any
+    artifact is: its digest is taken over the header, which has the digests of the rest.
     """
 
-    def __init__(self, of: RemoteStore) -> None:
-        self.__dict__ |= of.__dict__
-        self._folder = cache_dir() / "heads" / self.source.key
+    def __init__(self, remote: RemoteStore) -> None:
+        self.remote = remote
+        self._folder = cache_dir() / "heads" / remote.backend.key
+
+    def __str__(self) -> str:
+        return str(self.remote)
+
+    def __getitem__(self, name: str) -> Document:
+        return self.remote[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.remote)
+
+    @property
+    def calibrations(self) -> Calibrations:
+        return self.remote.calibrations
+
+    def committed(self, name: str) -> float:
+        return self.remote.committed(name)
+
+    def holds(self, variant: Variant) -> bool:
+        return self.remote.holds(variant)
+
+    def locate_artifact(self, digest: str) -> Path:
+        return self.remote.locate_artifact(digest)
+
+    def locate_calibration(self, digest: str) -> Path:
+        return self.remote.locate_calibration(digest)
+
+    def discard(self, variant: Variant) -> None:
+        self._path(variant).unlink(missing_ok=True)
 
     def open_artifact(self, variant: Variant) -> Artifact:
-        if self._kept.holds(variant):
-            return self._kept.open_artifact(variant)
-        path = self._folder / f"{variant.artifact}.safetensors"
+        if self.remote.cache.holds(variant):
+            return self.remote.cache.open_artifact(variant)
+        path = self._path(variant)
         try:
             if path.is_file():
                 return self._opened(path, variant)
         except BrokenArtifact:
             pass  # It is no more than a copy.
-        files.write_atomic(path, self._head(variant), lambda temporary: self._check(temporary, variant))
+        files.write_atomic(path, self._header(variant), lambda temporary: self._check(temporary, variant))
         return self._opened(path, variant)
+
+    def _path(self, variant: Variant) -> Path:
+        return self._folder / f"{variant.artifact}.safetensors"
 
     def _check(self, temporary: Path, variant: Variant) -> None:
         os.truncate(temporary, variant.nbytes)
         _ = self._opened(temporary, variant).token_ids
 
     def _opened(self, path: Path, variant: Variant) -> Artifact:
-        calibrations = Fetched(self._kept.calibrations, self.source)
+        calibrations = FetchedCalibrations(self.calibrations, self.remote.backend)
         return Artifact.open(path, expected=variant.artifact, calibrations=calibrations)
 
-    def _head(self, variant: Variant) -> Iterator[bytes]:
-        first = self.source.part(variant.artifact, 0, min(FIRST, variant.nbytes))
+    def _header(self, variant: Variant) -> Iterator[bytes]:
+        """The file's bytes up to the end of its token ids, as far as they can be told from what comes."""
+        backend = self.remote.backend
+        first = backend.part(variant.artifact, 0, min(FIRST, variant.nbytes))
         yield first
         start = 8 + int.from_bytes(first[:8], "little")
         if start > 8 + limits.HEADER_BYTES:
             return  # None of ours, as the check then says.
         if start > len(first):
-            second = self.source.part(variant.artifact, len(first), start)
+            second = backend.part(variant.artifact, len(first), start)
             yield second
             first += second
         try:
@@ -65,4 +105,4 @@ class Heads(RemoteStore):
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             return
         if len(first) < end <= variant.nbytes:
-            yield self.source.part(variant.artifact, len(first), end)
+            yield backend.part(variant.artifact, len(first), end)

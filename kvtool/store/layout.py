@@ -1,4 +1,4 @@
-"""Which file of a store is what: paths below its root, alike in a directory and in a bucket."""
+"""Which file of a store is what: paths below its root, alike in a directory and in a bucket; and stores' addresses."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ _SAFE = " !#$&'()+,-.;=@[]^_`{}~"
 
 
 def address(root: str | Path) -> str:
-    """``root`` as it was meant: a Path writes s3://bucket as s3:/bucket."""
-    return re.sub(r"^(\w{2,}):/(?!/)", r"\1://", str(root))
+    """``root`` as it was meant: a Path writes s3://bucket as s3:/bucket, and file:///folder as file:/folder."""
+    text = re.sub(r"^file:/(?!/)", "file:///", str(root))
+    return re.sub(r"^(\w{2,}):/(?!/)", r"\1://", text)
+
+
+def scheme(root: str | Path) -> str:
+    """What ``root`` begins with, such as s3; "" for a directory."""
+    found = re.match(r"(\w{2,})://", address(root))
+    return found[1] if found else ""
 
 
 def artifact_file(digest: str) -> str:

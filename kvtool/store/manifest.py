@@ -13,13 +13,16 @@ from kvtool.errors import StoreError
 FORMAT = 1
 RAW = "raw"
 
-EXPECTED = "expected"
+AVERAGED = "averaged"
 """The variant that ``kvtool.blending.averaged`` makes, uncompressed as ``raw`` is."""
 
+AVERAGED_IN_RECORDS = "expected"
+"""Name of ``AVERAGED`` in a variant's recipe record, under "of", and as a variant in manifests written before it was renamed."""
 
-def expected_twin(variant: str) -> str:
-    """The variant made for blending of what ``variant`` is made from, alike."""
-    return EXPECTED if variant == RAW else f"{variant}-{EXPECTED}"
+
+def averaged_name(variant: str) -> str:
+    """The variant made from ``AVERAGED`` as ``variant`` is made from ``RAW``."""
+    return AVERAGED if variant == RAW else f"{variant}-{AVERAGED}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ class Document:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Document:
-        """Raises ``StoreError``, naming ``where``, unless ``data`` is a manifest of a known format, unchanged."""
+        """Raises ``StoreError``, naming ``where``, unless ``data`` is a manifest of a known format, unchanged.
+
+        Variants that were called otherwise when it was written have today's names.
+        """
         remedy = "remove the file and run the same prefill again; artifacts that are whole are found and kept"
         try:
             body = json.loads(data)
@@ -134,9 +140,19 @@ class Document:
                 raise ValueError("no segments")
             if document.to_bytes() != data:
                 raise StoreError(where, "has been changed since it was written (digest differs)", remedy)
-            return document
+            return replace(document, segments=tuple(map(_with_todays_names, document.segments)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(where, f"is not a manifest ({type(error).__name__}: {error})", remedy) from error
+
+
+def _with_todays_names(segment: Segment) -> Segment:
+    variants: dict[str, Variant] = {}
+    for name, variant in segment.variants.items():
+        base, dash, end = name.rpartition("-")
+        new = base + dash + AVERAGED
+        is_renamed = end == AVERAGED_IN_RECORDS and new not in segment.variants
+        variants[new if is_renamed else name] = variant
+    return replace(segment, variants=variants)
 
 
 def _variant_json(variant: Variant) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from kvtool.errors import StoreError
-from kvtool.store.backends.backend import Listed, NotThere, Source, Unreachable
-from kvtool.store.local import Store
+from kvtool.store.backends.backend import Backend, Listed, NotThere, Unreachable
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document
 
 FRESH = 5.0
@@ -30,11 +30,11 @@ class _Seen(NamedTuple):
     asked: float
 
 
-class Following:
+class ManifestCache:
     """What comes is kept in ``kept``, and stands in while nothing answers. Safe to use from any thread."""
 
-    def __init__(self, source: Source, kept: Store) -> None:
-        self.source, self.kept = source, kept
+    def __init__(self, backend: Backend, kept: LocalStore) -> None:
+        self.backend, self.kept = backend, kept
         self._seen: dict[str, _Seen] = {}
         self._listed: Mapping[str, Listed] = {}
         self._listed_at = -math.inf
@@ -44,7 +44,7 @@ class Following:
         """All documents, by name."""
         with self._listing:
             if not self._is_list_fresh:
-                self._listed, self._listed_at = self.source.documents(), time.monotonic()
+                self._listed, self._listed_at = self.backend.documents(), time.monotonic()
                 for name in [*self._seen]:
                     if name not in self._listed:
                         self._seen.pop(name, None)
@@ -57,7 +57,7 @@ class Following:
         # From before the manifest is asked for: one that changes just now is asked for once more.
         version = self._listed_version(name)
         try:
-            data = self.source.manifest(name)
+            data = self.backend.manifest(name)
         except NotThere:
             self._seen.pop(name, None)
             with suppress(StoreError):
@@ -69,10 +69,10 @@ class Following:
             _log.warning("%s; going on with what was kept of it", error)
             document, version = self.kept[name], ""
         else:
-            document = Document.from_bytes(data, f"{self.source.url}: {name}")
+            document = Document.from_bytes(data, f"{self.backend.url}: {name}")
             if document.name != name:
                 raise StoreError(
-                    self.source.url,
+                    self.backend.url,
                     f"sent the manifest of {document.name!r} for {name!r}",
                     "tell who runs it",
                 )

@@ -1,4 +1,4 @@
-"""Documents of a server, or of a bucket → a local store."""
+"""Documents of a remote store → a local store."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvtool.errors import KvtoolError, StoreError, UsageError
 from kvtool.store.backends.backend import Unreachable
-from kvtool.store.local import DocumentMissing, Store
+from kvtool.store.base import DocumentMissing, Store
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
 from kvtool.system.files import DiskFull
@@ -24,6 +26,17 @@ class Report:
     problems: list[KvtoolError] = field(default_factory=list)
     nbytes: int = 0
     nbytes_total: int = 0
+    dry_run: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """``bytes`` are those that came or, of a dry run, those that would."""
+        return {
+            "dry_run": self.dry_run,
+            "pulled": self.pulled,
+            "unchanged": self.unchanged,
+            "problems": [error.to_json() for error in self.problems],
+            "bytes": self.nbytes_total if self.dry_run else self.nbytes,
+        }
 
 
 def pull(
@@ -47,9 +60,9 @@ def pull(
         raise UsageError(
             source, "is not a server or a bucket", "expected http://HOST:PORT or s3://BUCKET/PREFIX"
         )
-    if isinstance(store, RemoteStore):
+    if not isinstance(store, LocalStore):
         raise UsageError(store, "is read only", "name a directory with --store")
-    report = Report()
+    report = Report(dry_run=dry_run)
     wanted: dict[str, Document] = {}
     missing: dict[str, dict[str, Variant]] = {}
     for name in dict.fromkeys(source if names is None else names):
@@ -103,7 +116,7 @@ def _only(document: Document, variant: str | None) -> Document:
     return dataclasses.replace(document, segments=tuple(segments))
 
 
-def _there(store: Store, name: str, replace: bool) -> Document | None:
+def _there(store: LocalStore, name: str, replace: bool) -> Document | None:
     try:
         return store[name]
     except DocumentMissing:
@@ -114,7 +127,7 @@ def _there(store: Store, name: str, replace: bool) -> Document | None:
         raise
 
 
-def _merged(there: Document | None, new: Document, replace: bool, store: Store) -> Document:
+def _merged(there: Document | None, new: Document, replace: bool, store: LocalStore) -> Document:
     """``there`` with the variants of ``new``."""
     if there is None:
         return new

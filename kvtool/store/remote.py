@@ -1,7 +1,7 @@
-"""A server's documents, or a bucket's, as a store that is read only.
+"""The documents of a server, a bucket or another place, read through a local store that is their cache.
 
-What is read is kept in the cache directory, in a store of its own for each source. An artifact is fetched when it is
-first read, checked to the byte, and not asked for again. Manifests may change, and are followed (``manifest_cache``).
+An artifact is fetched when it is first read, checked to the byte, and not asked for again. Manifests may change, and are
+followed (``manifest_cache``). Each place has a cache of its own in the cache directory.
 """
 
 from __future__ import annotations
@@ -10,57 +10,62 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from kvtool.artifact.read import Artifact
 from kvtool.digest import is_digest
 from kvtool.errors import StoreError
-from kvtool.store.backends.backend import NotThere, Source
-from kvtool.store.backends.http import Server
-from kvtool.store.backends.object_store import SCHEMES, Bucket
+from kvtool.store.backends.backend import Backend, NotThere
+from kvtool.store.backends.directory import DirectoryBackend
+from kvtool.store.backends.http import HttpBackend
+from kvtool.store.backends.object_store import SCHEMES, ObjectStoreBackend
+from kvtool.store.base import DocumentMissing, Store
 from kvtool.store.calibrations import Calibrations
-from kvtool.store.layout import address
-from kvtool.store.local import DocumentMissing, Store
+from kvtool.store.layout import address, scheme
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
-from kvtool.store.manifest_cache import Following
+from kvtool.store.manifest_cache import ManifestCache
 from kvtool.system.cache_dir import cache_dir
 from kvtool.system.throughput import LASTS, Rate
 
 if TYPE_CHECKING:
     from kvtool.codecs import Calibration
 
+BACKENDS: Mapping[str, Callable[[str], Backend]] = {
+    "http": HttpBackend,
+    "https": HttpBackend,
+    "file": DirectoryBackend,
+    **dict.fromkeys(SCHEMES, ObjectStoreBackend),
+}
+"""What opens an address, by its scheme."""
 
-class RemoteStore(Store):
-    """What ``Store("http://host:port")`` and ``Store("s3://bucket/prefix")`` are.
 
-    Whatever would change it raises ``StoreError``. Safe to use from any thread.
+class RemoteStore(Store, schemes=BACKENDS):
+    """The store at ``root``, an address of one of ``BACKENDS``, or what ``backend`` shows. Read only.
+
+    Safe to use from any thread.
     """
 
-    is_writable = False
-
-    def __init__(self, root: str | Path) -> None:
-        self.source = _source(address(root))
-        super().__init__(cache_dir() / "servers" / self.source.key)
-        self._kept = Store(self.root)
-        self._following = Following(self.source, self._kept)
+    def __init__(self, root: str | Path, backend: Backend | None = None) -> None:
+        self.backend = backend or BACKENDS.get(scheme(root), HttpBackend)(address(root))
+        self.cache = LocalStore(cache_dir() / "servers" / self.backend.key)
+        self._manifests = ManifestCache(self.backend, self.cache)
         self._fetching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._link = Rate(lasts=LASTS)
 
     def __str__(self) -> str:
-        return self.source.url
+        return self.backend.url
 
     def __getitem__(self, name: str) -> Document:
         self.check_name(name)
         try:
-            return self._following.document(name)
+            return self._manifests.document(name)
         except NotThere:
             raise self._missing(name) from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._following.listed()))
+        return iter(sorted(self._manifests.listed()))
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
@@ -75,8 +80,12 @@ class RemoteStore(Store):
             return False
         return True
 
+    @property
+    def calibrations(self) -> Calibrations:
+        return self.cache.calibrations
+
     def committed(self, name: str) -> float:
-        listed = self._following.listed()
+        listed = self._manifests.listed()
         if name not in listed:
             raise self._missing(name)
         return listed[name].committed
@@ -88,73 +97,61 @@ class RemoteStore(Store):
     def open_artifact(self, variant: Variant) -> Artifact:
         # Of several who want it, one fetches it.
         with self._fetching[variant.artifact]:
-            if not self._kept.holds(variant):
-                self.fetch(variant, self._kept)
-        return self._kept.open_artifact(variant)
+            if not self.cache.holds(variant):
+                self.fetch(variant, self.cache)
+        return self.cache.open_artifact(variant)
+
+    def locate_artifact(self, digest: str) -> Path:
+        if is_digest(digest) and not self.cache.artifact_path(digest).is_file():
+            named = (variant for document in self.values() for variant in document.artifacts)
+            if variant := next((variant for variant in named if variant.artifact == digest), None):
+                self.open_artifact(variant)
+        return self.cache.locate_artifact(digest)
+
+    def locate_calibration(self, digest: str) -> Path:
+        if is_digest(digest) and digest not in self.calibrations:
+            with self.cache.writing():
+                self.calibrations.receive(digest, self.backend.calibration(digest))
+        return self.cache.locate_calibration(digest)
+
+    def discard(self, variant: Variant) -> None:
+        self.cache.discard(variant)
 
     def fetch_seconds(self, variant: Variant) -> float:
-        return 0.0 if self._kept.holds(variant) else self._link.seconds(variant.nbytes)
+        """Seconds that fetching the artifact is expected to take, 0 if it was fetched or nothing was yet."""
+        return 0.0 if self.cache.holds(variant) else self._link.seconds(variant.nbytes)
 
-    @cached_property
-    def heads(self) -> Store:
-        from kvtool.store.headers import Heads
-
-        return Heads(self)
-
-    def fetch(self, variant: Variant, into: Store, on_bytes: Callable[[int], None] = lambda _: None) -> None:
-        """Copies an artifact into another store, with the calibrations that it names, and checks every byte.
+    def fetch(
+        self, variant: Variant, into: LocalStore, on_bytes: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Copies an artifact into a local store, with the calibrations that it names, and checks every byte.
 
         ``on_bytes`` is told how many more have come.
         """
 
         def chunks() -> Iterator[bytes]:
-            for chunk in self.source.artifact(variant.artifact, variant.nbytes):
+            for chunk in self.backend.artifact(variant.artifact, variant.nbytes):
                 yield chunk
                 on_bytes(len(chunk))
 
         started = time.monotonic()
         with into.writing():
-            nbytes = into.receive(variant.artifact, chunks(), Fetched(into.calibrations, self.source))
+            nbytes = into.receive(
+                variant.artifact, chunks(), FetchedCalibrations(into.calibrations, self.backend)
+            )
         self._link.took(nbytes, time.monotonic() - started)
 
-    def bring(self, digest: str) -> None:
-        if self._kept.artifact_path(digest).is_file():
-            return
-        for document in self.values():
-            for variant in document.artifacts:
-                if variant.artifact == digest:
-                    self.open_artifact(variant)
-                    return
 
-    def bring_calibration(self, digest: str) -> None:
-        if digest not in self.calibrations:
-            with suppress(KeyError), self._kept.writing():
-                _ = Fetched(self.calibrations, self.source)[digest]
+class FetchedCalibrations(Mapping[str, "Calibration"]):
+    """A store's calibrations; missing ones are copied from a backend when they are asked for."""
 
-    def _artifact_files(self) -> Iterator[Path]:
-        # Only what manifests name is known.
-        return iter(())
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise StoreError(self, "is read only", "kvtool pull copies its documents into a store of your own")
-
-    writing = changing = put = receive = put_calibration = commit = remove = collect = _refuse
-
-
-def _source(url: str) -> Source:
-    return Bucket(url) if url.partition("://")[0] in SCHEMES else Server(url)
-
-
-class Fetched(Mapping[str, "Calibration"]):
-    """A store's calibrations; those that it has not are copied from a source when they are asked for."""
-
-    def __init__(self, into: Calibrations, source: Source) -> None:
-        self.into, self.source = into, source
+    def __init__(self, into: Calibrations, backend: Backend) -> None:
+        self.into, self.backend = into, backend
 
     def __getitem__(self, digest: str) -> Calibration:
         if is_digest(digest) and digest not in self.into:
             try:
-                self.into.receive(digest, self.source.calibration(digest))
+                self.into.receive(digest, self.backend.calibration(digest))
             except NotThere:
                 raise KeyError(digest) from None
         return self.into[digest]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from kvtool.artifact.write import compressed_content
 from kvtool.codecs import CodecError, Inputs, Pipeline
 from kvtool.errors import StoreError
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Variant
 
 
@@ -24,7 +25,7 @@ class SegmentRef:
 
 
 def encode_segment(
-    store: Store, ref: SegmentRef, pipeline: Pipeline, inputs: Inputs | None = None
+    store: LocalStore, ref: SegmentRef, pipeline: Pipeline, inputs: Inputs | None = None
 ) -> Variant:
     """Encodes one segment by ``pipeline`` and stores the artifact, after the calibrations that it names.
 

@@ -1,7 +1,7 @@
-"""Memory that was freed goes back to the system.
+"""Returns freed memory to the system.
 
-The C library keeps it for later, in pieces among what is still held: a server under load would grow to half again what it
-holds.
+The C library keeps it for later, in pieces among memory that is in use: a server under load would grow to half again its
+size.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import time
 from contextlib import suppress
 
 PAUSE = 1.0
-"""Seconds between two times: what computes has to ask the system anew for the pages that it had."""
+"""Seconds between two trims: after each, computing has to ask the system for its pages again."""
 
 
 def trim() -> None:
-    """Gives back what is free now. Only glibc keeps so much that it has a function for this."""
+    """Returns what is free now. Only glibc keeps so much that it has a function for this."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
-class Trimming:
-    """Does so in a thread of its own, soon after it is told that something large was ``freed``."""
+class Trimmer:
+    """Trims in a thread of its own, soon after it is told that something large was ``freed``."""
 
     def __init__(self) -> None:
         self._freed = threading.Event()

@@ -1,4 +1,4 @@
-"""What was done when, and by which thread, in the format that Chrome's tracing and Perfetto read."""
+"""A record of what was done when, and by which thread, in the format of Chrome's tracing and Perfetto."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from kvtool.errors import StoreError
 
 @dataclass(frozen=True)
 class Span:
-    """``start`` and ``stop`` are of ``time.perf_counter``, in seconds. ``kind`` is one of a few words."""
+    """Something that was done, from ``start`` to ``stop``, in seconds of ``time.perf_counter``.
+
+    ``kind`` is one of a few words.
+    """
 
     kind: str
     name: str
@@ -27,12 +30,13 @@ class Span:
 
 @dataclass
 class Trace:
-    """Spans, from any thread, in the order in which they ended."""
+    """Spans from any thread, in the order in which they ended."""
 
     spans: list[Span] = field(default_factory=list)
 
     @contextmanager
     def span(self, kind: str, name: str) -> Iterator[None]:
+        """Adds a span of the context's duration."""
         start = time.perf_counter()
         try:
             yield
@@ -40,7 +44,7 @@ class Trace:
             self.add(kind, name, start)
 
     def add(self, kind: str, name: str, start: float) -> None:
-        """One that began at ``start`` and ends now."""
+        """Adds a span that began at ``start`` and ends now."""
         thread = threading.current_thread()
         lane = "model" if thread is threading.main_thread() else thread.name
         self.spans.append(Span(kind, name, lane, start, time.perf_counter()))

@@ -445,7 +445,7 @@ def test_too_many_tensors_are_refused(make_kv: KVs, write: Write, monkeypatch: p
 def test_identity_depends_on_everything_that_decides_the_bits() -> None:
     pipelines = [recipe("kivi").build(bits=b) for b in (2, 4)]
     base: dict[str, Any] = {"model": "m", "prefix": "p", "token_ids": [1, 2]}
-    variations = [
+    variations: list[dict[str, Any]] = [
         {}, {"model": "n"}, {"prefix": "q"}, {"token_ids": [2, 1]}, {"token_ids": [1, 2, 2]},
         {"pipeline": pipelines[0]}, {"pipeline": pipelines[1]},
     ]  # fmt: skip

@@ -11,9 +11,10 @@ import torch
 
 import kvtool
 from kvtool import Store
-from kvtool.blending.layer_loader import Loading, empty_cache
+from kvtool.blending.layer_loader import LayerLoader, empty_cache
 from kvtool.blending.layout import lay_out
-from kvtool.blending.policy_inputs import Known
+from kvtool.blending.policy_inputs import PolicyInputs
+from kvtool.engines.capabilities import key_rotations
 from kvtool.model.chat_template import prefix_of, question_tokens
 from kvtool.system.trace import Trace
 
@@ -126,7 +127,7 @@ def copied(documents: Store, tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def known_of() -> Callable[..., Known]:
+def inputs_of() -> Callable[..., PolicyInputs]:
     """What is known of a blend whose caches are all in place. ``question`` is asked, if one is given."""
 
     def make(
@@ -137,14 +138,15 @@ def known_of() -> Callable[..., Known]:
         budget: int = 12,
         question: str | None = None,
         **options: str,
-    ) -> Known:
+    ) -> PolicyInputs:
         layout = lay_out(store, names, model, **options)  # type: ignore[arg-type]
-        assert model.turned is not None
+        rotations = key_rotations(model)
+        assert rotations is not None
         cache, trace = empty_cache(layout), Trace()
-        with Loading(layout, model.turned, cache, trace) as loading:
-            loading.wait_for_all()
+        with LayerLoader(layout, rotations, cache, trace) as loader:
+            loader.wait_for_all()
         prefix = prefix_of(model)
         asked = [] if question is None else [torch.tensor(question_tokens(model, prefix, question))]
-        return Known(model, layout, cache, loading, budget, asked, trace)
+        return PolicyInputs(model, layout, cache, loader, budget, asked, trace)
 
     return make

@@ -26,7 +26,7 @@ from kvtool.blending.layout import lay_out
 from kvtool.cli import app
 from kvtool.digest import digest
 from kvtool.errors import ArtifactError, ModelError, StoreError, UsageError
-from kvtool.model.chat_template import BETWEEN, document_tokens, prefix_of
+from kvtool.model.chat_template import SEPARATOR, document_tokens, prefix_of
 from kvtool.store.manifest import Variant
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
@@ -75,7 +75,7 @@ def behind(
 ) -> list[tuple[Tensor, Tensor]]:
     """Each layer's keys and values of ``name`` behind prefix, ``other`` and a gap, by transformers alone, moved back."""
     prefix, own = (part.token_ids.tolist() for part in store.parts(name))
-    before = [*store.open(other).token_ids.tolist()[:tokens], *document_tokens(model, BETWEEN)]
+    before = [*store.open(other).token_ids.tolist()[:tokens], *document_tokens(model, SEPARATOR)]
     cache = DynamicCache()
     with torch.no_grad():
         model.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)
@@ -237,7 +237,7 @@ def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model
     assert sorted(report.averaged) == ["c.txt", "long.md"]
     assert len(store["long.md"].segments) == 3
     (prefix, own) = (part.token_ids.tolist() for part in store.parts("long.md", segment=2))
-    before = [*store.open("c.txt").token_ids.tolist(), *document_tokens(lively, BETWEEN)]
+    before = [*store.open("c.txt").token_ids.tolist(), *document_tokens(lively, SEPARATOR)]
     cache = DynamicCache()
     with torch.no_grad():
         lively.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)
@@ -502,7 +502,8 @@ def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.
     store = Store("made")
     tokens = sum(document.n_tokens for document in store.values())
     assert first.keys() == {
-        "store", "model", "dry_run", "prefilled", "unchanged", "averaged", "problems", "tokens", "seconds",
+        "store", "model", "dry_run", "prefilled", "unchanged", "averaged", "without_neighbours", "problems", "tokens",
+        "seconds",
     }  # fmt: skip
     assert sorted(first["averaged"]) == sorted(first["prefilled"]) == THREE
     assert first["tokens"] == 3 * tokens
@@ -515,8 +516,11 @@ def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.
 
 def test_prefill_says_so_in_words(cli: Callable[..., Any]) -> None:
     said = cli("prefill", "c.txt", "--neighbours", "2").stderr
-    assert "c.txt: no other documents to stand behind" in said
-    assert "3 read behind others for blending" in cli("prefill", "docs", "c.txt", "--neighbours", "2").stderr
+    assert "c.txt: no neighbours that fit the model's context" in said
+    assert (
+        "3 averaged over neighbours, for blending"
+        in cli("prefill", "docs", "c.txt", "--neighbours", "2").stderr
+    )
 
 
 def test_fewer_than_no_neighbours_make_no_sense(cli: Callable[..., Any]) -> None:
@@ -528,7 +532,7 @@ def test_fewer_than_no_neighbours_make_no_sense(cli: Callable[..., Any]) -> None
 def test_verify_and_gc_know_them(made: Store, cli: Callable[..., Any]) -> None:
     kvtool.compress(made, recipe="kivi", source="expected")
     # Three documents of three variants each, and the prefix.
-    assert json.loads(cli("verify", "--json").stdout) == {"sound": 10, "broken": {}, "removed": []}
+    assert json.loads(cli("verify", "--json").stdout) == {"intact": 10, "broken": {}, "removed": []}
     before = files(made)
     assert made.collect(dry_run=True) == []
     cli("gc")

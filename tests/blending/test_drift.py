@@ -17,6 +17,7 @@ from kvtool.blending.drift import HALF, Drift
 from kvtool.blending.layer_loader import empty_cache
 from kvtool.blending.layout import Cached, Layout, Text, lay_out
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.capabilities import key_rotations
 
 PARTS = ["a.txt", Text(" and "), "b.txt", Cached("c@home.txt", "raw"), "long.txt", Cached("b.txt")]
 """Of these the second and the last are made for blending, and the long one's three segments."""
@@ -98,13 +99,14 @@ def layout(
 def test_a_part_of_the_mean_change_is_passed_on(
     request: pytest.FixtureRequest, model: kvtool.Model, layout: Layout
 ) -> None:
-    assert model.turned is not None
+    rotations = key_rotations(model)
+    assert rotations is not None
     latent = request.node.callspec.params["model"] == "latent"
     # In latent attention it is the values that are rotated.
-    assert bool(model.turned.values[0].inv_freq) is latent
-    assert bool(model.turned.keys[0].inv_freq) is not latent
+    assert bool(rotations.values[0].inv_freq) is latent
+    assert bool(rotations.keys[0].inv_freq) is not latent
     tokens, cache = some_of(layout), filled(layout)
-    passing = Drift(layout, model.turned, cache, torch.tensor(tokens))
+    passing = Drift(layout, rotations, cache, torch.tensor(tokens))
     layer = len(cache.layers) - 1
     held = cache.layers[layer]
     changes = [torch.randn(x.shape[1], len(tokens), x.shape[3]) for x in (held.keys, held.values)]
@@ -130,9 +132,10 @@ def test_a_part_of_the_mean_change_is_passed_on(
 def test_who_is_touched(prepared: Store, lively: kvtool.Model) -> None:
     """What was made for blending and has recomputed tokens: neither the exact, nor text, nor what nothing is known of."""
     layout = lay_out(prepared, PARTS, lively)
-    assert lively.turned is not None
+    rotations = key_rotations(lively)
+    assert rotations is not None
     tokens = some_of(layout)
-    passing = Drift(layout, lively.turned, filled(layout), torch.tensor(tokens))
+    passing = Drift(layout, rotations, filled(layout), torch.tensor(tokens))
     _, _, b, _, long, *_, again = layout.segments
     own = (range(segment.start, segment.stop) for segment in (b, long, again))
     assert set(passing.target.tolist()) == {n for tokens in own for n in tokens} - set(tokens)
@@ -140,11 +143,12 @@ def test_who_is_touched(prepared: Store, lively: kvtool.Model) -> None:
 
 def test_documents_alone_are_left_as_they_are(documents: Store, lively: kvtool.Model) -> None:
     layout = lay_out(documents, PARTS, lively)
-    assert lively.turned is not None
+    rotations = key_rotations(lively)
+    assert rotations is not None
     cache, tokens = filled(layout), torch.tensor(some_of(layout))
     held = cache.layers[1]
     before = held.keys.clone()
-    Drift(layout, lively.turned, cache, tokens)(
+    Drift(layout, rotations, cache, tokens)(
         1,
         torch.ones(held.keys.shape[1], len(tokens), held.keys.shape[3]),
         torch.ones(held.values.shape[1], len(tokens), held.values.shape[3]),

@@ -14,9 +14,10 @@ from transformers import DynamicCache
 
 import kvtool
 from kvtool import Store
-from kvtool.blending.layer_loader import READERS, Loading, empty_cache
+from kvtool.blending.layer_loader import READERS, LayerLoader, empty_cache
 from kvtool.blending.layout import Cached, Text, lay_out
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.capabilities import key_rotations
 from kvtool.errors import ArtifactError, StoreError
 from kvtool.system.trace import Trace
 
@@ -86,7 +87,7 @@ def test_variants_compressed_and_raw_in_one_prompt(documents: Store, lively: kvt
 
 def test_the_same_again_is_the_same_to_the_bit(prepared: Store, lively: kvtool.Model) -> None:
     made = [
-        kvtool.blend(prepared, ["long.txt", *THREE], lively, question=QUESTION, between="\n\n")
+        kvtool.blend(prepared, ["long.txt", *THREE], lively, question=QUESTION, separator="\n\n")
         for _ in range(3)
     ]
     assert same(made[0], made[1])
@@ -95,7 +96,7 @@ def test_the_same_again_is_the_same_to_the_bit(prepared: Store, lively: kvtool.M
 
 @pytest.mark.parametrize("variant", ["raw", "kivi"])
 def test_in_inference_mode_too(documents: Store, lively: kvtool.Model, variant: str) -> None:
-    options = {"variant": variant, "question": QUESTION, "between": "\n\n"}
+    options = {"variant": variant, "question": QUESTION, "separator": "\n\n"}
     usual = kvtool.blend(documents, THREE, lively, **options)  # type: ignore[arg-type]
     with torch.inference_mode():
         inside = kvtool.blend(documents, THREE, lively, **options)  # type: ignore[arg-type]
@@ -141,11 +142,12 @@ def test_a_missing_artifact_is_an_error(copied: Store, lively: kvtool.Model) -> 
 
 def test_leaving_early_waits_for_the_threads(documents: Store, lively: kvtool.Model) -> None:
     layout = lay_out(documents, THREE, lively)
-    assert lively.turned is not None
+    rotations = key_rotations(lively)
+    assert rotations is not None
     before = threading.enumerate()
     with (
         pytest.raises(KeyboardInterrupt),
-        Loading(layout, lively.turned, empty_cache(layout), Trace()),
+        LayerLoader(layout, rotations, empty_cache(layout), Trace()),
     ):
         raise KeyboardInterrupt
     assert threading.enumerate() == before

@@ -97,7 +97,7 @@ def test_without_a_prefix(lively: kvtool.Model, prefill_texts: Make) -> None:
 
 
 def test_text_between_has_no_cache(documents: Store, lively: kvtool.Model) -> None:
-    layout = lay_out(documents, ["a.txt", "b.txt", "c@home.txt"], lively, between=" … ")
+    layout = lay_out(documents, ["a.txt", "b.txt", "c@home.txt"], lively, separator=" … ")
     gap = lively.tokenizer(" … ").input_ids
     prefix, a, b, c = (
         prefix_ids(documents),
@@ -142,7 +142,7 @@ def test_a_long_document_stands_there_with_all_its_segments(
 ) -> None:
     n = len(documents["long.txt"].segments)
     assert n == 3
-    layout = lay_out(documents, "long.txt", lively, between="\n---\n")
+    layout = lay_out(documents, "long.txt", lively, separator="\n---\n")
     assert [segment.document for segment in layout.segments] == ["the prefix", *["long.txt"] * n]
     assert lively.tokenizer.decode(layout.token_ids[layout.prefix_tokens :]) == texts["long.txt"]
     # What was split continues without the text that stands between documents.

@@ -14,29 +14,29 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import kvtool
 from kvtool import Store
 from kvtool.artifact.scores import NEED, SPREAD
-from kvtool.blending.blend import How
+from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Text
 from kvtool.blending.policies import POLICIES, policy_of
-from kvtool.blending.policy_inputs import Known
+from kvtool.blending.policy_inputs import PolicyInputs
 from kvtool.errors import UsageError
 
 THREE = ["a.txt", "b.txt", "c@home.txt"]
 QUESTION = "How many ships are in the harbour?"
 MEASURED = {"cacheblend": "values", "cacheblend-keys": "keys"}
 
-KnownOf = Callable[..., Known]
+InputsOf = Callable[..., PolicyInputs]
 
 
-def chosen(known: Known, policy: str) -> list[int]:
+def chosen(inputs: PolicyInputs, policy: str) -> list[int]:
     """The tokens that a blend would run again, ascending."""
-    scores = torch.where(known.candidates, POLICIES[policy].score(known), -torch.inf)
-    return scores.topk(known.budget).indices.sort().values.tolist()
+    scores = torch.where(inputs.candidates, POLICIES[policy].score(inputs), -torch.inf)
+    return scores.topk(inputs.budget).indices.sort().values.tolist()
 
 
-def as_cached(known: Known) -> DynamicCache:
+def as_cached(inputs: PolicyInputs) -> DynamicCache:
     """A transformers cache of what is cached, copied."""
     cache = DynamicCache()
-    for n, layer in enumerate(known.cache.layers):
+    for n, layer in enumerate(inputs.cache.layers):
         cache.update(layer.keys.clone(), layer.values.clone(), n)
     return cache
 
@@ -82,61 +82,61 @@ def test_legolink_takes_as_many_first_tokens_of_each_segment(stand_in: Any, budg
 
 
 def test_cacheblend_scores_how_far_the_second_layer_is_from_a_full_prefills(
-    documents: Store, lively: kvtool.Model, known_of: KnownOf
+    documents: Store, lively: kvtool.Model, inputs_of: InputsOf
 ) -> None:
     """All candidates are compared behind what is exact, so that what is computed there is what a full prefill gives."""
     parts = ["a.txt", Text(" and "), "b.txt", "c@home.txt"]
     full = DynamicCache()
-    known = known_of(documents, parts, lively)
+    inputs = inputs_of(documents, parts, lively)
     with torch.no_grad():
-        lively.model(known.layout.token_ids[None], past_key_values=full)
+        lively.model(inputs.layout.token_ids[None], past_key_values=full)
     for policy, side in MEASURED.items():
-        known = known_of(documents, parts, lively)
-        held = getattr(known.cache.layers[1], side)[0].clone()
-        scores = POLICIES[policy].score(known)
+        inputs = inputs_of(documents, parts, lively)
+        held = getattr(inputs.cache.layers[1], side)[0].clone()
+        scores = POLICIES[policy].score(inputs)
         apart = (getattr(full.layers[1], side)[0] - held).square().sum((0, 2))
-        expected = apart[known.candidates] / apart[known.candidates].max()
-        torch.testing.assert_close(scores[known.candidates] - 1, expected, atol=1e-4, rtol=1e-3)
+        expected = apart[inputs.candidates] / apart[inputs.candidates].max()
+        torch.testing.assert_close(scores[inputs.candidates] - 1, expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("policy", "side"), MEASURED.items())
 def test_cacheblend_picks_the_token_whose_cache_is_wrong(
-    documents: Store, lively: kvtool.Model, known_of: KnownOf, policy: str, side: str
+    documents: Store, lively: kvtool.Model, inputs_of: InputsOf, policy: str, side: str
 ) -> None:
     for token in (-1, -40):
-        known = known_of(documents, THREE, lively, budget=1)
-        place = len(known.layout.token_ids) + token
-        getattr(known.cache.layers[1], side)[0, :, place] += 50.0
-        assert chosen(known, policy) == [place]
+        inputs = inputs_of(documents, THREE, lively, budget=1)
+        place = len(inputs.layout.token_ids) + token
+        getattr(inputs.cache.layers[1], side)[0, :, place] += 50.0
+        assert chosen(inputs, policy) == [place]
         # The layer's other side is not what is compared.
         other = next(name for name, measured in MEASURED.items() if measured != side)
-        known = known_of(documents, THREE, lively, budget=1)
-        sound = chosen(known, other)
-        known = known_of(documents, THREE, lively, budget=1)
-        getattr(known.cache.layers[1], side)[0, :, place] += 50.0
-        assert chosen(known, other) == sound
+        inputs = inputs_of(documents, THREE, lively, budget=1)
+        sound = chosen(inputs, other)
+        inputs = inputs_of(documents, THREE, lively, budget=1)
+        getattr(inputs.cache.layers[1], side)[0, :, place] += 50.0
+        assert chosen(inputs, other) == sound
 
 
 def test_gradual_leaves_fewer_at_each_layer(
-    documents: Store, lively: kvtool.Model, known_of: KnownOf, monkeypatch: pytest.MonkeyPatch
+    documents: Store, lively: kvtool.Model, inputs_of: InputsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = known_of(documents, ["a.txt", Text("; "), "b.txt", "c@home.txt"], lively, budget=10)
+    inputs = inputs_of(documents, ["a.txt", Text("; "), "b.txt", "c@home.txt"], lively, budget=10)
     looked: list[tuple[int, Tensor]] = []
-    real = Known.refreshed
+    real = PolicyInputs.refreshed
 
-    def note(self: Known, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def note(self: PolicyInputs, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         looked.append((layer, tokens))
         return real(self, layer, tokens)
 
-    monkeypatch.setattr(Known, "refreshed", note)
-    scores = POLICIES["cacheblend-gradual"].score(known)
-    fresh = (~known.layout.cached).nonzero()[:, 0].tolist()
+    monkeypatch.setattr(PolicyInputs, "refreshed", note)
+    scores = POLICIES["cacheblend-gradual"].score(inputs)
+    fresh = (~inputs.layout.cached).nonzero()[:, 0].tolist()
     compared = [sorted(set(tokens.tolist()) - set(fresh)) for _, tokens in looked]
     assert [layer for layer, _ in looked] == [1, 2, 3]
-    assert [len(tokens) for tokens in compared] == [int(known.candidates.sum()), 20, 15]
+    assert [len(tokens) for tokens in compared] == [int(inputs.candidates.sum()), 20, 15]
     assert all(set(fresh) <= set(tokens.tolist()) for _, tokens in looked)
     assert set(compared[2]) < set(compared[1]) < set(compared[0])
-    assert set(compared[0]) == set(known.candidates.nonzero()[:, 0].tolist())
+    assert set(compared[0]) == set(inputs.candidates.nonzero()[:, 0].tolist())
     # What was left out earlier scores less, whatever it scored there.
     assert scores[compared[2]].min() >= 3 > scores[compared[1]].sort().values[4]
     assert set(scores.topk(10).indices.tolist()) <= set(compared[2])
@@ -172,62 +172,64 @@ def test_gradual_of_a_model_with_two_layers_compares_at_the_second(stand_in: Any
 
 
 def test_prophet_scores_where_the_question_looks(
-    documents: Store, lively: kvtool.Model, known_of: KnownOf
+    documents: Store, lively: kvtool.Model, inputs_of: InputsOf
 ) -> None:
     """Against the weights that transformers' eager attention says."""
     eager = AutoModelForCausalLM.from_pretrained(lively.directory, attn_implementation="eager")
-    known = known_of(documents, THREE, lively, question=QUESTION)
-    n, (asked,) = len(known.layout.token_ids), known.questions
+    inputs = inputs_of(documents, THREE, lively, question=QUESTION)
+    n, (asked,) = len(inputs.layout.token_ids), inputs.questions
     with torch.no_grad():
-        out = eager(asked[None], past_key_values=as_cached(known), output_attentions=True)
+        out = eager(asked[None], past_key_values=as_cached(inputs), output_attentions=True)
     weights = torch.stack([layer[0, :, :, :n] for layer in out.attentions]).mean(2)
-    torch.testing.assert_close(known.attention, weights, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(POLICIES["prophet"].score(known), weights.mean((0, 1)), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(inputs.attention, weights, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(POLICIES["prophet"].score(inputs), weights.mean((0, 1)), atol=1e-6, rtol=1e-4)
     # The look leaves nothing behind.
-    assert known.cache.get_seq_length() == n
+    assert inputs.cache.get_seq_length() == n
 
 
 def test_drift_multiplies_attention_by_spread_layer_by_layer(
-    prepared: Store, lively: kvtool.Model, known_of: KnownOf
+    prepared: Store, lively: kvtool.Model, inputs_of: InputsOf
 ) -> None:
-    known = known_of(prepared, THREE, lively, question=QUESTION)
-    scores = POLICIES["drift"].score(known)
-    attention = known.attention.mean(1)
-    for segment in known.layout.segments[2:]:
+    inputs = inputs_of(prepared, THREE, lively, question=QUESTION)
+    scores = POLICIES["drift"].score(inputs)
+    attention = inputs.attention.mean(1)
+    for segment in inputs.layout.segments[2:]:
         spread = segment.artifact.score(SPREAD)
         assert spread is not None
         own = slice(segment.start, segment.stop)
         assert spread.shape == (4, segment.stop - segment.start)
         torch.testing.assert_close(scores[own], (attention[:, own] * spread).mean(0))
-    assert chosen(known, "drift") != chosen(known, "prophet")
+    assert chosen(inputs, "drift") != chosen(inputs, "prophet")
 
 
 def test_what_no_segment_says_is_the_mean_of_what_others_say(
-    prepared: Store, lively: kvtool.Model, known_of: KnownOf
+    prepared: Store, lively: kvtool.Model, inputs_of: InputsOf
 ) -> None:
-    known = known_of(prepared, THREE, lively)
+    inputs = inputs_of(prepared, THREE, lively)
     for name in (SPREAD, NEED):
-        scores = known.scored(name)
+        scores = inputs.score(name)
         assert scores is not None
-        told = [segment.artifact.score(name) for segment in known.layout.segments[2:]]
+        told = [segment.artifact.score(name) for segment in inputs.layout.segments[2:]]
         # Layer by layer, since a score is much smaller in some.
         mean = torch.cat([score for score in told if score is not None], -1).mean(-1, keepdim=True)
         # Neither the prefix nor the first document has been scored: their caches are exact.
         torch.testing.assert_close(
-            scores[..., : known.layout.segments[2].start],
-            mean.expand_as(scores[..., : known.layout.segments[2].start]),
+            scores[..., : inputs.layout.segments[2].start],
+            mean.expand_as(scores[..., : inputs.layout.segments[2].start]),
         )
 
 
-def test_drift_falls_back(documents: Store, prepared: Store, lively: kvtool.Model, known_of: KnownOf) -> None:
+def test_drift_falls_back(
+    documents: Store, prepared: Store, lively: kvtool.Model, inputs_of: InputsOf
+) -> None:
     asked, unasked = {"question": QUESTION}, {}
-    plain = known_of(documents, THREE, lively, **asked)
+    plain = inputs_of(documents, THREE, lively, **asked)
     torch.testing.assert_close(POLICIES["drift"].score(plain), plain.attention.mean((0, 1)))
-    known = known_of(prepared, THREE, lively, **unasked)
-    need = known.scored(NEED)
+    inputs = inputs_of(prepared, THREE, lively, **unasked)
+    need = inputs.score(NEED)
     assert need is not None
-    assert torch.equal(POLICIES["drift"].score(known), need)
-    plain = known_of(documents, THREE, lively, **unasked)
+    assert torch.equal(POLICIES["drift"].score(inputs), need)
+    plain = inputs_of(documents, THREE, lively, **unasked)
     assert torch.equal(POLICIES["drift"].score(plain), POLICIES["legolink"].score(plain))
 
 
@@ -246,7 +248,7 @@ def test_text_that_is_not_computed_yet_tells_nothing(
         monkeypatch.setattr(torch, "empty", dirty)
         made.append(
             kvtool.blend(
-                documents, THREE, lively, between="\n\n", policy=policy, recompute=0.1, question=QUESTION
+                documents, THREE, lively, separator="\n\n", policy=policy, recompute=0.1, question=QUESTION
             )
         )
     for cache in made:
@@ -280,9 +282,9 @@ def test_a_share_is_from_0_to_1(recompute: Any) -> None:
     with pytest.raises(
         UsageError, match=r"^recompute .*: expected a share of the documents' tokens, from 0 to 1"
     ):
-        How(recompute)
+        BlendOptions(recompute)
 
 
 @pytest.mark.parametrize(("policy", "share"), [("none", 0.0), ("all", 1.0), ("even", 0.3)])
 def test_some_policies_say_the_share_themselves(policy: str, share: float) -> None:
-    assert How(0.3, policy).recompute == share
+    assert BlendOptions(0.3, policy).recompute == share

@@ -49,7 +49,8 @@ def keeps_its_word(
     heads, tokens, channels = shape
     generator = torch.Generator().manual_seed(tokens)
     x = torch.randn(2, *shape, generator=generator)
-    layer = LayerKV(*fill(x).to(dtype), torch.arange(5, 5 + 2 * tokens, 2))
+    keys, values = fill(x).to(dtype)
+    layer = LayerKV(keys, values, torch.arange(5, 5 + 2 * tokens, 2))
     rope = Rope(tuple(100 ** (-i / 8) for i in range(channels // 2)))
     rotations = {"rotations": [rope.to_json()], "rotation_of_layer": [0] * LAYERS}
     kv = KV((layer,) * LAYERS, torch.arange(tokens), rotations)

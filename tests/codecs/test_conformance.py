@@ -40,8 +40,9 @@ from kvtool.codecs import (
     stages,
 )
 from kvtool.codecs.entropy.pack import Pack
-from kvtool.codecs.registry import FOLDERS
-from kvtool.codecs.stage import Array, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Stage
+from kvtool.codecs.stage_registry import FOLDERS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(2, 37, 10), (1, 1, 8), (3, 0, 8), (1, 161, 33), (2, 5, 0), (1, 1, 1), (2, 64, 64)]
@@ -121,7 +122,7 @@ def equal(a: Payload, b: Payload) -> bool:
 
 def corrupted(payload: Payload, spec: Spec) -> list[Payload]:
     """The payload with bits flipped here and there, and, where a length is open, cut short."""
-    found = []
+    found: list[Payload] = []
     for name, tensor in payload.items():
         n = tensor.numel() * tensor.element_size()
         for position in sorted({0, 7, n // 3, n // 2, n - 1} & set(range(n))):

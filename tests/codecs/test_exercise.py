@@ -30,6 +30,7 @@ from kvtool.codecs import (
     decode,
     encode,
     registry,
+    stage_registry,
 )
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.quantize.group import Group
@@ -81,24 +82,25 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         own = source.replace("kvtool.codecs.quantize.clipped", f"{package.name}.clipped")
         assert (own != source) == (name == RECIPE)
         (package / Path(name).name).write_text(own)
-    found, points, before = registry.entry_points, entry_points(), dict(registry.stages())
+    found, points, before = importlib.metadata.entry_points, entry_points(), dict(stage_registry.stages())
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(package.parent)
-        patch.setattr(registry, "entry_points", lambda group: [*found(group=group), *points[group]])
-        registry._discover.cache_clear()
+        for module in (registry, stage_registry):
+            patch.setattr(module, "entry_points", lambda group: [*found(group=group), *points[group]])
+        stage_registry._discover.cache_clear()
         registry.recipes.cache_clear()
         yield
-    registry._stages.clear()
-    registry._stages.update(before)
+    stage_registry._stages.clear()
+    stage_registry._stages.update(before)
     registry.recipes.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == package.name]:
         del sys.modules[name]
     assert "skvq" not in registry.recipes()
-    assert registry.stages() == before
+    assert stage_registry.stages() == before
 
 
 def clipped(**fields: int) -> Stage:
-    return registry.stage_from_config({"name": "clipped", "version": 1, **fields})
+    return stage_registry.stage_from_config({"name": "clipped", "version": 1, **fields})
 
 
 def skvq() -> Recipe:

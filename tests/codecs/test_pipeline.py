@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -24,7 +24,8 @@ from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.entropy.planes import Planes
 from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.quantize.group_v1 import GroupV1
-from kvtool.codecs.stage import Kind, Payload
+from kvtool.codecs.spec import Payload
+from kvtool.codecs.stage import Kind
 from kvtool.codecs.transform.window import Window
 
 X = Array((2, 10, 8), torch.float32)
@@ -134,7 +135,7 @@ def test_all_neighbours_of_equal_sizes_make_one_group() -> None:
 
 @pytest.mark.parametrize("layers", [1, -1, True, 2.0, "0", None])
 def test_a_configuration_of_layers_that_nobody_writes_is_refused(layers: object) -> None:
-    config = {**Pipeline(layers=2).to_config(), "layers": layers}
+    config: Any = {**Pipeline(layers=2).to_config(), "layers": layers}
     with pytest.raises(CodecError, match=r"layers is .*, expected an integer from 2, or 0 for all"):
         Pipeline.from_config(config)
 
@@ -207,10 +208,16 @@ def test_sizes_that_metadata_claims_are_bounded() -> None:
         ("layers", [{"count": 1, "tokens": 0, "keys": [2**20, 8], "values": [2, 8]}]),
         ("layers", [{"count": 1, "tokens": 0, "keys": [0, 2**30], "values": [2, 8]}]),
     ]:
-        geometry = {**blob.metadata["geometry"], field: value}  # type: ignore[dict-item]
+        geometry: Any = {**blob.metadata["geometry"], field: value}  # type: ignore[dict-item]
         with pytest.raises(CodecError):
             decode(type(blob)(blob.tensors, {**blob.metadata, "geometry": geometry}))
-    for field, wrong in [("positions", {"start": -1}), ("positions", 3), ("rope", []), ("pipeline", {})]:
+    broken: list[tuple[str, Any]] = [
+        ("positions", {"start": -1}),
+        ("positions", 3),
+        ("rope", []),
+        ("pipeline", {}),
+    ]
+    for field, wrong in broken:
         with pytest.raises(CodecError, match=field):
             decode(type(blob)(blob.tensors, {**blob.metadata, field: wrong}))
 

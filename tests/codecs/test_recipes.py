@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import signature
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, encode, recipe, recipes, registry
+from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, encode, recipe, recipes, stage_registry
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.stage import Kind
 from kvtool.compression.compress import compress
@@ -43,7 +43,7 @@ def test_fewer_bits_are_smaller_and_worse() -> None:
         ({"level": 3}, "no parameter 'level'; it has: bits, group, recent, sinks"),
     ],
 )
-def test_unknown_parameters_and_values_are_refused(parameters: dict[str, int], message: str) -> None:
+def test_unknown_parameters_and_values_are_refused(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(CodecError, match=message):
         recipe("kivi").build(**parameters)
 
@@ -72,10 +72,10 @@ def test_a_pipeline_takes_no_parameters() -> None:
 
 @pytest.fixture
 def kept_registry() -> Iterator[None]:
-    before = dict(registry.stages())
+    before = dict(stage_registry.stages())
     yield
-    registry._stages.clear()
-    registry._stages.update(before)
+    stage_registry._stages.clear()
+    stage_registry._stages.update(before)
 
 
 @pytest.mark.usefixtures("kept_registry")
@@ -85,9 +85,11 @@ def test_stages_of_other_packages_come_by_entry_point(monkeypatch: pytest.Monkey
         name: ClassVar[str] = "foreign"
 
     point = SimpleNamespace(load=lambda: Foreign)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "kvtool.stages" else [])
-    registry._discover.cache_clear()
-    assert isinstance(registry.stage_from_config({"name": "foreign", "version": 1}), Foreign)
+    monkeypatch.setattr(
+        stage_registry, "entry_points", lambda group: [point] if group == "kvtool.stages" else []
+    )
+    stage_registry._discover.cache_clear()
+    assert isinstance(stage_registry.stage_from_config({"name": "foreign", "version": 1}), Foreign)
 
 
 @pytest.mark.usefixtures("kept_registry")
@@ -98,29 +100,29 @@ def test_a_second_stage_of_the_same_name_and_version_is_refused() -> None:
         kind: ClassVar[Kind] = "entropy"
 
     with pytest.raises(CodecError, match=r"'pack' version 1 is registered twice"):
-        registry.register(Other)
-    assert registry.register(Pack) is Pack
+        stage_registry.register(Other)
+    assert stage_registry.register(Pack) is Pack
 
 
 @pytest.mark.usefixtures("kept_registry")
 def test_a_later_version_stands_beside_the_earlier() -> None:
-    @registry.register
+    @stage_registry.register
     @dataclass(frozen=True)
     class Later(Pack):
         version: ClassVar[int] = 3
 
-    assert isinstance(registry.stage_from_config({"name": "pack", "version": 3}), Later)
-    assert type(registry.stage_from_config({"name": "pack", "version": 1})) is Pack
+    assert isinstance(stage_registry.stage_from_config({"name": "pack", "version": 3}), Later)
+    assert type(stage_registry.stage_from_config({"name": "pack", "version": 1})) is Pack
     with pytest.raises(CodecError, match="no version 2"):
-        registry.stage_from_config({"name": "pack", "version": 2})
+        stage_registry.stage_from_config({"name": "pack", "version": 2})
     with pytest.raises(CodecError, match="version 4, newer than 3"):
-        registry.stage_from_config({"name": "pack", "version": 4})
+        stage_registry.stage_from_config({"name": "pack", "version": 4})
 
 
 @pytest.mark.parametrize("config", [None, [], "pack", {}, {"name": "pack"}, {"name": 1, "version": 1}])
 def test_what_is_no_configuration_is_refused(config: object) -> None:
     with pytest.raises(CodecError):
-        registry.stage_from_config(config)  # type: ignore[arg-type]
+        stage_registry.stage_from_config(config)  # type: ignore[arg-type]
 
 
 def test_nominal_bits_of_more_layers_than_the_common_model_has() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from kvtool.commands.prefill import PrefillFlags
 from kvtool.config import Settings, settings, user_file
 from kvtool.errors import UsageError
 
@@ -46,6 +48,17 @@ def test_every_kind_of_value_from_a_file() -> None:
     assert found.no_prefix is True
     assert found.segment_tokens == 100
     assert found.load_in == "4bit"
+
+
+def test_a_setting_and_its_flag_are_described_alike() -> None:
+    flags = get_type_hints(PrefillFlags, include_extras=True)
+    assert flags.keys() == Settings.model_fields.keys()
+    for name, field in Settings.model_fields.items():
+        (option,) = flags[name].__metadata__
+        assert option.default == f"--{name.replace('_', '-')}"
+        # The flag adds what is taken by default, or that it can be repeated.
+        assert field.description
+        assert option.help.startswith(field.description.removesuffix("."))
 
 
 def test_lists_and_empty_values_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

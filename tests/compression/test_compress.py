@@ -241,7 +241,7 @@ def test_what_is_there_is_not_measured_again(
     store: Store, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kvtool.compress(store, recipe="zipcache", model=tiny)
-    monkeypatch.setattr("kvtool.engines.attention.probe.observe", None)
+    monkeypatch.setattr("kvtool.engines.stage_inputs.observe", None)
     assert kvtool.compress(store, recipe="zipcache", model=tiny).unchanged == THREE
 
 

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,7 @@ from kvtool.errors import DocumentError, UsageError
 
 
 @pytest.fixture
-def tree(tmp_path):
+def tree(tmp_path: Path) -> Any:
     """Makes files below the working directory, which has its own `outside` next to it."""
     here = tmp_path / "here"
     here.mkdir()
@@ -25,21 +28,21 @@ def tree(tmp_path):
     return make
 
 
-def names(arguments, cwd, **options):
+def names(arguments: Any, cwd: Any, **options: Any) -> Any:
     found, errors = find(arguments, cwd=cwd, **options)
     assert [str(error) for error in errors] == []
     assert all(one.path.is_file() and one.path.is_absolute() for one in found)
     return [one.name for one in found]
 
 
-def only_error(arguments, cwd, **options) -> str:
+def only_error(arguments: Any, cwd: Any, **options: Any) -> str:
     _, errors = find(arguments, cwd=cwd, **options)
     assert [type(error) for error in errors] == [DocumentError]
     assert "\n" not in str(errors[0])
     return str(errors[0])
 
 
-def test_a_folder_is_walked_in_sorted_order_and_named_from_the_working_directory(tree):
+def test_a_folder_is_walked_in_sorted_order_and_named_from_the_working_directory(tree: Any) -> None:
     here = tree("docs/b.md", "docs/a/z.md", "docs/a.md", "docs/a/c/d.txt", "elsewhere.md")
     assert names(["docs"], here) == ["docs/a/c/d.txt", "docs/a/z.md", "docs/a.md", "docs/b.md"]
     assert (
@@ -51,12 +54,12 @@ def test_a_folder_is_walked_in_sorted_order_and_named_from_the_working_directory
     assert names(["."], here / "docs") == ["a/c/d.txt", "a/z.md", "a.md", "b.md"]
 
 
-def test_the_path_is_absolute_and_leads_to_the_file(tree):
+def test_the_path_is_absolute_and_leads_to_the_file(tree: Any) -> None:
     here = tree("docs/a.md")
     assert find(["docs/a.md"], cwd=here) == ([Found("docs/a.md", here / "docs/a.md")], [])
 
 
-def test_the_process_working_directory_is_the_default(tree, monkeypatch):
+def test_the_process_working_directory_is_the_default(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree("a.md"))
     assert [found.name for found in find(["a.md"])[0]] == ["a.md"]
 
@@ -72,17 +75,17 @@ def test_the_process_working_directory_is_the_default(tree, monkeypatch):
         ("../here/b.md", "b.md"),
     ],
 )
-def test_outside_the_working_directory_the_argument_names(tree, argument, expected):
+def test_outside_the_working_directory_the_argument_names(tree: Any, argument: Any, expected: Any) -> None:
     here = tree("../outside/docs/a.md", "b.md", "docs/c.md")
     assert names([argument], here) == [expected]
 
 
-def test_the_parent_of_the_working_directory(tree):
+def test_the_parent_of_the_working_directory(tree: Any) -> None:
     here = tree("../outside/a.md", "b.md")
     assert names([".."], here) == ["b.md", f"{here.parent.name}/outside/a.md"]
 
 
-def test_ignore_files_nest_negate_and_override(tree):
+def test_ignore_files_nest_negate_and_override(tree: Any) -> None:
     here = tree(
         "keep.md", "drop.log", "build/x.md", "sub/a.md", "sub/keep.log", "sub/deep/c.log", "sub/tmp.md"
     )
@@ -104,14 +107,16 @@ def test_ignore_files_nest_negate_and_override(tree):
         ("x.md\n", "!/sub/x.md", ["a/sub/x.md", "a/sub/z.md", "a/y.md"]),
     ],
 )
-def test_a_rule_is_about_the_entry_itself_as_in_git(tree, rules, nested, expected):
+def test_a_rule_is_about_the_entry_itself_as_in_git(
+    tree: Any, rules: Any, nested: Any, expected: Any
+) -> None:
     here = tree("a/x.md", "a/y.md", "a/sub/x.md", "a/sub/z.md")
     (here / ".gitignore").write_text(rules)
     (here / "a/.gitignore").write_text(nested)
     assert names(["."], here) == expected  # what `git ls-files --others --exclude-standard` lists
 
 
-def test_rules_above_the_argument_hold_from_the_git_root(tree):
+def test_rules_above_the_argument_hold_from_the_git_root(tree: Any) -> None:
     here = tree("repo/docs/a.md", "repo/docs/a.tmp", "repo/docs/a.bak")
     (here / ".gitignore").write_text("*.bak\n")
     (here / "repo/.gitignore").write_text("*.tmp\n")
@@ -121,7 +126,7 @@ def test_rules_above_the_argument_hold_from_the_git_root(tree):
     assert names(["."], here / "repo/docs") == ["a.bak", "a.md"]
 
 
-def test_what_is_named_outright_is_not_ignored(tree):
+def test_what_is_named_outright_is_not_ignored(tree: Any) -> None:
     here = tree("build/x.md", "build/y.log", ".hidden/a.md", ".dot.md")
     (here / ".gitignore").write_text("build/\n*.log\n")
     assert names(["build/y.log", ".dot.md"], here) == ["build/y.log", ".dot.md"]
@@ -129,7 +134,7 @@ def test_what_is_named_outright_is_not_ignored(tree):
     assert names(["build"], here) == ["build/x.md", "build/y.log"]
 
 
-def test_hidden_files_stores_and_other_kinds_are_passed_over(tree):
+def test_hidden_files_stores_and_other_kinds_are_passed_over(tree: Any) -> None:
     here = tree(
         "a.md", ".b.md", ".git/c.md", ".cache/d.md", "kv/kvtool-store.json", "kv/e.md", "page.html", "f.pdf"
     )
@@ -149,7 +154,7 @@ def test_hidden_files_stores_and_other_kinds_are_passed_over(tree):
     assert names(["photo.PNG"], here) == ["photo.PNG"]
 
 
-def test_globs_match_as_a_shell_would_and_respect_ignore_rules(tree):
+def test_globs_match_as_a_shell_would_and_respect_ignore_rules(tree: Any) -> None:
     here = tree("docs/a.md", "docs/b/c.md", "docs/b/d.txt", "docs/draft.md", "top.md")
     (here / ".gitignore").write_text("draft.md\n")
     assert names(["docs/**/*.md"], here) == ["docs/a.md", "docs/b/c.md"]
@@ -161,7 +166,7 @@ def test_globs_match_as_a_shell_would_and_respect_ignore_rules(tree):
     assert names(["odd[1].md"], here) == ["odd[1].md"]
 
 
-def test_include_and_exclude(tree):
+def test_include_and_exclude(tree: Any) -> None:
     here = tree("docs/a.md", "docs/b.txt", "docs/old/c.md")
     assert names(["docs"], here, include=["*.md"]) == ["docs/a.md", "docs/old/c.md"]
     assert names(["docs"], here, exclude=["old/"]) == ["docs/a.md", "docs/b.txt"]
@@ -170,7 +175,7 @@ def test_include_and_exclude(tree):
         find(["docs"], cwd=here, exclude=["!"])
 
 
-def test_symbolic_links(tree):
+def test_symbolic_links(tree: Any) -> None:
     here = tree("docs/real.md", "other/x.md")
     (here / "docs/link.md").symlink_to(here / "other/x.md")
     (here / "docs/folder").symlink_to(here / "other")
@@ -179,13 +184,13 @@ def test_symbolic_links(tree):
     assert names(["docs/folder"], here) == ["docs/folder/x.md"]
 
 
-def test_a_file_reached_twice_appears_once(tree):
+def test_a_file_reached_twice_appears_once(tree: Any) -> None:
     here = tree("docs/a.md", "docs/b.md")
     (here / "docs/c.md").symlink_to("a.md")
     assert names(["docs/b.md", "docs", "docs/*.md", f"{here}/docs/a.md"], here) == ["docs/b.md", "docs/a.md"]
 
 
-def test_links_that_lead_nowhere_are_errors(tree):
+def test_links_that_lead_nowhere_are_errors(tree: Any) -> None:
     here = tree("docs/a.md")
     (here / "docs/gone.md").symlink_to("nothing")
     assert "docs/gone.md: cannot be opened (No such file or directory)" in only_error(["docs"], here)
@@ -211,7 +216,9 @@ def test_links_that_lead_nowhere_are_errors(tree):
         ("kv", ["kv: is a kvtool store", "name the folder they are in"]),
     ],
 )
-def test_an_argument_that_is_no_document_is_an_error_and_the_others_go_on(tree, monkeypatch, argument, parts):
+def test_an_argument_that_is_no_document_is_an_error_and_the_others_go_on(
+    tree: Any, monkeypatch: pytest.MonkeyPatch, argument: Any, parts: Any
+) -> None:
     here = tree("a.md", "b.md", "kv/kvtool-store.json")
     os.mkfifo(here / "pipe")
     monkeypatch.chdir(here)  # a socket's path is short
@@ -222,7 +229,7 @@ def test_an_argument_that_is_no_document_is_an_error_and_the_others_go_on(tree, 
     assert all(part in message for part in parts), message
 
 
-def test_two_files_of_one_name(tree):
+def test_two_files_of_one_name(tree: Any) -> None:
     here = tree("../x/docs/a.md", "../y/docs/a.md")
     found, errors = find(["../x/docs", "../y/docs"], cwd=here)
     assert [one.name for one in found] == ["docs/a.md"]
@@ -231,7 +238,7 @@ def test_two_files_of_one_name(tree):
     assert "rename one, or work from a folder that holds both" in message
 
 
-def test_a_name_that_is_not_utf_8(tree):
+def test_a_name_that_is_not_utf_8(tree: Any) -> None:
     here = tree("a.md")
     (here / os.fsdecode(b"caf\xe9.md")).write_text("text")
     message = only_error(["."], here)
@@ -240,22 +247,22 @@ def test_a_name_that_is_not_utf_8(tree):
     assert message.isprintable()
 
 
-def test_a_name_that_is_too_long(tree, monkeypatch):
+def test_a_name_that_is_too_long(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "DOCUMENT_NAME_BYTES", 8)
     message = only_error(["."], tree("fine.md", "éééé.md"))
     assert "éééé.md: the name has 11 bytes; expected at most 8; rename" in message
 
 
-def test_what_may_not_be_looked_into_is_an_error(tree, monkeypatch):
+def test_what_may_not_be_looked_into_is_an_error(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tree("docs/a.md", "docs/secret/b.md", "docs/.gitignore")
     scandir, open_path = os.scandir, Path.open
 
-    def refusing_scandir(path):
+    def refusing_scandir(path: Path) -> Any:
         if Path(path).name == "secret":
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    def refusing_open(self, *args, **kwargs):
+    def refusing_open(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.name == ".gitignore":
             raise PermissionError(13, "Permission denied", str(self))
         return open_path(self, *args, **kwargs)
@@ -270,7 +277,7 @@ def test_what_may_not_be_looked_into_is_an_error(tree, monkeypatch):
     assert "change its permissions" in secret
 
 
-def test_a_tree_deeper_than_python_recurses(tree):
+def test_a_tree_deeper_than_python_recurses(tree: Any) -> None:
     here = tree("a.md")
     deep = here
     for _ in range(1100):

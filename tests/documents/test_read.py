@@ -1,9 +1,12 @@
+from __future__ import annotations
+
 import builtins
 import codecs
 import io
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pypdf
 import pytest
@@ -16,7 +19,7 @@ from kvtool.errors import DocumentError
 
 
 @pytest.fixture
-def read(tmp_path):
+def read(tmp_path: Path) -> Any:
     def read(name: str, data: bytes) -> str:
         (tmp_path / name).write_bytes(data)
         return read_text(tmp_path / name)
@@ -25,7 +28,7 @@ def read(tmp_path):
 
 
 @pytest.fixture
-def error(tmp_path):
+def error(tmp_path: Path) -> Any:
     """The one-line message for a file, which must name the file."""
 
     def error(name: str, data: bytes | None = None) -> str:
@@ -67,20 +70,20 @@ def pdf(*pages: str, encrypt: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def test_plain_text_is_left_as_it_is(read):
+def test_plain_text_is_left_as_it_is(read: Any) -> None:
     text = "# Title  \n\n\tcode\n\x0c<b>é漢😀</b>\u2028 end "
     assert read("a.md", text.encode()) == text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-8"])
-def test_unicode_encodings(read, encoding):
+def test_unicode_encodings(read: Any, encoding: Any) -> None:
     assert read("a.txt", "é漢😀\r\nb\rc\n".encode(encoding)) == "é漢😀\nb\nc\n"
 
 
 @pytest.mark.parametrize(
     ("mark", "encoding"), [(codecs.BOM_UTF16_BE, "utf-16-be"), (codecs.BOM_UTF32_BE, "utf-32-be")]
 )
-def test_big_endian_byte_order_marks(read, mark, encoding):
+def test_big_endian_byte_order_marks(read: Any, mark: Any, encoding: Any) -> None:
     assert read("a.txt", mark + "é漢".encode(encoding)) == "é漢"
 
 
@@ -95,13 +98,15 @@ def test_big_endian_byte_order_marks(read, mark, encoding):
         ("这是一个中文文档。", "gb18030"),
     ],
 )
-def test_older_encodings_are_recognized(read, text, encoding):
+def test_older_encodings_are_recognized(read: Any, text: str, encoding: Any) -> None:
     assert read("a.txt", text.encode(encoding)) == text
 
 
 @settings(max_examples=100)
 @given(data=st.binary(max_size=200), suffix=st.sampled_from([".txt", ".html", ".pdf"]))
-def test_any_bytes_are_text_or_a_document_error(tmp_path_factory, data, suffix):
+def test_any_bytes_are_text_or_a_document_error(
+    tmp_path_factory: pytest.TempPathFactory, data: Any, suffix: Any
+) -> None:
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"
     path.write_bytes(data)
     try:
@@ -123,39 +128,39 @@ def test_any_bytes_are_text_or_a_document_error(tmp_path_factory, data, suffix):
     [b"\x7fELF\0\0", bytes(range(1, 256)) * 4, b"text\0text", "no mark".encode("utf-16-le")],
     ids=["elf", "every byte", "nul", "utf-16 without a mark"],
 )
-def test_binary(error, data):
+def test_binary(error: Any, data: Any) -> None:
     message = error("a.txt", data)
     assert "is binary; expected text, Markdown, HTML or PDF; convert it to text or leave it out" in message
 
 
-def test_bytes_that_belie_their_byte_order_mark(error):
+def test_bytes_that_belie_their_byte_order_mark(error: Any) -> None:
     message = error("a.txt", codecs.BOM_UTF16_LE + b"\x00\xd8")
     assert "byte order mark of UTF-16-LE, but byte 2 is not UTF-16-LE; save it again as UTF-8" in message
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.html", "a.pdf"])
-def test_empty(error, name):
+def test_empty(error: Any, name: str) -> None:
     assert "it is empty (0 bytes); expected a document with text; fill the file or leave it out" in error(
         name, b""
     )
 
 
 @pytest.mark.parametrize(("name", "data"), [("a.txt", b" \n\t "), ("a.html", b"<script>x</script>")])
-def test_no_text(error, name, data):
+def test_no_text(error: Any, name: str, data: Any) -> None:
     assert f"no text in its {len(data)} bytes; expected a document with text" in error(name, data)
 
 
-def test_a_directory(error, tmp_path):
+def test_a_directory(error: Any, tmp_path: Path) -> None:
     (tmp_path / "folder.md").mkdir()
     assert "is a directory; expected a regular file; name a file instead" in error("folder.md")
 
 
-def test_a_named_pipe_does_not_block(error, tmp_path):
+def test_a_named_pipe_does_not_block(error: Any, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "is a named pipe; expected a regular file" in error("pipe")
 
 
-def test_vanished(error):
+def test_vanished(error: Any) -> None:
     assert "no such file, or it has vanished; expected a file; check the path" in error("gone.md")
 
 
@@ -173,8 +178,10 @@ def test_vanished(error):
         ),
     ],
 )
-def test_a_file_that_cannot_be_opened(error, tmp_path, monkeypatch, raised, expected):
-    def refuse(self, *args, **kwargs):
+def test_a_file_that_cannot_be_opened(
+    error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Any, expected: Any
+) -> None:
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
         raise raised
 
     (tmp_path / "a.md").write_text("text")
@@ -182,7 +189,9 @@ def test_a_file_that_cannot_be_opened(error, tmp_path, monkeypatch, raised, expe
     assert re.search(expected, error("a.md"))
 
 
-def test_too_large_is_refused_before_it_is_opened(error, tmp_path, monkeypatch):
+def test_too_large_is_refused_before_it_is_opened(
+    error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (tmp_path / "a.md").open("wb") as file:
         file.truncate(limits.DOCUMENT_BYTES + 1)
     monkeypatch.setattr(Path, "open", None)
@@ -192,12 +201,12 @@ def test_too_large_is_refused_before_it_is_opened(error, tmp_path, monkeypatch):
     )
 
 
-def test_a_file_that_grows_while_it_is_read_is_bounded(error, monkeypatch):
+def test_a_file_that_grows_while_it_is_read_is_bounded(error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "DOCUMENT_BYTES", 10)
     asked = []
 
     class Growing(io.BytesIO):
-        def read(self, size=-1):
+        def read(self, size: Any = -1) -> Any:
             asked.append(size)
             return super().read(size)
 
@@ -207,7 +216,7 @@ def test_a_file_that_grows_while_it_is_read_is_bounded(error, monkeypatch):
     assert asked == [11]
 
 
-def test_a_name_with_a_newline_stays_on_one_line(tmp_path):
+def test_a_name_with_a_newline_stays_on_one_line(tmp_path: Path) -> None:
     (tmp_path / "new\nline.txt").write_bytes(b"")
     with pytest.raises(DocumentError, match=r"new\\nline.txt'") as caught:
         read_text(tmp_path / "new\nline.txt")
@@ -222,19 +231,19 @@ PAGE = b"""<?xml version="1.0"?><!DOCTYPE html><html><head><title>Guide</title><
 
 
 @pytest.mark.parametrize("suffix", ["html", "HTM", "xhtml"])
-def test_html_becomes_markdown(read, suffix):
+def test_html_becomes_markdown(read: Any, suffix: Any) -> None:
     assert read(f"a.{suffix}", PAGE) == (
         "Guide\n\n## Start here\n\nUse snake_case, a link and **bold**.\n\n- one\n- two\n\n"
         "```\nif x < 1:\n    pass\n```\n\n| k |\n| --- |\n| v |"
     )
 
 
-def test_html_that_is_only_a_fragment_warns_of_nothing(read, recwarn):
+def test_html_that_is_only_a_fragment_warns_of_nothing(read: Any, recwarn: Any) -> None:
     assert read("a.html", b"index.html") == "index.html"
     assert not recwarn.list
 
 
-def test_end_tags_that_html_lets_one_leave_out(read):
+def test_end_tags_that_html_lets_one_leave_out(read: Any) -> None:
     assert read("a.html", b"<p>text" * 5000) == "\n\n".join(["text"] * 5000)
     assert (
         read("b.html", b"<ul><li>a<ul><li>in</ul><li>b</ul><p>c<h1>d</h1>") == "- a\n  - in\n- b\n\nc\n\n# d"
@@ -255,16 +264,16 @@ def test_end_tags_that_html_lets_one_leave_out(read):
         ("?", "utf-8"),
     ],
 )
-def test_the_declared_encoding_of_html(read, label, encoding):
+def test_the_declared_encoding_of_html(read: Any, label: Any, encoding: Any) -> None:
     text = "“quoted”" if encoding == "cp1252" else "日本語"
     assert read("a.html", f'<meta charset="{label}"><p>{text}</p>'.encode(encoding)) == text
 
 
-def test_html_without_a_declaration_is_utf_8(read):
+def test_html_without_a_declaration_is_utf_8(read: Any) -> None:
     assert read("a.html", "<p>naïve</p>".encode()) == "naïve"
 
 
-def test_html_nested_too_deeply(error):
+def test_html_nested_too_deeply(error: Any) -> None:
     message = error("a.html", b"<div>" * 5000 + b"text")
     assert (
         "nested too deeply; expected a few hundred levels at most; save the page as text or Markdown"
@@ -272,47 +281,47 @@ def test_html_nested_too_deeply(error):
     )
 
 
-def test_html_that_the_parser_turns_down(error):
+def test_html_that_the_parser_turns_down(error: Any) -> None:
     message = error("a.html", b"<![foo[ x <p>text")
     assert "is not HTML that can be read (" in message
     assert "save it as text or Markdown instead" in message
 
 
-def test_pdf(read):
+def test_pdf(read: Any) -> None:
     assert read("a.PDF", pdf("first page", "", "second page")) == "first page\n\nsecond page"
 
 
-def test_a_pdf_that_opens_without_a_password_though_encrypted(read):
+def test_a_pdf_that_opens_without_a_password_though_encrypted(read: Any) -> None:
     assert read("a.pdf", pdf("open", encrypt="")) == "open"
 
 
-def test_a_pdf_with_a_password(error):
+def test_a_pdf_with_a_password(error: Any) -> None:
     message = error("a.pdf", pdf("secret", encrypt="password"))
     assert "is encrypted; expected a PDF that opens without a password; save it without one" in message
 
 
 @pytest.mark.parametrize("data", [b"%PDF-1.4 junk", b"no pdf " * 100, pdf("text")[:300]])
-def test_a_broken_pdf(error, data):
+def test_a_broken_pdf(error: Any, data: Any) -> None:
     message = error("a.pdf", data)
     assert "is broken (" in message
     assert "expected a PDF; open it in a viewer and save it again" in message
 
 
-def test_a_pdf_that_makes_pypdf_recurse(error, monkeypatch):
-    def recurse(*args, **kwargs):
+def test_a_pdf_that_makes_pypdf_recurse(error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recurse(*args: Any, **kwargs: Any) -> None:
         raise RecursionError("maximum recursion depth exceeded")
 
     monkeypatch.setattr(pypdf, "PdfReader", recurse)
     assert "is broken (RecursionError: maximum recursion depth exceeded)" in error("a.pdf", b"%PDF")
 
 
-def test_a_scanned_pdf(error):
+def test_a_scanned_pdf(error: Any) -> None:
     message = error("a.pdf", pdf("", ""))
     assert "no text in its 2 pages, probably scanned images" in message
     assert "run OCR" in message
 
 
-def test_a_pdf_that_unpacks_to_too_much_text(error, monkeypatch):
+def test_a_pdf_that_unpacks_to_too_much_text(error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pdf("x" * 100_000)
     monkeypatch.setattr(limits, "DOCUMENT_BYTES", 99_999)
     monkeypatch.setattr("kvtool.documents.read.read_bytes", lambda path: data)
@@ -320,10 +329,10 @@ def test_a_pdf_that_unpacks_to_too_much_text(error, monkeypatch):
     assert "too large, more than 99,999 characters of text; split the PDF" in message
 
 
-def test_pdf_without_pypdf(error, monkeypatch):
+def test_pdf_without_pypdf(error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import_module = builtins.__import__
 
-    def without_pypdf(name, *args, **kwargs):
+    def without_pypdf(name: str, *args: Any, **kwargs: Any) -> Any:
         if name == "pypdf":
             raise ImportError(name)
         return import_module(name, *args, **kwargs)

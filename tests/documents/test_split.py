@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -38,7 +41,7 @@ TEXTS = st.one_of(
 
 @settings(max_examples=200)
 @given(TEXTS, st.integers(1, 40), st.sampled_from([words, quarter_bytes, uneven, len]))
-def test_pieces_partition_the_text_and_fit(text, limit, count):
+def test_pieces_partition_the_text_and_fit(text: str, limit: Any, count: Any) -> None:
     pieces = split(text, count_tokens=count, limit=limit)
     assert_partition(pieces, text)
     assert all(count(piece.text) <= limit for piece in pieces)
@@ -47,7 +50,7 @@ def test_pieces_partition_the_text_and_fit(text, limit, count):
         assert len(pieces) == 1
 
 
-def test_cuts_between_paragraphs_then_sentences_then_words():
+def test_cuts_between_paragraphs_then_sentences_then_words() -> None:
     paragraphs = "one two three\n\nfour five six\n\nseven eight nine"
     assert [piece.text for piece in split(paragraphs, count_tokens=words, limit=3)] == [
         "one two three\n\n",
@@ -62,7 +65,7 @@ def test_cuts_between_paragraphs_then_sentences_then_words():
     assert [piece.text for piece in split("a b c d e", count_tokens=words, limit=2)] == ["a b ", "c d ", "e"]
 
 
-def test_a_short_rest_joins_its_neighbour():
+def test_a_short_rest_joins_its_neighbour() -> None:
     text = "word " * 21 + "\n\n" + "word " * 5
     assert [words(piece.text) for piece in split(text, count_tokens=words, limit=20)] == [18, 8]
 
@@ -72,20 +75,20 @@ def test_a_short_rest_joins_its_neighbour():
     ["x" * 50_000, "a" + " " * 50_000 + "b", "\n" * 50_000, "." * 50_000, "漢字" * 20_000],
     ids=["letters", "spaces", "newlines", "dots", "ideographs"],
 )
-def test_text_without_a_place_to_cut_still_fits(text):
+def test_text_without_a_place_to_cut_still_fits(text: str) -> None:
     pieces = split(text, count_tokens=quarter_bytes, limit=100)
     assert_partition(pieces, text)
     assert all(quarter_bytes(piece.text) <= 100 for piece in pieces)
 
 
-def test_more_lengths_of_white_space_than_python_recurses():
+def test_more_lengths_of_white_space_than_python_recurses() -> None:
     text = "".join("word" + "\n" * length for length in range(1, 1200))
     pieces = split(text, count_tokens=len, limit=64)
     assert_partition(pieces, text)
     assert all(len(piece.text) <= 64 for piece in pieces)
 
 
-def test_characters_counted_stay_a_small_multiple_of_the_text():
+def test_characters_counted_stay_a_small_multiple_of_the_text() -> None:
     choose = random.Random(0).choice
     text = "".join(choose(["alpha ", "beta ", "gamma. ", "delta\n", "\n\n"]) for _ in range(100_000))
     counted = 0
@@ -100,11 +103,11 @@ def test_characters_counted_stay_a_small_multiple_of_the_text():
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_refused(limit):
+def test_a_limit_below_one_is_refused(limit: Any) -> None:
     with pytest.raises(ValueError, match=rf"limit is {limit}; .* at least 1 token"):
         split("text", count_tokens=len, limit=limit)
 
 
-def test_a_character_that_does_not_fit_is_named():
+def test_a_character_that_does_not_fit_is_named() -> None:
     with pytest.raises(DocumentError, match=r"'😀' at offset 3: is 4 tokens.* may have 2; .*longer context"):
         split("ab 😀", count_tokens=lambda text: len(text.encode()), limit=2)

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import kvtool
 from kvtool import Store
+from kvtool.artifact.measure import measure_artifact
 from kvtool.cli import app
 from kvtool.codecs import recipes
-from kvtool.engines.stage_inputs import measure_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def test_a_real_cache_comes_back(store: Store, embedded: kvtool.Model, variant: 
     assert torch.equal(raw.token_ids, back.token_ids)
     contents = store.open(name, variant).contents
     pipeline = contents.pipeline
-    inputs = measure_inputs(embedded, store.parts(name), pipeline.needs)
+    inputs = measure_artifact(embedded, store.parts(name), pipeline.needs)
     for group in contents.groups[:: max(1, len(contents.groups) // 4)]:
         own = {need: [tensors[index] for index in group] for need, tensors in inputs.items()}
         own["token_ids"] = [raw.token_ids] * len(group)

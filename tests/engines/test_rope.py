@@ -12,6 +12,7 @@ import kvtool
 from kvtool.codecs.rope import Rope, ropes
 from kvtool.engines import prefiller, rope
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.capabilities import rope_description
 from kvtool.kernels import dispatch
 
 BOUND = 1e-4
@@ -49,7 +50,7 @@ def turn(keys: torch.Tensor, how: Rope, start: int, *, undo: bool) -> torch.Tens
 
 def check_shift(model: kvtool.Model) -> tuple[Rope, ...]:
     """Every layer: without absolute positions, what a token attends to does not depend on where both are."""
-    found = ropes(model.rope, model.text_config.num_hidden_layers)
+    found = ropes(rope_description(model), model.text_config.num_hidden_layers)
     assert found, "no rotations were found"
     for here, there, how in zip(keys_at(model, 3), keys_at(model, 3 + SHIFT), found, strict=True):
         bare = turn(here, how, 3, undo=True)
@@ -95,7 +96,7 @@ def test_frequencies_that_depend_on_the_length_hold_up_to_there(
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 @pytest.mark.parametrize("start", [0, 8])
 def test_layout_and_offset_are_found(layout, start, tiny, monkeypatch):
-    frequencies = ropes(tiny.rope, 3)[0].inv_freq
+    frequencies = ropes(rope_description(tiny), 3)[0].inv_freq
 
     def keys(_, side, positions):
         plain = torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(1)).expand(
@@ -104,7 +105,7 @@ def test_layout_and_offset_are_found(layout, start, tiny, monkeypatch):
         return [turn_at(plain, positions, Rope(frequencies, 1.0, layout, start))]
 
     monkeypatch.setattr(rope, "_states", keys)
-    (found,) = rope.rotations(tiny)["rotations"]
+    (found,) = rope.describe_rotations(tiny)["rotations"]
     assert (found["layout"], found["start"]) == (layout, start)
 
 
@@ -124,17 +125,17 @@ def turn_at(plain: torch.Tensor, positions: torch.Tensor, how: Rope) -> torch.Te
 def test_keys_that_nothing_explains_have_no_rotations(tiny, monkeypatch):
     random = [torch.randn(3, 2, 8) for _ in range(3)]
     monkeypatch.setattr(rope, "_states", lambda *_: random)
-    assert rope.rotations(tiny) == {}
+    assert rope.describe_rotations(tiny) == {}
     # A token of zeros would be explained by anything.
     monkeypatch.setattr(rope, "_states", lambda *_: [torch.zeros(3, 2, 8)] * 3)
-    assert rope.rotations(tiny) == {}
+    assert rope.describe_rotations(tiny) == {}
 
 
 def test_models_without_rotary_embeddings_have_none(save_model, sizes, tmp_path):
     for name, config in {"gpt2": t.GPT2Config(), "bloom": t.BloomConfig(n_layer=2, n_head=4)}.items():
         for field, size in sizes.items():
             setattr(config, field, size)
-        assert rope.rotations(kvtool.load_model(save_model(tmp_path / name, config))) == {}
+        assert rope.describe_rotations(kvtool.load_model(save_model(tmp_path / name, config))) == {}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -142,11 +143,15 @@ def test_sixteen_bits_find_the_same(dtype, model_of):
     for name in ("gemma3", "gpt-neox", "llama3-rope"):
         model = model_of(name)
         other = kvtool.load_model(model.directory, dtype=dtype)
-        assert rope.rotations(other) == rope.rotations(model)
+        assert rope.describe_rotations(other) == rope.describe_rotations(model)
 
 
 def test_a_prefilled_kv_says_how_and_the_identity_does_not(family):
     kv = prefiller.Prefiller(family, []).one(IDS)
-    assert ropes(json.loads(json.dumps(kv.rope)), len(kv.layers)) == ropes(family.rope, len(kv.layers)) != ()
-    assert kv.rope == {**family.identity.rope, **rope.rotations(family)}
+    assert (
+        ropes(json.loads(json.dumps(kv.rope)), len(kv.layers))
+        == ropes(rope_description(family), len(kv.layers))
+        != ()
+    )
+    assert kv.rope == {**family.identity.rope, **rope.describe_rotations(family)}
     assert not {"rotations", "rotation_of_layer"} & family.identity.rope.keys()

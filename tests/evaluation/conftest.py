@@ -14,6 +14,7 @@ import torch
 
 import kvtool
 from kvtool.codecs.rope import ropes
+from kvtool.engines.capabilities import rope_description
 from kvtool.evaluation.candidates import Restored
 from kvtool.kernels import dispatch
 from kvtool.measurement.bench import Bench
@@ -98,7 +99,9 @@ def swap_heads(cache: kvtool.DocumentCache, bench: Bench) -> None:
 
 def turn_by_one(cache: kvtool.DocumentCache, bench: Bench) -> None:
     """Every second layer's keys stand one position too far, as where RoPE is applied to wrong positions."""
-    for rope, layer in zip(ropes(bench.model.rope, len(cache.layers)), cache.layers, strict=True):
+    for rope, layer in zip(
+        ropes(rope_description(bench.model), len(cache.layers)), cache.layers, strict=True
+    ):
         cos, sin = dispatch.angles(
             torch.ones(layer.keys.shape[2], dtype=torch.int64), torch.tensor(rope.inv_freq)
         )

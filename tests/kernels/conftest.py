@@ -25,7 +25,7 @@ with interpreted():
     IMPLEMENTATIONS = dispatch.implementations()
 
 
-@pytest.fixture(scope="module", params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
+@pytest.fixture(scope="module", params=list(IMPLEMENTATIONS.values()), ids=list(IMPLEMENTATIONS))
 def kernels(request: pytest.FixtureRequest) -> Iterator[dispatch.Kernels]:
     """Each implementation that can run here; Triton's is interpreted."""
     with interpreted():

@@ -20,7 +20,7 @@ TABLES = cumulative(None)
 UNTOUCHED = 77
 
 
-@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+@pytest.fixture(params=list(IMPLEMENTATIONS.values()), ids=list(IMPLEMENTATIONS))
 def kernels(request: pytest.FixtureRequest) -> ModuleType:
     found: ModuleType = request.param
     return found

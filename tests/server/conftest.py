@@ -151,7 +151,7 @@ def commands_read(documents: Store) -> Callable[[str], None]:
         assert run("ls", "--store", address).stdout == run("ls").stdout
         shown = run("show", "docs/a.txt", "--store", address, "--json")
         assert json.loads(shown.stdout)["name"] == "docs/a.txt"
-        assert "4 artifacts are sound" in run("verify", "--store", address).stderr
+        assert "4 artifacts are intact" in run("verify", "--store", address).stderr
         assert "is read only" in run("rm", "docs/a.txt", "--store", address, code=1).stderr
 
     return check

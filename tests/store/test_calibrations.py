@@ -359,7 +359,7 @@ def test_show_and_verify_name_them(store: Store, calibration: Calibration) -> No
     assert f"{calibration.nbytes:,} bytes" in line
     assert "(here centred, fine)" in line
     verified = json.loads(runner.invoke(app, ["verify", "--json", "--store", root]).stdout)
-    assert verified == {"sound": 11, "broken": {}, "removed": []}
+    assert verified == {"intact": 11, "broken": {}, "removed": []}
 
 
 def test_compress_takes_a_digest(store: Store, centred: Recipe, calibration: Calibration) -> None:

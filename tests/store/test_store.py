@@ -18,7 +18,8 @@ import pytest
 import kvtool
 from kvtool import Store, limits
 from kvtool.errors import ArtifactError, StoreError, UsageError
-from kvtool.store.local import MARKER
+from kvtool.store.layout import MARKER
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document
 from kvtool.system import files
 
@@ -353,14 +354,14 @@ def test_a_writer_killed_before_the_marker_leaves_a_store_that_opens(tmp_path: P
 
 def test_two_variants_made_at_the_same_time_both_stay(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     # The other run commits between this one's reading of the manifest and its commit.
-    put = Store.put
+    put = LocalStore.put
 
     def meanwhile(self: Store, content: object) -> object:
-        monkeypatch.setattr(Store, "put", put)
+        monkeypatch.setattr(LocalStore, "put", put)
         kvtool.compress(Store(store.root), ["c.txt"], recipe="kivi")
         return put(self, content)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Store, "put", meanwhile)
+    monkeypatch.setattr(LocalStore, "put", meanwhile)
     kvtool.compress(store, ["c.txt"], recipe="lossless")
     assert store["c.txt"].variants == ["raw", "kivi", "lossless"]
 

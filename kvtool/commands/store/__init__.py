@@ -1,1 +1,1 @@
-"""Commands that look after a store."""
+"""Commands that read or change a store and run no model."""

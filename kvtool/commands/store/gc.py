@@ -1,28 +1,33 @@
-"""kvtool gc: remove what nothing refers to."""
+"""kvtool gc: remove artifacts that nothing refers to."""
 
 from __future__ import annotations
 
-import typer
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, DryRun, StoreFlags, with_settings
+
+if TYPE_CHECKING:
+    from kvtool.config import Settings
 
 
-def run(
-    store: common.StoreOption = None, dry_run: common.DryRunOption = False, as_json: common.JsonOption = False
-) -> None:
+@with_settings(StoreFlags)
+def run(*, settings: Settings, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove artifacts that no document refers to, such as those of documents that changed.
 
-    Calibrations stay: each was made on purpose, and serves documents to come.
+    Calibrations are kept: each was made on purpose, and serves documents to come.
     """
-    from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.local import writable
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
-    unused = opened.collect(dry_run=dry_run)
-    if as_json:
-        common.print_json({"dry_run": dry_run, "removed": [str(path) for path in unused]})
-        return
+    removed = writable(open_store(settings.store)).collect(dry_run=dry_run)
+    report = {"dry_run": dry_run, "removed": [str(path) for path in removed]}
+    output.emit(report, render(removed, dry_run), as_json)
+
+
+def render(removed: Sequence[Path], dry_run: bool) -> output.Lines:
     if dry_run:
-        for path in unused:
-            typer.echo(path)
-    common.say(f"{'would remove' if dry_run else 'removed'} {len(unused)} artifacts")
+        return output.Lines(list(map(str, removed)), [f"would remove {len(removed)} artifacts"])
+    return output.Lines(notes=[f"removed {len(removed)} artifacts"])

@@ -1,42 +1,64 @@
-"""kvtool ls: what a store holds."""
+"""kvtool ls: list what a store holds."""
 
 from __future__ import annotations
 
-import typer
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, StoreFlags, with_settings
+from kvtool.errors import KvtoolError
+
+if TYPE_CHECKING:
+    from kvtool.config import Settings
+    from kvtool.store.base import Store
+    from kvtool.store.manifest import Document
 
 
-def run(store: common.StoreOption = None, as_json: common.JsonOption = False) -> int:
+@dataclass(frozen=True)
+class Listing:
+    """The documents of a store. ``problems`` are those that cannot be read."""
+
+    store: Store
+    documents: list[Document] = field(default_factory=list)
+    problems: list[KvtoolError] = field(default_factory=list)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": document.name,
+                "segments": len(document.segments),
+                "tokens": document.n_tokens,
+                "model": document.model["name"],
+                "variants": {variant: document.nbytes(variant) for variant in document.variants},
+            }
+            for document in self.documents
+        ]
+
+
+@with_settings(StoreFlags)
+def run(*, settings: Settings, as_json: AsJson = False) -> int:
     """List the documents of a store, with tokens, variants and bytes."""
-    from kvtool.config import settings
-    from kvtool.errors import KvtoolError
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
-    rows, broken = [], []
-    for name in opened:
+    listing = Listing(open_store(settings.store))
+    for name in listing.store:
         try:
-            document = opened[name]
-            rows.append(
-                {
-                    "name": name,
-                    "segments": len(document.segments),
-                    "tokens": document.n_tokens,
-                    "model": document.model["name"],
-                    "variants": {variant: document.nbytes(variant) for variant in document.variants},
-                }
-            )
+            listing.documents.append(listing.store[name])
         except KvtoolError as error:
-            broken.append(error)
-    if as_json:
-        common.print_json(rows)
-    elif not rows and not broken:
-        common.say(f"{opened}: is empty; run kvtool prefill first")
-    else:
-        width = max((len(row["name"]) for row in rows), default=0)
-        for row in rows:
-            sizes = "  ".join(f"{variant} {common.size(n)}" for variant, n in row["variants"].items())
-            segments = f" in {row['segments']} segments" if row["segments"] > 1 else ""
-            typer.echo(f"{row['name']:{width}}  {row['tokens']:>7,} tokens{segments}  {sizes}")
-    return common.problems(broken, len(rows))
+            listing.problems.append(error)
+    output.emit(listing.to_json(), render(listing), as_json)
+    return output.exit_code(listing.problems, len(listing.documents))
+
+
+def render(listing: Listing) -> output.Lines:
+    if not listing.documents:
+        empty = f"{listing.store}: is empty; run kvtool prefill first"
+        return output.Lines(notes=[] if listing.problems else [empty])
+    rows = []
+    for document in listing.documents:
+        n_segments = len(document.segments)
+        tokens = f"{document.n_tokens:>7,} tokens" + (f" in {n_segments} segments" if n_segments > 1 else "")
+        sizes = [f"{variant} {output.size(document.nbytes(variant))}" for variant in document.variants]
+        rows.append((document.name, tokens, "  ".join(sizes)))
+    return output.Lines(output.table(rows))

@@ -1,71 +1,68 @@
-"""kvtool pull: a server's or a bucket's documents → a local store."""
+"""kvtool pull: copy documents from a server or a bucket into a local store."""
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, DocumentNames, DryRun, StoreFlags, with_settings
+
+if TYPE_CHECKING:
+    from kvtool.config import Settings
+    from kvtool.store.base import Store
+    from kvtool.store.pull import Report
 
 
+@with_settings(StoreFlags)
 def run(
     url: Annotated[
         str,
-        typer.Argument(help="A server: http://HOST:PORT. Or a bucket: s3://BUCKET/PREFIX.", metavar="URL"),
+        typer.Argument(
+            metavar="URL",
+            help="Copy from this server, http://HOST:PORT, or from this bucket, s3://BUCKET/PREFIX.",
+        ),
     ],
-    names: Annotated[
-        Optional[list[str]], typer.Argument(help="Documents (default: all).", metavar="[NAME…]")
-    ] = None,
+    names: DocumentNames = None,
     variant: Annotated[
-        Optional[str], typer.Option("--variant", help="Only this variant: raw, klt, … (default: all).")
+        Optional[str], typer.Option("--variant", help="Copy only this variant: raw, klt, … (default: all).")
     ] = None,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Replace documents that are others here than where they come from."),
+        typer.Option("--replace", help="Replace documents of the store that differ from the remote ones."),
     ] = False,
-    store: common.StoreOption = None,
-    dry_run: common.DryRunOption = False,
-    as_json: common.JsonOption = False,
+    *,
+    settings: Settings,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> int:
-    """Copy documents from a server (kvtool serve-cache) or a bucket into a store, with what they are loaded from.
+    """Copy documents from a server (kvtool serve-cache) or a bucket into a store, with all that loading them needs.
 
     The token is taken from KVTOOL_TOKEN, and credentials for a bucket from the environment. Every byte is checked. What is
     already there is not fetched again. An interrupted run, started again, goes on where it stopped.
     """
-    from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
     from kvtool.store.pull import pull
-    from kvtool.store.remote import RemoteStore
 
-    opened = Store(settings(store=store).store)
-    with common.Bar("pulling") as bar:
+    store = open_store(settings.store)
+    with output.Bar("pulling") as bar:
         report = pull(
-            RemoteStore(url),
-            opened,
+            open_store(url),
+            store,
             names or None,
             variant=variant,
             replace=replace,
             dry_run=dry_run,
             on_progress=lambda r: bar.update(r.nbytes / 1e6, r.nbytes_total / 1e6, "MB"),
         )
-    if as_json:
-        common.print_json(
-            {
-                "url": url,
-                "store": str(opened),
-                "dry_run": dry_run,
-                "pulled": report.pulled,
-                "unchanged": report.unchanged,
-                "problems": [str(error) for error in report.problems],
-                "bytes": report.nbytes_total if dry_run else report.nbytes,
-            }
-        )
-    else:
-        if dry_run:
-            for name in report.pulled:
-                typer.echo(name)
-        verb, nbytes = ("would pull", report.nbytes_total) if dry_run else ("pulled", report.nbytes)
-        there = f"; {len(report.unchanged)} were there already" if report.unchanged else ""
-        common.say(f"{verb} {len(report.pulled)} documents, {common.size(nbytes)}{there} → {opened}")
-    return common.problems(report.problems, len(report.pulled) + len(report.unchanged))
+    value = {"url": url, "store": str(store), **report.to_json()}
+    output.emit(value, render(report, store), as_json)
+    return output.exit_code(report.problems, len(report.pulled) + len(report.unchanged))
+
+
+def render(report: Report, store: Store) -> output.Lines:
+    already = f"; {len(report.unchanged)} were there already" if report.unchanged else ""
+    verb, nbytes = ("would pull", report.nbytes_total) if report.dry_run else ("pulled", report.nbytes)
+    summary = f"{verb} {len(report.pulled)} documents, {output.size(nbytes)}{already} → {store}"
+    return output.Lines(report.pulled if report.dry_run else [], [summary])

@@ -1,30 +1,36 @@
-"""kvtool rm: forget documents."""
+"""kvtool rm: remove documents from a store."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import DryRun, StoreFlags, with_settings
+
+if TYPE_CHECKING:
+    from kvtool.config import Settings
 
 
+@with_settings(StoreFlags)
 def run(
-    names: Annotated[list[str], typer.Argument(help="Documents.", metavar="NAME…")],
-    store: common.StoreOption = None,
-    dry_run: common.DryRunOption = False,
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Remove these documents.")],
+    *,
+    settings: Settings,
+    dry_run: DryRun = False,
 ) -> None:
     """Remove documents from a store, and the artifacts that no other document uses."""
-    from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.local import writable
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
+    store = writable(open_store(settings.store))
+    # One unknown name, and none is removed.
     for name in names:
-        opened[name]
+        store[name]
     for name in names:
         if not dry_run:
-            opened.remove(name)
-        common.say(f"{'would remove' if dry_run else 'removed'} {name}")
+            store.remove(name)
+        output.note(f"{'would remove' if dry_run else 'removed'} {name}")
     if not dry_run:
-        freed = opened.collect()
-        common.say(f"freed {len(freed)} artifacts")
+        output.note(f"freed {len(store.collect())} artifacts")

@@ -1,4 +1,4 @@
-"""kvtool show: everything about one document."""
+"""kvtool show: describe one document in full."""
 
 from __future__ import annotations
 
@@ -6,39 +6,47 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, StoreFlags, with_settings
 
 if TYPE_CHECKING:
-    from kvtool.store.local import Store
+    from kvtool.config import Settings
+    from kvtool.store.base import Store
 
 
+@with_settings(StoreFlags)
 def run(
-    name: Annotated[str, typer.Argument(help="The document's name.")],
-    store: common.StoreOption = None,
-    as_json: common.JsonOption = False,
+    name: Annotated[str, typer.Argument(help="Show this document.")],
+    *,
+    settings: Settings,
+    as_json: AsJson = False,
 ) -> None:
     """Show a document's model, prefix, segments, variants and their calibrations, to the byte."""
-    from kvtool.config import settings
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
-    document = opened[name]
+    description = describe(open_store(settings.store), name)
+    output.emit(description, render(description), as_json)
+
+
+def describe(store: Store, name: str) -> dict[str, Any]:
+    """The document as JSON: ``segments`` with their ``variants``, and the ``calibrations`` that these share."""
+    document = store[name]
     segments: list[dict[str, Any]] = []
     calibrations: dict[str, dict[str, Any]] = {}
     for index, segment in enumerate(document.segments):
         variants = {}
         for label, variant in segment.variants.items():
-            artifact = opened.open_artifact(variant)
+            artifact = store.open_artifact(variant)
             for digest in artifact.meta["calibrations"]:
-                used = calibrations.setdefault(digest, _calibration(opened, digest))["variants"]
-                if label not in used:
-                    used.append(label)
-            elements = artifact.contents.geometry.n_elements
+                users = calibrations.setdefault(digest, _calibration(store, digest))["variants"]
+                if label not in users:
+                    users.append(label)
+            n_elements = artifact.contents.geometry.n_elements
             variants[label] = {
                 "digest": variant.artifact,
                 "file": str(artifact.path),
                 "bytes": artifact.nbytes,
-                "bits_per_value": round(8 * artifact.nbytes / elements, 4),
+                "bits_per_value": round(8 * artifact.nbytes / n_elements, 4),
                 "recipe": dict(variant.recipe) or None,
             }
         segments.append(
@@ -50,44 +58,48 @@ def run(
                 "variants": variants,
             }
         )
-    if as_json:
-        common.print_json(
-            {
-                "name": name,
-                "model": dict(document.model),
-                "prefix": dict(document.prefix),
-                "segments": segments,
-                "calibrations": list(calibrations.values()),
-            }
-        )
-        return
-    typer.echo(f"{name}: {document.n_tokens:,} tokens")
-    typer.echo(f"  model   {document.model['name']}  {document.model['fingerprint']}")
-    typer.echo(f"  prefix  {document.prefix['tokens']} tokens, {document.prefix['origin']['kind']}")
-    for entry in segments:
-        typer.echo(
-            f"  segment {entry['segment']}: {entry['tokens']:,} tokens, characters "
-            f"{entry['characters'][0]} to {entry['characters'][1]}"
-        )
-        width = max(map(len, entry["variants"]))
-        for label, variant in entry["variants"].items():
-            typer.echo(
-                f"    {label:{width}} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  "
-                f"{variant['file']}"
-            )
-    for entry in calibrations.values():
-        typer.echo(
-            f"  calibration {entry['method']}, {entry['bytes']:,} bytes, shared by all that is compressed with it (here "
-            f"{', '.join(entry['variants'])})  {entry['file']}"
-        )
+    return {
+        "name": name,
+        "model": dict(document.model),
+        "prefix": dict(document.prefix),
+        "segments": segments,
+        "calibrations": list(calibrations.values()),
+    }
 
 
 def _calibration(store: Store, digest: str) -> dict[str, Any]:
-    found = store.calibrations[digest]
+    calibration = store.calibrations[digest]
     return {
         "digest": digest,
-        "method": found.method,
+        "method": calibration.method,
         "file": str(store.calibrations.path_of(digest)),
-        "bytes": found.nbytes,
+        "bytes": calibration.nbytes,
         "variants": [],
     }
+
+
+def render(description: dict[str, Any]) -> output.Lines:
+    model, prefix = description["model"], description["prefix"]
+    n_tokens = sum(segment["tokens"] for segment in description["segments"])
+    lines = [
+        f"{description['name']}: {n_tokens:,} tokens",
+        f"  model   {model['name']}  {model['fingerprint']}",
+        f"  prefix  {prefix['tokens']} tokens, {prefix['origin']['kind']}",
+    ]
+    for segment in description["segments"]:
+        start, end = segment["characters"]
+        lines.append(
+            f"  segment {segment['segment']}: {segment['tokens']:,} tokens, characters {start} to {end}"
+        )
+        width = max(map(len, segment["variants"]))
+        lines += [
+            f"    {label:{width}} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  "
+            f"{variant['file']}"
+            for label, variant in segment["variants"].items()
+        ]
+    lines += [
+        f"  calibration {calibration['method']}, {calibration['bytes']:,} bytes, shared by all that is compressed "
+        f"with it (here {', '.join(calibration['variants'])})  {calibration['file']}"
+        for calibration in description["calibrations"]
+    ]
+    return output.Lines(lines)

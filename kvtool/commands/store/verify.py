@@ -1,76 +1,126 @@
-"""kvtool verify: is every byte what was written?"""
+"""kvtool verify: check that every byte of a store is as it was written."""
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvtool.commands import common
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, DocumentNames, StoreFlags, with_settings
+from kvtool.errors import DONE, GATE, KvtoolError
+
+if TYPE_CHECKING:
+    from kvtool.config import Settings
+    from kvtool.store.base import Store
 
 
+@dataclass(frozen=True)
+class Broken:
+    """Something that is not as it was written, in the first of the documents that use it; None for a calibration."""
+
+    document: str | None
+    error: KvtoolError
+
+    def __str__(self) -> str:
+        return str(self.error) if self.document is None else f"{self.document}: {self.error}"
+
+    def to_json(self) -> dict[str, str | None]:
+        return {"document": self.document, **self.error.to_json()}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Digests of artifacts and calibrations: ``intact`` ones, ``broken`` ones and, of these, those that were ``removed``.
+
+    A document whose manifest cannot be read is ``broken`` by its name.
+    """
+
+    intact: set[str] = field(default_factory=set)
+    broken: dict[str, Broken] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        broken = {key: entry.to_json() for key, entry in self.broken.items()}
+        return {"intact": len(self.intact), "broken": broken, "removed": self.removed}
+
+
+@with_settings(StoreFlags)
 def run(
-    names: Annotated[
-        Optional[list[str]], typer.Argument(help="Documents (default: all).", metavar="[NAME…]")
-    ] = None,
+    names: DocumentNames = None,
     remove: Annotated[
         bool,
         typer.Option(
             "--remove", help="Remove broken artifacts, so that prefill or compress makes them again."
         ),
     ] = False,
-    store: common.StoreOption = None,
-    as_json: common.JsonOption = False,
+    *,
+    settings: Settings,
+    as_json: AsJson = False,
 ) -> int:
     """Read every artifact and calibration and check every digest.
 
-    Ends with exit code 4 if anything is not what was written, or names a calibration that is missing.
+    Exits with 4 if anything is not as it was written, or names a calibration that is missing.
     """
-    from kvtool.artifact.read import BrokenArtifact
-    from kvtool.config import settings
-    from kvtool.errors import DONE, GATE, KvtoolError
-    from kvtool.store.calibrations import BrokenCalibration
-    from kvtool.store.local import Store
+    from kvtool.store.open import open_store
 
-    opened = Store(settings(store=store).store)
-    sound: set[str] = set()
-    broken: dict[str, str] = {}
-    removed: list[str] = []
-    for name in names or opened:
+    store = open_store(settings.store)
+    report = Report()
+    _check_documents(store, names, remove, report)
+    if not names:
+        _check_calibrations(store, remove, report)
+    if not as_json:
+        for entry in report.broken.values():
+            output.print_error(entry)
+    output.emit(report.to_json(), render(report), as_json)
+    return GATE if report.broken else DONE
+
+
+def _check_documents(store: Store, names: Sequence[str] | None, remove: bool, report: Report) -> None:
+    """Raises KvtoolError for a document that was named and cannot be read."""
+    from kvtool.artifact.read import BrokenArtifact
+
+    for name in names or store:
         try:
-            variants = opened[name].artifacts
+            variants = store[name].artifacts
         except KvtoolError as error:
             if names:
                 raise
-            broken[name] = str(error)
+            report.broken[name] = Broken(None, error)
             continue
         for variant in variants:
-            if variant.artifact in sound:
+            digest = variant.artifact
+            if digest in report.intact or digest in report.broken:
                 continue
             try:
-                opened.open_artifact(variant).verify()
-                sound.add(variant.artifact)
+                store.open_artifact(variant).verify()
+                report.intact.add(digest)
             except KvtoolError as error:
-                broken.setdefault(variant.artifact, f"{name}: {error}")
+                report.broken[digest] = Broken(name, error)
                 # What a newer kvtool wrote, or what cannot be read now, is not ours to remove.
-                if remove and isinstance(error, BrokenArtifact) and variant.artifact not in removed:
-                    opened.discard(variant)
-                    removed.append(variant.artifact)
-    for digest in () if names else opened.calibrations:
+                if remove and isinstance(error, BrokenArtifact):
+                    store.discard(variant)
+                    report.removed.append(digest)
+
+
+def _check_calibrations(store: Store, remove: bool, report: Report) -> None:
+    from kvtool.store.calibrations import BrokenCalibration
+
+    for digest in store.calibrations:
         try:
-            _ = opened.calibrations[digest]
-            sound.add(digest)
+            _ = store.calibrations[digest]
+            report.intact.add(digest)
         except KvtoolError as error:
-            broken[digest] = str(error)
+            report.broken[digest] = Broken(None, error)
             if remove and isinstance(error, BrokenCalibration):
-                opened.calibrations.discard(digest)
-                removed.append(digest)
-    if as_json:
-        common.print_json({"sound": len(sound), "broken": broken, "removed": removed})
-    else:
-        for line in broken.values():
-            common.say(f"error: {line}")
-        common.say(
-            f"{len(sound)} artifacts are sound, {len(broken)} are not{f', {len(removed)} removed' if removed else ''}"
-        )
-    return GATE if broken else DONE
+                store.calibrations.discard(digest)
+                report.removed.append(digest)
+
+
+def render(report: Report) -> output.Lines:
+    removed = f", {len(report.removed)} removed" if report.removed else ""
+    return output.Lines(
+        notes=[f"{len(report.intact)} artifacts are intact, {len(report.broken)} are not{removed}"]
+    )

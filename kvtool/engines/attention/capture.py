@@ -1,9 +1,9 @@
-"""Watches what attention does while a model runs: every layer's queries, and where they look.
+"""What attention does while a model runs: every layer's queries, and the weights that they give.
 
-No model-specific code: ``engines.attending`` calls a function here in place of the family's own attention. Plain
-attention, a softmax over scaled products, is computed in blocks that stay in the processor's cache, and without
-repeating keys for every query head. Whether a family's attention is plain is tried out on the last queries of each pass;
-one that has a soft cap or sinks is computed by its own eager function.
+No model-specific code: ``override`` calls a function here in place of the family's own attention. Softmax attention over
+scaled products is computed in blocks that stay in the processor's cache, and without repeating keys for every query head.
+Whether a family's attention is of that kind is checked on the last queries of each pass. One that has a soft cap or sinks
+is computed by its own eager function.
 """
 
 from __future__ import annotations
@@ -16,60 +16,62 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kvtool.engines.attention.attending import attending, eager_attention
+from kvtool.engines.attention.override import eager_attention, override_attention
 from kvtool.errors import ModelError
 from kvtool.model.model import Model
 
 SCORES = 1 << 20
-"""Scores of one head in a pass: what bounds its memory, whatever the segment's length."""
+"""Scores of one head in a pass. They bound a pass's memory, whatever the segment's length."""
 
 BLOCK = {"cpu": 1 << 18}
-"""Scores in a block, a megabyte: the size of a core's own cache. Elsewhere more, since starting a block costs more."""
-_BLOCK = 1 << 24
+"""Scores in a block: a megabyte, the size of a core's own cache."""
 
-TRIED = 4
-"""Queries of a pass, the last, that tell whether a family's attention is plain."""
+BLOCK_ELSEWHERE = 1 << 24
+"""Scores in a block on other devices, where starting a block costs more."""
 
-TRIED_KEYS = 256
-"""The last keys that these see, which they are tried on."""
+CHECKED_QUERIES = 4
+"""How many of a pass's last queries tell whether a family's attention is softmax attention."""
 
-# Largest difference between weights that rounding explains.
+CHECKED_KEYS = 256
+"""How many of the last keys that these see they are checked on."""
+
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+"""The largest difference between weights that rounding explains."""
 
 OnWeights: TypeAlias = Callable[[int, Tensor], None]
 
 
-class Notes(Protocol):
-    """What is noted of one layer, pass by pass."""
+class Observer(Protocol):
+    """Takes what one layer's attention does, pass by pass."""
 
-    def see(self, query: Tensor, mask: Tensor) -> None:
-        """A pass's queries [Q, P, D], and which of the N tokens in the cache each may look at: ``mask`` [P, N]."""
+    def on_queries(self, query: Tensor, mask: Tensor) -> None:
+        """A pass's queries [Q, S, D], and which of the N cached tokens each may see: ``mask`` [S, N]."""
 
-    def weigh(self, first: int, weights: Tensor) -> None:
-        """Where some of them look, [G, B, N]: G query heads from ``first`` on, and B queries."""
+    def on_weights(self, first: int, weights: Tensor) -> None:
+        """Weights [G, B, N] of some of these queries: G query heads from ``first`` on, and B queries."""
 
 
 def step_tokens(n_keys: int) -> int:
-    """Tokens of one pass over that many keys."""
+    """The number of tokens of one pass over ``n_keys`` keys."""
     return max(1, SCORES // max(1, n_keys))
 
 
 @contextmanager
-def watching(model: Model, notes: Sequence[Notes]) -> Iterator[None]:
-    """Tells ``notes``, one for each layer, what its attention does; the model is as it was afterwards.
+def capture_attention(model: Model, observers: Sequence[Observer]) -> Iterator[None]:
+    """Tells ``observers``, one for each layer, what its attention does; the model is as it was afterwards.
 
-    The model must be called with the masks of ``engines.transformers``. Raises ModelError for a family whose attention
-    cannot be watched.
+    The model must be called with the masks of ``engines.transformers``. Raises ``ModelError`` for a family whose attention
+    cannot be captured.
     """
-    with attending(model, partial(_watched, model, notes), unwatchable):
+    with override_attention(model, partial(_captured, model, observers), capture_error):
         yield
 
 
-def unwatchable(model: Model) -> ModelError:
+def capture_error(model: Model) -> ModelError:
     return ModelError(
         model.name,
         (
-            f"the attention of {model.config.model_type} cannot be watched, since it does not go "
+            f"the attention of {model.config.model_type} cannot be captured, since it does not go "
             "through transformers' AttentionInterface, so that recipes and policies which measure "
             "what is attended to cannot be used with it"
         ),
@@ -80,9 +82,9 @@ def unwatchable(model: Model) -> ModelError:
     )
 
 
-def _watched(
+def _captured(
     model: Model,
-    notes: Sequence[Notes],
+    observers: Sequence[Observer],
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -91,56 +93,56 @@ def _watched(
     scaling: float | None,
     **options: Any,
 ) -> Tensor:
-    """Attention [1, P, Q, Dv] under a boolean mask [1, 1, P, N], as ``attending`` wants it."""
+    """Attention [1, S, Q, Dv] under a boolean mask [1, 1, S, N], as ``override_attention`` wants it."""
     eager = eager_attention(module)
     if eager is None:
-        raise unwatchable(model)
-    note, mask = notes[module.layer_idx], attention_mask[0, 0]
-    note.see(query[0], mask)
+        raise capture_error(model)
+    observer, mask = observers[module.layer_idx], attention_mask[0, 0]
+    observer.on_queries(query[0], mask)
 
-    def own(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def family(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         added = query.new_zeros(mask.shape).masked_fill_(~mask, torch.finfo(query.dtype).min)
-        # Where it scales by itself it takes no scaling.
+        # Families that scale by themselves take no scaling.
         scaled = options if scaling is None else {**options, "scaling": scaling}
         output, weights = eager(module, query, key, value, added[None, None], **scaled)
         return output, weights[0]
 
-    if scaling is not None and len(mask) > TRIED and query.shape[1] % key.shape[1] == 0:
-        # Eager attention repeats all keys that it is given for each query head, so a few are enough, of those that are seen.
-        some = torch.arange(len(mask) - TRIED, len(mask), device=query.device)
-        keys = mask[some[-1]].nonzero()[-TRIED_KEYS:, 0]
-        some = some[mask[some][:, keys].any(-1)]
-        tried = query[:, :, some], key[:, :, keys], value[:, :, keys], mask[some][:, keys]
-        output, weights = own(*tried)
-        found: list[Tensor] = []
-        plain = _plain(*tried, scaling, lambda _, w: found.append(w))
+    if scaling is not None and len(mask) > CHECKED_QUERIES and query.shape[1] % key.shape[1] == 0:
+        # Eager attention repeats all keys that it is given for each query head: a few, of those that are seen, are enough.
+        last = torch.arange(len(mask) - CHECKED_QUERIES, len(mask), device=query.device)
+        keys = mask[last[-1]].nonzero()[-CHECKED_KEYS:, 0]
+        last = last[mask[last][:, keys].any(-1)]
+        sample = query[:, :, last], key[:, :, keys], value[:, :, keys], mask[last][:, keys]
+        output, weights = family(*sample)
+        block_weights: list[Tensor] = []
+        block_output = _softmax_attention(*sample, scaling, lambda _, block: block_weights.append(block))
         tolerance = TOLERANCE[query.dtype]
-        if (torch.cat(found) - weights).abs().max() <= tolerance and (
-            plain - output
-        ).abs().max() <= tolerance * tried[2].abs().max():
-            return _plain(query, key, value, mask, scaling, note.weigh)
-    output, weights = own(query, key, value, mask)
-    note.weigh(0, weights)
+        if (torch.cat(block_weights) - weights).abs().max() <= tolerance and (
+            block_output - output
+        ).abs().max() <= tolerance * sample[2].abs().max():
+            return _softmax_attention(query, key, value, mask, scaling, observer.on_weights)
+    output, weights = family(query, key, value, mask)
+    observer.on_weights(0, weights)
     return output
 
 
-def _plain(
+def _softmax_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, on_weights: OnWeights
 ) -> Tensor:
-    """Attention [1, P, Q, Dv], block by block: a few queries of all heads that share a key head."""
+    """Attention [1, S, Q, Dv], block by block: a few queries of all heads that share a key head."""
     group = query.shape[1] // key.shape[1]
     output = query.new_empty(1, len(mask), query.shape[1], value.shape[3])
     added = query.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
-    step = max(1, BLOCK.get(query.device.type, _BLOCK) // (group * key.shape[2]))
+    step = max(1, BLOCK.get(query.device.type, BLOCK_ELSEWHERE) // (group * key.shape[2]))
     for start in range(0, len(mask), step):
-        some = slice(start, start + step)
-        hidden = added[some].repeat(group, 1)
+        block = slice(start, start + step)
+        hidden = added[block].repeat(group, 1)
         for head in range(key.shape[1]):
             first = head * group
-            own = slice(first, first + group)
-            scores = torch.addmm(hidden, query[0, own, some].flatten(0, 1), key[0, head].mT, alpha=scaling)
+            heads = slice(first, first + group)
+            scores = torch.addmm(hidden, query[0, heads, block].flatten(0, 1), key[0, head].mT, alpha=scaling)
             weights = scores.softmax(-1, dtype=torch.float32)
-            looked = weights.to(value.dtype) @ value[0, head]
-            output[0, some, own] = looked.view(group, -1, looked.shape[1]).transpose(0, 1)
+            attended = weights.to(value.dtype) @ value[0, head]
+            output[0, block, heads] = attended.view(group, -1, attended.shape[1]).transpose(0, 1)
             on_weights(first, weights.view(group, -1, weights.shape[1]))
     return output

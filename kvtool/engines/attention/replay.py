@@ -1,8 +1,8 @@
 """Which tokens of a segment a model needs to repeat it: KVzip's importance (arXiv 2505.23416).
 
-Over the cache of prefix and segment, the model is asked to repeat what it read and is fed the segment again. A token
-that cannot be guessed from what is around it, such as a number that stands there once, is looked up while it is being
-repeated, however little the rest of the document attended to it.
+Over the cache of prefix and segment, the model is asked to repeat the text and is fed the segment again. A token that
+cannot be guessed from its surroundings, such as a number that occurs once, is looked up while it is repeated, however
+little the rest of the document attended to it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kvtool.artifact.load import load_cache
-from kvtool.artifact.read import Artifact
 from kvtool.codecs import Inputs
-from kvtool.engines import transformers as engine
-from kvtool.engines.attention.capture import step_tokens, unwatchable, watching
-from kvtool.engines.attention.probe import filled
+from kvtool.engines.attention.capture import capture_attention, capture_error, step_tokens
+from kvtool.engines.attention.probe import fill_unseen
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.transformers import causal_masks, device_of, feed
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
 from kvtool.model.model import Model
@@ -26,33 +24,31 @@ from kvtool.model.model import Model
 REQUEST = "\n\nRepeat the previous context exactly.\n"
 
 OVERLAP = 8
-"""Tokens that a passage begins with beyond its own, so that the model finds its place."""
+"""Tokens of the passage before that a passage begins with, so that the model finds its place."""
 
 
 @torch.no_grad()
-def replay(model: Model, parts: Sequence[Artifact]) -> Inputs:
-    """``importance`` of the tokens of the last of ``parts``, raw artifacts that follow one another: [T] float32 for each
-    layer, on the CPU.
+def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
+    """``importance`` of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``.
 
-    It is the largest attention weight that any replayed token gives the token, in any head. In layers with a sliding
-    window, tokens that are out of every replayed token's sight get the mean of those that are seen. A segment that
-    does not fit the model's context twice is replayed in passages, each behind a request of its own.
+    It is [T] float32 for each layer, on the CPU: the largest attention weight that any replayed token gives the token, in
+    any head. In layers with a sliding window, tokens that no replayed token sees get the mean of those that are seen. A
+    segment that does not fit the model's context twice is replayed in passages, each after a request of its own.
 
-    Raises MismatchError and ArtifactError as ``load_cache`` does; ModelError for a family whose attention cannot be
-    watched, and where the model's context leaves no room to repeat anything.
+    The cache is left as it was. Raises ``ModelError`` for a family whose attention cannot be captured, and where the
+    model's context leaves no room to repeat anything.
     """
-    cache = load_cache(parts, model)
-    held, token_ids = cache.get_seq_length(), parts[-1].token_ids.tolist()
+    n_cached, n_tokens = cache.get_seq_length(), len(token_ids)
     request = document_tokens(model, REQUEST)
-    notes = [_Largest(held - len(token_ids), held) for _ in cache.layers]
-    for passage in _passages(model, len(token_ids), model.context - held - len(request)):
-        engine.feed(model, request, cache)
-        with watching(model, notes):
-            _feed(model, [token_ids[index] for index in passage], cache)
-        cache.crop(held - cache.get_seq_length())
-    if any(note.passes != notes[0].passes or not note.passes for note in notes):
-        raise unwatchable(model)
-    return {"importance": [filled(note.weight, note.seen) for note in notes]}
+    observers = [_LargestWeights(n_cached - n_tokens, n_cached) for _ in cache.layers]
+    for passage in _passages(model, n_tokens, model.context - n_cached - len(request)):
+        feed(model, request, cache)
+        with capture_attention(model, observers):
+            _feed(model, token_ids[passage.start : passage.stop].tolist(), cache)
+        cache.crop(n_cached - cache.get_seq_length())
+    if any(observer.passes != observers[0].passes or not observer.passes for observer in observers):
+        raise capture_error(model)
+    return {"importance": [fill_unseen(observer.weight, observer.seen) for observer in observers]}
 
 
 def _passages(model: Model, n_tokens: int, room: int) -> Iterator[range]:
@@ -70,23 +66,24 @@ def _passages(model: Model, n_tokens: int, room: int) -> Iterator[range]:
 
 
 def _feed(model: Model, token_ids: Sequence[int], cache: DocumentCache) -> None:
+    """Runs ``token_ids`` after ``cache`` under masks, in passes of bounded memory."""
     done = 0
     while done < len(token_ids):
         start = cache.get_seq_length()
         some = token_ids[done : done + step_tokens(start)]
         positions = torch.arange(start, start + len(some))
-        ids = torch.tensor([some], device=engine.device_of(model))
+        ids = torch.tensor([some], device=device_of(model))
         model.model.base_model(
             input_ids=ids,
             position_ids=positions[None].to(ids.device),
-            attention_mask=engine.causal_masks(model, positions, start + len(some)),
+            attention_mask=causal_masks(model, positions, start + len(some)),
             past_key_values=cache,
             use_cache=True,
         )
         done += len(some)
 
 
-class _Largest:
+class _LargestWeights:
     """The largest weight that each token from ``start`` to ``end`` was given."""
 
     def __init__(self, start: int, end: int) -> None:
@@ -94,10 +91,10 @@ class _Largest:
         self.weight = torch.zeros(end - start)
         self.seen = torch.zeros(end - start, dtype=torch.bool)
 
-    def see(self, query: Tensor, mask: Tensor) -> None:
+    def on_queries(self, query: Tensor, mask: Tensor) -> None:
         self.passes += 1
         self.seen |= mask[:, self.start : self.end].any(0).cpu()
 
-    def weigh(self, first: int, weights: Tensor) -> None:
+    def on_weights(self, first: int, weights: Tensor) -> None:
         largest = weights[..., self.start : self.end].amax((0, 1)).float().cpu()
         torch.maximum(self.weight, largest, out=self.weight)

@@ -1,4 +1,4 @@
-"""Whether a model's attention is plain, a softmax over scaled products: tried out, by running it on a few tokens.
+"""Whether a model's attention is a softmax over scaled products, found by running the model on a few tokens.
 
 No model-specific code: soft caps, sinks and biases give something else than what is computed here.
 """
@@ -10,67 +10,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtool.engines import transformers as engine
-from kvtool.engines.attention.attending import attending, eager_attention
-from kvtool.engines.attention.parallel_encoding import attend
-from kvtool.engines.cache import Parallel
+from kvtool.engines.attention.override import eager_attention, override_attention
+from kvtool.engines.attention.parallel_encoding import adaptive_attention
+from kvtool.engines.cache import ParallelEncoding
+from kvtool.engines.transformers import causal_masks, device_of, windows
 from kvtool.model.model import Model
 
-TRIED = 8
-"""Tokens that are run."""
+CHECKED_TOKENS = 8
+"""The number of tokens that are run."""
 
 LARGEST = 30.0
-"""Queries are scaled so that no score is larger: only large ones show a soft cap."""
+"""Queries are scaled so that no score is larger: only large scores show a soft cap."""
 
 TOLERANCE = 1e-4
-"""Largest difference in float32, relative to the largest value, that rounding explains."""
+"""The largest difference in float32, relative to the largest value, that rounding explains."""
+
+_PLAIN = ParallelEncoding(temperature=1.0, scale=1.0)
 
 
-def is_plain(model: Model) -> bool:
-    """Whether the attention of each of the model's layers is plain."""
+def is_softmax_attention(model: Model) -> bool:
+    """Whether every layer's attention is a softmax over scaled products."""
     try:
-        _try_out(model)
-    except _NotPlain:
+        _check(model)
+    except _Otherwise:
         return False
     return True
 
 
-class _NotPlain(Exception):
-    pass
+class _Otherwise(Exception):
+    """Raised by the first layer whose attention is something else."""
 
 
 @torch.no_grad()
-def _try_out(model: Model) -> None:
-    tried: set[int] = set()
+def _check(model: Model) -> None:
+    checked: set[int] = set()
 
     def compare(
         module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        seen: Tensor,
+        mask: Tensor,
         scaling: float | None,
         **options: Any,
     ) -> Tensor:
         eager = eager_attention(module)
         if eager is None or scaling is None or query.shape[1] % key.shape[1]:
-            raise _NotPlain
+            raise _Otherwise
         q, k, v = query.float(), key.float(), value.float()
         q = q * LARGEST / (scaling * q.norm(dim=-1).max() * k.norm(dim=-1).max())
-        added = q.new_zeros(seen.shape).masked_fill_(~seen, torch.finfo(q.dtype).min)
+        added = q.new_zeros(mask.shape).masked_fill_(~mask, torch.finfo(q.dtype).min)
         expected: Tensor = eager(module, q, k, v, added, scaling=scaling, **options)[0]
-        found = attend(q, k, v, seen, scaling, Parallel(temperature=1.0, scale=1.0), slice(0))
-        if (found - expected).abs().max() > TOLERANCE * v.abs().max():
-            raise _NotPlain
-        tried.add(module.layer_idx)
+        softmax = adaptive_attention(q, k, v, mask, scaling, _PLAIN, slice(0))
+        if (softmax - expected).abs().max() > TOLERANCE * v.abs().max():
+            raise _Otherwise
+        checked.add(module.layer_idx)
         return expected.to(query.dtype)
 
-    with attending(model, compare, lambda _: _NotPlain()):
-        ids = torch.arange(TRIED)
+    with override_attention(model, compare, lambda _: _Otherwise()):
+        ids = torch.arange(CHECKED_TOKENS)
         model.model.base_model(
-            input_ids=ids[None].to(engine.device_of(model)),
-            attention_mask=engine.causal_masks(model, ids, TRIED),
+            input_ids=ids[None].to(device_of(model)),
+            attention_mask=causal_masks(model, ids, CHECKED_TOKENS),
             use_cache=False,
         )
-    if len(tried) != len(engine.windows(model)):
-        raise _NotPlain
+    if len(checked) != len(windows(model)):
+        raise _Otherwise

@@ -10,29 +10,29 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kvtool.engines.batching.shared_prefix import Rows
+from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.model import Model
 
 PASS_TOKENS = 1024
-"""Tokens of prompts that share a pass, at most; one longer prompt has its own."""
+"""The most tokens of prompts that share a pass; one longer prompt has its own."""
 
 
 @torch.no_grad()
-def follow(
+def logits_after(
     model: Model, cache: DocumentCache, token_ids: Sequence[int], *, position: int | None = None
 ) -> Tensor:
-    """Logits [S, V] float32 on the CPU at each of ``token_ids`` [S], fed behind ``cache``, which is left as it was.
+    """Logits [S, V] float32 on the CPU at each of ``token_ids`` [S], fed after ``cache``, which is left as it was.
 
-    ``position`` is that of the first of them, by default the number of tokens that the cache holds; a cache that
-    lost tokens to pruning goes on further behind.
+    ``position`` is that of the first of them, by default the number of tokens in the cache. For a cache that lost tokens to
+    pruning it is larger.
     """
-    with Rows(model, cache, position) as rows:
-        return rows.feed([(0, token_ids)], every=True).float().cpu()
+    with SequenceBatch(model, cache, position) as batch:
+        return batch.feed([(0, token_ids)], every=True).float().cpu()
 
 
 @torch.no_grad()
-def answer_each(
+def generate_many(
     model: Model,
     cache: DocumentCache,
     prompts: Sequence[Sequence[int]],
@@ -40,41 +40,44 @@ def answer_each(
     *,
     position: int | None = None,
 ) -> list[list[int]]:
-    """What the model says, greedily, to each of ``prompts`` behind ``cache``, which is left as it was.
+    """The model's greedy answer to each of ``prompts`` after ``cache``, which is left as it was.
 
-    An answer has at most its ``max_tokens``, and ends before the token that ends the model's turn.
+    An answer has at most its ``max_tokens``, and ends before the token that ends the model's turn. ``position`` is as of
+    ``logits_after``.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    for some in _passes(prompts):
-        with Rows(model, cache, position) as rows:
-            fed = [(n, prompts[n]) for n in some]
-            while fed:
-                best = rows.feed(fed).argmax(-1).tolist()
-                fed = [
-                    (n, [token]) for (n, _), token in zip(fed, best, strict=True) if token not in ends(model)
+    stops = end_tokens(model)
+    for group in _passes(prompts):
+        with SequenceBatch(model, cache, position) as batch:
+            feed = [(n, prompts[n]) for n in group]
+            while feed:
+                best = batch.feed(feed).argmax(-1).tolist()
+                following = [
+                    (n, [token]) for (n, _), token in zip(feed, best, strict=True) if token not in stops
                 ]
-                for n, (token,) in fed:
+                for n, (token,) in following:
                     answers[n].append(token)
-                fed = [(n, token) for n, token in fed if len(answers[n]) < max_tokens[n]]
+                feed = [(n, ids) for n, ids in following if len(answers[n]) < max_tokens[n]]
     return answers
 
 
-def ends(model: Model) -> frozenset[int]:
+def end_tokens(model: Model) -> frozenset[int]:
     """The tokens that end the model's turn."""
-    found = model.model.generation_config.eos_token_id
-    if found is None:
-        found = model.tokenizer.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or [])
+    ids = model.model.generation_config.eos_token_id
+    if ids is None:
+        ids = model.tokenizer.eos_token_id
+    return frozenset([ids] if isinstance(ids, int) else ids or [])
 
 
 def _passes(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    some: list[int] = []
+    """Indices of ``prompts`` that share a pass."""
+    group: list[int] = []
     tokens = 0
     for n, prompt in enumerate(prompts):
-        if some and tokens + len(prompt) > PASS_TOKENS:
-            yield some
-            some, tokens = [], 0
-        some.append(n)
+        if group and tokens + len(prompt) > PASS_TOKENS:
+            yield group
+            group, tokens = [], 0
+        group.append(n)
         tokens += len(prompt)
-    if some:
-        yield some
+    if group:
+        yield group

@@ -1,8 +1,8 @@
-"""Rows behind several caches in one pass: the weights are read once for all of them.
+"""Sequences after several caches in one pass: the weights are read once for all of them.
 
 Each cache's tokens attend to that cache alone, by the family's own attention, called for one cache after the other. No
-model-specific code. A family that makes its keys from what the cache holds (latent attention) cannot be read so: whether
-a model can is tried out.
+model-specific code. A family that makes its keys from what the cache holds (latent attention) cannot be run so: whether a
+model can is found by running it.
 """
 
 from __future__ import annotations
@@ -16,86 +16,91 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, get_layer_types_and_kwargs
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kvtool.engines import transformers as engine
-from kvtool.engines.attention.attending import attending, eager_attention
-from kvtool.engines.batching.shared_prefix import Fed, Rows
+from kvtool.engines.attention.override import eager_attention, override_attention
+from kvtool.engines.batching.shared_prefix import Feed, SequenceBatch
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.transformers import causal_masks, device_of, new_cache
 from kvtool.errors import KvtoolError, ModelError
 from kvtool.model.model import Model
 
 TOLERANCE = 1e-4
-"""Largest difference of logits, relative to the largest, that the order of summation explains."""
+"""The largest difference of logits, relative to the largest, that the order of summation explains."""
 
 
-def feed_together(model: Model, feeds: Sequence[tuple[Rows, Fed]]) -> list[Tensor]:
-    """``Rows.feed`` of each, in one pass. Only for a model that ``can_be_fed_together``; no cache twice."""
+def feed_batches(model: Model, feeds: Sequence[tuple[SequenceBatch, Feed]]) -> list[Tensor]:
+    """``SequenceBatch.feed`` of each, in one pass.
+
+    Only for a model of which ``supports_multi_cache`` is true. No two batches may share a cache.
+    """
     if len(feeds) == 1:
-        ((rows, fed),) = feeds
-        return [rows.feed(fed)]
-    passes = [rows.next_pass(fed) for rows, fed in feeds]
-    ends = torch.tensor([len(one.token_ids) for one in passes]).cumsum(0).tolist()
+        ((batch, feed),) = feeds
+        return [batch.feed(feed)]
+    passes = [batch.plan(feed) for batch, feed in feeds]
+    ends = torch.tensor([len(step.token_ids) for step in passes]).cumsum(0).tolist()
     parts = [
-        _Part(rows.cache, slice(end - len(one.token_ids), end), one.masks(model))
-        for (rows, _), one, end in zip(feeds, passes, ends, strict=True)
+        _Part(batch.cache, slice(end - len(step.token_ids), end), step.masks(model))
+        for (batch, _), step, end in zip(feeds, passes, ends, strict=True)
     ]
     kinds, _ = get_layer_types_and_kwargs(model.text_config)
     implementation = model.model.config.get_text_config(decoder=True)._attn_implementation
-    layers = [_Layer(parts, index) for index in range(len(kinds))]
+    layers = [_MultiLayer(parts, index) for index in range(len(kinds))]
 
-    def attend(
+    def attention(
         module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        seen: Tensor,
+        mask: Tensor,
         scaling: float | None,
         **options: Any,
     ) -> Tensor:
-        own = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention(module))
+        family = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention(module))
         index = module.layer_idx
-        found = []
-        for part, (keys, values) in zip(parts, layers[index].held, strict=True):
+        outputs = []
+        for part, (keys, values) in zip(parts, layers[index].states, strict=True):
             mask = part.masks[kinds[index]] if isinstance(part.masks, dict) else part.masks
-            found.append(
-                own(module, query[:, :, part.tokens], keys, values, mask, scaling=scaling, **options)[0]
+            outputs.append(
+                family(module, query[:, :, part.tokens], keys, values, mask, scaling=scaling, **options)[0]
             )
-        return torch.cat(found, 1)
+        return torch.cat(outputs, 1)
 
-    device = engine.device_of(model)
-    positions = torch.cat([one.positions for one in passes])
-    last = torch.cat([one.last + part.tokens.start for one, part in zip(passes, parts, strict=True)])
-    with attending(model, attend, _not_together), engine.grouped_attention(model):
+    device = device_of(model)
+    positions = torch.cat([step.positions for step in passes])
+    last = torch.cat([step.last + part.tokens.start for step, part in zip(passes, parts, strict=True)])
+    with override_attention(model, attention, _override_error):
         out = model.model(
-            input_ids=torch.cat([one.token_ids for one in passes])[None].to(device),
+            input_ids=torch.cat([step.token_ids for step in passes])[None].to(device),
             position_ids=positions[None].to(device),
-            attention_mask=engine.causal_masks(model, torch.arange(len(positions)), len(positions)),
+            attention_mask=causal_masks(model, torch.arange(len(positions)), len(positions)),
             past_key_values=Cache(layers=layers),
             use_cache=True,
             logits_to_keep=last.to(device),
         )
-    for (rows, _), one in zip(feeds, passes, strict=True):
-        rows.has_fed(one)
-    return list(out.logits[0].split([len(one.last) for one in passes]))
+    for (batch, _), step in zip(feeds, passes, strict=True):
+        batch.commit(step)
+    return list(out.logits[0].split([len(step.last) for step in passes]))
 
 
 @dataclass(frozen=True)
 class _Part:
+    """The ``tokens`` of a pass that stand after ``cache``."""
+
     cache: DocumentCache
     tokens: slice
     masks: Any
 
 
-class _Layer(DynamicLayer):  # type: ignore[misc]
-    """What is computed goes to each part's own cache; ``held`` is then all that each of them has."""
+class _MultiLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer that appends to each part's own cache; ``states`` are then the keys and values of each."""
 
     def __init__(self, parts: Sequence[_Part], index: int) -> None:
         super().__init__()
         self.parts, self.index = parts, index
-        self.held: list[tuple[Tensor, Tensor]] = []
+        self.states: list[tuple[Tensor, Tensor]] = []
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        self.held = [
+        self.states = [
             part.cache.layers[self.index].update(
                 key_states[:, :, part.tokens], value_states[:, :, part.tokens]
             )
@@ -108,19 +113,19 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
 
 @torch.no_grad()
-def can_be_fed_together(model: Model) -> bool:
-    """Whether ``feed_together`` gives what ``Rows.feed`` gives, found by doing both with a few tokens."""
-    some = [list(range(n, 2 * n)) for n in (3, 5)]
+def supports_multi_cache(model: Model) -> bool:
+    """Whether ``feed_batches`` gives what ``SequenceBatch.feed`` gives, found by doing both with a few tokens."""
+    prompts = [list(range(n, 2 * n)) for n in (3, 5)]
 
-    def rows() -> list[Rows]:
-        return [Rows(model, engine.new_cache(model, 16)) for _ in some]
+    def batches() -> list[SequenceBatch]:
+        return [SequenceBatch(model, new_cache(model, 16)) for _ in prompts]
 
-    apart, together = rows(), rows()
+    separate, joint = batches(), batches()
     try:
         for _ in range(2):
-            expected = [one.feed([(0, ids)]) for one, ids in zip(apart, some, strict=True)]
-            found = feed_together(model, [(one, [(0, ids)]) for one, ids in zip(together, some, strict=True)])
-            for right, other in zip(expected, found, strict=True):
+            expected = [batch.feed([(0, ids)]) for batch, ids in zip(separate, prompts, strict=True)]
+            feeds = [(batch, [(0, ids)]) for batch, ids in zip(joint, prompts, strict=True)]
+            for right, other in zip(expected, feed_batches(model, feeds), strict=True):
                 if (right - other).abs().max() > TOLERANCE * right.abs().max():
                     return False
     except (KvtoolError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
@@ -128,5 +133,5 @@ def can_be_fed_together(model: Model) -> bool:
     return True
 
 
-def _not_together(model: Model) -> ModelError:
+def _override_error(model: Model) -> ModelError:
     return ModelError(model.name, f"the attention of {model.config.model_type} cannot be replaced")

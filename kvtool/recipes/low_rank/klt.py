@@ -15,27 +15,27 @@ from kvtool.codecs.transform.sinks import Sinks
 from kvtool.codecs.transform.unrope import Unrope
 
 WHOLE_BELOW = 0.035
-"""The step below which what the basis leaves out costs more than coding it: at 0.04 both ways come to the same."""
+"""The step below which it pays to code the complement of the basis too. At 0.04 both ways come to the same."""
 
 RATE = 0.6
-"""What a bit is held to be worth in rounding, of its worth at high rates; at most settings the best of 0, 0.6 and 1."""
+"""Worth of a bit in rounding, relative to its worth at high rates; at most settings the best of 0, 0.6 and 1."""
 
 SILENT = 0.06
 """Components whose mean magnitude is smaller than this share of the step are not worth the time of coding zeros."""
 
 
 def klt(calibration: Calibration, step: float, power: float) -> Pipeline:
-    """kvtool's own: transform coding, with errors weighted by what they do to the model's loss.
+    """kvtool's own: transform coding, with errors weighted by their effect on the model's loss.
 
-    Keys lose their rotation (RoPE). What a token and the one before it let expect is taken off, for tokens are stored
-    anyway; the rest, of all layers at once, is written in a Karhunen-Loève basis under the weights of the loss's own
+    Keys lose their rotation (RoPE). A prediction from each token and the one before it is subtracted, since token ids are
+    stored anyway; the rest, of all layers at once, is written in a Karhunen-Loève basis under the weights of the loss's own
     gradients (Fisher information), found once for the model. One ``step`` for all components is then reverse
     water-filling: rank, bits for each component, layer and side all follow from it. Tokens that others look at
     get finer steps: a token's is ``step`` times the attention it gets to the power of ``-power``. Codes are entropy coded
     under a model of their neighbours. The first four positions of a context, which attention falls back on, are
-    apart in 8 bits; under a shared prefix they belong to the prefix.
+    stored apart in 8 bits; under a shared prefix they belong to the prefix.
 
-    docs/klt.md has what each part is worth, and what was tried and left.
+    docs/klt.md has what each part is worth, and what was tried and dropped.
     """
 
     whole = step < WHOLE_BELOW

@@ -21,7 +21,7 @@ def kvtc(calibration: Calibration, ratio: int, sinks: int, recent: int) -> Pipel
     Each is written in the principal components of the model's caches, found once for the model. Components are cut
     into blocks of 1, 16, 64, 256 or 1024, and dynamic programming gives each block its bits, so that the squared
     error on the samples is least under the budget that ``ratio`` sets: 16 bits for each channel, divided by it.
-    The components behind the last block are dropped. Blocks are quantized uniformly, each token's with a scale and
+    The components after the last block are dropped. Blocks are quantized uniformly, each token's with a scale and
     a zero of 16 bits, and the packed codes go through DEFLATE. The first ``sinks`` and the last ``recent`` tokens
     are left whole; ``ratio`` counts neither these nor what DEFLATE saves.
 

@@ -19,7 +19,7 @@ def bfp(bits: int, block: int, recent: int, sinks: int) -> Pipeline:
     What differs. The paper orders key channels once for a model, by the norms of the rows of the key
     projection, and permutes weights, so that nothing needs to be undone. Here each head's are ordered by their
     largest magnitude in this very cache, and the order is kept in the artifact: 6 bits for each of 64 channels.
-    Keys are taken as they lie in the cache, rotated. The paper has only keys at 4 bits; here values are too, in
+    Keys are taken as they are in the cache, rotated. The paper has only keys at 4 bits; here values are too, in
     their own order. Its hardware formats are not modelled beyond mantissa and exponent. At 2 bits a mantissa
     saturates so soon that large channels are better apart, and the order does harm.
     """

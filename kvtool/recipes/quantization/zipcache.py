@@ -23,7 +23,7 @@ def zipcache(bits: int, high: int, salient: int, recent: int, sinks: int) -> Pip
 
     What differs. Heads of a layer share the choice of tokens, by the mean of their scores. The channels'
     factors are found over all tokens, not for each precision apart. The authors compress again every 100
-    decoded tokens, and what came since stands in 16 bits; a finished prefix has no such tail, so ``recent``
+    decoded tokens, and keep newer ones in 16 bits; a finished prefix has no such tail, so ``recent``
     is 0. Tokens of the prefix a document was prefilled under take part in the softmax, but are no probes. A
     segment of under 160 tokens has 8 probes of each kind. Scale and zero are float16. ``high`` is at least
     ``bits``.

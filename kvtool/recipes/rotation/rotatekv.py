@@ -23,7 +23,7 @@ def rotatekv(bits: int, group: int, heads: int, recent: int, sinks: int) -> Pipe
 
     What differs. The authors order channels by their sum over a calibration set, signs kept; here it is their
     mean in the document itself, and the order is stored, a byte or two for each channel of a layer.
-    They find sinks anew in every layer, as the tokens of the 20 largest hidden activations, most of which fall
+    They find sinks in every layer again, as the tokens of the 20 largest hidden activations, most of which fall
     on a few tokens; a cache holds no hidden states, so here they are the first ``sinks`` tokens. At 2 bits they
     clip ranges to 0.8 of their width, which is not done here. Rotations change signs at random before they sum,
     and where channels are no power of two, two rotations overlap. The values' rotation is undone on decoding

@@ -16,6 +16,7 @@ from kvtool.server.cached_contents.store import KIND, Contents, Record
 from kvtool.server.http.errors import ApiError, read_only
 from kvtool.server.http.json_body import parsed
 from kvtool.server.runtime.tenant import Tenant
+from kvtool.store.local import LocalStore
 
 PAGE, MOST_ON_PAGE = 100, 1000
 
@@ -65,7 +66,7 @@ def delete(request: Request) -> Response:
 def _contents(request: Request) -> Contents:
     """Raises ``ApiError`` where none could be made."""
     tenant: Tenant = request.state.tenant
-    if not tenant.store.is_writable:
+    if not isinstance(tenant.store, LocalStore):
         raise read_only("cachedContents")
     return tenant.contents
 

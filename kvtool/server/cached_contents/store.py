@@ -20,7 +20,7 @@ from kvtool import limits
 from kvtool.errors import StoreError
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
-from kvtool.store.local import Store
+from kvtool.store.local import LocalStore
 from kvtool.system import files
 
 KIND = "cachedContents/"
@@ -68,7 +68,7 @@ def new_id() -> str:
 class Contents:
     """Safe to use from any thread. What has expired is nowhere to be seen, whether or not it is removed yet."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: LocalStore) -> None:
         self.store, self.directory = store, store.root / "contents"
         self.progress: dict[str, int] = {}
         """Tokens done of what is being prefilled."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 
+from kvtool.engines.capabilities import rope_description
 from kvtool.errors import UsageError
 from kvtool.model.chat_template import prefix_of
 from kvtool.model.model import Model
@@ -89,7 +90,7 @@ class Filling:
             )
         prefix = prefix_of(self.model, system=record.system)
         # Artifacts say it. It is found by running the model, which is for the model's own thread alone.
-        self.scheduler.call(lambda: self.model.rope).result()
+        self.scheduler.call(lambda: rope_description(self.model)).result()
         with ExitStack() as held:
             self._take_room(record, held)
             prefill_text(

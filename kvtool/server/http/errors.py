@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from kvtool.errors import KvtoolError, UsageError
 from kvtool.server.runtime.cache_memory import Busy, TooLarge
 from kvtool.store.backends.backend import Unreachable
-from kvtool.store.local import DocumentMissing
+from kvtool.store.base import DocumentMissing
 from kvtool.system.files import DiskFull
 
 

@@ -11,7 +11,7 @@ import torch
 
 from kvtool.artifact.load import load_cache
 from kvtool.artifact.read import Artifact
-from kvtool.blending.blend import How, assemble
+from kvtool.blending.blend import BlendOptions, assemble
 from kvtool.blending.layout import Layout
 from kvtool.engines import transformers as engine
 from kvtool.engines.cache import ROOM, DocumentCache
@@ -20,7 +20,7 @@ from kvtool.model.prefill_speed import recall
 from kvtool.server.http.metrics import Metrics
 from kvtool.server.runtime.cache_memory import Memory
 from kvtool.server.runtime.scheduler import PASS_TOKENS, Scheduler
-from kvtool.system.malloc_trim import Trimming
+from kvtool.system.malloc_trim import Trimmer
 from kvtool.system.speeds import Speeds
 
 SAMPLE_TOKENS = 256
@@ -39,7 +39,7 @@ class Caches:
         self.model, self.scheduler, self.memory, self.metrics = model, scheduler, memory, metrics
         self.wait = wait
         self.speeds = Speeds(recall(model.fingerprint))
-        self.heap = Trimming()
+        self.heap = Trimmer()
         self.token_bytes = _bytes_of_a_token(model)
         scheduler.on_read = self.speeds.read
 
@@ -96,7 +96,9 @@ class Caches:
             yield cache, computed
 
     @contextmanager
-    def blended(self, layout: Layout, how: How, behind: Sequence[int], own: int) -> Iterator[DocumentCache]:
+    def blended(
+        self, layout: Layout, how: BlendOptions, behind: Sequence[int], own: int
+    ) -> Iterator[DocumentCache]:
         """One request's alone: what is recomputed depends on the question."""
         with self._reserved(own + self.token_bytes * (len(layout.token_ids) + ROOM)):
             with self.metrics.blends.time():

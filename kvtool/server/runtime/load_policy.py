@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from kvtool.blending.blend import How
+from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached
 from kvtool.server.runtime.cache_manager import Caches
 from kvtool.server.runtime.prefix_index import Match
 from kvtool.server.runtime.tenant import Tenant
-from kvtool.store.manifest import EXPECTED, RAW, Document, expected_twin
+from kvtool.store.manifest import AVERAGED, RAW, Document, averaged_name
+from kvtool.store.remote import RemoteStore
 
 CLEARLY = 2.0
 """Times sooner that prefilling has to be: measurements are rough, and meanwhile the model is kept from all others."""
@@ -45,7 +46,7 @@ class Choosing:
         if loading.use_caches and loading.variant is None:
             caches.measure_reading()
 
-    def best(self, chosen: Sequence[Cached], how: How, tenant: Tenant) -> Best:
+    def best(self, chosen: Sequence[Cached], how: BlendOptions, tenant: Tenant) -> Best:
         """What was said, by who runs the server or by who asks; or else what is measured to be best."""
         if self.loading.variant is not None or any(each.variant for each in chosen):
             return Best(self.loading.variant or RAW)
@@ -74,7 +75,8 @@ class Choosing:
         # Several are blended, and that is held for nobody else.
         if len(segments) == 1 and self.caches.has(tenant.name, [part.artifact for part in parts]):
             return Way(variant, nbytes)
-        fetching = sum(map(tenant.store.fetch_seconds, parts))
+        store = tenant.store
+        fetching = sum(map(store.fetch_seconds, parts)) if isinstance(store, RemoteStore) else 0.0
         return Way(variant, nbytes, fetching, self.caches.speeds.loading(variant).seconds(nbytes))
 
     def is_sooner_read(self, match: Match, tokens: int, tenant: Tenant) -> bool:
@@ -110,7 +112,7 @@ class Way:
 def in_common(documents: Sequence[Document]) -> list[str]:
     """The variants that all have, without those that are only made for blending and stand in for another."""
     found = set.intersection(*(set(document.variants) for document in documents))
-    twins = {EXPECTED, *map(expected_twin, found)}
+    twins = {AVERAGED, *map(averaged_name, found)}
     return sorted(found - twins)
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from kvtool.errors import KvtoolError
 from kvtool.model.model import Model
 from kvtool.store import manifest_cache
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.headers import headers_of
 from kvtool.store.manifest import RAW, Document
 from kvtool.store.remote import RemoteStore
 
@@ -122,7 +123,7 @@ class Prefixes:
         for index, segment in enumerate(document.segments):
             if RAW not in segment.variants:
                 continue
-            parts = self.store.heads.parts(document.name, RAW, index)
+            parts = headers_of(self.store).parts(document.name, RAW, index)
             # A blend that was kept is not what a prefill of its tokens gives.
             if not all(part.is_exact for part in parts):
                 continue

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from kvtool.blending.blend import How, shared_prefix
+from kvtool.blending.blend import BlendOptions, shared_prefix
 from kvtool.blending.layout import Cached, chosen_document, lay_out
 from kvtool.engines.cache import DocumentCache
 from kvtool.errors import ArtifactError, MismatchError, StoreError
-from kvtool.model.chat_template import BETWEEN, Prefix
-from kvtool.model.conversation import Message, behind_documents, chat_tokens, text_tokens
+from kvtool.model.chat_template import SEPARATOR, Prefix
+from kvtool.model.conversation import Message, chat_tokens, text_tokens, tokens_after_documents
 from kvtool.model.model import Model
 from kvtool.server.cached_contents.store import KIND
 from kvtool.server.http.errors import ApiError, document_missing
@@ -20,7 +20,8 @@ from kvtool.server.openai.schemas import Asked, ChatRequest
 from kvtool.server.runtime.cache_manager import Caches
 from kvtool.server.runtime.load_policy import Choosing
 from kvtool.server.runtime.tenant import Tenant
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.headers import headers_of
 from kvtool.store.manifest import RAW
 
 _log = logging.getLogger(__name__)
@@ -89,12 +90,12 @@ class Prompting:
 
     def _over_documents(self, request: Asked, tenant: Tenant, stack: ExitStack) -> Prompt:
         chosen = self._chosen(request, tenant, stack)
-        how = How(float(request.recompute), request.policy)
+        how = BlendOptions(float(request.recompute), request.policy)
         best = self.choosing.best(chosen, how, tenant)
         is_loaded = self._uses_caches(request) and not best.is_prefilled
-        store = tenant.store if is_loaded else tenant.store.heads
+        store = tenant.store if is_loaded else headers_of(tenant.store)
         try:
-            layout = lay_out(store, chosen, self.model, variant=best.variant, between=BETWEEN)
+            layout = lay_out(store, chosen, self.model, variant=best.variant, separator=SEPARATOR)
         except MismatchError as error:
             message = "documents: they were prefilled by another model, or under different system prompts; name others"
             raise ApiError(400, message, param="documents") from error
@@ -160,7 +161,7 @@ class Prompting:
 
     def _behind(self, request: Asked, prefix: Prefix) -> list[int]:
         if isinstance(request, ChatRequest):
-            return behind_documents(self.model, prefix, _messages(request))
+            return tokens_after_documents(self.model, prefix, _messages(request))
         if isinstance(request.prompt, str):
             return text_tokens(self.model, request.prompt, is_first=False)
         return self._tokens(request)

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import torch
 
-from kvtool.engines.batching.generate_many import ends
-from kvtool.engines.batching.multi_cache import can_be_fed_together, feed_together
-from kvtool.engines.batching.shared_prefix import Rows
+from kvtool.engines.batching.generate_many import end_tokens
+from kvtool.engines.batching.multi_cache import feed_batches, supports_multi_cache
+from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.model import Model
 from kvtool.server.runtime.sampling import Picked, Sampler, Sampling
@@ -63,7 +63,7 @@ class _Group:
     """All generations behind one cache."""
 
     def __init__(self, model: Model, cache: DocumentCache) -> None:
-        self.rows = Rows(model, cache)
+        self.rows = SequenceBatch(model, cache)
         self.members: dict[int, Generation] = {}
 
 
@@ -75,8 +75,8 @@ class Scheduler:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._ends = ends(model)
-        self._is_together = can_be_fed_together(model)
+        self._ends = end_tokens(model)
+        self._is_together = supports_multi_cache(model)
         self._arrived: queue.SimpleQueue[Generation | Callable[[], None] | None] = queue.SimpleQueue()
         self._groups: dict[int, _Group] = {}
         self._waiting: deque[tuple[_Group, int]] = deque()
@@ -214,7 +214,7 @@ class Scheduler:
     def _feed(self, feeds: dict[_Group, list[tuple[int, list[int]]]]) -> None:
         started = time.monotonic()
         try:
-            found = feed_together(self.model, [(group.rows, fed) for group, fed in feeds.items()])
+            found = feed_batches(self.model, [(group.rows, fed) for group, fed in feeds.items()])
             said = [logits.float().cpu() for logits in found]
         except Exception as error:
             # Who shares a pass shares its failure.

@@ -15,8 +15,11 @@ from kvtool.model.model import Model
 from kvtool.server.cached_contents.store import Contents
 from kvtool.server.runtime.prefix_index import Prefixes
 from kvtool.store.backends.backend import without_secrets
+from kvtool.store.base import Store
 from kvtool.store.layout import address
-from kvtool.store.local import Store
+from kvtool.store.local import LocalStore, writable
+from kvtool.store.open import open_store
+from kvtool.store.remote import RemoteStore
 
 
 @dataclass
@@ -43,7 +46,13 @@ def tenants_of(root: Path, names: Collection[str], model: Model) -> dict[str, Te
             "name a directory or a bucket with --store",
         )
     roots = {name: root / "tenants" / name for name in names} or {"": root}
-    stores = {name: Store(path) for name, path in roots.items()}
+    stores = {name: open_store(path) for name, path in roots.items()}
     return {
-        name: Tenant(name, store, Prefixes(store, model), Contents(store)) for name, store in stores.items()
+        name: Tenant(name, store, Prefixes(store, model), Contents(_records_in(store)))
+        for name, store in stores.items()
     }
+
+
+def _records_in(store: Store) -> LocalStore:
+    """Where cached contents are kept: of a remote store in its cache, though none are made there."""
+    return store.cache if isinstance(store, RemoteStore) else writable(store)

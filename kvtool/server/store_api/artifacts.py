@@ -4,73 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from anyio import from_thread, to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Scope, Send
+from starlette.types import Receive as ReceiveMessage
 
 from kvtool import limits
 from kvtool.digest import is_digest
 from kvtool.server.http.errors import ApiError, read_only
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.store.backends.backend import NotThere
-from kvtool.store.local import Store
+from kvtool.store.base import Store
+from kvtool.store.local import LocalStore
 from kvtool.store.verified_write import Refused
+
+PathOf: TypeAlias = Callable[[str], Path]
+Receive: TypeAlias = Callable[[str, Iterable[bytes]], int]
 
 
 async def artifact(request: Request) -> Response:
     store: Store = request.state.tenant.store
-    return await _file(request, store.artifact_path, store.bring, store.receive)
+    if request.method == "PUT":
+        return await _put(request, lambda local: (local.artifact_path, local.receive))
+    return await _get(request, store.locate_artifact)
 
 
 async def calibration(request: Request) -> Response:
     store: Store = request.state.tenant.store
-    kept = store.calibrations
-    return await _file(request, kept.path_of, store.bring_calibration, kept.receive)
+    if request.method == "PUT":
+        return await _put(request, lambda local: (local.calibrations.path_of, local.calibrations.receive))
+    return await _get(request, store.locate_calibration)
 
 
-async def _file(
-    request: Request,
-    path_of: Callable[[str], Path],
-    bring: Callable[[str], None],
-    receive: Callable[[str, Iterable[bytes]], int],
-) -> Response:
+async def _get(request: Request, locate: Callable[[str], Path]) -> Response:
     digest = request.path_params["digest"]
-    is_put = request.method == "PUT"
-    if not is_digest(digest):
-        # Only what is a digest may become a path.
-        raise _bad_digest(digest) if is_put else _missing(digest)
-    path = path_of(digest)
-    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
-    if is_put:
-        return await _put(request, path, lambda chunks: receive(digest, chunks), headers)
     try:
-        await to_thread.run_sync(bring, digest)
+        path = await to_thread.run_sync(locate, digest)
         found = await to_thread.run_sync(path.stat)
     except (FileNotFoundError, NotThere):
         raise _missing(digest) from None
+    headers = _headers(digest)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return _File(path, stat_result=found, media_type="application/octet-stream", headers=headers)
 
 
-async def _put(
-    request: Request, path: Path, receive: Callable[[Iterable[bytes]], int], headers: dict[str, str]
-) -> Response:
+async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Receive]]) -> Response:
     """201 for what is new, 200 for what was there; it is checked either way."""
+    digest = request.path_params["digest"]
+    if not is_digest(digest):
+        # Only what is a digest may become a path.
+        raise _bad_digest(digest)
     tenant: Tenant = request.state.tenant
-    if not tenant.store.is_writable:
-        raise read_only(path.stem)
+    store = tenant.store
+    if not isinstance(store, LocalStore):
+        raise read_only(digest)
     if tenant.uploads.available_tokens < 1:
         raise ApiError(429, "too many uploads at a time; try again later", Retry_After="5")
     body = request.stream()
+    path_of, receive = places(store)
 
     def keep() -> tuple[bool, int]:
-        with tenant.store.writing():
-            was_there = path.is_file()
-            return was_there, receive(iter(lambda: from_thread.run(anext, body, b""), b""))
+        with store.writing():
+            was_there = path_of(digest).is_file()
+            return was_there, receive(digest, iter(lambda: from_thread.run(anext, body, b""), b""))
 
     try:
         was_there, size = await to_thread.run_sync(keep, limiter=tenant.uploads)
@@ -78,7 +79,7 @@ async def _put(
         raise ApiError(400, str(error), code="digest_mismatch") from error
     except ClientDisconnect:
         raise ApiError(400, "the request's body did not arrive") from None
-    return JSONResponse({"digest": path.stem, "bytes": size}, 200 if was_there else 201, headers)
+    return JSONResponse({"digest": digest, "bytes": size}, 200 if was_there else 201, _headers(digest))
 
 
 class _File(FileResponse):
@@ -88,7 +89,7 @@ class _File(FileResponse):
     # Some tokens of a layer are a range for each head of its keys and of its values.
     max_ranges = limits.RANGES
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: ReceiveMessage, send: Send) -> None:
         refusal: ApiError | None = None
 
         async def shaped(message: Message) -> None:
@@ -104,6 +105,10 @@ class _File(FileResponse):
                 await send(message)
 
         await super().__call__(scope, receive, shaped)
+
+
+def _headers(digest: str) -> dict[str, str]:
+    return {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
 
 
 def is_known(request: Request, etag: str) -> bool:

@@ -16,7 +16,7 @@ from kvtool.server.http.errors import document_missing, model_missing
 from kvtool.server.http.json_body import parsed
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.server.store_api.artifacts import is_known
-from kvtool.store.local import DocumentMissing, Store
+from kvtool.store.base import DocumentMissing, Store
 from kvtool.store.manifest import Document
 
 

@@ -1,4 +1,8 @@
-"""Where a store that is read only comes from: what ``RemoteStore`` asks of a server or of a bucket."""
+"""Where a remote store comes from: what ``RemoteStore`` asks of a server, a bucket or a directory.
+
+A new kind of place is a class with these methods. ``backends/memory.py`` is the smallest one, ``kvtool.testing.backends``
+has the tests that each must pass.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from kvtool.errors import StoreError
 
 
 class Unreachable(StoreError):
-    """No answer came, or not the whole of it."""
+    """No answer came, or not the whole of it. What was read before goes on being served."""
 
 
 class NotThere(StoreError):
@@ -24,25 +28,26 @@ class Listed(NamedTuple):
     committed: float
 
 
-class Source(Protocol):
-    """What arrives is not trusted: who asked for it checks it.
+class Backend(Protocol):
+    """Documents, artifacts and calibrations of one store. Methods are called from any thread.
 
-    All methods raise ``StoreError``, naming the address and the remedy; ``NotThere`` and ``Unreachable`` where it is that.
+    What arrives is not trusted: the caller checks it. All methods raise ``StoreError``, naming the address and the remedy:
+    ``NotThere`` for what is missing, ``Unreachable`` while nothing answers.
     """
 
     url: str
 
     @property
     def key(self) -> str:
-        """Tells sources apart, where different things may be seen under one URL."""
+        """Name of the store's cache directory. Tells stores apart, also where different ones are seen under one URL."""
 
     def documents(self) -> Mapping[str, Listed]:
-        """By name."""
+        """All documents, by name."""
 
     def manifest(self, name: str) -> bytes: ...
 
     def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
-        """Its bytes in pieces, ``nbytes`` at most."""
+        """Its bytes in pieces. Raises ``StoreError`` for more than ``nbytes``, before the surplus is handed out."""
 
     def part(self, digest: str, start: int, stop: int) -> bytes:
         """An artifact's bytes from ``start`` up to ``stop``."""
@@ -51,5 +56,5 @@ class Source(Protocol):
 
 
 def without_secrets(url: str) -> str:
-    """To be shown: without a login, and without a query, which may be a signature."""
+    """``url`` as it may be shown: without a login, and without a query, which may be a signature."""
     return re.sub(r"[?#].*", "?…", re.sub(r"//.*@", "//…@", url, flags=re.DOTALL), flags=re.DOTALL)

@@ -28,7 +28,7 @@ _CHUNK = limits.MIB
 _URL = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[\w.~%/-]*)?", re.ASCII)
 
 
-class Server:
+class HttpBackend:
     """``url`` is ``http://HOST:PORT`` or ``https://HOST``, with a path if the server stands below one.
 
     The bearer token is ``$KVTOOL_TOKEN``. All methods raise ``StoreError``, naming the address and the remedy.

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from kvtool import limits
 from kvtool.digest import digest
 from kvtool.errors import ModelError, StoreError, UsageError
 from kvtool.store import layout
 from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets
+from kvtool.store.backends.files import FileBackend
+
+if TYPE_CHECKING:
+    from obstore import GetResult
 
 _S3 = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
 _GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -46,11 +51,10 @@ _WHERE = re.compile(r"(AWS|AZURE|GOOGLE)_.*(ENDPOINT|ACCOUNT_NAME|BASE_URL)")
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 
 
-class Bucket:
+class ObjectStoreBackend(FileBackend):
     """``url`` is ``s3://BUCKET/PREFIX``, or with another of ``SCHEMES``; the store's files lie below it.
 
-    Raises ``UsageError`` for another URL, ``ModelError`` without obstore, and ``StoreError`` if there is no store of a known
-    format; not if nothing answers, since what was read before is kept.
+    Raises ``UsageError`` for another URL, ``ModelError`` without obstore.
     """
 
     def __init__(self, url: str) -> None:
@@ -77,74 +81,32 @@ class Bucket:
             )
         except (BaseError, ValueError, OSError):
             raise StoreError(self.url, "cannot be opened", f"check {self._variables}") from None
-        self._refuse_what_is_no_store()
+        super().__init__()
 
     @property
     def key(self) -> str:
         where = sorted(f"{name}={value}" for name, value in os.environ.items() if _WHERE.fullmatch(name))
         return digest("\n".join([self.url, *where]).encode())[:32]
 
-    def documents(self) -> Mapping[str, Listed]:
-        found: dict[str, Listed] = {}
+    def _manifests(self) -> Iterator[tuple[str, Listed]]:
         with self._as_store_errors(layout.MANIFESTS):
             for page in self._store.list(layout.MANIFESTS, chunk_size=_PAGE):
                 for file in page:
-                    if file["path"].endswith(".json"):
-                        listed = Listed(file["e_tag"] or "", file["last_modified"].timestamp())
-                        found[layout.document_name(file["path"])] = listed
-                if len(found) > limits.LISTED_DOCUMENTS:
-                    raise StoreError(self.url, f"lists more than {limits.LISTED_DOCUMENTS:,} documents")
-        return found
+                    yield file["path"], Listed(file["e_tag"] or "", file["last_modified"].timestamp())
 
-    def manifest(self, name: str) -> bytes:
-        return b"".join(self._get(layout.manifest_file(name), limits.MANIFEST_BYTES))
-
-    def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
-        return self._get(layout.artifact_file(digest), nbytes)
-
-    def part(self, digest: str, start: int, stop: int) -> bytes:
-        file = layout.artifact_file(digest)
-        with self._as_store_errors(file):
-            return bytes(self._store.get_range(file, start=start, end=stop))
-
-    def calibration(self, digest: str) -> Iterator[bytes]:
-        return self._get(layout.calibration_file(digest), limits.CALIBRATION_BYTES)
-
-    def _refuse_what_is_no_store(self) -> None:
-        try:
-            marker = b"".join(self._get(layout.MARKER, limits.MARKER_BYTES))
-        except NotThere:
-            raise StoreError(
-                self.url,
-                f"is not a kvtool store (no {layout.MARKER})",
-                "name the folder that has it, or copy a store there as docs/serving.md says",
-            ) from None
-        except Unreachable:
-            return
-        layout.check_format(marker, f"{self.url}/{layout.MARKER}")
-
-    def _get(self, file: str, most: int) -> Iterator[bytes]:
-        size = 0
+    def _open(self, file: str) -> tuple[int, Iterator[bytes]]:
         with self._as_store_errors(file):
             answer = self._store.get(file)
-            expected = answer.meta["size"]
-            if expected > most:
-                raise StoreError(
-                    f"{self.url}/{file}",
-                    f"has {expected:,} bytes, more than the {most:,} that it should",
-                    "nothing was kept",
-                )
+            return answer.meta["size"], self._chunks(file, answer)
+
+    def _chunks(self, file: str, answer: GetResult) -> Iterator[bytes]:
+        with self._as_store_errors(file):
             for chunk in answer.stream(min_chunk_size=_CHUNK):
-                size += len(chunk)
-                if size > expected:
-                    raise StoreError(
-                        f"{self.url}/{file}", f"sends more than its {expected:,} bytes", "nothing was kept"
-                    )
                 yield bytes(chunk)
-        if size < expected:
-            raise Unreachable(
-                f"{self.url}/{file}", f"broke off after {size:,} bytes", "run the same command again"
-            )
+
+    def _range(self, file: str, start: int, stop: int) -> bytes:
+        with self._as_store_errors(file):
+            return bytes(self._store.get_range(file, start=start, end=stop))
 
     @contextmanager
     def _as_store_errors(self, file: str) -> Iterator[None]:

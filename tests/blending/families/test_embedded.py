@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 import kvtool
 from kvtool.blending.layout import Cached
-from kvtool.engines.batching.generate_many import follow
+from kvtool.engines.batching.generate_many import logits_after
 from kvtool.measurement.distortion import distortion
 from kvtool.model.chat_template import prefix_of, question_tokens
 
@@ -45,12 +45,12 @@ def test_ours_is_nearer_to_full_prefill_than_others(embedded, store):
     """KL over the question, at 15 %. Measured: none 0.167, cacheblend 0.079, drift 0.082, and 0.013 where it is prepared."""
     names = sorted(store)
     ids = question_tokens(embedded, prefix_of(embedded), QUESTION)
-    expected = follow(embedded, kvtool.blend(store, names, embedded, recompute=1), ids)
+    expected = logits_after(embedded, kvtool.blend(store, names, embedded, recompute=1), ids)
 
     def kl(policy: str, variant: str | None) -> float:
         parts = [Cached(name, variant) for name in names]
         cache = kvtool.blend(store, parts, embedded, policy=policy, question=QUESTION)
-        found = distortion(expected, follow(embedded, cache, ids), ids)
+        found = distortion(expected, logits_after(embedded, cache, ids), ids)
         return sum(found.kl) / len(found.kl)
 
     none, cacheblend, drift = (kl(policy, "raw") for policy in ("none", "cacheblend", "drift"))

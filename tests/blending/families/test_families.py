@@ -149,19 +149,19 @@ def test_plain_text_has_no_cache_and_is_always_computed(family, store):
 
 def test_several_questions_are_answered_as_one_by_one(family, store):
     from kvtool.ask import ask_each
-    from kvtool.engines.batching.generate_many import answer_each
+    from kvtool.engines.batching.generate_many import generate_many
     from kvtool.model.chat_template import prefix_of, question_tokens
 
     names, questions = (
         sorted(store),
         ["How many ships?", "What does a loaf of rye bread cost?", "What is kept?"],
     )
-    found = ask_each(questions, documents=names, model=family, store=store, max_tokens=6, between="")
+    found = ask_each(questions, documents=names, model=family, store=store, max_tokens=6, separator="")
     cache = kvtool.blend(store, names, family, question=questions)
     assert found.recomputed_tokens == cache.recomputed
     for question, text in zip(questions, found.texts, strict=True):
         ids = question_tokens(family, prefix_of(family), question)
-        (alone,) = answer_each(family, cache, [ids], [6])
+        (alone,) = generate_many(family, cache, [ids], [6])
         assert family.tokenizer.decode(alone, skip_special_tokens=True) == text
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,12 @@ def golden() -> Calibration:
         "a.table": torch.tensor([1, 2, 250], dtype=torch.uint8),
         "empty": torch.empty(0, 7),
     }
-    facts = {"rank": 6, "steps": [0.5, 0.125], "groups": {"0": [0, 4], "4": [4, 6]}, "name": "é"}
+    facts: dict[str, Any] = {
+        "rank": 6,
+        "steps": [0.5, 0.125],
+        "groups": {"0": [0, 4], "4": [4, 6]},
+        "name": "é",
+    }
     return Calibration("test", facts, tensors).made(model="0" * 64, source={"documents": ["docs/a.md"]})
 
 
@@ -76,7 +82,8 @@ def test_a_calibration_of_format_1_has_the_bytes_and_the_digest_that_it_had() ->
 
 def test_content_alone_decides() -> None:
     tensors = {"a": torch.ones(2, 3), "b": torch.zeros(1)}
-    one = Calibration("m", {"x": (1, 2), "y": {1: 0.5}}, tensors)
+    facts: dict[str, Any] = {"x": (1, 2), "y": {1: 0.5}}
+    one = Calibration("m", facts, tensors)
     other = Calibration(
         "m",
         {"y": {"1": 0.5}, "x": [1, 2]},
@@ -268,7 +275,8 @@ def test_another_calibration_is_another_pipeline(centred: Recipe) -> None:
 
 def test_a_recipe_that_needs_a_calibration_says_so(centred: Recipe) -> None:
     calibration = Calibration("another", {}, {})
-    for wrong in ({}, {"bits": 2}):
+    parameters: list[dict[str, Any]] = [{}, {"bits": 2}]
+    for wrong in parameters:
         with pytest.raises(
             NeedsCalibration, match="'centred': needs a calibration of method 'mean'"
         ) as caught:

@@ -15,7 +15,7 @@ from kvtool.codecs import CodecError
 from kvtool.codecs.block_coder import Coding
 from kvtool.codecs.entropy.rans import Rans
 from kvtool.codecs.entropy_models import MODELS
-from kvtool.codecs.stage import Array, Spec
+from kvtool.codecs.spec import Array, Spec
 from kvtool.kernels import dispatch
 
 HEAD = 1

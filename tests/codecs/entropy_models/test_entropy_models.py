@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def random_counts(rows: int, levels: int, tokens: int) -> Ints:
 def bell_counts(kind: str, rows: int, levels: int, tokens: int) -> Ints:
     """Rows of standard deviations of an eighth of the levels, near the middle."""
     generator = np.random.default_rng(5)
-    z = {
+    shapes: dict[str, Callable[[], np.ndarray]] = {
         "normal": lambda: generator.normal(size=(rows, tokens)),
         "logistic": lambda: generator.logistic(size=(rows, tokens)) * 3**0.5 / math.pi,
         "laplace": lambda: generator.laplace(size=(rows, tokens)) / 2**0.5,
@@ -52,7 +53,8 @@ def bell_counts(kind: str, rows: int, levels: int, tokens: int) -> Ints:
             0.5 * generator.normal(size=(rows, tokens)) + generator.choice([-1.2, 1.0], (rows, tokens))
         ),
         "flat": lambda: generator.uniform(-2.5, 2.5, (rows, tokens)),
-    }[kind]()
+    }
+    z = shapes[kind]()
     mean, spread = generator.uniform(0.4, 0.6, (rows, 1)), generator.uniform(0.1, 0.15, (rows, 1))
     return count(np.rint(levels * (mean + spread * z)).clip(0, levels - 1).astype(np.int64), levels)
 
@@ -66,7 +68,8 @@ def entropy(counts: Ints) -> float:
 def bits(model: Model, counts: Ints, tokens: int) -> float:
     """What codes so counted take under a model, its side bytes included."""
     side = model.fit(counts, tokens)
-    tables = model.tables(side, *counts.shape, tokens)
+    rows, levels = counts.shape
+    tables = model.tables(side, rows, levels, tokens)
     return float(cost(counts, tables.shares[tables.table]).sum()) + 8 * len(side)
 
 

@@ -16,7 +16,7 @@ from kvtool.codecs.klt import calibrate, products
 from kvtool.codecs.klt.basis import basis_of
 from kvtool.codecs.klt.compact import compact_rows, compact_symmetric, some_rows, whole_rows, whole_symmetric
 from kvtool.codecs.quantize.deadzone import MIDDLE, Deadzone
-from kvtool.codecs.stage import Array
+from kvtool.codecs.spec import Array
 from kvtool.codecs.transform.klt import Klt
 from kvtool.codecs.transform.sinks import Sinks
 from kvtool.recipes.low_rank.klt import klt as klt_pipeline

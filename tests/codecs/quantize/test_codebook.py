@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from kvtool.codecs.quantize.codebook import BINS, Codebook, lloyd, matched
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.stage import Array, Spec, Stage
+from kvtool.codecs.spec import Array, Spec
+from kvtool.codecs.stage import Stage
 
 
 def spec_of(x: torch.Tensor) -> Spec:
@@ -30,7 +32,7 @@ def histogram(entries: np.ndarray) -> np.ndarray:
     return np.histogram(entries, BINS, (-1, 1))[0]
 
 
-def test_k_means_finds_clusters():
+def test_k_means_finds_clusters() -> None:
     generator = np.random.default_rng(2)
     centers = np.array([-0.9, -0.2, 0.1, 0.75])
     entries = (centers[:, None] + 0.01 * generator.standard_normal((4, 1000))).ravel()
@@ -38,7 +40,7 @@ def test_k_means_finds_clusters():
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
-def test_k_means_finds_the_best_levels_of_the_normal_distribution(bits):
+def test_k_means_finds_the_best_levels_of_the_normal_distribution(bits: int) -> None:
     # Max, 1960: the least mean square errors of 2, 4, 8 and 16 levels, of standard deviation 1.
     best = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}[bits]
     entries = np.random.default_rng(3).standard_normal(400_000) / 6
@@ -48,7 +50,7 @@ def test_k_means_finds_the_best_levels_of_the_normal_distribution(bits):
 
 
 @pytest.mark.parametrize("entries", [[], [0.3], [-1.0, 1.0], [0.1] * 50 + [0.2]])
-def test_few_entries_are_each_a_level(entries):
+def test_few_entries_are_each_a_level(entries: Any) -> None:
     counts = histogram(np.array(entries))
     levels = lloyd(counts, 16)
     assert (np.diff(levels) >= 0).all()
@@ -56,7 +58,7 @@ def test_few_entries_are_each_a_level(entries):
     assert np.isfinite(matched(counts, levels)).all()
 
 
-def test_matched_levels_keep_mean_and_deviation():
+def test_matched_levels_keep_mean_and_deviation() -> None:
     entries = np.random.default_rng(4).gamma(2, 0.08, 50_000) - 0.9
     counts = histogram(entries)
     levels = lloyd(counts, 4)
@@ -68,7 +70,7 @@ def test_matched_levels_keep_mean_and_deviation():
 
 
 @pytest.mark.parametrize("axis", ["token", "channel"])
-def test_it_errs_less_than_equal_steps_and_less_with_more_bits(axis):
+def test_it_errs_less_than_equal_steps_and_less_with_more_bits(axis: Any) -> None:
     x = normal(2, 128, 128) * normal(2, 1, 128, seed=2).exp() + 5 * normal(2, 128, 1, seed=3)
     errors = [error(Codebook(bits=bits, axis=axis), x) for bits in range(1, 9)]
     assert all(fewer > 1.5 * more for fewer, more in pairwise(errors)), errors
@@ -76,7 +78,7 @@ def test_it_errs_less_than_equal_steps_and_less_with_more_bits(axis):
         assert errors[bits - 1] < 0.9 * error(Group(bits=bits, group=128, axis=axis), x)
 
 
-def test_every_entry_has_the_code_of_its_nearest_level():
+def test_every_entry_has_the_code_of_its_nearest_level() -> None:
     x = normal(1, 60, 5)
     payload = Codebook(bits=3).encode({"x": x}, spec_of(x))
     mapped = (x - payload["zero"].float()) / payload["scale"].float()
@@ -86,7 +88,7 @@ def test_every_entry_has_the_code_of_its_nearest_level():
     assert (chosen - distances.amin(-1)).max() < 1e-3
 
 
-def test_layers_have_levels_of_their_own():
+def test_layers_have_levels_of_their_own() -> None:
     x = torch.stack([normal(2, 90, 8), normal(2, 90, 8, seed=2).exp()])
     payload = Codebook().encode({"x": x}, spec_of(x))
     assert payload["levels"].shape == (2, 8)
@@ -95,8 +97,8 @@ def test_layers_have_levels_of_their_own():
         assert all(torch.equal(alone[name], payload[name][index]) for name in alone)
 
 
-def test_codes_that_no_level_has_are_decoded_to_something():
+def test_codes_that_no_level_has_are_decoded_to_something() -> None:
     x = normal(1, 20, 4)
     payload = Codebook(bits=2).encode({"x": x}, spec_of(x))
-    hostile = payload | {"codes": torch.full_like(payload["codes"], 255)}
+    hostile = {**payload, "codes": torch.full_like(payload["codes"], 255)}
     assert Codebook(bits=2).decode(hostile, spec_of(x))["x"].isfinite().all()

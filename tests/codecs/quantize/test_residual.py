@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -63,7 +65,7 @@ def test_each_of_gears_parts_makes_it_better(x: Tensor) -> None:
     layer = LayerKV(x, x, torch.arange(200))
     array = Array(tuple(x.shape), x.dtype)
 
-    def lost(name: str, **parameters: int) -> float:
+    def lost(name: str, **parameters: Any) -> float:
         pipeline = recipe(name).build(group=64, recent=0, **parameters)
         (back,) = pipeline.decode(pipeline.encode([layer]), array, array, [layer.positions])
         return (back.keys - x).norm().item()

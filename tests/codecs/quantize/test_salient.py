@@ -10,7 +10,7 @@ from kvtool.codecs import CodecError, LayerKV, Pipeline, recipe
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.quantize.salient import Salient
-from kvtool.codecs.stage import Array, Spec
+from kvtool.codecs.spec import Array, Spec
 from kvtool.codecs.transform.window import Window
 
 HEADS, TOKENS, CHANNELS = 2, 50, 16

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -93,7 +95,7 @@ def test_xkv_takes_what_layers_share() -> None:
         },
     )
 
-    def lost(**parameters: float) -> tuple[float, float]:
+    def lost(**parameters: Any) -> tuple[float, float]:
         pairs = list(zip(decode(encode(kv, "xkv", **parameters)).layers, values, strict=True))
         return (
             max(((back.values - layer).norm() / layer.norm()).item() for back, layer in pairs),

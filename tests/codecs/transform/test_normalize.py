@@ -8,7 +8,8 @@ from torch import Tensor
 
 from kvtool.codecs import CodecError
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.stage import Array, Payload, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Stage
 from kvtool.codecs.transform.anchors import Anchors
 from kvtool.codecs.transform.balance import Balance
 from kvtool.codecs.transform.normalize import Normalize

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.stage import Array, Spec, Stage
+from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.stage import Stage
 from kvtool.codecs.transform.join import Join
 from kvtool.codecs.transform.outliers import Outliers
 
@@ -28,7 +31,7 @@ def spiky(tokens: int = 200, channels: int = 32) -> torch.Tensor:
 
 @pytest.mark.parametrize("axis", ["token", "channel"])
 @pytest.mark.parametrize("fraction", [0.01, 0.03, 0.5])
-def test_they_are_the_largest_and_smallest_of_each_vector(axis, fraction):
+def test_they_are_the_largest_and_smallest_of_each_vector(axis: Any, fraction: Any) -> None:
     x = spiky()
     stage = Outliers(fraction=fraction, axis=axis)
     payload = stage.encode({"x": x}, spec_of(x))
@@ -44,19 +47,21 @@ def test_they_are_the_largest_and_smallest_of_each_vector(axis, fraction):
     assert torch.equal(rest.amax(-1), ranked[..., n - k + k // 2 - 1])
 
 
-def test_by_magnitude_one_side_may_have_them_all():
+def test_by_magnitude_one_side_may_have_them_all() -> None:
     x = torch.full((1, 50, 1), 0.5)
     x[0, [3, 30], 0] = torch.tensor([9.0, 8.0])
-    for sides, kept in (("magnitude", [9.0, 8.0]), ("both", [0.5, 9.0])):
+    cases: list[tuple[Any, list[float]]] = [("magnitude", [9.0, 8.0]), ("both", [0.5, 9.0])]
+    for sides, kept in cases:
         stage = Outliers(fraction=0.04, sides=sides)
         assert sorted(stage.encode({"x": x}, spec_of(x))["outliers"].flatten().tolist()) == sorted(kept)
 
 
-def test_quantization_of_the_rest_errs_less():
+def test_quantization_of_the_rest_errs_less() -> None:
     x = spiky()
 
     def error(*stages: Stage) -> float:
-        specs, payload = [spec_of(x)], {"x": x}
+        payload: Payload = {"x": x}
+        specs = [spec_of(x)]
         for stage in stages:
             payload = stage.encode(payload, specs[-1])
             specs.append(stage.plan(specs[-1]))
@@ -71,7 +76,7 @@ def test_quantization_of_the_rest_errs_less():
 @pytest.mark.parametrize(
     ("tokens", "dtype"), [(256, torch.uint8), (257, torch.int16), (1 << 15, torch.int16)]
 )
-def test_places_take_as_little_as_the_vector_allows(tokens, dtype):
+def test_places_take_as_little_as_the_vector_allows(tokens: int, dtype: torch.dtype) -> None:
     x = torch.zeros(1, tokens, 1)
     assert Outliers().plan(spec_of(x)).arrays["outlier_index"].dtype == dtype
     wide = Spec({"x": Array((1, (1 << 15) + 1, 1), torch.float32)})
@@ -79,7 +84,7 @@ def test_places_take_as_little_as_the_vector_allows(tokens, dtype):
 
 
 @pytest.mark.parametrize("tokens", [200, 300])
-def test_places_outside_of_the_vector_are_refused(tokens):
+def test_places_outside_of_the_vector_are_refused(tokens: int) -> None:
     x = spiky(tokens)
     payload = Outliers().encode({"x": x}, spec_of(x))
     for place in (tokens, -1):
@@ -91,7 +96,7 @@ def test_places_outside_of_the_vector_are_refused(tokens):
             Outliers().decode({**payload, "outlier_index": index}, spec_of(x))
 
 
-def test_sixteen_bits_are_kept_as_they_are_and_float32_within_float16():
+def test_sixteen_bits_are_kept_as_they_are_and_float32_within_float16() -> None:
     x = spiky()
     stage = Outliers(fraction=0.2)
     for dtype in (torch.bfloat16, torch.float16):
@@ -102,12 +107,12 @@ def test_sixteen_bits_are_kept_as_they_are_and_float32_within_float16():
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan"), 1])
-def test_fractions_that_are_none_are_refused(fraction):
+def test_fractions_that_are_none_are_refused(fraction: Any) -> None:
     with pytest.raises(CodecError, match="fraction"):
         Outliers(fraction=fraction)
 
 
-def test_joined_heads_give_vectors_over_all_of_a_tokens_channels():
+def test_joined_heads_give_vectors_over_all_of_a_tokens_channels() -> None:
     x = spiky()
     joined = Join().encode({"x": x}, spec_of(x))["x"]
     assert joined.shape == (1, 200, 64)

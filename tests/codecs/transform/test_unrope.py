@@ -11,7 +11,7 @@ import torch
 from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, Place, Rope, decode, encode, recipes
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.stage import Array, Spec
+from kvtool.codecs.spec import Array, Spec
 from kvtool.codecs.transform.unrope import Unrope
 
 FREQUENCIES = tuple(10000.0 ** (-i / 8) for i in range(8))
@@ -59,7 +59,7 @@ ROPES = {
 
 
 @pytest.mark.parametrize("name", ROPES)
-def test_it_gives_the_keys_before_rope_and_gives_the_rotated_ones_back(name):
+def test_it_gives_the_keys_before_rope_and_gives_the_rotated_ones_back(name: str) -> None:
     rope, bare, positions = ROPES[name], bare_keys(), torch.arange(40, 40 + TOKENS)
     keys = turned(bare, positions, rope)
     spec = Spec({"x": Array(tuple(keys.shape), keys.dtype)}, place=Place(ropes=(rope,)))
@@ -70,7 +70,7 @@ def test_it_gives_the_keys_before_rope_and_gives_the_rotated_ones_back(name):
     assert (decoded - keys).abs().max() <= Unrope().error(given, spec) < 1e-3
 
 
-def test_each_layer_of_a_group_is_turned_by_its_own_angles():
+def test_each_layer_of_a_group_is_turned_by_its_own_angles() -> None:
     ropes, bare = (ROPES["half"], ROPES["partial"]), bare_keys()
     positions = torch.stack([torch.arange(TOKENS), torch.arange(7, 7 + TOKENS)])
     keys = torch.stack([turned(bare, p, rope) for p, rope in zip(positions, ropes, strict=True)])
@@ -79,7 +79,7 @@ def test_each_layer_of_a_group_is_turned_by_its_own_angles():
     assert (encoded - bare).abs().max() < 1e-4
 
 
-def test_the_bits_of_sixteen_bit_keys_come_back():
+def test_the_bits_of_sixteen_bit_keys_come_back() -> None:
     keys = turned(bare_keys(), torch.arange(TOKENS), PLAIN).bfloat16()
     spec = Spec({"x": Array(tuple(keys.shape), keys.dtype)}, place=Place(ropes=(PLAIN,)))
     positions = {"positions": torch.arange(TOKENS)}
@@ -87,7 +87,7 @@ def test_the_bits_of_sixteen_bit_keys_come_back():
     assert torch.equal(Unrope().decode({**encoded, **positions}, spec)["x"], keys)
 
 
-def test_channels_quantize_better_before_rope():
+def test_channels_quantize_better_before_rope() -> None:
     keys = turned(bare_keys(), torch.arange(TOKENS), PLAIN)
     kv, group = kv_of(keys, PLAIN), (Group(bits=3, group=64), Pack())
     errors = [
@@ -97,7 +97,7 @@ def test_channels_quantize_better_before_rope():
     assert errors[0] < errors[1] / 2
 
 
-def test_unknown_rotations_are_refused_with_the_remedy():
+def test_unknown_rotations_are_refused_with_the_remedy() -> None:
     kv = kv_of(bare_keys(), None)
     for pipeline in (
         Pipeline(keys=(Unrope(), Pack())),
@@ -108,13 +108,13 @@ def test_unknown_rotations_are_refused_with_the_remedy():
             encode(kv, pipeline)
 
 
-def test_rotations_of_other_channels_are_refused():
+def test_rotations_of_other_channels_are_refused() -> None:
     for rope in (Rope(FREQUENCIES * 2), Rope(FREQUENCIES, start=1)):
         with pytest.raises(CodecError, match=r"rotated channels is .*at most 16"):
             encode(kv_of(bare_keys(), rope), Pipeline(keys=(Unrope(), Pack())))
 
 
-def test_positions_that_the_model_turns_otherwise_are_refused():
+def test_positions_that_the_model_turns_otherwise_are_refused() -> None:
     pipeline = Pipeline(keys=(Unrope(), Pack()))
     encode(kv_of(bare_keys(), dataclasses.replace(PLAIN, up_to=TOKENS)), pipeline)
     with pytest.raises(CodecError, match=r"position 299, and from 299 on.*prefill again"):
@@ -122,7 +122,7 @@ def test_positions_that_the_model_turns_otherwise_are_refused():
 
 
 @pytest.mark.parametrize("name", ["kvquant", "rotatekv"])
-def test_more_bits_err_less(name):
+def test_more_bits_err_less(name: str) -> None:
     keys = turned(bare_keys(), torch.arange(TOKENS), PLAIN)
     kv = kv_of(keys, PLAIN)
     for side in ("keys", "values"):
@@ -132,7 +132,7 @@ def test_more_bits_err_less(name):
         assert all(fewer > 1.6 * more for fewer, more in pairwise(errors)), errors
 
 
-def test_rotatekv_spreads_a_channel_that_stands_out():
+def test_rotatekv_spreads_a_channel_that_stands_out() -> None:
     bare = bare_keys()
     bare[:, :, 3] += 60
     kv = kv_of(turned(bare, torch.arange(TOKENS), PLAIN), PLAIN)
@@ -145,6 +145,6 @@ def test_rotatekv_spreads_a_channel_that_stands_out():
     assert errors[0] < errors[1]
 
 
-def test_a_rotation_of_countless_frequencies_is_refused():
+def test_a_rotation_of_countless_frequencies_is_refused() -> None:
     with pytest.raises(CodecError, match="inv_freq is no list of at most"):
         Rope.from_json({**PLAIN.to_json(), "inv_freq": [0.1] * 5000})

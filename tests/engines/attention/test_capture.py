@@ -1,4 +1,4 @@
-"""What cannot be watched, whatever is made of it."""
+"""Models whose attention cannot be captured, whatever is measured of it."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import pytest
 import transformers as t
 
 import kvtool
-from kvtool.engines.attention.probe import observe
-from kvtool.engines.attention.replay import replay
+from kvtool.artifact.measure import measure_artifact
+from kvtool.engines.attention.override import NAME
 from kvtool.errors import MismatchError, ModelError
 
 TEXT = "A store keeps what was computed. The reader asks; the cache answers, from keys and values. " * 2
 
-each_measure = pytest.mark.parametrize("measure", [observe, replay])
+each_input = pytest.mark.parametrize("name", ["attention", "queries", "importance"])
 
 
-@each_measure
-def test_a_model_that_the_artifacts_are_not_of_is_refused(measure, model_of, parts_of):
+@each_input
+def test_a_model_that_the_artifacts_are_not_of_is_refused(name, model_of, parts_of):
     with pytest.raises(MismatchError, match="made by another model"):
-        measure(model_of("qwen2"), parts_of(model_of("llama")))
+        measure_artifact(model_of("qwen2"), parts_of(model_of("llama")), {name})
 
 
-@each_measure
+@each_input
 def test_a_family_outside_the_attention_interface_is_refused_by_name(
-    measure, save_model, sizes, tmp_path, parts_of
+    name, save_model, sizes, tmp_path, parts_of
 ):
     config = t.BloomConfig(**sizes, n_layer=2, n_head=4)
     model = kvtool.load_model(save_model(tmp_path / "bloom", config))
     with pytest.raises(ModelError, match=r"bloom.*AttentionInterface.*--recipe kivi"):
-        measure(model, parts_of(model))
-    assert model.model.config._attn_implementation != "kvtool-watched"
+        measure_artifact(model, parts_of(model), {name})
+    assert model.model.config._attn_implementation != NAME
+
+
+def test_nothing_is_loaded_where_nothing_can_be_measured(model_of, parts_of):
+    assert measure_artifact(model_of("qwen2"), parts_of(model_of("llama")), {"unknown"}) == {}

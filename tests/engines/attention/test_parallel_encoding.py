@@ -12,11 +12,11 @@ import transformers as t
 
 import kvtool
 from kvtool.ask import ask, generate
-from kvtool.blending.blend import How
-from kvtool.engines.attention.parallel_encoding import attend, reading
-from kvtool.engines.attention.softmax_check import is_plain
-from kvtool.engines.batching.generate_many import answer_each, ends, follow
-from kvtool.engines.cache import DocumentCache, Parallel
+from kvtool.blending.blend import BlendOptions
+from kvtool.engines.attention.parallel_encoding import adaptive_attention, parallel_attention
+from kvtool.engines.attention.softmax_check import is_softmax_attention
+from kvtool.engines.batching.generate_many import end_tokens, generate_many, logits_after
+from kvtool.engines.cache import DocumentCache, ParallelEncoding
 from kvtool.errors import ModelError
 
 TEXTS = {
@@ -64,10 +64,10 @@ def read_as(cache: DocumentCache, **changes: float) -> DocumentCache:
 
 
 def test_without_temperature_and_scale_it_is_plain_attention(plain, cache):
-    adapted = follow(plain, cache, QUESTION)
-    same = follow(plain, read_as(cache, temperature=1.0, scale=1.0), QUESTION)
+    adapted = logits_after(plain, cache, QUESTION)
+    same = logits_after(plain, read_as(cache, temperature=1.0, scale=1.0), QUESTION)
     cache.parallel = None
-    expected = follow(plain, cache, QUESTION)
+    expected = logits_after(plain, cache, QUESTION)
     assert far(same, expected) < BOUND
     assert far(adapted, expected) > 100 * BOUND
 
@@ -80,7 +80,7 @@ def test_attention_is_the_papers():
     key, value = (rng.normal(size=(heads, n, size)).astype(np.float32) for _ in range(2))
     seen = np.tril(np.ones((looking, n), bool), n - looking)
     seen[-1, :21] = False  # a window that no document is in
-    parallel, documents = Parallel(0.8, 0.7, prefix_tokens=5), range(5, 21)
+    parallel, documents = ParallelEncoding(0.8, 0.7, prefix_tokens=5), range(5, 21)
     expected = np.zeros((looking, heads * group, size))
     for head in range(heads * group):
         for place in range(looking):
@@ -97,7 +97,7 @@ def test_attention_is_the_papers():
             within = of_documents @ v[inside] / of_documents.sum()
             a, b = of_documents.sum() ** (0.7 * 0.8), of_others.sum()
             expected[place, head] = (a * within + b * others) / (a + b)
-    found = attend(
+    found = adaptive_attention(
         *(torch.tensor(x)[None] for x in (query, key, value)),
         torch.tensor(seen)[None, None],
         0.5,
@@ -108,9 +108,9 @@ def test_attention_is_the_papers():
 
 
 def test_few_queries_at_a_time(plain, cache, monkeypatch):
-    expected = follow(plain, cache, QUESTION)
+    expected = logits_after(plain, cache, QUESTION)
     monkeypatch.setattr("kvtool.engines.attention.capture.SCORES", 5 * cache.get_seq_length())
-    assert far(follow(plain, cache, QUESTION), expected) < BOUND
+    assert far(logits_after(plain, cache, QUESTION), expected) < BOUND
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt-neox", "deepseek-v3"], indirect=True)
@@ -125,20 +125,20 @@ def test_places_are_the_papers(family, store, cache):
             setattr(layer, side, torch.cat([first, *[each[:, :, prefix:] for each in rest]], 2))
     longest = max(each.get_seq_length() for each in alone)
     assert whole.get_seq_length() == cache.get_seq_length() > longest
-    expected = follow(family, whole, QUESTION, position=longest)
-    assert far(follow(family, cache, QUESTION), expected) < 10 * BOUND
+    expected = logits_after(family, whole, QUESTION, position=longest)
+    assert far(logits_after(family, cache, QUESTION), expected) < 10 * BOUND
 
 
 def test_generate_reads_it_too(plain, cache):
     """generate, with transformers' own masks, says what is said in one pass for several, and with beams it runs."""
-    (alone,) = answer_each(plain, cache, [QUESTION], [8])
+    (alone,) = generate_many(plain, cache, [QUESTION], [8])
     ids = [*cache.token_ids.tolist(), *QUESTION]
     said = generate(plain, ids, copy.deepcopy(cache), max_tokens=8)
-    assert [token for token in said if token not in ends(plain)] == alone
+    assert [token for token in said if token not in end_tokens(plain)] == alone
     beams = copy.deepcopy(cache)
     beams.batch_repeat_interleave(2)
     options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 2}
-    with reading(plain, beams):
+    with parallel_attention(plain, beams):
         found = plain.model.generate(torch.tensor([ids]), past_key_values=beams, **options)
     assert found[0, -1] == said[0]
 
@@ -146,21 +146,21 @@ def test_generate_reads_it_too(plain, cache):
 def test_a_cache_that_was_cropped(plain, cache):
     """What is fed behind it is not of the documents, though it stands where they were."""
     cache.crop(-9)
-    again = follow(plain, cache, QUESTION)
+    again = logits_after(plain, cache, QUESTION)
     documents = slice(cache.parallel.prefix_tokens, cache.get_seq_length())
     whole = read_as(cache, temperature=1.0, scale=1.0)
     assert documents.stop == len(cache.token_ids)
-    assert far(again, follow(plain, whole, QUESTION)) > 100 * BOUND
+    assert far(again, logits_after(plain, whole, QUESTION)) > 100 * BOUND
     cache.crop(-(documents.stop - documents.start))
     whole.crop(-(documents.stop - documents.start))
-    assert far(follow(plain, cache, QUESTION), follow(plain, whole, QUESTION)) < BOUND
+    assert far(logits_after(plain, cache, QUESTION), logits_after(plain, whole, QUESTION)) < BOUND
 
 
 def test_the_model_is_as_it_was(plain, cache):
     before = plain.model.config._attn_implementation
 
     def read() -> None:
-        with reading(plain, cache):
+        with parallel_attention(plain, cache):
             assert plain.model.config._attn_implementation != before
             raise KeyboardInterrupt
 
@@ -168,12 +168,19 @@ def test_the_model_is_as_it_was(plain, cache):
         read()
     assert plain.model.config._attn_implementation == before
     cache.parallel = None
-    with reading(plain, cache), reading(plain, None):
+    with parallel_attention(plain, cache), parallel_attention(plain, None):
         assert plain.model.config._attn_implementation == before
 
 
 def test_a_question_is_asked(plain, store):
-    answer = ask("Why?", documents=list(store), model=plain, store=store, how=How(policy="ape"), max_tokens=3)
+    answer = ask(
+        "Why?",
+        documents=list(store),
+        model=plain,
+        store=store,
+        options=BlendOptions(policy="ape"),
+        max_tokens=3,
+    )
     assert answer.recomputed_tokens == 2 * len("\n\n")
     assert 0 < len(answer.token_ids) <= 3
 
@@ -197,5 +204,5 @@ def test_sinks_are_refused(family, store):
 def test_soft_caps_and_other_attention_are_refused(config, options, save_model, sizes, tmp_path):
     model = kvtool.load_model(save_model(tmp_path, config(**sizes | options)))
     before = model.model.config._attn_implementation
-    assert not is_plain(model)
+    assert not is_softmax_attention(model)
     assert model.model.config._attn_implementation == before

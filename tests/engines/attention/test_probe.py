@@ -12,6 +12,7 @@ from kvtool.engines.attention import capture, probe
 from kvtool.engines.attention.probe import observe, probe_tokens
 from kvtool.engines.transformers import windows
 from kvtool.errors import StoreError
+from tests.families import loaded
 
 BOUND = 1e-5
 """Largest difference of a mean attention weight in float32."""
@@ -57,7 +58,7 @@ def check_all_tokens_as_probes(model, parts, monkeypatch) -> None:
     n_tokens = len(parts[-1].token_ids)
     before = model.model.config._attn_implementation
     expected = reported(model, parts)
-    whole = observe(model, parts, torch.arange(n_tokens))
+    whole = observe(model, *loaded(model, parts), torch.arange(n_tokens))
     for found, truth in zip(whole["attention"], expected, strict=True):
         assert found.shape == truth.shape
         assert (found.dtype, found.device.type) == (torch.float32, "cpu")
@@ -67,7 +68,7 @@ def check_all_tokens_as_probes(model, parts, monkeypatch) -> None:
         )
     # In many passes, as for a long segment.
     monkeypatch.setattr(capture, "SCORES", 7 * sum(len(part.token_ids) for part in parts))
-    for name, tensors in observe(model, parts, torch.arange(n_tokens)).items():
+    for name, tensors in observe(model, *loaded(model, parts), torch.arange(n_tokens)).items():
         for one, other in zip(tensors, whole[name], strict=True):
             assert (one - other).abs().max() < BOUND * max(1, other.abs().max())
     assert model.model.config._attn_implementation == before
@@ -94,8 +95,8 @@ def test_queries_are_those_that_meet_the_keys(tiny, parts_of):
     parts = parts_of(tiny, system=TEXT)[:1]
     n_tokens = len(parts[0].token_ids)
     probes = torch.tensor([5, 40, n_tokens - 1])
-    given = observe(tiny, parts, probes)
-    expected = observe(tiny, parts, probes[-1:])["attention"]
+    given = observe(tiny, *loaded(tiny, parts), probes)
+    expected = observe(tiny, *loaded(tiny, parts), probes[-1:])["attention"]
     for index, (queries, score) in enumerate(zip(given["queries"], expected, strict=True)):
         keys = parts[0].layer(index).keys
         assert queries.shape == (4, 3, keys.shape[2])
@@ -120,20 +121,20 @@ def test_every_family_is_compressed_by_its_attention(family, parts_of, tmp_path)
 def test_tokens_out_of_every_probes_sight_get_the_mean(model_of, parts_of):
     model = model_of("mistral")
     parts = parts_of(model)
-    score = observe(model, parts, torch.tensor([30]))["attention"][0]
+    score = observe(model, *loaded(model, parts), torch.tensor([30]))["attention"][0]
     assert torch.allclose(score[:, :15], score[:, 15:31].mean(1, keepdim=True))
     assert score[:, 15:31].std() > 0
 
 
 def test_a_segment_of_one_token(family, parts_of):
-    given = observe(family, parts_of(family, "a"))
+    given = observe(family, *loaded(family, parts_of(family, "a")))
     assert all(score.shape[1] == 1 and 0 < score.max() <= 1 for score in given["attention"])
     assert all(queries.shape[1] == 1 for queries in given["queries"])
 
 
 def test_the_same_again(tiny, parts_of):
     parts = parts_of(tiny)
-    first, again = observe(tiny, parts), observe(tiny, parts)
+    first, again = observe(tiny, *loaded(tiny, parts)), observe(tiny, *loaded(tiny, parts))
     assert all(torch.equal(x, y) for name in first for x, y in zip(first[name], again[name], strict=True))
 
 
@@ -151,7 +152,7 @@ def test_probes_are_the_last_tokens_and_some_others(n_tokens):
 def test_the_model_is_left_as_it_was_after_an_error(tiny, parts_of, monkeypatch):
     parts = parts_of(tiny)
     before = tiny.model.config._attn_implementation
-    monkeypatch.setattr(probe._Received, "see", lambda *_: 1 / 0)
+    monkeypatch.setattr(probe._ReceivedAttention, "on_queries", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        observe(tiny, parts)
+        observe(tiny, *loaded(tiny, parts))
     assert tiny.model.config._attn_implementation == before

@@ -13,6 +13,7 @@ from kvtool.engines.attention.replay import OVERLAP, REQUEST, replay
 from kvtool.engines.transformers import windows
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
+from tests.families import loaded
 
 BOUND = 1e-5
 """Largest difference of an attention weight in float32."""
@@ -47,7 +48,7 @@ def reported(model: kvtool.Model, parts, passage: slice = slice(None)) -> list[t
 
 def checked(model: kvtool.Model, parts) -> list[torch.Tensor]:
     before = model.model.config._attn_implementation
-    found = replay(model, parts)["importance"]
+    found = replay(model, *loaded(model, parts))["importance"]
     assert model.model.config._attn_implementation == before
     n_tokens = len(parts[-1].token_ids)
     for one, other, window in zip(found, reported(model, parts), windows(model), strict=True):
@@ -80,20 +81,23 @@ def test_without_a_prefix(tiny, parts_of):
 
 def test_plain_attention_is_computed_in_blocks_and_other_by_the_family(model_of, parts_of, monkeypatch):
     blocks: list[int] = []
-    plain = capture._plain
-    monkeypatch.setattr(capture, "_plain", lambda q, *rest: blocks.append(q.shape[2]) or plain(q, *rest))
-    replay(model_of("llama"), parts_of(model_of("llama")))
-    assert max(blocks) > capture.TRIED
+    plain = capture._softmax_attention
+    monkeypatch.setattr(
+        capture, "_softmax_attention", lambda q, *rest: blocks.append(q.shape[2]) or plain(q, *rest)
+    )
+    replay(model_of("llama"), *loaded(model_of("llama"), parts_of(model_of("llama"))))
+    assert max(blocks) > capture.CHECKED_QUERIES
     blocks.clear()
-    replay(model_of("gpt-oss"), parts_of(model_of("gpt-oss"), replace=True))
-    assert set(blocks) <= {capture.TRIED}
+    gpt_oss = model_of("gpt-oss")
+    replay(gpt_oss, *loaded(gpt_oss, parts_of(gpt_oss, replace=True)))
+    assert set(blocks) <= {capture.CHECKED_QUERIES}
 
 
 def test_tokens_out_of_sight_get_the_mean(model_of, parts_of):
     model = model_of("gemma3")
     parts = parts_of(model, "ab" * 4)
     # The request alone is longer than the window, so that nothing is seen at all.
-    importance = replay(model, parts)["importance"]
+    importance = replay(model, *loaded(model, parts))["importance"]
     assert not importance[0].any()
     assert importance[1].all()
 
@@ -112,7 +116,7 @@ def test_a_token_that_is_copied_from_far_is_important(save_model, sizes, tmp_pat
     states = model.model.model.layers[0].input_layernorm(model.model.model.embed_tokens.weight)
     once = max(letters, key=lambda letter: attention.k_proj(states[letter])[:8].norm())
     parts = parts_of(model, model.tokenizer.decode([once]) + "xyxy" * 40)
-    (importance,) = replay(model, parts)["importance"]
+    (importance,) = replay(model, *loaded(model, parts))["importance"]
     # The letter that stands there once is looked up; no copy of one that stands there eighty times is needed.
     assert importance[0] > 3 * importance[1:].max()
 
@@ -139,7 +143,7 @@ def test_a_segment_that_does_not_fit_twice_is_replayed_in_passages(save_model, s
     parts = parts_of(model, text)
     request = len(document_tokens(model, REQUEST))
     model.config.max_position_embeddings = sum(len(part.token_ids) for part in parts) + request + room
-    found = replay(model, parts)["importance"]
+    found = replay(model, *loaded(model, parts))["importance"]
     step = room - OVERLAP
     passages = [slice(max(0, start - OVERLAP), start + step) for start in range(0, 150, step)]
     each = [reported(model, parts, passage) for passage in passages]
@@ -147,9 +151,9 @@ def test_a_segment_that_does_not_fit_twice_is_replayed_in_passages(save_model, s
         assert (one - torch.stack(others).amax(0)).abs().max() < BOUND
     model.config.max_position_embeddings -= room - 2 * OVERLAP + 1
     with pytest.raises(ModelError, match=r"no room to repeat a segment of 150 tokens.*--segment-tokens"):
-        replay(model, parts)
+        replay(model, *loaded(model, parts))
 
 
 def test_a_segment_of_one_token(family, parts_of):
     parts = parts_of(family, "a")
-    assert all(layer.shape == (1,) for layer in replay(family, parts)["importance"])
+    assert all(layer.shape == (1,) for layer in replay(family, *loaded(family, parts))["importance"])

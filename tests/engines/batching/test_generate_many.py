@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import kvtool
-from kvtool.ask import generate
 from kvtool.engines import transformers as engine
-from kvtool.engines.batching.generate_many import answer_each, ends, follow
+from kvtool.engines.batching.generate_many import end_tokens, generate_many, logits_after
+from kvtool.engines.generate import generate
 
 BOUND = 1e-4
 """Of the logits, relative to the largest: another order of summation."""
@@ -35,42 +35,42 @@ def plain(model: kvtool.Model, ids: list[int], start: int) -> torch.Tensor:
 
 def test_what_follows_is_scored_as_in_one_pass(family: kvtool.Model, ids: list[int]) -> None:
     cache = cached(family, ids[:40])
-    logits, expected = follow(family, cache, ids[40:]), plain(family, ids, 40)
+    logits, expected = logits_after(family, cache, ids[40:]), plain(family, ids, 40)
     assert (logits - expected).abs().max() < BOUND * expected.abs().max()
     assert cache.get_seq_length() == 40
-    assert torch.equal(follow(family, cache, ids[40:]), logits)
+    assert torch.equal(logits_after(family, cache, ids[40:]), logits)
 
 
 def test_each_is_answered_as_if_it_were_alone(family: kvtool.Model, ids: list[int]) -> None:
     prompts, most = [ids[40:43], ids[43:57], ids[57:58]], [7, 3, 5]
     cache = cached(family, ids[:40])
-    answers = answer_each(family, cache, prompts, most)
+    answers = generate_many(family, cache, prompts, most)
     assert cache.get_seq_length() == 40
     for prompt, answer, tokens in zip(prompts, answers, most, strict=True):
         alone = generate(family, [*ids[:40], *prompt], copy.deepcopy(cache), max_tokens=tokens)
-        assert answer == [token for token in alone if token not in ends(family)]
+        assert answer == [token for token in alone if token not in end_tokens(family)]
 
 
 def test_more_prompts_than_a_pass_holds(
     tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch, ids: list[int]
 ) -> None:
     cache, prompts = cached(tiny, ids[:40]), [ids[n : n + 4] for n in range(40, 50)]
-    together = answer_each(tiny, cache, prompts, [4] * 10)
+    together = generate_many(tiny, cache, prompts, [4] * 10)
     monkeypatch.setattr("kvtool.engines.batching.generate_many.PASS_TOKENS", 9)
-    assert answer_each(tiny, cache, prompts, [4] * 10) == together
-    assert answer_each(tiny, cache, [], []) == []
+    assert generate_many(tiny, cache, prompts, [4] * 10) == together
+    assert generate_many(tiny, cache, [], []) == []
 
 
 def test_a_row_sees_no_other_row(tiny: kvtool.Model, ids: list[int]) -> None:
     cache = cached(tiny, ids[:40])
-    first = answer_each(tiny, cache, [ids[40:44], ids[44:50]], [6, 6])[0]
-    assert first == answer_each(tiny, cache, [ids[40:44], ids[50:60]], [6, 6])[0]
+    first = generate_many(tiny, cache, [ids[40:44], ids[44:50]], [6, 6])[0]
+    assert first == generate_many(tiny, cache, [ids[40:44], ids[50:60]], [6, 6])[0]
 
 
 def test_a_pruned_cache_goes_on_at_its_position(tiny: kvtool.Model, ids: list[int]) -> None:
     """Without its last ten tokens, but at the position behind them: as if they had been masked."""
     short = cached(tiny, ids[:30])
-    logits = follow(tiny, short, ids[40:], position=40)
+    logits = logits_after(tiny, short, ids[40:], position=40)
     n = len(ids) - 40
     index = torch.arange(len(ids))
     visible = (index[None, :] <= index[:, None])[40:]
@@ -89,4 +89,4 @@ def test_a_pruned_cache_goes_on_at_its_position(tiny: kvtool.Model, ids: list[in
 def test_a_window_refuses_a_pruned_cache(model_of, ids: list[int]) -> None:
     model = model_of("mistral")
     with pytest.raises(kvtool.KvtoolError, match="sliding window"):
-        follow(model, cached(model, ids[:30]), ids[40:], position=40)
+        logits_after(model, cached(model, ids[:30]), ids[40:], position=40)

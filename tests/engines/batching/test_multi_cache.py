@@ -7,8 +7,8 @@ import torch
 
 import kvtool
 from kvtool.engines import transformers as engine
-from kvtool.engines.batching.multi_cache import can_be_fed_together, feed_together
-from kvtool.engines.batching.shared_prefix import Rows
+from kvtool.engines.batching.multi_cache import feed_batches, supports_multi_cache
+from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.engines.cache import ROOM
 
 BOUND = 1e-4
@@ -22,10 +22,10 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((a - b).abs().max() < BOUND * b.abs().max())
 
 
-def behind(model: kvtool.Model, n_tokens: int) -> Rows:
+def behind(model: kvtool.Model, n_tokens: int) -> SequenceBatch:
     cache = engine.new_cache(model, n_tokens)
     engine.feed(model, torch.randint(0, 256, (n_tokens,)).tolist(), cache)
-    return Rows(model, cache)
+    return SequenceBatch(model, cache)
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def some() -> list[list[int]]:
 @torch.no_grad()
 def test_several_caches_in_one_pass(family: kvtool.Model, some: list[list[int]]) -> None:
     if family.config.model_type.replace("_", "-") in APART:
-        assert not can_be_fed_together(family)
+        assert not supports_multi_cache(family)
         return
-    assert can_be_fed_together(family)
+    assert supports_multi_cache(family)
     sizes, found = (50, 3, 24), []
     for together in (False, True):
         torch.manual_seed(1)
@@ -49,9 +49,9 @@ def test_several_caches_in_one_pass(family: kvtool.Model, some: list[list[int]])
             (rows[1], [(0, some[2])]),
             (rows[2], [(5, some[3])]),
         ]
-        first = feed_together(family, feeds) if together else [one.feed(fed) for one, fed in feeds]
+        first = feed_batches(family, feeds) if together else [one.feed(fed) for one, fed in feeds]
         more = [(rows[0], [(1, [9])]), (rows[2], [(5, [8]), (6, [7])])]
-        then = feed_together(family, more) if together else [one.feed(fed) for one, fed in more]
+        then = feed_batches(family, more) if together else [one.feed(fed) for one, fed in more]
         for one, size in zip(rows, sizes, strict=True):
             one.close()
             assert one.cache.get_seq_length() == size
@@ -63,7 +63,7 @@ def test_several_caches_in_one_pass(family: kvtool.Model, some: list[list[int]])
 def test_rows_come_and_go(family: kvtool.Model, some: list[list[int]]) -> None:
     """What is left behind is given up, and nobody who stays notices."""
     rows = behind(family, 40)
-    alone = Rows(family, rows.cache)
+    alone = SequenceBatch(family, rows.cache)
     expected = [alone.feed([(0, ids)]) for ids in ([*some[0]], [3], [4])]
     alone.close()
     rows.feed([(7, [1] * (ROOM + 20)), (0, some[0])])
@@ -85,7 +85,7 @@ def test_a_row_may_see_a_part_of_the_cache(family: kvtool.Model, some: list[list
     found = rows.feed([(2, some[1]), (3, some[3])])[1:]
     rows.close()
     rows.cache.crop(-15)
-    assert near(found, Rows(family, rows.cache).feed([(0, some[3])]))
+    assert near(found, SequenceBatch(family, rows.cache).feed([(0, some[3])]))
 
 
 @torch.no_grad()

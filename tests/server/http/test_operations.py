@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 import kvtool
 from kvtool import Store, limits
-from kvtool.engines.batching.shared_prefix import Rows
+from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.server.app import create_app
 from kvtool.server.http import logs
 from kvtool.server.http.server import listen
@@ -82,7 +82,7 @@ def test_what_people_wrote_is_in_no_line(
             ask(client, stream=stream, **wrong)
         client.post("/v1/completions", content=f'{{"prompt": "{SECRET}')
         with monkeypatch.context() as patch:
-            patch.setattr(Rows, "feed", broken)
+            patch.setattr(SequenceBatch, "feed", broken)
             failed = ask(client, stream=stream)
             assert SECRET not in failed.text
             assert failed.status_code == (200 if stream else 500)

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 import kvtool
 from kvtool import Store
 from kvtool.ask import ask
-from kvtool.blending.blend import How
+from kvtool.blending.blend import BlendOptions
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.conversation import Message, chat_tokens
 from kvtool.server.runtime.service import Serving
@@ -55,7 +55,7 @@ def alone(model: kvtool.Model, ids: list[int], tokens: int = 12) -> str:
 def test_documents_are_asked_as_ask_does(
     client: TestClient, served: kvtool.Model, documents: Store, names: list[str]
 ) -> None:
-    expected = ask(QUESTION, names, served, documents, how=How(0.5), max_tokens=12)
+    expected = ask(QUESTION, names, served, documents, options=BlendOptions(0.5), max_tokens=12)
     answer = chat(client, documents=names, recompute=0.5)
     assert text_of(answer) == expected.text
     usage = answer["usage"]

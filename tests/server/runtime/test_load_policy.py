@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 import kvtool
 from kvtool import Store
 from kvtool.ask import ask
-from kvtool.blending.blend import How
+from kvtool.blending.blend import BlendOptions
 from kvtool.codecs import Calibration
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import Loading, Way, finest_in_time, in_common, is_better_prefilled
@@ -167,7 +167,9 @@ def test_several_are_prefilled_where_that_is_sooner(
     serving.caches.speeds.reading = Rate(1e6)
     said, cached = chat(client, *names)
     assert cached == 0
-    assert said == ask(QUESTION, list(names), served, documents, how=How(1.0), max_tokens=12).text
+    assert (
+        said == ask(QUESTION, list(names), served, documents, options=BlendOptions(1.0), max_tokens=12).text
+    )
 
 
 def test_what_a_prompt_begins_with_is_read_anew_where_that_is_sooner(

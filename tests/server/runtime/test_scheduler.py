@@ -49,7 +49,7 @@ def test_a_cache_is_as_it_was(
 
     with monkeypatch.context() as patch:
         if where == "the model":
-            patch.setattr("kvtool.server.runtime.scheduler.feed_together", fail)
+            patch.setattr("kvtool.server.runtime.scheduler.feed_batches", fail)
         else:
             patch.setattr(Sampler, "pick", fail)
         assert isinstance(ended(scheduler, cache, ids)[1], RuntimeError)

@@ -1,6 +1,6 @@
 """A model's attention, computed by a function of ours for as long as a context lasts.
 
-No model-specific code: transformers' ``AttentionInterface`` calls it in place of the family's own.
+No model-specific code: transformers' ``AttentionInterface`` calls the function in place of the family's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from transformers.masking_utils import sdpa_mask
 
 from kvtool.model.model import Model
 
-_NAME = "kvtool"
+NAME = "kvtool-override"
+"""What transformers knows the function by."""
 
 Attention: TypeAlias = Callable[..., Tensor]
 
@@ -25,17 +26,20 @@ _attention: ContextVar[Attention] = ContextVar("_attention")
 
 
 @contextmanager
-def attending(model: Model, attention: Attention, refusal: Callable[[Model], Exception]) -> Iterator[None]:
-    """The model's attention is ``attention`` meanwhile: of the module, queries, keys, values, a boolean mask
-    [B, 1, P, N], the scaling or None, and a family's own options, it gives [B, P, Q, Dv].
+def override_attention(
+    model: Model, attention: Attention, refusal: Callable[[Model], Exception]
+) -> Iterator[None]:
+    """Makes ``attention`` the model's attention; the model is as it was afterwards.
 
-    The model is as it was afterwards. Raises ``refusal`` of a model that has no attention that can be replaced.
+    The function is called with the module, queries [B, Q, S, D], keys [B, H, N, D], values [B, H, N, Dv], a boolean mask
+    [B, 1, S, N], the scaling or None, and the family's own options. It returns [B, S, Q, Dv]. Raises ``refusal`` of a model
+    whose attention cannot be replaced.
     """
     config = model.model.config.get_text_config(decoder=True)
     before, token = config._attn_implementation, _attention.set(attention)
     try:
-        model.model.set_attn_implementation(_NAME)
-        if config._attn_implementation != _NAME:
+        model.model.set_attn_implementation(NAME)
+        if config._attn_implementation != NAME:
             raise refusal(model)
         yield
     finally:
@@ -61,9 +65,9 @@ def _attend(
 
 
 def _mask(*args: Any, **options: Any) -> Tensor:
-    """transformers makes no mask where scaled_dot_product_attention knows it by itself: here always."""
+    """The mask, always: transformers makes none where scaled_dot_product_attention needs none."""
     return sdpa_mask(*args, **options | {"allow_is_causal_skip": False})  # type: ignore[no-any-return]
 
 
-AttentionInterface.register(_NAME, _attend)
-AttentionMaskInterface.register(_NAME, _mask)
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _mask)

@@ -1,0 +1,86 @@
+"""Which calibration a recipe takes to compress a store's documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from kvtool.codecs import Calibration, Recipe
+from kvtool.errors import KvtoolError, UsageError
+from kvtool.store.base import Store
+
+FindCalibration: TypeAlias = Callable[[Recipe], Calibration]
+"""Gives a recipe the calibration that it needs. Raises KvtoolError if it has none."""
+
+MakeCalibration: TypeAlias = Callable[[Recipe, str, str], Calibration]
+"""Makes one for a recipe, and for the model of this fingerprint and this name."""
+
+
+class MissingCalibration(UsageError):
+    """A recipe needs a calibration, and the store has none that fits."""
+
+
+def finder(
+    store: Store,
+    names: Sequence[str],
+    given: Calibration | str | None = None,
+    make: MakeCalibration | None = None,
+) -> FindCalibration:
+    """What finds the calibration for compressing the documents ``names``.
+
+    That is ``given`` or, if it is a digest, the store's of that digest; else the store's newest of the recipe's method
+    for the documents' model; else what ``make`` makes. Raises ``MissingCalibration`` where there is none,
+    ``UsageError`` where there are several models.
+    """
+
+    known: dict[str, Calibration] = {}
+
+    def find(recipe: Recipe) -> Calibration:
+        # One for a whole run, whatever is put into the store meanwhile.
+        if recipe.calibration not in known:
+            known[recipe.calibration] = look(recipe)
+        return known[recipe.calibration]
+
+    def look(recipe: Recipe) -> Calibration:
+        if isinstance(given, Calibration):
+            return given
+        if given is not None:
+            if given not in store.calibrations:
+                have = ", ".join(store.calibrations) or "none"
+                raise UsageError(f"calibration {given}", f"is not in the store {store}", f"it has: {have}")
+            return store.calibrations[given]
+        fingerprint, model = _model(store, names)
+        if newest := store.calibrations.newest(recipe.calibration, fingerprint):
+            return newest
+        if make is not None:
+            return make(recipe, fingerprint, model)
+        raise MissingCalibration(
+            f"recipe {recipe.name!r}",
+            f"needs a calibration of method {recipe.calibration!r} for {model}, and {store} has none",
+            f"run kvtool calibrate --recipe {recipe.name} first",
+        )
+
+    return find
+
+
+def _model(store: Store, names: Sequence[str]) -> tuple[str, str]:
+    """Fingerprint and name of the model that the documents were prefilled with; those that cannot be read are not asked."""
+    models: dict[str, str] = {}
+    unread: list[KvtoolError] = []
+    for name in names:
+        try:
+            model = store[name].model
+        except KvtoolError as error:
+            unread.append(error)
+        else:
+            models[model["fingerprint"]] = model["name"]
+    if len(models) > 1:
+        names_of_models = ", ".join(f"{model} ({fingerprint[:12]}…)" for fingerprint, model in models.items())
+        raise UsageError(
+            str(store),
+            f"the documents were prefilled with several models, {names_of_models}, and a calibration is of one",
+            "name documents of one model",
+        )
+    if not models:
+        raise unread[0] if unread else UsageError(str(store), "has no documents to compress")
+    return next(iter(models.items()))

@@ -1,0 +1,132 @@
+"""Flags that several commands share, and the settings that they give.
+
+A command declares a keyword-only parameter ``settings`` and says with ``with_settings`` which flags it is made from.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from kvtool.config import Settings
+    from kvtool.model.model import Model
+
+Result = TypeVar("Result")
+
+DocumentNames = Annotated[
+    Optional[list[str]], typer.Argument(metavar="[NAME…]", help="Take these documents (default: all).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be done, without changing anything.")
+]
+
+
+class StoreFlags:
+    """For a command that reads or changes a store. Each field is one of ``Settings``."""
+
+    store: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--store",
+            help="Use the store in this directory or, to read only, at a server's http://HOST:PORT or a bucket's "
+            "s3://BUCKET/PREFIX (default: kv-store).",
+        ),
+    ]
+
+
+class ModelFlags(StoreFlags):
+    """For a command that runs a model too."""
+
+    model: Annotated[
+        Optional[str],
+        typer.Option(
+            "--model",
+            help="Use this model: a directory, a .gguf file or a hub id, owner/name@revision (default: embedded).",
+        ),
+    ]
+    device: Annotated[
+        Optional[str],
+        typer.Option("--device", help="Run on this device: auto, cpu, cuda or cuda:N (default: auto)."),
+    ]
+    dtype: Annotated[
+        Optional[str],
+        typer.Option(
+            "--dtype",
+            help="Compute in this dtype: auto, float32, bfloat16 or float16 (default: auto, on a CPU float32).",
+        ),
+    ]
+    load_in: Annotated[
+        Optional[str],
+        typer.Option("--load-in", help="Load the weights in 4bit or 8bit, through bitsandbytes."),
+    ]
+    adapter: Annotated[
+        Optional[Path], typer.Option("--adapter", help="Apply the PEFT adapter in this directory.")
+    ]
+
+
+def with_settings(
+    flags: type[StoreFlags],
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Decorates a command: its parameter ``settings`` becomes one parameter for each of ``flags``.
+
+    Called with these, in Python too, the command gets the ``Settings`` that they give over environment and files.
+    """
+    annotations = get_type_hints(flags, include_extras=True)
+
+    def decorate(command: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(command)
+        def run(*args: Any, **given: Any) -> Result:
+            from kvtool.config import settings
+
+            chosen = settings(**{name: given.pop(name, None) for name in annotations})
+            return command(*args, settings=chosen, **given)
+
+        # Typer reads both. Commands import Settings for type checkers only, so its name is resolved to anything here.
+        hints = get_type_hints(command, localns={"Settings": object}, include_extras=True)
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in inspect.signature(command).parameters.items():
+            if name == "settings":
+                parameters += [
+                    inspect.Parameter(flag, parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+                    for flag, annotation in annotations.items()
+                ]
+            else:
+                parameters.append(parameter.replace(annotation=hints[name]))
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def load_model(settings: Settings) -> Model:
+    """The model that the settings name."""
+    from kvtool.model.model import load_model as load
+
+    return load(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        load_in=settings.load_in,
+        adapter=settings.adapter,
+    )
+
+
+def given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given on the command line, for calls that have defaults of their own."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        import kvtool
+
+        typer.echo(kvtool.__version__)
+        raise typer.Exit

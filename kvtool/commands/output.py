@@ -1,0 +1,184 @@
+"""What commands print: data on stdout, notes, progress and errors on stderr; and what they exit with."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from kvtool.errors import DONE, FAILED, INTERRUPTED, PARTLY, KvtoolError
+
+if TYPE_CHECKING:
+    from kvtool.calibration.calibrate import Progress as CalibrateProgress
+
+debug = False
+"""Whether errors are raised with their tracebacks, as ``kvtool --debug`` asks."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A report for people: ``data`` goes to stdout, ``notes`` to stderr."""
+
+    data: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+def emit(value: object, lines: Lines, as_json: bool) -> None:
+    """Prints a report: ``value`` as JSON to stdout, or its ``lines``."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        return
+    for line in lines.data:
+        typer.echo(line)
+    for line in lines.notes:
+        note(line)
+
+
+def note(line: str) -> None:
+    """Prints one line for people, to stderr, since stdout is for data."""
+    typer.echo(line, err=True)
+
+
+def print_error(error: object) -> None:
+    note(f"error: {' '.join(str(error).split())}")
+
+
+def exit_code(problems: Iterable[KvtoolError], done: int) -> int:
+    """Prints what could not be done. Returns the exit code of a run that did ``done`` other things."""
+    failed = list(problems)
+    for error in failed:
+        print_error(error)
+    return DONE if not failed else PARTLY if done else FAILED
+
+
+def guarded(function: Callable[..., int | None], name: str) -> Callable[..., None]:
+    """``function`` as the command ``name``: its errors become one line each, its result the exit code."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        logging.getLogger("kvtool").setLevel(logging.INFO)
+        try:
+            code = function(*args, **kwargs)
+        except KvtoolError as error:
+            if debug:
+                raise
+            print_error(error)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            note("interrupted; what was finished is stored, the same command goes on from there")
+            code = INTERRUPTED
+        except BrokenPipeError:
+            # The reader of our output went away; nobody is left to tell.
+            sys.stderr.close()
+            code = FAILED
+        except Exception as error:
+            if debug:
+                raise
+            note(
+                f"kvtool: {type(error).__name__}: {error}. This is not expected; run with kvtool --debug for a traceback"
+            )
+            code = FAILED
+        raise typer.Exit(code or DONE)
+
+    run.__name__ = name
+    return run
+
+
+def size(nbytes: float) -> str:
+    """A number of bytes in words, such as "1.2 MB"."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    raise AssertionError
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns that are aligned to the left, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+class Bar:
+    """A progress bar on a terminal; elsewhere a line every ten seconds."""
+
+    EVERY = 10.0
+
+    def __init__(self, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.label, self.started = label, time.monotonic()
+        self.last = self.started
+        console = Console(stderr=True)
+        self.bar: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=console, transient=True)
+            self.task = self.bar.add_task(label, total=None, rate="")
+
+    def __enter__(self) -> Bar:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def update(self, done: float, total: float, unit: str) -> None:
+        now = time.monotonic()
+        rate = done / max(now - self.started, 1e-9)
+        if self.bar:
+            self.bar.update(self.task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
+        elif now - self.last >= self.EVERY and 0 < done < total:
+            self.last = now
+            note(
+                f"{self.label}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} a second, {(total - done) / rate:,.0f} s left"
+            )
+
+
+class Bars:
+    """Bars that follow one another; each is made when there is something to show."""
+
+    def __init__(self) -> None:
+        self.label, self.stack = "", ExitStack()
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def show(self, label: str) -> Bar:
+        if label != self.label:
+            self.stack.close()
+            self.label, self.bar = label, self.stack.enter_context(Bar(label))
+        return self.bar
+
+
+def calibration_progress(bar: Bar) -> Callable[[CalibrateProgress], None]:
+    """Shows on ``bar`` the tokens that the model has run, and says when fitting begins, which takes time too."""
+
+    def show(progress: CalibrateProgress) -> None:
+        bar.update(progress.tokens, progress.tokens_total, "tokens")
+        if progress.tokens == progress.tokens_total:
+            note(f"the model has run, {progress.seconds:.0f} s; fitting the calibration to what it gave")
+
+    return show

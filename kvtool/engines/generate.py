@@ -1,0 +1,66 @@
+"""One answer, token by token, streamed as text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from kvtool.engines.attention.parallel_encoding import parallel_attention
+from kvtool.engines.cache import DocumentCache
+from kvtool.engines.transformers import device_of
+from kvtool.model.model import Model
+
+
+def generate(
+    model: Model,
+    token_ids: Sequence[int],
+    cache: DocumentCache | None,
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    streamer: TextStreamer | None = None,
+) -> list[int]:
+    """The tokens that follow ``token_ids``, the first of which are in ``cache``; greedily unless ``temperature``."""
+    ids = torch.tensor([token_ids], device=device_of(model))
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    if seed is not None:
+        torch.manual_seed(seed)
+    with parallel_attention(model, cache):
+        out = model.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            max_new_tokens=max_tokens,
+            pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id,
+            streamer=streamer,
+            **sampling,
+        )
+    return [int(token) for token in out[0, len(token_ids) :]]
+
+
+class TextStream(TextStreamer):  # type: ignore[misc]
+    """Hands text over as it is decoded.
+
+    ``first_token_time`` is when the first token came, of ``time.monotonic``, or None before it.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text, self._has_prompt = on_text, False
+        self.first_token_time: float | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        # The first call has the prompt.
+        if self._has_prompt and self.first_token_time is None:
+            self.first_token_time = time.monotonic()
+        self._has_prompt = True
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.on_text(text)

@@ -1,0 +1,35 @@
+"""Segments' keys and values, taken out of a cache and put into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kvtool.codecs import KV, LayerKV
+from kvtool.engines.cache import DocumentCache
+from kvtool.engines.capabilities import rope_description
+from kvtool.model.model import Model
+
+
+def slice_kv(model: Model, cache: DocumentCache, start: int, token_ids: Sequence[int], position: int) -> KV:
+    """The KV of ``token_ids``, which ``cache`` holds from index ``start`` on, as views.
+
+    ``position`` is that of the first token.
+    """
+    end = start + len(token_ids)
+    positions = torch.arange(position, position + len(token_ids))
+    layers = tuple(
+        LayerKV(x.keys[0, :, start:end], x.values[0, :, start:end], positions) for x in cache.layers
+    )
+    return KV(layers, torch.tensor(token_ids, dtype=torch.int64), rope_description(model))
+
+
+def append_kv(cache: DocumentCache, kv: KV) -> None:
+    """Copies ``kv`` to the end of ``cache``."""
+    for layer, source in zip(cache.layers, kv.layers, strict=True):
+        if not layer.is_initialized:
+            layer.lazy_initialization(source.keys[None], source.values[None])
+        keys, values = layer.extend(source.keys.shape[1])
+        keys[0].copy_(source.keys)
+        values[0].copy_(source.values)

@@ -1,0 +1,49 @@
+"""kvtool verify: what is broken is named, and removed if asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import kvtool
+from kvtool import Store
+from kvtool.errors import GATE
+from tests.commands.conftest import Cli, error_of, typed
+
+
+def test_verify(cli: Cli, store: Store) -> None:
+    assert json.loads(cli("verify", "--json").stdout) == {"intact": 4, "broken": {}, "removed": []}
+    variant = store["c.txt"].segments[0].variants["raw"]
+    path = store.path_of(variant)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    found = json.loads(cli("verify", "--json", code=GATE).stdout)
+    assert found["intact"] == 3
+    assert found["broken"].keys() == {variant.artifact}
+    assert typed(found["broken"][variant.artifact]) == dict.fromkeys(
+        ["document", "subject", "reason", "remedy", "message"], "str"
+    )
+    assert found["broken"][variant.artifact]["document"] == "c.txt"
+    assert found["removed"] == []
+    assert path.exists()
+    result = cli("verify", "--remove", code=GATE)
+    assert str(path) in error_of(result)
+    assert "3 artifacts are intact, 1 are not, 1 removed" in result.stderr
+    assert not path.exists()
+    cli("verify", "docs/a.md")
+    cli("verify", code=GATE)
+    cli("prefill", "docs", "c.txt")
+    assert path.read_bytes() == data
+    cli("verify")
+
+
+def test_verify_removes_only_what_is_broken(cli: Cli, tiny: kvtool.Model) -> None:
+    # A newer kvtool may read what this one cannot.
+    with pytest.MonkeyPatch.context() as newer:
+        newer.setattr("kvtool.artifact.write.FORMAT", 2)
+        kvtool.prefill(["c.txt"], model=tiny, store=Store("newer"))
+    before = sorted(Path("newer").rglob("*"))
+    assert "upgrade kvtool" in cli("verify", "--remove", "--store", "newer", code=GATE).stderr
+    assert sorted(Path("newer").rglob("*")) == before

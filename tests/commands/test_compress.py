@@ -1,0 +1,124 @@
+"""kvtool compress: its JSON, its flags, and when it runs a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch.nn.functional import cross_entropy
+
+from kvtool import Store
+from kvtool.errors import FAILED, PARTLY, USAGE
+from tests.commands.conftest import THREE, Cli, error_of, typed
+
+
+def test_compress(cli: Cli, store: Store) -> None:
+    found = json.loads(cli("compress", "--recipe", "kivi", "--bits", "4", "--json").stdout)
+    assert typed(found) == {
+        "variant": "str",
+        "dry_run": "bool",
+        "compressed": ["str"],
+        "unchanged": [],
+        "fallback_segments": [],
+        "problems": [],
+        "raw_bytes": "int",
+        "bytes": "int",
+        "calibration_bytes": "int",
+        "bits_per_value": "float",
+        "seconds": "float",
+    }
+    assert found["compressed"] == THREE
+    assert found["bytes"] == sum(store.size(name, "kivi") for name in THREE)
+    assert "3 documents" in cli("compress", "--recipe", "kivi", "--name", "other").stderr
+
+
+def test_compress_without_a_recipe_makes_a_calibration_and_says_so(cli: Cli, store: Store) -> None:
+    first = cli("compress").stderr
+    assert first.count("no calibration for tiny yet: making one from") == 1
+    assert "klt: compressed 3 documents" in first
+    assert "of calibration, for all documents of the model" in first
+    assert [calibration.method for calibration in store.calibrations.values()] == ["klt"]
+    assert store["c.txt"].variants == ["raw", "klt"]
+    again = cli("compress", "--json")
+    assert "no calibration" not in again.stderr
+    assert json.loads(again.stdout)["unchanged"] == THREE
+
+
+def test_a_model_that_klt_cannot_learn_is_refused_with_what_to_do(
+    cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "kvtool.engines.gradients.cross_entropy", lambda *a, **k: cross_entropy(*a, **k).detach()
+    )
+    assert "compress with --recipe kivi" in error_of(cli("compress", code=FAILED))
+    assert store["c.txt"].variants == ["raw"]
+
+
+def test_compress_with_sides_of_their_own(cli: Cli, store: Store) -> None:
+    cli("compress", "--recipe", "kivi", "--keys", "4", "--values", "turboquant:3", "--sinks", "2")
+    cli("compress", "--recipe", "kivi", "--bits", "4", "--recent", "0", "--set", "group=16", "--name", "wide")
+    made = {
+        name: variant.recipe["pipeline"]
+        for name, variant in store["c.txt"].segments[0].variants.items()
+        if name != "raw"
+    }
+    assert [stage["name"] for stage in made["kivi"]["keys"]] == ["window", "group", "pack"]
+    assert made["kivi"]["keys"][0]["sinks"] == 2
+    assert made["kivi"]["keys"][1]["bits"] == 4
+    assert [stage["name"] for stage in made["kivi"]["values"]] == ["hadamard", "lloyd-max", "pack"]
+    assert [stage["name"] for stage in made["wide"]["values"]] == ["group", "pack"]
+    assert made["wide"]["values"][0]["group"] == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--recipe", "kivi", "--bits", "0"], "bits is 0, expected 1 to 8"),
+        (["--recipe", "kivi", "--bits", "17"], "bits is 17, expected 1 to 8"),
+        (["--recipe", "kivi", "--keys", "17"], "bits is 17, expected 1 to 8"),
+        (["--recipe", "kivi", "--keys", "kiwi"], "'kiwi'"),
+        (["--recipe", "kivi", "--values", "kivi:many"], "'many' is no number of bits"),
+        (["--recipe", "kivi", "--keys", "xkv"], "--keys and --values: code 4 and 1 layers together"),
+        (["--recipe", "lossless", "--recent", "3"], "no parameter 'recent'; it has: level"),
+        (["--set", "group"], "expected NAME=VALUE"),
+        (["--set", "recipe=nf4"], "recipe is no parameter of a recipe"),
+        (["--recipe", "kivi", "--set", "group=0.5"], "group is 0.5, expected 1 to"),
+        (["--recent", "32"], "recipe 'klt' has no parameter 'recent'; it has: step, power"),
+        (["--keys", "kivi:4", "--values", "4"], "recipe 'klt' has no parameter 'bits'"),
+        (["--recipe", "cachegen", "--set", "level=9"], "level is 9, expected 1, 2, 3, 4, 5"),
+    ],
+)
+def test_compress_options_that_make_no_sense(cli: Cli, store: Store, options: list[str], says: str) -> None:
+    assert says in error_of(cli("compress", *options, code=USAGE))
+    assert "Invalid value for '--bits'" in cli("compress", "--bits", "two", code=USAGE).stderr
+
+
+def test_compress_done_in_part(cli: Cli, store: Store) -> None:
+    store.path_of(store["c.txt"].segments[0].variants["raw"]).unlink()
+    result = cli("compress", "--recipe", "kivi", "--json", code=PARTLY)
+    assert json.loads(result.stdout)["compressed"] == THREE[1:]
+    assert "c.txt: its artifact" in result.stderr
+
+
+def test_compress_runs_the_model_for_recipes_that_need_it(
+    cli: Cli, store: Store, tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    found = json.loads(cli("compress", "--recipe", "zipcache", "--json").stdout)
+    assert found["compressed"] == THREE
+    assert set(store["c.txt"].variants) == {"raw", "zipcache"}
+    other = make_model(tmp_path / "other", seed=1)
+    arguments = ["compress", "c.txt", "--recipe", "mikv", "--model", str(other)]
+    assert "made by another model" in error_of(cli(*arguments, code=FAILED))
+    missing = ["compress", "--recipe", "kivi", "--model", "missing.gguf"]
+    assert json.loads(cli(*missing, "--json").stdout)["compressed"] == THREE, "no model should be looked for"
+
+
+def test_recompressing_with_other_bits_is_refused(cli: Cli, store: Store) -> None:
+    cli("compress", "c.txt", "--recipe", "kivi", "--bits", "2")
+    made = store["c.txt"]
+    assert "--replace" in error_of(cli("compress", "c.txt", "--recipe", "kivi", "--bits", "4", code=FAILED))
+    assert store["c.txt"] == made
+    cli("compress", "c.txt", "--recipe", "kivi", "--bits", "4", "--replace")
+    assert store["c.txt"] != made
