@@ -127,7 +127,7 @@ def times(one: Json) -> str:
             name,
             f"{own['encode_seconds'] / prefill:.2f}" if own["encode_seconds"] else "",
             f"{prefill / own['load_seconds']:.1f}",
-            f"{own['ttft_ratio']['value']:.1f} ({own['ttft_ratio']['low']:.1f} to {own['ttft_ratio']['high']:.1f})"
+            f"{own['ttft_speedup']['value']:.1f} ({own['ttft_speedup']['low']:.1f} to {own['ttft_speedup']['high']:.1f})"
             if own["ttft_speedup"]
             else "",
         ]

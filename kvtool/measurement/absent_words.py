@@ -1,4 +1,4 @@
-"""Words and numbers that a text does not have, to be asked about."""
+"""Words and numbers that a text does not contain, for questions that it cannot answer by itself."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ rabbit salmon sparrow squirrel tiger tortoise turkey wolf zebra
 
 
 def absent_words(random: Random, words: str, text: str, number: int) -> list[str]:
-    """``number`` of ``words``, one string, that do not occur in ``text``, nor within its words; pairs, if it has them all."""
-    there = text.lower()
+    """``number`` of ``words``, one string, that do not occur in ``text``, nor within its words. Pairs, if it has them all."""
+    lowered = text.lower()
     drawn = random.sample(words.split(), len(words.split()))
     every = chain.from_iterable(permutations(drawn, size) for size in count(1))
     names = map(" ".join, every)
-    return list(islice((name for name in names if name.lower() not in there), number))
+    return list(islice((name for name in names if name.lower() not in lowered), number))
 
 
 def absent_numbers(random: Random, text: str, number: int) -> list[str]:
-    """``number`` different numbers of five digits that do not occur in ``text``; longer ones, if it has nearly all."""
-    found: list[str] = []
+    """``number`` different numbers of five digits that do not occur in ``text``. Longer ones, if it has nearly all."""
+    numbers: list[str] = []
     for tried in count():
-        if len(found) == number:
+        if len(numbers) == number:
             break
         digits = 5 + tried // 1000
         drawn = str(random.randrange(10 ** (digits - 1), 10**digits))
-        if drawn not in text and drawn not in found:
-            found.append(drawn)
-    return found
+        if drawn not in text and drawn not in numbers:
+            numbers.append(drawn)
+    return numbers

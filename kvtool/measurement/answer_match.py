@@ -1,4 +1,4 @@
-"""Whether two answers say the same, in the manner of SQuAD (arXiv 1606.05250)."""
+"""Agreement of two answers, in the manner of SQuAD (arXiv 1606.05250)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 
 _ARTICLES = {"a", "an", "the"}
 
-# Scripts that do not part words: Thai and Lao, Burmese, Khmer, kana, Chinese characters. Each character is a word.
+# Scripts without spaces between words: Thai and Lao, Burmese, Khmer, kana, Chinese characters. Each character is a word.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff66-\uff9d\U00020000-\U0003ffff"
@@ -17,14 +17,14 @@ _UNSPACED = (
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
-def exact(said: str, expected: str) -> bool:
+def exact(answer: str, expected: str) -> bool:
     """Whether both have the same words in the same order, whatever their case, punctuation and articles."""
-    return _words(said) == _words(expected)
+    return _words(answer) == _words(expected)
 
 
-def f1(said: str, expected: str) -> float:
-    """Harmonic mean of precision and recall of the words of ``said``, 0 to 1. Two empty answers agree."""
-    given, wanted = _words(said), _words(expected)
+def f1(answer: str, expected: str) -> float:
+    """Harmonic mean of precision and recall of the words of ``answer``, 0 to 1. Two empty answers agree."""
+    given, wanted = _words(answer), _words(expected)
     if not given or not wanted:
         return float(given == wanted)
     return 2 * (Counter(given) & Counter(wanted)).total() / (len(given) + len(wanted))

@@ -1,4 +1,4 @@
-"""Needles in document text: which text, and where they stand in it."""
+"""Haystacks: text of documents, and needles hidden in it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kvtool.documents.split import CHARACTERS_PER_TOKEN
 from kvtool.errors import UsageError
 
 MOST_REPEATS = 4
-"""Documents too short for a haystack are repeated, but what is said more often than this is no document."""
+"""Times that documents too short for a haystack are repeated, at most. Repeated more often they are no document."""
 
 NEAR = 0.08
-"""How far from where it is wanted a needle may stand, as a share of the text, before a worse place is taken."""
+"""How far a needle may be from its depth, as a share of the text, before a worse kind of place is taken."""
 
-# Where a needle may stand, the best first: the end of a sentence or paragraph, of a line, of a word. A full stop
-# behind one letter or a digit is an initial or a list's number, and wrapped prose ends its lines within sentences.
+# Places for a needle, the best first: the end of a sentence or paragraph, of a line, of a word. A full stop
+# after one letter or a digit is an initial or a list's number, and wrapped prose ends its lines within sentences.
 _PLACES = (
     re.compile(r"""\w[^\W\d_][.!?]+["')\]”’*_]*(?=\s+[^\sa-z])|[。！？]+[」』”’]*|\S(?=[ \t]*\n\s*\n)"""),
     re.compile(r"\S(?=[ \t]*\n)"),
@@ -28,7 +28,7 @@ _SENTENCE_END = re.compile(r"""[.!?。！？]["')\]”’*_」』]*$""")
 
 @dataclass(frozen=True)
 class Needle:
-    """A sentence, and where it should stand: ``depth`` 0 is the beginning of the haystack, 1 its end."""
+    """A sentence to hide. ``depth`` 0 is the beginning of the haystack, 1 its end."""
 
     text: str
     depth: float
@@ -36,7 +36,7 @@ class Needle:
 
 @dataclass(frozen=True)
 class Hidden:
-    """``depths`` is for each needle where it came to stand: the characters before it ÷ all characters."""
+    """A text with needles. ``depths`` are where they are: the characters before a needle divided by all characters."""
 
     text: str
     depths: Mapping[Needle, float]
@@ -45,10 +45,10 @@ class Hidden:
 def document_text(
     texts: Sequence[str], *, start: float, length: int, count_tokens: Callable[[str], int]
 ) -> tuple[str, bool]:
-    """At least ``length`` tokens of ``texts``, one behind the other and round again, and whether any are repeated.
+    """At least ``length`` tokens of ``texts``, one after the other and round again, and whether any are repeated.
 
-    They begin near the share ``start`` of all of them, so that haystacks can differ. Raises ``UsageError`` if there
-    is less than a quarter of ``length``.
+    They begin near the share ``start`` of all of them, so that haystacks can differ. Raises ``UsageError`` if the texts
+    have less than a quarter of ``length``.
     """
     whole = "\n\n".join(filter(None, map(str.strip, texts)))
     begin = _place(whole, start) if start else 0
@@ -71,9 +71,9 @@ def document_text(
 
 
 def hide(needles: Sequence[Needle], text: str, *, length: int, count_tokens: Callable[[str], int]) -> Hidden:
-    """``needles`` in as much of ``text`` as makes ``length`` tokens with them, never more.
+    """Hides ``needles`` in as much of ``text`` as makes ``length`` tokens with them, never more.
 
-    Those that come to stand at one place keep their order. The needles alone must fit.
+    Needles at the same place keep their order. The needles alone must fit.
     """
 
     def tokens(end: int) -> int:
@@ -93,7 +93,7 @@ def _joined(needles: Sequence[Needle], text: str) -> Hidden:
             joined += " " if _SENTENCE_END.search(joined, len(joined) - 4) else "\n"
         starts[needle] = len(joined)
         joined += needle.text
-        # A digit right behind the full stop would go on with the needle's number.
+        # A digit right after the full stop would go on with the needle's number.
         if not text[place : place + 1].isspace():
             joined += "\n"
         end = place
@@ -102,11 +102,11 @@ def _joined(needles: Sequence[Needle], text: str) -> Hidden:
 
 
 def _place(text: str, depth: float) -> int:
-    """The place for a needle that is nearest to ``depth``, as an offset into ``text``."""
+    """The best place for a needle near ``depth``, as an offset into ``text``."""
     wanted = round(depth * len(text))
     reach = round(NEAR * len(text))
     for pattern in _PLACES:
-        found = [m.end() for m in pattern.finditer(text, max(0, wanted - reach), wanted + reach)]
-        if found:
-            return min(found, key=lambda place: abs(place - wanted))
+        places = [m.end() for m in pattern.finditer(text, max(0, wanted - reach), wanted + reach)]
+        if places:
+            return min(places, key=lambda place: abs(place - wanted))
     return wanted

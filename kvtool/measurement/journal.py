@@ -1,6 +1,6 @@
-"""What was measured is kept, piece by piece, so that an interrupted evaluation goes on, and a wider one adds to it.
+"""A journal of measurements, so that an interrupted evaluation goes on, and a wider one adds to it.
 
-A measurement is found by all that it depends on. Times are not kept: they are ratios within one run.
+A measurement is found by everything that it depends on. Times are not kept: they are ratios within one run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from kvtool.system.files import write_atomic
 
 
 def key(*parts: Json) -> str:
-    """Of all that a measurement depends on, as JSON; kvtool's own code and what it runs on are always part of it."""
+    """The key of a measurement, from what it depends on, as JSON. kvtool's code and its libraries are always part of it."""
     return digest_json([_code(), torch.__version__, transformers.__version__, *parts])
 
 
 def recall(key: str) -> Any:
-    """What was measured under ``key``, or None."""
+    """The measurement of that key, or None."""
     try:
         return json.loads(_path(key).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -33,14 +33,17 @@ def recall(key: str) -> Any:
 
 
 def remember(key: str, measured: Json) -> None:
-    """Raises ``StoreError`` if the cache directory cannot be written to: an evaluation takes long enough to be kept."""
-    # Broken caches give NaN and infinity, which canonical JSON has no words for.
+    """Keeps a measurement.
+
+    Raises ``StoreError`` if the cache directory cannot be written to: an evaluation takes too long to be lost.
+    """
+    # Broken caches give NaN and infinity, which canonical JSON does not have.
     write_atomic(_path(key), [json.dumps(measured).encode()])
 
 
 @functools.cache
 def _code() -> str:
-    """Digest of the package's source files: a version number would not tell two states of a checkout apart."""
+    """Digest of the package's source files. A version number would be the same for two states of a checkout."""
     package = Path(__file__).resolve().parents[1]
     folders = os.walk(package, followlinks=True)
     files = sorted(

@@ -1,8 +1,8 @@
 """Retrieval tasks: sentences hidden in the user's own documents, and questions about them.
 
-In the manner of RULER (arXiv 2404.06654): one needle, several keys, several values, several queries, a chain of
-variables, common words. And as in SCBench (arXiv 2412.10319): of one cache many things are asked, some of them after
-earlier turns, since a cache that suits one question can fail the next.
+The tasks are in the manner of RULER (arXiv 2404.06654): one needle, several keys, several values, several queries, a chain of
+variables, common words. As in SCBench (arXiv 2412.10319), one cache is asked many questions, some of them after earlier
+turns, since a cache that suits one question can fail the next.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def haystacks(
     seed: int,
     count_tokens: Callable[[str], int],
 ) -> list[Haystack]:
-    """For each of ``lengths``, in tokens, ``contexts`` haystacks of kind "keys" and as many of kind "values".
+    """Makes ``contexts`` haystacks of kind "keys" and as many of kind "values" for each of ``lengths``, in tokens.
 
     "keys" hides two to four keys, asked alone, two at once, and in later turns. "values" hides one needle, at another
     depth in every haystack, a key with three values, a chain of three variables, and common words. Half of a haystack
@@ -92,5 +92,5 @@ def _first_that_fits(
 
 
 def _placed(task: Task, depths: Mapping[Needle, float]) -> Question:
-    """What stands in several places has no depth of its own."""
+    """The question with the depth of its needle, None where it has several."""
     return replace(task.question, depth=depths[task.needles[0]] if len(task.needles) == 1 else None)

@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work, where the system tells."""
+"""Peak memory of a block of code, where the system reports it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Peak:
-    """``nbytes`` beyond what the process held before; None where the system does not tell."""
+    """Peak ``nbytes`` beyond what the process used before; None where the system does not report it."""
 
     nbytes: int | None = None
 
@@ -25,7 +25,7 @@ class Peak:
 @contextmanager
 def peak() -> Iterator[Peak]:
     """Measures the process's memory (Linux) and, if there is one, the GPU's."""
-    found = Peak()
+    measured = Peak()
     before = None
     gc.collect()
     # What earlier work freed and the allocator kept would hide what is taken now.
@@ -38,12 +38,12 @@ def peak() -> Iterator[Peak]:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-    yield found
+    yield measured
     after = status("VmHWM")
     if before is not None and after is not None:
-        found.nbytes = max(0, after - before)
+        measured.nbytes = max(0, after - before)
         if on_gpu:
-            found.nbytes += max(0, torch.cuda.max_memory_allocated() - held)
+            measured.nbytes += max(0, torch.cuda.max_memory_allocated() - held)
 
 
 def status(field: str) -> int | None:

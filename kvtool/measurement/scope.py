@@ -1,4 +1,4 @@
-"""What an evaluation measures, and on how much."""
+"""The scope of an evaluation: which metrics, on how much text."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from kvtool.model.model import Model
 METRICS = ("kl", "retrieval", "answers", "times")
 
 LENGTHS = (512, 1024, 2048)
-"""Of haystacks, those that the model and the documents allow."""
+"""Tokens of haystacks, as far as the model and the documents allow them."""
 
 ROOM = 256
-"""Tokens left behind a haystack for the longest conversation and its answer."""
+"""Tokens of the context kept free after a haystack, for the longest conversation and its answer."""
 
 LEAST_CACHED = 64
-"""Tokens of a document that are cached at the least: a recipe's windows should not be all of it."""
+"""Tokens of a document that are cached, at least. A recipe's windows should not be all of it."""
 
 MOST_TOKENS = 4096
-"""Tokens that are predicted at the most: the logits of all of them are in memory at once."""
+"""Tokens that are predicted, at most. The logits of all of them are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """``metrics`` of ``METRICS``. ``documents`` are sampled if there are more.
+    """What is measured, ``metrics`` of ``METRICS``, and on how much.
 
-    For KL at most ``context`` tokens of a document are cached, and ``tokens`` behind them predicted. Haystacks have
-    ``lengths`` tokens (None: those of ``LENGTHS`` that can be), ``haystacks`` of each kind and length.
-    ``answer_tokens`` of an answer are compared. Times are medians of ``repeats``. ``seed`` draws documents, needles
-    and depths.
+    ``documents`` are sampled if there are more. For KL at most ``context`` tokens of a document are cached, and the
+    ``tokens`` after them predicted. Haystacks have ``lengths`` tokens (None: those of ``LENGTHS`` that fit); there are
+    ``haystacks`` of each kind and length. ``answer_tokens`` of an answer are compared. Times are medians of ``repeats``.
+    ``seed`` draws documents, needles and depths.
     """
 
     metrics: tuple[str, ...] = METRICS
@@ -69,9 +69,9 @@ class Scope:
         return self.tokens if "kl" in self.metrics else 0
 
     def fitted(self, model: Model, prefix: Prefix, available: int) -> Scope:
-        """With the lengths of haystacks that ``model`` and ``available`` tokens of documents allow.
+        """The scope with the lengths of haystacks that ``model`` and ``available`` tokens of documents allow.
 
-        Raises ``UsageError`` for a length that was asked for and that the model's context does not hold.
+        Raises ``UsageError`` for a length that was asked for and does not fit the model's context.
         """
         if "retrieval" not in self.metrics:
             return self
@@ -79,13 +79,13 @@ class Scope:
         if self.lengths is None and most >= LENGTHS[0]:
             lengths = tuple(n for n in LENGTHS if n <= most and n <= available * MOST_REPEATS)
             return replace(self, lengths=lengths or LENGTHS[:1])
-        asked = self.lengths or LENGTHS[:1]
-        if max(asked) > most:
+        lengths = self.lengths or LENGTHS[:1]
+        if max(lengths) > most:
             raise UsageError(
-                f"--lengths {max(asked)}",
+                f"--lengths {max(lengths)}",
                 (
                     f"{model.name} has a context of {model.context}, which leaves {most} tokens behind a "
                     f"prefix of {len(prefix.token_ids)} and before the questions"
                 ),
             )
-        return replace(self, lengths=tuple(dict.fromkeys(asked)))
+        return replace(self, lengths=tuple(dict.fromkeys(lengths)))

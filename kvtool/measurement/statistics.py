@@ -1,7 +1,7 @@
-"""Means with intervals, and whether a difference can be told from noise.
+"""Means with 95 % intervals, by a bootstrap in two levels.
 
-Questions about one context, and tokens of one document, are not independent: what is drawn again is whole contexts,
-and within each of them runs of neighbouring pieces (a bootstrap in two levels, percentile intervals).
+Questions about one context, and tokens of one document, are not independent. So whole contexts are drawn again, and within
+each of them runs of neighbouring pieces. Intervals are between percentiles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DRAWS = 2000
 LEVEL = 0.95
 
 BLOCK = 32
-"""Neighbouring tokens that are drawn together, since one's loss is like the next one's."""
+"""Neighbouring tokens that are drawn together, since their losses are alike."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Estimate:
 
 
 def mean(clusters: Sequence[Sequence[float]], *, block: int = 1, share: bool = False) -> Estimate | None:
-    """The mean of all pieces, over clusters of them; None if there are no pieces. As ``ratio``."""
+    """The mean of all pieces in all clusters, None if there are none. The options are those of ``ratio``."""
     return ratio([[(value, 1.0) for value in cluster] for cluster in clusters], block=block, share=share)
 
 
@@ -43,8 +43,9 @@ def ratio(
 ) -> Estimate | None:
     """The sum of the first over the sum of the second of all pairs; None if the second is 0.
 
-    ``block`` pairs that follow one another are drawn together. Of a ``share`` that is all or nothing, drawing again
-    never shows anything else, however few pieces there are: its interval is that of as many equal outcomes in a row.
+    ``block`` pairs in a row are drawn together. If ``share`` is set, the ratio is a share of outcomes. Where that is 0 or 1,
+    drawing again never shows anything else, however few pieces there are, so its interval is that of as many equal outcomes
+    in a row.
     """
     blocks = [_blocks(cluster, block) for cluster in clusters if len(cluster)]
     whole = sum((b.sum(0) for b in blocks), np.zeros(2))
@@ -55,11 +56,11 @@ def ratio(
     for _ in blocks:
         # Each draw takes as many clusters as there are, and of each as many of its blocks as it has.
         chosen = random.integers(len(blocks), size=DRAWS)
-        for index, own in enumerate(blocks):
-            here = np.flatnonzero(chosen == index)
-            drawn[here] += own[random.integers(len(own), size=(len(here), len(own)))].sum(1)
-    found = drawn[drawn[:, 1] > 0]
-    values = found[:, 0] / found[:, 1]
+        for index, cluster in enumerate(blocks):
+            draws = np.flatnonzero(chosen == index)
+            drawn[draws] += cluster[random.integers(len(cluster), size=(len(draws), len(cluster)))].sum(1)
+    defined = drawn[drawn[:, 1] > 0]
+    values = defined[:, 0] / defined[:, 1]
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = float(whole[0] / whole[1])
     if share and value in (0.0, 1.0):

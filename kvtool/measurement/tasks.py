@@ -1,6 +1,6 @@
-"""Questions, and the sentences that answer them.
+"""Retrieval tasks: questions, and the sentences that answer them.
 
-Worded so that a model of 135M parameters answers as many as it can: a loss shows only where the raw cache answers.
+They are worded so that a model of 135M parameters answers as many as it can. A loss shows only where the raw cache answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from kvtool.measurement.absent_words import ANIMALS, NAMES, absent_numbers, abse
 from kvtool.measurement.haystack import Needle
 
 MOST_KEYS = MOST_VALUES = 4
-"""Needles of ``keys``, and tasks of ``values``, where there is room. A small model confuses more keys than these."""
+"""Needles of ``keys``, and tasks of ``values``, where there is room. A small model confuses more keys than that."""
 
 COMMON_WORDS = "common-words"
 
@@ -37,10 +37,10 @@ ASK_SEEN, MOST_SEEN = "Which two animals were seen most often?", "The two animal
 
 @dataclass(frozen=True)
 class Question:
-    """``lead`` is how the answer begins; the model goes on from there, and should say every one of ``answers``.
+    """A question. ``lead`` is the beginning of the answer, which the model continues; it should contain all of ``answers``.
 
-    ``depth`` is where the needle stands, 0 to 1; None where there are several.
-    ``history`` are the turns before, each a question with its right answer.
+    ``depth`` is that of the needle, 0 to 1, None where there are several. ``history`` are the turns before, each a question
+    with its right answer.
     """
 
     task: str
@@ -61,7 +61,7 @@ class Task:
 
 
 def keys(random: Random, text: str, number: int) -> list[Task]:
-    """``number`` keys, at least two: each asked alone, pairs at once, and up to two after other turns."""
+    """``number`` keys, at least two: questions for each key, for pairs of keys, and for up to two keys after other turns."""
     names = absent_words(random, NAMES, text, number)
     numbers = absent_numbers(random, text, number)
     needles = [
@@ -109,8 +109,8 @@ def values(random: Random, text: str, number: int, depth: float) -> list[Task]:
     random.shuffle(places)
     for question, hidden in zip(asked[: number - 1], sentences, strict=False):
         # In their order: a variable has its value before another takes it over.
-        mine, places = sorted(places[: len(hidden)]), places[len(hidden) :]
-        tasks.append(Task(question, tuple(map(Needle, hidden, mine))))
+        depths, places = sorted(places[: len(hidden)]), places[len(hidden) :]
+        tasks.append(Task(question, tuple(map(Needle, hidden, depths))))
     return tasks
 
 

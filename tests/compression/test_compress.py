@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from kvtool.codecs.registry import recipes
 from kvtool.codecs.transform.window import Window
 from kvtool.compression import workers
 from kvtool.compression.pipeline_options import pipeline_of
+from kvtool.compression.plan import plan
 from kvtool.compression.report import Report
+from kvtool.compression.resolve import Job
 from kvtool.errors import MismatchError, StoreError, UsageError
 from kvtool.store.segments import SegmentRef, encode_segment
 
@@ -313,3 +316,44 @@ def test_progress_counts_what_was_there(store: Store) -> None:
     )
     assert seen == [(2, 3), (3, 3)]
     assert kvtool.compress(store, ["c.txt", "c.txt"], recipe="kivi").unchanged == ["c.txt"]
+
+
+def test_the_report_as_json(store: Store) -> None:
+    store.path_of(store["docs/a.md"].segments[0].variants["raw"]).unlink()
+    report = kvtool.compress(store, recipe="kivi")
+    found = report.to_json()
+    assert json.loads(json.dumps(found)) == found
+    assert (found["variant"], found["dry_run"]) == ("kivi", False)
+    assert (found["compressed"], found["unchanged"]) == (["c.txt", "docs/b.md"], [])
+    assert found["bits_per_value"] == round(8 * report.nbytes / report.n_elements, 4)
+    (problem,) = found["problems"]
+    assert problem == report.problems[0].to_json()
+    assert problem["subject"] == "docs/a.md"
+
+
+def test_a_model_is_loaded_only_where_it_is_needed(store: Store, tiny: kvtool.Model) -> None:
+    loaded: list[kvtool.Model] = []
+
+    def load() -> kvtool.Model:
+        loaded.append(tiny)
+        return tiny
+
+    assert kvtool.compress(store, recipe="kivi", model=load).compressed == THREE
+    assert loaded == []
+    assert kvtool.compress(store, recipe="zipcache", model=load).compressed == THREE
+    assert loaded == [tiny]
+
+
+def test_a_plan_says_what_is_encoded_unchanged_and_refused(store: Store) -> None:
+    kvtool.compress(store, "c.txt", recipe="kivi")
+    kvtool.compress(store, "docs/a.md", recipe="kivi", bits=4, name="kivi")
+    pipeline = pipeline_of("kivi")
+    job = Job("kivi", "raw", pipeline, {"name": "kivi", "pipeline": pipeline.to_config()})
+    planned = plan(store, job, THREE)
+    assert planned.segments("raw") == [SegmentRef("docs/b.md", 0)]
+    assert list(planned.unchanged) == ["c.txt"]
+    assert [error.subject for error in planned.refused] == ["docs/a.md"]
+    assert (planned.segments_done, planned.segments_total) == (1, 2)
+    again = plan(store, job, THREE, replace=True)
+    assert again.segments("raw") == [SegmentRef("docs/a.md", 0), SegmentRef("docs/b.md", 0)]
+    assert not again.refused
