@@ -29,7 +29,7 @@ from benchmarks.pages import replaced
 from benchmarks.prefilled import Lines, Prefilled
 from benchmarks.texts import Text, for_calibration
 from kvtool.ask import ask
-from kvtool.blending.averaged import NEIGHBOURS, expect
+from kvtool.blending.averaged import NEIGHBOURS, average
 from kvtool.blending.blend import How
 from kvtool.blending.layout import Cached
 from kvtool.calibration.lookup import MissingCalibration, finder
@@ -233,7 +233,7 @@ def _placed(prefilled: Prefilled, sets: Sequence[BlendSet]) -> dict[str, list[st
 def _prepare(prefilled: Prefilled, names: Sequence[str]) -> None:
     """Beside the raw caches those for blending, and both compressed."""
     lines = Lines()
-    expect(
+    average(
         prefilled.store,
         prefilled.model,
         names,

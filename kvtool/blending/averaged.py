@@ -41,11 +41,11 @@ NEIGHBOUR_TOKENS = 200
 
 @dataclass
 class Report:
-    """``alone`` are the documents that have no other beside them to stand behind within the model's context."""
+    """``without_neighbours`` are the documents that no other fits before within the model's context."""
 
     made: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
-    alone: list[str] = field(default_factory=list)
+    without_neighbours: list[str] = field(default_factory=list)
     tokens: int = 0
     tokens_total: int = 0
 
@@ -59,7 +59,7 @@ class Neighbour:
     cache: DocumentCache
 
 
-def expect(
+def average(
     store: LocalStore,
     model: Model,
     names: Sequence[str],
@@ -98,7 +98,7 @@ def expect(
             there += _more(store, model, document, neighbours + 1 - len(there), {n.document for n in there})
             beside = _beside(model, document, there)[:neighbours]
             if not beside:
-                report.alone.append(name)
+                report.without_neighbours.append(name)
                 continue
             made = []
             for index in range(len(document.segments)):

@@ -121,7 +121,8 @@ def run(
                 "dry_run": dry_run,
                 "prefilled": report.prefilled,
                 "unchanged": report.unchanged,
-                "expected": report.expected,
+                "averaged": report.averaged,
+                "without_neighbours": report.without_neighbours,
                 "problems": [str(error) for error in report.problems],
                 "tokens": report.tokens,
                 "seconds": round(report.seconds, 3),
@@ -140,12 +141,12 @@ def run(
                 else ""
             )
             + (f"; {len(report.unchanged)} were there already" if report.unchanged else "")
-            + (f"; {len(report.expected)} read behind others for blending" if report.expected else "")
+            + (f"; {len(report.averaged)} read behind others for blending" if report.averaged else "")
             + f" → {chosen.store}"
         )
-        if report.alone:
+        if report.without_neighbours:
             common.say(
-                f"{', '.join(report.alone)}: no other documents to stand behind within the model's context, so nothing was "
-                "made for blending; run it again when there are more"
+                f"{', '.join(report.without_neighbours)}: no other documents fit before them within the model's "
+                "context, so nothing was made for blending; run it again when there are more"
             )
     return common.problems(report.problems, len(report.prefilled) + len(report.unchanged))

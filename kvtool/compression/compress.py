@@ -183,7 +183,7 @@ def variant_name(recipe: str, name: str | None, of: str = RAW) -> str:
     if of not in (RAW, AVERAGED):
         raise UsageError(f"--of {of}", f"expected {RAW} or {AVERAGED}, which prefill makes")
     variant = name or recipe
-    if variant in (RAW, AVERAGED):
+    if variant in (RAW, AVERAGED, AVERAGED_IN_RECORDS):
         raise UsageError(f"--name {variant}", "is kept for what prefill made", "choose another")
     return variant if of == RAW else averaged_name(variant)
 

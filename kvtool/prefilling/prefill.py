@@ -40,8 +40,8 @@ class Report:
 
     ``tokens`` are those that the model ran: whole passes, though some of their documents were there already.
     ``model_seconds`` is the part of ``seconds`` in which the model read documents alone, ``model_tokens`` of them.
-    ``expected`` are the documents that got a variant for blending, ``alone`` those that have no other beside them to
-    stand behind within the model's context.
+    ``averaged`` are the documents that got a variant for blending, ``without_neighbours`` those that no other document fits
+    before within the model's context.
     """
 
     prefilled: list[str] = field(default_factory=list)
@@ -52,8 +52,8 @@ class Report:
     seconds: float = 0.0
     model_tokens: int = 0
     model_seconds: float = 0.0
-    expected: list[str] = field(default_factory=list)
-    alone: list[str] = field(default_factory=list)
+    averaged: list[str] = field(default_factory=list)
+    without_neighbours: list[str] = field(default_factory=list)
 
 
 def prefill(
@@ -117,7 +117,7 @@ def prefill(
         with store.writing():
             _Run(plans, model, store, prefix, step_tokens, report, on_progress).run_all(pack_tokens)
             if neighbours:
-                _expect(store, model, neighbours, report, on_progress)
+                _average(store, model, neighbours, report, on_progress)
     report.seconds = time.monotonic() - started
     return report
 
@@ -147,7 +147,7 @@ def prefill_text(
     return report
 
 
-def _expect(
+def _average(
     store: LocalStore, model: Model, neighbours: int, report: Report, on_progress: Callable[[Report], None]
 ) -> None:
     before, total = report.tokens, report.tokens_total
@@ -157,8 +157,8 @@ def _expect(
         on_progress(report)
 
     names = [*report.prefilled, *report.unchanged]
-    found = averaged.expect(store, model, names, neighbours=neighbours, on_progress=progress)
-    report.expected, report.alone = found.made, found.alone
+    done = averaged.average(store, model, names, neighbours=neighbours, on_progress=progress)
+    report.averaged, report.without_neighbours = done.made, done.without_neighbours
 
 
 def segment_limit(model: Model, prefix: Prefix, asked: int | None = None) -> int:

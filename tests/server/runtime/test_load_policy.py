@@ -199,7 +199,7 @@ def test_a_variant_that_was_said_is_loaded(
 def test_variants_made_for_blending_stand_in_for_others(documents: Store) -> None:
     document = documents["docs/a.txt"]
     raw = document.segments[0].variants["raw"]
-    for name in ("expected", "klt", "klt-expected", "mine"):
+    for name in ("averaged", "klt", "klt-averaged", "mine"):
         document = document.with_variant(0, name, raw)
     assert in_common([document]) == ["klt", "mine", "raw"]
     assert in_common([document, documents["docs/b.txt"]]) == ["raw"]
