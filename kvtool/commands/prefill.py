@@ -146,7 +146,7 @@ def run(
         )
         if report.without_neighbours:
             common.say(
-                f"{', '.join(report.without_neighbours)}: no other documents fit before them within the model's "
+                f"{', '.join(report.without_neighbours)}: no other documents to stand behind within the model's "
                 "context, so nothing was made for blending; run it again when there are more"
             )
     return common.problems(report.problems, len(report.prefilled) + len(report.unchanged))

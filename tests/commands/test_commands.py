@@ -547,7 +547,7 @@ def test_several_documents_are_blended(cli: Cli, store: Store) -> None:
 
 
 def test_an_unexpected_error_is_one_line_too(store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Store, "__iter__", lambda _: 1 / 0)
+    monkeypatch.setattr(type(store), "__iter__", lambda _: 1 / 0)
     result = CliRunner().invoke(app, ["ls"])
     assert result.exit_code == FAILED
     assert result.stderr.splitlines() == [
