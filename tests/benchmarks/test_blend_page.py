@@ -14,7 +14,7 @@ def record(kl: list[float], same: list[float], right: list[float]) -> dict[str, 
 
 
 def found() -> dict[str, Any]:
-    compared = [Blended("cacheblend", 0.15), Blended("drift", 0.15, "expected")]
+    compared = [Blended("cacheblend", 0.15), Blended("drift", 0.15, "averaged")]
     sets = {
         "blend-00": {
             "documents": 4,

@@ -112,10 +112,10 @@ def documents(lively: kvtool.Model, prefill_texts: Callable[..., Store]) -> Stor
 
 @pytest.fixture(scope="session")
 def prepared(documents: Store, lively: kvtool.Model, prefill_texts: Callable[..., Store]) -> Store:
-    """The same, made for blending too: expected, and kivi-expected; not to be written to."""
+    """The same, made for blending too: averaged, and kivi-averaged; not to be written to."""
     store = prefill_texts(lively, neighbours=2)
     kvtool.compress(store, recipe="kivi", bits=8)
-    kvtool.compress(store, recipe="kivi", bits=8, source="expected")
+    kvtool.compress(store, recipe="kivi", bits=8, source="averaged")
     return store
 
 

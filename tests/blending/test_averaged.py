@@ -93,9 +93,9 @@ def test_it_lies_beside_the_exact_one(made: Store, corpus: Path, lively: kvtool.
     plain = Store(corpus / "plain")
     kvtool.prefill(["docs", "c.txt"], model=lively, store=plain)
     for name, document in made.items():
-        assert document.variants == ["raw", "expected"]
+        assert document.variants == ["raw", "averaged"]
         assert document.segments[0].variants["raw"] == plain[name].segments[0].variants["raw"]
-        exact, mean = made.open(name), made.open(name, "expected")
+        exact, mean = made.open(name), made.open(name, "averaged")
         mean.verify()
         assert (exact.is_exact, mean.is_exact) == (True, False)
         assert mean.is_raw
@@ -110,10 +110,10 @@ def test_it_lies_beside_the_exact_one(made: Store, corpus: Path, lively: kvtool.
 
 def test_it_is_never_taken_for_the_exact_one(made: Store, lively: kvtool.Model) -> None:
     for name in THREE:
-        exact, mean = made.open(name), made.open(name, "expected")
+        exact, mean = made.open(name), made.open(name, "averaged")
         assert mean.meta["identity"] != exact.meta["identity"]
         assert made.known()[exact.meta["identity"]].artifact == exact.digest
-    exact, mean = made.open("c.txt"), made.open("c.txt", "expected")
+    exact, mean = made.open("c.txt"), made.open("c.txt", "averaged")
     made.remove("c.txt")
     assert made.known()[exact.meta["identity"]].artifact == exact.digest
     made.discard(Variant(exact.digest, exact.nbytes))
@@ -153,7 +153,7 @@ def test_behind_one_neighbour_it_is_what_a_prefill_there_gives(
     store = Store(corpus / "two")
     kvtool.prefill(["docs"], model=lively, store=store, neighbours=1)
     for name, other in (("docs/a.md", "docs/b.md"), ("docs/b.md", "docs/a.md")):
-        mean, exact = store.read(name, "expected"), store.read(name)
+        mean, exact = store.read(name, "averaged"), store.read(name)
         for n, (keys, values) in enumerate(behind(lively, store, name, other, tokens=25)):
             torch.testing.assert_close(mean.layers[n].keys.double(), keys, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(mean.layers[n].values.double(), values, atol=1e-5, rtol=1e-4)
@@ -167,7 +167,7 @@ def test_behind_several_it_is_their_mean_and_says_how_far_they_lie_from_it(
 ) -> None:
     for name in THREE:
         found = [behind(lively, made, name, other) for other in THREE if other != name]
-        mean = made.open(name, "expected")
+        mean = made.open(name, "averaged")
         spread = mean.score(SPREAD)
         assert spread is not None
         # Of all layers, as the number is one for all.
@@ -185,7 +185,7 @@ def test_behind_several_it_is_their_mean_and_says_how_far_they_lie_from_it(
 
 def test_scores_have_a_number_for_each_token(made: Store) -> None:
     for name in THREE:
-        mean = made.open(name, "expected")
+        mean = made.open(name, "averaged")
         n_tokens = len(mean.token_ids)
         spread, need = mean.score(SPREAD), mean.score(NEED)
         assert spread is not None
@@ -204,7 +204,7 @@ def test_a_single_neighbour_says_nothing_of_how_much_it_matters_which(
     store = Store(corpus / "two")
     kvtool.prefill(["docs"], model=lively, store=store, neighbours=4)
     for name in store:
-        assert store.open(name, "expected").scores == []
+        assert store.open(name, "averaged").scores == []
     # So that what is recomputed is what the question looks at, as without it.
     options = {"question": QUESTION, "recompute": 0.2}
     monkeypatch.setattr(drift, "HALF", math.inf)
@@ -226,7 +226,7 @@ def test_neighbours_are_sampled_by_name(made: Store, lively: kvtool.Model, corpu
         first = min(others, key=lambda other: digest(other.encode()))
         for n, (keys, _) in enumerate(behind(lively, store, name, first)):
             torch.testing.assert_close(
-                store.read(name, "expected").layers[n].keys.double(), keys, atol=1e-5, rtol=1e-4
+                store.read(name, "averaged").layers[n].keys.double(), keys, atol=1e-5, rtol=1e-4
             )
 
 
@@ -241,7 +241,7 @@ def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model
     cache = DynamicCache()
     with torch.no_grad():
         lively.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)
-    for n, layer in enumerate(store.read("long.md", "expected", 2).layers):
+    for n, layer in enumerate(store.read("long.md", "averaged", 2).layers):
         values = cache.layers[n].values[0, :, len(prefix) + len(before) :]
         torch.testing.assert_close(layer.values, values, atol=1e-5, rtol=1e-4)
 
@@ -285,7 +285,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(lively: kvtool.Model, corpu
 
     with pytest.raises(KeyboardInterrupt):
         kvtool.prefill(names, store=store, neighbours=2, on_progress=killed, **options)
-    done = [name for name, document in store.items() if "expected" in document.variants]
+    done = [name for name, document in store.items() if "averaged" in document.variants]
     report = kvtool.prefill(names, store=store, neighbours=2, **options)
     assert sorted([*done, *report.averaged]) == sorted(store)
     assert files(store) == files(whole)
@@ -321,13 +321,13 @@ def test_what_changed_is_read_again(made: Store, lively: kvtool.Model) -> None:
     Path("docs/a.md").write_text("# Apples\n\nThe red apple costs four crowns.\n")
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
     assert report.prefilled == report.averaged == ["docs/a.md"]
-    assert made["docs/a.md"].variants == ["raw", "expected"]
+    assert made["docs/a.md"].variants == ["raw", "averaged"]
     assert {name for name in THREE if made[name] == before[name]} == {"c.txt", "docs/b.md"}
 
 
 def test_a_missing_one_is_made_again(made: Store, lively: kvtool.Model) -> None:
     before = files(made)
-    made.discard(made["c.txt"].segments[0].variants["expected"])
+    made.discard(made["c.txt"].segments[0].variants["averaged"])
     # Meanwhile a blend takes the cache of the document alone.
     assert kvtool.blend(made, ["docs/a.md", "c.txt"], lively).layout.variants == ("raw", "raw")
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
@@ -353,12 +353,12 @@ def test_a_model_whose_keys_cannot_be_moved_is_refused(tiny_dir: Path, corpus: P
 
 def test_compressed_it_keeps_its_scores(made: Store, lively: kvtool.Model) -> None:
     kvtool.compress(made, recipe="kivi", bits=4)
-    report = kvtool.compress(made, recipe="kivi", bits=4, source="expected")
-    assert (report.variant, report.compressed) == ("kivi-expected", THREE)
-    assert report.raw_nbytes == sum(made.size(name, "expected") for name in THREE)
+    report = kvtool.compress(made, recipe="kivi", bits=4, source="averaged")
+    assert (report.variant, report.compressed) == ("kivi-averaged", THREE)
+    assert report.raw_nbytes == sum(made.size(name, "averaged") for name in THREE)
     for name in THREE:
-        assert made[name].variants == ["raw", "expected", "kivi", "kivi-expected"]
-        mean, packed = made.open(name, "expected"), made.open(name, "kivi-expected")
+        assert made[name].variants == ["raw", "averaged", "kivi", "kivi-averaged"]
+        mean, packed = made.open(name, "averaged"), made.open(name, "kivi-averaged")
         packed.verify()
         assert (packed.is_raw, packed.is_exact) == (False, False)
         assert packed.meta["source"]["raw"] == mean.digest
@@ -371,24 +371,26 @@ def test_compressed_it_keeps_its_scores(made: Store, lively: kvtool.Model) -> No
     layout = lay_out(made, ["c.txt", "docs/a.md"], lively, variant="kivi")
     assert [segment.artifact.digest for segment in layout.segments[1:]] == [
         made["c.txt"].segments[0].variants["kivi"].artifact,
-        made["docs/a.md"].segments[0].variants["kivi-expected"].artifact,
+        made["docs/a.md"].segments[0].variants["kivi-averaged"].artifact,
     ]
-    again = kvtool.compress(made, recipe="kivi", bits=4, source="expected")
+    again = kvtool.compress(made, recipe="kivi", bits=4, source="averaged")
     assert (again.compressed, again.unchanged) == ([], THREE)
 
 
 def test_of_what_is_compressed(made: Store, store: Store) -> None:
-    with pytest.raises(UsageError, match=r"^--source kivi: expected raw or expected"):
+    with pytest.raises(UsageError, match=r"^--source kivi: expected raw or averaged"):
         kvtool.compress(made, recipe="kivi", source="kivi")
+    with pytest.raises(UsageError, match=r"^--name averaged: is kept for what prefill made"):
+        kvtool.compress(made, recipe="kivi", name="averaged")
     with pytest.raises(UsageError, match=r"^--name expected: is kept for what prefill made"):
         kvtool.compress(made, recipe="kivi", name="expected")
     with pytest.raises(
-        StoreError, match=r"c.txt: has no variant 'expected', only raw; prefill with --neighbours"
+        StoreError, match=r"c.txt: has no variant 'averaged', only raw; prefill with --neighbours"
     ):
-        kvtool.compress(store, "c.txt", recipe="kivi", source="expected")
-    assert kvtool.compress(made, "c.txt", recipe="kivi", source="expected", name="x").variant == "x-expected"
-    with pytest.raises(UsageError, match=r"^--source expected: .* measured on the raw cache"):
-        kvtool.compress(made, recipe="klt", source="expected", ratio=30)
+        kvtool.compress(store, "c.txt", recipe="kivi", source="averaged")
+    assert kvtool.compress(made, "c.txt", recipe="kivi", source="averaged", name="x").variant == "x-averaged"
+    with pytest.raises(UsageError, match=r"^--source averaged: .* measured on the raw cache"):
+        kvtool.compress(made, recipe="klt", source="averaged", ratio=30)
 
 
 # Made to harm
@@ -419,7 +421,7 @@ HOSTILE: dict[str, Change] = {
 @pytest.fixture
 def content(made: Store, lively: kvtool.Model) -> Content:
     """What an artifact with scores is written from."""
-    mean = made.open("c.txt", "expected")
+    mean = made.open("c.txt", "averaged")
     scores = {name: mean.score(name) for name in mean.scores}
     return raw_content(
         mean.kv(), lively, prefix_of(lively), mean.meta["source"], made=mean.meta["made"],
@@ -446,16 +448,16 @@ def test_scores_that_do_not_fit_are_refused(content: Content, tmp_path: Path, ch
 
 
 def test_written_again_it_is_the_same(content: Content, made: Store, tmp_path: Path) -> None:
-    assert written(content, tmp_path).stem == made.open("c.txt", "expected").digest
+    assert written(content, tmp_path).stem == made.open("c.txt", "averaged").digest
 
 
 @pytest.mark.parametrize("name", [SPREAD, NEED])
 def test_a_changed_score_is_refused_when_it_is_read(made: Store, lively: kvtool.Model, name: str) -> None:
-    opened = made.open("c.txt", "expected")
+    opened = made.open("c.txt", "averaged")
     data = bytearray(opened.path.read_bytes())
     data[opened.offsets[f"scores.{name}"]] ^= 1
     opened.path.write_bytes(data)
-    broken = made.open("c.txt", "expected")
+    broken = made.open("c.txt", "averaged")
     with pytest.raises(ArtifactError, match=rf"tensor scores.{name} has changed"):
         broken.score(name)
     with pytest.raises(ArtifactError, match=rf"tensor scores.{name} has changed"):
@@ -530,7 +532,7 @@ def test_fewer_than_no_neighbours_make_no_sense(cli: Callable[..., Any]) -> None
 
 
 def test_verify_and_gc_know_them(made: Store, cli: Callable[..., Any]) -> None:
-    kvtool.compress(made, recipe="kivi", source="expected")
+    kvtool.compress(made, recipe="kivi", source="averaged")
     # Three documents of three variants each, and the prefix.
     assert json.loads(cli("verify", "--json").stdout) == {"intact": 10, "broken": {}, "removed": []}
     before = files(made)
@@ -544,7 +546,7 @@ def test_verify_and_gc_know_them(made: Store, cli: Callable[..., Any]) -> None:
 def test_verify_takes_a_broken_one_out_and_prefill_makes_it_again(
     made: Store, cli: Callable[..., Any]
 ) -> None:
-    path = made.open("c.txt", "expected").path
+    path = made.open("c.txt", "averaged").path
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert "1 are not, 1 removed" in cli("verify", "--remove", code=4).stderr

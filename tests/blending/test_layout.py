@@ -184,23 +184,23 @@ def test_the_variant_is_that_of_documents_that_name_none(documents: Store, livel
 
 def test_behind_other_text_what_was_made_for_it_is_taken(prepared: Store, lively: kvtool.Model) -> None:
     layout = lay_out(prepared, ["a.txt", "b.txt", "long.txt"], lively)
-    assert variants(prepared, layout) == ["raw", *["expected"] * 4]
+    assert variants(prepared, layout) == ["raw", *["averaged"] * 4]
     layout = lay_out(prepared, "long.txt", lively)
-    assert variants(prepared, layout) == ["raw", "expected", "expected"]
+    assert variants(prepared, layout) == ["raw", "averaged", "averaged"]
     layout = lay_out(prepared, ["a.txt", "b.txt"], lively, variant="kivi")
-    assert variants(prepared, layout) == ["kivi", "kivi-expected"]
+    assert variants(prepared, layout) == ["kivi", "kivi-averaged"]
     layout = lay_out(prepared, [Text("See: "), "b.txt"], lively)
-    assert variants(prepared, layout) == ["expected"]
+    assert variants(prepared, layout) == ["averaged"]
 
 
 def test_a_variant_that_is_named_is_what_is_taken(prepared: Store, lively: kvtool.Model) -> None:
-    parts = [Cached("a.txt", "expected"), Cached("b.txt", "raw"), "c@home.txt"]
+    parts = [Cached("a.txt", "averaged"), Cached("b.txt", "raw"), "c@home.txt"]
     layout = lay_out(prepared, parts, lively)
-    assert variants(prepared, layout) == ["expected", "raw", "expected"]
+    assert variants(prepared, layout) == ["averaged", "raw", "averaged"]
 
 
 def test_what_was_made_for_blending_is_exact_nowhere(prepared: Store, lively: kvtool.Model) -> None:
-    for variant in ("expected", "kivi-expected"):
+    for variant in ("averaged", "kivi-averaged"):
         layout = lay_out(prepared, Cached("a.txt", variant), lively)
         assert not layout.segments[1].moved
         assert spans(layout.exact) == [(0, layout.prefix_tokens)]
@@ -230,8 +230,8 @@ def test_a_missing_variant_says_how_it_is_made(documents: Store, lively: kvtool.
             Cached("b.txt", "klt"),
             r"b.txt: has no variant 'klt', only kivi, raw; run kvtool compress b.txt --recipe klt$",
         ),
-        (Cached("b.txt", "expected"), r"no variant 'expected'.*; prefill with --neighbours$"),
-        (Cached("b.txt", "klt-expected"), r"run kvtool compress b.txt --recipe klt --of expected$"),
+        (Cached("b.txt", "averaged"), r"no variant 'averaged'.*; prefill with --neighbours$"),
+        (Cached("b.txt", "klt-averaged"), r"run kvtool compress b.txt --recipe klt --source averaged$"),
         (Cached("long.txt", segment=3), r"long.txt: has no segment 3; it has 3, counted from 0"),
     ):
         with pytest.raises(StoreError, match=says):

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -26,6 +24,7 @@ from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
 from kvtool.server.runtime.service import Limits, Service
+from tests.loopback import listen
 
 TEXTS = {
     "docs/a.txt": "The harbour lies to the north of the town, and seven ships are in it.\n",
@@ -171,22 +170,7 @@ class Counted:
 
 @pytest.fixture
 def listening() -> Callable[..., AbstractContextManager[str]]:
-    """Answers for an application, within this process, at the address that it gives; ``options`` are uvicorn's."""
-
-    @contextmanager
-    def listen(app: Any, **options: Any) -> Iterator[str]:
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", **options))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            scheme = "https" if server.config.is_ssl else "http"
-            yield f"{scheme}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
+    """``tests.loopback.listen``."""
     return listen
 
 

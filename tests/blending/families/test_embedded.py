@@ -27,7 +27,7 @@ def store(embedded, tmp_path_factory) -> kvtool.Store:
         (folder / f"{page}.md").write_text((DOCS / f"{page}.md").read_text()[:900])
     store = kvtool.Store(folder / "store")
     report = kvtool.prefill(sorted(folder.glob("*.md")), model=embedded, store=store, neighbours=3)
-    assert len(report.expected) == 4
+    assert len(report.averaged) == 4
     return store
 
 

@@ -210,7 +210,7 @@ def test_a_variant_that_was_said_is_loaded(
 def test_variants_made_for_blending_stand_in_for_others(documents: Store) -> None:
     document = documents["docs/a.txt"]
     raw = document.segments[0].variants["raw"]
-    for name in ("expected", "klt", "klt-expected", "mine"):
+    for name in ("averaged", "klt", "klt-averaged", "mine"):
         document = document.with_variant(0, name, raw)
     assert shared_variants([document]) == ["klt", "mine", "raw"]
     assert shared_variants([document, documents["docs/b.txt"]]) == ["raw"]

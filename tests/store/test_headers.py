@@ -1,4 +1,4 @@
-"""Of a server's artifacts only their beginnings are fetched by who reads no keys and values."""
+"""Of a remote store's artifacts only the beginnings are fetched for readers of headers and token ids."""
 
 from __future__ import annotations
 
@@ -9,55 +9,58 @@ from kvtool import Store
 from kvtool.codecs import Calibration
 from kvtool.errors import ArtifactError, StoreError
 from kvtool.store import headers
-from kvtool.store.backends.http import HttpBackend
+from kvtool.store.backends.directory import DirectoryBackend
 from kvtool.store.headers import headers_of
 
 pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture
+def url(store: Store) -> str:
+    return f"file://{store.root.resolve()}"
 
 
 @pytest.mark.parametrize("first", [8, 100, None], ids=["header apart", "header in two", "all at once"])
 @pytest.mark.parametrize("variant", ["raw", "centred"])
 def test_they_say_what_the_whole_says(
     url: str,
-    documents: Store,
+    store: Store,
     calibrated: Calibration,
     monkeypatch: pytest.MonkeyPatch,
     variant: str,
     first: int | None,
 ) -> None:
-    remote, whole = Store(url), documents.open("docs/a.txt", variant)
+    remote, whole = Store(url), store.open("docs/a.md", variant)
     enough = whole.offsets["token_ids"] + 4 * len(whole.token_ids)
     monkeypatch.setattr(headers, "FIRST", first or enough)
-    head = headers_of(remote).open("docs/a.txt", variant)
+    head = headers_of(remote).open("docs/a.md", variant)
     assert head.token_ids.equal(whole.token_ids)
     assert head.meta == whole.meta
     assert not list(remote.cache.root.rglob(f"{whole.digest}*"))
     with pytest.raises(ArtifactError, match="has changed"):
         head.kv()
-    assert remote.read("docs/a.txt", variant).layers[0].keys.equal(whole.kv().layers[0].keys)
+    assert remote.read("docs/a.md", variant).layers[0].keys.equal(whole.kv().layers[0].keys)
 
 
-def test_the_second_time_nothing_is_asked(
-    url: str, documents: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    headers_of(Store(url)).open("docs/a.txt")
+def test_the_second_time_nothing_is_asked(url: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers_of(Store(url)).open("docs/a.md")
     again = headers_of(Store(url))
-    monkeypatch.setattr(HttpBackend, "part", None)
-    assert len(again.open("docs/a.txt").token_ids)
+    monkeypatch.setattr(DirectoryBackend, "part", None)
+    assert len(again.open("docs/a.md").token_ids)
 
 
-def test_one_that_broke_is_fetched_again(url: str, documents: Store) -> None:
-    path = headers_of(Store(url)).open("docs/a.txt").path
+def test_one_that_broke_is_fetched_again(url: str, store: Store) -> None:
+    path = headers_of(Store(url)).open("docs/a.md").path
     path.write_bytes(path.read_bytes()[:40])
-    assert headers_of(Store(url)).open("docs/a.txt").token_ids.equal(documents.open("docs/a.txt").token_ids)
+    assert headers_of(Store(url)).open("docs/a.md").token_ids.equal(store.open("docs/a.md").token_ids)
 
 
 @pytest.mark.parametrize("where", [20, "token_ids"])
-def test_what_was_changed_is_not_kept(url: str, documents: Store, where: int | str) -> None:
-    artifact = documents.open("docs/a.txt")
+def test_what_was_changed_is_not_kept(url: str, store: Store, where: int | str) -> None:
+    artifact = store.open("docs/a.md")
     data = bytearray(artifact.path.read_bytes())
     data[where if isinstance(where, int) else artifact.offsets[where]] ^= 1
     artifact.path.write_bytes(data)
     with pytest.raises((ArtifactError, StoreError)):
-        headers_of(Store(url)).open("docs/a.txt")
+        headers_of(Store(url)).open("docs/a.md")
     assert not list((kvtool.system.cache_dir.cache_dir() / "heads").rglob("*.safetensors"))
