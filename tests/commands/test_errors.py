@@ -103,7 +103,7 @@ def test_usage(cli: Cli, store: Store, arguments: list[str]) -> None:
 
 
 def test_an_unexpected_error_is_one_line_too(store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Store, "__iter__", lambda _: 1 / 0)
+    monkeypatch.setattr(type(store), "__iter__", lambda _: 1 / 0)
     result = CliRunner().invoke(app, ["ls"])
     assert result.exit_code == FAILED
     assert result.stderr.splitlines() == [

@@ -10,8 +10,8 @@ import pytest
 
 from kvtool.model.model import Model
 from kvtool.server.app import create_app
-from kvtool.server.runtime.load_policy import Loading
-from kvtool.server.runtime.service import Limits, Serving
+from kvtool.server.runtime.load_policy import LoadOptions
+from kvtool.server.runtime.service import Limits, Service
 from kvtool.store.backends.directory import DirectoryBackend
 from kvtool.store.backends.http import HttpBackend
 from kvtool.store.backends.memory import MemoryBackend
@@ -36,7 +36,7 @@ class TestHttp(BackendSuite):
 
             def show(root: Path) -> HttpBackend:
                 if root not in urls:
-                    serving = Serving.over(root, model, Limits(memory=1 << 28), loading=Loading("raw"))
+                    serving = Service.over(root, model, Limits(memory=1 << 28), loading=LoadOptions("raw"))
                     urls[root] = servers.enter_context(listen(create_app(serving)))
                 return HttpBackend(urls[root])
 

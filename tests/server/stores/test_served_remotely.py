@@ -19,8 +19,8 @@ from kvtool.cli import app as commands
 from kvtool.codecs import Calibration
 from kvtool.errors import UsageError
 from kvtool.server.app import create_app
-from kvtool.server.runtime.load_policy import Loading
-from kvtool.server.runtime.service import Limits, Serving
+from kvtool.server.runtime.load_policy import LoadOptions
+from kvtool.server.runtime.service import Limits, Service
 from kvtool.store import manifest_cache
 from kvtool.store.backends.backend import Unreachable
 from kvtool.store.remote import RemoteStore
@@ -61,7 +61,7 @@ def client(
 ) -> Iterator[TestClient]:
     """A server over ``bucket``, and one over another server."""
     root = Path(URL if request.param == "bucket" else url)
-    over = Serving.over(root, served, Limits(memory=1 << 28), loading=Loading("raw"))
+    over = Service.over(root, served, Limits(memory=1 << 28), loading=LoadOptions("raw"))
     with TestClient(create_app(over), raise_server_exceptions=False) as client:
         yield client
 
@@ -139,12 +139,12 @@ def test_tenants_have_folders_of_a_bucket_and_none_of_a_server(
     objects: Objects, documents: Store, served: kvtool.Model
 ) -> None:
     objects.copy(documents.root, "some/where/tenants/alice")
-    alice = Serving.over(Path(URL), served, Limits(memory=1 << 28), names=["alice"]).tenants["alice"]
+    alice = Service.over(Path(URL), served, Limits(memory=1 << 28), names=["alice"]).tenants["alice"]
     assert isinstance(alice.store, RemoteStore)
     assert str(alice.store) == f"{URL}/tenants/alice"
     assert list(alice.store) == THREE
     with pytest.raises(UsageError, match="http://host: is one store, and --tokens needs one for each tenant"):
-        Serving.over(Path("http://host"), served, Limits(memory=1 << 28), names=["alice"])
+        Service.over(Path("http://host"), served, Limits(memory=1 << 28), names=["alice"])
 
 
 @pytest.mark.slow
