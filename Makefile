@@ -38,15 +38,15 @@ lint: setup
 
 # The other tools that recipes are compared with, each in an environment of its own under build/peers.
 peers: setup
-	$(BIN)/python -m benchmarks.peers.environments
-	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks peers
+	$(BIN)/python -m benchmarks quality
 
 bench: setup
-	$(BIN)/python -m benchmarks.quality --write docs/benchmarks.md
-	$(BIN)/python -m benchmarks.ttft
-	$(BIN)/python -m benchmarks.prefill
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.codecs
+	$(BIN)/python -m benchmarks quality --write docs/benchmarks.md
+	$(BIN)/python -m benchmarks ttft
+	$(BIN)/python -m benchmarks prefill
+	$(BIN)/python -m benchmarks memory
+	$(BIN)/python -m benchmarks codecs
 
 clean:
 	rm -rf .venv build dist *.egg-info
