@@ -25,8 +25,10 @@ class Store(Mapping[str, Document]):
     """Documents by name, to be read. ``Store(address)`` opens the store there.
 
     A subclass names the schemes of the addresses that it opens: ``class S3Store(Store, schemes=["s3"])``, and "" for
-    directories. ``kvtool.store.open`` lists kvtool's own. What raises ``NotImplementedError`` here is a subclass's to write; the
-    class is not abstract, since type checkers would then refuse ``Store(address)``. Raises ``UsageError`` for an address that no class opens.
+    directories. ``kvtool.store.open`` lists kvtool's own. Methods that raise ``NotImplementedError`` are for subclasses to
+    write. The class is not abstract, since type checkers would refuse ``Store(address)`` then.
+
+    Raises ``UsageError`` for an address that no class opens.
     """
 
     _by_scheme: ClassVar[dict[str, type[Store]]] = {}

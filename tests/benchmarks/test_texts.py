@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import kvtool
-from benchmarks import packages, sources, texts
-from benchmarks.packages import Package
+from benchmarks.corpora import packages, sources, texts
+from benchmarks.corpora.packages import Package
 
 LINES = "".join(f"line {n:04d}\n" for n in range(100))
 

@@ -28,10 +28,10 @@ RECIPES = sorted(recipes())
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, embedded: kvtool.Model) -> Store:
     folder = tmp_path_factory.mktemp("real")
-    text = (Path(__file__).parents[2] / "docs" / "faq.md").read_text()
-    (folder / "faq.md").write_text(text[:2500])
+    text = (Path(__file__).parents[2] / "samples" / "harbour.md").read_text()
+    (folder / "harbour.md").write_text(text)
     made = Store(folder / "store")
-    kvtool.prefill([folder / "faq.md"], model=embedded, store=made)
+    kvtool.prefill([folder / "harbour.md"], model=embedded, store=made)
     for name in RECIPES:
         # Those that are calibrated are so first.
         kvtool.compress(made, recipe=name, model=embedded)

@@ -20,7 +20,7 @@ from kvtool.server.http.errors import ApiError
 from kvtool.server.runtime.errors import model_missing
 
 DEFAULT_SECONDS = 3600.0
-"""BlendOptions long cached contents live whose request does not say it."""
+"""How long cached contents live whose request does not say it."""
 
 
 class UsageMetadata(TypedDict):

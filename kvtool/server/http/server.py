@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
 
 
 def max_connections() -> int:
-    """BlendOptions many connections there may be. Raises the limit of open files for them as far as the system allows."""
+    """How many connections there may be. Raises the limit of open files for them as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limits.CONNECTIONS + _OTHER_FILES
     files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -17,7 +17,7 @@ from kvtool.store.manifest import AVERAGED, RAW, Document, averaged_name
 from kvtool.store.remote import RemoteStore
 
 CLEARLY = 2.0
-"""BlendOptions many times faster prefill has to be: measurements are rough, and meanwhile the model is kept from all others."""
+"""How many times faster prefill has to be: measurements are rough, and meanwhile the model is kept from all others."""
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def _chain(token_ids: NDArray[np.int64]) -> Iterator[bytes]:
 
 
 def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """BlendOptions many first tokens are equal."""
+    """How many first tokens are equal."""
     size = min(len(a), len(b))
     differ = np.flatnonzero(a[:size] != b[:size])
     return int(differ[0]) if len(differ) else size

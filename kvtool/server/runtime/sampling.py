@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """BlendOptions tokens are sampled.
+    """How tokens are sampled.
 
     ``temperature`` 0 is greedy. ``top_p`` keeps the likeliest tokens that together have that probability.
 

@@ -16,15 +16,15 @@ from kvtool.model.chat_template import prefix_of, question_tokens
 
 pytestmark = pytest.mark.slow
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-QUESTION = "What is a calibration, and what is an artifact?"
+SAMPLES = Path(__file__).resolve().parents[3] / "samples"
+QUESTION = "When was the bakery opened, and what does a night in the harbour cost?"
 
 
 @pytest.fixture(scope="module")
 def store(embedded, tmp_path_factory) -> kvtool.Store:
     folder = tmp_path_factory.mktemp("documents")
-    for page in ("why", "artifact", "faq", "calibration"):
-        (folder / f"{page}.md").write_text((DOCS / f"{page}.md").read_text()[:900])
+    for name in ("bakery", "harbour", "railway", "telescope"):
+        (folder / f"{name}.md").write_text((SAMPLES / f"{name}.md").read_text()[:900])
     store = kvtool.Store(folder / "store")
     report = kvtool.prefill(sorted(folder.glob("*.md")), model=embedded, store=store, neighbours=3)
     assert len(report.averaged) == 4

@@ -1,6 +1,6 @@
 """Peak memory of prefilling one long document, against the model + the segment's KV + one step.
 
-python -m benchmarks.memory [--tokens 7000]
+python -m benchmarks memory [--tokens 7000]
 
 The model is the process once its weights are loaded and it has run; the KV is the size of the artifact; one step is
 what a document of one step adds at its peak, less its own KV. Linux only (/proc).
@@ -8,22 +8,22 @@ what a document of one step adds at its peak, less its own KV. Linux only (/proc
 
 from __future__ import annotations
 
-import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import kvtool
-from benchmarks.common import machine, table, text_of
+from benchmarks.common.arguments import make_parser
+from benchmarks.common.output import machine, print_table
+from benchmarks.corpora.help_text import text_of
 from kvtool.engines.transformers import STEP_TOKENS
 from kvtool.measurement.peak_memory import status
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=7000)
-    tokens = parser.parse_args().tokens
+    tokens = parser.parse_args(argv).tokens
     model = kvtool.load_model()
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +33,7 @@ def main() -> None:
         step = step_peak - resident - step_kv
         peak, kv = _prefill(model, Path(folder), "long", tokens)
     stated = resident + kv + step
-    table(
+    print_table(
         ["", "MB"],
         [
             ["process with the model", f"{resident / 1e6:.0f}"],
@@ -62,7 +62,3 @@ def _status(field: str) -> int:
     if found is None:
         raise SystemExit(f"/proc/self/status has no {field}")
     return found
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,11 @@
-"""What benchmarks.blend found, as tables in Markdown."""
+"""What ``blend`` found, as tables in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.pages import table
+from benchmarks.pages.tables import table
 from kvtool.measurement.statistics import Estimate, mean, ratio
 
 Json = Mapping[str, Any]

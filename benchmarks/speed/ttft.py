@@ -1,6 +1,6 @@
 """Time to first token from a loaded cache, against a full prefill of the same tokens.
 
-python -m benchmarks.ttft [--repeats 5] [--tokens 1024 2048 4096]
+python -m benchmarks ttft [--repeats 5] [--tokens 1024 2048 4096]
 
 Both ways run through ``kvtool.ask`` in one process with the model loaded; the rounds are interleaved and the ratio is
 that of the medians. "cold" drops the artifact from the page cache before each load.
@@ -8,18 +8,21 @@ that of the medians. "cold" drops the artifact from the page cache before each l
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import kvtool
-from benchmarks.common import interleaved, machine, table, text_of
+from benchmarks.common.arguments import make_parser
+from benchmarks.common.output import machine, print_table
+from benchmarks.common.timing import interleaved
+from benchmarks.corpora.help_text import text_of
 from kvtool.ask import ask
 
 QUESTION = "Which of these statements can raise an exception?"
-VARIANTS: dict[str, dict[str, int]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "raw": {},
     "kivi": {"bits": 2},
     "cachegen": {},
@@ -28,13 +31,11 @@ VARIANTS: dict[str, dict[str, int]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     model = kvtool.load_model()
     print(machine())
     rows: list[list[object]] = []
@@ -64,7 +65,7 @@ def main() -> None:
                         f"{medians['full'] / medians[f'{variant} cold']:.1f}",
                     ]
                 )
-    table(["tokens", "variant", "MB", "full s", "cached s", "full / cached", "full / cold"], rows)
+    print_table(["tokens", "variant", "MB", "full s", "cached s", "full / cached", "full / cold"], rows)
 
 
 def _timed(
@@ -91,7 +92,3 @@ def _drop(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What recipes and peers keep of what the model says, and how small they are, on the same tensors.
 
-python -m benchmarks.quality [--peers build/peers] [--out build/benchmarks] [--write docs/benchmarks.md]
+python -m benchmarks quality [--peers build/peers] [--out build/benchmarks] [--write docs/benchmarks.md]
 
 The figures are `kvtool eval`'s own: quality.json and quality.html in --out, and a page in Markdown. Peers are those
 whose environments `make peers` has made; they get each context's raw keys and values, and what they give back is asked
@@ -9,13 +9,9 @@ the same.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import shlex
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,9 +21,10 @@ from typing import Any
 import torch
 
 import kvtool
-from benchmarks.common import machine
-from benchmarks.corpus import write_corpus
-from benchmarks.markdown import markdown
+from benchmarks.common.arguments import command, make_parser
+from benchmarks.common.output import Lines, machine
+from benchmarks.corpora.six_documents import write_corpus
+from benchmarks.pages.quality_page import markdown
 from benchmarks.peers.client import Peer, PeerError
 from benchmarks.peers.environments import HERE, script
 from kvtool.codecs import KV, LayerKV, recipes
@@ -36,7 +33,6 @@ from kvtool.engines.kv import append_kv
 from kvtool.engines.transformers import new_cache
 from kvtool.evaluation.candidates import Kind, Restored
 from kvtool.evaluation.evaluation import evaluate
-from kvtool.evaluation.run import Progress
 from kvtool.measurement.bench import Bench
 from kvtool.measurement.scope import Scope
 from kvtool.report.page import page
@@ -44,7 +40,7 @@ from kvtool.report.table import table
 
 RECIPES = (*(name for name, recipe in recipes().items() if not recipe.calibration), "kivi:bits=4:recent=32")
 """Every recipe as its paper has it, and KIVI in 4 bits, which many take. Those that learn a model first are compared in
-``benchmarks.rate_distortion``."""
+``python -m benchmarks rate_distortion``."""
 
 PEERS: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]] = {
     "cachegen_lmcache": [("lmcache-cachegen", {})],
@@ -120,10 +116,8 @@ class PeerCandidate:
         return Restored(cache, nbytes, back.encode_seconds, back.decode_seconds, position)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--peers", type=Path, default=Path("build/peers"))
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--write", type=Path)
@@ -131,7 +125,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--haystacks", type=int, default=1)
     parser.add_argument("--fresh", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     model = kvtool.load_model()
     print(machine(), flush=True)
     scope = Scope(context=1024, lengths=tuple(arguments.lengths), haystacks=arguments.haystacks)
@@ -152,8 +146,8 @@ def main() -> None:
             scope=scope,
             others=others,
             fresh=arguments.fresh,
-            command=shlex.join(["python", "-m", "benchmarks.quality", *sys.argv[1:]]),
-            on_progress=_Lines(),
+            command=command("quality", argv),
+            on_progress=Lines().measured,
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "quality.json").write_text(json.dumps(found, indent=1))
@@ -172,25 +166,3 @@ def _peers(stack: ExitStack, environments: Path) -> Any:
         peer = stack.enter_context(Peer(python, script(name)))
         for method, parameters in methods:
             yield PeerCandidate(peer, method, parameters)
-
-
-class _Lines:
-    """A line for each context: what is done, and how long the rest takes at that speed."""
-
-    def __init__(self) -> None:
-        self.started, self.what = time.monotonic(), ""
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.what == self.what or not progress.done:
-            return
-        self.what = progress.what
-        passed = time.monotonic() - self.started
-        left = passed / progress.done * (progress.total - progress.done)
-        print(
-            f"{passed:.0f} s: {progress.done / progress.total:.0%}, {progress.what}; {left:.0f} s left",
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main()

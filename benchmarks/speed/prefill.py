@@ -1,6 +1,6 @@
 """Tokens per second of ``kvtool.prefill``, against a plain transformers loop over the same documents.
 
-python -m benchmarks.prefill [--repeats 3]
+python -m benchmarks prefill [--repeats 3]
 
 kvtool's time includes reading, splitting, hashing and writing the store; the loop's is the model's alone, on token ids
 made beforehand, and what it computes is thrown away. The loop runs twice: as in transformers' documentation
@@ -10,26 +10,27 @@ tokens counted are the documents' own.
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import kvtool
-from benchmarks.common import interleaved, machine, table, text_of
+from benchmarks.common.arguments import make_parser
+from benchmarks.common.output import machine, print_table
+from benchmarks.common.timing import interleaved
+from benchmarks.corpora.help_text import text_of
 from kvtool.model.chat_template import document_tokens, prefix_of
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    repeats = parser.parse_args(argv).repeats
     model = kvtool.load_model()
     print(machine())
     _loop(model, [document_tokens(model, text_of(model, 200))])()
@@ -43,7 +44,7 @@ def main() -> None:
         tokens = sum(map(len, ids))
         medians = interleaved(
             {
-                "kvtool": lambda texts=texts: _kvtool(model, texts),
+                "kvtool": partial(_kvtool, model, texts),
                 "plain": _loop(model, ids),
                 "lean": _loop(model, ids, logits_to_keep=1),
             },
@@ -58,7 +59,7 @@ def main() -> None:
             f"{speed['kvtool'] / speed['plain']:.2f}",
             f"{speed['kvtool'] / speed['lean']:.2f}",
         ]
-        table(
+        print_table(
             ["documents", "tokens", "kvtool tok/s", "plain", "lean", "kvtool / plain", "kvtool / lean"], [row]
         )
 
@@ -88,7 +89,3 @@ def _loop(model: kvtool.Model, documents: Sequence[list[int]], **options: int) -
         return time.monotonic() - started
 
     return run
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Encode and decode speed of every recipe on one segment's real cache, and its coder against others.
 
-python -m benchmarks.codecs [--tokens 4096] [--repeats 5] [--threads 1] [--peer PYTHON]
+python -m benchmarks codecs [--tokens 4096] [--repeats 5] [--threads 1] [--peer PYTHON]
 
 Speeds are in million values a second, medians of interleaved rounds. ``--peer`` is the Python of an environment with
 LMCache (make peers: build/peers/cachegen_lmcache/bin/python); its coder then gets the same tensors.
@@ -8,13 +8,13 @@ LMCache (make peers: build/peers/cachegen_lmcache/bin/python); its coder then ge
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import kvtool
-from benchmarks.common import interleaved, machine, table, text_of
+from benchmarks.common.arguments import make_parser
+from benchmarks.common.output import machine, print_table
+from benchmarks.common.timing import interleaved
+from benchmarks.corpora.help_text import text_of
 from kvtool.artifact.measure import measure_artifact
 from kvtool.codecs import KV, Array, Inputs, Place, Spec, recipe, recipes
 from kvtool.codecs.block_coder import Coding
@@ -38,15 +41,13 @@ CHUNK = 256
 """Tokens that LMCache codes under tables of their own."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     print(machine(), flush=True)
     kv, inputs = cache(arguments.tokens)
@@ -91,11 +92,11 @@ def recipe_table(kv: KV, inputs: Inputs, repeats: int) -> None:
         "zstd decode": Timed(lambda: zstandard.ZstdDecompressor().decompress(frame)),
     }
     blobs = {}
-    # What learns a model first is measured in benchmarks.rate_distortion.
+    # What learns a model first is measured by rate_distortion.
     for name in (name for name, found in recipes().items() if not found.calibration):
         blobs[name] = kvtool.codecs.encode(kv, name, inputs=inputs)
-        runs[f"{name} decode"] = Timed(lambda blob=blobs[name]: kvtool.codecs.decode(blob))
-        runs[f"{name} encode"] = Timed(lambda name=name: kvtool.codecs.encode(kv, name, inputs=inputs))
+        runs[f"{name} decode"] = Timed(partial(kvtool.codecs.decode, blobs[name]))
+        runs[f"{name} encode"] = Timed(partial(kvtool.codecs.encode, kv, name, inputs=inputs))
     seconds = interleaved(dict(runs), repeats)
     speed = {name: kv.n_elements / taken / 1e6 for name, taken in seconds.items()}
     rows = [["memcpy", "", f"{speed['memcpy']:.0f}", f"{speed['memcpy']:.0f}", ""]]
@@ -106,7 +107,7 @@ def recipe_table(kv: KV, inputs: Inputs, repeats: int) -> None:
         error = " / ".join(f"{e:.3f}" for e in _errors(kv, runs[f"{name} decode"].result))
         encode, decode = speed[f"{name} encode"], speed[f"{name} decode"]
         rows.append([name, _bits(blob.nbytes, kv), f"{encode:.1f}", f"{decode:.0f}", error])
-    table(["recipe", "bits per value", "encode M/s", "decode M/s", "error of keys / values"], rows)
+    print_table(["recipe", "bits per value", "encode M/s", "decode M/s", "error of keys / values"], rows)
     print(flush=True)
 
 
@@ -128,7 +129,7 @@ def coder_table(kv: KV, repeats: int) -> None:
     }
     seconds = interleaved(dict(runs), repeats)
     assert all(torch.equal(a, b) for a, b in zip(runs["rANS decode"].result, symbols, strict=True))
-    table(
+    print_table(
         ["coder", "M/s"],
         [[name, f"{kv.n_elements / taken / 1e6:.0f}"] for name, taken in seconds.items()],
     )
@@ -159,11 +160,11 @@ def peer_table(kv: KV, python: Path, repeats: int) -> None:
             theirs = json.loads(report.read_text())
             same = _same_symbols(part, load_file(report.with_suffix(".symbols.safetensors"))["symbols"])
         blob = kvtool.codecs.encode(part, ours)
-        decode = Timed(lambda blob=blob: kvtool.codecs.decode(blob))
-        encode = Timed(lambda part=part: kvtool.codecs.encode(part, ours))
+        decode = Timed(partial(kvtool.codecs.decode, blob))
+        encode = Timed(partial(kvtool.codecs.encode, part, ours))
         seconds = interleaved({"decode": decode, "encode": encode}, repeats)
         rows.append([tokens, same, *_sizes(part, blob.nbytes, theirs), *_speeds(part, seconds, theirs)])
-    table(
+    print_table(
         ["tokens", "same symbols", "bits", "LMCache", "share", "encode x", "decode x", "decode x kernels"],
         rows,
     )
@@ -260,7 +261,3 @@ def _errors(kv: KV, decoded: KV) -> list[float]:
 
 def _bits(nbytes: int, kv: KV) -> str:
     return f"{8 * nbytes / kv.n_elements:.3f}"
-
-
-if __name__ == "__main__":
-    main()

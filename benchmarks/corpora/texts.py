@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import kvtool
-from benchmarks.sources import HELD_OUT, SEEN, Source
+from benchmarks.corpora.sources import HELD_OUT, SEEN, Source
 from kvtool.documents.split import CHARACTERS_PER_TOKEN
 from kvtool.model.chat_template import document_tokens
 

@@ -1,6 +1,6 @@
 """What serving costs: many clients at a server process, each answer compared to the one that is given alone.
 
-python -m benchmarks.serve [--clients 64] [--seconds 60] [--documents 20] [--tokens 2000] [--memory 2.5]
+python -m benchmarks serve [--clients 64] [--seconds 60] [--documents 20] [--tokens 2000] [--memory 2.5]
 
 The same clients ask the same questions of a server with caches and of one without; requests that are on their way when the
 time is up are waited for. Memory is what the process holds beyond what it held before the first request, sampled every half
@@ -9,15 +9,13 @@ second.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import random
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +23,10 @@ from pathlib import Path
 import httpx
 
 import kvtool
-from benchmarks.common import machine, served, table, text_of
+from benchmarks.common.arguments import make_parser
+from benchmarks.common.output import machine, print_table
+from benchmarks.common.server import ANSWER_TOKENS, Asked, ask_once, served
+from benchmarks.corpora.help_text import prefilled_help
 from kvtool.ask import ask
 
 QUESTIONS = (
@@ -33,13 +34,6 @@ QUESTIONS = (
     "Which of these statements can raise an exception?",
     "What is the first example?",
 )
-ANSWER_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class Asked:
-    document: str | None
-    question: str
 
 
 @dataclass
@@ -68,20 +62,18 @@ class Told:
 HEADER = ["", "answers", "errors", "wrong", "a second", "TTFT median, s", "TTFT 95 %, s", "memory, MB"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--documents", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--memory", type=float, default=2.5, help="GB, the server's --memory")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(machine())
     model = kvtool.load_model()
     with tempfile.TemporaryDirectory() as folder:
-        store, names = prefilled(model, Path(folder), arguments.documents, arguments.tokens)
+        store, names = prefilled_help(model, Path(folder), arguments.documents, arguments.tokens)
         expected = {
             Asked(name, question): ask(question, name, model, store, max_tokens=ANSWER_TOKENS).text
             for name in names
@@ -107,19 +99,7 @@ def main() -> None:
             rows.append(told.row(f"{name} ({clients})", max(held) - held[0]))
             for problem in (*told.errors[:3], *told.wrong[:3]):
                 print(problem, flush=True)
-        table(HEADER, rows)
-
-
-def prefilled(
-    model: kvtool.Model, folder: Path, documents: int, tokens: int
-) -> tuple[kvtool.Store, list[str]]:
-    for n in range(documents):
-        (folder / f"{n:02}.txt").write_text(text_of(model, tokens, skip=n * tokens))
-    store = kvtool.Store(folder / "store")
-    report = kvtool.prefill(sorted(folder.glob("*.txt")), model=model, store=store)
-    if report.problems:
-        raise report.problems[0]
-    return store, sorted(store)
+        print_table(HEADER, rows)
 
 
 @contextmanager
@@ -176,36 +156,3 @@ def _client(url: str, model: str, expected: dict[Asked, str], seed: int, until: 
             told.first.append(first)
             if text != expected[asked]:
                 told.wrong.append(f"{asked}: {text!r}, alone {expected[asked]!r}")
-
-
-def ask_once(http: httpx.Client, url: str, model: str, asked: Asked) -> tuple[str, float]:
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": asked.question}],
-        "documents": [asked.document] if asked.document else None,
-        "max_tokens": ANSWER_TOKENS,
-        "temperature": 0,
-        "stream": True,
-    }
-    started, first, text = time.monotonic(), 0.0, ""
-    with http.stream("POST", f"{url}/chat/completions", json=body) as answer:
-        answer.raise_for_status()
-        for said in _events(answer.iter_lines()):
-            for choice in said["choices"]:
-                text += choice["delta"].get("content", "")
-                if text and not first:
-                    first = time.monotonic() - started
-    return text, first
-
-
-def _events(lines: Iterator[str]) -> Iterator[dict[str, list[dict[str, dict[str, str]]]]]:
-    for line in lines:
-        if line.startswith("data: ") and line != "data: [DONE]":
-            event = json.loads(line.removeprefix("data: "))
-            if "error" in event:
-                raise ValueError(event["error"]["message"])
-            yield event
-
-
-if __name__ == "__main__":
-    main()

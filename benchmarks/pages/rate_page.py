@@ -1,12 +1,12 @@
-"""What benchmarks.rate_distortion found, as tables in Markdown."""
+"""What ``rate_distortion`` found, as tables in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.curves import NOT_REACHED, Point, ratio_at, ratio_keeping, shares, total
-from benchmarks.pages import table
+from benchmarks.pages.curves import NOT_REACHED, Point, ratio_at, ratio_keeping, shares, total
+from benchmarks.pages.tables import table
 
 Json = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.rate_page import MOST_LOST, TARGETS
+from benchmarks.pages.rate_page import MOST_LOST, TARGETS
 from kvtool.report.numbers import plain
 
 LOOKS = (

@@ -8,10 +8,10 @@ import tarfile
 from pathlib import Path
 
 import kvtool
-from benchmarks.common import text_of
+from benchmarks.corpora.help_text import text_of
 from kvtool.model.chat_template import document_tokens
 
-PAGES = Path(__file__).resolve().parents[1] / "docs"
+PAGES = Path(__file__).resolve().parents[2] / "docs"
 
 SKIP = 20_000
 """Tokens of Python's help between one text of prose and the next."""

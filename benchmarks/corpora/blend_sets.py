@@ -18,8 +18,8 @@ from random import Random
 from typing import Literal
 
 import kvtool
-from benchmarks.sources import HELD_OUT
-from benchmarks.texts import Text, held_out
+from benchmarks.corpora.sources import HELD_OUT
+from benchmarks.corpora.texts import Text, held_out
 from kvtool.measurement.absent_words import ANIMALS, NAMES, absent_numbers, absent_words
 from kvtool.measurement.haystack import Needle, hide
 from kvtool.measurement.needles import contained

@@ -1,7 +1,7 @@
 """Whether a tenant's times tell what another tenant has: each of two requests is of something that only the other has, or of
 something that nobody has.
 
-python -m benchmarks.tenants [--tokens 2000] [--texts 4] [--repeats 3] [--small 400]
+python -m benchmarks tenants [--tokens 2000] [--texts 4] [--repeats 3] [--small 400]
 
 One server process, two tenants. The first has texts cached, asks about them, and so has them in memory too. The second asks
 about the same texts and about as many that nobody has, looks both up, and asks for artifacts of the first and for digests
@@ -12,11 +12,10 @@ longer, 0.5 where they cannot be told apart, with its 95 % bootstrap interval.
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kvtool
-from benchmarks.common import machine, served, table, text_of
+from benchmarks.common.arguments import make_parser
+from benchmarks.common.output import machine, print_table
+from benchmarks.common.server import served
+from benchmarks.corpora.help_text import text_of
 from kvtool.model.conversation import Message, chat_tokens
 
 TOKENS = {"first": "token-of-the-first-one", "second": "token-of-the-second-one"}
@@ -97,15 +99,13 @@ class Client:
         return seconds, answer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--texts", type=int, default=4, help="of the first tenant, and of nobody")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of prompts, each over all texts")
     parser.add_argument("--small", type=int, default=400, help="requests of each other kind")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(machine(), flush=True)
     model = kvtool.load_model()
     texts = [text_of(model, arguments.tokens, skip=n * arguments.tokens) for n in range(2 * arguments.texts)]
@@ -129,7 +129,7 @@ def main() -> None:
             rows = _prompts(first, second, firsts, nobodys, arguments.repeats)
             rows += _small(first, second, store, model, firsts, nobodys, arguments.small)
             rows.append(words)
-    table(["", "requests", "the first's, ms", "nobody's, ms", "AUC", "95 %"], rows)
+    print_table(["", "requests", "the first's, ms", "nobody's, ms", "AUC", "95 %"], rows)
 
 
 def _prefilled(model: kvtool.Model, root: Path, texts: list[str]) -> kvtool.Store:
@@ -206,7 +206,3 @@ def _text() -> str:
 
 def _refused(client: Client, text: str) -> float:
     return client.ask(text, 400, max_tokens=1 << 30)[0]
-
-
-if __name__ == "__main__":
-    main()

@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kvtool
-from benchmarks.texts import Text, write
+from benchmarks.common.output import Lines
+from benchmarks.corpora.texts import Text, write
 from kvtool.calibration.lookup import finder
 from kvtool.codecs import Calibration, Recipe
 from kvtool.documents.find import find as find_documents
 from kvtool.errors import MismatchError
 from kvtool.evaluation.candidates import Candidate, Coded, Raw, candidates
-from kvtool.evaluation.run import OnProgress, Progress, Runner
+from kvtool.evaluation.run import OnProgress, Runner
 from kvtool.evaluation.summary import Measured
 from kvtool.evaluation.timing import measure_times
 from kvtool.measurement.contexts import Context
 from kvtool.model.chat_template import Prefix, prefix_of
-from kvtool.prefilling.report import Report
 from kvtool.store.segments import SegmentRef
 
-FOLDER = Path(__file__).resolve().parents[1] / "build" / "prefilled"
-
-EVERY = 15.0
-"""Seconds between two lines of progress."""
-
-
-class Lines:
-    """Now and then a line: how much is done, and how long the rest takes at that speed."""
-
-    def __init__(self) -> None:
-        self.started = self.said = time.monotonic()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done and now - self.said >= EVERY:
-            self.said = now
-            left = (now - self.started) * (total - done) / done
-            print(f"{done / total:4.0%} {what}; {left / 60:.0f} min left", flush=True)
-
-    def measured(self, progress: Progress) -> None:
-        self(progress.what, progress.done, progress.total)
-
-    def prefilled(self, report: Report) -> None:
-        self("prefilled", report.tokens, report.tokens_total)
+FOLDER = Path(__file__).resolve().parents[2] / "build" / "prefilled"
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What blending costs: policies and shares against full prefill, over sets of documents whose questions need two of them.
 
-python -m benchmarks.blend [--sets 40] [--shares 0.05 0.1 …] [--timed 4096] [--repeats 5] [--write docs/blending.md]
+python -m benchmarks blend [--sets 40] [--shares 0.05 0.1 …] [--timed 4096] [--repeats 5] [--write docs/blending.md]
 
 Each set is blended by every candidate and asked all its questions: KL to full prefill over the tokens of the answer, whether
 the answer is the same, and whether numbers are found whose name stands in another document. What was measured of a set
@@ -10,10 +10,7 @@ end. Times are ratios of medians over interleaved rounds.
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,12 +19,15 @@ from typing import Any
 import torch
 
 import kvtool
-from benchmarks.blend_page import body
-from benchmarks.blend_sets import SETS, BlendQuestion, BlendSet, blend_sets
-from benchmarks.common import interleaved, machine, text_of
-from benchmarks.pages import replaced
-from benchmarks.prefilled import Lines, Prefilled
-from benchmarks.texts import Text, for_calibration
+from benchmarks.common.arguments import command, make_parser
+from benchmarks.common.output import Lines, machine
+from benchmarks.common.timing import interleaved
+from benchmarks.corpora.blend_sets import SETS, BlendQuestion, BlendSet, blend_sets
+from benchmarks.corpora.help_text import text_of
+from benchmarks.corpora.prefilled import Prefilled
+from benchmarks.corpora.texts import Text, for_calibration
+from benchmarks.pages.blend_page import body
+from benchmarks.pages.tables import replaced
 from kvtool.ask import ask
 from kvtool.blending.averaged import NEIGHBOURS, make_averaged
 from kvtool.blending.blend import BlendOptions
@@ -41,7 +41,7 @@ from kvtool.measurement.distortion import distortion
 from kvtool.model.chat_template import SEPARATOR, conversation_tokens, document_tokens
 from kvtool.store.manifest import AVERAGED, RAW, averaged_name
 
-FOLDER = Path(__file__).resolve().parents[1] / "build" / "blend"
+FOLDER = Path(__file__).resolve().parents[2] / "build" / "blend"
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
 POLICIES = ("even", "legolink", "cacheblend", "cacheblend-gradual", "prophet")
@@ -294,10 +294,8 @@ def _nbytes(prefilled: Prefilled, names: Mapping[str, Sequence[str]]) -> dict[st
     return {variant: sum(prefilled.store.size(name, variant) for name in every) for variant in variants}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--sets", type=int, default=SETS)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--timed", type=int, nargs="*", default=[4096])
@@ -307,7 +305,7 @@ def main() -> None:
     )
     parser.add_argument("--backwards", action="store_true", help="as a second process: measure sets only")
     parser.add_argument("--write", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     model = kvtool.load_model()
     prefilled = Prefilled(model)
     sets = [replace(one, questions=_some(n, one)) for n, one in enumerate(blend_sets(model, arguments.sets))]
@@ -322,7 +320,7 @@ def main() -> None:
         lines("measured", n + 1, len(sets))
     if arguments.backwards:
         return
-    found = {
+    found: dict[str, Any] = {
         "machine": machine(),
         "model": model.name,
         "sets": {one.name: records[one.name] for one in sets},
@@ -336,12 +334,8 @@ def main() -> None:
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "blend.json").write_text(json.dumps(found))
-    found["command"] = shlex.join(["python", "-m", "benchmarks.blend", *sys.argv[1:]])
+    found["command"] = command("blend", argv)
     page = body(found)
     print(page)
     if arguments.write:
         arguments.write.write_text(replaced(arguments.write.read_text(), "blend", found["model"], page))
-
-
-if __name__ == "__main__":
-    main()
