@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -35,7 +35,7 @@ def measure(bench: Bench, context: Context, candidate: Candidate, raw: Reference
 
     - ``nbytes`` and ``n_elements``;
     - ``error``: squared errors and squares by layer and head, as ``cache_error`` has them;
-    - ``kl``, ``dnll``, ``top1``: for each token that is fed;
+    - ``TOKEN_METRICS``: for each token that is fed;
     - ``said``: the answer to each prompt.
     """
     restored = candidate.restore(bench)
@@ -58,8 +58,7 @@ def measure(bench: Bench, context: Context, candidate: Candidate, raw: Reference
         found["said"] = [bench.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
     if raw.logits is not None:
         logits = followed(bench, restored.cache, context, restored.position)
-        lost = distortion(raw.logits, logits, context.targets)
-        found |= {"kl": lost.kl, "dnll": lost.dnll, "top1": lost.top1}
+        found |= asdict(distortion(raw.logits, logits, context.targets))
     return found
 
 
