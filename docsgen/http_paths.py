@@ -14,8 +14,8 @@ from kvtool.server.http.openapi import describe
 
 INTRO = """What `kvtool serve-cache` answers. A running server has the same as OpenAPI 3.1 at `/openapi.json`.
 
-Where the server was started with `--tokens`, a request carries one: `Authorization: Bearer TOKEN`. A request that fails gets an
-[error](#error)."""
+Where the server was started with `--tokens`, a request carries one: `Authorization: Bearer TOKEN`. [Bodies](#bodies)
+come after the paths."""
 
 Json = Mapping[str, Any]
 METHODS = ("get", "put", "post", "patch", "delete")
@@ -29,57 +29,69 @@ def document() -> Json:
 
 def page() -> str:
     described = document()
-    everywhere = in_every_operation(described["paths"])
+    operations = [
+        (f"{method.upper()} {path}", path_item[method])
+        for path, path_item in described["paths"].items()
+        for method in METHODS
+        if method in path_item
+    ]
+    schemas = described["components"]["schemas"]
     return whole_page(
         "HTTP paths",
         "kvtool/server/http/openapi.py",
         INTRO,
-        "These answers are possible everywhere:",
-        "\n".join(f"- {fact}" for fact in everywhere),
-        *(
-            block
-            for path, operations in described["paths"].items()
-            for block in of_path(path, operations, everywhere)
-        ),
-        "# Bodies",
-        *(
-            block
-            for name, schema in described["components"]["schemas"].items()
-            for block in of_schema(name, schema)
-        ),
+        "## Failures",
+        *failures([operation for _, operation in operations]),
+        *(block for title, operation in operations for block in of_operation(title, operation)),
+        "## Bodies",
+        *(block for name, schema in schemas.items() for block in of_schema(name, schema)),
     )
 
 
-def in_every_operation(paths: Json) -> list[str]:
-    """The answers that all operations have in common, said once."""
-    each = [list(answers(operation)) for operations in paths.values() for operation in operations.values()]
-    return [fact for fact in each[0] if all(fact in facts for facts in each)]
+def failures(operations: Sequence[Json]) -> Iterator[str]:
+    """What each status means, said once, and the body that comes with it."""
+    said: dict[str, str] = {}
+    for operation in operations:
+        for status, response in operation["responses"].items():
+            if is_failure(status):
+                said.setdefault(status, response["description"].lower())
+    body = operations[0]["responses"]["default"]["content"]["application/json"]["schema"]
+    yield f"A request that fails gets {kind(body)}, with one of these statuses:"
+    yield table(("status", "meaning"), sorted(said.items()))
 
 
-def of_path(path: str, operations: Json, known: Sequence[str]) -> Iterator[str]:
-    for method in METHODS:
-        if operation := operations.get(method):
-            yield f"## {method.upper()} {path}"
-            if operation["summary"] != f"{method.upper()} {path}":
-                yield f"{operation['summary']}."
-            facts = [*requests(operation), *answers(operation)]
-            yield "\n".join(f"- {fact}" for fact in facts if fact not in known)
+def is_failure(status: str) -> bool:
+    return status.isdigit() and int(status) >= 400
 
 
-def requests(operation: Json) -> Iterator[str]:
+def of_operation(title: str, operation: Json) -> Iterator[str]:
+    yield f"## {title}"
+    if operation["summary"] != title:
+        yield f"{operation['summary'].removesuffix('.')}."
+    yield "\n".join(f"- {fact}" for fact in facts(operation))
+
+
+def facts(operation: Json) -> Iterator[str]:
     for parameter in operation.get("parameters", ()):
         where = {"path": "in the path", "query": "in the query", "header": "a header"}[parameter["in"]]
         yield f"`{parameter['name']}`, {where}: {kind(parameter['schema'])}"
-    for media, content in operation.get("requestBody", {}).get("content", {}).items():
-        yield f"Body, `{media}`" + (f": {kind(content['schema'])}" if "schema" in content else "")
+    if "requestBody" in operation:
+        yield f"Body: {bodies(operation['requestBody'])}"
+    responses = operation["responses"]
+    for status, response in sorted(responses.items()):
+        if status.isdigit() and not is_failure(status):
+            yield f"{status}: {bodies(response) or response['description'].lower()}"
+    if failing := sorted(filter(is_failure, responses)):
+        yield f"Fails with {', '.join(failing)}"
 
 
-def answers(operation: Json) -> Iterator[str]:
-    for status, response in operation["responses"].items():
-        if status == "default":
-            continue
-        media = ", ".join(map(code, response.get("content", {}))) if status.startswith("2") else ""
-        yield f"{status}: {response['description'].lower()}" + (f", {media}" if media else "")
+def bodies(response: Json) -> str:
+    """Each media type with what it holds."""
+    each = [
+        f"{kind(content['schema'])} as {code(media)}" if "schema" in content else code(media)
+        for media, content in response.get("content", {}).items()
+    ]
+    return ", or ".join(each)
 
 
 def of_schema(name: str, schema: Json) -> Iterator[str]:
@@ -93,7 +105,7 @@ def of_schema(name: str, schema: Json) -> Iterator[str]:
         )
         for field, about in schema.get("properties", {}).items()
     ]
-    yield f"## {name}"
+    yield f"### {name}"
     yield schema.get("description", "").replace("``", "`")
     yield table(("field", "type", "default", "meaning"), rows)
 
@@ -125,8 +137,8 @@ def bounds(schema: Json) -> str:
         "exclusiveMinimum": "above {}",
         "maximum": "at most {}",
         "exclusiveMaximum": "below {}",
-        "minLength": "{} characters at least",
-        "maxLength": "{} characters at most",
+        "minLength": "length at least {}",
+        "maxLength": "length at most {}",
     }
     said = [text.format(schema[key]) for key, text in words.items() if schema.get(key)]
     return f" ({', '.join(said)})" if said else ""

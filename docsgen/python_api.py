@@ -15,7 +15,7 @@ def page() -> str:
         "kvtool/__init__.py and codecs/__init__.py",
         INTRO,
         "## kvtool",
-        *(f"::: kvtool.{name}" for name in kvtool.__all__ if name != "codecs"),
+        *(f"::: kvtool.{name}" for name in kvtool.__all__ if name != "codecs" and not name.startswith("_")),
         "## kvtool.codecs",
         docstring_of_codecs(),
         *(f"::: kvtool.codecs.{name}" for name in codecs.__all__),

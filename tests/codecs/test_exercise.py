@@ -123,7 +123,7 @@ def squared_error(pipeline: Pipeline, kv: KV) -> float:
 
 def test_the_page_has_a_stage_and_a_recipe() -> None:
     assert STAGE == "codecs/quantize/clipped.py"
-    assert RECIPE == "kvtool/recipes/skvq.py"
+    assert RECIPE == "kvtool/recipes/quantization/skvq.py"
     assert type(clipped()).__module__ == f"{Path(PACKAGE).parent}.clipped"
     assert clipped() in skvq().build().keys
     # In the folder nothing else makes it known; a plugin has an entry point.
