@@ -1,4 +1,4 @@
-"""How far what a model says over a restored cache is from what it says over the raw one."""
+"""Distortion: KL, dNLL and top-1 of predictions over a restored cache, and errors of its keys and values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from kvtool.engines.cache import DocumentCache
 
 SLICE = 64
-"""Tokens whose distributions are compared at a time: in double precision they take eight bytes for each word."""
+"""Tokens whose distributions are compared at a time. In double precision they take eight bytes for each word."""
 
 
 @dataclass(frozen=True)
 class Distortion:
     """For each predicted token: KL(raw ‖ restored) in nats, difference of negative log likelihood, equal argmax.
 
-    A new metric is a field here and a line in ``distortion``: whatever is measured, kept and averaged goes by the fields.
+    A new metric is a field here and a line in ``distortion``. What is measured, kept and averaged follows from the fields.
     """
 
     kl: list[float] = field(default_factory=list)
@@ -27,11 +27,11 @@ class Distortion:
 
 
 TOKEN_METRICS = tuple(metric.name for metric in fields(Distortion))
-"""Metrics that every predicted token has, by name."""
+"""Names of the metrics that every predicted token has."""
 
 
 def distortion(raw: Tensor, restored: Tensor, targets: Sequence[int]) -> Distortion:
-    """Of logits [S, V] over the raw and over the restored cache, where ``targets`` [S] are the tokens that came."""
+    """Compares logits [S, V] over the raw and over the restored cache. ``targets`` [S] are the tokens that came next."""
     result = Distortion()
     ids = torch.tensor(targets, dtype=torch.int64)
     for start in range(0, len(raw), SLICE):
@@ -49,18 +49,21 @@ def distortion(raw: Tensor, restored: Tensor, targets: Sequence[int]) -> Distort
 def cache_error(
     raw: DocumentCache, restored: DocumentCache, start: int
 ) -> dict[str, list[list[list[float]]]]:
-    """``keys`` and ``values``: for each layer and head, the squared error from token ``start`` on, and the square of
-    what it is an error of. Empty if tokens are missing from ``restored``."""
-    found: dict[str, list[list[list[float]]]] = {"keys": [], "values": []}
+    """Squared errors of keys and values.
+
+    ``keys`` and ``values`` have for each layer and head the sum of squared errors from token ``start`` on, and the sum of
+    squares of the raw tensor. Empty if tokens are missing from ``restored``.
+    """
+    errors: dict[str, list[list[list[float]]]] = {"keys": [], "values": []}
     for before, after in zip(raw.layers, restored.layers, strict=True):
-        for side, layers in found.items():
+        for side, layers in errors.items():
             x, y = getattr(before, side)[0, :, start:], getattr(after, side)[0, :, start:]
             if x.shape != y.shape:
                 return {}
             # Float32 sums of a long segment's squares lose digits; a head at a time in double they take little memory.
             heads = ((a.double(), b.double()) for a, b in zip(x, y, strict=True))
             layers.append([[_square(b - a), _square(a)] for a, b in heads])
-    return found
+    return errors
 
 
 def _square(x: Tensor) -> float:
