@@ -37,8 +37,8 @@ def run(
     with tempfile.TemporaryDirectory(prefix="kvtool-demo-") as folder, contextlib.chdir(folder):
         Path("docs").mkdir()
         for page in {*PAGES, Path(doc).name}:
-            if (documents / page).is_file():
-                shutil.copy(documents / page, "docs")
+            for path in documents.rglob(page):
+                shutil.copy(path, "docs")
         store = Path("kv-store")
         _announce("prefill docs/")
         if code := prefill.run(["docs/"], store=store):

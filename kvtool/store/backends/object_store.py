@@ -32,7 +32,10 @@ SCHEMES = {
     "abfs": _AZURE,
     "abfss": _AZURE,
 }
-"""What a URL begins with, and the variables that mostly say where that is and who asks. There are more: docs/serving.md."""
+"""What a URL begins with, and the variables that mostly say where that is and who asks.
+
+docs/how-to/share-a-store.md lists more of them.
+"""
 
 SECONDS = 30
 """Silence after which a bucket is given up; so long, and so often, is what failed tried again."""
@@ -117,7 +120,7 @@ class Bucket:
             raise StoreError(
                 self.url,
                 f"is not a kvtool store (no {layout.MARKER})",
-                "name the folder that has it, or copy a store there as docs/serving.md says",
+                "name the folder that has it, or copy a store there as docs/how-to/share-a-store.md says",
             ) from None
         except Unreachable:
             return
