@@ -1,4 +1,4 @@
-"""The stage and the recipe of docs/how-to/add-a-recipe.md, as the plugin that the page makes of them."""
+"""The stage and the recipe of docs/exercises/recipe.md, as the plugin that the page makes of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.transform.unrope import Unrope
 from kvtool.commands.recipes import run as list_recipes
 
-PAGE = (Path(__file__).parents[2] / "docs/how-to/add-a-recipe.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/exercises/recipe.md").read_text()
 FILES = dict(re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL))
 STAGE, RECIPE, PACKAGE = FILES
 
