@@ -12,36 +12,32 @@ import typer
 
 from kvtool.commands import common
 
-PAGES = ("artifact.md", "calibration.md", "faq.md", "why.md")
-"""Those of kvtool's documents that are short, so that a first try takes half a minute."""
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
+"""Short texts that come with kvtool, so that a first try takes half a minute."""
 
-DOCUMENT = "docs/faq.md"
-QUESTION = "How do I check that a store is whole?"
-TOKENS = 35
+DOCUMENT = "samples/harbour.md"
+QUESTION = "What does a night cost?"
+TOKENS = 28
 
-BLENDED = ("docs/faq.md", "docs/why.md")
-QUESTION_TO_BOTH = "What is a recipe?"
+BLENDED = ("samples/bakery.md", "samples/harbour.md")
+QUESTION_TO_BOTH = "How many steps does the lighthouse have?"
 TOKENS_FROM_BOTH = 12
 
 
 def run(
     question: Annotated[str, typer.Option("--question", help="What to ask.")] = QUESTION,
-    doc: Annotated[str, typer.Option("--doc", help="Which of kvtool's documents to ask.")] = DOCUMENT,
+    doc: Annotated[str, typer.Option("--doc", help="Which of the sample documents to ask.")] = DOCUMENT,
 ) -> int:
-    """Prefill some of kvtool's documents with the embedded model, compress them, ask one and two of them, with both times."""
+    """Prefill the sample documents with the embedded model, compress them, ask one and two of them, with both times."""
     from kvtool.commands import ask, compress, prefill
     from kvtool.commands.store import ls
 
-    documents = Path(__file__).resolve().parents[1] / "docs"
     # A folder of its own: documents are named by their path from the working directory.
     with tempfile.TemporaryDirectory(prefix="kvtool-demo-") as folder, contextlib.chdir(folder):
-        Path("docs").mkdir()
-        for page in {*PAGES, Path(doc).name}:
-            for path in documents.rglob(page):
-                shutil.copy(path, "docs")
+        shutil.copytree(SAMPLES, "samples")
         store = Path("kv-store")
-        _announce("prefill docs/")
-        if code := prefill.run(["docs/"], store=store):
+        _announce("prefill samples/")
+        if code := prefill.run(["samples/"], store=store):
             return code
         _announce("compress --recipe kivi --bits 4")
         if code := compress.run(recipe="kivi", bits=4, store=store):
