@@ -135,7 +135,7 @@ def run(commands: list[str], folder: Path) -> str:
         printed = [
             line
             for line in done.stdout.strip("\n").splitlines()
-            if not line.startswith(("prefilling: ", "evaluating: "))
+            if not line.startswith(("prefilling: ", "compressing: ", "evaluating: "))
             and "were kept from an earlier run" not in line
         ]
         lines += [f"$ {command}", *printed]
