@@ -49,7 +49,7 @@ peers: setup
 	$(BIN)/python -m benchmarks quality
 
 bench: setup
-	$(BIN)/python -m benchmarks quality --write docs/benchmarks.md
+	$(BIN)/python -m benchmarks quality --write docs/results/recipes.md
 	$(BIN)/python -m benchmarks ttft
 	$(BIN)/python -m benchmarks prefill
 	$(BIN)/python -m benchmarks memory

@@ -1,6 +1,7 @@
-"""The README's commands are run, and its outputs are what they print, up to times.
+"""The commands of the README and the tutorial are run, and print what these pages say, up to times.
 
-Its examples work on the texts in samples/, which stay as they are. ``KVTOOL_UPDATE_README=1`` writes what they print now.
+The examples work on the texts in samples/, which stay as they are. ``KVTOOL_UPDATE_README=1`` writes what the commands
+print now.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs/tutorial/first-steps.md"
 UPDATE = bool(os.environ.get("KVTOOL_UPDATE_README"))
 # What a user has: neither other tests' settings nor their empty cache directory.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("KVTOOL_")}
@@ -133,7 +135,7 @@ def run(commands: list[str], folder: Path) -> str:
         printed = [
             line
             for line in done.stdout.strip("\n").splitlines()
-            if not line.startswith(("prefilling: ", "evaluating: "))
+            if not line.startswith(("prefilling: ", "compressing: ", "evaluating: "))
             and "were kept from an earlier run" not in line
         ]
         lines += [f"$ {command}", *printed]
@@ -143,26 +145,40 @@ def run(commands: list[str], folder: Path) -> str:
 @pytest.fixture(scope="module")
 def folder(embedded: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a reader of the README works; the example in Python finds there what the commands have prefilled."""
+    return with_samples(tmp_path_factory)
+
+
+def with_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "samples", folder / "samples")
     return folder
 
 
-def test_every_command_prints_what_the_readme_says(folder: Path) -> None:
-    text = README.read_text()
-    blocks = BLOCK.findall(text)
+def check(page: Path, folder: Path) -> None:
+    """Every block prints what the page says, or is updated."""
+    text, end = page.read_text(), 0
+    blocks = list(BLOCK.finditer(text))
     assert len(blocks) >= 5
+    pieces = []
     for block in blocks:
-        commands = [line[2:] for line in block.splitlines() if line.startswith("$ ")]
-        if commands[0] == "kvtool demo":
-            del commands[1:]  # The demo prints the commands that it runs itself.
+        commands = [line[2:] for line in block[1].splitlines() if line.startswith("$ ")]
         printed = run(commands, folder)
-        if UPDATE:
-            text = text.replace(block, printed)
-        else:
-            assert_prints(printed, block)
+        if not UPDATE:
+            assert_prints(printed, block[1])
+        pieces += [text[end : block.start(1)], printed]
+        end = block.end(1)
     if UPDATE:
-        README.write_text(text)
+        page.write_text("".join(pieces) + text[end:])
+
+
+def test_every_command_prints_what_the_readme_says(folder: Path) -> None:
+    check(README, folder)
+
+
+def test_every_command_prints_what_the_tutorial_says(
+    embedded: object, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    check(TUTORIAL, with_samples(tmp_path_factory))
 
 
 def test_the_python_example_runs(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""An evaluation as docs/benchmarks.md: recipes and peers in one table, ratios only."""
+"""An evaluation as docs/results/recipes.md: recipes and peers in one table, ratios only."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from typing import Any
 
 from kvtool.report.numbers import holds_zero
 
-HEAD = """# Benchmarks
+HEAD = """# Recipes compared
 
-Recipes and other tools on the same tensors. `make peers` makes the other tools' environments, `make bench` writes this page.
-{machine}. Model: {model}.
+Recipes and other tools, measured on the same tensors. `make peers` makes the environments of the other tools, and
+`make bench` writes this page. {machine}. Model: {model}.
 
-{documents} documents (Python's help texts and source code, kvtool's own pages): the first {context} tokens of each are
-cached, the {tokens} behind them predicted. Retrieval: {asked} questions over {haystacks} haystacks of {lengths} tokens of
-the same documents. All bytes are counted, headers and tables too. Intervals are 95 % and come from drawing documents
-and haystacks again; so few of them tell large differences only.
+{documents} documents were measured: Python's help texts and source code, and kvtool's own pages. The first {context}
+tokens of each are cached, and the {tokens} tokens after them are predicted. Retrieval asks {asked} questions over
+{haystacks} haystacks of {lengths} tokens of the same documents. All bytes count, headers and tables too. Intervals are
+95 % and come from drawing documents and haystacks again. With so few of them, only large differences are certain.
 
-- **bits**: per key or value, all that is stored of a document's first {context} tokens. **ratio**: 16 ÷ bits. Of haystacks,
-  where a recipe keeps a window of fixed size, they differ.
-- **KL**, **ΔNLL**: nats per token, against the raw cache. **top-1**: equal next tokens.
-- **kept**: of what is answered over the raw cache, the share that is answered still. **≈**: cannot be told from nothing
-  lost, which is easier where the interval is wide.
-- **TTFT**: how many times sooner than with a full prefill the first token comes from the artifact, at {timed} tokens, with
-  the range of {repeats} rounds. **encode**, **load**: their time ÷ that of the prefill.
+- **bits**: per key or value, all that is stored of a document's first {context} tokens. **ratio**: 16 ÷ bits. Where a
+  recipe keeps a window of fixed size, both are different for haystacks.
+- **KL**, **ΔNLL**: nats per token, against the raw cache. **top-1**: share of equal next tokens.
+- **kept**: of what is answered right over the raw cache, the share that still is. **≈**: cannot be told from no loss,
+  which happens sooner where the interval is wide.
+- **TTFT**: how many times sooner the first token comes from the artifact than with a full prefill, at {timed} tokens,
+  with the range of {repeats} rounds. **encode**, **load**: their time ÷ that of the prefill.
 
-Recipes are as their papers have them by default, so `kivi` has 2 bits; the row with 4 is added since many take it. Other
-tools, in bold, run in processes of their own: their times hold no file's reading and checking, and what they are given is
-rounded to float16 first. kvpress is set to drop half of all tokens (its own default drops none). It prunes while it
-prefills, the prefix too, so that its encoding holds a prefill; it sees no question; and the last cached token, which is fed
-again, is seen twice over its caches.
+Recipes have their papers' defaults. So `kivi` has 2 bits, and a row with 4 bits is added because many people use it.
+
+Other tools are in bold. They run in processes of their own, so their times include no reading and checking of a file.
+What they are given is rounded to float16 first. kvpress is set to drop half of all tokens, although its own default
+drops none. It prunes while it prefills, the prefix too, so its encoding includes a prefill. It does not see the
+question. The last cached token is fed again, and over kvpress' caches the model sees it twice.
 """
 
 COLUMNS = ("", "bits", "ratio", "KL", "ΔNLL", "top-1", "kept", "TTFT", "encode", "load")

@@ -1,6 +1,6 @@
 """What blending costs: policies and shares against full prefill, over sets of documents whose questions need two of them.
 
-python -m benchmarks blend [--sets 40] [--shares 0.05 0.1 …] [--timed 4096] [--repeats 5] [--write docs/blending.md]
+python -m benchmarks blend [--sets 40] [--shares 0.05 0.1 …] [--timed 4096] [--repeats 5] [--write docs/results/blending.md]
 
 Each set is blended by every candidate and asked all its questions: KL to full prefill over the tokens of the answer, whether
 the answer is the same, and whether numbers are found whose name stands in another document. What was measured of a set

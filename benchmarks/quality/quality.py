@@ -1,6 +1,6 @@
 """What recipes and peers keep of what the model says, and how small they are, on the same tensors.
 
-python -m benchmarks quality [--peers build/peers] [--out build/benchmarks] [--write docs/benchmarks.md]
+python -m benchmarks quality [--peers build/peers] [--out build/benchmarks] [--write docs/results/recipes.md]
 
 The figures are `kvtool eval`'s own: quality.json and quality.html in --out, and a page in Markdown. Peers are those
 whose environments `make peers` has made; they get each context's raw keys and values, and what they give back is asked

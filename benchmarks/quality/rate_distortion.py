@@ -1,7 +1,7 @@
 """What a ratio costs, in KL and in retrieval, for many settings of each recipe, on documents that no calibration has seen.
 
 python -m benchmarks rate_distortion [--model MODEL] [--calibration FILE …] [--recipes klt:step=0.03 kivi …]
-    [--write docs/klt.md]
+    [--write docs/results/klt.md]
 
 Everything goes through files as kvtool writes them. rate_distortion.json in --out has all figures, two pictures are
 beside it, and --write puts the tables between the page's markers and the pictures beside the page. What was measured
