@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -63,7 +63,7 @@ def module_circle(tree: Tree) -> list[str]:
 def inside_functions(tree: Tree) -> list[Import]:
     """Imports inside a function, but for those of commands and of what an extra brings."""
     found = tree.imports()
-    optional = {i.module for i in found if not i.is_inside and i.target.partition(".")[0] in OPTIONAL}
+    optional = needing_extras(found)
     return [
         i
         for i in found
@@ -72,6 +72,15 @@ def inside_functions(tree: Tree) -> list[Import]:
         and i.target.partition(".")[0] not in OPTIONAL
         and not any(module == i.target or module.startswith(f"{i.target}.") for module in optional)
     ]
+
+
+def needing_extras(found: Sequence[Import]) -> set[str]:
+    """Modules that cannot be imported without an extra, since they, or what they import, import it."""
+    on_import = [i for i in found if not (i.is_inside or i.is_typing)]
+    modules = {i.module for i in on_import if i.target.partition(".")[0] in OPTIONAL}
+    while more := {i.module for i in on_import if i.target in modules} - modules:
+        modules |= more
+    return modules
 
 
 def large_folders(root: Path) -> dict[str, int]:
