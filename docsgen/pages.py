@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from docsgen import (
-    changelog,
+from docsgen import changelog, picture
+from docsgen.reference import (
     commands,
     http_paths,
     limits,
@@ -27,6 +27,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/limits.md": limits.page,
     "docs/reference/python.md": python_api.page,
     "docs/reference/support.md": support.page,
+    "docs/explanation/packages.svg": picture.page,
     "CHANGELOG.md": changelog.page,
 }
 """By path from the repository's top. A new page is a module with ``page()`` and a line here."""

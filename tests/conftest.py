@@ -15,15 +15,15 @@ import hypothesis
 import pytest
 import torch
 
-import kvtool
-from kvtool.codecs import KV, LayerKV, Recipe, registry, stage_registry
-from kvtool.testing.tiny_model import save_model
-
 # Triton decides for good, when it is first imported, whether its own functions can be interpreted, as the kernels' tests
-# want them; other tests import it by way of transformers.
+# want them; transformers, which the next lines import, imports it.
 with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
     patch.setenv("TRITON_INTERPRET", "1")
     importlib.import_module("triton.language")
+
+import kvtool
+from kvtool.codecs import KV, LayerKV, Recipe, registry, stage_registry
+from kvtool.testing.tiny_model import save_model
 
 # Whatever else a machine is doing, no test fails for taking long.
 hypothesis.settings.register_profile("kvtool", deadline=None)

@@ -15,7 +15,7 @@ import torch
 import kvtool
 from kvtool import Store
 from kvtool.blending import policies
-from kvtool.blending.policy_inputs import Known
+from kvtool.blending.policy_inputs import PolicyInputs
 from kvtool.errors import UsageError
 
 PAGE = (Path(__file__).parents[2] / "docs/exercises/blend-policy.md").read_text()
@@ -23,7 +23,7 @@ NAME = "value-weighted"
 DOCUMENTS = ["a.txt", "b.txt", "c@home.txt"]
 QUESTION = "How many ships are in the harbour?"
 
-KnownOf = Callable[..., Known]
+MakeInputs = Callable[..., PolicyInputs]
 
 
 def load(path: Path, name: str) -> Any:
@@ -67,31 +67,31 @@ def test_the_page_changes_one_file() -> None:
 
 
 def test_scores_are_the_papers(
-    policy: policies.Policy, documents: Store, lively: kvtool.Model, known_of: KnownOf
+    policy: policies.Policy, documents: Store, lively: kvtool.Model, inputs_of: MakeInputs
 ) -> None:
     """Attention times the norm of the value, one query head at a time."""
-    known = known_of(documents, DOCUMENTS, lively, question=QUESTION)
-    scores = policy.score(known)
-    n_query_heads = known.attention.shape[1]
-    expected = torch.zeros(len(known.candidates))
-    for n, layer in enumerate(known.cache.layers):
+    inputs = inputs_of(documents, DOCUMENTS, lively, question=QUESTION)
+    scores = policy.score(inputs)
+    n_query_heads = inputs.attention.shape[1]
+    expected = torch.zeros(len(inputs.candidates))
+    for n, layer in enumerate(inputs.cache.layers):
         n_heads = layer.values.shape[1]
         for query_head in range(n_query_heads):
             values = layer.values[0, query_head * n_heads // n_query_heads]
             weight = values.norm(p=1, dim=-1) * n_heads / n_query_heads
-            expected += known.attention[n, query_head] * weight
+            expected += inputs.attention[n, query_head] * weight
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-4)
-    assert scores.argsort().tolist() != policies.POLICIES["prophet"].score(known).argsort().tolist()
+    assert scores.argsort().tolist() != policies.POLICIES["prophet"].score(inputs).argsort().tolist()
 
 
 def test_a_token_without_a_value_scores_nothing(
-    policy: policies.Policy, documents: Store, lively: kvtool.Model, known_of: KnownOf
+    policy: policies.Policy, documents: Store, lively: kvtool.Model, inputs_of: MakeInputs
 ) -> None:
-    known = known_of(documents, DOCUMENTS, lively, question=QUESTION)
-    first = int(policy.score(known).argmax())
-    for layer in known.cache.layers:
+    inputs = inputs_of(documents, DOCUMENTS, lively, question=QUESTION)
+    first = int(policy.score(inputs).argmax())
+    for layer in inputs.cache.layers:
         layer.values[:, :, first] = 0
-    assert policy.score(known)[first] == 0
+    assert policy.score(inputs)[first] == 0
 
 
 def test_a_blend_recomputes_what_it_says(documents: Store, lively: kvtool.Model) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from docsgen import __main__ as docsgen
-from docsgen import changelog, markdown, settings
+from docsgen import changelog, markdown
+from docsgen.reference import settings
 from kvtool.config import Settings
 
 

@@ -18,8 +18,10 @@ from kvtool.store.base import Store
 from kvtool.store.manifest import RAW
 
 
-def named_documents(request: AnyRequest, contents: Contents, model: Model) -> Sequence[HeldDocument] | None:
-    """The documents to hold while ``request`` is answered, in order; None where it names none.
+def named_documents(
+    request: AnyRequest, store: Store, contents: Contents, model: Model
+) -> Sequence[HeldDocument] | None:
+    """The documents to hold while ``request`` is answered, in order; None if it names none.
 
     Cached contents that are named as documents have the same conditions as by ``cached_content``. Raises ``ApiError`` where
     both fields are given.
@@ -36,7 +38,7 @@ def named_documents(request: AnyRequest, contents: Contents, model: Model) -> Se
     return [
         partial(_held_content, contents, name, model)
         if name.startswith(KIND)
-        else partial(_stored, contents.store, name)
+        else partial(_stored, store, name)
         for name in names
     ]
 

@@ -45,7 +45,8 @@ async def _answer(request: Request, body: AnyRequest, responses: type[Responses]
         raise model_missing(body.model, service.model.name)
     if service.scheduler.running + service.waiting >= service.limits.concurrency:
         raise ApiError(429, "too many requests are being answered; try again later", Retry_After="1")
-    documents = named_documents(body, request.app.state.contents[tenant.name], service.model)
+    contents = request.app.state.contents[tenant.name]
+    documents = named_documents(body, tenant.store, contents, service.model)
     completion = Completion(service, tenant, body.to_request(documents), started, request.state.log)
     service.waiting += 1
     try:

@@ -119,7 +119,7 @@ def test_a_store_that_cannot_be_reached_is_said_to_be_so(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert chat(client, "?", documents=["docs/a.txt"]).status_code == 200
-    store = client.app.state.serving.tenants[""].store  # type: ignore[attr-defined]
+    store = client.app.state.service.tenants[""].store  # type: ignore[attr-defined]
 
     def gone(*_: Any) -> Any:
         raise Unreachable("the bucket", "a message for who runs the server")

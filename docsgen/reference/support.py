@@ -12,7 +12,7 @@ from typing import Any
 from docsgen.markdown import code, table
 from docsgen.markdown import page as whole_page
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHOWN = (
     "torch",
     "transformers",
