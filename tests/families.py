@@ -17,6 +17,7 @@ import kvtool
 from kvtool.artifact.load import load_cache
 from kvtool.artifact.read import Artifact
 from kvtool.engines.cache import DocumentCache
+from kvtool.store.local import LocalStore
 
 CACHE_DIR = os.environ.get("KVTOOL_CACHE_DIR")
 
@@ -174,7 +175,7 @@ def parts_of(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
     def make(model: kvtool.Model, text: str = request.module.TEXT, **options: Any) -> Any:
         (tmp_path / "doc.txt").write_text(text)
-        store = kvtool.Store(tmp_path / "store")
+        store = LocalStore(tmp_path / "store")
         kvtool.prefill([tmp_path / "doc.txt"], model=model, store=store, **options)
         (name,) = store
         return store.parts(name)
