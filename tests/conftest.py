@@ -23,6 +23,7 @@ with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
 
 import kvtool
 from kvtool.codecs import KV, LayerKV, Recipe, registry, stage_registry
+from kvtool.store.local import LocalStore
 from kvtool.testing.tiny_model import save_model
 
 # Whatever else a machine is doing, no test fails for taking long.
@@ -143,15 +144,15 @@ def prefilled(tiny: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> P
     place = write_corpus(tmp_path_factory.mktemp("prefilled"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        report = kvtool.prefill(["docs", "c.txt"], model=tiny, store=kvtool.Store("kv-store"))
+        report = kvtool.prefill(["docs", "c.txt"], model=tiny, store=LocalStore("kv-store"))
     assert not report.problems
     return place / "kv-store"
 
 
 @pytest.fixture
-def store(prefilled: Path, corpus: Path) -> kvtool.Store:
+def store(prefilled: Path, corpus: Path) -> LocalStore:
     """The prefilled store, copied beside the corpus as ``kv-store``."""
-    return kvtool.Store(Path(shutil.copytree(prefilled, corpus / "kv-store")).relative_to(corpus))
+    return LocalStore(Path(shutil.copytree(prefilled, corpus / "kv-store")).relative_to(corpus))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import kvtool
 from kvtool.ask import ask, ask_each
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached, Text
-from kvtool.store.local import Store
 
 
 def test_an_answer_as_json(store: Store, tiny: kvtool.Model) -> None:

@@ -20,6 +20,7 @@ from kvtool.evaluation.summary import Measured
 from kvtool.evaluation.timing import measure_times
 from kvtool.measurement.contexts import Context
 from kvtool.model.chat_template import Prefix, prefix_of
+from kvtool.store.local import LocalStore
 from kvtool.store.segments import SegmentRef
 
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "prefilled"
@@ -32,12 +33,12 @@ class Prefilled:
     model: kvtool.Model
     folder: Path = field(default_factory=lambda: FOLDER)
     prefix: Prefix = field(init=False)
-    store: kvtool.Store = field(init=False)
+    store: LocalStore = field(init=False)
 
     def __post_init__(self) -> None:
         self.folder = self.folder / self.model.fingerprint[:12]
         self.prefix = prefix_of(self.model)
-        self.store = kvtool.Store(self.folder / "store")
+        self.store = LocalStore(self.folder / "store")
 
     def place(self, texts: Iterable[Text]) -> list[SegmentRef]:
         """Where each text lies, prefilled now if it was not before. A text must fit one segment."""

@@ -20,6 +20,7 @@ from benchmarks.common.output import machine, print_table
 from benchmarks.common.timing import interleaved
 from benchmarks.corpora.help_text import text_of
 from kvtool.ask import ask
+from kvtool.store.local import LocalStore
 
 QUESTION = "Which of these statements can raise an exception?"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         for tokens in arguments.tokens:
             name = f"{tokens}.txt"
             (Path(folder) / name).write_text(text_of(model, tokens))
-            store = kvtool.Store(Path(folder) / f"store-{tokens}")
+            store = LocalStore(Path(folder) / f"store-{tokens}")
             kvtool.prefill([Path(folder) / name], model=model, store=store)
             for variant, parameters in VARIANTS.items():
                 if variant != "raw":
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _timed(
     model: kvtool.Model,
-    store: kvtool.Store,
+    store: LocalStore,
     name: str,
     *,
     variant: str = "raw",

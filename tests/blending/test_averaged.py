@@ -16,7 +16,6 @@ from transformers import DynamicCache
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store
 from kvtool.artifact.identity import segment_identity
 from kvtool.artifact.read import Artifact
 from kvtool.artifact.scores import NEED, SPREAD
@@ -27,6 +26,7 @@ from kvtool.cli import app
 from kvtool.digest import digest
 from kvtool.errors import ArtifactError, ModelError, StoreError, UsageError
 from kvtool.model.chat_template import SEPARATOR, document_tokens, prefix_of
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Variant
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
@@ -41,20 +41,20 @@ def lively(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def made(lively: kvtool.Model, corpus: Path) -> Store:
+def made(lively: kvtool.Model, corpus: Path) -> LocalStore:
     """The corpus, read behind two neighbours."""
-    store = Store(corpus / "made")
+    store = LocalStore(corpus / "made")
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=store, neighbours=2)
     assert sorted(report.averaged) == THREE
     assert report.without_neighbours == []
     return store
 
 
-def files(store: Store) -> dict[str, bytes]:
+def files(store: LocalStore) -> dict[str, bytes]:
     return {str(p.relative_to(store.root)): p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()}
 
 
-def touched(store: Store) -> dict[Path, int]:
+def touched(store: LocalStore) -> dict[Path, int]:
     """When each file and folder was last written to: also by what was written and removed again."""
     return {
         p: p.stat().st_mtime_ns for name in ("artifacts", "manifests") for p in (store.root / name).rglob("*")
@@ -71,7 +71,7 @@ def turned_back(x: Tensor, by: int, theta: float = 10_000.0) -> Tensor:
 
 
 def behind(
-    model: kvtool.Model, store: Store, name: str, other: str, tokens: int = 200
+    model: kvtool.Model, store: LocalStore, name: str, other: str, tokens: int = 200
 ) -> list[tuple[Tensor, Tensor]]:
     """Each layer's keys and values of ``name`` behind prefix, ``other`` and a gap, by transformers alone, moved back."""
     prefix, own = (part.token_ids.tolist() for part in store.parts(name))
@@ -89,8 +89,8 @@ def behind(
 # What it is
 
 
-def test_it_lies_beside_the_exact_one(made: Store, corpus: Path, lively: kvtool.Model) -> None:
-    plain = Store(corpus / "plain")
+def test_it_lies_beside_the_exact_one(made: LocalStore, corpus: Path, lively: kvtool.Model) -> None:
+    plain = LocalStore(corpus / "plain")
     kvtool.prefill(["docs", "c.txt"], model=lively, store=plain)
     for name, document in made.items():
         assert document.variants == ["raw", "averaged"]
@@ -108,7 +108,7 @@ def test_it_lies_beside_the_exact_one(made: Store, corpus: Path, lively: kvtool.
         assert mean.meta["source"] == exact.meta["source"]
 
 
-def test_it_is_never_taken_for_the_exact_one(made: Store, lively: kvtool.Model) -> None:
+def test_it_is_never_taken_for_the_exact_one(made: LocalStore, lively: kvtool.Model) -> None:
     for name in THREE:
         exact, mean = made.open(name), made.open(name, "averaged")
         assert mean.meta["identity"] != exact.meta["identity"]
@@ -127,7 +127,7 @@ def test_it_is_never_taken_for_the_exact_one(made: Store, lively: kvtool.Model) 
     assert made.known()[mean.meta["identity"]].artifact == mean.digest
 
 
-def test_the_same_tokens_behind_others_are_another_artifact(made: Store, lively: kvtool.Model) -> None:
+def test_the_same_tokens_behind_others_are_another_artifact(made: LocalStore, lively: kvtool.Model) -> None:
     exact = made.open("c.txt")
     parts = (lively.fingerprint, exact.meta["prefix"]["digest"], exact.token_ids.tolist())
     identities = {
@@ -150,7 +150,7 @@ def test_behind_one_neighbour_it_is_what_a_prefill_there_gives(
     lively: kvtool.Model, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(averaged, "NEIGHBOUR_TOKENS", 25)
-    store = Store(corpus / "two")
+    store = LocalStore(corpus / "two")
     kvtool.prefill(["docs"], model=lively, store=store, neighbours=1)
     for name, other in (("docs/a.md", "docs/b.md"), ("docs/b.md", "docs/a.md")):
         mean, exact = store.read(name, "averaged"), store.read(name)
@@ -163,7 +163,7 @@ def test_behind_one_neighbour_it_is_what_a_prefill_there_gives(
 
 
 def test_behind_several_it_is_their_mean_and_says_how_far_they_lie_from_it(
-    made: Store, lively: kvtool.Model
+    made: LocalStore, lively: kvtool.Model
 ) -> None:
     for name in THREE:
         found = [behind(lively, made, name, other) for other in THREE if other != name]
@@ -183,7 +183,7 @@ def test_behind_several_it_is_their_mean_and_says_how_far_they_lie_from_it(
             torch.testing.assert_close(spread[n].double(), (apart / usual).sqrt(), atol=2e-3, rtol=0.07)
 
 
-def test_scores_have_a_number_for_each_token(made: Store) -> None:
+def test_scores_have_a_number_for_each_token(made: LocalStore) -> None:
     for name in THREE:
         mean = made.open(name, "averaged")
         n_tokens = len(mean.token_ids)
@@ -201,7 +201,7 @@ def test_scores_have_a_number_for_each_token(made: Store) -> None:
 def test_a_single_neighbour_says_nothing_of_how_much_it_matters_which(
     lively: kvtool.Model, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(corpus / "two")
+    store = LocalStore(corpus / "two")
     kvtool.prefill(["docs"], model=lively, store=store, neighbours=4)
     for name in store:
         assert store.open(name, "averaged").scores == []
@@ -218,8 +218,8 @@ def test_a_single_neighbour_says_nothing_of_how_much_it_matters_which(
         assert torch.equal(mine.values, other.values)
 
 
-def test_neighbours_are_sampled_by_name(made: Store, lively: kvtool.Model, corpus: Path) -> None:
-    store = Store(corpus / "one")
+def test_neighbours_are_sampled_by_name(made: LocalStore, lively: kvtool.Model, corpus: Path) -> None:
+    store = LocalStore(corpus / "one")
     kvtool.prefill(["docs", "c.txt"], model=lively, store=store, neighbours=1)
     for name in THREE:
         others = [other for other in THREE if other != name]
@@ -232,7 +232,7 @@ def test_neighbours_are_sampled_by_name(made: Store, lively: kvtool.Model, corpu
 
 def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model, corpus: Path) -> None:
     Path("long.md").write_text("\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(3)))
-    store = Store(corpus / "long")
+    store = LocalStore(corpus / "long")
     report = kvtool.prefill(["long.md", "c.txt"], model=lively, store=store, segment_tokens=40, neighbours=2)
     assert sorted(report.averaged) == ["c.txt", "long.md"]
     assert len(store["long.md"].segments) == 3
@@ -249,7 +249,7 @@ def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model
 # Runs
 
 
-def test_again_is_nothing(made: Store, lively: kvtool.Model) -> None:
+def test_again_is_nothing(made: LocalStore, lively: kvtool.Model) -> None:
     before, written = files(made), touched(made)
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
     assert (report.prefilled, report.averaged, report.tokens) == ([], [], 0)
@@ -259,9 +259,9 @@ def test_again_is_nothing(made: Store, lively: kvtool.Model) -> None:
 
 
 def test_what_was_prefilled_without_can_be_read_behind_others_later(
-    made: Store, lively: kvtool.Model, corpus: Path
+    made: LocalStore, lively: kvtool.Model, corpus: Path
 ) -> None:
-    later = Store(corpus / "later")
+    later = LocalStore(corpus / "later")
     kvtool.prefill(["docs", "c.txt"], model=lively, store=later)
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=later, neighbours=2)
     assert (report.prefilled, sorted(report.averaged)) == ([], THREE)
@@ -273,7 +273,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(lively: kvtool.Model, corpu
     Path("long.md").write_text("\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(3)))
     options: dict[str, Any] = {"model": lively, "segment_tokens": 80}
     names = ["long.md", "docs"]
-    whole, store = Store(corpus / "whole"), Store(corpus / "interrupted")
+    whole, store = LocalStore(corpus / "whole"), LocalStore(corpus / "interrupted")
     kvtool.prefill(names, store=whole, neighbours=2, **options)
     assert len(whole["long.md"].segments) == 2
     kvtool.prefill(names, store=store, **options)
@@ -292,7 +292,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(lively: kvtool.Model, corpu
 
 
 def test_a_document_alone_is_reported_until_there_is_another(lively: kvtool.Model, corpus: Path) -> None:
-    store = Store(corpus / "few")
+    store = LocalStore(corpus / "few")
     report = kvtool.prefill("c.txt", model=lively, store=store, neighbours=2)
     assert (report.prefilled, report.averaged, report.without_neighbours) == (["c.txt"], [], ["c.txt"])
     assert store["c.txt"].variants == ["raw"]
@@ -305,18 +305,18 @@ def test_what_would_not_fit_behind_any_other_is_alone(tiny: kvtool.Model, corpus
     assert tiny.context == 512
     Path("long.txt").write_text("All work and no play. " * 19)
     Path("other.txt").write_text("Another one. " * 20)
-    store = Store(corpus / "long")
+    store = LocalStore(corpus / "long")
     report = kvtool.prefill(["long.txt", "other.txt"], model=tiny, store=store, neighbours=1)
     assert (report.averaged, report.without_neighbours) == (["other.txt"], ["long.txt"])
 
 
-def test_other_prefixes_documents_are_no_neighbours(made: Store, lively: kvtool.Model) -> None:
+def test_other_prefixes_documents_are_no_neighbours(made: LocalStore, lively: kvtool.Model) -> None:
     Path("d.txt").write_text("Under a system prompt.\n")
     report = kvtool.prefill("d.txt", model=lively, store=made, system="Be brief.", neighbours=2)
     assert (report.averaged, report.without_neighbours) == ([], ["d.txt"])
 
 
-def test_what_changed_is_read_again(made: Store, lively: kvtool.Model) -> None:
+def test_what_changed_is_read_again(made: LocalStore, lively: kvtool.Model) -> None:
     before = {name: made[name] for name in THREE}
     Path("docs/a.md").write_text("# Apples\n\nThe red apple costs four crowns.\n")
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made, neighbours=2)
@@ -325,7 +325,7 @@ def test_what_changed_is_read_again(made: Store, lively: kvtool.Model) -> None:
     assert {name for name in THREE if made[name] == before[name]} == {"c.txt", "docs/b.md"}
 
 
-def test_a_missing_one_is_made_again(made: Store, lively: kvtool.Model) -> None:
+def test_a_missing_one_is_made_again(made: LocalStore, lively: kvtool.Model) -> None:
     before = files(made)
     made.discard(made["c.txt"].segments[0].variants["averaged"])
     # Meanwhile a blend takes the cache of the document alone.
@@ -342,7 +342,7 @@ def test_a_model_whose_keys_cannot_be_moved_is_refused(tiny_dir: Path, corpus: P
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     AutoTokenizer.from_pretrained(tiny_dir).save_pretrained(tmp_path / "gpt2")
     model = kvtool.load_model(tmp_path / "gpt2", device="cpu")
-    store = Store(corpus / "gpt2-store")
+    store = LocalStore(corpus / "gpt2-store")
     with pytest.raises(ModelError, match=r"how gpt2 rotates its keys is not known.*without --neighbours"):
         kvtool.prefill(["docs"], model=model, store=store, neighbours=1)
     assert [document.variants for document in store.values()] == [["raw"]] * 2
@@ -351,7 +351,7 @@ def test_a_model_whose_keys_cannot_be_moved_is_refused(tiny_dir: Path, corpus: P
 # Compressed
 
 
-def test_compressed_it_keeps_its_scores(made: Store, lively: kvtool.Model) -> None:
+def test_compressed_it_keeps_its_scores(made: LocalStore, lively: kvtool.Model) -> None:
     kvtool.compress(made, recipe="kivi", bits=4)
     report = kvtool.compress(made, recipe="kivi", bits=4, source="averaged")
     assert (report.variant, report.compressed) == ("kivi-averaged", THREE)
@@ -377,7 +377,7 @@ def test_compressed_it_keeps_its_scores(made: Store, lively: kvtool.Model) -> No
     assert (again.compressed, again.unchanged) == ([], THREE)
 
 
-def test_of_what_is_compressed(made: Store, store: Store) -> None:
+def test_of_what_is_compressed(made: LocalStore, store: LocalStore) -> None:
     with pytest.raises(UsageError, match=r"^--source kivi: expected raw or averaged"):
         kvtool.compress(made, recipe="kivi", source="kivi")
     with pytest.raises(UsageError, match=r"^--name averaged: is kept for what prefill made"):
@@ -419,7 +419,7 @@ HOSTILE: dict[str, Change] = {
 
 
 @pytest.fixture
-def content(made: Store, lively: kvtool.Model) -> Content:
+def content(made: LocalStore, lively: kvtool.Model) -> Content:
     """What an artifact with scores is written from."""
     mean = made.open("c.txt", "averaged")
     scores = {name: mean.score(name) for name in mean.scores}
@@ -447,12 +447,14 @@ def test_scores_that_do_not_fit_are_refused(content: Content, tmp_path: Path, ch
     assert "\n" not in str(caught.value)
 
 
-def test_written_again_it_is_the_same(content: Content, made: Store, tmp_path: Path) -> None:
+def test_written_again_it_is_the_same(content: Content, made: LocalStore, tmp_path: Path) -> None:
     assert written(content, tmp_path).stem == made.open("c.txt", "averaged").digest
 
 
 @pytest.mark.parametrize("name", [SPREAD, NEED])
-def test_a_changed_score_is_refused_when_it_is_read(made: Store, lively: kvtool.Model, name: str) -> None:
+def test_a_changed_score_is_refused_when_it_is_read(
+    made: LocalStore, lively: kvtool.Model, name: str
+) -> None:
     opened = made.open("c.txt", "averaged")
     data = bytearray(opened.path.read_bytes())
     data[opened.offsets[f"scores.{name}"]] ^= 1
@@ -468,7 +470,7 @@ def test_a_changed_score_is_refused_when_it_is_read(made: Store, lively: kvtool.
 
 
 def test_scores_that_are_no_numbers_say_nothing(
-    content: Content, made: Store, lively: kvtool.Model, tmp_path: Path
+    content: Content, made: LocalStore, lively: kvtool.Model, tmp_path: Path
 ) -> None:
     tensors = dict(content.tensors)
     tensors["scores.need"] = torch.full_like(tensors["scores.need"].float(), torch.nan).to(
@@ -501,7 +503,7 @@ def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.
         "kvtool.model.prefill_speed.remember", lambda fingerprint, tokens, seconds: speeds.append(tokens)
     )
     first = json.loads(cli("prefill", "docs", "c.txt", "--neighbours", "2", "--json").stdout)
-    store = Store("made")
+    store = LocalStore("made")
     tokens = sum(document.n_tokens for document in store.values())
     assert first.keys() == {
         "store", "model", "dry_run", "prefilled", "unchanged", "averaged", "without_neighbours", "problems", "tokens",
@@ -531,7 +533,7 @@ def test_fewer_than_no_neighbours_make_no_sense(cli: Callable[..., Any]) -> None
     assert not Path("made").exists()
 
 
-def test_verify_and_gc_know_them(made: Store, cli: Callable[..., Any]) -> None:
+def test_verify_and_gc_know_them(made: LocalStore, cli: Callable[..., Any]) -> None:
     kvtool.compress(made, recipe="kivi", source="averaged")
     # Three documents of three variants each, and the prefix.
     assert json.loads(cli("verify", "--json").stdout) == {"intact": 10, "broken": {}, "removed": []}
@@ -544,7 +546,7 @@ def test_verify_and_gc_know_them(made: Store, cli: Callable[..., Any]) -> None:
 
 
 def test_verify_takes_a_broken_one_out_and_prefill_makes_it_again(
-    made: Store, cli: Callable[..., Any]
+    made: LocalStore, cli: Callable[..., Any]
 ) -> None:
     path = made.open("c.txt", "averaged").path
     data = path.read_bytes()

@@ -16,8 +16,8 @@ WHERE = re.compile(r"^\|[^|]*\|([^|]*)\|$", re.MULTILINE)
 def test_the_map_says_the_same_number_of_files(page: Path) -> None:
     number = re.search(r"(?:adds|changes) \*\*(\w+)\s+files?\*\*", page.read_text())
     assert number, f"{page} does not say in how many files the change is made"
-    rows = WHERE.findall((DOCS / "architecture.md").read_text())
-    (row,) = [row for row in rows if f"(exercises/{page.name})" in row]
+    rows = WHERE.findall((DOCS / "explanation" / "architecture.md").read_text())
+    (row,) = [row for row in rows if f"(../exercises/{page.name})" in row]
     assert re.match(rf" {number[1]} (?:new )?files?\b", row)
 
 

@@ -12,7 +12,7 @@ from kvtool.engines import capabilities
 from kvtool.engines.capabilities import has_softmax_attention, key_rotations, rope_description
 
 
-def test_each_model_is_run_once(tiny, monkeypatch):
+def test_each_model_is_run_once(tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = (kvtool.load_model(tiny.directory) for _ in range(2))
     found = [(rope_description(m), key_rotations(m), has_softmax_attention(m)) for m in (model, other)]
     assert found[0] == found[1]
@@ -24,7 +24,7 @@ def test_each_model_is_run_once(tiny, monkeypatch):
         key_rotations(kvtool.load_model(tiny.directory))
 
 
-def test_what_was_found_goes_with_the_model(tiny):
+def test_what_was_found_goes_with_the_model(tiny: kvtool.Model) -> None:
     (known,) = [
         cell.cell_contents
         for cell in capabilities.key_rotations.__closure__
@@ -39,7 +39,7 @@ def test_what_was_found_goes_with_the_model(tiny):
     assert len(known) <= before
 
 
-def test_keys_of_the_description_are_those_of_the_rotations(family):
+def test_keys_of_the_description_are_those_of_the_rotations(family: kvtool.Model) -> None:
     description, rotations = rope_description(family), key_rotations(family)
     assert rotations is not None
     assert ropes(description, family.text_config.num_hidden_layers) == rotations.keys

@@ -16,6 +16,7 @@ import pytest
 
 import kvtool
 from kvtool.measurement.distortion import TOKEN_METRICS
+from kvtool.store.local import LocalStore
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/exercises/metric.md").read_text()
@@ -55,7 +56,7 @@ def run(changed: Path, arguments: Sequence[str], cache: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def arguments(documents: kvtool.Store, lively: kvtool.Model) -> list[str]:
+def arguments(documents: LocalStore, lively: kvtool.Model) -> list[str]:
     options = {
         "--store": documents.root,
         "--model": lively.directory,

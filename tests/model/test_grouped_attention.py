@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def states(n_queries: int, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("n_queries", [1, 7])
 @torch.no_grad()
-def test_equals_attention_over_repeated_keys_to_the_bit(n_queries, dtype):
+def test_equals_attention_over_repeated_keys_to_the_bit(n_queries: Any, dtype: torch.dtype) -> None:
     query, key, value = states(n_queries, dtype)
     mask = torch.rand(1, 1, n_queries, 50) > 0.3
     module = SimpleNamespace(num_key_value_groups=3, is_causal=True)
@@ -35,7 +36,9 @@ def test_equals_attention_over_repeated_keys_to_the_bit(n_queries, dtype):
     assert torch.equal(output, expected.transpose(1, 2))
 
 
-def test_what_is_not_repeated_or_needs_gradients_is_left_to_transformers(monkeypatch):
+def test_what_is_not_repeated_or_needs_gradients_is_left_to_transformers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls = []
     monkeypatch.setattr(grouped_attention, "sdpa_attention_forward", lambda *a, **k: (calls.append(k), None))
     query, key, value = states(7, torch.float32)
@@ -51,7 +54,7 @@ def test_what_is_not_repeated_or_needs_gradients_is_left_to_transformers(monkeyp
     assert len(calls) == 4
 
 
-def test_models_are_loaded_with_it_where_they_have_sdpa(family):
+def test_models_are_loaded_with_it_where_they_have_sdpa(family: Any) -> None:
     implementation = family.model.config._attn_implementation
     assert implementation == ("eager" if family.config.model_type == "gpt_oss" else NAME)
     with pytest.MonkeyPatch.context() as patch:

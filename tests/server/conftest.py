@@ -18,12 +18,12 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store
 from kvtool.cli import app as commands
 from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
 from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 from tests.loopback import listen
 
 TEXTS = {
@@ -55,19 +55,19 @@ def served(served_dir: Path) -> kvtool.Model:
 
 
 @pytest.fixture
-def documents(served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def documents(served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     """``TEXTS``, prefilled in the working directory's kv-store."""
     monkeypatch.chdir(tmp_path)
     for name, text in TEXTS.items():
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
-    store = Store("kv-store")
+    store = LocalStore("kv-store")
     kvtool.prefill(["docs"], model=served, store=store)
     return store
 
 
 @pytest.fixture
-def service(served: kvtool.Model, documents: Store) -> Service:
+def service(served: kvtool.Model, documents: LocalStore) -> Service:
     return Service.over(documents.root, served, Limits(memory=MEMORY), loading=RAW_ONLY)
 
 
@@ -119,14 +119,14 @@ def starting(served_dir: Path) -> Callable[..., AbstractContextManager[Running]]
 
 @pytest.fixture
 def running(
-    starting: Callable[..., AbstractContextManager[Running]], documents: Store
+    starting: Callable[..., AbstractContextManager[Running]], documents: LocalStore
 ) -> Callable[..., AbstractContextManager[Running]]:
     """The same over ``documents``."""
     return starting
 
 
 @pytest.fixture
-def calibrated(documents: Store, served: kvtool.Model, centred: Recipe) -> Calibration:
+def calibrated(documents: LocalStore, served: kvtool.Model, centred: Recipe) -> Calibration:
     """What the variant centred of all documents is compressed with."""
     assert centred.fit
     samples = [Sample(documents.read(name)) for name in TEXTS]
@@ -138,7 +138,7 @@ def calibrated(documents: Store, served: kvtool.Model, centred: Recipe) -> Calib
 
 
 @pytest.fixture
-def commands_read(documents: Store) -> Callable[[str], None]:
+def commands_read(documents: LocalStore) -> Callable[[str], None]:
     """Asserts that commands read ``documents`` from an address as from their directory."""
 
     def run(*arguments: str, code: int = 0) -> Any:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import kvtool
-from kvtool import Store
 from kvtool.codecs import Calibration, Recipe, Sample
+from kvtool.store.local import LocalStore
 from tests.loopback import endpoint, objects
 
 pytest.register_assert_rewrite("kvtool.testing.backends")
@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def calibrated(store: Store, tiny: kvtool.Model, centred: Recipe) -> Calibration:
+def calibrated(store: LocalStore, tiny: kvtool.Model, centred: Recipe) -> Calibration:
     """What the variant centred of all documents is compressed with."""
     assert centred.fit
     made = centred.fit([Sample(store.read(name)) for name in store]).made(

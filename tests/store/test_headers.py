@@ -11,12 +11,13 @@ from kvtool.errors import ArtifactError, StoreError
 from kvtool.store import headers
 from kvtool.store.backends.directory import DirectoryBackend
 from kvtool.store.headers import headers_of
+from kvtool.store.local import LocalStore
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
-def url(store: Store) -> str:
+def url(store: LocalStore) -> str:
     return f"file://{store.root.resolve()}"
 
 
@@ -24,7 +25,7 @@ def url(store: Store) -> str:
 @pytest.mark.parametrize("variant", ["raw", "centred"])
 def test_they_say_what_the_whole_says(
     url: str,
-    store: Store,
+    store: LocalStore,
     calibrated: Calibration,
     monkeypatch: pytest.MonkeyPatch,
     variant: str,
@@ -42,21 +43,23 @@ def test_they_say_what_the_whole_says(
     assert remote.read("docs/a.md", variant).layers[0].keys.equal(whole.kv().layers[0].keys)
 
 
-def test_the_second_time_nothing_is_asked(url: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_time_nothing_is_asked(
+    url: str, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     headers_of(Store(url)).open("docs/a.md")
     again = headers_of(Store(url))
     monkeypatch.setattr(DirectoryBackend, "part", None)
     assert len(again.open("docs/a.md").token_ids)
 
 
-def test_one_that_broke_is_fetched_again(url: str, store: Store) -> None:
+def test_one_that_broke_is_fetched_again(url: str, store: LocalStore) -> None:
     path = headers_of(Store(url)).open("docs/a.md").path
     path.write_bytes(path.read_bytes()[:40])
     assert headers_of(Store(url)).open("docs/a.md").token_ids.equal(store.open("docs/a.md").token_ids)
 
 
 @pytest.mark.parametrize("where", [20, "token_ids"])
-def test_what_was_changed_is_not_kept(url: str, store: Store, where: int | str) -> None:
+def test_what_was_changed_is_not_kept(url: str, store: LocalStore, where: int | str) -> None:
     artifact = store.open("docs/a.md")
     data = bytearray(artifact.path.read_bytes())
     data[where if isinstance(where, int) else artifact.offsets[where]] ^= 1

@@ -30,7 +30,7 @@ def bytes_of(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def named(store: Store, name: str) -> Document:
+def named(store: LocalStore, name: str) -> Document:
     """A document of the store, under another name."""
     return replace(store["c.txt"], name=name)
 
@@ -38,7 +38,7 @@ def named(store: Store, name: str) -> Document:
 # A mapping
 
 
-def test_it_is_a_mapping_sorted_by_name(store: Store) -> None:
+def test_it_is_a_mapping_sorted_by_name(store: LocalStore) -> None:
     assert list(store) == THREE == sorted(store.keys())
     assert len(store) == 3
     assert "docs/a.md" in store
@@ -48,14 +48,14 @@ def test_it_is_a_mapping_sorted_by_name(store: Store) -> None:
     assert store.get("docs/z.md") is None
 
 
-def test_names_sort_as_names_not_as_paths(store: Store) -> None:
+def test_names_sort_as_names_not_as_paths(store: LocalStore) -> None:
     for name in ("d/x.md", "d-e/x.md", "d.md", "d"):
         store.commit(named(store, name))
     assert list(store) == sorted(store)
 
 
 def test_an_absent_directory_is_an_empty_store_and_stays_absent(tmp_path: Path) -> None:
-    store = Store(tmp_path / "none")
+    store = LocalStore(tmp_path / "none")
     assert list(store) == []
     assert store.collect() == []
     with pytest.raises(StoreError, match="the store is empty: run kvtool prefill first"):
@@ -64,14 +64,14 @@ def test_an_absent_directory_is_an_empty_store_and_stays_absent(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("name", "near"), [("docs/a.mb", "docs/a.md"), ("c.text", "c.txt")])
-def test_a_missing_document_suggests_near_names(store: Store, name: str, near: str) -> None:
+def test_a_missing_document_suggests_near_names(store: LocalStore, name: str, near: str) -> None:
     with pytest.raises(StoreError, match=rf"is not in the store .*did you mean.*{near}") as caught:
         store[name]
     assert isinstance(caught.value, KeyError)
     assert not str(caught.value).startswith(("'", '"'))
 
 
-def test_a_far_name_says_where_to_look(store: Store) -> None:
+def test_a_far_name_says_where_to_look(store: LocalStore) -> None:
     with pytest.raises(KeyError, match="kvtool ls shows what is there"):
         store["zzzzzzzzzz"]
 
@@ -79,7 +79,7 @@ def test_a_far_name_says_where_to_look(store: Store) -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "a/../b", "/etc/passwd", "a//b", "a/", "./a", "a\0b", "a/..", "\ud800"]
 )
-def test_names_that_would_leave_the_store_are_refused(store: Store, name: str) -> None:
+def test_names_that_would_leave_the_store_are_refused(store: LocalStore, name: str) -> None:
     assert name not in store
     with pytest.raises(StoreError, match="is not a document name"):
         store[name]
@@ -95,7 +95,7 @@ def test_names_that_would_leave_the_store_are_refused(store: Store, name: str) -
         "\x7f\x1b[31m", "é", "e\u0301", "🗎.md", "lock", MARKER,
     ],
 )  # fmt: skip
-def test_odd_names_are_kept_as_they_are(store: Store, name: str) -> None:
+def test_odd_names_are_kept_as_they_are(store: LocalStore, name: str) -> None:
     document = named(store, name)
     with store.writing():
         store.commit(document)
@@ -108,7 +108,7 @@ def test_odd_names_are_kept_as_they_are(store: Store, name: str) -> None:
     assert list(store) == THREE
 
 
-def test_names_that_look_like_each_others_files_live_side_by_side(store: Store) -> None:
+def test_names_that_look_like_each_others_files_live_side_by_side(store: LocalStore) -> None:
     names = ["x", "x.json", "x.json/y", "x/y", "x.json.json", "x%2Ejson/y", "X", ".tmp-", "%2Etmp-"]
     for name in names:
         store.commit(named(store, name))
@@ -118,14 +118,14 @@ def test_names_that_look_like_each_others_files_live_side_by_side(store: Store) 
 
 
 @pytest.mark.parametrize("name", ["x" * 251, "ä" * 126, "a/" + "x" * 300 + "/b", "%" * 84, "x" * 5000])
-def test_a_name_too_long_for_a_file_is_refused(store: Store, name: str) -> None:
+def test_a_name_too_long_for_a_file_is_refused(store: LocalStore, name: str) -> None:
     assert name not in store
     with pytest.raises(StoreError, match=r"cannot be stored.*rename"):
         store.commit(named(store, name))
     assert list(store) == THREE
 
 
-def test_the_longest_name_fits(store: Store) -> None:
+def test_the_longest_name_fits(store: LocalStore) -> None:
     store.commit(named(store, "x" * 250))
     assert store["x" * 250].n_tokens
 
@@ -134,9 +134,9 @@ def test_a_document_with_too_long_a_name_does_not_stop_the_others(corpus: Path, 
     (corpus / ("x" * 253)).write_text("Too long a name.")
     (corpus / "ok.md").write_text("Fine.")
     for options in ({}, {"replace": True}):
-        report = kvtool.prefill(["x" * 253, "ok.md"], model=tiny, store=Store("new"), **options)  # type: ignore[arg-type]
+        report = kvtool.prefill(["x" * 253, "ok.md"], model=tiny, store=LocalStore("new"), **options)  # type: ignore[arg-type]
         assert [str(problem)[:20] for problem in report.problems] == ["x" * 20]
-        assert list(Store("new")) == ["ok.md"]
+        assert list(LocalStore("new")) == ["ok.md"]
 
 
 # What is not a store
@@ -145,14 +145,14 @@ def test_a_document_with_too_long_a_name_does_not_stop_the_others(corpus: Path, 
 def test_a_directory_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(StoreError, match=r"is not a kvtool store .*name another with --store"):
-        Store(tmp_path)
+        LocalStore(tmp_path)
     with pytest.raises(StoreError, match="is not a kvtool store"):
-        Store(tmp_path / "thesis.tex")
+        LocalStore(tmp_path / "thesis.tex")
 
 
 def test_other_schemes_are_refused() -> None:
     with pytest.raises(UsageError, match="expected http://HOST:PORT"):
-        Store("ftp://host/x")
+        LocalStore("ftp://host/x")
 
 
 @pytest.mark.parametrize(("text", "says"), [
@@ -160,25 +160,25 @@ def test_other_schemes_are_refused() -> None:
     ('{"format":"1"}', "format 1"), ("{}", "should say"), ("", "should say"), ("[]", "should say"),
     ("[" * 100_000, "should say"),
 ])  # fmt: skip
-def test_a_newer_or_broken_marker_is_refused(store: Store, text: str, says: str) -> None:
+def test_a_newer_or_broken_marker_is_refused(store: LocalStore, text: str, says: str) -> None:
     (store.root / MARKER).write_text(text)
     before = bytes_of(store.root)
     with pytest.raises(StoreError, match=says):
-        Store(store.root)
+        LocalStore(store.root)
     assert bytes_of(store.root) == before
 
 
 # What is missing or broken in it
 
 
-def test_a_missing_artifact_is_named_with_the_remedy(store: Store) -> None:
+def test_a_missing_artifact_is_named_with_the_remedy(store: LocalStore) -> None:
     path = store.path_of(store["c.txt"].segments[0].variants["raw"])
     path.unlink()
     with pytest.raises(StoreError, match=rf"c.txt: its artifact {path} is missing; run the same prefill"):
         store.read("c.txt")
 
 
-def test_no_such_variant_or_segment(store: Store) -> None:
+def test_no_such_variant_or_segment(store: LocalStore) -> None:
     with pytest.raises(
         StoreError, match=r"no variant 'kivi', only raw; run kvtool compress c.txt --recipe kivi"
     ):
@@ -188,7 +188,7 @@ def test_no_such_variant_or_segment(store: Store) -> None:
             store.read("c.txt", segment=segment)
 
 
-def test_artifacts_swapped_between_documents_are_refused(store: Store) -> None:
+def test_artifacts_swapped_between_documents_are_refused(store: LocalStore) -> None:
     one, other = (store.path_of(store[name].segments[0].variants["raw"]) for name in THREE[:2])
     content = one.read_bytes()
     shutil.copy(other, one)
@@ -198,20 +198,20 @@ def test_artifacts_swapped_between_documents_are_refused(store: Store) -> None:
             store.read(name)
 
 
-def test_manifests_swapped_between_documents_are_refused(store: Store) -> None:
+def test_manifests_swapped_between_documents_are_refused(store: LocalStore) -> None:
     manifests = store.root / "manifests"
     shutil.copy(manifests / "c.txt.json", manifests / "docs" / "a.md.json")
     with pytest.raises(StoreError, match=r"is the manifest of 'c.txt', not of 'docs/a.md'"):
         store["docs/a.md"]
 
 
-def test_a_manifest_past_the_limit_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_past_the_limit_is_refused(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MANIFEST_BYTES", 10)
     with pytest.raises(StoreError, match="larger than a manifest"):
         store["c.txt"]
 
 
-def test_a_manifest_that_is_a_directory_is_no_document(store: Store) -> None:
+def test_a_manifest_that_is_a_directory_is_no_document(store: LocalStore) -> None:
     (store.root / "manifests" / "odd.json").mkdir()
     assert list(store) == THREE
     with pytest.raises(KeyError):
@@ -221,7 +221,7 @@ def test_a_manifest_that_is_a_directory_is_no_document(store: Store) -> None:
 # Removing
 
 
-def test_collect_removes_only_what_nothing_refers_to(store: Store) -> None:
+def test_collect_removes_only_what_nothing_refers_to(store: LocalStore) -> None:
     before = bytes_of(store.root)
     assert store.collect() == []
     with store.writing():
@@ -239,7 +239,7 @@ def test_collect_removes_only_what_nothing_refers_to(store: Store) -> None:
     assert all(after[name] == before[name] for name in after)
 
 
-def test_an_artifact_shared_by_documents_stays_until_the_last_goes(store: Store) -> None:
+def test_an_artifact_shared_by_documents_stays_until_the_last_goes(store: LocalStore) -> None:
     with store.writing():
         store.commit(named(store, "copy.txt"))
     store.remove("c.txt")
@@ -249,7 +249,7 @@ def test_an_artifact_shared_by_documents_stays_until_the_last_goes(store: Store)
     assert len(store.collect()) == 1
 
 
-def test_a_broken_manifest_stops_collect(store: Store) -> None:
+def test_a_broken_manifest_stops_collect(store: LocalStore) -> None:
     # It may refer to anything, so nothing is known to be unused.
     (store.root / "manifests" / "c.txt.json").write_bytes(b"{}")
     before = bytes_of(store.root)
@@ -258,7 +258,7 @@ def test_a_broken_manifest_stops_collect(store: Store) -> None:
     assert bytes_of(store.root) == before
 
 
-def test_purge_removes_a_document_and_what_only_it_uses(store: Store) -> None:
+def test_purge_removes_a_document_and_what_only_it_uses(store: LocalStore) -> None:
     store.commit(named(store, "twin"))
     before = bytes_of(store.root)
     with store.writing():
@@ -275,7 +275,7 @@ def test_purge_removes_a_document_and_what_only_it_uses(store: Store) -> None:
     assert store.purge("docs/a.md")
 
 
-def test_collect_waits_for_writers(store: Store) -> None:
+def test_collect_waits_for_writers(store: LocalStore) -> None:
     stray = store.root / "artifacts" / "ab" / ("ab" * 32 + ".safetensors")
     with store.writing():
         files.write_atomic(stray, [b"put, not yet committed"])
@@ -291,7 +291,7 @@ def test_collect_waits_for_writers(store: Store) -> None:
 # Writing
 
 
-def test_the_same_content_is_stored_once(store: Store, tiny: kvtool.Model) -> None:
+def test_the_same_content_is_stored_once(store: LocalStore, tiny: kvtool.Model) -> None:
     before = bytes_of(store.root)
     stat = {p: p.stat().st_mtime_ns for p in store.root.rglob("*.safetensors")}
     report = kvtool.prefill(["docs", "c.txt"], model=tiny, store=store)
@@ -302,7 +302,7 @@ def test_the_same_content_is_stored_once(store: Store, tiny: kvtool.Model) -> No
     assert {p: p.stat().st_mtime_ns for p in store.root.rglob("*.safetensors")} == stat
 
 
-def test_an_artifact_left_without_a_manifest_is_used_again(store: Store, tiny: kvtool.Model) -> None:
+def test_an_artifact_left_without_a_manifest_is_used_again(store: LocalStore, tiny: kvtool.Model) -> None:
     before = bytes_of(store.root)
     for name in THREE:
         store.remove(name)
@@ -312,7 +312,7 @@ def test_an_artifact_left_without_a_manifest_is_used_again(store: Store, tiny: k
     assert bytes_of(store.root) == before
 
 
-def test_a_broken_artifact_left_behind_is_not_used_again(store: Store, tiny: kvtool.Model) -> None:
+def test_a_broken_artifact_left_behind_is_not_used_again(store: LocalStore, tiny: kvtool.Model) -> None:
     before = bytes_of(store.root)
     path = store.path_of(store["c.txt"].segments[0].variants["raw"])
     store.remove("c.txt")
@@ -324,7 +324,7 @@ def test_a_broken_artifact_left_behind_is_not_used_again(store: Store, tiny: kvt
     assert bytes_of(store.root).items() >= before.items()
 
 
-def test_the_next_writer_removes_what_a_killed_one_left(store: Store) -> None:
+def test_the_next_writer_removes_what_a_killed_one_left(store: LocalStore) -> None:
     places = [store.root, store.root / "artifacts" / "00", store.root / "manifests" / "docs"]
     left = [place / f"{files.TEMPORARY}{'0' * 32}" for place in places]
     for path in left:
@@ -335,30 +335,32 @@ def test_the_next_writer_removes_what_a_killed_one_left(store: Store) -> None:
         assert not any(path.exists() for path in left)
 
 
-def test_a_writer_leaves_alone_what_another_is_writing(store: Store) -> None:
+def test_a_writer_leaves_alone_what_another_is_writing(store: LocalStore) -> None:
     with store.writing():
         living = store.root / f"{files.TEMPORARY}{'0' * 32}"
         living.write_bytes(b"half")
-        with Store(store.root).writing():
+        with LocalStore(store.root).writing():
             assert living.exists()
 
 
 @pytest.mark.parametrize("left", [".tmp-0123", "lock"])
 def test_a_writer_killed_before_the_marker_leaves_a_store_that_opens(tmp_path: Path, left: str) -> None:
     (tmp_path / left).write_bytes(b"")
-    store = Store(tmp_path)
+    store = LocalStore(tmp_path)
     with store.writing():
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == [MARKER, "lock"]
 
 
-def test_two_variants_made_at_the_same_time_both_stay(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_variants_made_at_the_same_time_both_stay(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The other run commits between this one's reading of the manifest and its commit.
     put = LocalStore.put
 
-    def meanwhile(self: Store, content: object) -> object:
+    def meanwhile(self: LocalStore, content: object) -> object:
         monkeypatch.setattr(LocalStore, "put", put)
-        kvtool.compress(Store(store.root), ["c.txt"], recipe="kivi")
+        kvtool.compress(LocalStore(store.root), ["c.txt"], recipe="kivi")
         return put(self, content)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LocalStore, "put", meanwhile)
@@ -387,12 +389,12 @@ def test_two_processes_fill_one_new_store_while_a_reader_looks_on(corpus: Path, 
     ]
     seen = 0
     while any(run.poll() is None for run in runs):
-        for name in (reader := Store("kv-store")):
+        for name in (reader := LocalStore("kv-store")):
             assert reader.read(name).n_tokens
             seen += 1
     assert [run.wait() for run in runs] == [0, 0]
     assert seen
-    store = Store("kv-store")
+    store = LocalStore("kv-store")
     assert len(store) == 41
     # Each run may have computed the document that both have; one of the two artifacts is then in no use.
     assert len(store.collect()) <= 1
@@ -408,7 +410,7 @@ def test_two_processes_fill_one_new_store_while_a_reader_looks_on(corpus: Path, 
 @pytest.mark.parametrize("call", ["open", "fsync"])
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
 def test_a_full_disk_loses_nothing(
-    store: Store, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch, call: str, at: int
+    store: LocalStore, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch, call: str, at: int
 ) -> None:
     before = bytes_of(store.root)
     Path("docs/a.md").write_text("Changed.")
@@ -455,21 +457,23 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_disk_that_is_really_full(store: Store, tiny: kvtool.Model, mounted: Callable[[str], Path]) -> None:
+def test_a_disk_that_is_really_full(
+    store: LocalStore, tiny: kvtool.Model, mounted: Callable[[str], Path]
+) -> None:
     disk = Path(shutil.copytree(store.root, mounted("size=256k") / "kv-store"))
     before = bytes_of(disk)
     filler = disk.parent / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(disk).free))
     Path("docs/new.md").write_text("A longer document. " * 20)
     with pytest.raises(StoreError, match="the disk is full"):
-        kvtool.prefill(["docs"], model=tiny, store=Store(disk))
+        kvtool.prefill(["docs"], model=tiny, store=LocalStore(disk))
     assert bytes_of(disk) == before
     filler.unlink()
-    assert kvtool.prefill(["docs"], model=tiny, store=Store(disk)).prefilled == ["docs/new.md"]
+    assert kvtool.prefill(["docs"], model=tiny, store=LocalStore(disk)).prefilled == ["docs/new.md"]
 
 
 def test_a_disk_that_cannot_be_written(
-    store: Store, tiny: kvtool.Model, mounted: Callable[[str], Path]
+    store: LocalStore, tiny: kvtool.Model, mounted: Callable[[str], Path]
 ) -> None:
     place = mounted("size=1m")
     disk = Store(shutil.copytree(store.root, place / "kv-store"))
@@ -528,5 +532,5 @@ def test_a_crash_between_any_two_steps_leaves_old_or_new(tmp_path: Path, old: by
     assert line > 10
 
 
-def test_json_of_the_marker_is_what_the_message_says(store: Store) -> None:
+def test_json_of_the_marker_is_what_the_message_says(store: LocalStore) -> None:
     assert json.loads((store.root / MARKER).read_bytes()) == {"format": 1}

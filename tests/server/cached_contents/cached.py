@@ -11,9 +11,9 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from kvtool import Store
 from kvtool.server.cached_contents.store import Contents
 from kvtool.server.runtime.service import Service
+from kvtool.store.local import LocalStore
 
 TEXT = "The mill by the river grinds rye on Mondays, and wheat on all other days.\n" * 3
 
@@ -70,7 +70,7 @@ def contents_of(client: TestClient) -> Contents:
     return contents
 
 
-def files(store: Store) -> set[Path]:
+def files(store: LocalStore) -> set[Path]:
     return {path for path in store.root.rglob("*") if path.is_file()}
 
 

@@ -13,10 +13,10 @@ import pytest
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store
 from kvtool.server.app import create_app
 from kvtool.server.cached_contents.worker import PrefillWorker
 from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 from tests.server.cached_contents.cached import (
     LONG,
     chat,
@@ -30,7 +30,7 @@ from tests.server.cached_contents.cached import (
 )
 
 
-def test_what_expires_is_gone(client: TestClient, service: Service, documents: Store) -> None:
+def test_what_expires_is_gone(client: TestClient, service: Service, documents: LocalStore) -> None:
     before = files(documents)
     made = make(client, ttl="1.0s")
     ready(client, made)
@@ -44,7 +44,7 @@ def test_what_expires_is_gone(client: TestClient, service: Service, documents: S
 
 
 def test_artifacts_that_others_use_stay(
-    client: TestClient, service: Service, documents: Store, texts: dict[str, str]
+    client: TestClient, service: Service, documents: LocalStore, texts: dict[str, str]
 ) -> None:
     before = files(documents)
     made = make(client, texts["docs/a.txt"])
@@ -54,7 +54,7 @@ def test_artifacts_that_others_use_stay(
     until(lambda: files(documents), lambda found: found == before)
 
 
-def test_deletion_disturbs_no_answer(client: TestClient, service: Service, documents: Store) -> None:
+def test_deletion_disturbs_no_answer(client: TestClient, service: Service, documents: LocalStore) -> None:
     made = make(client)
     ready(client, made)
     expected = said(chat(client, cached_content=made["name"]))
@@ -72,7 +72,7 @@ def test_deletion_disturbs_no_answer(client: TestClient, service: Service, docum
     assert made["name"] not in documents
 
 
-def test_deletion_ends_a_prefill(client: TestClient, service: Service, documents: Store) -> None:
+def test_deletion_ends_a_prefill(client: TestClient, service: Service, documents: LocalStore) -> None:
     with held_up(service):
         made = make(client, LONG)
         assert client.delete(f"/v1/{made['name']}").status_code == 200
@@ -109,11 +109,11 @@ def test_a_restart_goes_on(served: kvtool.Model, tmp_path: Path, monkeypatch: py
             made["name"],
         ]
     # Once it is prefilled the text itself is kept no longer.
-    assert not [path for path in files(Store(tmp_path)) if b"Line 3: the harbour" in path.read_bytes()]
+    assert not [path for path in files(LocalStore(tmp_path)) if b"Line 3: the harbour" in path.read_bytes()]
 
 
 def test_another_model_refuses(
-    client: TestClient, make_model: Callable[..., Path], documents: Store, tmp_path: Path
+    client: TestClient, make_model: Callable[..., Path], documents: LocalStore, tmp_path: Path
 ) -> None:
     made = make(client)
     ready(client, made)

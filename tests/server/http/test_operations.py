@@ -18,13 +18,14 @@ import pytest
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store, limits
+from kvtool import limits
 from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.server.app import create_app
 from kvtool.server.http import logs
 from kvtool.server.http.server import listen
 from kvtool.server.runtime.cache_memory import CacheMemory
 from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 
 SECRET = "xylophone"
 TOKENS = {"alice-secret-token-1": "alice", "metric-secret-token2": "metrics"}
@@ -122,7 +123,7 @@ def test_metrics_are_counted(client: TestClient) -> None:
     assert 0 < float(values["kvtool:cache_memory_bytes"]) < float(values["kvtool:cache_memory_limit_bytes"])
 
 
-def test_metrics_are_of_all_tenants_and_for_none_of_them(served: kvtool.Model, documents: Store) -> None:
+def test_metrics_are_of_all_tenants_and_for_none_of_them(served: kvtool.Model, documents: LocalStore) -> None:
     service = Service.over(documents.root, served, Limits(memory=1 << 28), names=TOKENS.values())
     with TestClient(create_app(service, TOKENS)) as client:
 
@@ -243,7 +244,7 @@ def test_answers_have_so_long_to_finish(running: Any) -> None:
 
 
 @pytest.mark.slow
-def test_killed_it_starts_again_with_all_it_had(running: Any, documents: Store) -> None:
+def test_killed_it_starts_again_with_all_it_had(running: Any, documents: LocalStore) -> None:
     before = {name: documents.read(name).token_ids.tolist() for name in documents}
     said = []
     for _ in range(2):

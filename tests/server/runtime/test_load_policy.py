@@ -11,7 +11,6 @@ import pytest
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store
 from kvtool.ask import ask
 from kvtool.blending.blend import BlendOptions
 from kvtool.codecs import Calibration
@@ -24,6 +23,7 @@ from kvtool.server.runtime.load_policy import (
     should_prefill,
 )
 from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 from kvtool.system import throughput
 from kvtool.system.throughput import Rate, Throughput
 
@@ -98,7 +98,7 @@ def test_short_passes_say_nothing_of_prefill() -> None:
 
 
 @pytest.fixture
-def service(served: kvtool.Model, documents: Store, calibrated: Calibration) -> Service:
+def service(served: kvtool.Model, documents: LocalStore, calibrated: Calibration) -> Service:
     service = Service.over(
         documents.root, served, Limits(memory=1 << 28), loading=LoadOptions(max_load_seconds=1.0)
     )
@@ -129,18 +129,18 @@ def chat(client: TestClient, *names: str, question: str = QUESTION, **more: Any)
     return told["choices"][0]["message"]["content"], cached
 
 
-def said_alone(model: kvtool.Model, store: Store, variant: str, *names: str) -> str:
+def said_alone(model: kvtool.Model, store: LocalStore, variant: str, *names: str) -> str:
     return ask(QUESTION, list(names), model, store, variant=variant, max_tokens=12).text
 
 
-def variants_in_memory(service: Service, store: Store, name: str) -> set[str]:
+def variants_in_memory(service: Service, store: LocalStore, name: str) -> set[str]:
     held = {digest for key in service.memory._entries for digest in key}
     (segment,) = store[name].segments
     return {name for name, variant in segment.variants.items() if variant.artifact in held}
 
 
 def test_a_coarser_one_is_loaded_to_be_in_time(
-    client: TestClient, service: Service, served: kvtool.Model, documents: Store
+    client: TestClient, service: Service, served: kvtool.Model, documents: LocalStore
 ) -> None:
     said, cached = chat(client, "docs/a.txt")
     assert cached > 0
@@ -149,7 +149,9 @@ def test_a_coarser_one_is_loaded_to_be_in_time(
     assert 'kvtool:cache_sources_total{source="centred"} 1.0' in client.get("/metrics").text
 
 
-def test_what_is_in_memory_is_there_in_time(client: TestClient, service: Service, documents: Store) -> None:
+def test_what_is_in_memory_is_there_in_time(
+    client: TestClient, service: Service, documents: LocalStore
+) -> None:
     chat(client, "docs/a.txt@raw")
     assert variants_in_memory(service, documents, "docs/a.txt") == {"raw"}
     chat(client, "docs/a.txt")
@@ -157,7 +159,7 @@ def test_what_is_in_memory_is_there_in_time(client: TestClient, service: Service
 
 
 def test_prefilling_that_is_in_time_is_done_once(
-    client: TestClient, service: Service, served: kvtool.Model, documents: Store
+    client: TestClient, service: Service, served: kvtool.Model, documents: LocalStore
 ) -> None:
     service.caches.throughput.prefill = Rate(1e6)
     first, second = chat(client, "docs/a.txt"), chat(client, "docs/a.txt")
@@ -169,7 +171,7 @@ def test_prefilling_that_is_in_time_is_done_once(
 
 
 def test_several_are_prefilled_where_that_is_sooner(
-    client: TestClient, service: Service, served: kvtool.Model, documents: Store
+    client: TestClient, service: Service, served: kvtool.Model, documents: LocalStore
 ) -> None:
     names = ("docs/a.txt", "docs/b.txt")
     assert chat(client, *names)[1] > 0
@@ -182,7 +184,7 @@ def test_several_are_prefilled_where_that_is_sooner(
 
 
 def test_what_a_prompt_begins_with_is_prefilled_where_that_is_sooner(
-    client: TestClient, service: Service, documents: Store
+    client: TestClient, service: Service, documents: LocalStore
 ) -> None:
     text = f"{Path('docs/c.txt').read_text()}\n{QUESTION}"
     service.caches.throughput.prefill = Rate(1e6)
@@ -196,7 +198,7 @@ def test_what_a_prompt_begins_with_is_prefilled_where_that_is_sooner(
 
 @pytest.mark.parametrize("variant", ["raw", "centred"])
 def test_a_variant_that_was_said_is_loaded(
-    served: kvtool.Model, documents: Store, calibrated: Calibration, variant: str
+    served: kvtool.Model, documents: LocalStore, calibrated: Calibration, variant: str
 ) -> None:
     service = Service.over(documents.root, served, Limits(memory=1 << 28), loading=LoadOptions(variant))
     service.caches.throughput.prefill = Rate(1e9)
@@ -207,7 +209,7 @@ def test_a_variant_that_was_said_is_loaded(
     assert said == said_alone(served, documents, variant, "docs/a.txt")
 
 
-def test_variants_made_for_blending_stand_in_for_others(documents: Store) -> None:
+def test_variants_made_for_blending_stand_in_for_others(documents: LocalStore) -> None:
     document = documents["docs/a.txt"]
     raw = document.segments[0].variants["raw"]
     for name in ("averaged", "klt", "klt-averaged", "mine"):

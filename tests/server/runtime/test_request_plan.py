@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import kvtool
-from kvtool import Store
 from kvtool.blending.layout import Cached
 from kvtool.model.conversation import Message
 from kvtool.server.http.errors import ApiError
@@ -19,6 +18,7 @@ from kvtool.server.runtime.request import ConversationPrompt, Request, TokenProm
 from kvtool.server.runtime.request_plan import RequestPlan
 from kvtool.server.runtime.sampling import Sampling
 from kvtool.server.runtime.service import Service
+from kvtool.store.local import LocalStore
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def test_nothing_is_loaded_for_a_plan(service: Service) -> None:
     assert not service.tenants[""].hits
 
 
-def test_a_document_alone_is_loaded(service: Service, documents: Store, served: kvtool.Model) -> None:
+def test_a_document_alone_is_loaded(service: Service, documents: LocalStore, served: kvtool.Model) -> None:
     plan = planned(service, "docs/a.txt")
     (source,) = plan.sources
     assert isinstance(source, Stored)
@@ -73,7 +73,7 @@ def test_several_are_blended(service: Service) -> None:
 
 
 def test_a_cached_beginning_may_turn_out_to_be_broken(
-    service: Service, documents: Store, texts: dict[str, str]
+    service: Service, documents: LocalStore, texts: dict[str, str]
 ) -> None:
     plan = planned(service, content=f"{texts['docs/a.txt']}\n\nHow many?")
     stored, uncached = plan.sources

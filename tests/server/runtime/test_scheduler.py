@@ -12,11 +12,11 @@ import torch
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store
 from kvtool.server.app import create_app
 from kvtool.server.runtime.sampling import Sampler, Sampling
 from kvtool.server.runtime.scheduler import Generation, Scheduler
 from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 
 
 def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> tuple[list[int], Any]:
@@ -34,7 +34,7 @@ def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> 
 
 @pytest.mark.parametrize("where", ["the model", "sampling"])
 def test_a_cache_is_as_it_was(
-    served: kvtool.Model, documents: Store, monkeypatch: pytest.MonkeyPatch, where: str
+    served: kvtool.Model, documents: LocalStore, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     cache = documents.load("docs/a.txt", served)
     before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
@@ -60,7 +60,7 @@ def test_a_cache_is_as_it_was(
     scheduler.stop()
 
 
-def test_room_for_long_prompts_is_given_back(served: kvtool.Model, documents: Store) -> None:
+def test_room_for_long_prompts_is_given_back(served: kvtool.Model, documents: LocalStore) -> None:
     cache = documents.load("docs/a.txt", served)
     before = room(cache)
     scheduler = Scheduler(served)
@@ -75,7 +75,9 @@ def room(cache: kvtool.DocumentCache) -> int:
     return sum(layer.keys.untyped_storage().nbytes() for layer in cache.layers)
 
 
-def test_no_other_thread_runs_the_model(served_dir: Path, documents: Store, texts: dict[str, str]) -> None:
+def test_no_other_thread_runs_the_model(
+    served_dir: Path, documents: LocalStore, texts: dict[str, str]
+) -> None:
     """A pass replaces the model's attention while it lasts, so that another one beside it would fail or be wrong."""
     model = kvtool.load_model(served_dir, device="cpu")
     service = Service.over(documents.root, model, Limits(memory=1 << 28))

@@ -8,11 +8,11 @@ import pytest
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store
 from kvtool.model.prefill_speed import remember
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
 from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 
 LIMITS = Limits(memory=1 << 28)
 
@@ -32,7 +32,7 @@ def passes(served: kvtool.Model) -> Any:
 
 
 def test_only_warming_up_runs_the_model_and_once(
-    served: kvtool.Model, documents: Store, passes: list[int], cache: Any
+    served: kvtool.Model, documents: LocalStore, passes: list[int], cache: Any
 ) -> None:
     passes.clear()
     service = Service.over(documents.root, served, LIMITS)
@@ -49,7 +49,7 @@ def test_only_warming_up_runs_the_model_and_once(
 
 
 def test_starting_the_application_warms_up(
-    served: kvtool.Model, documents: Store, passes: list[int], cache: Any
+    served: kvtool.Model, documents: LocalStore, passes: list[int], cache: Any
 ) -> None:
     service = Service.over(documents.root, served, LIMITS)
     passes.clear()
@@ -60,7 +60,7 @@ def test_starting_the_application_warms_up(
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_speed_that_nobody_needs_or_that_is_known_is_not_measured(
-    served: kvtool.Model, documents: Store, passes: list[int], cache: Any, is_known: bool
+    served: kvtool.Model, documents: LocalStore, passes: list[int], cache: Any, is_known: bool
 ) -> None:
     if is_known:
         remember(served.fingerprint, 1000, 1.0)

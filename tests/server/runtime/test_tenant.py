@@ -11,18 +11,18 @@ from starlette.testclient import TestClient
 from tokenizers import models
 
 import kvtool
-from kvtool import Store
 from kvtool.model import conversation
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
 from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 
 TOKENS = {"a-token-of-the-first": "first", "a-token-of-the-second": "second"}
 FIRST, SECOND = ({"Authorization": f"Bearer {token}"} for token in TOKENS)
 
 
 @pytest.fixture
-def service(served: kvtool.Model, documents: Store) -> Service:
+def service(served: kvtool.Model, documents: LocalStore) -> Service:
     """The first has ``documents``, the second has nothing."""
     shutil.copytree(documents.root, "stores/tenants/first")
     limits = Limits(memory=1 << 28)

@@ -6,16 +6,16 @@ import pytest
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store
 from kvtool.codecs import Calibration
 from kvtool.digest import digest
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document
 
 THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
 
 
 def test_documents_are_listed_with_what_they_are(
-    client: TestClient, documents: Store, served: kvtool.Model, calibrated: Calibration
+    client: TestClient, documents: LocalStore, served: kvtool.Model, calibrated: Calibration
 ) -> None:
     chat = {"model": "served", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
     assert client.post("/v1/chat/completions", json=chat | {"documents": ["docs/b.txt"]}).status_code == 200
@@ -36,7 +36,7 @@ def test_documents_are_listed_with_what_they_are(
     assert entry["created"] == int(documents.committed("docs/a.txt"))
 
 
-def test_a_broken_manifest_hides_no_other(client: TestClient, documents: Store) -> None:
+def test_a_broken_manifest_hides_no_other(client: TestClient, documents: LocalStore) -> None:
     (documents.root / "manifests/docs/b.txt.json").write_text("{}")
     assert [d["name"] for d in client.get("/v1/documents").json()["data"]] == ["docs/a.txt", "docs/c.txt"]
     broken = client.get("/v1/documents/docs/b.txt")
@@ -44,7 +44,7 @@ def test_a_broken_manifest_hides_no_other(client: TestClient, documents: Store) 
     assert str(documents.root) not in broken.text
 
 
-def test_a_manifest_is_given_to_the_byte(client: TestClient, documents: Store) -> None:
+def test_a_manifest_is_given_to_the_byte(client: TestClient, documents: LocalStore) -> None:
     answer = client.get("/v1/documents/docs/a.txt")
     assert answer.content == (documents.root / "manifests/docs/a.txt.json").read_bytes()
     assert Document.from_bytes(answer.content, "") == documents["docs/a.txt"]

@@ -10,17 +10,17 @@ import pytest
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store
 from kvtool.model.conversation import Message, chat_tokens
 from kvtool.server.app import create_app
 from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 from tests.server.store_api.stored import NONE
 
 TOKENS = {"token-of-the-first": "first", "token-of-the-second": "second"}
 
 
 @pytest.fixture
-def two(served: kvtool.Model, documents: Store, tmp_path: Path) -> Iterator[dict[str, TestClient]]:
+def two(served: kvtool.Model, documents: LocalStore, tmp_path: Path) -> Iterator[dict[str, TestClient]]:
     """Two tenants over one server; the documents are the first's."""
     root = tmp_path / "tenants"
     (root / "tenants").mkdir(parents=True)

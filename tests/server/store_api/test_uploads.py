@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from kvtool import Store, limits
+from kvtool import limits
 from kvtool.codecs import Calibration
 from kvtool.server.app import create_app
 from kvtool.server.http import body_limits
 from kvtool.server.runtime.service import Service
 from kvtool.server.store_api import artifacts
+from kvtool.store.local import LocalStore
 from tests.server.store_api.stored import NONE, files, raw_of
 
 
-def test_an_artifact_that_is_what_it_says_is_kept(client: TestClient, documents: Store) -> None:
+def test_an_artifact_that_is_what_it_says_is_kept(client: TestClient, documents: LocalStore) -> None:
     name, data = raw_of(documents)
     there = documents.artifact_path(name)
     there.unlink()
@@ -31,7 +32,7 @@ def test_an_artifact_that_is_what_it_says_is_kept(client: TestClient, documents:
     assert client.put(f"/v1/artifacts/{name}", content=iter([data[:9], data[9:]])).status_code == 200
 
 
-def test_a_broken_one_is_mended(client: TestClient, documents: Store) -> None:
+def test_a_broken_one_is_mended(client: TestClient, documents: LocalStore) -> None:
     name, data = raw_of(documents)
     documents.artifact_path(name).write_bytes(data[:-1] + b"?")
     assert client.put(f"/v1/artifacts/{name}", content=data).status_code == 200
@@ -51,7 +52,7 @@ def test_a_broken_one_is_mended(client: TestClient, documents: Store) -> None:
     ],
 )
 def test_one_that_is_not_leaves_nothing(
-    client: TestClient, documents: Store, changed: Callable[[bytes], bytes]
+    client: TestClient, documents: LocalStore, changed: Callable[[bytes], bytes]
 ) -> None:
     name, data = raw_of(documents)
     before = files(documents.root)
@@ -66,7 +67,7 @@ def test_one_that_is_not_leaves_nothing(
     assert files(documents.root) == before
 
 
-def test_a_true_artifact_of_another_name_is_refused(client: TestClient, documents: Store) -> None:
+def test_a_true_artifact_of_another_name_is_refused(client: TestClient, documents: LocalStore) -> None:
     _, data = raw_of(documents)
     answer = client.put(f"/v1/artifacts/{NONE}", content=data)
     assert answer.status_code == 400
@@ -75,7 +76,7 @@ def test_a_true_artifact_of_another_name_is_refused(client: TestClient, document
 
 
 def test_an_artifact_follows_its_calibration(
-    client: TestClient, documents: Store, calibrated: Calibration
+    client: TestClient, documents: LocalStore, calibrated: Calibration
 ) -> None:
     variant = documents["docs/a.txt"].segments[0].variants["centred"]
     data = documents.path_of(variant).read_bytes()
@@ -93,7 +94,7 @@ def test_an_artifact_follows_its_calibration(
 
 
 def test_too_large_is_413_announced_or_not(
-    client: TestClient, documents: Store, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, documents: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, data = raw_of(documents)
     before = files(documents.root)
@@ -107,7 +108,9 @@ def test_too_large_is_413_announced_or_not(
     assert client.put(f"/v1/artifacts/{name}", content=data).status_code == 200
 
 
-def test_a_full_disk_is_507(client: TestClient, documents: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_507(
+    client: TestClient, documents: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, data = raw_of(documents)
     before = files(documents.root)
 
@@ -123,7 +126,7 @@ def test_a_full_disk_is_507(client: TestClient, documents: Store, monkeypatch: p
 
 
 def test_uploads_of_one_tenant_are_few_at_a_time(
-    client: TestClient, documents: Store, service: Service
+    client: TestClient, documents: LocalStore, service: Service
 ) -> None:
     name, data = raw_of(documents)
     service.tenants[""].uploads.total_tokens = 0
@@ -131,7 +134,7 @@ def test_uploads_of_one_tenant_are_few_at_a_time(
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
 
 
-def test_an_upload_that_trickles_is_given_up(service: Service, documents: Store) -> None:
+def test_an_upload_that_trickles_is_given_up(service: Service, documents: LocalStore) -> None:
     name, data = raw_of(documents)
     before = files(documents.root)
     guard = body_limits.BodyLimits(
@@ -160,7 +163,7 @@ def test_an_upload_that_trickles_is_given_up(service: Service, documents: Store)
     assert files(documents.root) == before
 
 
-def test_a_client_that_goes_away_leaves_nothing(service: Service, documents: Store) -> None:
+def test_a_client_that_goes_away_leaves_nothing(service: Service, documents: LocalStore) -> None:
     name, data = raw_of(documents)
     before = files(documents.root)
     messages: list[Any] = [
@@ -188,7 +191,7 @@ def test_a_client_that_goes_away_leaves_nothing(service: Service, documents: Sto
 
 
 def test_an_upload_may_not_claim_more_than_is_sensible(
-    client: TestClient, documents: Store, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, documents: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, data = raw_of(documents)
     monkeypatch.setattr(limits, "ARTIFACT_TOKENS", 3)

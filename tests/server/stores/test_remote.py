@@ -21,7 +21,7 @@ from kvtool.server.app import create_app
 from kvtool.server.runtime.service import Service
 from kvtool.store import manifest_cache
 from kvtool.store.base import DocumentMissing
-from kvtool.store.local import writable
+from kvtool.store.local import LocalStore, writable
 
 THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
 Listening = Callable[..., AbstractContextManager[str]]
@@ -37,7 +37,7 @@ def artifacts_in(root: Path) -> set[str]:
 
 
 def test_a_server_is_a_store(
-    url: str, documents: Store, served: kvtool.Model, calibrated: Calibration
+    url: str, documents: LocalStore, served: kvtool.Model, calibrated: Calibration
 ) -> None:
     remote = kvtool.Store(url)
     assert isinstance(remote, Store)
@@ -89,7 +89,7 @@ def test_a_second_read_needs_no_network(
 
 
 def test_a_document_that_changes_or_goes_is_followed(
-    url: str, documents: Store, monkeypatch: pytest.MonkeyPatch
+    url: str, documents: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manifest_cache, "FRESH", 0.0)
     remote = kvtool.Store(url)
@@ -99,7 +99,7 @@ def test_a_document_that_changes_or_goes_is_followed(
     documents.remove("docs/a.txt")
     with pytest.raises(DocumentMissing, match=rf"docs/a.txt: is not in the store {url}; did you mean docs/"):
         remote["docs/a.txt"]
-    assert "docs/a.txt" not in Store(remote.cache.root)
+    assert "docs/a.txt" not in LocalStore(remote.cache.root)
 
 
 def test_it_is_read_only(url: str, served: kvtool.Model) -> None:
@@ -117,7 +117,9 @@ def test_it_is_read_only(url: str, served: kvtool.Model) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda d: d[:-1] + b"?", lambda d: d[:-9], lambda d: b"<html>"])
-def test_what_was_changed_is_not_kept(url: str, documents: Store, change: Callable[[bytes], bytes]) -> None:
+def test_what_was_changed_is_not_kept(
+    url: str, documents: LocalStore, change: Callable[[bytes], bytes]
+) -> None:
     path = documents.open("docs/a.txt").path
     path.write_bytes(change(path.read_bytes()))
     remote = kvtool.Store(url)
@@ -127,14 +129,14 @@ def test_what_was_changed_is_not_kept(url: str, documents: Store, change: Callab
     assert not list(remote.cache.root.rglob(".tmp-*"))
 
 
-def test_one_that_the_server_lost_is_said_so(url: str, documents: Store) -> None:
+def test_one_that_the_server_lost_is_said_so(url: str, documents: LocalStore) -> None:
     path = documents.open("docs/a.txt").path
     path.unlink()
     with pytest.raises(StoreError, match=rf"{url}/v1/artifacts/{path.stem}: is not there"):
         kvtool.Store(url).read("docs/a.txt")
 
 
-def test_a_kept_one_that_broke_is_named(url: str, documents: Store) -> None:
+def test_a_kept_one_that_broke_is_named(url: str, documents: LocalStore) -> None:
     remote = kvtool.Store(url)
     path = remote.open("docs/a.txt").path
     path.write_bytes(path.read_bytes()[:-1] + b"?")

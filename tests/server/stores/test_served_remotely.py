@@ -14,7 +14,6 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store
 from kvtool.cli import app as commands
 from kvtool.codecs import Calibration
 from kvtool.errors import UsageError
@@ -23,6 +22,7 @@ from kvtool.server.runtime.load_policy import LoadOptions
 from kvtool.server.runtime.service import Limits, Service
 from kvtool.store import manifest_cache
 from kvtool.store.backends.backend import Unreachable
+from kvtool.store.local import LocalStore
 from kvtool.store.remote import RemoteStore
 from tests.loopback import KEY, SECRET, URL, Objects, endpoint, objects
 
@@ -34,18 +34,20 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
-def bucket(objects: Objects, documents: Store) -> Objects:
+def bucket(objects: Objects, documents: LocalStore) -> Objects:
     """It holds ``documents``, below ``URL``."""
     objects.copy(documents.root)
     return objects
 
 
-def test_commands_read_it(bucket: Objects, documents: Store, commands_read: Callable[[str], None]) -> None:
+def test_commands_read_it(
+    bucket: Objects, documents: LocalStore, commands_read: Callable[[str], None]
+) -> None:
     commands_read(URL)
     for arguments in (["pull", URL, "--store", "mine"], ["verify", "--store", "mine"]):
         result = CliRunner().invoke(commands, arguments)
         assert result.exit_code == 0, result.stderr
-    assert dict(Store("mine")) == dict(documents)
+    assert dict(LocalStore("mine")) == dict(documents)
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_answers_over_a_store_that_lies_elsewhere(
 
 
 def test_artifacts_are_passed_on(
-    calibrated: Calibration, client: TestClient, documents: Store, served: kvtool.Model
+    calibrated: Calibration, client: TestClient, documents: LocalStore, served: kvtool.Model
 ) -> None:
     listed = client.get("/v1/documents").json()["data"]
     assert [each["name"] for each in listed] == THREE
@@ -98,7 +100,7 @@ def test_artifacts_are_passed_on(
         assert client.get(f"/v1/{kind}/{'0' * 64}").status_code == 404
 
 
-def test_nothing_is_written(client: TestClient, documents: Store) -> None:
+def test_nothing_is_written(client: TestClient, documents: LocalStore) -> None:
     digest = documents["docs/a.txt"].segments[0].variants["raw"].artifact
     new = {"model": "served", "contents": [{"parts": [{"text": "A text."}]}]}
     attempts = [
@@ -136,7 +138,7 @@ def test_a_store_that_cannot_be_reached_is_said_to_be_so(
 
 
 def test_tenants_have_folders_of_a_bucket_and_none_of_a_server(
-    objects: Objects, documents: Store, served: kvtool.Model
+    objects: Objects, documents: LocalStore, served: kvtool.Model
 ) -> None:
     objects.copy(documents.root, "some/where/tenants/alice")
     alice = Service.over(Path(URL), served, Limits(memory=1 << 28), names=["alice"]).tenants["alice"]
@@ -149,7 +151,7 @@ def test_tenants_have_folders_of_a_bucket_and_none_of_a_server(
 
 @pytest.mark.slow
 def test_a_process_serves_a_bucket(
-    bucket: Objects, starting: Callable[..., AbstractContextManager[Any]], documents: Store
+    bucket: Objects, starting: Callable[..., AbstractContextManager[Any]], documents: LocalStore
 ) -> None:
     with starting("--store", URL) as running:
         assert f"over {URL}: http://127.0.0.1" in running.said[-1]
