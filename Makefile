@@ -40,7 +40,7 @@ lint: setup
 
 # mypy takes codecs/ for the standard library's where it sees it at the top, and then gets integers wrong.
 types: setup
-	@mkdir -p build/types && ln -sfn ../../kvtool build/types/kvtool && ln -sfn ../../benchmarks build/types/benchmarks
+	@mkdir -p build/types && for folder in kvtool benchmarks docsgen tests; do ln -sfn ../../$$folder build/types/$$folder; done
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
 # The other tools that recipes are compared with, each in an environment of its own under build/peers.

@@ -146,7 +146,7 @@ def save_model() -> Any:
 
 
 @pytest.fixture(scope="session")
-def sizes() -> dict:
+def sizes() -> dict:  # type: ignore[type-arg]
     return SIZES
 
 

@@ -6,9 +6,10 @@ import kvtool
 from kvtool.ask import ask, ask_each
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached, Text
+from kvtool.store.local import LocalStore
 
 
-def test_an_answer_as_json(store: Store, tiny: kvtool.Model) -> None:
+def test_an_answer_as_json(store: LocalStore, tiny: kvtool.Model) -> None:
     # Each document is named as often as it was asked for; text between documents has no name.
     parts = iter(["c.txt", Text(" and "), Cached("docs/a.md"), "c.txt"])
     answer = ask("What?", parts, tiny, store, options=BlendOptions(0.5, "even"), max_tokens=3)
@@ -33,7 +34,7 @@ def test_an_answer_as_json(store: Store, tiny: kvtool.Model) -> None:
     assert (found["variants"], found["first_token_seconds_without_cache"]) == (None, seconds)
 
 
-def test_answers_as_json(store: Store, tiny: kvtool.Model) -> None:
+def test_answers_as_json(store: LocalStore, tiny: kvtool.Model) -> None:
     questions = ["What?", "How much?"]
     answers = ask_each(questions, ["c.txt", "docs/a.md"], tiny, store, separator="", max_tokens=3)
     found = answers.to_json()

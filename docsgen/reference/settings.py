@@ -66,7 +66,7 @@ def kind(annotation: object) -> str:
         return f"list of {kind(options[0])}"
     if options:
         return " or ".join(kind(option) for option in options if option is not type(None))
-    return {"str": "text", "int": "number", "bool": "true or false", "Path": "path"}.get(
+    return {"str": "text", "int": "number", "bool": "true or false", "Path": "path"}.get(  # type: ignore[return-value]
         annotation.__name__, annotation.__name__
     )
 
@@ -84,5 +84,5 @@ def about(name: str) -> str:
     for command in typer.main.get_command(app).commands.values():
         for parameter in command.params:
             if parameter.name == name:
-                return parameter.help
+                return parameter.help  # type: ignore[no-any-return]
     raise LookupError(f"no command has the setting {name}, and its field has no description")

@@ -106,7 +106,7 @@ def versions() -> list[tuple[str, ...]]:
             name, least = re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+)(?:,.*)?", requirement).groups()
             if name in SHOWN:
                 rows.append((name, least, pinned.get(name, "–"), f"`kvtool[{extra}]`" if extra else "–"))
-    return rows
+    return rows  # type: ignore[return-value]
 
 
 def families() -> list[tuple[str, str, str]]:

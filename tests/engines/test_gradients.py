@@ -26,7 +26,7 @@ STEP, MOVED = 1e-2, 4e-3
 TEXT = "A store keeps what was computed. The reader asks; the cache answers, from keys and values."
 
 
-class Moved(DynamicCache):
+class Moved(DynamicCache):  # type: ignore[misc]
     """A cache that moves one entry, (layer, side, head, token, channel), by ``step`` as it is written."""
 
     def __init__(self, where: tuple[int, ...] = (-1,), step: float = 0.0) -> None:

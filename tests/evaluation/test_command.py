@@ -31,7 +31,7 @@ def cli(documents: LocalStore, lively: kvtool.Model, tmp_path: Path, monkeypatch
         result = CliRunner().invoke(app, ["eval", *args])
         assert result.exit_code == code, (args, result.stdout, result.stderr)
         assert "Traceback" not in result.stderr
-        return result
+        return result  # type: ignore[return-value]
 
     return cli
 

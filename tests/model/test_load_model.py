@@ -30,7 +30,7 @@ def copied(directory: Path, target: Path) -> Path:
     return target
 
 
-def one_line(error: pytest.ExceptionInfo) -> str:
+def one_line(error: pytest.ExceptionInfo[Any]) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
 

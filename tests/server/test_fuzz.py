@@ -64,7 +64,7 @@ def _asked(operation: Any, mode: GenerationMode, service: Service, until: float)
     @hypothesis.settings(
         max_examples=30, database=None, deadline=None, suppress_health_check=list(HealthCheck)
     )
-    def ask(case: schemathesis.Case) -> None:
+    def ask(case: schemathesis.Case) -> None:  # type: ignore[type-arg]
         nonlocal asked
         if time.monotonic() > until:
             return

@@ -264,7 +264,7 @@ def test_a_calibration_that_a_process_cannot_read_is_said(
 ) -> None:
     monkeypatch.setattr(workers, "WORTH_SECONDS", 0)
     monkeypatch.setattr(workers, "_cores", lambda: 2)
-    taken = []
+    taken = []  # type: ignore[var-annotated]
 
     def takes(report: object) -> None:
         if not taken:

@@ -60,7 +60,7 @@ def far(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def read_as(cache: DocumentCache, **changes: float) -> DocumentCache:
     other = copy.deepcopy(cache)
-    other.parallel = replace(cache.parallel, **changes)
+    other.parallel = replace(cache.parallel, **changes)  # type: ignore[type-var]
     return other
 
 

@@ -53,7 +53,7 @@ def reported(model: kvtool.Model, parts: Any) -> tuple[list[torch.Tensor], list[
         ahead = tokens[:, None] - tokens[None, :]
         seen = (ahead >= 0) & (ahead < (window or len(ids)))
         scores.append((own.sum(1) / seen.sum(0)).view(heads, -1, len(tokens)).mean(1))
-    return scores
+    return scores  # type: ignore[return-value]
 
 
 def check_all_tokens_as_probes(model: kvtool.Model, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_only_expiry_changes(client: TestClient) -> None:
 
 def test_pages(client: TestClient) -> None:
     names = [make(client, f"Text {n}.")["name"] for n in range(5)]
-    found, token = [], ""
+    found, token = [], ""  # type: ignore[var-annotated]
     while not found or token:
         page = client.get("/v1/cachedContents", params={"pageSize": 2, "pageToken": token}).json()
         found += [[each["name"] for each in page["cachedContents"]]]

@@ -27,7 +27,7 @@ def artifacts_in(root: Path) -> set[str]:
 def run(*arguments: str, code: int = DONE) -> Result:
     result = CliRunner().invoke(commands, arguments)
     assert result.exit_code == code, (result.stdout, result.stderr)
-    return result
+    return result  # type: ignore[return-value]
 
 
 def test_pull_copies_everything(
