@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import kvtool
 from kvtool.codecs import Calibration, Recipe, Sample
@@ -34,3 +36,18 @@ def calibrated(store: LocalStore, tiny: kvtool.Model, centred: Recipe) -> Calibr
         store.put_calibration(made)
     kvtool.compress(store, recipe="centred")
     return made
+
+
+def simple(value: float = 1.0, method: str = "mean", model: str = "m") -> Calibration:
+    return Calibration(method, {"model": model}, {"x": torch.full((3,), value)})
+
+
+def aged(store: LocalStore, *calibrations: Calibration) -> None:
+    """Each was written a second after the one before it."""
+    for second, calibration in enumerate(calibrations, 1_000_000):
+        store.put_calibration(calibration)
+        os.utime(store.calibrations.path_of(calibration.digest), (second, second))
+
+
+def bytes_of(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
