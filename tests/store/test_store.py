@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kvtool
-from kvtool import limits
+from kvtool import Store, limits
 from kvtool.errors import ArtifactError, StoreError, UsageError
 from kvtool.store.layout import MARKER
 from kvtool.store.local import LocalStore
@@ -143,7 +143,7 @@ def test_a_directory_of_other_things_is_refused(tmp_path: Path) -> None:
 
 def test_other_schemes_are_refused() -> None:
     with pytest.raises(UsageError, match="expected http://HOST:PORT"):
-        LocalStore("ftp://host/x")
+        Store("ftp://host/x")
 
 
 @pytest.mark.parametrize(("text", "says"), [
