@@ -52,7 +52,7 @@ def served_page(service: Service) -> Iterator[Callable[..., str]]:
 @pytest.fixture
 def opened(browser: Any, service: Service, served_page: Callable[..., str]) -> Iterator[Any]:
     """The page with three documents. Nothing may go wrong in its console, and nobody else be asked for anything."""
-    service.prompting.answer_tokens = ANSWER_TOKENS
+    service.planner.answer_tokens = ANSWER_TOKENS
     address = served_page()
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     shown, trouble = context.new_page(), []
@@ -141,7 +141,7 @@ def test_answers_with_and_without_caches_stand_side_by_side(opened: Any) -> None
 
 
 def test_an_answer_comes_bit_by_bit_and_can_be_stopped(opened: Any, service: Service) -> None:
-    service.prompting.answer_tokens = 1500
+    service.planner.answer_tokens = 1500
     opened.evaluate("""() => {
       window.grown = [];
       const answer = document.querySelector("#with .answer");
