@@ -9,7 +9,7 @@ from kvtool.codecs import Calibration, Pipeline
 from kvtool.compression.pipeline_options import Parameters, pipeline_of
 from kvtool.compression.target import Target, split_target
 from kvtool.errors import UsageError
-from kvtool.store.manifest import AVERAGED, RAW, averaged_name
+from kvtool.store.manifest import AVERAGED, AVERAGED_IN_RECORDS, RAW, averaged_name
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Request:
         """What a manifest keeps of how the variant was made, but for the pipeline."""
         record: dict[str, object] = {"name": self.recipe}
         if self.source != RAW:
-            record["of"] = self.source
+            record["of"] = AVERAGED_IN_RECORDS
         if self.target:
             record |= {"target": self.target.to_json(), "parameters": dict(self.parameters)}
         return record
