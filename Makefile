@@ -1,8 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Tests compute with one thread each, so that two at a time take half as long. A file's tests share what they set up.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test fuzz lint peers bench clean
+.PHONY: setup demo check test fuzz lint types peers bench clean
 
 setup: $(READY)
 
@@ -19,34 +21,39 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/kvtool demo
 
-# Tests compute with one thread each, so that two at a time take half as long.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
-	$(BIN)/python -m pytest -m slow
+# Before a commit: the fast tests of what differs from the main branch. pytest ends with 5 where there are none.
+check: lint types
+	@chosen=$$($(BIN)/python tests/changed.py) && test -z "$$chosen" || $(PYTEST) -m "not slow" $$chosen || test $$? -eq 5
+
+test: lint types
+	$(PYTEST) --durations 15
 
 # Ten minutes for the API and two and a half for each parser, unless KVTOOL_FUZZ_SECONDS says otherwise; `make test` gives all of them a minute.
 fuzz: export KVTOOL_FUZZ_SECONDS ?= 600
 fuzz: setup
 	$(BIN)/python -m pytest tests/server/test_fuzz.py
 
-# mypy takes codecs/ for the standard library's where it sees it at the top, and then gets integers wrong.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p build/types && ln -sfn ../../kvtool build/types/kvtool
+	$(BIN)/codespell
+
+# mypy takes codecs/ for the standard library's where it sees it at the top, and then gets integers wrong.
+types: setup
+	@mkdir -p build/types && for folder in kvtool benchmarks docsgen tests; do ln -sfn ../../$$folder build/types/$$folder; done
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
 # The other tools that recipes are compared with, each in an environment of its own under build/peers.
 peers: setup
-	$(BIN)/python -m benchmarks.peers.environments
-	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks peers
+	$(BIN)/python -m benchmarks quality
 
 bench: setup
-	$(BIN)/python -m benchmarks.quality --write docs/benchmarks.md
-	$(BIN)/python -m benchmarks.ttft
-	$(BIN)/python -m benchmarks.prefill
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.codecs
+	$(BIN)/python -m benchmarks quality --write docs/results/recipes.md
+	$(BIN)/python -m benchmarks ttft
+	$(BIN)/python -m benchmarks prefill
+	$(BIN)/python -m benchmarks memory
+	$(BIN)/python -m benchmarks codecs
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -1,4 +1,4 @@
-"""Draws the packages and their imports as an SVG: ``python -m docsgen.picture``, or with ``--check`` compares it.
+"""The picture of the packages and their imports, as SVG.
 
 An arrow means "imports". Arrows that follow from others are left out: where a imports b and b imports c, an arrow from a to
 c would add nothing.
@@ -6,18 +6,19 @@ c would add nothing.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping
 from functools import cache
 from html import escape
 
-from docsgen.imports import ROOT, package_arrows, read_tree
+from docsgen.imports import package_arrows, read_tree
 
-PICTURE = ROOT / "docs" / "explanation" / "packages.svg"
 WIDTH, ROW, HEIGHT, MARGIN = 1080, 84, 30, 24
 CHARACTER = 8.2
 """Width of a letter in pixels, at 14 pixels' height."""
+
+
+def page() -> str:
+    return draw(package_arrows(read_tree().own_imports()))
 
 
 def floors(arrows: Mapping[str, set[str]]) -> dict[str, int]:
@@ -109,25 +110,3 @@ def _arrow(source: tuple[float, float, float], target: tuple[float, float, float
         f'<path d="M{x0:.1f} {y0:.1f}C{x0:.1f} {y0 + bend:.1f} {x1:.1f} {y1 - bend:.1f} {x1:.1f} {y1:.1f}" fill="none" '
         'stroke="#607080" marker-end="url(#tip)"/>'
     )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="Compare the picture with the code; write nothing."
-    )
-    picture = draw(package_arrows(read_tree().own_imports()))
-    if not parser.parse_args().check:
-        PICTURE.parent.mkdir(parents=True, exist_ok=True)
-        PICTURE.write_text(picture)
-    elif not PICTURE.exists() or PICTURE.read_text() != picture:
-        print(
-            f"{PICTURE.relative_to(ROOT)}: is not what the code says; run python -m docsgen.picture",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -84,6 +84,8 @@ def ask(
     ``cached=False`` runs the same tokens through a full prefill. Raises ``UsageError`` if the question does not fit after
     the documents, and what ``kvtool.blend`` raises.
     """
+    # Loading the tokenizer and hashing the weights are parts of loading the model, not of the times below.
+    _ = model.text_tokenizer, model.fingerprint
     opening = time.monotonic()
     parts = listed(documents)
     layout = lay_out(store, parts, model, variant=variant if cached else RAW, separator=separator)

@@ -15,14 +15,16 @@ import hypothesis
 import pytest
 import torch
 
-import kvtool
-from kvtool.codecs import KV, LayerKV, Recipe, registry, stage_registry
-
 # Triton decides for good, when it is first imported, whether its own functions can be interpreted, as the kernels' tests
-# want them; other tests import it by way of transformers.
+# want them; transformers, which the next lines import, imports it.
 with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
     patch.setenv("TRITON_INTERPRET", "1")
     importlib.import_module("triton.language")
+
+import kvtool
+from kvtool.codecs import KV, LayerKV, Recipe, registry, stage_registry
+from kvtool.store.local import LocalStore
+from kvtool.testing.tiny_model import save_model
 
 # Whatever else a machine is doing, no test fails for taking long.
 hypothesis.settings.register_profile("kvtool", deadline=None)
@@ -34,10 +36,12 @@ TEXTS = {
     "docs/b.md": "# Bread\n\nThe baker opens at six.\n\nThe rye loaf is the best.\n",
     "c.txt": "Seven ships left the harbour.\n",
 }
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that quick ones fill the end where several processes share the files."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -60,46 +64,6 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
         yield
-
-
-def make_tokenizer(*extra: str, template: str | None = TEMPLATE) -> Any:
-    """Bytes as tokens, no merges; ``extra`` are further special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|system|>", "<|user|>", "<|assistant|>", *extra]
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", extra_special_tokens=special
-    )
-    fast.chat_template = template
-    return fast
-
-
-def save_model(directory: Path, *, seed: int = 0, shard: str | None = None, **config: Any) -> Path:
-    """A random Llama of two layers, with its tokenizer, as ``save_pretrained`` leaves them."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    defaults: dict[str, Any] = {
-        "vocab_size": 272,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": None,
-        "eos_token_id": 256,
-        "tie_word_embeddings": True,
-    }
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**defaults | config))
-    model.save_pretrained(directory, **({"max_shard_size": shard} if shard else {}))
-    make_tokenizer().save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="session")
@@ -180,15 +144,15 @@ def prefilled(tiny: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> P
     place = write_corpus(tmp_path_factory.mktemp("prefilled"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        report = kvtool.prefill(["docs", "c.txt"], model=tiny, store=kvtool.Store("kv-store"))
+        report = kvtool.prefill(["docs", "c.txt"], model=tiny, store=LocalStore("kv-store"))
     assert not report.problems
     return place / "kv-store"
 
 
 @pytest.fixture
-def store(prefilled: Path, corpus: Path) -> kvtool.Store:
+def store(prefilled: Path, corpus: Path) -> LocalStore:
     """The prefilled store, copied beside the corpus as ``kv-store``."""
-    return kvtool.Store(Path(shutil.copytree(prefilled, corpus / "kv-store")).relative_to(corpus))
+    return LocalStore(Path(shutil.copytree(prefilled, corpus / "kv-store")).relative_to(corpus))
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import kvtool
 from kvtool.artifact.load import load_cache
 from kvtool.artifact.read import Artifact
 from kvtool.engines.cache import DocumentCache
+from kvtool.store.local import LocalStore
 
 CACHE_DIR = os.environ.get("KVTOOL_CACHE_DIR")
 
@@ -105,14 +107,14 @@ def save(directory: Path, config: t.PreTrainedConfig, template: str | None = TEM
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache_dir(tmp_path_factory: pytest.TempPathFactory):
+def _own_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KVTOOL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 @pytest.fixture(scope="session")
-def model_of(tmp_path_factory):
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny model of a family, by its name in ``FAMILIES``."""
 
     @functools.cache
@@ -124,27 +126,27 @@ def model_of(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
-def family(request, model_of) -> kvtool.Model:
+def family(request: pytest.FixtureRequest, model_of: Any) -> kvtool.Model:
     return model_of(request.param)
 
 
 @pytest.fixture(scope="session")
-def tiny(model_of) -> kvtool.Model:
+def tiny(model_of: Any) -> kvtool.Model:
     return model_of("llama")
 
 
 @pytest.fixture(scope="session")
-def tiny_dir(tiny) -> Path:
+def tiny_dir(tiny: kvtool.Model) -> Path:
     return tiny.directory
 
 
 @pytest.fixture(scope="session")
-def save_model():
+def save_model() -> Any:
     return save
 
 
 @pytest.fixture(scope="session")
-def sizes() -> dict:
+def sizes() -> dict:  # type: ignore[type-arg]
     return SIZES
 
 
@@ -168,12 +170,12 @@ def loaded(model: kvtool.Model, parts: Sequence[Artifact]) -> tuple[DocumentCach
 
 
 @pytest.fixture
-def parts_of(request, tmp_path):
+def parts_of(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """The artifacts of a document by a model, behind its prefix; its text is the module's ``TEXT`` if none is given."""
 
-    def make(model: kvtool.Model, text: str = request.module.TEXT, **options):
+    def make(model: kvtool.Model, text: str = request.module.TEXT, **options: Any) -> Any:
         (tmp_path / "doc.txt").write_text(text)
-        store = kvtool.Store(tmp_path / "store")
+        store = LocalStore(tmp_path / "store")
         kvtool.prefill([tmp_path / "doc.txt"], model=model, store=store, **options)
         (name,) = store
         return store.parts(name)

@@ -4,7 +4,7 @@ build/peers/cachegen_lmcache/bin/python benchmarks/peers/cachegen_coder.py INPUT
     [--chunk 256]
 
 cachegen_lmcache.py, whose environment it shares, says what LMCache does; this looks further into its coder, for
-benchmarks.codecs. INPUT holds one tensor, ``kv`` [layers, 2, tokens, heads, head size]; LMCache keeps its maxima in the
+``benchmarks codecs``. INPUT holds one tensor, ``kv`` [layers, 2, tokens, heads, head size]; LMCache keeps its maxima in the
 same dtype.
 
 OUTPUT has two speeds. ``serializer`` is LMCache as it is, from a tensor to the stored bytes and from these to a tensor:

@@ -1,6 +1,6 @@
 """Makes the environments of the peers, build/peers/NAME, from their requirements.
 
-python -m benchmarks.peers.environments [--only NAME...]
+python -m benchmarks peers [--only NAME...]
 
 Each takes about 1.5 GB, and a minute once packages are at hand. One that was made from the same requirements is left as
 it is. The requirements are complete, so that nothing is chosen here: they are what pip made of the first few lines'
@@ -10,13 +10,13 @@ machine; everything else without, which LMCache needs (it would bring vLLM's sta
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common.arguments import make_parser
 from benchmarks.peers.client import Peer
 
 HERE = Path(__file__).parent
@@ -24,12 +24,10 @@ FOLDER = HERE.parents[1] / "build" / "peers"
 REQUIREMENTS = ".requirements.txt"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names(), default=names())
-    for name in parser.parse_args(arguments).only:
+    for name in parser.parse_args(argv).only:
         state = "made" if make(name) else "there already"
         with Peer(python(name), script(name)) as peer:
             print(f"{name}: {state}, {peer.name} {peer.version}, {', '.join(peer.methods)}", flush=True)
@@ -68,7 +66,3 @@ def _run(command: Sequence[str]) -> None:
     )
     if done.returncode:
         raise SystemExit(f"{done.stdout}\n{' '.join(command)}: failed with exit code {done.returncode}")
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ _READERS = 2
 
 
 def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
-    """A cache of ``parts``, one behind the other at the positions they were prefilled at.
+    """A cache of ``parts``, one after the other at the positions they were prefilled at.
 
     Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an
     artifact of another model, or one that does not continue the one before it; ``ArtifactError`` for a broken one.
@@ -60,13 +60,14 @@ def _fill(targets: Sequence[BufferedLayer], group: range, part: Artifact) -> Non
 
 
 def refuse_mismatch(part: Artifact, model: Model) -> None:
-    there: Mapping[str, Any] = part.meta["model"]
-    if there["fingerprint"] == model.fingerprint:
+    """Raises ``MismatchError``, naming the fields that differ, for an artifact of another model."""
+    made_by: Mapping[str, Any] = part.meta["model"]
+    if made_by["fingerprint"] == model.fingerprint:
         return
     differing = [
-        f"its {field} is {_short(there.get(field))}, that of {model.name} is {_short(here)}"
-        for field, here in model.identity.to_json().items()
-        if there.get(field) != here
+        f"its {field} is {_short(made_by.get(field))}, that of {model.name} is {_short(value)}"
+        for field, value in model.identity.to_json().items()
+        if made_by.get(field) != value
     ]
     raise MismatchError(
         part.path,

@@ -13,33 +13,29 @@ import typer
 from kvtool.commands import ask, compress, output, prefill
 from kvtool.commands.store import ls
 
-PAGES = ("artifact.md", "calibration.md", "faq.md", "why.md")
-"""The short ones of kvtool's documents, so that a first try takes half a minute."""
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
+"""Short texts that come with kvtool, so that a first try takes half a minute."""
 
-DOCUMENT = "docs/faq.md"
-QUESTION = "BlendOptions do I check that a store is whole?"
-TOKENS = 35
+DOCUMENT = "samples/harbour.md"
+QUESTION = "What does a night cost?"
+TOKENS = 28
 
-BLENDED = ("docs/faq.md", "docs/why.md")
-QUESTION_TO_BOTH = "What is a recipe?"
+BLENDED = ("samples/bakery.md", "samples/harbour.md")
+QUESTION_TO_BOTH = "How many steps does the lighthouse have?"
 TOKENS_FROM_BOTH = 12
 
 
 def run(
     question: Annotated[str, typer.Option("--question", help="Ask this.")] = QUESTION,
-    doc: Annotated[str, typer.Option("--doc", help="Ask this one of kvtool's documents.")] = DOCUMENT,
+    doc: Annotated[str, typer.Option("--doc", help="Ask this one of the sample documents.")] = DOCUMENT,
 ) -> int:
-    """Prefill some of kvtool's documents with the embedded model, compress them, ask one and two of them, and give the times."""
-    documents = Path(__file__).resolve().parents[1] / "docs"
+    """Prefill the sample documents with the embedded model, compress them, ask one and two of them, with both times."""
     # A folder of its own: documents are named by their path from the working directory.
     with tempfile.TemporaryDirectory(prefix="kvtool-demo-") as folder, contextlib.chdir(folder):
-        Path("docs").mkdir()
-        for page in {*PAGES, Path(doc).name}:
-            if (documents / page).is_file():
-                shutil.copy(documents / page, "docs")
+        shutil.copytree(SAMPLES, "samples")
         store = Path("kv-store")
-        _announce("prefill docs/")
-        if code := prefill.run(["docs/"], store=store):
+        _announce("prefill samples/")
+        if code := prefill.run(["samples/"], store=store):
             return code
         _announce("compress --recipe kivi --bits 4")
         if code := compress.run(recipe="kivi", bits=4, store=store):

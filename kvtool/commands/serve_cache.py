@@ -87,19 +87,20 @@ def run(
         from kvtool.server.http import logs
         from kvtool.server.http.auth import read_tokens
         from kvtool.server.http.server import Server, listen
-        from kvtool.server.runtime.load_policy import Loading
-        from kvtool.server.runtime.service import Limits, Serving
+        from kvtool.server.runtime.load_policy import LoadOptions
+        from kvtool.server.runtime.service import Limits, Service
     except ModuleNotFoundError as error:
         raise ModelError("serve-cache", f"needs {error.name}", "pip install 'kvtool[serve]'") from error
     tenants = read_tokens(tokens) if tokens else {}
     model = load_model(settings)
-    serving = Serving.over(
+    service = Service.over(
         settings.store,
         model,
         Limits(memory=int(memory * 1e9)),
         names=set(tenants.values()),
-        loading=Loading(variant, max_load_seconds, use_caches=not no_caches),
+        loading=LoadOptions(variant, max_load_seconds, use_caches=not no_caches),
     )
+    service.warm_up()
     listening = listen(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
@@ -107,10 +108,10 @@ def run(
         output.note(f"{model.name} over {address(settings.store)}: {url}/v1 (Ctrl+C stops)")
 
     def stopping() -> None:
-        serving.is_draining = True
+        service.is_draining = True
 
     logs.set_up(as_json=log is Log.json)
-    server = Server(create_app(serving, tenants), drain=drain, on_ready=started, on_drain=stopping)
+    server = Server(create_app(service, tenants), drain=drain, on_ready=started, on_drain=stopping)
     # uvicorn, once it has shut down, raises again what it was stopped by.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     server.run([listening])

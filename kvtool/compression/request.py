@@ -71,6 +71,6 @@ def variant_name(recipe: str, name: str | None, source: str = RAW) -> str:
     if source not in (RAW, AVERAGED):
         raise UsageError(f"--source {source}", f"expected {RAW} or {AVERAGED}, which prefill makes")
     variant = name or recipe
-    if variant in (RAW, AVERAGED):
+    if variant in (RAW, AVERAGED, AVERAGED_IN_RECORDS):
         raise UsageError(f"--name {variant}", "is kept for what prefill made", "choose another")
     return variant if source == RAW else averaged_name(variant)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from encodings import normalize_encoding
 from encodings.aliases import aliases
 
+from charset_normalizer import from_bytes
+
 from kvtool.errors import DocumentError
 
 # UTF-32's little-endian mark begins with UTF-16's, so it is looked for first.
@@ -56,8 +58,6 @@ def decode(data: bytes, name: str, declared: str | None = None) -> str:
             return data.decode(encoding)
         except UnicodeDecodeError:
             continue
-    from charset_normalizer import from_bytes  # 0.1 s to import, and most documents are UTF-8
-
     # A few bytes fit several code pages equally well; then the one that browsers, too, fall back on is taken.
     guess = max(
         from_bytes(data, cp_isolation=LEGACY_ENCODINGS),

@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from semchunk import chunk
+
 from kvtool.errors import DocumentError
 
 CHARACTERS_PER_TOKEN = 8
@@ -65,8 +67,6 @@ def split(text: str, *, count_tokens: Callable[[str], int], limit: int) -> list[
 
 def _boundaries(text: str, count: Callable[[str], int], limit: int) -> list[int]:
     """Where the pieces that semchunk finds end, white space counted to the piece before it."""
-    from semchunk import chunk  # 0.1 s to import, and most documents fit
-
     # semchunk drops the white space between its chunks, which is put back here: a little room is kept for it.
     room = limit - min(8, limit // 8)
     try:

@@ -1,1 +1,1 @@
-"""What runs the model."""
+"""Runs a transformers model over token ids and caches; knows no files."""

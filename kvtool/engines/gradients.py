@@ -109,10 +109,10 @@ def _repeat_loss(
 def _differentiate(model: Model, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     if not all(tensor.requires_grad for tensor in (loss, *tensors)):
         raise _untraceable(model)
-    found = torch.autograd.grad(loss, tensors, allow_unused=True)
-    if any(gradient is None for gradient in found):
+    result = torch.autograd.grad(loss, tensors, allow_unused=True)
+    if any(gradient is None for gradient in result):
         raise _untraceable(model)
-    return list(found)
+    return list(result)
 
 
 class _RecordingLayer(DynamicLayer):  # type: ignore[misc]

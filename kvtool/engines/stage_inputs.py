@@ -45,7 +45,7 @@ def refuse_unmeasurable(recipe: str, pipeline: Pipeline) -> None:
 
 
 def refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
-    """Raises ``UsageError`` for a pipeline that needs what cannot be measured, or a model where there is none."""
+    """Raises ``UsageError`` for a pipeline that needs what kvtool cannot measure, or a model to measure with and has none."""
     refuse_unmeasurable(recipe, pipeline)
     if pipeline.needs and model is None:
         raise UsageError(

@@ -127,7 +127,7 @@ def masks(model: Model, visible: Tensor, positions: Tensor, key_positions: Tenso
             visible if window is None else visible & (key_positions[None, :] > (positions - window)[:, None])
         )
         seen = seen[None, None].to(device_of(model))
-        # The loaded model's own config: only loading chooses an implementation.
+        # The loaded model's config, not the one on disk: only loading chooses an implementation.
         if model.model.config.get_text_config(decoder=True)._attn_implementation != "eager":
             return seen
         # Eager attention adds its mask to the scores.
@@ -152,11 +152,11 @@ def row_masks(model: Model, owners: Tensor, key_positions: Tensor, row: Tensor, 
     ``owners`` and ``key_positions`` [N] are of all keys, those of the pass included. ``row`` and ``positions`` [S] are of
     the pass's tokens.
     """
-    own = own_row(owners, key_positions, row, positions)
-    return masks(model, own | (owners == SHARED)[None, :], positions, key_positions)
+    same = same_row(owners, key_positions, row, positions)
+    return masks(model, same | (owners == SHARED)[None, :], positions, key_positions)
 
 
-def own_row(owners: Tensor, key_positions: Tensor, row: Tensor, positions: Tensor) -> Tensor:
+def same_row(owners: Tensor, key_positions: Tensor, row: Tensor, positions: Tensor) -> Tensor:
     """Which keys [S, N] are of each token's own row and stand no further on than the token; arguments as of ``row_masks``."""
     return (row[:, None] == owners[None, :]) & (key_positions[None, :] <= positions[:, None])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from kvtool.engines.batching.generate_many import generate_many
@@ -17,7 +18,7 @@ def measure(bench: Bench, context: Context, candidate: Candidate, reference: Ref
 
     - ``nbytes`` and ``n_elements``;
     - ``error``: squared errors and squares by layer and head, as ``cache_error`` gives them;
-    - ``kl``, ``dnll``, ``top1``: for each token that is fed;
+    - ``TOKEN_METRICS``: for each token that is fed;
     - ``answers``: the answer to each prompt.
     """
     restored = candidate.restore(bench)
@@ -42,6 +43,5 @@ def measure(bench: Bench, context: Context, candidate: Candidate, reference: Ref
         record["answers"] = [bench.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
     if reference.logits is not None:
         logits = logits_over(bench, restored.cache, context, restored.position)
-        loss = distortion(reference.logits, logits, context.targets)
-        record |= {"kl": loss.kl, "dnll": loss.dnll, "top1": loss.top1}
+        record |= asdict(distortion(reference.logits, logits, context.targets))
     return record

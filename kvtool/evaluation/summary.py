@@ -10,6 +10,7 @@ from typing import Any
 from kvtool.evaluation.candidates import Candidate
 from kvtool.measurement.answer_match import exact, f1
 from kvtool.measurement.contexts import Context, Prompt
+from kvtool.measurement.distortion import TOKEN_METRICS
 from kvtool.measurement.needles import contained
 from kvtool.measurement.statistics import BLOCK, Estimate, mean, ratio
 
@@ -44,9 +45,7 @@ def candidate_summary(index: int, candidate: Candidate, measured: Sequence[Measu
         "summary": candidate.summary,
         "paper": candidate.paper,
         **_size([one.records[index] for one in texts or measured]),
-        "kl": _over_tokens("kl", index, texts),
-        "dnll": _over_tokens("dnll", index, texts),
-        "top1": _over_tokens("top1", index, texts),
+        **{metric: _over_tokens(metric, index, texts) for metric in TOKEN_METRICS},
         "retrieval": _retrieval(index, by_kind["needles"]),
         "answers": _answers(index, by_kind["questions"]),
         "relative_error": _relative_error([one.records[index] for one in measured]),
@@ -72,7 +71,7 @@ def _over_tokens(metric: str, index: int, texts: Sequence[Measured]) -> Any:
 
 
 def _document(name: str, record: Record) -> dict[str, Any]:
-    means = {metric: _finite(sum(record[metric]) / len(record[metric])) for metric in ("kl", "dnll", "top1")}
+    means = {metric: _finite(sum(record[metric]) / len(record[metric])) for metric in TOKEN_METRICS}
     return {"name": name, "bits_per_value": _size([record])["bits_per_value"], **means}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -16,27 +16,34 @@ SLICE = 64
 
 @dataclass(frozen=True)
 class Distortion:
-    """For each predicted token: KL(raw ‖ restored) in nats, difference of negative log likelihood, equal argmax."""
+    """For each predicted token: KL(raw ‖ restored) in nats, difference of negative log likelihood, equal argmax.
 
-    kl: list[float]
-    dnll: list[float]
-    top1: list[float]
+    A new metric is a field here and a line in ``distortion``. What is measured, kept and averaged follows from the fields.
+    """
+
+    kl: list[float] = field(default_factory=list)
+    dnll: list[float] = field(default_factory=list)
+    top1: list[float] = field(default_factory=list)
+
+
+TOKEN_METRICS = tuple(metric.name for metric in fields(Distortion))
+"""Names of the metrics that every predicted token has."""
 
 
 def distortion(raw: Tensor, restored: Tensor, targets: Sequence[int]) -> Distortion:
     """Compares logits [S, V] over the raw and over the restored cache. ``targets`` [S] are the tokens that came next."""
-    kl, dnll, top1 = [], [], []
+    result = Distortion()
     ids = torch.tensor(targets, dtype=torch.int64)
     for start in range(0, len(raw), SLICE):
         p, q, target = (x[start : start + SLICE] for x in (raw, restored, ids))
         before, after = p.double().log_softmax(-1), q.double().log_softmax(-1)
         # A word that the raw cache rules out adds nothing, though its logarithm is infinite.
         terms = torch.where(before.isneginf(), 0.0, before.exp() * (before - after))
-        kl += terms.sum(-1).tolist()
+        result.kl.extend(terms.sum(-1).tolist())
         chosen = target[:, None]
-        dnll += (before.gather(-1, chosen) - after.gather(-1, chosen)).flatten().tolist()
-        top1 += (p.argmax(-1) == q.argmax(-1)).double().tolist()
-    return Distortion(kl, dnll, top1)
+        result.dnll.extend((before.gather(-1, chosen) - after.gather(-1, chosen)).flatten().tolist())
+        result.top1.extend((p.argmax(-1) == q.argmax(-1)).double().tolist())
+    return result
 
 
 def cache_error(

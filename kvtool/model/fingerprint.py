@@ -1,4 +1,4 @@
-"""What a model is, as digests: the same on every machine, whatever its files are called.
+"""A model's identity, as digests: the same on every machine, whatever its files are called.
 
 Weights are hashed tensor by tensor, so that one file and its shards are the same model. A file is hashed once and
 its digests remembered until its size, inode or times change.
@@ -24,7 +24,7 @@ from kvtool.system.files import write_atomic
 
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
 _TOKENIZER_SUFFIXES = (".model", ".tiktoken")
-# Written by whichever program saved the model last; they change nothing that is computed.
+# Written by the program that saved the model last; they do not change what the model computes.
 _VOLATILE = {
     "transformers_version",
     "torch_dtype",
@@ -62,19 +62,19 @@ def digest_config(directory: Path) -> str:
 
 
 def digest_tokenizer(directory: Path) -> str:
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     if (path := directory / "tokenizer.json").exists():
         whole = _read_json(path)
-        # Set by whoever used the tokenizer last, and by every call anew.
-        found[path.name] = digest_json({**whole, "truncation": None, "padding": None})
+        # Every call of the tokenizer sets these.
+        digests[path.name] = digest_json({**whole, "truncation": None, "padding": None})
     if (path := directory / "tokenizer_config.json").exists():
         config = _without_volatile(_read_json(path))
         config.pop("chat_template", None)
-        found[path.name] = digest_json(config)
+        digests[path.name] = digest_json(config)
     for path in sorted(directory.iterdir()):
         if path.name in _TOKENIZER_FILES or path.suffix in _TOKENIZER_SUFFIXES:
-            found[path.name] = digest(path.read_bytes())
-    return digest_json(found)
+            digests[path.name] = digest(path.read_bytes())
+    return digest_json(digests)
 
 
 def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:

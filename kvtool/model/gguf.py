@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def converted(path: Path) -> Path:
-    """The directory of safetensors that ``path`` converts to, made now if it isn't there yet.
+    """The directory of safetensors that ``path`` converts to, made now if it is missing.
 
     Raises ``ModelError`` if the file is no GGUF, or of an architecture that transformers cannot unpack.
     """

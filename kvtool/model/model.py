@@ -245,8 +245,9 @@ def _device_map(device: str) -> str:
 
 def _dtype(name: str, config: Any, device_map: str) -> torch.dtype:
     if name == "auto":
-        own = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
-        return torch.float32 if device_map == "cpu" else (own or torch.bfloat16)
+        text_config = config.get_text_config(decoder=True)
+        checkpoint = getattr(text_config, "dtype", None) or getattr(config, "dtype", None)
+        return torch.float32 if device_map == "cpu" else (checkpoint or torch.bfloat16)
     if name not in _DTYPES:
         raise UsageError(f"dtype {name!r}", f"expected auto, {', '.join(_DTYPES)}")
     return _DTYPES[name]

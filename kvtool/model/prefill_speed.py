@@ -1,4 +1,4 @@
-"""How fast this machine prefills with a model, remembered, so that ``ask`` can say what the cache saved."""
+"""The speed at which this machine prefills with a model, remembered so that ``ask`` can say what the cache saved."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _ENOUGH_TOKENS = 500
 
 
 def remember(fingerprint: str, tokens: int, seconds: float) -> None:
+    """Keeps the speed of a run, unless it was too short to tell."""
     if tokens >= _ENOUGH_TOKENS:
         # A speed that cannot be kept is measured again, nothing else is lost.
         with suppress(StoreError):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +25,10 @@ class Store(Mapping[str, Document]):
     """Documents by name, to be read. ``Store(address)`` opens the store there.
 
     A subclass names the schemes of the addresses that it opens: ``class S3Store(Store, schemes=["s3"])``, and "" for
-    directories. ``kvtool.store.open`` lists kvtool's own. Raises ``UsageError`` for an address that no class opens.
+    directories. ``kvtool.store.open`` lists kvtool's own. Methods that raise ``NotImplementedError`` are for subclasses to
+    write. The class is not abstract, since type checkers would refuse ``Store(address)`` then.
+
+    Raises ``UsageError`` for an address that no class opens.
     """
 
     _by_scheme: ClassVar[dict[str, type[Store]]] = {}
@@ -42,37 +44,45 @@ class Store(Mapping[str, Document]):
     def __repr__(self) -> str:
         return f"Store({str(self)!r})"
 
+    def __getitem__(self, name: str) -> Document:
+        """The document's manifest. Raises ``DocumentMissing`` for a name that the store does not hold."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[str]:
+        """The documents' names, in order."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     @property
-    @abstractmethod
     def calibrations(self) -> Calibrations:
         """Those that are on this machine, by digest."""
+        raise NotImplementedError
 
-    @abstractmethod
     def committed(self, name: str) -> float:
         """When the document was last committed, in seconds since 1970."""
+        raise NotImplementedError
 
-    @abstractmethod
     def holds(self, variant: Variant) -> bool:
         """Whether the artifact is there, as far as is known without reading it."""
+        raise NotImplementedError
 
-    @abstractmethod
     def open_artifact(self, variant: Variant) -> Artifact:
         """The artifact, its header checked."""
+        raise NotImplementedError
 
-    @abstractmethod
     def locate_artifact(self, digest: str) -> Path:
         """The artifact's file on this machine. Raises ``NotThere`` if the store has none of that digest."""
+        raise NotImplementedError
 
-    @abstractmethod
     def locate_calibration(self, digest: str) -> Path:
         """The calibration's file on this machine. Raises ``NotThere`` if the store has none of that digest."""
+        raise NotImplementedError
 
-    @abstractmethod
     def discard(self, variant: Variant) -> None:
         """Removes a broken artifact's file from this machine, so that it will be made or fetched again."""
+        raise NotImplementedError
 
     def check_name(self, name: str) -> None:
         """Raises ``StoreError`` for what cannot be a document's name."""

@@ -1,4 +1,4 @@
-"""A source's documents, as they are now or were ``FRESH`` seconds ago, with as few questions as can be.
+"""A backend's manifests, as they are now or were ``FRESH`` seconds ago, with as few requests as can be.
 
 A server asks for the same document several times in one request, and for all of them to find the beginnings of prompts.
 """
@@ -19,7 +19,7 @@ from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document
 
 FRESH = 5.0
-"""Seconds for which an answer is believed."""
+"""Seconds for which an answer is taken to hold."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,10 +31,13 @@ class _Seen(NamedTuple):
 
 
 class ManifestCache:
-    """What comes is kept in ``kept``, and stands in while nothing answers. Safe to use from any thread."""
+    """Manifests of ``backend``. Each is kept in ``cache``, which answers while nothing else does.
 
-    def __init__(self, backend: Backend, kept: LocalStore) -> None:
-        self.backend, self.kept = backend, kept
+    Safe to use from any thread.
+    """
+
+    def __init__(self, backend: Backend, cache: LocalStore) -> None:
+        self.backend, self.cache = backend, cache
         self._seen: dict[str, _Seen] = {}
         self._listed: Mapping[str, Listed] = {}
         self._listed_at = -math.inf
@@ -51,7 +54,7 @@ class ManifestCache:
             return self._listed
 
     def document(self, name: str) -> Document:
-        """Raises ``NotThere`` if there is none of that name, ``Unreachable`` if none was kept of it either."""
+        """The document of that name. Raises ``NotThere`` if there is none, ``Unreachable`` if none was kept of it either."""
         if known := self._known(name):
             return known
         # From before the manifest is asked for: one that changes just now is asked for once more.
@@ -61,13 +64,13 @@ class ManifestCache:
         except NotThere:
             self._seen.pop(name, None)
             with suppress(StoreError):
-                self.kept.remove(name)
+                self.cache.remove(name)
             raise
         except Unreachable as error:
-            if name not in self.kept:
+            if name not in self.cache:
                 raise
             _log.warning("%s; going on with what was kept of it", error)
-            document, version = self.kept[name], ""
+            document, version = self.cache[name], ""
         else:
             document = Document.from_bytes(data, f"{self.backend.url}: {name}")
             if document.name != name:
@@ -81,7 +84,7 @@ class ManifestCache:
         return document
 
     def _known(self, name: str) -> Document | None:
-        """The document, if nobody needs to be asked for it."""
+        """The document, if the backend need not be asked for it."""
         if (seen := self._seen.get(name)) is None:
             return None
         if time.monotonic() - seen.asked < FRESH or (
@@ -100,9 +103,9 @@ class ManifestCache:
 
     def _keep(self, document: Document) -> None:
         try:
-            is_kept = self.kept[document.name] == document
+            is_kept = self.cache[document.name] == document
         except StoreError:
             is_kept = False
         if not is_kept:
-            with self.kept.writing():
-                self.kept.commit(document)
+            with self.cache.writing():
+                self.cache.commit(document)

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kvtool
-from kvtool import Store
 from kvtool.artifact.load import load_cache
 from kvtool.digest import digest_tensor
 from kvtool.errors import ArtifactError, MismatchError, ModelError
+from kvtool.store.local import LocalStore
 
 MakeModel = Callable[..., Path]
 
@@ -28,7 +28,7 @@ def load(directory: Path, **options: Any) -> kvtool.Model:
     return kvtool.load_model(directory, device="cpu", **options)
 
 
-def test_a_loaded_cache_stands_for_prefix_and_document(store: Store, tiny: kvtool.Model) -> None:
+def test_a_loaded_cache_stands_for_prefix_and_document(store: LocalStore, tiny: kvtool.Model) -> None:
     document = store["docs/a.md"]
     cache = store.load("docs/a.md", tiny)
     assert document.prefix_artifact is not None
@@ -42,7 +42,7 @@ def test_a_loaded_cache_stands_for_prefix_and_document(store: Store, tiny: kvtoo
         assert digest_tensor(layer.values[0]) == digest_tensor(values)
 
 
-def test_a_compressed_variant_loads_as_it_decodes(store: Store, tiny: kvtool.Model) -> None:
+def test_a_compressed_variant_loads_as_it_decodes(store: LocalStore, tiny: kvtool.Model) -> None:
     kvtool.compress(store, recipe="kivi", bits=4)
     kv = store.read("c.txt", variant="kivi")
     cache = store.load("c.txt", tiny, variant="kivi")
@@ -51,7 +51,7 @@ def test_a_compressed_variant_loads_as_it_decodes(store: Store, tiny: kvtool.Mod
 
 
 @pytest.mark.parametrize("part", ["document", "prefix"])
-def test_a_broken_artifact_gives_no_cache(store: Store, tiny: kvtool.Model, part: str) -> None:
+def test_a_broken_artifact_gives_no_cache(store: LocalStore, tiny: kvtool.Model, part: str) -> None:
     document = store["c.txt"]
     variant = document.segments[0].variants["raw"] if part == "document" else document.prefix_artifact
     assert variant is not None
@@ -107,7 +107,7 @@ def epsilon(directory: Path) -> None:
     ],
 )
 def test_another_model_is_refused_by_the_field_that_differs(
-    store: Store, tiny_dir: Path, tmp_path: Path, change: Callable[[Path], None], field: str
+    store: LocalStore, tiny_dir: Path, tmp_path: Path, change: Callable[[Path], None], field: str
 ) -> None:
     other = Path(shutil.copytree(tiny_dir, tmp_path / "other"))
     change(other)
@@ -122,13 +122,13 @@ def test_another_model_is_refused_by_the_field_that_differs(
         assert str(caught.value).count("its ") == 1
 
 
-def test_another_dtype_is_refused(store: Store, tiny_dir: Path) -> None:
+def test_another_dtype_is_refused(store: LocalStore, tiny_dir: Path) -> None:
     with pytest.raises(MismatchError, match=r"its dtype is float32, that of tiny is bfloat16"):
         store.load("c.txt", load(tiny_dir, dtype="bfloat16"))
 
 
-def test_another_prefix_is_refused(store: Store, tiny: kvtool.Model) -> None:
-    other = Store("other")
+def test_another_prefix_is_refused(store: LocalStore, tiny: kvtool.Model) -> None:
+    other = LocalStore("other")
     kvtool.prefill(["c.txt"], model=tiny, store=other, system="Be brief.")
     prefix = store["c.txt"].prefix_artifact
     assert prefix is not None
@@ -139,7 +139,7 @@ def test_another_prefix_is_refused(store: Store, tiny: kvtool.Model) -> None:
 
 
 def test_prefill_does_not_replace_another_prefixs_or_models_document(
-    store: Store, tiny: kvtool.Model, tiny_dir: Path, tmp_path: Path
+    store: LocalStore, tiny: kvtool.Model, tiny_dir: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(tiny_dir, tmp_path / "other"))
     one_weight(other)

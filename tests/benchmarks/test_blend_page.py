@@ -1,12 +1,12 @@
-"""benchmarks.blend's tables: what stands in them is what was measured."""
+"""``blend``'s tables: what stands in them is what was measured."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import blend_page
-from benchmarks.blend import Blended, candidates
-from benchmarks.blend_page import FULL, REFERENCE
+from benchmarks.pages import blend_page
+from benchmarks.pages.blend_page import FULL, REFERENCE
+from benchmarks.quality.blend import Blended, candidates
 
 
 def record(kl: list[float], same: list[float], right: list[float]) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def record(kl: list[float], same: list[float], right: list[float]) -> dict[str, 
 
 
 def found() -> dict[str, Any]:
-    compared = [Blended("cacheblend", 0.15), Blended("drift", 0.15, "expected")]
+    compared = [Blended("cacheblend", 0.15), Blended("drift", 0.15, "averaged")]
     sets = {
         "blend-00": {
             "documents": 4,
@@ -36,7 +36,7 @@ def found() -> dict[str, Any]:
         },
     }
     return {
-        "command": "python -m benchmarks.blend",
+        "command": "python -m benchmarks blend",
         "machine": "a machine",
         "model": "tiny",
         "sets": sets,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import blend_sets, texts
-from benchmarks.blend_sets import HOPS, BlendQuestion, BlendSet
-from benchmarks.sources import Source
+from benchmarks.corpora import blend_sets, texts
+from benchmarks.corpora.blend_sets import HOPS, BlendQuestion, BlendSet
+from benchmarks.corpora.sources import Source
 from kvtool.measurement.tasks import Question
 
 

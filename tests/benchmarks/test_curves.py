@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.curves import NOT_REACHED, Point, Reached, ratio_at, ratio_keeping, shares, total
+from benchmarks.pages.curves import NOT_REACHED, Point, Reached, ratio_at, ratio_keeping, shares, total
 
 # KL = ratio² / 1e5: a straight line where both axes are logarithmic.
 CURVE = [Point(f"step={ratio}", ratio, ratio**2 / 1e5) for ratio in (80.0, 10.0, 20.0)]

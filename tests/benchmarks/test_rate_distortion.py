@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 import kvtool
-from benchmarks import pages, prefilled, rate_distortion, texts
-from benchmarks.prefilled import Prefilled
-from benchmarks.retrieval import haystack_contexts, scores
-from benchmarks.sources import Source
+from benchmarks.corpora import prefilled, texts
+from benchmarks.corpora.prefilled import Prefilled
+from benchmarks.corpora.sources import Source
+from benchmarks.pages import tables
+from benchmarks.quality import rate_distortion
+from benchmarks.quality.retrieval import haystack_contexts, scores
 from kvtool.codecs import Recipe, Sample
 from kvtool.evaluation.candidates import Raw
 from kvtool.evaluation.summary import Measured
@@ -45,17 +47,14 @@ def test_a_run_writes_its_figures_and_its_page(
     file = tmp_path / "calibration.safetensors"
     file.write_bytes(calibration.to_bytes())
     page = tmp_path / "page.md"
-    page.write_text("# Title\n\n" + "\n".join(pages.markers("rate_distortion", ground.model.name)) + "\n")
+    page.write_text("# Title\n\n" + "\n".join(tables.markers("rate_distortion", ground.model.name)) + "\n")
     monkeypatch.setattr(rate_distortion, "COMPARED", ("centred",))
     settings = (
         "--documents 1 --context 128 --tokens 16 --lengths 500 --haystacks 2 --keys 3 --timed 128 --repeats 1"
     )
     recipes = "centred:bits=8 centred:bits=2 kivi:bits=4:group=16:recent=32 lossless"
     command = f"--model {ground.model.directory} --calibration {file} --recipes {recipes} {settings}"
-    monkeypatch.setattr(
-        "sys.argv", ["x", *command.split(), "--out", str(tmp_path / "out"), "--write", str(page)]
-    )
-    rate_distortion.main()
+    rate_distortion.main([*command.split(), "--out", str(tmp_path / "out"), "--write", str(page)])
 
     found = json.loads((tmp_path / "out" / "rate_distortion.json").read_text())
     eight, two, kivi, lossless = found["candidates"]
@@ -74,10 +73,7 @@ def test_a_run_writes_its_figures_and_its_page(
     assert "`centred`'s bytes ÷ those of others at the same KL:" in written
     assert (tmp_path / f"page-{ground.model.name}-kl.svg").exists()
 
-    monkeypatch.setattr(
-        "sys.argv", ["x", "--read", str(tmp_path / "out" / "rate_distortion.json"), "--write", str(page)]
-    )
-    rate_distortion.main()
+    rate_distortion.main(["--read", str(tmp_path / "out" / "rate_distortion.json"), "--write", str(page)])
     assert page.read_text() == written
 
 

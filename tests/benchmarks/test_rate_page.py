@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import kvtool
-from benchmarks import pages, rate_page
+from benchmarks.pages import rate_page, tables
 
 
 def estimate(value: float) -> dict[str, float]:
@@ -51,7 +51,7 @@ def retrieved(name: str, ratio: float, found: int) -> dict[str, Any]:
 @pytest.fixture
 def found() -> dict[str, Any]:
     return {
-        "command": "python -m benchmarks.rate_distortion",
+        "command": "python -m benchmarks rate_distortion",
         "machine": dict.fromkeys(("cores", "processor", "device", "python", "torch", "transformers"), "?"),
         "model": {"name": "tiny"},
         "settings": {"context": 1024, "tokens": 256, "lengths": [1500, 3000], "keys": 10},
@@ -117,12 +117,12 @@ def test_the_whole_names_what_keeps_retrieval(found: dict[str, Any]) -> None:
 
 
 def test_tables_stand_between_the_markers_of_their_model() -> None:
-    first, last = pages.markers("rate_distortion", "tiny")
-    other = "\n".join(pages.markers("rate_distortion", "other"))
+    first, last = tables.markers("rate_distortion", "tiny")
+    other = "\n".join(tables.markers("rate_distortion", "other"))
     page = f"# Title\n\n{other}\n\n{first}\nold\n{last}\n\nEnd\n"
-    new = pages.replaced(page, "rate_distortion", "tiny", "\nnew\n")
+    new = tables.replaced(page, "rate_distortion", "tiny", "\nnew\n")
     assert new == f"# Title\n\n{other}\n\n{first}\n\nnew\n\n{last}\n\nEnd\n"
-    assert pages.replaced(new, "rate_distortion", "tiny", "new") == new
+    assert tables.replaced(new, "rate_distortion", "tiny", "new") == new
     for broken in ("# Title", f"{last}\n{first}", f"{page}{first}"):
         with pytest.raises(kvtool.KvtoolError, match="expected the lines"):
-            pages.replaced(broken, "rate_distortion", "tiny", "new")
+            tables.replaced(broken, "rate_distortion", "tiny", "new")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import kvtool
-from benchmarks import packages, sources, texts
-from benchmarks.packages import Package
+from benchmarks.corpora import packages, sources, texts
+from benchmarks.corpora.packages import Package
 
 LINES = "".join(f"line {n:04d}\n" for n in range(100))
 
@@ -33,7 +33,7 @@ def test_a_piece_too_near_the_end_begins_earlier(model: Any) -> None:
 
 
 def test_documents_come_from_the_sources_in_turn(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = (sources.Source(name, lambda _, name=name: f"{name}\n{LINES}") for name in "ab")
+    a, b = (sources.Source(name, lambda _, name=name: f"{name}\n{LINES}") for name in "ab")  # type: ignore[misc]
     monkeypatch.setattr(texts, "HELD_OUT", {"source code": [a, b]})
     found = texts.held_out(model, 20, 3)["source code"]
     assert [text.name for text in found] == [

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
 
 import kvtool
-from kvtool import Store
 from kvtool.blending.layer_loader import LayerLoader, empty_cache
 from kvtool.blending.layout import lay_out
 from kvtool.blending.policy_inputs import PolicyInputs
 from kvtool.engines.capabilities import key_rotations
 from kvtool.model.chat_template import prefix_of, question_tokens
+from kvtool.store.local import LocalStore
 from kvtool.system.trace import Trace
 
 TEXTS = {
@@ -52,8 +53,6 @@ def lively(lively_dir: Path) -> kvtool.Model:
 @pytest.fixture(scope="session")
 def latent(lively_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
     """A deepseek-v3, of which transformers keeps the latents as keys and what is rotated as values."""
-    from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
-
     directory = tmp_path_factory.mktemp("models") / "latent"
     torch.manual_seed(0)
     config = DeepseekV3Config(
@@ -85,14 +84,14 @@ def latent(lively_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> kvtool
 
 
 @pytest.fixture(scope="session")
-def prefill_texts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]:
+def prefill_texts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LocalStore]:
     """A new store of ``TEXTS`` by a model, under a prefix of several tokens unless told otherwise."""
 
-    def make(model: kvtool.Model, **options: object) -> Store:
+    def make(model: kvtool.Model, **options: object) -> LocalStore:
         folder = tmp_path_factory.mktemp("documents")
         for name, text in TEXTS.items():
             (folder / name).write_text(text)
-        store = Store(folder / "kv-store")
+        store = LocalStore(folder / "kv-store")
         given: dict[str, object] = {"system": "Be brief.", "segment_tokens": SEGMENT_TOKENS}
         report = kvtool.prefill(
             [folder / name for name in TEXTS], model=model, store=store, **given | options
@@ -104,7 +103,7 @@ def prefill_texts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Sto
 
 
 @pytest.fixture(scope="session")
-def documents(lively: kvtool.Model, prefill_texts: Callable[..., Store]) -> Store:
+def documents(lively: kvtool.Model, prefill_texts: Callable[..., LocalStore]) -> LocalStore:
     """``TEXTS``, and variant kivi of them; not to be written to."""
     store = prefill_texts(lively)
     kvtool.compress(store, recipe="kivi", bits=8)
@@ -112,18 +111,20 @@ def documents(lively: kvtool.Model, prefill_texts: Callable[..., Store]) -> Stor
 
 
 @pytest.fixture(scope="session")
-def prepared(documents: Store, lively: kvtool.Model, prefill_texts: Callable[..., Store]) -> Store:
-    """The same, made for blending too: expected, and kivi-expected; not to be written to."""
+def prepared(
+    documents: LocalStore, lively: kvtool.Model, prefill_texts: Callable[..., LocalStore]
+) -> LocalStore:
+    """The same, made for blending too: averaged, and kivi-averaged; not to be written to."""
     store = prefill_texts(lively, neighbours=2)
     kvtool.compress(store, recipe="kivi", bits=8)
-    kvtool.compress(store, recipe="kivi", bits=8, source="expected")
+    kvtool.compress(store, recipe="kivi", bits=8, source="averaged")
     return store
 
 
 @pytest.fixture
-def copied(documents: Store, tmp_path: Path) -> Store:
+def copied(documents: LocalStore, tmp_path: Path) -> LocalStore:
     """A copy of ``documents`` that may be broken."""
-    return Store(shutil.copytree(documents.root, tmp_path / "copied"))
+    return LocalStore(shutil.copytree(documents.root, tmp_path / "copied"))
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +132,7 @@ def inputs_of() -> Callable[..., PolicyInputs]:
     """What is known of a blend whose caches are all in place. ``question`` is asked, if one is given."""
 
     def make(
-        store: Store,
+        store: LocalStore,
         names: object,
         model: kvtool.Model,
         *,

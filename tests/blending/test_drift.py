@@ -43,7 +43,7 @@ def slowly(
     found, touched = held.clone().double(), set()
     for segment in layout.segments:
         own = [n for n in tokens if segment.start <= n < segment.stop]
-        if segment.variant != "expected" or not own:
+        if segment.variant != "averaged" or not own:
             continue
         among = len(own) / (segment.stop - segment.start)
         for head in range(held.shape[0]):

@@ -12,19 +12,20 @@ import kvtool
 from kvtool import Store
 from kvtool.blending.layout import Cached, Layout, Text, chosen_document, lay_out
 from kvtool.errors import MismatchError, StoreError, UsageError
+from kvtool.store.local import LocalStore
 
 Make = Callable[..., Store]
 
 
-def ids(store: Store, name: str, segment: int = 0) -> list[int]:
+def ids(store: LocalStore, name: str, segment: int = 0) -> list[int]:
     return store.open(name, segment=segment).token_ids.tolist()
 
 
-def prefix_ids(store: Store, name: str = "a.txt") -> list[int]:
+def prefix_ids(store: LocalStore, name: str = "a.txt") -> list[int]:
     return store.parts(name)[0].token_ids.tolist()
 
 
-def variants(store: Store, layout: Layout) -> list[str]:
+def variants(store: LocalStore, layout: Layout) -> list[str]:
     """Of each segment behind the prefix."""
     names = {
         variant.artifact: name
@@ -46,7 +47,7 @@ def spans(mask: object) -> list[tuple[int, int]]:
 
 
 def test_one_behind_the_other_in_the_order_given_after_one_prefix(
-    documents: Store, lively: kvtool.Model
+    documents: LocalStore, lively: kvtool.Model
 ) -> None:
     prefix, a, b = prefix_ids(documents), ids(documents, "a.txt"), ids(documents, "b.txt")
     assert len(prefix) > 1
@@ -60,7 +61,7 @@ def test_one_behind_the_other_in_the_order_given_after_one_prefix(
         assert layout.cached.all()
 
 
-def test_how_far_each_is_moved(documents: Store, lively: kvtool.Model) -> None:
+def test_how_far_each_is_moved(documents: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(documents, ["b.txt", "a.txt", "b.txt"], lively)
     n_a, n_b = len(ids(documents, "a.txt")), len(ids(documents, "b.txt"))
     assert [segment.moved for segment in layout.segments] == [0, 0, n_b, n_b + n_a]
@@ -70,7 +71,7 @@ def test_how_far_each_is_moved(documents: Store, lively: kvtool.Model) -> None:
     assert layout.segments[-1].stop == len(layout.token_ids)
 
 
-def test_a_document_may_stand_there_twice(documents: Store, lively: kvtool.Model) -> None:
+def test_a_document_may_stand_there_twice(documents: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(documents, ["a.txt", "a.txt"], lively)
     assert layout.token_ids.tolist() == prefix_ids(documents) + 2 * ids(documents, "a.txt")
     n = layout.prefix_tokens + len(ids(documents, "a.txt"))
@@ -78,7 +79,7 @@ def test_a_document_may_stand_there_twice(documents: Store, lively: kvtool.Model
     assert layout.documents == ("a.txt",)
 
 
-def test_a_name_alone_is_a_list_of_one(documents: Store, lively: kvtool.Model) -> None:
+def test_a_name_alone_is_a_list_of_one(documents: LocalStore, lively: kvtool.Model) -> None:
     for part in ("a.txt", Cached("a.txt"), ["a.txt"], iter(["a.txt"])):
         layout = lay_out(documents, part, lively)  # type: ignore[arg-type]
         assert layout.token_ids.tolist() == prefix_ids(documents) + ids(documents, "a.txt")
@@ -96,7 +97,7 @@ def test_without_a_prefix(lively: kvtool.Model, prefill_texts: Make) -> None:
 # Text
 
 
-def test_text_between_has_no_cache(documents: Store, lively: kvtool.Model) -> None:
+def test_text_between_has_no_cache(documents: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(documents, ["a.txt", "b.txt", "c@home.txt"], lively, separator=" … ")
     gap = lively.tokenizer(" … ").input_ids
     prefix, a, b, c = (
@@ -111,7 +112,7 @@ def test_text_between_has_no_cache(documents: Store, lively: kvtool.Model) -> No
 
 
 def test_text_before_a_document_leaves_nothing_behind_it_exact(
-    documents: Store, lively: kvtool.Model
+    documents: LocalStore, lively: kvtool.Model
 ) -> None:
     layout = lay_out(documents, [Text("Read this: "), "a.txt"], lively)
     n = layout.prefix_tokens
@@ -121,14 +122,14 @@ def test_text_before_a_document_leaves_nothing_behind_it_exact(
     assert spans(~layout.cached) == [(n, n + len(first))]
 
 
-def test_text_behind_a_document_leaves_it_exact(documents: Store, lively: kvtool.Model) -> None:
+def test_text_behind_a_document_leaves_it_exact(documents: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(documents, ["a.txt", Text(" So it is.")], lively)
     n = layout.prefix_tokens + len(ids(documents, "a.txt"))
     assert spans(layout.exact) == [(0, n)]
     assert len(layout.token_ids) == n + len(" So it is.")
 
 
-def test_a_special_token_in_a_text_is_text(documents: Store, lively: kvtool.Model) -> None:
+def test_a_special_token_in_a_text_is_text(documents: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(documents, ["a.txt", Text("<|end|>")], lively)
     assert 256 not in layout.token_ids[layout.prefix_tokens :].tolist()
     assert lively.tokenizer.decode(layout.token_ids[-7:]) == "<|end|>"
@@ -138,7 +139,7 @@ def test_a_special_token_in_a_text_is_text(documents: Store, lively: kvtool.Mode
 
 
 def test_a_long_document_stands_there_with_all_its_segments(
-    documents: Store, lively: kvtool.Model, texts: dict[str, str]
+    documents: LocalStore, lively: kvtool.Model, texts: dict[str, str]
 ) -> None:
     n = len(documents["long.txt"].segments)
     assert n == 3
@@ -153,14 +154,14 @@ def test_a_long_document_stands_there_with_all_its_segments(
 
 
 def test_one_segment_alone_is_exact_wherever_it_was_in_its_document(
-    documents: Store, lively: kvtool.Model
+    documents: LocalStore, lively: kvtool.Model
 ) -> None:
     layout = lay_out(documents, Cached("long.txt", segment=2), lively)
     assert layout.token_ids.tolist() == prefix_ids(documents) + ids(documents, "long.txt", 2)
     assert layout.exact.all()
 
 
-def test_segments_in_any_order(documents: Store, lively: kvtool.Model) -> None:
+def test_segments_in_any_order(documents: LocalStore, lively: kvtool.Model) -> None:
     parts = [Cached("long.txt", segment=2), "a.txt", Cached("long.txt", segment=0)]
     layout = lay_out(documents, parts, lively)
     assert layout.token_ids.tolist() == (
@@ -174,7 +175,7 @@ def test_segments_in_any_order(documents: Store, lively: kvtool.Model) -> None:
 # Variants
 
 
-def test_the_variant_is_that_of_documents_that_name_none(documents: Store, lively: kvtool.Model) -> None:
+def test_the_variant_is_that_of_documents_that_name_none(documents: LocalStore, lively: kvtool.Model) -> None:
     parts = ["a.txt", Cached("b.txt", "raw"), Cached("long.txt", segment=1)]
     layout = lay_out(documents, parts, lively, variant="kivi")
     assert variants(documents, layout) == ["kivi", "raw", "kivi"]
@@ -182,25 +183,25 @@ def test_the_variant_is_that_of_documents_that_name_none(documents: Store, livel
     assert spans(layout.exact) == [(0, layout.segments[1].stop)]
 
 
-def test_behind_other_text_what_was_made_for_it_is_taken(prepared: Store, lively: kvtool.Model) -> None:
+def test_behind_other_text_what_was_made_for_it_is_taken(prepared: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(prepared, ["a.txt", "b.txt", "long.txt"], lively)
-    assert variants(prepared, layout) == ["raw", *["expected"] * 4]
+    assert variants(prepared, layout) == ["raw", *["averaged"] * 4]
     layout = lay_out(prepared, "long.txt", lively)
-    assert variants(prepared, layout) == ["raw", "expected", "expected"]
+    assert variants(prepared, layout) == ["raw", "averaged", "averaged"]
     layout = lay_out(prepared, ["a.txt", "b.txt"], lively, variant="kivi")
-    assert variants(prepared, layout) == ["kivi", "kivi-expected"]
+    assert variants(prepared, layout) == ["kivi", "kivi-averaged"]
     layout = lay_out(prepared, [Text("See: "), "b.txt"], lively)
-    assert variants(prepared, layout) == ["expected"]
+    assert variants(prepared, layout) == ["averaged"]
 
 
-def test_a_variant_that_is_named_is_what_is_taken(prepared: Store, lively: kvtool.Model) -> None:
-    parts = [Cached("a.txt", "expected"), Cached("b.txt", "raw"), "c@home.txt"]
+def test_a_variant_that_is_named_is_what_is_taken(prepared: LocalStore, lively: kvtool.Model) -> None:
+    parts = [Cached("a.txt", "averaged"), Cached("b.txt", "raw"), "c@home.txt"]
     layout = lay_out(prepared, parts, lively)
-    assert variants(prepared, layout) == ["expected", "raw", "expected"]
+    assert variants(prepared, layout) == ["averaged", "raw", "averaged"]
 
 
-def test_what_was_made_for_blending_is_exact_nowhere(prepared: Store, lively: kvtool.Model) -> None:
-    for variant in ("expected", "kivi-expected"):
+def test_what_was_made_for_blending_is_exact_nowhere(prepared: LocalStore, lively: kvtool.Model) -> None:
+    for variant in ("averaged", "kivi-averaged"):
         layout = lay_out(prepared, Cached("a.txt", variant), lively)
         assert not layout.segments[1].moved
         assert spans(layout.exact) == [(0, layout.prefix_tokens)]
@@ -212,26 +213,26 @@ def test_what_was_made_for_blending_is_exact_nowhere(prepared: Store, lively: kv
 
 
 @pytest.mark.parametrize("parts", [[], [Text("words alone")]], ids=str)
-def test_no_document(documents: Store, lively: kvtool.Model, parts: list[Text]) -> None:
+def test_no_document(documents: LocalStore, lively: kvtool.Model, parts: list[Text]) -> None:
     with pytest.raises(UsageError, match=r"^no document to blend: name at least one .*kvtool ls"):
         lay_out(documents, parts, lively)
     with pytest.raises(UsageError, match="no document to blend"):
         kvtool.blend(documents, parts, lively)
 
 
-def test_an_unknown_document_suggests_near_names(documents: Store, lively: kvtool.Model) -> None:
+def test_an_unknown_document_suggests_near_names(documents: LocalStore, lively: kvtool.Model) -> None:
     with pytest.raises(StoreError, match=r"^a.text: is not in the store .*did you mean a.txt"):
         kvtool.blend(documents, ["b.txt", "a.text"], lively)
 
 
-def test_a_missing_variant_says_how_it_is_made(documents: Store, lively: kvtool.Model) -> None:
+def test_a_missing_variant_says_how_it_is_made(documents: LocalStore, lively: kvtool.Model) -> None:
     for part, says in (
         (
             Cached("b.txt", "klt"),
             r"b.txt: has no variant 'klt', only kivi, raw; run kvtool compress b.txt --recipe klt$",
         ),
-        (Cached("b.txt", "expected"), r"no variant 'expected'.*; prefill with --neighbours$"),
-        (Cached("b.txt", "klt-expected"), r"run kvtool compress b.txt --recipe klt --of expected$"),
+        (Cached("b.txt", "averaged"), r"no variant 'averaged'.*; prefill with --neighbours$"),
+        (Cached("b.txt", "klt-averaged"), r"run kvtool compress b.txt --recipe klt --source averaged$"),
         (Cached("long.txt", segment=3), r"long.txt: has no segment 3; it has 3, counted from 0"),
     ):
         with pytest.raises(StoreError, match=says):
@@ -239,7 +240,7 @@ def test_a_missing_variant_says_how_it_is_made(documents: Store, lively: kvtool.
 
 
 def test_documents_under_different_prefixes_are_refused(
-    lively: kvtool.Model, copied: Store, tmp_path: Path
+    lively: kvtool.Model, copied: LocalStore, tmp_path: Path
 ) -> None:
     (tmp_path / "other.txt").write_text("Prefilled under no system prompt.\n")
     kvtool.prefill([tmp_path / "other.txt"], model=lively, store=copied)
@@ -254,7 +255,7 @@ def test_documents_under_different_prefixes_are_refused(
 
 
 def test_a_prefix_that_is_not_the_documents_own_is_refused(
-    lively: kvtool.Model, copied: Store, tmp_path: Path
+    lively: kvtool.Model, copied: LocalStore, tmp_path: Path
 ) -> None:
     (tmp_path / "other.txt").write_text("Prefilled under no system prompt.\n")
     kvtool.prefill([tmp_path / "other.txt"], model=lively, store=copied)
@@ -265,14 +266,14 @@ def test_a_prefix_that_is_not_the_documents_own_is_refused(
 
 
 def test_another_models_documents_are_refused(
-    documents: Store, tmp_path: Path, make_model: Callable[..., Path]
+    documents: LocalStore, tmp_path: Path, make_model: Callable[..., Path]
 ) -> None:
     other = kvtool.load_model(make_model(tmp_path / "other", seed=1, num_hidden_layers=4), device="cpu")
     with pytest.raises(MismatchError, match=r"was made by another model: its weights is"):
         kvtool.blend(documents, ["a.txt", "b.txt"], other)
 
 
-def test_more_than_the_context_is_refused(documents: Store, lively: kvtool.Model) -> None:
+def test_more_than_the_context_is_refused(documents: LocalStore, lively: kvtool.Model) -> None:
     n, prefix = len(ids(documents, "a.txt")), len(prefix_ids(documents))
     most = (lively.context - 1 - prefix) // n
     assert len(lay_out(documents, ["a.txt"] * most, lively).token_ids) < lively.context
@@ -286,24 +287,24 @@ def test_more_than_the_context_is_refused(documents: Store, lively: kvtool.Model
 # NAME@VARIANT
 
 
-def test_a_name_may_be_given_with_a_variant(documents: Store) -> None:
+def test_a_name_may_be_given_with_a_variant(documents: LocalStore) -> None:
     assert chosen_document(documents, "a.txt") == Cached("a.txt")
     assert chosen_document(documents, "a.txt@kivi") == Cached("a.txt", "kivi")
     assert chosen_document(documents, "long.txt@kivi", 1) == Cached("long.txt", "kivi", 1)
 
 
-def test_a_name_with_an_at_sign_is_a_name(documents: Store) -> None:
+def test_a_name_with_an_at_sign_is_a_name(documents: LocalStore) -> None:
     assert chosen_document(documents, "c@home.txt") == Cached("c@home.txt")
     assert chosen_document(documents, "c@home.txt@kivi") == Cached("c@home.txt", "kivi")
 
 
-def test_a_document_comes_before_a_variant_of_another(copied: Store) -> None:
+def test_a_document_comes_before_a_variant_of_another(copied: LocalStore) -> None:
     copied.commit(replace(copied["a.txt"], name="a.txt@kivi"))
     assert chosen_document(copied, "a.txt@kivi") == Cached("a.txt@kivi")
     assert chosen_document(copied, "a.txt@raw") == Cached("a.txt", "raw")
 
 
 @pytest.mark.parametrize("text", ["a.text", "a.text@kivi"])
-def test_a_name_that_is_not_there_suggests_near_ones(documents: Store, text: str) -> None:
+def test_a_name_that_is_not_there_suggests_near_ones(documents: LocalStore, text: str) -> None:
     with pytest.raises(StoreError, match=rf"^{text}: is not in the store .*did you mean.*a.txt"):
         chosen_document(documents, text)

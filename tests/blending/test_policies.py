@@ -222,7 +222,7 @@ def test_what_no_segment_says_is_the_mean_of_what_others_say(
 def test_drift_falls_back(
     documents: Store, prepared: Store, lively: kvtool.Model, inputs_of: InputsOf
 ) -> None:
-    asked, unasked = {"question": QUESTION}, {}
+    asked, unasked = {"question": QUESTION}, {}  # type: ignore[var-annotated]
     plain = inputs_of(documents, THREE, lively, **asked)
     torch.testing.assert_close(POLICIES["drift"].score(plain), plain.attention.mean((0, 1)))
     inputs = inputs_of(prepared, THREE, lively, **unasked)

@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store, calibrate
+from kvtool import calibrate
 from kvtool.calibration import pieces, samples
 from kvtool.calibration.calibrate import Progress
 from kvtool.calibration.pieces import pieces_of_store, pieces_of_texts
@@ -23,13 +23,14 @@ from kvtool.calibration.samples import Samples
 from kvtool.cli import app
 from kvtool.codecs import Calibration, CodecError, Recipe, Sample
 from kvtool.errors import FAILED, PARTLY, USAGE, MismatchError, StoreError, UsageError
+from kvtool.store.local import LocalStore
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 Cli = Callable[..., Any]
 
 
 @pytest.fixture
-def long(store: Store, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> Store:
+def long(store: LocalStore, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     """With a document of several segments beside the three, and pieces of 60 tokens at most."""
     monkeypatch.setattr(pieces, "PIECE_TOKENS", 60)
     monkeypatch.setattr(pieces, "SHORTEST", 10)
@@ -55,7 +56,7 @@ def fitted_with(centred: Recipe, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 # Pieces
 
 
-def test_pieces_are_spread_over_kinds_documents_and_segments(long: Store, tiny: kvtool.Model) -> None:
+def test_pieces_are_spread_over_kinds_documents_and_segments(long: LocalStore, tiny: kvtool.Model) -> None:
     everything = pieces_of_store(long, None, tiny, 10**6)
     assert sum(len(piece.token_ids) for piece in everything) == sum(
         segment.n_tokens for document in long.values() for segment in document.segments
@@ -73,27 +74,27 @@ def test_pieces_are_spread_over_kinds_documents_and_segments(long: Store, tiny: 
     assert {piece.source for piece in own} == {"docs/b.md"}
 
 
-def test_a_piece_is_what_the_store_holds_behind_its_prefix(store: Store, tiny: kvtool.Model) -> None:
+def test_a_piece_is_what_the_store_holds_behind_its_prefix(store: LocalStore, tiny: kvtool.Model) -> None:
     for piece in pieces_of_store(store, None, tiny, 10**6):
         *before, own = store.parts(piece.source)
         assert list(piece.token_ids) == own.token_ids.tolist()
         assert list(piece.prefix_ids) == torch.cat([part.token_ids for part in before]).tolist()
 
 
-def test_what_documents_hold_alike_counts_once(store: Store, tiny: kvtool.Model) -> None:
+def test_what_documents_hold_alike_counts_once(store: LocalStore, tiny: kvtool.Model) -> None:
     Path("copy.txt").write_text(Path("c.txt").read_text())
     kvtool.prefill(["copy.txt"], model=tiny, store=store)
     found = [piece.source for piece in pieces_of_store(store, None, tiny, 10**6)]
     assert sorted(found) == THREE
 
 
-def test_texts_stand_behind_the_stores_prefix(store: Store, tiny: kvtool.Model, tmp_path: Path) -> None:
+def test_texts_stand_behind_the_stores_prefix(store: LocalStore, tiny: kvtool.Model, tmp_path: Path) -> None:
     (piece,) = pieces_of_texts(["Some words."], store, tiny, 100)
     (own,) = pieces_of_store(store, ["c.txt"], tiny, 100)
     assert piece.prefix_ids == own.prefix_ids
-    (alone,) = pieces_of_texts(["Some words."], Store(tmp_path / "none"), tiny, 100)
+    (alone,) = pieces_of_texts(["Some words."], LocalStore(tmp_path / "none"), tiny, 100)
     assert alone == piece
-    other = Store(tmp_path / "other")
+    other = LocalStore(tmp_path / "other")
     kvtool.prefill(["c.txt"], model=tiny, store=other, no_prefix=True)
     (bare,) = pieces_of_texts(["Some words."], other, tiny, 100)
     assert bare.prefix_ids == ()
@@ -102,7 +103,7 @@ def test_texts_stand_behind_the_stores_prefix(store: Store, tiny: kvtool.Model, 
 # Samples
 
 
-def test_samples_are_computed_once_and_kept_in_16_bits(store: Store, tiny: kvtool.Model) -> None:
+def test_samples_are_computed_once_and_kept_in_16_bits(store: LocalStore, tiny: kvtool.Model) -> None:
     done: list[int] = []
     pieces = pieces_of_store(store, None, tiny, 10**6)
     made = Samples(pieces, tiny, with_gradients=True, on_tokens=done.append)
@@ -127,14 +128,14 @@ def test_samples_are_computed_once_and_kept_in_16_bits(store: Store, tiny: kvtoo
         made[3]
 
 
-def test_without_gradients_the_model_only_runs_forward(store: Store, tiny: kvtool.Model) -> None:
+def test_without_gradients_the_model_only_runs_forward(store: LocalStore, tiny: kvtool.Model) -> None:
     made = Samples(pieces_of_store(store, None, tiny, 10**6), tiny, with_gradients=False)
     assert [sample.gradients for sample in made] == [None] * 3
     assert made[0].kv.layers[0].keys.dtype == torch.float16
 
 
 def test_what_would_take_too_much_memory_is_refused(
-    store: Store, tiny: kvtool.Model, centred: Recipe, monkeypatch: pytest.MonkeyPatch
+    store: LocalStore, tiny: kvtool.Model, centred: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samples, "KEPT_BYTES", 10_000)
     with pytest.raises(
@@ -149,12 +150,12 @@ def test_what_would_take_too_much_memory_is_refused(
 
 
 @pytest.mark.usefixtures("centred")
-def test_a_calibration_of_the_stores_documents(store: Store, tiny: kvtool.Model) -> None:
+def test_a_calibration_of_the_stores_documents(store: LocalStore, tiny: kvtool.Model) -> None:
     seen: list[Progress] = []
     made = calibrate(
         store, model=tiny, recipe="centred", on_progress=lambda p: seen.append(dataclasses.replace(p))
     )
-    assert Store(store.root).calibrations[made.digest] == made
+    assert LocalStore(store.root).calibrations[made.digest] == made
     assert (made.method, made.model) == ("mean", tiny.fingerprint)
     tokens = sum(store.read(name).n_tokens for name in store)
     source = made.facts["source"]
@@ -169,7 +170,7 @@ def test_a_calibration_of_the_stores_documents(store: Store, tiny: kvtool.Model)
 
 
 @pytest.mark.usefixtures("centred")
-def test_of_some_documents_or_of_texts_it_is_another(store: Store, tiny: kvtool.Model) -> None:
+def test_of_some_documents_or_of_texts_it_is_another(store: LocalStore, tiny: kvtool.Model) -> None:
     one = calibrate(store, "c.txt", model=tiny, recipe="centred")
     assert one.facts["source"]["documents"] == 1  # type: ignore[index,call-overload]
     text = calibrate(store, model=tiny, recipe="centred", texts=[Path("c.txt").read_text()])
@@ -181,13 +182,13 @@ def test_of_some_documents_or_of_texts_it_is_another(store: Store, tiny: kvtool.
 
 @pytest.mark.usefixtures("centred")
 def test_texts_need_no_documents(tmp_path: Path, tiny: kvtool.Model) -> None:
-    empty = Store(tmp_path / "new")
+    empty = LocalStore(tmp_path / "new")
     made = calibrate(empty, model=tiny, recipe="centred", texts="Some words.")
-    assert list(Store(tmp_path / "new").calibrations) == [made.digest]
+    assert list(LocalStore(tmp_path / "new").calibrations) == [made.digest]
 
 
 def test_a_recipe_gets_gradients_and_embeddings_if_it_says_so(
-    store: Store, tiny: kvtool.Model, fitted_with: Callable[..., Recipe]
+    store: LocalStore, tiny: kvtool.Model, fitted_with: Callable[..., Recipe]
 ) -> None:
     given: dict[str, object] = {}
 
@@ -207,7 +208,7 @@ def test_a_recipe_gets_gradients_and_embeddings_if_it_says_so(
 
 
 def test_what_fit_refuses_names_the_option(
-    store: Store, tiny: kvtool.Model, fitted_with: Callable[..., Recipe]
+    store: LocalStore, tiny: kvtool.Model, fitted_with: Callable[..., Recipe]
 ) -> None:
     def fit(found: Sequence[Sample]) -> Calibration:
         raise CodecError("centred: 90 tokens are too few, expected 500")
@@ -222,8 +223,8 @@ def test_what_fit_refuses_names_the_option(
 
 
 @pytest.mark.usefixtures("centred")
-def test_bad_input(store: Store, tiny: kvtool.Model, tmp_path: Path) -> None:
-    empty = Store(tmp_path / "none")
+def test_bad_input(store: LocalStore, tiny: kvtool.Model, tmp_path: Path) -> None:
+    empty = LocalStore(tmp_path / "none")
     for where, options, says in (
         (empty, {}, "none: is empty.*run kvtool prefill first, or give --text"),
         (store, {"recipe": "kivi"}, "--recipe kivi: takes no calibration; those that do: .*centred"),
@@ -242,7 +243,7 @@ def test_bad_input(store: Store, tiny: kvtool.Model, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("centred")
 def test_documents_of_another_model(
-    store: Store, tiny: kvtool.Model, tmp_path: Path, make_model: Callable[..., Path]
+    store: LocalStore, tiny: kvtool.Model, tmp_path: Path, make_model: Callable[..., Path]
 ) -> None:
     other = kvtool.load_model(make_model(tmp_path / "other", seed=1), device="cpu")
     with pytest.raises(MismatchError, match="made by another model: its weights"):
@@ -261,7 +262,7 @@ def test_documents_of_another_model(
 
 @pytest.mark.usefixtures("centred")
 def test_compress_makes_what_is_missing_and_says_so(
-    store: Store, tiny: kvtool.Model, caplog: pytest.LogCaptureFixture
+    store: LocalStore, tiny: kvtool.Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "kvtool")
     tokens = sum(store.read(name).n_tokens for name in store)
@@ -281,7 +282,7 @@ def test_compress_makes_what_is_missing_and_says_so(
 
 @pytest.mark.usefixtures("centred")
 def test_compress_makes_none_with_another_model(
-    store: Store, tmp_path: Path, make_model: Callable[..., Path]
+    store: LocalStore, tmp_path: Path, make_model: Callable[..., Path]
 ) -> None:
     other = kvtool.load_model(make_model(tmp_path / "other", seed=1), device="cpu")
     with pytest.raises(
@@ -308,9 +309,9 @@ def cli(corpus: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 
 @pytest.mark.usefixtures("centred")
-def test_the_command_prints_what_it_made(cli: Cli, store: Store) -> None:
+def test_the_command_prints_what_it_made(cli: Cli, store: LocalStore) -> None:
     result = cli("calibrate", "--recipe", "centred")
-    (made,) = Store(store.root).calibrations.values()
+    (made,) = LocalStore(store.root).calibrations.values()
     assert result.stdout == f"{made.digest}\n"
     assert "the model has run" in result.stderr
     assert "mean: calibrated tiny from" in result.stderr
@@ -324,7 +325,7 @@ def test_the_command_prints_what_it_made(cli: Cli, store: Store) -> None:
 
 
 @pytest.mark.usefixtures("centred")
-def test_the_command_takes_texts(cli: Cli, store: Store) -> None:
+def test_the_command_takes_texts(cli: Cli, store: LocalStore) -> None:
     Path("more").mkdir()
     Path("more/x.md").write_text("Words of another kind.\n")
     assert (
@@ -338,7 +339,7 @@ def test_the_command_takes_texts(cli: Cli, store: Store) -> None:
 
 
 @pytest.mark.usefixtures("centred")
-def test_the_command_compress_makes_one_first(cli: Cli, store: Store) -> None:
+def test_the_command_compress_makes_one_first(cli: Cli, store: LocalStore) -> None:
     dry = cli("compress", "--recipe", "centred", "--dry-run")
     assert dry.stdout.split() == THREE
     assert not store.calibrations

@@ -1,4 +1,4 @@
-"""The stage and the recipe of docs/adding-a-recipe.md, as the plugin that the page makes of them."""
+"""The stage and the recipe of docs/exercises/recipe.md, as the plugin that the page makes of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.transform.unrope import Unrope
 from kvtool.commands.recipes import run as list_recipes
 
-PAGE = (Path(__file__).parents[2] / "docs/adding-a-recipe.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/exercises/recipe.md").read_text()
 FILES = dict(re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL))
 STAGE, RECIPE, PACKAGE = FILES
 
@@ -125,7 +125,7 @@ def squared_error(pipeline: Pipeline, kv: KV) -> float:
 
 def test_the_page_has_a_stage_and_a_recipe() -> None:
     assert STAGE == "codecs/quantize/clipped.py"
-    assert RECIPE == "kvtool/recipes/skvq.py"
+    assert RECIPE == "kvtool/recipes/quantization/skvq.py"
     assert type(clipped()).__module__ == f"{Path(PACKAGE).parent}.clipped"
     assert clipped() in skvq().build().keys
     # In the folder nothing else makes it known; a plugin has an entry point.

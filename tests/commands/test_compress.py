@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from torch.nn.functional import cross_entropy
 
-from kvtool import Store
 from kvtool.errors import FAILED, PARTLY, USAGE
+from kvtool.store.local import LocalStore
 from tests.commands.conftest import THREE, Cli, error_of, typed
 
 
-def test_compress(cli: Cli, store: Store) -> None:
+def test_compress(cli: Cli, store: LocalStore) -> None:
     found = json.loads(cli("compress", "--recipe", "kivi", "--bits", "4", "--json").stdout)
     assert typed(found) == {
         "variant": "str",
@@ -34,7 +34,7 @@ def test_compress(cli: Cli, store: Store) -> None:
     assert "3 documents" in cli("compress", "--recipe", "kivi", "--name", "other").stderr
 
 
-def test_compress_without_a_recipe_makes_a_calibration_and_says_so(cli: Cli, store: Store) -> None:
+def test_compress_without_a_recipe_makes_a_calibration_and_says_so(cli: Cli, store: LocalStore) -> None:
     first = cli("compress").stderr
     assert first.count("no calibration for tiny yet: making one from") == 1
     assert "klt: compressed 3 documents" in first
@@ -47,7 +47,7 @@ def test_compress_without_a_recipe_makes_a_calibration_and_says_so(cli: Cli, sto
 
 
 def test_a_model_that_klt_cannot_learn_is_refused_with_what_to_do(
-    cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "kvtool.engines.gradients.cross_entropy", lambda *a, **k: cross_entropy(*a, **k).detach()
@@ -56,7 +56,7 @@ def test_a_model_that_klt_cannot_learn_is_refused_with_what_to_do(
     assert store["c.txt"].variants == ["raw"]
 
 
-def test_compress_with_sides_of_their_own(cli: Cli, store: Store) -> None:
+def test_compress_with_sides_of_their_own(cli: Cli, store: LocalStore) -> None:
     cli("compress", "--recipe", "kivi", "--keys", "4", "--values", "turboquant:3", "--sinks", "2")
     cli("compress", "--recipe", "kivi", "--bits", "4", "--recent", "0", "--set", "group=16", "--name", "wide")
     made = {
@@ -90,12 +90,14 @@ def test_compress_with_sides_of_their_own(cli: Cli, store: Store) -> None:
         (["--recipe", "cachegen", "--set", "level=9"], "level is 9, expected 1, 2, 3, 4, 5"),
     ],
 )
-def test_compress_options_that_make_no_sense(cli: Cli, store: Store, options: list[str], says: str) -> None:
+def test_compress_options_that_make_no_sense(
+    cli: Cli, store: LocalStore, options: list[str], says: str
+) -> None:
     assert says in error_of(cli("compress", *options, code=USAGE))
     assert "Invalid value for '--bits'" in cli("compress", "--bits", "two", code=USAGE).stderr
 
 
-def test_compress_done_in_part(cli: Cli, store: Store) -> None:
+def test_compress_done_in_part(cli: Cli, store: LocalStore) -> None:
     store.path_of(store["c.txt"].segments[0].variants["raw"]).unlink()
     result = cli("compress", "--recipe", "kivi", "--json", code=PARTLY)
     assert json.loads(result.stdout)["compressed"] == THREE[1:]
@@ -103,7 +105,7 @@ def test_compress_done_in_part(cli: Cli, store: Store) -> None:
 
 
 def test_compress_runs_the_model_for_recipes_that_need_it(
-    cli: Cli, store: Store, tmp_path: Path, make_model: Callable[..., Path]
+    cli: Cli, store: LocalStore, tmp_path: Path, make_model: Callable[..., Path]
 ) -> None:
     found = json.loads(cli("compress", "--recipe", "zipcache", "--json").stdout)
     assert found["compressed"] == THREE
@@ -115,7 +117,7 @@ def test_compress_runs_the_model_for_recipes_that_need_it(
     assert json.loads(cli(*missing, "--json").stdout)["compressed"] == THREE, "no model should be looked for"
 
 
-def test_recompressing_with_other_bits_is_refused(cli: Cli, store: Store) -> None:
+def test_recompressing_with_other_bits_is_refused(cli: Cli, store: LocalStore) -> None:
     cli("compress", "c.txt", "--recipe", "kivi", "--bits", "2")
     made = store["c.txt"]
     assert "--replace" in error_of(cli("compress", "c.txt", "--recipe", "kivi", "--bits", "4", code=FAILED))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kvtool import Store
 from kvtool.cli import app
 from kvtool.errors import FAILED, USAGE
+from kvtool.store.local import LocalStore
 from tests.commands.conftest import Cli, error_of
 
 
@@ -32,7 +32,7 @@ def test_a_store_that_is_not_there_is_empty(cli: Cli, corpus: Path, command: lis
     ],
     ids=lambda a: a[0],
 )
-def test_an_unknown_document_suggests_near_names(cli: Cli, store: Store, arguments: list[str]) -> None:
+def test_an_unknown_document_suggests_near_names(cli: Cli, store: LocalStore, arguments: list[str]) -> None:
     assert "docs/a.mb: is not in the store kv-store; did you mean docs/a.md" in error_of(
         cli(*arguments, code=FAILED)
     )
@@ -57,7 +57,7 @@ def test_an_unknown_document_suggests_near_names(cli: Cli, store: Store, argumen
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
 )
 def test_failures(
-    cli: Cli, store: Store, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, store: LocalStore, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code = USAGE if "ftp://host" in arguments else FAILED
@@ -94,7 +94,7 @@ def test_failures(
     ],
     ids=" ".join,
 )
-def test_usage(cli: Cli, store: Store, arguments: list[str]) -> None:
+def test_usage(cli: Cli, store: LocalStore, arguments: list[str]) -> None:
     before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
     result = cli(*arguments, code=USAGE)
     assert result.stdout == "" or not arguments
@@ -102,8 +102,10 @@ def test_usage(cli: Cli, store: Store, arguments: list[str]) -> None:
     assert {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()} == before
 
 
-def test_an_unexpected_error_is_one_line_too(store: Store, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Store, "__iter__", lambda _: 1 / 0)
+def test_an_unexpected_error_is_one_line_too(
+    store: LocalStore, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(store), "__iter__", lambda _: 1 / 0)
     result = CliRunner().invoke(app, ["ls"])
     assert result.exit_code == FAILED
     assert result.stderr.splitlines() == [
@@ -112,11 +114,11 @@ def test_an_unexpected_error_is_one_line_too(store: Store, cli: Cli, monkeypatch
     assert isinstance(CliRunner().invoke(app, ["--debug", "ls"]).exception, ZeroDivisionError)
 
 
-def test_an_error_of_many_lines_is_shown_as_one(cli: Cli, store: Store) -> None:
+def test_an_error_of_many_lines_is_shown_as_one(cli: Cli, store: LocalStore) -> None:
     assert "\\n" in error_of(cli("show", "../a\nb", code=FAILED))
 
 
-def test_a_full_disk(cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(cli: Cli, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
     Path("docs/new.md").write_text("New.")
 
@@ -132,7 +134,7 @@ def test_a_full_disk(cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "command", [["ask", "What?", "--doc", "c.txt"], ["show", "c.txt"]], ids=lambda c: c[0]
 )
-def test_a_broken_artifact(cli: Cli, store: Store, command: list[str]) -> None:
+def test_a_broken_artifact(cli: Cli, store: LocalStore, command: list[str]) -> None:
     path = store.path_of(store["c.txt"].segments[0].variants["raw"])
     path.write_bytes(path.read_bytes()[:-1])
     error = error_of(cli(*command, code=FAILED))

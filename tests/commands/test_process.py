@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import kvtool
-from kvtool import Store
+from kvtool.store.local import LocalStore
 
 KVTOOL = [sys.executable, "-m", "kvtool"]
 HEAVY = {
@@ -52,7 +52,7 @@ def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
     )
 
 
-def test_a_reader_that_goes_away_is_no_traceback(store: Store) -> None:
+def test_a_reader_that_goes_away_is_no_traceback(store: LocalStore) -> None:
     with subprocess.Popen(
         [*KVTOOL, "ls", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -112,7 +112,7 @@ def test_interrupted_and_run_again(corpus: Path, tiny_dir: Path, tiny: kvtool.Mo
     assert process.returncode == 130, said
     assert said.splitlines()[-1].startswith("interrupted; what was finished is stored")
     assert "Traceback" not in said
-    store = Store("kv-store")
+    store = LocalStore("kv-store")
     done = len(store)
     assert 0 < done < 102
     for document in store.values():
@@ -125,7 +125,7 @@ def test_interrupted_and_run_again(corpus: Path, tiny_dir: Path, tiny: kvtool.Mo
     after = {p: p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()}
     assert after.items() >= before.items()
     # As one run that was not interrupted.
-    kvtool.prefill(["docs"], model=tiny, store=Store("whole"), pack_tokens=0)
+    kvtool.prefill(["docs"], model=tiny, store=LocalStore("whole"), pack_tokens=0)
     assert {p.relative_to(store.root): data for p, data in after.items()} == {
         p.relative_to("whole"): p.read_bytes() for p in Path("whole").rglob("*.*") if p.is_file()
     }

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import kvtool
-from kvtool import Store
 from kvtool.codecs.quantize.deadzone import Deadzone
 from kvtool.codecs.registry import recipes
 from kvtool.codecs.transform.window import Window
@@ -20,12 +19,13 @@ from kvtool.compression.plan import plan
 from kvtool.compression.report import Report
 from kvtool.compression.resolve import Job
 from kvtool.errors import MismatchError, StoreError, UsageError
+from kvtool.store.local import LocalStore
 from kvtool.store.segments import SegmentRef, encode_segment
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 
 
-def test_all_documents_unless_named(store: Store) -> None:
+def test_all_documents_unless_named(store: LocalStore) -> None:
     report = kvtool.compress(store, recipe="lossless")
     assert report.compressed == THREE
     assert report.unchanged == []
@@ -38,7 +38,7 @@ def test_all_documents_unless_named(store: Store) -> None:
     assert store["docs/a.md"].variants == ["raw", "lossless"]
 
 
-def test_lossless_is(store: Store) -> None:
+def test_lossless_is(store: LocalStore) -> None:
     kvtool.compress(store, recipe="lossless")
     raw, packed = store.read("c.txt"), store.read("c.txt", variant="lossless")
     for one, other in zip(raw.layers, packed.layers, strict=True):
@@ -47,7 +47,7 @@ def test_lossless_is(store: Store) -> None:
     assert raw.token_ids.equal(packed.token_ids)
 
 
-def test_again_is_nothing_and_the_raw_artifacts_stay(store: Store) -> None:
+def test_again_is_nothing_and_the_raw_artifacts_stay(store: LocalStore) -> None:
     raw = {p: p.read_bytes() for p in store.root.rglob("*.safetensors")}
     kvtool.compress(store, recipe="kivi")
     first = {p: p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()}
@@ -58,7 +58,7 @@ def test_again_is_nothing_and_the_raw_artifacts_stay(store: Store) -> None:
     assert {p: p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()} == first
 
 
-def test_the_same_recipe_gives_the_same_bytes(store: Store) -> None:
+def test_the_same_recipe_gives_the_same_bytes(store: LocalStore) -> None:
     kvtool.compress(store, recipe="kivi", bits=3)
     kvtool.compress(store, recipe="kivi", bits=3, name="again")
     for document in store.values():
@@ -66,7 +66,7 @@ def test_the_same_recipe_gives_the_same_bytes(store: Store) -> None:
         assert variants["kivi"].artifact == variants["again"].artifact
 
 
-def test_other_bits_under_the_same_name_need_replace(store: Store) -> None:
+def test_other_bits_under_the_same_name_need_replace(store: LocalStore) -> None:
     kvtool.compress(store, recipe="kivi", bits=2)
     before = dict(store)
     report = kvtool.compress(store, recipe="kivi", bits=4)
@@ -81,7 +81,7 @@ def test_other_bits_under_the_same_name_need_replace(store: Store) -> None:
     assert store.size("c.txt", "kivi") == report.nbytes - sum(store.size(n, "kivi") for n in THREE[1:])
 
 
-def test_variants_of_what_changed_are_dropped_and_others_kept(store: Store, tiny: kvtool.Model) -> None:
+def test_variants_of_what_changed_are_dropped_and_others_kept(store: LocalStore, tiny: kvtool.Model) -> None:
     kvtool.compress(store, recipe="kivi")
     Path("docs/a.md").write_text("# Apples\n\nThe red apple costs four crowns.\n")
     report = kvtool.prefill(["docs", "c.txt"], model=tiny, store=store)
@@ -92,7 +92,7 @@ def test_variants_of_what_changed_are_dropped_and_others_kept(store: Store, tiny
     assert kvtool.compress(store, recipe="kivi").compressed == ["docs/a.md"]
 
 
-def test_of_a_long_document_the_unchanged_segments_keep_theirs(store: Store, tiny: kvtool.Model) -> None:
+def test_of_a_long_document_the_unchanged_segments_keep_theirs(store: LocalStore, tiny: kvtool.Model) -> None:
     paragraphs = [f"Paragraph {n} is about the number {n}." for n in range(4)]
     Path("long.md").write_text("\n\n".join(paragraphs))
     options = {"model": tiny, "store": store, "segment_tokens": 40}
@@ -112,7 +112,7 @@ def test_of_a_long_document_the_unchanged_segments_keep_theirs(store: Store, tin
     assert store["long.md"].variants == ["raw", "kivi"]
 
 
-def test_a_missing_variant_is_made_again(store: Store) -> None:
+def test_a_missing_variant_is_made_again(store: LocalStore) -> None:
     kvtool.compress(store, recipe="lossless")
     path = store.path_of(store["c.txt"].segments[0].variants["lossless"])
     data = path.read_bytes()
@@ -121,7 +121,7 @@ def test_a_missing_variant_is_made_again(store: Store) -> None:
     assert path.read_bytes() == data
 
 
-def test_one_document_that_cannot_be_compressed_does_not_stop_the_others(store: Store) -> None:
+def test_one_document_that_cannot_be_compressed_does_not_stop_the_others(store: LocalStore) -> None:
     store.path_of(store["docs/a.md"].segments[0].variants["raw"]).unlink()
     report = kvtool.compress(store, recipe="kivi")
     assert report.compressed == ["c.txt", "docs/b.md"]
@@ -142,7 +142,7 @@ def test_one_document_that_cannot_be_compressed_does_not_stop_the_others(store: 
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(
-    store: Store, options: dict[str, object], says: str
+    store: LocalStore, options: dict[str, object], says: str
 ) -> None:
     before = dict(store)
     with pytest.raises(UsageError, match=says):
@@ -151,7 +151,7 @@ def test_options_that_make_no_sense_are_usage_errors(
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    store = Store(tmp_path / "none")
+    store = LocalStore(tmp_path / "none")
     assert kvtool.compress(store, recipe="kivi").documents_total == 0
     with pytest.raises(StoreError, match="the store is empty"):
         kvtool.compress(store, ["x"], recipe="kivi")
@@ -162,7 +162,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 
 def test_without_a_recipe_it_is_klt_calibrated_first(
-    store: Store, tiny: kvtool.Model, caplog: pytest.LogCaptureFixture
+    store: LocalStore, tiny: kvtool.Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "kvtool")
     report = kvtool.compress(store, model=tiny)
@@ -179,7 +179,7 @@ def test_without_a_recipe_it_is_klt_calibrated_first(
     assert list(store.calibrations) == [made.digest]
 
 
-def test_without_a_recipe_or_a_model_nothing_else_is_taken(store: Store) -> None:
+def test_without_a_recipe_or_a_model_nothing_else_is_taken(store: LocalStore) -> None:
     before = dict(store)
     with pytest.raises(UsageError, match=r"'klt': needs a calibration"):
         kvtool.compress(store)
@@ -193,7 +193,7 @@ NEEDY = sorted(n for n, recipe in recipes().items() if not recipe.calibration an
 
 @pytest.mark.parametrize("recipe", NEEDY)
 def test_what_a_recipe_needs_is_measured_with_the_model(
-    store: Store, tiny: kvtool.Model, recipe: str
+    store: LocalStore, tiny: kvtool.Model, recipe: str
 ) -> None:
     report = kvtool.compress(store, recipe=recipe, model=tiny)
     assert report.compressed == THREE
@@ -208,7 +208,7 @@ def test_what_a_recipe_needs_is_measured_with_the_model(
         assert variants[recipe].artifact == variants["again"].artifact
 
 
-def test_a_recipe_that_needs_attention_is_refused_without_a_model(store: Store) -> None:
+def test_a_recipe_that_needs_attention_is_refused_without_a_model(store: LocalStore) -> None:
     before = dict(store)
     with pytest.raises(
         UsageError, match=r"'mikv' needs attention and queries.*compress --recipe mikv --model MODEL"
@@ -218,7 +218,7 @@ def test_a_recipe_that_needs_attention_is_refused_without_a_model(store: Store) 
 
 
 def test_needs_that_nobody_can_measure_are_named(
-    store: Store, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+    store: LocalStore, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Window, "needs", frozenset({"gradients"}))
     with pytest.raises(UsageError, match="'kivi': needs gradients, which kvtool cannot measure"):
@@ -226,7 +226,7 @@ def test_needs_that_nobody_can_measure_are_named(
 
 
 def test_the_model_must_be_the_one_of_the_artifacts(
-    store: Store, tmp_path: Path, make_model: Callable[..., Path]
+    store: LocalStore, tmp_path: Path, make_model: Callable[..., Path]
 ) -> None:
     other = kvtool.load_model(make_model(tmp_path / "other", seed=1), device="cpu")
     report = kvtool.compress(store, recipe="zipcache", model=other)
@@ -238,14 +238,14 @@ def test_the_model_must_be_the_one_of_the_artifacts(
 
 
 def test_what_is_there_is_not_measured_again(
-    store: Store, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+    store: LocalStore, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kvtool.compress(store, recipe="zipcache", model=tiny)
     monkeypatch.setattr("kvtool.engines.stage_inputs.observe", None)
     assert kvtool.compress(store, recipe="zipcache", model=tiny).unchanged == THREE
 
 
-def test_each_segment_is_measured_behind_its_prefix(store: Store, tiny: kvtool.Model) -> None:
+def test_each_segment_is_measured_behind_its_prefix(store: LocalStore, tiny: kvtool.Model) -> None:
     Path("long.md").write_text("\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(4)))
     kvtool.prefill(["long.md"], model=tiny, store=store, segment_tokens=40)
     report = kvtool.compress(store, "long.md", recipe="zipcache", model=tiny)
@@ -253,7 +253,7 @@ def test_each_segment_is_measured_behind_its_prefix(store: Store, tiny: kvtool.M
     assert len({s.variants["zipcache"].artifact for s in store["long.md"].segments}) == 4
 
 
-def test_what_an_interrupted_run_left_is_taken_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_interrupted_run_left_is_taken_up(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(report: object) -> None:
         raise KeyboardInterrupt
 
@@ -269,7 +269,7 @@ def test_what_an_interrupted_run_left_is_taken_up(store: Store, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_processes_give_the_same_bytes_and_name_what_went_wrong(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kvtool.compress(store, recipe="cachegen", name="here")
     broken = store.path_of(store["docs/b.md"].segments[0].variants["raw"])
@@ -291,7 +291,7 @@ def test_processes_give_the_same_bytes_and_name_what_went_wrong(
 
 
 def test_what_was_prefilled_again_meanwhile_gets_no_variant_of_what_it_was(
-    store: Store, tiny: kvtool.Model
+    store: LocalStore, tiny: kvtool.Model
 ) -> None:
     def changes(report: Report) -> None:
         if report.segments_done == 1:
@@ -308,7 +308,7 @@ def test_what_was_prefilled_again_meanwhile_gets_no_variant_of_what_it_was(
     assert kvtool.compress(store, recipe="kivi").compressed == ["docs/a.md"]
 
 
-def test_progress_counts_what_was_there(store: Store) -> None:
+def test_progress_counts_what_was_there(store: LocalStore) -> None:
     kvtool.compress(store, ["c.txt"], recipe="kivi")
     seen: list[tuple[int, int]] = []
     kvtool.compress(
@@ -318,7 +318,7 @@ def test_progress_counts_what_was_there(store: Store) -> None:
     assert kvtool.compress(store, ["c.txt", "c.txt"], recipe="kivi").unchanged == ["c.txt"]
 
 
-def test_the_report_as_json(store: Store) -> None:
+def test_the_report_as_json(store: LocalStore) -> None:
     store.path_of(store["docs/a.md"].segments[0].variants["raw"]).unlink()
     report = kvtool.compress(store, recipe="kivi")
     found = report.to_json()
@@ -331,7 +331,7 @@ def test_the_report_as_json(store: Store) -> None:
     assert problem["subject"] == "docs/a.md"
 
 
-def test_a_model_is_loaded_only_where_it_is_needed(store: Store, tiny: kvtool.Model) -> None:
+def test_a_model_is_loaded_only_where_it_is_needed(store: LocalStore, tiny: kvtool.Model) -> None:
     loaded: list[kvtool.Model] = []
 
     def load() -> kvtool.Model:
@@ -344,7 +344,7 @@ def test_a_model_is_loaded_only_where_it_is_needed(store: Store, tiny: kvtool.Mo
     assert loaded == [tiny]
 
 
-def test_a_plan_says_what_is_encoded_unchanged_and_refused(store: Store) -> None:
+def test_a_plan_says_what_is_encoded_unchanged_and_refused(store: LocalStore) -> None:
     kvtool.compress(store, "c.txt", recipe="kivi")
     kvtool.compress(store, "docs/a.md", recipe="kivi", bits=4, name="kivi")
     pipeline = pipeline_of("kivi")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +22,12 @@ NAME = "docs/a.txt"
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "gpt-oss", "deepseek-v3"])
-def model(request, model_of):
+def model(request: pytest.FixtureRequest, model_of: Any) -> Any:
     return model_of(request.param)
 
 
 @pytest.fixture(scope="module")
-def store(model, tmp_path_factory):
+def store(model: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("store")
     (root / "docs").mkdir()
     (root / NAME).write_text(TEXT)
@@ -36,17 +37,17 @@ def store(model, tmp_path_factory):
 
 
 @pytest.fixture
-def cache(model, store):
+def cache(model: kvtool.Model, store: kvtool.Store) -> Any:
     return store.load(NAME, model)
 
 
 @pytest.fixture
-def ids(model, cache):
+def ids(model: kvtool.Model, cache: Any) -> Any:
     question = torch.tensor([document_tokens(model, "\n\nWhat is known?")])
     return torch.cat([cache.token_ids[None], question], 1)
 
 
-def dynamic(model, ids):
+def dynamic(model: kvtool.Model, ids: Any) -> Any:
     """transformers' own cache of the same tokens, sliding-window layers whole."""
     cache = DynamicCache()
     with torch.no_grad():
@@ -54,26 +55,26 @@ def dynamic(model, ids):
     return cache
 
 
-def close(cache, other):
+def close(cache: Any, other: Any) -> None:
     for layer, expected in zip(cache.layers, other.layers, strict=True):
         torch.testing.assert_close(layer.keys, expected.keys, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(layer.values, expected.values, rtol=1e-4, atol=1e-4)
 
 
-def test_it_stands_for_the_prefix_and_the_document(model, cache):
+def test_it_stands_for_the_prefix_and_the_document(model: kvtool.Model, cache: Any) -> None:
     assert model.tokenizer.decode(cache.token_ids).endswith(TEXT)
     assert cache.token_ids[0] == model.tokenizer.bos_token_id
     assert cache.token_ids.dtype == torch.int64
     assert cache.get_seq_length() == len(cache.token_ids)
 
 
-def test_generate_over_it(model, cache, ids):
+def test_generate_over_it(model: kvtool.Model, cache: Any, ids: Any) -> None:
     plain = model.model.generate(ids, **GREEDY)
     assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), plain)
 
 
 @pytest.mark.parametrize("n", [1, 5])
-def test_crop(model, cache, n):
+def test_crop(model: kvtool.Model, cache: Any, n: Any) -> None:
     ids = cache.token_ids
     expected = dynamic(model, ids[None])
     cache.crop(-n)
@@ -87,7 +88,7 @@ def test_crop(model, cache, n):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_generate_after_crop_feeds_the_last_token_again(model, cache):
+def test_generate_after_crop_feeds_the_last_token_again(model: kvtool.Model, cache: Any) -> None:
     """Without a question: ``generate`` needs at least one token that is not in the cache."""
     ids = cache.token_ids[None]
     cache.crop(-1)
@@ -95,26 +96,26 @@ def test_generate_after_crop_feeds_the_last_token_again(model, cache):
     assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), plain)
 
 
-def test_crop_beyond_the_beginning_leaves_nothing(model, cache, ids):
+def test_crop_beyond_the_beginning_leaves_nothing(model: kvtool.Model, cache: Any, ids: Any) -> None:
     cache.crop(-10_000)
     assert (cache.get_seq_length(), len(cache.token_ids)) == (0, 0)
     plain = model.model.generate(ids, **GREEDY)
     assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), plain)
 
 
-def test_crop_of_nothing(cache):
+def test_crop_of_nothing(cache: Any) -> None:
     before = len(cache.token_ids)
     cache.crop(0)
     assert (cache.get_seq_length(), len(cache.token_ids)) == (before, before)
 
 
-def test_a_positive_crop_is_refused_as_in_transformers(cache):
+def test_a_positive_crop_is_refused_as_in_transformers(cache: Any) -> None:
     for each in (cache, DynamicCache(ddp_cache_data=[(torch.ones(1, 1, 3, 2),) * 2])):
         with pytest.raises(ValueError, match="crop"):
             each.crop(5)
 
 
-def test_crop_keeps_the_tokens_that_it_was_loaded_with(model, cache, ids):
+def test_crop_keeps_the_tokens_that_it_was_loaded_with(model: kvtool.Model, cache: Any, ids: Any) -> None:
     """After an answer, cropping it away leaves the document, for the next question."""
     loaded = cache.token_ids
     first = model.model.generate(ids, past_key_values=cache, **GREEDY)
@@ -124,7 +125,7 @@ def test_crop_keeps_the_tokens_that_it_was_loaded_with(model, cache, ids):
     assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), first)
 
 
-def test_batches_are_repeated_selected_and_reordered(model, cache):
+def test_batches_are_repeated_selected_and_reordered(model: kvtool.Model, cache: Any) -> None:
     expected = dynamic(model, cache.token_ids[None])
     more = torch.tensor([[10], [20], [30]])
     for each in (cache, expected):
@@ -142,7 +143,7 @@ def test_batches_are_repeated_selected_and_reordered(model, cache):
 @pytest.mark.parametrize(
     "options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5}]
 )
-def test_beam_search(model, cache, ids, options):
+def test_beam_search(model: kvtool.Model, cache: Any, ids: Any, options: Any) -> None:
     options = {**GREEDY, "max_new_tokens": 8, "min_new_tokens": 8, **options}
     plain = model.model.generate(ids, **options)
     fresh = model.model.generate(ids, past_key_values=DynamicCache(), **options)
@@ -152,7 +153,7 @@ def test_beam_search(model, cache, ids, options):
     assert torch.equal(found, plain)
 
 
-def test_several_sampled_sequences_with_a_seed(model, cache, ids):
+def test_several_sampled_sequences_with_a_seed(model: kvtool.Model, cache: Any, ids: Any) -> None:
     options = {"max_new_tokens": 12, "do_sample": True, "num_return_sequences": 3, "temperature": 0.7}
     torch.manual_seed(7)
     plain = model.model.generate(ids, **options)
@@ -162,7 +163,7 @@ def test_several_sampled_sequences_with_a_seed(model, cache, ids):
     assert len({tuple(row.tolist()) for row in plain}) > 1
 
 
-def test_deepcopies_are_independent(model, cache, ids):
+def test_deepcopies_are_independent(model: kvtool.Model, cache: Any, ids: Any) -> None:
     before = [layer.keys.clone() for layer in cache.layers]
     first, second = copy.deepcopy(cache), copy.deepcopy(cache)
     a = model.model.generate(ids, past_key_values=first, **GREEDY)
@@ -174,14 +175,16 @@ def test_deepcopies_are_independent(model, cache, ids):
     assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), a)
 
 
-def tight(store, model, monkeypatch):
+def tight(store: kvtool.Store, model: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A cache with next to no room behind the document."""
     monkeypatch.setattr(kvtool.engines.cache, "ROOM", 3)
     monkeypatch.setattr(loading, "ROOM", 3)
     return store.load(NAME, model)
 
 
-def test_growing_past_its_room(model, store, ids, monkeypatch):
+def test_growing_past_its_room(
+    model: kvtool.Model, store: kvtool.Store, ids: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # By then the answer alone has left every sliding window behind.
     cache = tight(store, model, monkeypatch)
     options = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False}
@@ -191,7 +194,7 @@ def test_growing_past_its_room(model, store, ids, monkeypatch):
     assert torch.equal(found, model.model.generate(ids, **options))
 
 
-def test_reset(model, cache, ids):
+def test_reset(model: kvtool.Model, cache: Any, ids: Any) -> None:
     cache.reset()
     assert (cache.get_seq_length(), len(cache.token_ids)) == (0, 0)
     plain = model.model.generate(ids, **GREEDY)
@@ -200,7 +203,9 @@ def test_reset(model, cache, ids):
 
 @pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 @pytest.mark.parametrize("then", [torch.inference_mode, torch.no_grad, torch.enable_grad])
-def test_any_grad_mode_after_any_other(model, store, first, then, monkeypatch):
+def test_any_grad_mode_after_any_other(
+    model: kvtool.Model, store: kvtool.Store, first: Any, then: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # It moves to new buffers, which are inference tensors if that happens in inference mode.
     cache = tight(store, model, monkeypatch)
     more = torch.arange(30, 45)[None]
@@ -212,7 +217,7 @@ def test_any_grad_mode_after_any_other(model, store, first, then, monkeypatch):
     close(cache, expected)
 
 
-def test_ask_is_repeatable_with_a_seed(model, store):
+def test_ask_is_repeatable_with_a_seed(model: kvtool.Model, store: kvtool.Store) -> None:
     options = {"documents": NAME, "model": model, "store": store, "max_tokens": 10}
     greedy = ask("Why?", **options)
     assert greedy.token_ids == ask("Why?", **options, cached=False).token_ids
@@ -222,6 +227,6 @@ def test_ask_is_repeatable_with_a_seed(model, store):
     assert ask("Why?", **options, temperature=1.5, seed=1, cached=False).token_ids == warm[0]
 
 
-def test_a_question_that_does_not_fit_is_refused(model, store):
+def test_a_question_that_does_not_fit_is_refused(model: kvtool.Model, store: kvtool.Store) -> None:
     with pytest.raises(UsageError, match="context of 1024"):
         ask("Why? " * 300, documents=NAME, model=model, store=store)

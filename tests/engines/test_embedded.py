@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ said that she had rocked the trough more often than the mayor had.
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory):
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Any:
     rows = "\n".join(
         f"| {year} | {name} | {year % 7 + 2} | {(year * 37) % 911 / 10:.1f} |"
         for year, name in zip(
@@ -72,7 +73,7 @@ def documents(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def store(embedded, documents, tmp_path_factory):
+def store(embedded: kvtool.Model, documents: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     store = kvtool.Store(tmp_path_factory.mktemp("store") / "s")
     kvtool.prefill([documents], model=embedded, store=store)
     kvtool.compress(store, recipe="lossless")
@@ -83,13 +84,15 @@ def store(embedded, documents, tmp_path_factory):
 NAMES = pytest.mark.parametrize("name", ["docs/prose.md", "docs/sniffer.txt", "docs/table.md"])
 
 
-def asked(model, cache, question="What is described here? Give an example."):
+def asked(model: kvtool.Model, cache: Any, question: Any = "What is described here? Give an example.") -> Any:
     ids = question_tokens(model, prefix_of(model), question)
     return torch.cat([cache.token_ids[None], torch.tensor([ids])], 1)
 
 
 @NAMES
-def test_greedy_generation_equals_that_after_plain_prefill(name, embedded, store):
+def test_greedy_generation_equals_that_after_plain_prefill(
+    name: str, embedded: kvtool.Model, store: kvtool.Store
+) -> None:
     cache = store.load(name, embedded)
     assert 300 <= store.read(name).n_tokens <= 1000
     ids = asked(embedded, cache)
@@ -102,7 +105,7 @@ def test_greedy_generation_equals_that_after_plain_prefill(name, embedded, store
 
 
 @NAMES
-def test_lossless_is(name, store):
+def test_lossless_is(name: str, store: kvtool.Store) -> None:
     raw, lossless = store.read(name), store.read(name, variant="lossless")
     assert difference(lossless, raw) == 0
     assert store.size(name, variant="lossless") < store.size(name)
@@ -110,7 +113,9 @@ def test_lossless_is(name, store):
 
 @NAMES
 @torch.no_grad()
-def test_kivi_at_8_bits_gives_nearly_the_same_logits(name, embedded, store):
+def test_kivi_at_8_bits_gives_nearly_the_same_logits(
+    name: str, embedded: kvtool.Model, store: kvtool.Store
+) -> None:
     raw, kivi = store.load(name, embedded), store.load(name, embedded, variant="kivi8")
     ids = asked(embedded, raw)[:, len(raw.token_ids) :]
     p, q = (
@@ -124,7 +129,7 @@ def test_kivi_at_8_bits_gives_nearly_the_same_logits(name, embedded, store):
 
 
 @pytest.fixture(scope="module")
-def whole(embedded, documents):
+def whole(embedded: kvtool.Model, documents: Any) -> Any:
     """Each document's tokens and its KV after a plain forward behind the prefix."""
     prefix = prefix_of(embedded).token_ids
     result = []
@@ -137,7 +142,7 @@ def whole(embedded, documents):
     return result
 
 
-def test_packed_equals_plain(embedded, whole):
+def test_packed_equals_plain(embedded: kvtool.Model, whole: Any) -> None:
     made = Prefiller(embedded, prefix_of(embedded).token_ids)
     kvs = made.many([ids for ids, _ in whole])
     assert made._packs
@@ -146,7 +151,7 @@ def test_packed_equals_plain(embedded, whole):
     assert found < PACKED_BOUND
 
 
-def test_stepped_equals_plain(embedded, whole):
+def test_stepped_equals_plain(embedded: kvtool.Model, whole: Any) -> None:
     step = 150
     made = Prefiller(embedded, prefix_of(embedded).token_ids, step=step)
     found = max(difference(made.one(ids), plain) for ids, plain in whole)
@@ -154,7 +159,7 @@ def test_stepped_equals_plain(embedded, whole):
     assert found < STEPPED_BOUND
 
 
-def test_questions_in_turn_over_one_cache(embedded, store):
+def test_questions_in_turn_over_one_cache(embedded: kvtool.Model, store: kvtool.Store) -> None:
     """What a server does: a copy for every question, the document's own cache untouched."""
     cache = store.load("docs/prose.md", embedded)
     for question in ("Who designed the second wall?", "Where did the granite come from?"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import transformers as t
 from transformers import DynamicCache
 
 import kvtool
-from kvtool.engines import prefiller, transformers
+from kvtool.engines import prefiller
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
 
@@ -42,7 +43,7 @@ class Prefilled:
 
 
 @pytest.fixture(scope="module")
-def prefilled(family, tmp_path_factory) -> Prefilled:
+def prefilled(family: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> Prefilled:
     root = tmp_path_factory.mktemp("documents")
     (root / "docs").mkdir()
     for seed, (name, length) in enumerate((LENGTHS | {STEPPED: 250, SPLIT: 700}).items()):
@@ -50,21 +51,21 @@ def prefilled(family, tmp_path_factory) -> Prefilled:
     result = Prefilled(family, kvtool.Store(root / "store"), kvtool.Store(root / "alone"), made={}, packed=[])
     plain = prefiller.Prefiller.many
 
-    def many(self, rows, *options):
+    def many(self: Any, rows: Any, *options: Any) -> Any:
         kvs = plain(self, rows, *options)
         result.made |= {tuple(row): clone(kv) for row, kv in zip(rows, kvs, strict=True)}
         return kvs
 
-    feed_packed = transformers.feed_packed
+    feed_packed = prefiller.feed_packed
 
-    def counting(model, rows, cache):
+    def counting(model: kvtool.Model, rows: Any, cache: Any) -> None:
         result.packed.append(len(rows))
         feed_packed(model, rows, cache)
 
     sizes = {"segment_tokens": SEGMENT, "step_tokens": STEP, "pack_tokens": PACK}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefiller.Prefiller, "many", many)
-        patch.setattr(transformers, "feed_packed", counting)
+        patch.setattr(prefiller, "feed_packed", counting)
         report = kvtool.prefill([root / "docs"], model=family, store=result.store, **sizes)
     assert report.problems == []
     sizes = {"segment_tokens": SEGMENT, "step_tokens": 4096, "pack_tokens": 0}
@@ -72,12 +73,12 @@ def prefilled(family, tmp_path_factory) -> Prefilled:
     return result
 
 
-def clone(kv):
+def clone(kv: Any) -> Any:
     layers = tuple(type(x)(x.keys.clone(), x.values.clone(), x.positions.clone()) for x in kv.layers)
     return kvtool.codecs.KV(layers, kv.token_ids.clone(), kv.rope)
 
 
-def tensors(kv):
+def tensors(kv: Any) -> Any:
     return [tensor for layer in kv.layers for tensor in (layer.keys, layer.values)]
 
 
@@ -86,11 +87,11 @@ def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     return max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(a, b, strict=True))
 
 
-def segments(store):
+def segments(store: kvtool.Store) -> Any:
     return [(name, n) for name in store for n in range(len(store[name].segments))]
 
 
-def test_documents_are_packed_stepped_and_split(prefilled):
+def test_documents_are_packed_stepped_and_split(prefilled: Any) -> None:
     store = prefilled.store
     assert sum(prefilled.packed) == len(LENGTHS), "documents of the pack went through one by one"
     assert len(store[STEPPED].segments) == 1
@@ -98,7 +99,7 @@ def test_documents_are_packed_stepped_and_split(prefilled):
     assert len(store[SPLIT].segments) > 2
 
 
-def test_greedy_generation_equals_that_after_plain_prefill(prefilled):
+def test_greedy_generation_equals_that_after_plain_prefill(prefilled: Any) -> None:
     model = prefilled.model
     question = torch.tensor([document_tokens(model, "\n\nAnd then?")])
     options = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False}
@@ -112,7 +113,7 @@ def test_greedy_generation_equals_that_after_plain_prefill(prefilled):
     assert len(answers) > 1, "the answers should depend on the documents, or equality says nothing"
 
 
-def test_loaded_tensors_equal_those_of_a_plain_forward(prefilled):
+def test_loaded_tensors_equal_those_of_a_plain_forward(prefilled: Any) -> None:
     model = prefilled.model
     for name, segment in segments(prefilled.store):
         cache = prefilled.store.load(name, model, segment=segment)
@@ -123,14 +124,14 @@ def test_loaded_tensors_equal_those_of_a_plain_forward(prefilled):
         assert difference(tensors(cache), tensors(plain)) < BOUND, (name, segment)
 
 
-def test_packed_and_stepped_equal_one_pass_alone(prefilled):
+def test_packed_and_stepped_equal_one_pass_alone(prefilled: Any) -> None:
     for name, segment in segments(prefilled.store):
         here, alone = (s.read(name, segment=segment) for s in (prefilled.store, prefilled.alone))
         assert torch.equal(here.token_ids, alone.token_ids)
         assert difference(tensors(here), tensors(alone)) < BOUND, (name, segment)
 
 
-def test_reading_gives_the_very_bits_that_prefill_produced(prefilled):
+def test_reading_gives_the_very_bits_that_prefill_produced(prefilled: Any) -> None:
     found = segments(prefilled.store)
     assert len(found) == len(prefilled.made)
     for name, segment in found:
@@ -141,7 +142,9 @@ def test_reading_gives_the_very_bits_that_prefill_produced(prefilled):
         assert kv.rope == made.rope
 
 
-def test_a_family_whose_forward_knows_no_packing_is_prefilled_one_by_one(save_model, sizes, tmp_path, caplog):
+def test_a_family_whose_forward_knows_no_packing_is_prefilled_one_by_one(
+    save_model: Any, sizes: Any, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     # ALiBi biases come from a two-dimensional mask; a four-dimensional one is an error inside the model.
     config = t.BloomConfig(**sizes, n_layer=2, n_head=4)
     model = kvtool.load_model(save_model(tmp_path / "bloom", config))
@@ -167,7 +170,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_families_are_refused_by_name(name, tiny, tmp_path):
+def test_other_families_are_refused_by_name(name: str, tiny: kvtool.Model, tmp_path: Any) -> None:
     # No weights: the config is enough, nothing is downloaded or computed for a model that cannot be used.
     OTHERS[name].save_pretrained(tmp_path / "model")
     tiny.tokenizer.save_pretrained(tmp_path / "model")
@@ -175,18 +178,22 @@ def test_other_families_are_refused_by_name(name, tiny, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def test_a_family_that_keeps_its_state_elsewhere_is_refused(save_model, sizes, tmp_path):
+def test_a_family_that_keeps_its_state_elsewhere_is_refused(
+    save_model: Any, sizes: Any, tmp_path: Any
+) -> None:
     # RWKV's config says nothing of it: only running it shows that the cache stays empty.
     config = t.RwkvConfig(**sizes, attention_hidden_size=32)
     refused(kvtool.load_model(save_model(tmp_path / "model", config)), "rwkv", tmp_path)
 
 
 @pytest.mark.parametrize("layers", [[1], [0, 1, 2]])
-def test_a_partial_cache_is_refused(layers, model_of, monkeypatch, tmp_path):
+def test_a_partial_cache_is_refused(
+    layers: Any, model_of: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     model = model_of("qwen2")
     update = kvtool.DocumentCache.update
 
-    def partial(self, keys, values, layer_idx, *rest, **options):
+    def partial(self: Any, keys: Any, values: Any, layer_idx: Any, *rest: Any, **options: Any) -> Any:
         whole = update(self, keys, values, layer_idx, *rest, **options)
         if layer_idx in layers:
             self.layers[layer_idx].crop(-1)
@@ -196,7 +203,7 @@ def test_a_partial_cache_is_refused(layers, model_of, monkeypatch, tmp_path):
     refused(model, "qwen2", tmp_path)
 
 
-def refused(model, family, tmp_path):
+def refused(model: kvtool.Model, family: kvtool.Model, tmp_path: Any) -> None:
     (tmp_path / "a.txt").write_text("some words")
     store = kvtool.Store(tmp_path / "store")
     with pytest.raises(ModelError, match=rf"\b{family}\b"):

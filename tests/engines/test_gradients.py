@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,14 +26,14 @@ STEP, MOVED = 1e-2, 4e-3
 TEXT = "A store keeps what was computed. The reader asks; the cache answers, from keys and values."
 
 
-class Moved(DynamicCache):
+class Moved(DynamicCache):  # type: ignore[misc]
     """A cache that moves one entry, (layer, side, head, token, channel), by ``step`` as it is written."""
 
     def __init__(self, where: tuple[int, ...] = (-1,), step: float = 0.0) -> None:
         super().__init__()
         self.where, self.step = where, step
 
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+    def update(self, key_states: Any, value_states: Any, layer_idx: Any, *args: Any, **kwargs: Any) -> Any:
         states = [key_states.clone(), value_states.clone()]
         layer, *entry = self.where
         if layer == layer_idx:
@@ -78,16 +79,16 @@ def check_slopes(model: kvtool.Model, prefix: list[int], ids: list[int]) -> None
             assert math.isclose(slope, slopes[head, token, channel], rel_tol=BOUND), (index, name)
 
 
-def test_a_gradient_is_the_slope_of_the_loss(family):
+def test_a_gradient_is_the_slope_of_the_loss(family: kvtool.Model) -> None:
     prefix, ids = list(prefix_of(family).token_ids), document_tokens(family, TEXT)
     check_slopes(family, prefix, ids)
 
 
-def test_without_a_prefix_the_first_token_is_not_foretold(tiny):
+def test_without_a_prefix_the_first_token_is_not_foretold(tiny: kvtool.Model) -> None:
     check_slopes(tiny, [], document_tokens(tiny, TEXT))
 
 
-def test_the_cache_is_the_one_that_prefill_makes(family):
+def test_the_cache_is_the_one_that_prefill_makes(family: kvtool.Model) -> None:
     prefix, ids = prefix_of(family).token_ids, document_tokens(family, TEXT)
     sample, kv = gradients(family, prefix, ids), Prefiller(family, prefix).one(ids)
     assert torch.equal(sample.kv.token_ids, kv.token_ids)
@@ -100,7 +101,7 @@ def test_the_cache_is_the_one_that_prefill_makes(family):
             assert (x - y).abs().max() <= 1e-5 * y.abs().max()
 
 
-def test_what_is_too_long_is_cut(tiny):
+def test_what_is_too_long_is_cut(tiny: kvtool.Model) -> None:
     ids = document_tokens(tiny, TEXT)
     cut, alone = gradients(tiny, [1, 2], ids, tokens=20), gradients(tiny, [1, 2], ids[:20])
     assert cut.kv.token_ids.tolist() == ids[:20]
@@ -112,14 +113,14 @@ def test_what_is_too_long_is_cut(tiny):
     assert gradients(tiny, [1] * (tiny.context + 1), ids).kv.n_tokens == 0
 
 
-def test_the_model_is_left_as_it_was(tiny):
+def test_the_model_is_left_as_it_was(tiny: kvtool.Model) -> None:
     with torch.no_grad():
         gradients(tiny, [1, 2], document_tokens(tiny, TEXT))
     parameters = list(tiny.model.parameters())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in parameters)
 
 
-def test_bfloat16_gives_the_same_up_to_its_precision(tiny):
+def test_bfloat16_gives_the_same_up_to_its_precision(tiny: kvtool.Model) -> None:
     ids = document_tokens(tiny, TEXT)
     rough = gradients(kvtool.load_model(tiny.directory, dtype="bfloat16"), [1, 2], ids)
     for one, other in zip(rough.gradients, gradients(tiny, [1, 2], ids).gradients, strict=True):
@@ -129,7 +130,7 @@ def test_bfloat16_gives_the_same_up_to_its_precision(tiny):
     assert rough.kv.dtype == torch.bfloat16
 
 
-def test_a_model_that_overflows_is_said(tiny, monkeypatch):
+def test_a_model_that_overflows_is_said(tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "kvtool.engines.gradients.cross_entropy", lambda *a, **k: cross_entropy(*a, **k) * math.inf
     )
@@ -137,14 +138,16 @@ def test_a_model_that_overflows_is_said(tiny, monkeypatch):
         gradients(tiny, [1, 2], document_tokens(tiny, TEXT))
 
 
-def test_a_family_that_keeps_its_state_elsewhere_is_refused(save_model, sizes, tmp_path):
+def test_a_family_that_keeps_its_state_elsewhere_is_refused(
+    save_model: Any, sizes: Any, tmp_path: Any
+) -> None:
     config = t.RwkvConfig(**sizes, attention_hidden_size=32)
     model = kvtool.load_model(save_model(tmp_path / "model", config))
     with pytest.raises(ModelError, match=r"\brwkv\b.*--recipe kivi"):
         gradients(model, [1, 2], document_tokens(model, TEXT))
 
 
-def test_layers_without_gradients_are_refused(tiny, monkeypatch):
+def test_layers_without_gradients_are_refused(tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = tiny.model.model.layers[1].self_attn
     forward = layer.k_proj.forward
     monkeypatch.setattr(layer.k_proj, "forward", lambda x: forward(x).detach())

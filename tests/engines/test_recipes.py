@@ -10,10 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store
 from kvtool.artifact.measure import measure_artifact
 from kvtool.cli import app
 from kvtool.codecs import recipes
+from kvtool.store.local import LocalStore
 
 pytestmark = pytest.mark.slow
 
@@ -26,12 +26,12 @@ RECIPES = sorted(recipes())
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, embedded: kvtool.Model) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory, embedded: kvtool.Model) -> LocalStore:
     folder = tmp_path_factory.mktemp("real")
-    text = (Path(__file__).parents[2] / "docs" / "faq.md").read_text()
-    (folder / "faq.md").write_text(text[:2500])
-    made = Store(folder / "store")
-    kvtool.prefill([folder / "faq.md"], model=embedded, store=made)
+    text = (Path(__file__).parents[2] / "samples" / "harbour.md").read_text()
+    (folder / "harbour.md").write_text(text)
+    made = LocalStore(folder / "store")
+    kvtool.prefill([folder / "harbour.md"], model=embedded, store=made)
     for name in RECIPES:
         # Those that are calibrated are so first.
         kvtool.compress(made, recipe=name, model=embedded)
@@ -39,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, embedded: kvtool.Model) -> S
 
 
 @pytest.mark.parametrize("variant", RECIPES)
-def test_a_real_cache_comes_back(store: Store, embedded: kvtool.Model, variant: str) -> None:
+def test_a_real_cache_comes_back(store: LocalStore, embedded: kvtool.Model, variant: str) -> None:
     (name,) = store
     raw, back = store.read(name), store.read(name, variant=variant)
     assert torch.equal(raw.token_ids, back.token_ids)
@@ -64,7 +64,7 @@ def test_a_real_cache_comes_back(store: Store, embedded: kvtool.Model, variant: 
 
 
 @pytest.mark.parametrize("variant", RECIPES)
-def test_the_size_is_what_show_says_to_the_byte(store: Store, variant: str) -> None:
+def test_the_size_is_what_show_says_to_the_byte(store: LocalStore, variant: str) -> None:
     (name,) = store
     shown = CliRunner().invoke(app, ["show", name, "--store", str(store.root), "--json"])
     (segment,) = json.loads(shown.stdout)["segments"]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ OPTIONS = ["--segment-tokens", "500", "--step-tokens", "128", "--pack-tokens", "
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("work")
     (root / "docs").mkdir()
     draw = random.Random(5)
@@ -54,7 +55,7 @@ def arguments(store: str, model: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder, tiny_dir) -> dict[str, bytes]:
+def undisturbed(folder: Any, tiny_dir: Path) -> dict[str, bytes]:
     """The files of a store made by the command in one go, in a process of its own."""
     code = "from kvtool.cli import main; main()"
     command = [sys.executable, "-c", code, *arguments("undisturbed", tiny_dir)]
@@ -65,7 +66,9 @@ def undisturbed(folder, tiny_dir) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_the_same_input_twice(folder, tiny_dir, undisturbed, monkeypatch):
+def test_the_same_input_twice(
+    folder: Any, tiny_dir: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     options = {"segment_tokens": 500, "step_tokens": 128, "pack_tokens": 384}
     model = kvtool.load_model(tiny_dir)
@@ -92,7 +95,7 @@ with open("out.json", "w") as file, contextlib.redirect_stdout(file):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(folder, tiny_dir, undisturbed):
+def test_killed_again_and_again(folder: Any, tiny_dir: Path, undisturbed: Any) -> None:
     # Importing torch takes longer than the run: a server that has done so forks a process for every run.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["kvtool.commands.prefill", "kvtool.prefill", "transformers.models.llama"])
@@ -100,7 +103,7 @@ def test_killed_again_and_again(folder, tiny_dir, undisturbed):
     script = folder / "command.py"
     script.write_text(COMMAND)
 
-    def start(store: Path):
+    def start(store: Path) -> Any:
         values = {"arguments": arguments(store.name, tiny_dir), "folder": str(folder)}
         process = server.Process(target=runpy.run_path, args=(str(script), values), daemon=True)
         process.start()

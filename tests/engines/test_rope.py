@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -59,23 +60,25 @@ def check_shift(model: kvtool.Model) -> tuple[Rope, ...]:
     return found
 
 
-def test_a_found_rotation_moves_keys_to_where_a_prefill_puts_them(family):
+def test_a_found_rotation_moves_keys_to_where_a_prefill_puts_them(family: kvtool.Model) -> None:
     check_shift(family)
 
 
-def test_layers_have_their_own_frequencies(model_of):
+def test_layers_have_their_own_frequencies(model_of: Any) -> None:
     sliding, full, again = check_shift(model_of("gemma3"))
     assert sliding == again != full
 
 
-def test_partial_rotation_scaling_and_latents(model_of):
+def test_partial_rotation_scaling_and_latents(model_of: Any) -> None:
     assert {2 * len(how.inv_freq) for how in check_shift(model_of("gpt-neox"))} == {2}
     assert all(how.scaling > 1.3 for how in check_shift(model_of("gpt-oss")))
     # transformers keeps the latent as keys; the rotated part lies among the values.
     assert check_shift(model_of("deepseek-v3")) == (Rope(()),) * 3
 
 
-def test_neighbouring_channels_and_layers_without_positions(save_model, sizes, tmp_path):
+def test_neighbouring_channels_and_layers_without_positions(
+    save_model: Any, sizes: Any, tmp_path: Any
+) -> None:
     config = t.Cohere2Config(**sizes, sliding_window=16, layer_types=NO_POSITIONS)
     turned, bare, _ = check_shift(kvtool.load_model(save_model(tmp_path / "cohere2", config)))
     assert turned.layout == "interleaved"
@@ -84,8 +87,8 @@ def test_neighbouring_channels_and_layers_without_positions(save_model, sizes, t
 
 @pytest.mark.parametrize(("parameters", "up_to"), [(DYNAMIC, 127), (LONG, 64)])
 def test_frequencies_that_depend_on_the_length_hold_up_to_there(
-    parameters, up_to, save_model, sizes, tmp_path
-):
+    parameters: Any, up_to: Any, save_model: Any, sizes: Any, tmp_path: Any
+) -> None:
     config = t.LlamaConfig(**sizes | {"rope_parameters": parameters, "max_position_embeddings": 128})
     model = kvtool.load_model(save_model(tmp_path / "model", config))
     # A forward over the long context leaves its own frequencies in the rotary module.
@@ -95,10 +98,12 @@ def test_frequencies_that_depend_on_the_length_hold_up_to_there(
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 @pytest.mark.parametrize("start", [0, 8])
-def test_layout_and_offset_are_found(layout, start, tiny, monkeypatch):
+def test_layout_and_offset_are_found(
+    layout: Any, start: Any, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frequencies = ropes(rope_description(tiny), 3)[0].inv_freq
 
-    def keys(_, side, positions):
+    def keys(_: Any, side: Any, positions: Any) -> Any:
         plain = torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(1)).expand(
             len(positions), 2, 16
         )
@@ -122,7 +127,9 @@ def turn_at(plain: torch.Tensor, positions: torch.Tensor, how: Rope) -> torch.Te
     return turned
 
 
-def test_keys_that_nothing_explains_have_no_rotations(tiny, monkeypatch):
+def test_keys_that_nothing_explains_have_no_rotations(
+    tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     random = [torch.randn(3, 2, 8) for _ in range(3)]
     monkeypatch.setattr(rope, "_states", lambda *_: random)
     assert rope.describe_rotations(tiny) == {}
@@ -131,7 +138,7 @@ def test_keys_that_nothing_explains_have_no_rotations(tiny, monkeypatch):
     assert rope.describe_rotations(tiny) == {}
 
 
-def test_models_without_rotary_embeddings_have_none(save_model, sizes, tmp_path):
+def test_models_without_rotary_embeddings_have_none(save_model: Any, sizes: Any, tmp_path: Any) -> None:
     for name, config in {"gpt2": t.GPT2Config(), "bloom": t.BloomConfig(n_layer=2, n_head=4)}.items():
         for field, size in sizes.items():
             setattr(config, field, size)
@@ -139,14 +146,14 @@ def test_models_without_rotary_embeddings_have_none(save_model, sizes, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_sixteen_bits_find_the_same(dtype, model_of):
+def test_sixteen_bits_find_the_same(dtype: torch.dtype, model_of: Any) -> None:
     for name in ("gemma3", "gpt-neox", "llama3-rope"):
         model = model_of(name)
         other = kvtool.load_model(model.directory, dtype=dtype)
         assert rope.describe_rotations(other) == rope.describe_rotations(model)
 
 
-def test_a_prefilled_kv_says_how_and_the_identity_does_not(family):
+def test_a_prefilled_kv_says_how_and_the_identity_does_not(family: kvtool.Model) -> None:
     kv = prefiller.Prefiller(family, []).one(IDS)
     assert (
         ropes(json.loads(json.dumps(kv.rope)), len(kv.layers))

@@ -19,6 +19,7 @@ from kvtool.evaluation.candidates import Restored
 from kvtool.kernels import dispatch
 from kvtool.measurement.bench import Bench
 from kvtool.measurement.scope import Scope
+from kvtool.store.local import LocalStore
 
 WORDS = (
     "ship",
@@ -51,16 +52,16 @@ def prose(words: int, seed: int) -> str:
 
 
 @pytest.fixture(scope="session")
-def documents(lively: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> kvtool.Store:
+def documents(lively: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
     """a.txt, b.txt and c.txt, of some 900 tokens each; not to be written to."""
     folder = tmp_path_factory.mktemp("documents")
     for seed, name in enumerate("abc"):
         (folder / f"{name}.txt").write_text(prose(170, seed))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        report = kvtool.prefill(".", model=lively, store=kvtool.Store(folder / "kv-store"))
+        report = kvtool.prefill(".", model=lively, store=LocalStore(folder / "kv-store"))
     assert not report.problems
-    return kvtool.Store(folder / "kv-store")
+    return LocalStore(folder / "kv-store")
 
 
 @dataclass(frozen=True)

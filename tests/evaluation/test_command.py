@@ -14,15 +14,14 @@ import kvtool
 from kvtool.cli import app
 from kvtool.errors import DONE, GATE, INTERRUPTED, USAGE
 from kvtool.evaluation.run import Runner
+from kvtool.store.local import LocalStore
 
 Cli = Callable[..., Result]
 KL = ("--metrics", "kl", "--context", "300", "--tokens", "32")
 
 
 @pytest.fixture
-def cli(
-    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Cli:
+def cli(documents: LocalStore, lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KVTOOL_STORE", str(documents.root))
     monkeypatch.setenv("KVTOOL_MODEL", str(lively.directory))
@@ -32,7 +31,7 @@ def cli(
         result = CliRunner().invoke(app, ["eval", *args])
         assert result.exit_code == code, (args, result.stdout, result.stderr)
         assert "Traceback" not in result.stderr
-        return result
+        return result  # type: ignore[return-value]
 
     return cli
 

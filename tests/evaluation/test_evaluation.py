@@ -17,12 +17,13 @@ import kvtool
 from kvtool.evaluation.evaluation import evaluate
 from kvtool.evaluation.gate import Gate
 from kvtool.measurement.scope import Scope
+from kvtool.store.local import LocalStore
 
 from .conftest import BROKEN, KL, NOISY, SMALL, Broken, of
 
 
 @pytest.fixture(scope="module")
-def whole(documents: kvtool.Store, lively: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def whole(documents: LocalStore, lively: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Everything measured, of everything."""
     path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
     asked = [{"document": n, "turns": ["What did the ship carry?", "And when?"]} for n in ("a.txt", "c.txt")]
@@ -81,7 +82,7 @@ def test_the_map_of_errors_shows_where(whole: Any) -> None:
 
 @torch.no_grad()
 def test_kl_over_a_noisy_cache_is_what_transformers_alone_gives(
-    whole: Any, documents: kvtool.Store, lively: kvtool.Model
+    whole: Any, documents: LocalStore, lively: kvtool.Model
 ) -> None:
     """Its own cache class, one plain pass, NumPy in double precision: nothing of the evaluation's path."""
     prefix = documents["a.txt"].prefix["tokens"]
@@ -107,11 +108,9 @@ def test_kl_over_a_noisy_cache_is_what_transformers_alone_gives(
         assert told[name] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-3)
 
 
-def test_the_size_is_that_of_the_variant(
-    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path
-) -> None:
+def test_the_size_is_that_of_the_variant(documents: LocalStore, lively: kvtool.Model, tmp_path: Path) -> None:
     """Where all of a segment is cached, bits per value are those of the file that compress writes."""
-    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    store = LocalStore(shutil.copytree(documents.root, tmp_path / "store"))
     kvtool.compress(store, "a.txt", recipe="kivi", bits=4)
     scope = Scope(metrics=("times",), repeats=1)
     found = evaluate(store, "a.txt", model=lively, recipes=["kivi:bits=4"], scope=scope)
@@ -122,7 +121,7 @@ def test_the_size_is_that_of_the_variant(
     assert of(found, "kivi:bits=4")["bits_per_value"] == pytest.approx(bits, rel=0.01)
 
 
-def test_the_store_is_only_read(whole: Any, documents: kvtool.Store) -> None:
+def test_the_store_is_only_read(whole: Any, documents: LocalStore) -> None:
     assert documents["a.txt"].variants == ["raw"]
     assert not documents.collect(dry_run=True)
 
@@ -182,7 +181,7 @@ def test_it_is_json(whole: Any) -> None:
 
 
 def test_a_cache_that_is_no_numbers_is_said(
-    documents: kvtool.Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    documents: LocalStore, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path))
 

@@ -13,14 +13,15 @@ import kvtool
 from kvtool.codecs import CodecError, Pipeline, Recipe, Sample
 from kvtool.evaluation.evaluation import evaluate
 from kvtool.measurement.scope import Scope
+from kvtool.store.local import LocalStore
 
 from .conftest import KL, of, prose
 
 
 def test_variants_are_compared_by_default(
-    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path
+    documents: LocalStore, lively: kvtool.Model, tmp_path: Path
 ) -> None:
-    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    store = LocalStore(shutil.copytree(documents.root, tmp_path / "store"))
     with pytest.raises(kvtool.KvtoolError, match="nothing to compare"):
         evaluate(store, model=lively, scope=KL)
     kvtool.compress(store, recipe="kivi", bits=4, name="small")
@@ -32,10 +33,10 @@ def test_variants_are_compared_by_default(
 
 
 def test_a_variant_whose_stages_are_not_here_is_refused(
-    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    documents: LocalStore, lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It must not be measured with another variant's pipeline."""
-    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    store = LocalStore(shutil.copytree(documents.root, tmp_path / "store"))
     kvtool.compress(store, recipe="kivi", bits=4)
     kvtool.compress(store, recipe="nf4", name="plugin")
     known = Pipeline.from_config
@@ -53,10 +54,10 @@ def test_a_variant_whose_stages_are_not_here_is_refused(
 
 
 def test_a_recipe_is_measured_with_the_calibration_that_the_store_holds(
-    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path, centred: Recipe
+    documents: LocalStore, lively: kvtool.Model, tmp_path: Path, centred: Recipe
 ) -> None:
     assert centred.fit
-    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    store = LocalStore(shutil.copytree(documents.root, tmp_path / "store"))
     with pytest.raises(kvtool.KvtoolError, match="'centred': needs a calibration"):
         evaluate(store, "a.txt", model=lively, recipes=["centred:bits=8"], scope=KL)
     calibration = centred.fit([Sample(store.read("a.txt"))]).made(model=lively.fingerprint, source=None)
@@ -70,11 +71,11 @@ def test_a_recipe_is_measured_with_the_calibration_that_the_store_holds(
 
 
 def test_another_models_documents_in_the_store_do_not_matter(
-    documents: kvtool.Store, lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    documents: LocalStore, lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their prefix has the same tokens, but other keys and values."""
     monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path / "cache"))
-    store = kvtool.Store(shutil.copytree(documents.root, tmp_path / "store"))
+    store = LocalStore(shutil.copytree(documents.root, tmp_path / "store"))
     (tmp_path / "0.txt").write_text(prose(60, 9))
     other = kvtool.load_model(lively.directory, device="cpu", dtype="bfloat16")
     monkeypatch.chdir(tmp_path)
@@ -86,7 +87,7 @@ def test_another_models_documents_in_the_store_do_not_matter(
     )
 
 
-def test_times_alone_predict_nothing(documents: kvtool.Store, lively: kvtool.Model) -> None:
+def test_times_alone_predict_nothing(documents: LocalStore, lively: kvtool.Model) -> None:
     found = evaluate(documents, model=lively, recipes=["nf4"], scope=Scope(metrics=("times",), repeats=1))
     assert of(found, "nf4")["kl"] is None
     assert of(found, "nf4")["times"]["ttft_speedup"]["value"] > 0
@@ -94,20 +95,20 @@ def test_times_alone_predict_nothing(documents: kvtool.Store, lively: kvtool.Mod
 
 
 def test_haystacks_that_the_model_cannot_hold_are_left_out(
-    documents: kvtool.Store, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    documents: LocalStore, make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(tmp_path / "short", max_position_embeddings=1600)
     model = kvtool.load_model(tmp_path / "short", device="cpu")
     (tmp_path / "d.txt").write_text(prose(200, 3))
     monkeypatch.chdir(tmp_path)
-    store = kvtool.Store("store")
+    store = LocalStore("store")
     assert not kvtool.prefill("d.txt", model=model, store=store).problems
     found = evaluate(store, model=model, recipes=["nf4"], scope=Scope(metrics=("retrieval",), haystacks=1))
     assert found["settings"]["lengths"] == [512, 1024]
 
 
 def test_a_conversation_is_asked_turn_by_turn(
-    documents: kvtool.Store, lively: kvtool.Model, questions: Path
+    documents: LocalStore, lively: kvtool.Model, questions: Path
 ) -> None:
     scope = Scope(metrics=("answers",), answer_tokens=6)
     found = evaluate(documents, model=lively, recipes=["kivi:bits=2"], questions=questions, scope=scope)
@@ -125,7 +126,7 @@ def test_a_question_about_a_split_document_names_the_segment(
 ) -> None:
     (tmp_path / "long.txt").write_text(prose(120, 1))
     monkeypatch.chdir(tmp_path)
-    store = kvtool.Store("store")
+    store = LocalStore("store")
     kvtool.prefill("long.txt", model=lively, store=store, segment_tokens=300)
     assert len(store["long.txt"].segments) > 1
     asked = {"document": "long.txt", "question": "Who?"}
@@ -140,7 +141,7 @@ def test_a_question_about_a_split_document_names_the_segment(
     assert [(d["name"], d["segment"]) for d in found["documents"]] == [("long.txt", 1)]
 
 
-def test_documents_are_drawn_by_the_seed(documents: kvtool.Store, lively: kvtool.Model) -> None:
+def test_documents_are_drawn_by_the_seed(documents: LocalStore, lively: kvtool.Model) -> None:
     def names(seed: int) -> list[str]:
         scope = Scope(metrics=("kl",), documents=1, context=64, tokens=8, seed=seed)
         found = evaluate(documents, model=lively, recipes=["kivi"], scope=scope)

@@ -49,7 +49,7 @@ def sample(stage: Stage) -> tuple[Spec, dict[str, torch.Tensor]]:
     try:
         stage.plan(spec)
     except CodecError:
-        shape = (2, *shape)
+        shape = (2, *shape)  # type: ignore[assignment]
         tensors = {"x": torch.randn(shape, generator=generator)}
         spec = Spec({"x": Array(shape, torch.float32)}, place=Place(2, 2, 4, (rope, rope)))
         needed = {name: torch.stack([tensor, tensor]) for name, tensor in needed.items()}

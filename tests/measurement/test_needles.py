@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
@@ -46,7 +47,7 @@ DOCUMENTS = [
 
 
 def make(
-    texts: list[str] = TOPICS, lengths: tuple[int, ...] = (600,), contexts: int = 1, **options
+    texts: list[str] = TOPICS, lengths: tuple[int, ...] = (600,), contexts: int = 1, **options: Any
 ) -> list[Haystack]:  # type: ignore[no-untyped-def]
     chosen = {"seed": 0, "count_tokens": quarter_bytes} | options
     return haystacks(texts, lengths=lengths, contexts=contexts, **chosen)

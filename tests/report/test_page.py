@@ -116,7 +116,7 @@ def test_nothing_is_fetched_and_only_the_pages_own_script_may_run(soup: Beautifu
 def test_pictures_follow_the_pages_colours(soup: BeautifulSoup) -> None:
     defined = set(re.findall(r"(--[\w-]+):", soup.find("style").get_text()))
     for picture in soup.find_all("svg"):
-        looks = " ".join(tag["style"] for tag in picture.find_all(style=True))
+        looks = " ".join(tag["style"] for tag in picture.find_all(style=True))  # type: ignore[misc]
         assert not re.search("#[0-9a-fA-F]{3}", looks)
         assert "font-family" not in looks
         assert set(re.findall(r"var\((--[\w-]+)\)", looks)) <= defined

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store
 from kvtool.cli import app as commands
 from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
-from kvtool.server.runtime.load_policy import Loading
-from kvtool.server.runtime.service import Limits, Serving
+from kvtool.server.runtime.load_policy import LoadOptions
+from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
+from tests.loopback import listen
 
 TEXTS = {
     "docs/a.txt": "The harbour lies to the north of the town, and seven ships are in it.\n",
@@ -34,7 +33,7 @@ TEXTS = {
 }
 MEMORY = 1 << 28
 
-RAW_ONLY = Loading(variant="raw")
+RAW_ONLY = LoadOptions(variant="raw")
 """What tiny models have cached is prefilled as fast as it is read: which of both is done would be up to the machine."""
 
 
@@ -56,25 +55,25 @@ def served(served_dir: Path) -> kvtool.Model:
 
 
 @pytest.fixture
-def documents(served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def documents(served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     """``TEXTS``, prefilled in the working directory's kv-store."""
     monkeypatch.chdir(tmp_path)
     for name, text in TEXTS.items():
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
-    store = Store("kv-store")
+    store = LocalStore("kv-store")
     kvtool.prefill(["docs"], model=served, store=store)
     return store
 
 
 @pytest.fixture
-def serving(served: kvtool.Model, documents: Store) -> Serving:
-    return Serving.over(documents.root, served, Limits(memory=MEMORY), loading=RAW_ONLY)
+def service(served: kvtool.Model, documents: LocalStore) -> Service:
+    return Service.over(documents.root, served, Limits(memory=MEMORY), loading=RAW_ONLY)
 
 
 @pytest.fixture
-def client(serving: Serving) -> Iterator[TestClient]:
-    with TestClient(create_app(serving), raise_server_exceptions=False) as client:
+def client(service: Service) -> Iterator[TestClient]:
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -120,14 +119,14 @@ def starting(served_dir: Path) -> Callable[..., AbstractContextManager[Running]]
 
 @pytest.fixture
 def running(
-    starting: Callable[..., AbstractContextManager[Running]], documents: Store
+    starting: Callable[..., AbstractContextManager[Running]], documents: LocalStore
 ) -> Callable[..., AbstractContextManager[Running]]:
     """The same over ``documents``."""
     return starting
 
 
 @pytest.fixture
-def calibrated(documents: Store, served: kvtool.Model, centred: Recipe) -> Calibration:
+def calibrated(documents: LocalStore, served: kvtool.Model, centred: Recipe) -> Calibration:
     """What the variant centred of all documents is compressed with."""
     assert centred.fit
     samples = [Sample(documents.read(name)) for name in TEXTS]
@@ -139,7 +138,7 @@ def calibrated(documents: Store, served: kvtool.Model, centred: Recipe) -> Calib
 
 
 @pytest.fixture
-def commands_read(documents: Store) -> Callable[[str], None]:
+def commands_read(documents: LocalStore) -> Callable[[str], None]:
     """Asserts that commands read ``documents`` from an address as from their directory."""
 
     def run(*arguments: str, code: int = 0) -> Any:
@@ -171,22 +170,7 @@ class Counted:
 
 @pytest.fixture
 def listening() -> Callable[..., AbstractContextManager[str]]:
-    """Answers for an application, within this process, at the address that it gives; ``options`` are uvicorn's."""
-
-    @contextmanager
-    def listen(app: Any, **options: Any) -> Iterator[str]:
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", **options))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            scheme = "https" if server.config.is_ssl else "http"
-            yield f"{scheme}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
+    """``tests.loopback.listen``."""
     return listen
 
 
@@ -198,8 +182,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def counted(serving: Serving) -> Counted:
-    return Counted(create_app(serving))
+def counted(service: Service) -> Counted:
+    return Counted(create_app(service))
 
 
 @pytest.fixture

@@ -21,11 +21,9 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.python.asgi import shutdown_lifespans
 from schemathesis.specs.openapi import checks
-from starlette.testclient import TestClient
 
 from kvtool.server.app import create_app
-from kvtool.server.http.openapi import OPERATIONS
-from kvtool.server.runtime.service import Serving
+from kvtool.server.runtime.service import Service
 
 SECONDS = float(os.environ.get("KVTOOL_FUZZ_SECONDS", "24"))
 CHECKS = (
@@ -37,49 +35,42 @@ CHECKS = (
 )
 
 
-def test_every_path_is_described(client: TestClient) -> None:
-    described = client.get("/openapi.json").json()
-    found = {(path, method.upper()) for path, item in described["paths"].items() for method in item}
-    assert set(OPERATIONS) <= found
-    request = described["components"]["schemas"]["CompletionRequest"]
-    assert request["properties"]["temperature"]["anyOf"][0]["anyOf"]
-    assert request["required"] == ["model", "prompt"]
-
-
 @pytest.fixture
-def described(serving: Serving) -> Iterator[Any]:
-    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(serving))
+def described(service: Service) -> Iterator[Any]:
+    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
     shutdown_lifespans()
 
 
 @pytest.mark.slow
-def test_the_api(described: Any, serving: Serving) -> None:
+def test_the_api(described: Any, service: Service) -> None:
     operations = [found.ok() for found in described.get_all_operations()]
     until = time.monotonic() + SECONDS
     asked = 0
     while time.monotonic() < until:
         for operation in operations:
-            for mode in [GenerationMode.POSITIVE, *[GenerationMode.NEGATIVE] * bool(operation.body)]:
-                asked += _asked(operation, mode, serving, until)
+            # Any bytes are bytes: only JSON can be of the wrong form.
+            has_json = any(body.media_type == "application/json" for body in operation.body)
+            for mode in [GenerationMode.POSITIVE, *[GenerationMode.NEGATIVE] * has_json]:
+                asked += _asked(operation, mode, service, until)
     assert asked > 10 * len(operations)
-    assert serving.not_ready is None
-    assert serving.waiting == serving.scheduler.running == 0
+    assert service.not_ready is None
+    assert service.waiting == service.scheduler.running == 0
 
 
-def _asked(operation: Any, mode: GenerationMode, serving: Serving, until: float) -> int:
+def _asked(operation: Any, mode: GenerationMode, service: Service, until: float) -> int:
     asked = 0
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @hypothesis.settings(
         max_examples=30, database=None, deadline=None, suppress_health_check=list(HealthCheck)
     )
-    def ask(case: schemathesis.Case) -> None:
+    def ask(case: schemathesis.Case) -> None:  # type: ignore[type-arg]
         nonlocal asked
         if time.monotonic() > until:
             return
         # By themselves they would rarely name the model that is there, and never ask for few tokens.
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-            case.body["model"] = serving.model.name
+            case.body["model"] = service.model.name
             case.body["max_tokens"] = 3
         answer = case.call()
         case.validate_response(answer, checks=CHECKS)

@@ -79,3 +79,9 @@ def test_compressing_again_finds_everything(store: kvtool.Store, model: kvtool.M
     names = ["c.txt", "docs/a.md", "docs/b.md"]
     report = kvtool.compress(store, names, recipe=recipe, model=model, **PARAMETERS[recipe])
     assert (report.unchanged, report.compressed, report.problems) == (names, [], [])
+
+
+def test_compressing_the_averages_again_finds_everything(store: kvtool.Store) -> None:
+    names = ["c.txt", "docs/a.md", "docs/b.md"]
+    report = kvtool.compress(store, names, recipe="kivi", source="averaged", bits=4)
+    assert (report.variant, report.unchanged, report.problems) == ("kivi-averaged", names, [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +44,22 @@ def test_round_trip() -> None:
 def test_only_variants_that_every_segment_has_are_the_documents() -> None:
     assert DOCUMENT.variants == ["raw"]
     assert DOCUMENT.with_variant(1, "kivi", KIVI).variants == ["raw", "kivi"]
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [
+        (["raw", "expected", "kivi-expected"], ["raw", "averaged", "kivi-averaged"]),
+        (["raw", "unexpected", "expected-2"], ["raw", "unexpected", "expected-2"]),
+        (["expected", "averaged"], ["expected", "averaged"]),
+    ],
+)
+def test_variants_have_todays_names(written: list[str], read_as: list[str]) -> None:
+    variants = {name: Variant(f"{n}" * 64, n, {"of": "expected"}) for n, name in enumerate(written)}
+    old = replace(DOCUMENT, segments=(replace(DOCUMENT.segments[0], variants=variants),))
+    (segment,) = read(old.to_bytes()).segments
+    assert dict(segment.variants) == dict(zip(read_as, variants.values(), strict=True))
+    assert read(read(old.to_bytes()).to_bytes()) == read(old.to_bytes())
 
 
 def test_a_bit_flipped_anywhere_is_refused() -> None:

@@ -1,1 +1,1 @@
-"""Attention of our own, and what is observed of a model's attention."""
+"""Attention that is overridden, and measurements of a model's attention."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvtool.engines.attention.parallel_encoding import parallel_attention
 from kvtool.engines.cache import ROOM, DocumentCache
-from kvtool.engines.transformers import SHARED, device_of, masks, own_row, windows
+from kvtool.engines.transformers import SHARED, device_of, masks, same_row, windows
 from kvtool.errors import ModelError
 from kvtool.model.model import Model
 
@@ -109,8 +109,8 @@ class SequenceBatch:
         limits = torch.cat([torch.full((len(ids),), self.seen.get(n, self.n_cached)) for n, ids in feed])
         owners = torch.cat([self.owners, row])
         key_positions = torch.cat([self.key_positions, positions])
-        own = own_row(owners, key_positions, row, positions)
-        visible = own | (torch.arange(len(owners))[None, :] < limits[:, None])
+        same = same_row(owners, key_positions, row, positions)
+        visible = same | (torch.arange(len(owners))[None, :] < limits[:, None])
         ids = torch.tensor([token for _, tokens in feed for token in tokens])
         last = torch.tensor([len(tokens) for _, tokens in feed]).cumsum(0) - 1
         return Pass(ids, positions, last, visible, owners, key_positions)

@@ -35,7 +35,7 @@ def klt(calibration: Calibration, step: float, power: float) -> Pipeline:
     under a model of their neighbours. The first four positions of a context, which attention falls back on, are
     stored apart in 8 bits; under a shared prefix they belong to the prefix.
 
-    docs/klt.md has what each part is worth, and what was tried and dropped.
+    docs/explanation/klt.md has what each part is worth, and what was tried and dropped.
     """
 
     whole = step < WHOLE_BELOW

@@ -4,76 +4,89 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from kvtool.server.cached_contents.schemas import Expiry, NewContent, planned
+from kvtool.server.cached_contents.schemas import (
+    CachedContent,
+    CachedContentList,
+    Deleted,
+    Expiry,
+    NewContent,
+    new_record,
+)
 from kvtool.server.cached_contents.store import KIND, Contents, Record
-from kvtool.server.http.errors import ApiError, read_only
-from kvtool.server.http.json_body import parsed
+from kvtool.server.http.errors import ApiError
+from kvtool.server.http.json_body import parse_body
+from kvtool.server.http.openapi import JSON, Operation, Parameter, Resource
+from kvtool.server.runtime.errors import read_only
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.store.local import LocalStore
 
-PAGE, MOST_ON_PAGE = 100, 1000
+PAGE, MAX_PAGE = 100, 1000
+"""Contents on a page: where the request does not say it, and at most."""
+
+CHANGEABLE = frozenset({"ttl", "expireTime", "expire_time"})
 
 
-async def make(request: Request) -> Response:
+async def create_cached_content(request: Request) -> Response:
     contents = _contents(request)
-    asked = await parsed(request, NewContent)
-    record = await run_in_threadpool(planned, request.app.state.serving.model, asked)
+    body = await parse_body(request, NewContent)
+    record = await run_in_threadpool(new_record, request.app.state.service.model, body)
     await run_in_threadpool(contents.add, record)
     return JSONResponse(_shown(record, contents))
 
 
-def listed(request: Request) -> Response:
+def list_cached_contents(request: Request) -> Response:
     contents, query = _contents(request), request.query_params
     size, after = query.get("pageSize") or str(PAGE), query.get("pageToken", "")
     if not (size.isascii() and size.isdigit() and len(size) < 10):
-        raise ApiError(400, f"pageSize: expected a number from 1 to {MOST_ON_PAGE}", param="pageSize")
-    most = min(int(size) or PAGE, MOST_ON_PAGE)
-    found = [record for record in contents if record.id > after]
-    body: dict[str, object] = {"cachedContents": [_shown(record, contents) for record in found[:most]]}
-    if found[most:]:
-        body["nextPageToken"] = found[most - 1].id
+        raise ApiError(400, f"pageSize: expected a number from 1 to {MAX_PAGE}", param="pageSize")
+    count = min(int(size) or PAGE, MAX_PAGE)
+    records = [record for record in contents if record.id > after]
+    body: CachedContentList = {"cachedContents": [_shown(record, contents) for record in records[:count]]}
+    if records[count:]:
+        body["nextPageToken"] = records[count - 1].id
     return JSONResponse(body)
 
 
-def shown(request: Request) -> Response:
+def get_cached_content(request: Request) -> Response:
     contents = _contents(request)
     return JSONResponse(_shown(contents.find(request.path_params["id"]), contents))
 
 
-async def change(request: Request) -> Response:
-    """Only when it expires can be changed."""
+async def update_cached_content(request: Request) -> Response:
+    """Changes when it expires; nothing else can be changed."""
     contents = _contents(request)
-    until = (await parsed(request, Expiry)).after(time.time())
+    expires = (await parse_body(request, Expiry)).after(time.time())
     fields = {field.strip() for field in (request.query_params.get("updateMask") or "ttl").split(",")}
-    if until is None or not fields <= {"ttl", "expireTime", "expire_time"}:
+    if expires is None or not fields <= CHANGEABLE:
         raise ApiError(400, "expected ttl or expireTime; nothing else can be changed", param="updateMask")
-    record = await run_in_threadpool(contents.change, request.path_params["id"], expires=until)
+    record = await run_in_threadpool(contents.change, request.path_params["id"], expires=expires)
     return JSONResponse(_shown(record, contents))
 
 
-def delete(request: Request) -> Response:
+def delete_cached_content(request: Request) -> Response:
     _contents(request).delete(request.path_params["id"])
     return JSONResponse({})
 
 
 def _contents(request: Request) -> Contents:
-    """Raises ``ApiError`` where none could be made."""
+    """The tenant's contents. Raises ``ApiError`` where none could be made."""
     tenant: Tenant = request.state.tenant
     if not isinstance(tenant.store, LocalStore):
         raise read_only("cachedContents")
-    return tenant.contents
+    contents: Contents = request.app.state.contents[tenant.name]
+    return contents
 
 
-def _shown(record: Record, contents: Contents) -> dict[str, Any]:
+def _shown(record: Record, contents: Contents) -> CachedContent:
     done = record.tokens if record.state == "ACTIVE" else contents.progress.get(record.id, 0)
-    body: dict[str, Any] = {
+    body: CachedContent = {
         "name": record.name,
         "model": f"models/{record.model}",
         "createTime": _time(record.created),
@@ -94,10 +107,41 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+_PAGING = (
+    Parameter("pageSize", Annotated[int, Field(ge=0, lt=10**9)], f"At most {MAX_PAGE:,}, {PAGE} unless said"),
+    Parameter("pageToken", str, "nextPageToken of the page before"),
+)
+_MASK = Parameter("updateMask", Literal["ttl", "expireTime"], "The field that is changed")
+_CONTENT = {JSON: CachedContent}
+
 ROUTES = [
-    Route(f"/v1/{KIND.rstrip('/')}", listed),
-    Route(f"/v1/{KIND.rstrip('/')}", make, methods=["POST"]),
-    Route(f"/v1/{KIND}{{id}}", shown),
-    Route(f"/v1/{KIND}{{id}}", change, methods=["PATCH"]),
-    Route(f"/v1/{KIND}{{id}}", delete, methods=["DELETE"]),
+    Resource(
+        f"/v1/{KIND.rstrip('/')}",
+        GET=Operation(
+            list_cached_contents,
+            "Cached contents, the oldest first",
+            {JSON: CachedContentList},
+            parameters=_PAGING,
+        ),
+        POST=Operation(
+            create_cached_content,
+            "Prefills a text, to be asked about",
+            _CONTENT,
+            request={JSON: NewContent},
+            errors=[404, 429, 507],
+        ),
+    ),
+    Resource(
+        f"/v1/{KIND}{{id}}",
+        GET=Operation(get_cached_content, "One cached content", _CONTENT, errors=[404]),
+        PATCH=Operation(
+            update_cached_content,
+            "Changes when it expires",
+            _CONTENT,
+            request={JSON: Expiry},
+            parameters=[_MASK],
+            errors=[404, 507],
+        ),
+        DELETE=Operation(delete_cached_content, "Deletes it", {JSON: Deleted}, errors=[404]),
+    ),
 ]

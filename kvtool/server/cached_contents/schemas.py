@@ -1,12 +1,13 @@
-"""What clients send to make cached contents, and what there is to prefill then."""
+"""Requests and answers of /v1/cachedContents, shaped like Gemini's; and what there is to prefill."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictStr
 from pydantic.alias_generators import to_camel
+from typing_extensions import TypedDict
 
 from kvtool import limits
 from kvtool.documents.split import bounded
@@ -16,8 +17,47 @@ from kvtool.model.model import Model
 from kvtool.prefilling.prefill import segment_limit
 from kvtool.server.cached_contents.store import Record, new_id
 from kvtool.server.http.errors import ApiError
+from kvtool.server.runtime.errors import model_missing
 
 DEFAULT_SECONDS = 3600.0
+"""How long cached contents live whose request does not say it."""
+
+
+class UsageMetadata(TypedDict):
+    totalTokenCount: int
+
+
+class Progress(TypedDict):
+    tokens: int
+    tokensTotal: int
+
+
+class Failure(TypedDict):
+    message: str
+
+
+class CachedContent(TypedDict):
+    """Gemini's fields, and ``state``, ``progress`` and ``error``."""
+
+    name: str
+    model: str
+    createTime: str
+    updateTime: str
+    expireTime: str
+    usageMetadata: UsageMetadata
+    state: Literal["PROCESSING", "ACTIVE", "FAILED"]
+    progress: Progress
+    displayName: NotRequired[str]
+    error: NotRequired[Failure]
+
+
+class CachedContentList(TypedDict):
+    cachedContents: list[CachedContent]
+    nextPageToken: NotRequired[str]
+
+
+class Deleted(TypedDict):
+    """The empty object."""
 
 
 class _Body(BaseModel):
@@ -45,13 +85,13 @@ class UserContent(Content):
 
 
 class Expiry(_Body):
-    """``ttl`` is from now on, in seconds: "3600s"."""
+    """When a content expires. ``ttl`` is from now on, in seconds: "3600s"."""
 
     ttl: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?s$")] | None = None
     expire_time: Annotated[AwareDatetime, Field(strict=True)] | None = None
 
     def after(self, now: float) -> float | None:
-        """Seconds since 1970, or None if nothing was asked. Raises ``ApiError`` for what is too early or too late."""
+        """Seconds since 1970, or None if nothing was asked. Raises ``ApiError`` for a time too early or too late."""
         if self.ttl is None and self.expire_time is None:
             return None
         if self.ttl is not None and self.expire_time is not None:
@@ -71,26 +111,25 @@ class NewContent(Expiry):
     display_name: Annotated[StrictStr, Field(max_length=128)] | None = None
 
 
-def planned(model: Model, asked: NewContent) -> Record:
-    """Raises ``ApiError`` for what the model cannot take."""
+def new_record(model: Model, request: NewContent) -> Record:
+    """The record of what is to be prefilled. Raises ``ApiError`` for what the model cannot take."""
     now = time.time()
-    if asked.model.removeprefix("models/") != model.name:
-        message = f"model {asked.model!r}: this server has {model.name!r}"
-        raise ApiError(404, message, param="model", code="model_not_found")
-    expires = asked.after(now) or now + DEFAULT_SECONDS
-    system = asked.system_instruction.text if asked.system_instruction else None
-    prefix, most = _behind(model, system)
-    text = asked.contents[0].text.replace("\r\n", "\n").replace("\r", "\n")
+    if request.model.removeprefix("models/") != model.name:
+        raise model_missing(request.model, model.name)
+    expires = request.after(now) or now + DEFAULT_SECONDS
+    system = request.system_instruction.text if request.system_instruction else None
+    prefix, max_tokens = _prefix(model, system)
+    text = request.contents[0].text.replace("\r\n", "\n").replace("\r", "\n")
     if len(text.encode()) > limits.DOCUMENT_BYTES:
         raise ApiError(400, f"contents: larger than {limits.DOCUMENT_BYTES:,} bytes", param="contents")
-    tokens = _count(model, text, most)
+    tokens = _count(model, text, max_tokens)
     if text.isspace() or not tokens:
         raise ApiError(400, "contents: expected some text", param="contents")
-    if tokens > most:
-        raise _too_long("contents", most, model)
+    if tokens > max_tokens:
+        raise _too_long("contents", max_tokens, model)
     return Record(
         id=new_id(),
-        display_name=asked.display_name,
+        display_name=request.display_name,
         model=model.name,
         fingerprint=model.fingerprint,
         system=system,
@@ -103,8 +142,8 @@ def planned(model: Model, asked: NewContent) -> Record:
     )
 
 
-def _behind(model: Model, system: str | None) -> tuple[Prefix, int]:
-    """What comes before the contents, and how many tokens there may be of these."""
+def _prefix(model: Model, system: str | None) -> tuple[Prefix, int]:
+    """The prefix of the contents, and how many tokens there may be of these."""
     if system is not None:
         if _count(model, system, model.context) > model.context:
             raise _too_long("systemInstruction", model.context, model)
@@ -119,13 +158,11 @@ def _behind(model: Model, system: str | None) -> tuple[Prefix, int]:
         raise ApiError(400, f"systemInstruction: {error}", param="systemInstruction") from error
 
 
-def _count(model: Model, text: str, most: int) -> int:
-    """Tokens of ``text``, or just more than ``most``."""
-    return bounded(lambda part: len(document_tokens(model, part)), most)(text)
+def _count(model: Model, text: str, max_tokens: int) -> int:
+    """Tokens of ``text``, or just more than ``max_tokens``."""
+    return bounded(lambda part: len(document_tokens(model, part)), max_tokens)(text)
 
 
-def _too_long(field: str, most: int, model: Model) -> ApiError:
-    message = (
-        f"{field}: has more than the {most:,} tokens that {model.name} has room for here; make it shorter"
-    )
+def _too_long(field: str, max_tokens: int, model: Model) -> ApiError:
+    message = f"{field}: has more than the {max_tokens:,} tokens that {model.name} has room for here; make it shorter"
     return ApiError(400, message, param=field, code="context_length_exceeded")

@@ -1,4 +1,4 @@
-"""Which cached contents a tenant has: one small file each, beside the documents of the tenant's store."""
+"""The records of a tenant's cached contents: one small file each, beside the documents of the tenant's store."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from kvtool import limits
 from kvtool.errors import StoreError
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
-from kvtool.store.local import LocalStore
+from kvtool.store.base import Store
+from kvtool.store.local import LocalStore, writable
+from kvtool.store.remote import RemoteStore
 from kvtool.system import files
 
 KIND = "cachedContents/"
-"""What their names begin with, here and as documents of the store."""
+"""The beginning of their names, here and as documents of the store."""
 
 _ID = re.compile(r"[0-9a-f]{44}")
 _log = logging.getLogger(__name__)
@@ -32,10 +34,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Record:
-    """Times are seconds since 1970. The content's ``tokens`` stand behind the ``prefix_tokens`` of ``system``.
+    """One cached content. Times are seconds since 1970.
 
-    ``text`` is kept until it is prefilled, so that a server that was stopped meanwhile goes on with it when it is started
-    again. ``error`` says why it has FAILED.
+    Its ``tokens`` come after the ``prefix_tokens`` of ``system``. ``text`` is kept until it is prefilled, so that a server
+    that was stopped meanwhile goes on with it when it is started again. ``error`` says why it has FAILED.
     """
 
     id: str
@@ -61,19 +63,19 @@ _RECORD = TypeAdapter(Record)
 
 
 def new_id() -> str:
-    """Ids sort by age, to the millisecond, and nobody can guess one."""
+    """An id. Ids sort by age, to the millisecond, and nobody can guess one."""
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(16)}"
 
 
 class Contents:
-    """Safe to use from any thread. What has expired is nowhere to be seen, whether or not it is removed yet."""
+    """A tenant's records. Safe to use from any thread. Expired ones are not seen, whether or not they are removed yet."""
 
     def __init__(self, store: LocalStore) -> None:
         self.store, self.directory = store, store.root / "contents"
         self.progress: dict[str, int] = {}
-        """Tokens done of what is being prefilled."""
+        """By id, the tokens done of contents that are being prefilled."""
         self.changed = threading.Event()
-        """There is something to prefill, or to remove."""
+        """Set when there is something to prefill or to remove."""
         self._in_use: Counter[str] = Counter()
         self._unwritten: dict[str, Record] = {}
         self._lock = threading.Lock()
@@ -89,7 +91,7 @@ class Contents:
         return record if record and record.expires > time.time() else None
 
     def find(self, id: str) -> Record:
-        """Raises ``ApiError`` unless it is there."""
+        """The record. Raises ``ApiError`` where it is missing."""
         record = self.get(id)
         if record is None:
             message = f"{KIND}{id}: there is no such cached content, or it has expired; GET /v1/cachedContents lists them"
@@ -97,7 +99,7 @@ class Contents:
         return record
 
     def add(self, record: Record) -> None:
-        """Raises ``ApiError`` if there are too many."""
+        """Writes a new record. Raises ``ApiError`` if there are too many."""
         with self._lock:
             if sum(1 for _ in self) >= limits.CACHED_CONTENTS:
                 raise ApiError(
@@ -108,9 +110,10 @@ class Contents:
         self.changed.set()
 
     def change(self, id: str, *, must_last: bool = True, **changes: Any) -> Record:
-        """Raises ``ApiError`` unless it is there.
+        """Writes ``changes`` of a record. Raises ``ApiError`` where it is missing.
 
-        Where the disk is full, what need not last is remembered for as long as the server runs; else raises ``DiskFull``.
+        Where the disk is full, a change that need not last is remembered for as long as the server runs; another raises
+        ``DiskFull``.
         """
         with self._lock:
             record = replace(self.find(id), updated=time.time(), **changes)
@@ -123,16 +126,16 @@ class Contents:
         return record
 
     def delete(self, id: str) -> None:
-        """Lets it expire now. Raises ``ApiError`` unless it is there."""
+        """Lets it expire now. Raises ``ApiError`` where it is missing."""
         # Otherwise it would take room to make room.
         self.change(id, must_last=False, expires=0.0)
         self.changed.set()
 
     @contextmanager
     def using(self, name: str, model: Model) -> Iterator[str]:
-        """The document's name; it is not removed within the context, even if it expires.
+        """The document's name. It is not removed within the context, even if it expires.
 
-        Raises ``ApiError`` unless it is there, prefilled, and by ``model``.
+        Raises ``ApiError`` where it is missing, not prefilled yet, or made for another model.
         """
         id = name.removeprefix(KIND)
         with self._lock:
@@ -148,7 +151,7 @@ class Contents:
                     del self._in_use[id]
 
     def sweep(self) -> None:
-        """Removes what has expired, unless it is in use, or somebody is writing to the store: then another time."""
+        """Removes what has expired, unless it is in use or the store is being written to: then another time."""
         for id in self._ids():
             try:
                 with self._lock:
@@ -159,7 +162,7 @@ class Contents:
                 _log.exception("%s%s cannot be removed", KIND, id)
 
     def _remove(self, record: Record) -> None:
-        # The record last, so that what was interrupted is done again.
+        # The record last, so that an interrupted removal is done again.
         if self.store.purge(record.name):
             path = self._path(record.id)
             with files.as_store_errors(path):
@@ -206,3 +209,8 @@ class Contents:
         with self.store.writing():
             files.write_atomic(self._path(record.id), [_RECORD.dump_json(record)])
         self._unwritten.pop(record.id, None)
+
+
+def records_in(store: Store) -> LocalStore:
+    """The store that keeps a tenant's contents. For a remote store that is its cache, though none are made there."""
+    return store.cache if isinstance(store, RemoteStore) else writable(store)

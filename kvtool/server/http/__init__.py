@@ -1,1 +1,1 @@
-"""HTTP: sockets, limits, tokens, logs, metrics, errors."""
+"""HTTP: sockets, limits, tokens, logs, metrics, errors, routes. Knows no model and no API."""

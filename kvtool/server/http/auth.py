@@ -1,22 +1,17 @@
-"""Who asks: a bearer token names a tenant, whose store is a directory of its own."""
+"""Bearer tokens, each of which names a tenant."""
 
 from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvtool.errors import UsageError
-from kvtool.server.http.errors import ApiError, respond
-from kvtool.server.runtime.tenant import Tenant
-from kvtool.server.web import routes
-
-OPEN = ("/healthz", "/readyz", "/openapi.json", *routes.PATHS)
-"""Paths that need no token: they say nothing of anyone."""
+from kvtool.server.http.errors import ApiError
 
 METRICS = "metrics"
 """The tenant that may see /metrics, where there are tokens."""
@@ -26,12 +21,12 @@ _TOKEN_CHARACTERS = 16
 
 
 def read_tokens(path: Path) -> dict[str, str]:
-    """Token → tenant, from lines of NAME TOKEN. Raises ``UsageError``, naming the line, for any other."""
+    """Reads token → tenant from lines of NAME TOKEN. Raises ``UsageError``, naming the line, for any other."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(path, f"cannot be read ({error})", "expected lines of NAME TOKEN") from error
-    found: dict[str, str] = {}
+    tenants: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -44,28 +39,37 @@ def read_tokens(path: Path) -> dict[str, str]:
             raise UsageError(
                 f"{path}:{number}", f"expected a token of at least {_TOKEN_CHARACTERS} characters"
             )
-        if token in found:
+        if token in tenants:
             raise UsageError(
-                f"{path}:{number}", f"this token is {found[token]}'s already", "give each its own"
+                f"{path}:{number}", f"this token is {tenants[token]}'s already", "give each its own"
             )
-        found[token] = name
-    if not found:
+        tenants[token] = name
+    if not tenants:
         raise UsageError(path, "has no token", "expected lines of NAME TOKEN")
-    return found
+    return tenants
 
 
 class Authentication:
-    """Sets the request's ``state.tenant``. Without ``tokens`` everyone is the tenant ""."""
+    """Middleware that sets ``state.tenant`` of each request, or answers 401.
 
-    def __init__(self, app: ASGIApp, tenants: Mapping[str, Tenant], tokens: Mapping[str, str]) -> None:
-        self.app, self.tenants, self.tokens = app, tenants, tokens
+    ``tenants`` has what is each tenant's by name, ``tokens`` the name by token. Without tokens everyone is the tenant "".
+    ``open_paths`` need no token and get no tenant: they say nothing of anyone.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        tenants: Mapping[str, object],
+        tokens: Mapping[str, str],
+        open_paths: Collection[str],
+    ) -> None:
+        self.app, self.tenants, self.tokens, self.open_paths = app, tenants, tokens, frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or scope["path"] in self.open_paths:
             await self.app(scope, receive, send)
             return
-        request = Request(scope)
-        name = self._name(request.headers.get("authorization", "")) if self.tokens else ""
+        name = self._name(Request(scope).headers.get("authorization", "")) if self.tokens else ""
         if name is None:
             error = ApiError(
                 401,
@@ -73,17 +77,17 @@ class Authentication:
                 code="invalid_api_key",
                 WWW_Authenticate="Bearer",
             )
-            await (await respond(request, error))(scope, receive, send)
+            await error.response()(scope, receive, send)
             return
         scope.setdefault("state", {})["tenant"] = self.tenants[name]
         await self.app(scope, receive, send)
 
     def _name(self, header: str) -> str | None:
         scheme, _, given = header.partition(" ")
-        found = None
+        tenant = None
         if scheme.lower() == "bearer":
-            # All are compared, each in the same time, so that no time tells how near a guess was.
+            # All tokens are compared, each in the same time, so that no time says how near a guess was.
             for token, name in self.tokens.items():
                 if hmac.compare_digest(token.encode(), given.strip().encode()):
-                    found = name
-        return found
+                    tenant = name
+        return tenant

@@ -1,28 +1,31 @@
-"""What a request may be, before anyone looks at it: how large its body, and how long it may take to arrive."""
+"""Bounds on a request's body, before the application sees it: its size, and how long it may take to arrive."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvtool import limits
-from kvtool.server.http.errors import ApiError, respond
-
-STREAMED = {"/v1/artifacts/": limits.UPLOAD_BYTES, "/v1/calibrations/": limits.CALIBRATION_BYTES}
-"""Where a PUT's body is passed on as it comes, and how large it may be."""
+from kvtool.server.http.errors import ApiError
 
 
-class WholeBody:
-    """Takes the body in before the application runs. One that is larger than ``most`` bytes gets 413, one that has not
-    arrived after ``seconds`` 408, however steadily it trickles. Those of all requests together are bounded too: 503. What is
-    ``STREAMED`` is passed on instead, and has more time the more of it has come."""
+class BodyLimits:
+    """Middleware that takes a body in before the application runs.
 
-    def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
-        self.app, self.most, self.seconds = app, most, seconds
-        self.all = 0
+    A body larger than ``max_bytes`` gets 413. One that has not arrived after ``seconds`` gets 408, however steadily it
+    trickles. The bodies of all requests together are bounded too: 503.
+
+    ``streamed`` is the size allowed to a PUT's body by the beginning of its path. Such a body is passed on as it comes, and
+    has more time the more of it has come.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, streamed: Mapping[str, int]) -> None:
+        self.app, self.max_bytes, self.seconds, self.streamed = app, max_bytes, seconds, streamed
+        self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -30,16 +33,16 @@ class WholeBody:
             return
         if len(scope["headers"]) > limits.HEAD_FIELDS:
             error = ApiError(431, f"the request has more than {limits.HEAD_FIELDS} headers")
-            await (await respond(Request(scope), error))(scope, receive, send)
+            await error.response()(scope, receive, send)
             return
-        for path, most in STREAMED.items():
+        for path, max_bytes in self.streamed.items():
             if scope["method"] == "PUT" and scope["path"].startswith(path):
-                await self.app(scope, _paced(Request(scope), receive, most, self.seconds), send)
+                await self.app(scope, _paced(Request(scope), receive, max_bytes, self.seconds), send)
                 return
         with ExitStack() as held:
-            await self._whole(scope, receive, send, held)
+            await self._call_with_body(scope, receive, send, held)
 
-    async def _whole(self, scope: Scope, receive: Receive, send: Send, held: ExitStack) -> None:
+    async def _call_with_body(self, scope: Scope, receive: Receive, send: Send, held: ExitStack) -> None:
         try:
             async with asyncio.timeout(self.seconds):
                 body = await self._read(Request(scope), receive, held)
@@ -47,20 +50,20 @@ class WholeBody:
             error = ApiError(
                 408, f"the request did not arrive within {self.seconds:g} seconds", Connection="close"
             )
-        except ApiError as found:
-            error = found
+        except ApiError as refusal:
+            error = refusal
         else:
             if body is not None:
                 await self.app(scope, _replay(body, receive), send)
             return
-        await (await respond(Request(scope), error))(scope, receive, send)
+        await error.response()(scope, receive, send)
 
     async def _read(self, request: Request, receive: Receive, held: ExitStack) -> bytes | None:
-        """None where the client went away meanwhile."""
+        """The whole body; None where the client went away meanwhile."""
         body = bytearray()
         # Without Connection: close, so that a client that sends first and then reads gets to read it.
-        too_large = _too_large(self.most)
-        if _announced(request) > self.most:
+        too_large = _too_large(self.max_bytes)
+        if _announced_bytes(request) > self.max_bytes:
             raise too_large
         while True:
             message = await receive()
@@ -69,41 +72,41 @@ class WholeBody:
             part = message.get("body", b"")
             self._hold(len(part), held)
             body += part
-            if len(body) > self.most:
+            if len(body) > self.max_bytes:
                 raise too_large
             if not message.get("more_body"):
                 return bytes(body)
 
     def _hold(self, size: int, held: ExitStack) -> None:
-        if self.all + size > limits.REQUESTS_BYTES:
+        if self.held_bytes + size > limits.REQUESTS_BYTES:
             raise ApiError(503, "too much is being sent at once; try again later", Retry_After="1")
-        self.all += size
-        held.callback(self._give_back, size)
+        self.held_bytes += size
+        held.callback(self._release, size)
 
-    def _give_back(self, size: int) -> None:
-        self.all -= size
+    def _release(self, size: int) -> None:
+        self.held_bytes -= size
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Message:
-        return whole.pop() if whole else await receive()
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
 
-    return again
+    return replay
 
 
-def _paced(request: Request, receive: Receive, most: int, seconds: float) -> Receive:
-    """Raises ``ApiError`` for a body that grows larger than ``most`` bytes, and for one that comes too slowly."""
+def _paced(request: Request, receive: Receive, max_bytes: int, seconds: float) -> Receive:
+    """Raises ``ApiError`` for a body that grows larger than ``max_bytes``, and for one that comes too slowly."""
     until = asyncio.get_running_loop().time() + seconds
-    size, is_whole = 0, False
+    size, is_complete = 0, False
 
     async def paced() -> Message:
-        nonlocal size, is_whole
-        if is_whole:
+        nonlocal size, is_complete
+        if is_complete:
             return await receive()
-        if max(size, _announced(request)) > most:
-            raise _too_large(most, Connection="close")
+        if max(size, _announced_bytes(request)) > max_bytes:
+            raise _too_large(max_bytes, Connection="close")
         try:
             async with asyncio.timeout_at(until + size / limits.UPLOAD_RATE):
                 message = await receive()
@@ -112,19 +115,19 @@ def _paced(request: Request, receive: Receive, most: int, seconds: float) -> Rec
                 408, f"the body came slower than {limits.UPLOAD_RATE:,} bytes a second", Connection="close"
             ) from None
         size += len(message.get("body", b""))
-        if size > most:
-            raise _too_large(most, Connection="close")
-        is_whole = not message.get("more_body")
+        if size > max_bytes:
+            raise _too_large(max_bytes, Connection="close")
+        is_complete = not message.get("more_body")
         return message
 
     return paced
 
 
-def _announced(request: Request) -> int:
-    said = request.headers.get("content-length", "")
+def _announced_bytes(request: Request) -> int:
+    length = request.headers.get("content-length", "")
     # More digits say no more than that it is too large, and are slow to read.
-    return int(said[:20]) if said.isdecimal() else 0
+    return int(length[:20]) if length.isdecimal() else 0
 
 
-def _too_large(most: int, **headers: str) -> ApiError:
-    return ApiError(413, f"the body is larger than {most:,} bytes", **headers)
+def _too_large(max_bytes: int, **headers: str) -> ApiError:
+    return ApiError(413, f"the body is larger than {max_bytes:,} bytes", **headers)

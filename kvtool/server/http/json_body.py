@@ -1,4 +1,4 @@
-"""A request's body, as one of the models of what clients send."""
+"""A request's body → a pydantic model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from starlette.requests import ClientDisconnect, Request
 
 from kvtool.server.http.errors import ApiError
 
-_TELLABLE = 1000
+_MAX_MISTAKES = 1000
+"""Mistakes in one body that are looked at."""
 
-R = TypeVar("R", bound=BaseModel)
+Body = TypeVar("Body", bound=BaseModel)
 
 
-async def parsed(request: Request, kind: type[R]) -> R:
-    """The body. Raises ``ApiError``, naming the field, for one that is not a ``kind``."""
+async def parse_body(request: Request, schema: type[Body]) -> Body:
+    """Parses the body. Raises ``ApiError``, naming the field, for one that does not fit ``schema``."""
     try:
-        return kind.model_validate_json(await request.body())
+        return schema.model_validate_json(await request.body())
     except ValidationError as error:
         # Each of them is an object: a body of a million wrong items would take gigabytes.
-        if error.error_count() > _TELLABLE:
+        if error.error_count() > _MAX_MISTAKES:
             raise ApiError(400, "almost nothing in this body is what it should be") from None
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper()) or None
-        message = f"{where}: {first['msg']}" if where else str(first["msg"])
+        field = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper()) or None
+        message = f"{field}: {first['msg']}" if field else str(first["msg"])
         # Not from it: pydantic's message repeats what was sent.
-        raise ApiError(400, message, param=where) from None
+        raise ApiError(400, message, param=field) from None
     except ClientDisconnect:
         raise ApiError(400, "the request's body did not arrive") from None

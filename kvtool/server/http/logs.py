@@ -1,5 +1,8 @@
-"""One line for each request, and what else is to be said. What people wrote is in none of them: no document, prompt,
-answer or token, and no message of an exception that nobody expected, since these like to repeat what they were given."""
+"""The log: one line for each request, and warnings.
+
+No line holds what people wrote: no document, prompt, answer or token, and no message of an unexpected exception, since these
+like to repeat what they were given.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +18,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvtool.errors import KvtoolError
-from kvtool.server.http.errors import respond
+from kvtool.server.http.errors import server_failed
 from kvtool.server.http.metrics import Metrics
 
-_GONE = 499
+_CLIENT_GONE = 499
 _PLACES = 6
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Note:
-    """What is told of a request beside its path and status. ``tokens`` are counts, ``first_token`` is in seconds."""
+class RequestLog:
+    """What a request's line says beside its path and status.
+
+    ``tokens`` are counts by name, ``time_to_first_token`` is in seconds, ``error`` is the server's own failure.
+    """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     tokens: Mapping[str, int] = field(default_factory=dict)
-    first_token: float | None = None
+    time_to_first_token: float | None = None
     error: BaseException | None = None
 
 
 class Logged:
-    """Stands before everything else: gives each request an id, answered as X-Request-Id, and its state a ``note``; counts
-    and logs it; and answers 500 for what nobody expected."""
+    """Middleware, the first of all, that counts each request and logs it.
+
+    Gives the request an id, answered as X-Request-Id, and its state a ``log``. Answers 500 to unexpected exceptions.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -48,68 +55,74 @@ class Logged:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        note = Note()
-        scope.setdefault("state", {})["note"] = note
-        status = _GONE
+        log = RequestLog()
+        scope.setdefault("state", {})["log"] = log
+        status = _CLIENT_GONE
         started = time.monotonic()
 
-        async def sending(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                named = (b"x-request-id", note.id.encode())
-                message = {**message, "headers": [*message.get("headers", ()), named]}
+                header = (b"x-request-id", log.id.encode())
+                message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
 
         try:
-            await self.app(scope, receive, sending)
+            await self.app(scope, receive, send_with_id)
         except Exception as error:
-            note.error = error
-            if status != _GONE:
+            log.error = error
+            if status != _CLIENT_GONE:
                 raise
-            await (await respond(Request(scope), error))(scope, receive, sending)
+            await server_failed().response()(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(route, str(status)).inc()
-            _log.info("", extra={"fields": _fields(scope, note, status, time.monotonic() - started)})
+            _log.info("", extra={"fields": _fields(scope, log, status, time.monotonic() - started)})
 
 
-def _fields(scope: Scope, note: Note, status: int, seconds: float) -> dict[str, Any]:
+def _fields(scope: Scope, log: RequestLog, status: int, seconds: float) -> dict[str, Any]:
     tenant = scope["state"].get("tenant")
-    # As it was sent, quoted: decoded, a path could hold line ends, and with them lines of its own.
+    # The path as it was sent, quoted: decoded, it could hold line ends, and so add lines to the log.
     path = (scope.get("raw_path") or b"").partition(b"?")[0].decode("ascii", "backslashreplace")
+    first_token = log.time_to_first_token
     return {
-        "request_id": note.id,
+        "request_id": log.id,
         "tenant": tenant.name if tenant else None,
         "method": scope["method"],
         "path": path[:256],
         "status": status,
         "seconds": round(seconds, 4),
-        **{name: note.tokens.get(name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
-        "first_token_seconds": None if note.first_token is None else round(note.first_token, 4),
-        "error": None if note.error is None else describe(note.error),
+        **{name: log.tokens.get(name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
+        "time_to_first_token_seconds": None if first_token is None else round(first_token, 4),
+        "error": None if log.error is None else describe(log.error),
     }
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong and where. Only kvtool's own messages are known to name files and fields, not what is in them."""
+    """What went wrong and where.
+
+    Only kvtool's own messages are known to name files and fields, not what is in them. Of others it is the type, and the
+    places in the code.
+    """
     if isinstance(error, KvtoolError):
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    lines = [line for _, line in traceback.walk_tb(error.__traceback__)]
-    places = [f"{Path(code.co_filename).name}:{line}" for code, line in zip(frames, lines, strict=True)]
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    places = [f"{Path(file).name}:{line}" for file, line in frames]
     return f"{type(error).__name__} at {' < '.join(places[: -_PLACES - 1 : -1])}"
 
 
 def set_up(*, as_json: bool) -> None:
-    """Sends what this process logs to stderr, warnings and all requests, one line each."""
+    """Sends the warnings of this process and a line for each request to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Line(as_json))
+    handler.setFormatter(LineFormatter(as_json))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     _log.setLevel(logging.INFO)
 
 
-class _Line(logging.Formatter):
+class LineFormatter(logging.Formatter):
+    """A record as one line: a JSON object, or NAME=VALUE."""
+
     def __init__(self, as_json: bool) -> None:
         super().__init__()
         self.as_json = as_json

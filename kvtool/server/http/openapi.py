@@ -1,127 +1,96 @@
-"""What the server can be asked, as OpenAPI 3.1 has it: from its routes, and from the models that read the bodies."""
+"""Routes that describe themselves, and the OpenAPI 3.1 document that is made from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
+from starlette.concurrency import run_in_threadpool
 from starlette.convertors import PathConvertor
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from kvtool.server.openai.schemas import ChatRequest, CompletionRequest
+from kvtool.server.http.errors import ErrorBody
 
-Json = Mapping[str, Any]
+JSON = "application/json"
+BINARY = "application/octet-stream"
+EVENTS = "text/event-stream"
+
+Json = dict[str, Any]
+Content = Mapping[str, Any]
+"""Media type → the Python type of such a body, as pydantic takes them: a model, a ``TypedDict``, ``bytes``, ``str``."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A query parameter or a header; all of them may be left out."""
+
+    name: str
+    type: Any
+    description: str
+    place: str = "query"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """``body`` reads the request; ``answer`` is the JSON schema of what comes back, or another media type's name."""
+    """One method of a path: its handler, and its description.
 
+    ``handler`` takes the request and gives the response, as a coroutine or in a thread. Its name is the operationId.
+    ``response`` is the body of answers with ``statuses``; ``errors`` are statuses beside 400, those of missing tokens, and
+    those of a body that arrives too slowly or is too large.
+    """
+
+    handler: Callable[[Request], Any]
     summary: str
-    body: type[BaseModel] | None = None
-    answer: Json | str = "application/json"
-    streams: bool = False
-    failures: Sequence[int] = ()
+    response: Content
+    request: Content | None = None
+    parameters: Sequence[Parameter] = ()
+    statuses: Sequence[int] = (200,)
+    errors: Sequence[int] = ()
 
 
-def _object(**properties: Json) -> Json:
-    return {"type": "object", "properties": properties, "required": list(properties)}
+class Resource(Route):
+    """A path with one ``Operation`` for each method: ``Resource("/v1/lookup", POST=Operation(…))``.
+
+    Each path is one route, so that the answer 405 names all methods of it. HEAD comes with GET. An open resource needs no
+    token.
+    """
+
+    def __init__(self, path: str, *, is_open: bool = False, **operations: Operation) -> None:
+        self.operations, self.is_open = operations, is_open
+        super().__init__(path, self.respond, methods=list(operations), name=path)
+
+    async def respond(self, request: Request) -> Response:
+        handler = self.operations["GET" if request.method == "HEAD" else request.method].handler
+        if inspect.iscoroutinefunction(handler):
+            response: Response = await handler(request)
+            return response
+        return await run_in_threadpool(handler, request)
 
 
-def _list(of: Json) -> Json:
-    return {"type": "array", "items": of}
-
-
-_TEXT, _NUMBER = {"type": "string"}, {"type": "integer"}
-_MODEL = _object(id=_TEXT, object={"const": "model"}, created=_NUMBER, owned_by=_TEXT, context=_NUMBER)
-_USAGE = _object(
-    prompt_tokens=_NUMBER,
-    completion_tokens=_NUMBER,
-    total_tokens=_NUMBER,
-    prompt_tokens_details=_object(cached_tokens=_NUMBER),
-)
-_ERROR = _object(
-    error=_object(
-        message=_TEXT, type=_TEXT, param={"type": ["string", "null"]}, code={"type": ["string", "null"]}
-    )
-)
-_STATUS = _object(status=_TEXT)
-
-
-def _answer(kind: str, **said: Json) -> Json:
-    choice = _object(index=_NUMBER, finish_reason=_TEXT, **said)
-    return _object(
-        id=_TEXT, object={"const": kind}, created=_NUMBER, model=_TEXT, choices=_list(choice), usage=_USAGE
-    )
-
-
-OPERATIONS: dict[tuple[str, str], Operation] = {
-    ("/healthz", "GET"): Operation("Whether the process answers", answer=_STATUS),
-    ("/readyz", "GET"): Operation("Whether it should be sent requests", answer=_STATUS),
-    ("/metrics", "GET"): Operation("What is counted, in Prometheus' words", answer="text/plain"),
-    ("/openapi.json", "GET"): Operation("This description", answer={"type": "object"}),
-    ("/v1/models", "GET"): Operation(
-        "The model", answer=_object(object={"const": "list"}, data=_list(_MODEL))
-    ),
-    ("/v1/models/{name}", "GET"): Operation("The model, by name", answer=_MODEL, failures=[404]),
-    ("/v1/completions", "POST"): Operation(
-        "Goes on with a text",
-        CompletionRequest,
-        _answer("text_completion", text=_TEXT),
-        streams=True,
-        failures=[404, 408, 413, 429, 503],
-    ),
-    ("/v1/chat/completions", "POST"): Operation(
-        "Answers a conversation",
-        ChatRequest,
-        _answer("chat.completion", message=_object(role={"const": "assistant"}, content=_TEXT)),
-        streams=True,
-        failures=[404, 408, 413, 429, 503],
-    ),
-    ("/v1/artifacts/{digest}", "GET"): Operation(
-        "An artifact's file", answer="application/octet-stream", failures=[404]
-    ),
-    ("/v1/calibrations/{digest}", "GET"): Operation(
-        "A calibration's file", answer="application/octet-stream", failures=[404]
-    ),
-}
-"""What is known of paths beyond that they are there."""
-
-_WORDS = {
-    400: "The request is not what it should be",
-    401: "No token, or none that is known",
-    403: "Not for this tenant",
-    404: "There is no such thing",
-    408: "The request did not arrive in time",
-    413: "The body is too large",
-    429: "Too many requests are being answered",
-    503: "Not now",
-}
-
-
-def describe(routes: Sequence[BaseRoute]) -> dict[str, Any]:
-    """The whole description, as JSON."""
-    bodies = [operation.body for operation in OPERATIONS.values() if operation.body]
-    _, definitions = models_json_schema(
-        [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
-    )
-    paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        if isinstance(route, Route) and route.include_in_schema:
-            # /a/{name:path} is /a/{name} here: OpenAPI has no kinds of parameters.
-            path = route.path_format
-            for method in sorted((route.methods or set()) - {"HEAD"}):
-                operation = OPERATIONS.get((path, method), Operation(f"{method} {path}"))
-                paths.setdefault(path, {})[method.lower()] = _described(route, operation)
+def describe(routes: Sequence[BaseRoute]) -> Json:
+    """The OpenAPI document of ``routes``."""
+    resources = [route for route in routes if isinstance(route, Resource)]
+    schemas, components = _schemas(resources)
+    paths: dict[str, Json] = {}
+    for resource in resources:
+        # /a/{name:path} is /a/{name} here: OpenAPI has no kinds of parameters.
+        paths[resource.path_format] = {
+            method.lower(): _described(resource, operation, schemas)
+            for method, operation in resource.operations.items()
+        }
     return {
         "openapi": "3.1.0",
         "info": {"title": "kvtool serve-cache", "version": "1"},
         "paths": paths,
         "components": {
-            "schemas": {**definitions["$defs"], "Error": _ERROR},
+            "schemas": components,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         # Which tokens there are depends on how the server was started; without any, none is needed.
@@ -129,41 +98,84 @@ def describe(routes: Sequence[BaseRoute]) -> dict[str, Any]:
     }
 
 
-def _described(route: Route, operation: Operation) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "summary": operation.summary,
-        "responses": {"200": {"description": "Done", "content": _content(operation)}},
+_Schemas = Mapping[tuple[str, JsonSchemaMode], Json]
+_ERROR: Content = {JSON: ErrorBody}
+
+
+def _schemas(resources: Sequence[Resource]) -> tuple[_Schemas, Json]:
+    """The schema of each type, by its key and whether it is read or written; and the components that they refer to."""
+    types = dict(_types(resources))
+    schemas, definitions = TypeAdapter.json_schemas(
+        [(key, mode, TypeAdapter(type_)) for (key, mode), type_ in types.items()],
+        ref_template="#/components/schemas/{model}",
+    )
+    return schemas, definitions.get("$defs", {})
+
+
+def _types(resources: Sequence[Resource]) -> Iterator[tuple[tuple[str, JsonSchemaMode], Any]]:
+    for resource in resources:
+        for operation in resource.operations.values():
+            for type_ in (operation.request or {}).values():
+                yield (_key(type_), "validation"), type_
+            for parameter in operation.parameters:
+                yield (_key(parameter.type), "validation"), parameter.type
+            for type_ in [*operation.response.values(), *_ERROR.values()]:
+                yield (_key(type_), "serialization"), type_
+
+
+def _key(type_: Any) -> str:
+    return repr(type_)
+
+
+def _described(resource: Resource, operation: Operation, schemas: _Schemas) -> Json:
+    answered = {
+        str(status): _response(status, {} if status == 304 else operation.response, schemas)
+        for status in operation.statuses
     }
-    for status in [400, 401, 403, *operation.failures]:
-        described["responses"][str(status)] = _failure(_WORDS[status])
-    if operation.answer is _STATUS:
-        described["responses"]["503"] = {"description": _WORDS[503], "content": _content(operation)}
-    described["responses"]["default"] = _failure("Anything else that went wrong")
-    if operation.body:
-        schema = {"$ref": f"#/components/schemas/{operation.body.__name__}"}
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    if names := route.param_convertors:
-        described["parameters"] = [
-            {
-                "name": name,
-                "in": "path",
-                "required": True,
-                "schema": {"type": "string", "minLength": 0 if isinstance(kind, PathConvertor) else 1},
-            }
-            for name, kind in names.items()
-        ]
+    refused = {str(status): _response(status, _ERROR, schemas) for status in _errors(resource, operation)}
+    described: Json = {
+        "operationId": operation.handler.__name__,
+        "summary": operation.summary,
+        "responses": {**refused, **answered, "default": _response(None, _ERROR, schemas)},
+    }
+    if operation.request:
+        content = _content(operation.request, "validation", schemas)
+        described["requestBody"] = {"required": True, "content": content}
+    parameters = [_path_parameter(name, kind) for name, kind in resource.param_convertors.items()]
+    parameters += [_parameter(parameter, schemas) for parameter in operation.parameters]
+    if parameters:
+        described["parameters"] = parameters
+    if resource.is_open:
+        described["security"] = []
     return described
 
 
-def _content(operation: Operation) -> dict[str, Any]:
-    if isinstance(operation.answer, str):
-        return {operation.answer: {}}
-    content: dict[str, Any] = {"application/json": {"schema": operation.answer}}
-    if operation.streams:
-        content["text/event-stream"] = {}
-    return content
+def _errors(resource: Resource, operation: Operation) -> list[int]:
+    of_tokens = [] if resource.is_open else [401, 403]
+    of_bodies = [408, 413] if operation.request else []
+    return sorted({400, *of_tokens, *of_bodies, *operation.errors})
 
 
-def _failure(what: str) -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/Error"}
-    return {"description": what, "content": {"application/json": {"schema": schema}}}
+def _response(status: int | None, content: Content, schemas: _Schemas) -> Json:
+    described: Json = {"description": "Any other error" if status is None else HTTPStatus(status).phrase}
+    if content:
+        described["content"] = _content(content, "serialization", schemas)
+    return described
+
+
+def _content(content: Content, mode: JsonSchemaMode, schemas: _Schemas) -> Json:
+    return {media: {"schema": schemas[_key(type_), mode]} for media, type_ in content.items()}
+
+
+def _parameter(parameter: Parameter, schemas: _Schemas) -> Json:
+    return {
+        "name": parameter.name,
+        "in": parameter.place,
+        "description": parameter.description,
+        "schema": schemas[_key(parameter.type), "validation"],
+    }
+
+
+def _path_parameter(name: str, kind: Any) -> Json:
+    schema = {"type": "string", "minLength": 0 if isinstance(kind, PathConvertor) else 1}
+    return {"name": name, "in": "path", "required": True, "schema": schema}

@@ -1,4 +1,4 @@
-"""Connections: how many there may be, and how long each may keep others waiting for its place."""
+"""Connections: how many there may be, and how long each may hold its place."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ _LINGER_SECONDS = 2.0
 
 
 class Connections(ServerState):
-    """All of a server's, at most ``most`` of them. ``waiting`` are those of which no request is being answered, those that
-    have waited longest first."""
+    """All connections of a server, at most ``max_connections``.
 
-    def __init__(self, most: int) -> None:
+    ``waiting`` are those of which no request is being answered, the one that has waited longest first.
+    """
+
+    def __init__(self, max_connections: int) -> None:
         super().__init__()
-        self.most = most
+        self.max_connections = max_connections
         self.waiting: dict[Connection, None] = {}
         self.is_closing = False
 
@@ -34,7 +36,7 @@ class Connection(H11Protocol):
     """HTTP/1.1 with a deadline for each request's head, and for a client that does not take its answer.
 
     Where all places are taken, the connection that has waited longest for its next request gives its place to a new one:
-    connections that say nothing cannot keep out those that do.
+    silent connections cannot keep others out.
     """
 
     server_state: Connections
@@ -52,13 +54,13 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         state = self.server_state
-        if len(state.connections) > state.most:
+        if len(state.connections) > state.max_connections:
             next(iter(state.waiting), self).drop()
         if not transport.is_closing():
             self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        # h11 measures a head only where it is not all there yet: fed in slices, none can be much larger than its bound.
+        # h11 measures a head only while it is incomplete: fed in slices, none can be much larger than its bound.
         for start in range(0, len(data), _SLICE):
             if self._is_refused or self.transport.is_closing():
                 return
@@ -71,7 +73,7 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.server_state.is_closing:
-            # It came while the server began to stop, too late to be told so.
+            # The request came while the server began to stop, too late to be answered with Connection: close.
             self.transport.close()
         elif self._is_waiting and not self.transport.is_closing():
             self.server_state.waiting[self] = None
@@ -140,8 +142,8 @@ class Connection(H11Protocol):
         self.transport.write_eof()
         self._later(_LINGER_SECONDS, self.transport.abort)
 
-    def _later(self, seconds: float, do: Callable[[], None]) -> asyncio.TimerHandle:
-        return self.loop.call_later(seconds, do)
+    def _later(self, seconds: float, action: Callable[[], None]) -> asyncio.TimerHandle:
+        return self.loop.call_later(seconds, action)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

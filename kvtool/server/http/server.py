@@ -1,4 +1,4 @@
-"""The process around the application: its socket, how many connections it takes, and how it ends."""
+"""The process around the application: its socket, its number of connections, and how it stops."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from kvtool.errors import FAILED, UsageError
 from kvtool.server.http.protocol import Connection, Connections
 
 _OTHER_FILES = 512
-"""What is open beside connections: artifacts, libraries, the log."""
+"""Files that are open beside connections: artifacts, libraries, the log."""
 
 _BACKLOG = 256
-"""Connections that are taken at a time. Fewer than there may be, so that each is read from before newer ones take its
+"""Connections that are accepted at a time. Fewer than there may be, so that each is read from before newer ones take its
 place."""
 
 
 class Server(uvicorn.Server):
-    """Says ``on_ready`` once it listens. The first SIGTERM or SIGINT lets it finish what runs, with ``on_drain``; a second,
-    or ``drain`` seconds, end it as it is."""
+    """A uvicorn server that drains.
+
+    ``on_ready`` is called once it listens. At the first SIGTERM or SIGINT it calls ``on_drain`` and finishes what runs. A
+    second one, or ``drain`` seconds, end the process as it is.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class Server(uvicorn.Server):
             h11_max_incomplete_event_size=limits.HEAD_BYTES,
         )
         super().__init__(config)
-        self.server_state: Connections = Connections(possible_connections())
+        self.server_state: Connections = Connections(max_connections())
         self.drain, self.on_ready, self.on_drain = drain, on_ready, on_drain
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -65,29 +68,29 @@ class Server(uvicorn.Server):
         if self.should_exit:
             _end("a second signal")
         self.on_drain()
-        last = threading.Timer(self.drain, _end, [f"{self.drain:g} seconds"])
-        last.daemon = True
-        last.start()
+        deadline = threading.Timer(self.drain, _end, [f"{self.drain:g} seconds"])
+        deadline.daemon = True
+        deadline.start()
         super().handle_exit(sig, frame)
 
 
-def possible_connections() -> int:
-    """How many there may be; the limit of open files is raised for them as far as it can be."""
+def max_connections() -> int:
+    """How many connections there may be. Raises the limit of open files for them as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limits.CONNECTIONS + _OTHER_FILES
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return max(min(limits.CONNECTIONS, most - _OTHER_FILES), most // 2)
+    files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(min(limits.CONNECTIONS, files - _OTHER_FILES), files // 2)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises ``UsageError`` where that is not possible."""
+    """Opens the socket. Raises ``UsageError`` where that is not possible."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
-        # Connections inherit it. asyncio sets it only where the socket names its protocol, which this one does not; without it
-        # what follows an answer's headers waits until the client has acknowledged these, mostly 40 ms later.
+        # Connections inherit it. asyncio sets it only where the socket names its protocol, which this one does not. Without
+        # it an answer's body waits until the client has acknowledged the headers, mostly 40 ms later.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except (OSError, OverflowError) as error:

@@ -1,1 +1,1 @@
-"""OpenAI's completions and chat completions."""
+"""OpenAI's completions, chat completions and models."""

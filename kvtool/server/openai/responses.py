@@ -1,133 +1,226 @@
-"""Answers as each of OpenAI's two APIs has them, whole and in chunks."""
+"""Answers as OpenAI's two APIs have them, whole and in chunks."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from kvtool.server.runtime.generation import Answering, Choice, Delta
-from kvtool.server.runtime.sampling import Picked
+from typing_extensions import TypedDict
+
+from kvtool.server.runtime.generation import Choice, Completion, Delta
+from kvtool.server.runtime.sampling import SampledToken
+
+FinishReason = Literal["stop", "length"]
+Json = dict[str, Any]
 
 
-class Shape:
-    """An answer as one of the two APIs has it."""
+class PromptTokensDetails(TypedDict):
+    cached_tokens: int
 
-    prefix: str
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class AssistantMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str
+    refusal: str | None
+
+
+class TokenLogprob(TypedDict):
+    token: str
+    logprob: float | None
+    bytes: list[int]
+
+
+class ChosenTokenLogprob(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    content: list[ChosenTokenLogprob]
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(TypedDict):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class TextLogprobs(TypedDict):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(TypedDict):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason
+
+
+class TextCompletion(TypedDict):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class ChunkEvent(TypedDict):
+    """One server-sent event of a stream: a chunk as JSON, or [DONE]."""
+
+    data: str
+
+
+class Responses:
+    """The bodies of one completion's answer, as one of the two APIs has them."""
+
+    id_prefix: str
     object: str
     chunk: str
 
-    def __init__(self, answering: Answering) -> None:
-        self.answering, self.id = answering, f"{self.prefix}-{uuid.uuid4().hex}"
+    def __init__(self, completion: Completion, model: str) -> None:
+        self.completion, self.model = completion, model
+        self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self.tokenizer = completion.service.model.tokenizer
 
-    def head(self, kind: str) -> dict[str, Any]:
-        model, created = self.answering.asked.model, self.answering.created
-        return {"id": self.id, "object": kind, "created": created, "model": model}
+    def whole(self, choices: Sequence[Choice]) -> Json:
+        usage = self.usage
+        return {**self._head(self.object), "choices": [self.choice(each) for each in choices], "usage": usage}
 
-    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def event(self, choices: Sequence[Mapping[str, Any]], **more: Any) -> Json:
+        """A chunk of a stream."""
+        return {**self._head(self.chunk), "choices": choices, **more}
+
+    def _head(self, kind: str) -> Json:
+        return {"id": self.id, "object": kind, "created": self.completion.created, "model": self.model}
+
+    @property
+    def usage(self) -> Usage:
+        completion = self.completion
         return {
-            **self.head(self.object),
-            "choices": [self.choice(choice) for choice in choices],
-            "usage": self.answering.usage,
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": completion.completion_tokens,
+            "total_tokens": completion.prompt_tokens + completion.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": completion.cached_tokens},
         }
 
-    def choice(self, choice: Choice) -> dict[str, Any]:
+    def choice(self, choice: Choice) -> Mapping[str, Any]:
         raise NotImplementedError
 
-    def first(self) -> list[dict[str, Any]]:
+    def first(self) -> list[Json]:
         """Choices of the chunk that comes before any text, if there is one."""
         return []
 
-    def delta(self, delta: Delta) -> list[dict[str, Any]]:
+    def delta(self, delta: Delta) -> list[Json]:
+        """Choices of the chunks that ``delta`` becomes, one each."""
         raise NotImplementedError
 
+    @property
+    def has_logprobs(self) -> bool:
+        return self.completion.request.samplings[0].logprobs is not None
 
-class Chat(Shape):
-    prefix, object, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def choice(self, choice: Choice) -> dict[str, Any]:
+class ChatResponses(Responses):
+    id_prefix, object, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, choice: Choice) -> Mapping[str, Any]:
         return {
             "index": choice.index,
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": self._logprobs(choice.picked),
+            "logprobs": self._logprobs(choice.sampled),
             "finish_reason": choice.finish,
         }
 
-    def first(self) -> list[dict[str, Any]]:
+    def first(self) -> list[Json]:
         return [
             {
-                "index": n,
+                "index": index,
                 "delta": {"role": "assistant", "content": ""},
                 "logprobs": None,
                 "finish_reason": None,
             }
-            for n in range(self.answering.asked.choices)
+            for index in range(len(self.completion.request.samplings))
         ]
 
-    def delta(self, delta: Delta) -> list[dict[str, Any]]:
-        said = {
+    def delta(self, delta: Delta) -> list[Json]:
+        text = {
             "index": delta.index,
             "delta": {"content": delta.text},
-            "logprobs": self._logprobs(delta.picked),
+            "logprobs": self._logprobs(delta.sampled),
             "finish_reason": None,
         }
         end = {"index": delta.index, "delta": {}, "logprobs": None, "finish_reason": delta.finish}
-        return [said] * bool(delta.text or delta.picked) + [end] * bool(delta.finish)
+        return [text] * bool(delta.text or delta.sampled) + [end] * bool(delta.finish)
 
-    def _logprobs(self, picked: Sequence[tuple[Picked, str]]) -> dict[str, Any] | None:
-        if not self.answering.asked.logprobs:
+    def _logprobs(self, sampled: Sequence[tuple[SampledToken, str]]) -> ChatLogprobs | None:
+        if not self.has_logprobs:
             return None
-        tokenizer = self.answering.serving.model.tokenizer
-
-        def told(text: str, logprob: float | None) -> dict[str, Any]:
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
         return {
             "content": [
                 {
-                    **told(text, one.logprob),
-                    "top_logprobs": [told(tokenizer.decode([token]), value) for token, value in one.top],
+                    **_logprob(text, token.logprob),
+                    "top_logprobs": [
+                        _logprob(self.tokenizer.decode([other]), logprob) for other, logprob in token.top
+                    ],
                 }
-                for one, text in picked
+                for token, text in sampled
             ],
             "refusal": None,
         }
 
 
-class Text(Shape):
-    prefix, object, chunk = "cmpl", "text_completion", "text_completion"
+def _logprob(text: str, logprob: float | None) -> TokenLogprob:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
-    def choice(self, choice: Choice) -> dict[str, Any]:
+
+class TextResponses(Responses):
+    id_prefix, object, chunk = "cmpl", "text_completion", "text_completion"
+
+    def choice(self, choice: Choice | Delta) -> Mapping[str, Any]:
         return {
             "index": choice.index,
             "text": choice.text,
-            "logprobs": self._logprobs(choice.picked),
+            "logprobs": self._logprobs(choice.sampled),
             "finish_reason": choice.finish,
         }
 
-    def delta(self, delta: Delta) -> list[dict[str, Any]]:
-        return [
-            {
-                "index": delta.index,
-                "text": delta.text,
-                "logprobs": self._logprobs(delta.picked),
-                "finish_reason": delta.finish,
-            }
-        ]
+    def delta(self, delta: Delta) -> list[Json]:
+        return [dict(self.choice(delta))]
 
-    def _logprobs(self, picked: Sequence[tuple[Picked, str]]) -> dict[str, Any] | None:
-        if self.answering.asked.logprobs is None:
+    def _logprobs(self, sampled: Sequence[tuple[SampledToken, str]]) -> TextLogprobs | None:
+        if not self.has_logprobs:
             return None
-        tokenizer = self.answering.serving.model.tokenizer
         offsets, end = [], 0
-        for _, text in picked:
+        for _, text in sampled:
             offsets.append(end)
             end += len(text)
         return {
-            "tokens": [text for _, text in picked],
-            "token_logprobs": [one.logprob for one, _ in picked],
+            "tokens": [text for _, text in sampled],
+            "token_logprobs": [token.logprob for token, _ in sampled],
             "top_logprobs": [
-                {tokenizer.decode([token]): value for token, value in one.top} for one, _ in picked
+                {self.tokenizer.decode([other]): logprob for other, logprob in token.top}
+                for token, _ in sampled
             ],
             "text_offset": offsets,
         }

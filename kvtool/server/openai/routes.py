@@ -12,91 +12,130 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from kvtool.server.http.errors import ApiError, api_error, model_missing
-from kvtool.server.http.json_body import parsed
-from kvtool.server.openai.responses import Chat, Shape, Text
-from kvtool.server.openai.schemas import ChatRequest, CompletionRequest
-from kvtool.server.runtime.generation import Answering
-from kvtool.server.runtime.service import Serving
+from kvtool.server.http.errors import ApiError
+from kvtool.server.http.json_body import parse_body
+from kvtool.server.http.openapi import EVENTS, JSON, Operation, Resource
+from kvtool.server.openai.documents import named_documents
+from kvtool.server.openai.responses import (
+    ChatCompletion,
+    ChatResponses,
+    ChunkEvent,
+    Responses,
+    TextCompletion,
+    TextResponses,
+)
+from kvtool.server.openai.schemas import AnyRequest, ChatRequest, CompletionRequest
+from kvtool.server.runtime.errors import api_error, model_missing
+from kvtool.server.runtime.generation import Completion
+from kvtool.server.runtime.service import Service
 
 
-async def chat(request: Request) -> Response:
-    return await _answer(request, ChatRequest, Chat)
+async def create_chat_completion(request: Request) -> Response:
+    return await _answer(request, await parse_body(request, ChatRequest), ChatResponses)
 
 
-async def complete(request: Request) -> Response:
-    return await _answer(request, CompletionRequest, Text)
+async def create_completion(request: Request) -> Response:
+    return await _answer(request, await parse_body(request, CompletionRequest), TextResponses)
 
 
-async def _answer(
-    request: Request, kind: type[ChatRequest] | type[CompletionRequest], shape: type[Shape]
-) -> Response:
-    serving: Serving = request.app.state.serving
-    asked = await parsed(request, kind)
-    started = time.monotonic()
-    if asked.model != serving.model.name:
-        raise model_missing(asked.model, serving.model.name)
-    if serving.scheduler.running + serving.waiting >= serving.limits.concurrency:
+async def _answer(request: Request, body: AnyRequest, responses: type[Responses]) -> Response:
+    service: Service = request.app.state.service
+    tenant, started = request.state.tenant, time.monotonic()
+    if body.model != service.model.name:
+        raise model_missing(body.model, service.model.name)
+    if service.scheduler.running + service.waiting >= service.limits.concurrency:
         raise ApiError(429, "too many requests are being answered; try again later", Retry_After="1")
-    answering = Answering(serving, request.state.tenant, asked, started, request.state.note)
-    serving.waiting += 1
+    contents = request.app.state.contents[tenant.name]
+    documents = named_documents(body, tenant.store, contents, service.model)
+    completion = Completion(service, tenant, body.to_request(documents), started, request.state.log)
+    service.waiting += 1
     try:
-        await answering.start()
+        await completion.start()
     finally:
-        serving.waiting -= 1
-    shaped = shape(answering)
-    if asked.stream:
-        return _Stream(shaped)
+        service.waiting -= 1
+    bodies = responses(completion, body.model)
+    if body.stream:
+        return _Stream(bodies, with_usage=body.wants_usage)
+    return await _whole(request, bodies)
+
+
+async def _whole(request: Request, bodies: Responses) -> Response:
+    """Waits for the answer, or until the client goes away."""
     try:
-        watching = asyncio.ensure_future(_gone(request))
-        reading = asyncio.ensure_future(answering.whole())
-        await asyncio.wait({watching, reading}, return_when=asyncio.FIRST_COMPLETED)
+        watching = asyncio.ensure_future(_client_gone(request))
+        generating = asyncio.ensure_future(bodies.completion.whole())
+        await asyncio.wait({watching, generating}, return_when=asyncio.FIRST_COMPLETED)
         watching.cancel()
-        if not reading.done():
-            reading.cancel()
+        if not generating.done():
+            generating.cancel()
             return Response(status_code=499)
-        choices = reading.result()
+        choices = generating.result()
     finally:
-        await answering.close()
-    return JSONResponse(shaped.whole(choices))
+        await bodies.completion.close()
+    return JSONResponse(bodies.whole(choices))
 
 
-async def _gone(request: Request) -> None:
+async def _client_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _events(shaped: Shape) -> AsyncIterator[str]:
-    """Server-sent events, the last of them [DONE]; what goes wrong on the way is an event too."""
-    answering = shaped.answering
-    usage = {"usage": None} if answering.asked.wants_usage else {}
-
-    def event(choices: list[dict[str, Any]], **more: Any) -> str:
-        body = {**shaped.head(shaped.chunk), "choices": choices, **usage, **more}
-        return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
+async def _events(bodies: Responses, *, with_usage: bool) -> AsyncIterator[str]:
+    """Server-sent events, the last of them [DONE]. An error on the way is an event too."""
+    completion = bodies.completion
+    usage: dict[str, Any] = {"usage": None} if with_usage else {}
     try:
-        if first := shaped.first():
-            yield event(first)
-        async for delta in answering.deltas():
-            for choice in shaped.delta(delta):
-                yield event([choice])
-        if answering.asked.wants_usage:
-            yield event([], usage=answering.usage)
+        if first := bodies.first():
+            yield _event(bodies.event(first, **usage))
+        async for delta in completion.deltas():
+            for choice in bodies.delta(delta):
+                yield _event(bodies.event([choice], **usage))
+        if with_usage:
+            yield _event(bodies.event([], usage=bodies.usage))
         yield "data: [DONE]\n\n"
     except Exception as error:
-        answering.note.error = error
+        completion.log.error = error
         yield f"data: {json.dumps(api_error(error).body)}\n\n"
 
 
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
 class _Stream(StreamingResponse):
-    def __init__(self, shaped: Shape) -> None:
-        super().__init__(_events(shaped), media_type="text/event-stream")
-        self.answering = shaped.answering
+    def __init__(self, bodies: Responses, *, with_usage: bool) -> None:
+        super().__init__(_events(bodies, with_usage=with_usage), media_type=EVENTS)
+        self.completion = bodies.completion
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # Here, since a generator that nobody began never ends; shielded, since who goes away cancels this.
-            await asyncio.shield(self.answering.close())
+            # Here, since a generator that nobody began never ends. Shielded, since a client that goes away cancels this.
+            await asyncio.shield(self.completion.close())
+
+
+_ERRORS = (404, 409, 429, 503)
+
+ROUTES = [
+    Resource(
+        "/v1/completions",
+        POST=Operation(
+            create_completion,
+            "Continues a text",
+            {JSON: TextCompletion, EVENTS: ChunkEvent},
+            request={JSON: CompletionRequest},
+            errors=_ERRORS,
+        ),
+    ),
+    Resource(
+        "/v1/chat/completions",
+        POST=Operation(
+            create_chat_completion,
+            "Answers a conversation",
+            {JSON: ChatCompletion, EVENTS: ChunkEvent},
+            request={JSON: ChatRequest},
+            errors=_ERRORS,
+        ),
+    ),
+]

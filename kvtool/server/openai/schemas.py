@@ -1,7 +1,8 @@
-"""What clients send, as OpenAI's API has it; fields that it does not have are ours or are refused."""
+"""Requests as OpenAI's API has them. Fields that it does not have are kvtool's, or are refused."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
@@ -10,6 +11,14 @@ from kvtool import limits
 from kvtool.blending.blend import RECOMPUTE
 from kvtool.blending.policies import DEFAULT
 from kvtool.model.conversation import Message
+from kvtool.server.runtime.request import (
+    ConversationPrompt,
+    HeldDocument,
+    Prompt,
+    Request,
+    TextPrompt,
+    TokenPrompt,
+)
 from kvtool.server.runtime.sampling import Sampling
 
 Number = StrictInt | StrictFloat
@@ -18,6 +27,8 @@ Stop = Annotated[StrictStr, Field(min_length=1, max_length=limits.STOP_CHARACTER
 
 
 class _Request(BaseModel):
+    """The fields that both APIs have; those from ``documents`` on are kvtool's."""
+
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: StrictStr
@@ -48,11 +59,34 @@ class _Request(BaseModel):
     def wants_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    def to_request(self, documents: Sequence[HeldDocument] | None) -> Request:
+        return Request(
+            prompt=self.to_prompt(),
+            samplings=[self.sampling(choice) for choice in range(self.choices)],
+            max_tokens=self.max_answer_tokens,
+            stop=self.stops,
+            documents=documents,
+            recompute=float(self.recompute),
+            policy=self.policy,
+            use_cache=self.use_cache,
+        )
+
+    def to_prompt(self) -> Prompt:
+        raise NotImplementedError
+
+    def sampling(self, choice: int) -> Sampling:
+        raise NotImplementedError
+
+    @property
+    def max_answer_tokens(self) -> int | None:
+        """An answer's length at most; None where the request does not say it."""
+        raise NotImplementedError
+
     def _sampling(self, choice: int, logprobs: int | None) -> Sampling:
         return Sampling(
             temperature=1.0 if self.temperature is None else float(self.temperature),
             top_p=1.0 if self.top_p is None else float(self.top_p),
-            # Choices of one seed are others than one another, and the same each time.
+            # Choices of one seed differ from each other, and are the same each time.
             seed=None if self.seed is None else self.seed + choice,
             logprobs=logprobs,
         )
@@ -64,7 +98,7 @@ class StreamOptions(BaseModel):
 
 
 class CompletionRequest(_Request):
-    """``prompt`` is text or token ids; several prompts are several requests to a client, and one each to us."""
+    """A request for the continuation of ``prompt``, text or token ids. A list of prompts is refused."""
 
     prompt: StrictStr | Annotated[list[StrictInt], Field(min_length=1)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
@@ -76,11 +110,14 @@ class CompletionRequest(_Request):
     frequency_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
+    def to_prompt(self) -> Prompt:
+        return TextPrompt(self.prompt) if isinstance(self.prompt, str) else TokenPrompt(self.prompt)
+
     def sampling(self, choice: int) -> Sampling:
         return self._sampling(choice, self.logprobs)
 
     @property
-    def most(self) -> int | None:
+    def max_answer_tokens(self) -> int | None:
         return 16 if self.max_tokens is None else self.max_tokens
 
 
@@ -100,6 +137,7 @@ class ChatMessage(BaseModel):
 
     @property
     def message(self) -> Message:
+        """With its parts joined, and OpenAI's "developer" as the role that chat templates know."""
         content = self.content
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return Message("system" if self.role == "developer" else self.role, text)
@@ -118,11 +156,14 @@ class ChatRequest(_Request):
     store: Literal[False] | None = None
     metadata: dict[str, StrictStr] | None = None
 
+    def to_prompt(self) -> Prompt:
+        return ConversationPrompt([message.message for message in self.messages])
+
     def sampling(self, choice: int) -> Sampling:
         return self._sampling(choice, (self.top_logprobs or 0) if self.logprobs else None)
 
     @property
-    def most(self) -> int | None:
+    def max_answer_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -132,7 +173,7 @@ class TextFormat(BaseModel):
     type: Literal["text"]
 
 
-Asked: TypeAlias = ChatRequest | CompletionRequest
+AnyRequest: TypeAlias = ChatRequest | CompletionRequest
 
 for _model in (_Request, CompletionRequest, ChatRequest):
     _model.model_rebuild()

@@ -1,112 +1,164 @@
-"""The caches that prompts begin with: held in memory, or else loaded, prefilled again or blended."""
+"""Caches for prompts: held in memory, loaded, prefilled or blended, as a plan's source says."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 
 from kvtool.artifact.load import load_cache
 from kvtool.artifact.read import Artifact
-from kvtool.blending.blend import BlendOptions, assemble
-from kvtool.blending.layout import Layout
+from kvtool.blending.blend import assemble
 from kvtool.engines import transformers as engine
 from kvtool.engines.cache import ROOM, DocumentCache
+from kvtool.errors import ArtifactError, MismatchError, StoreError
 from kvtool.model.model import Model
 from kvtool.model.prefill_speed import recall
 from kvtool.server.http.metrics import Metrics
-from kvtool.server.runtime.cache_memory import Memory
+from kvtool.server.runtime.cache_memory import CacheMemory
+from kvtool.server.runtime.cache_sources import Blended, CacheSource, Prefilled, Stored, Uncached
 from kvtool.server.runtime.scheduler import PASS_TOKENS, Scheduler
+from kvtool.server.runtime.tenant import Tenant
 from kvtool.system.malloc_trim import Trimmer
-from kvtool.system.speeds import Speeds
+from kvtool.system.throughput import Throughput
 
 SAMPLE_TOKENS = 256
-"""That are read to find out how fast the model reads."""
+"""Tokens that are prefilled to measure how fast the model does that."""
+
+_log = logging.getLogger(__name__)
 
 
-class Caches:
-    """Each method gives a cache that stays within its context, and room for ``own`` bytes beside it.
+@dataclass(frozen=True)
+class OpenCache:
+    """A cache of the first ``tokens`` of a prompt, ``computed`` of which were computed for this request."""
 
-    A wait for room is at most ``wait`` seconds. All raise as ``Memory.holding`` does.
-    """
+    cache: DocumentCache
+    tokens: int
+    computed: int = 0
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.tokens - self.computed
+
+
+class CacheManager:
+    """The caches of all tenants. A request waits for memory for ``wait`` seconds at most."""
 
     def __init__(
-        self, model: Model, scheduler: Scheduler, memory: Memory, metrics: Metrics, wait: float
+        self, model: Model, scheduler: Scheduler, memory: CacheMemory, metrics: Metrics, wait: float
     ) -> None:
         self.model, self.scheduler, self.memory, self.metrics = model, scheduler, memory, metrics
         self.wait = wait
-        self.speeds = Speeds(recall(model.fingerprint))
+        self.throughput = Throughput(recall(model.fingerprint))
         self.heap = Trimmer()
-        self.token_bytes = _bytes_of_a_token(model)
-        scheduler.on_read = self.speeds.read
+        scheduler.on_pass = self.throughput.prefilled
 
-    def measure_reading(self) -> None:
-        """Before the first request, unless it is known how fast the model reads."""
-        if self.speeds.reading.is_unknown:
+    def warm_up(self, *, measures_prefill: bool) -> None:
+        """Runs the model for what is found so: a token's size, and the speed of prefill unless it is known."""
+        _ = self.token_bytes
+        if measures_prefill and self.throughput.prefill.is_unknown:
             tokens = min(SAMPLE_TOKENS, self.model.context)
             started = time.monotonic()
             _filled(self.model, tokens)
-            self.speeds.reading.took(tokens, time.monotonic() - started)
+            self.throughput.prefill.took(tokens, time.monotonic() - started)
 
-    def has(self, owner: str, digests: Sequence[str]) -> bool:
-        """Whether what ``loaded`` would give of artifacts is there already."""
-        return self.memory.has((owner, *digests))
+    @cached_property
+    def token_bytes(self) -> int:
+        """Bytes of one token in a cache. Found by running the model, which ``warm_up`` does ahead of time."""
+        layers = _filled(self.model, 1).layers
+        return sum(x.numel() * x.element_size() for layer in layers for x in (layer.keys, layer.values))
 
-    def has_prefilled(self, owner: str, identity: str) -> bool:
-        return self.memory.has((owner, "prefilled", identity))
+    def has_loaded(self, tenant: Tenant, digests: Sequence[str]) -> bool:
+        return self.memory.has((tenant.name, *digests))
 
-    def reading_seconds(self, tokens: int) -> float:
-        """To prefill as many, behind the prompts that came before."""
-        return self.speeds.reading.seconds(self.scheduler.unread + tokens)
+    def has_prefilled(self, tenant: Tenant, identity: str) -> bool:
+        return self.memory.has((tenant.name, "prefilled", identity))
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """Estimates how long it takes to prefill ``tokens``, after the prompts that came before."""
+        return self.throughput.prefill.seconds(self.scheduler.prefill_tokens + tokens)
 
     @contextmanager
-    def empty(self, tokens: int, own: int) -> Iterator[DocumentCache]:
-        with self._reserved(own):
-            yield engine.new_cache(self.model, tokens + ROOM)
+    def opened(self, sources: Sequence[CacheSource], tenant: Tenant) -> Iterator[OpenCache]:
+        """Opens the first of ``sources`` that is not broken, which stays in memory within the context.
+
+        Raises ``TooLarge`` and ``Busy`` as ``CacheMemory.holding`` does, and what is wrong with the last source.
+        """
+        self.metrics.queries.inc()
+        with ExitStack() as stack:
+            yield self._first(sources, tenant, stack)
+
+    def _first(self, sources: Sequence[CacheSource], tenant: Tenant, stack: ExitStack) -> OpenCache:
+        *preferred, last = sources
+        for source in preferred:
+            try:
+                return self._enter(source, tenant, stack)
+            except (StoreError, ArtifactError, MismatchError) as error:
+                _log.warning("a cached beginning was not used: %s", error)
+        return self._enter(last, tenant, stack)
+
+    def _enter(self, source: CacheSource, tenant: Tenant, stack: ExitStack) -> OpenCache:
+        cache = stack.enter_context(self._open(source, tenant))
+        tenant.hits.update(source.documents)
+        return cache
+
+    def _open(self, source: CacheSource, tenant: Tenant) -> AbstractContextManager[OpenCache]:
+        match source:
+            case Uncached():
+                return self._empty(source)
+            case Stored():
+                return self._stored(source, tenant)
+            case Prefilled():
+                return self._prefilled(source, tenant)
+            case Blended():
+                return self._blended(source)
 
     @contextmanager
-    def loaded(
-        self, owner: str, variant: str, parts: Sequence[Artifact], own: int
-    ) -> Iterator[DocumentCache]:
-        """What all requests of ``owner`` share that begin with ``parts``."""
-        tokens = sum(len(part.token_ids) for part in parts)
-        load = partial(self._load, variant, parts)
-        with self._held((owner, *(part.digest for part in parts)), tokens, load, own) as cache:
+    def _empty(self, source: Uncached) -> Iterator[OpenCache]:
+        with self._reserved(source.nbytes):
+            yield OpenCache(engine.new_cache(self.model, source.prompt_tokens + ROOM), 0)
+
+    @contextmanager
+    def _stored(self, source: Stored, tenant: Tenant) -> Iterator[OpenCache]:
+        """Shared by all of the tenant's requests that begin with the same artifacts."""
+        tokens = sum(len(artifact.token_ids) for artifact in source.artifacts)
+        key = (tenant.name, *(artifact.digest for artifact in source.artifacts))
+        load = partial(self._load, source.variant, source.artifacts)
+        with self._shared(key, tokens, load, source.nbytes) as cache:
             self.metrics.hits.inc()
-            yield cache
+            yield OpenCache(cache, source.tokens)
 
     @contextmanager
-    def prefilled(
-        self, owner: str, identity: str, token_ids: Sequence[int], own: int
-    ) -> Iterator[tuple[DocumentCache, bool]]:
-        """The same of a segment, computed anew; and whether it was for this request."""
-        computed = False
+    def _prefilled(self, source: Prefilled, tenant: Tenant) -> Iterator[OpenCache]:
+        is_computed = False
 
         def compute() -> DocumentCache:
-            nonlocal computed
-            computed = True
-            return self._prefill(token_ids)
+            nonlocal is_computed
+            is_computed = True
+            return self._prefill(source.token_ids)
 
-        with self._held((owner, "prefilled", identity), len(token_ids), compute, own) as cache:
-            if not computed:
+        key, tokens = (tenant.name, "prefilled", source.identity), len(source.token_ids)
+        with self._shared(key, tokens, compute, source.nbytes) as cache:
+            if not is_computed:
                 self.metrics.hits.inc()
-            yield cache, computed
+            yield OpenCache(cache, source.tokens, source.tokens if is_computed else 0)
 
     @contextmanager
-    def blended(
-        self, layout: Layout, how: BlendOptions, behind: Sequence[int], own: int
-    ) -> Iterator[DocumentCache]:
-        """One request's alone: what is recomputed depends on the question."""
-        with self._reserved(own + self.token_bytes * (len(layout.token_ids) + ROOM)):
+    def _blended(self, source: Blended) -> Iterator[OpenCache]:
+        """One request's alone: what is recomputed depends on its question."""
+        layout = source.layout
+        with self._reserved(source.nbytes + self.token_bytes * (len(layout.token_ids) + ROOM)):
             with self.metrics.blends.time():
-                blending = self.scheduler.call(lambda: assemble(layout, self.model, how, [behind]))
-                blended = blending.result()
+                blend = partial(assemble, layout, self.model, source.blending, [source.question])
+                blended = self.scheduler.call(blend).result()
             self.metrics.bytes_read.inc(sum(segment.artifact.nbytes for segment in layout.segments))
             self.metrics.hits.inc()
-            yield blended
+            yield OpenCache(blended, source.tokens, blended.recomputed)
 
     @contextmanager
     def _reserved(self, nbytes: int) -> Iterator[None]:
@@ -117,7 +169,7 @@ class Caches:
             self.heap.freed()
 
     @contextmanager
-    def _held(
+    def _shared(
         self, key: Hashable, tokens: int, load: Callable[[], DocumentCache], own: int
     ) -> Iterator[DocumentCache]:
         nbytes = self.token_bytes * (tokens + ROOM)
@@ -127,22 +179,22 @@ class Caches:
         finally:
             self.heap.freed()
 
-    def _load(self, variant: str, parts: Sequence[Artifact]) -> DocumentCache:
+    def _load(self, variant: str, artifacts: Sequence[Artifact]) -> DocumentCache:
         started = time.monotonic()
-        cache = load_cache(parts, self.model)
-        seconds, nbytes = time.monotonic() - started, sum(part.nbytes for part in parts)
-        self.speeds.loading(variant).took(nbytes, seconds)
+        cache = load_cache(artifacts, self.model)
+        seconds, nbytes = time.monotonic() - started, sum(artifact.nbytes for artifact in artifacts)
+        self.throughput.load(variant).took(nbytes, seconds)
         self.metrics.loads.observe(seconds)
-        self.metrics.ways.labels(variant).inc()
+        self.metrics.sources.labels(variant).inc()
         self.metrics.bytes_read.inc(nbytes)
         return cache
 
     def _prefill(self, token_ids: Sequence[int]) -> DocumentCache:
-        self.metrics.ways.labels("prefilled").inc()
+        self.metrics.sources.labels("prefilled").inc()
         cache = engine.new_cache(self.model, len(token_ids) + ROOM)
         cache.token_ids = torch.tensor(token_ids)
         started = time.monotonic()
-        # As many at a time as of prompts, so that nobody waits longer for this.
+        # In passes as large as those of prompts, so that no answer waits longer for this.
         engine.feed(
             self.model,
             token_ids,
@@ -150,18 +202,12 @@ class Caches:
             step=PASS_TOKENS,
             run=lambda forward: self.scheduler.call(forward).result(),
         )
-        self.speeds.read(len(token_ids), time.monotonic() - started)
+        self.throughput.prefilled(len(token_ids), time.monotonic() - started)
         return cache
 
 
-def _bytes_of_a_token(model: Model) -> int:
-    """That a cache takes: found by caching one."""
-    layers = _filled(model, 1).layers
-    return sum(x.numel() * x.element_size() for layer in layers for x in (layer.keys, layer.values))
-
-
 def _filled(model: Model, tokens: int) -> DocumentCache:
-    """With any token, as often."""
+    """A cache of any token, ``tokens`` times."""
     cache = engine.new_cache(model, tokens)
     engine.feed(model, [model.text_config.vocab_size // 2] * tokens, cache)
     return cache

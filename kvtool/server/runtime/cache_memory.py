@@ -1,4 +1,4 @@
-"""Decoded caches in memory: bounded in bytes, pinned while in use, the longest unused given up first."""
+"""Decoded caches in memory: bounded in bytes, pinned while in use, the least recently used evicted first."""
 
 from __future__ import annotations
 
@@ -15,65 +15,66 @@ from kvtool.errors import KvtoolError
 
 
 class TooLarge(KvtoolError):
-    """More than fits at all."""
+    """A cache is larger than all memory for caches."""
 
 
 class Busy(KvtoolError):
-    """Nothing was given back in time."""
+    """All memory for caches stayed in use for as long as a request may wait."""
 
 
 @dataclass
-class _Held:
+class _Entry:
     nbytes: int
     pins: int = 0
     cache: Future[DocumentCache] = field(default_factory=Future)
 
 
-class Memory:
-    """Holds at most ``limit`` bytes. Safe to use from any thread."""
+class CacheMemory:
+    """Memory of at most ``limit`` bytes for caches. Safe to use from any thread."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._held: OrderedDict[Hashable, _Held] = OrderedDict()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._changed = threading.Condition()
-        # One at a time waits for room: of several that had a part of what they need each, none might ever get the rest.
-        self._turn = threading.Lock()
+        # One request at a time waits for room: of several that had a part of what they need each, none might ever get the rest.
+        self._queue = threading.Lock()
 
     def has(self, key: Hashable) -> bool:
-        return key in self._held
+        return key in self._entries
 
     @contextmanager
     def holding(
         self, key: Hashable, nbytes: int, load: Callable[[], DocumentCache], *, own: int, timeout: float
     ) -> Iterator[DocumentCache]:
-        """The cache of ``key``, which takes ``nbytes``, loaded unless it is there, and room for ``own`` bytes beside it.
+        """Holds the cache of ``key``, which takes ``nbytes``, and room for ``own`` bytes beside it.
 
-        It is not given up within the context. Who comes while another loads it waits for that. Raises ``TooLarge`` for more
-        than the limit, ``Busy`` if there was no room within ``timeout`` seconds, and what ``load`` raises.
+        The cache is loaded unless it is in memory, and is not evicted within the context. Requests that come while another one
+        loads it wait for that. Raises ``TooLarge`` for more than the limit, ``Busy`` if there was no room within ``timeout``
+        seconds, and what ``load`` raises.
         """
-        held, is_mine = self._pin(key, nbytes, own, time.monotonic() + timeout)
+        entry, is_new = self._pin(key, nbytes, own, time.monotonic() + timeout)
         try:
-            if is_mine:
+            if is_new:
                 try:
-                    held.cache.set_result(load())
+                    entry.cache.set_result(load())
                 except BaseException as error:
-                    held.cache.set_exception(error)
-            yield held.cache.result()
+                    entry.cache.set_exception(error)
+            yield entry.cache.result()
         finally:
             with self._changed:
                 self.used -= own
-                held.pins -= 1
-                # What could not be loaded is tried again by the next who asks.
-                if held.cache.done() and held.cache.exception() and self._held.get(key) is held:
+                entry.pins -= 1
+                # A cache that could not be loaded is tried again by the next request.
+                if entry.cache.done() and entry.cache.exception() and self._entries.get(key) is entry:
                     self._drop(key)
                 self._changed.notify_all()
 
     @contextmanager
     def reserved(self, nbytes: int, *, timeout: float) -> Iterator[None]:
-        """Room for what one request takes alone. Raises as ``holding`` does."""
+        """Holds room for ``nbytes`` of one request. Raises as ``holding`` does."""
         until = time.monotonic() + timeout
-        with self._its_turn(until), self._changed:
+        with self._queued(until), self._changed:
             self._make_room(nbytes, until)
             self.used += nbytes
         try:
@@ -83,33 +84,34 @@ class Memory:
                 self.used -= nbytes
                 self._changed.notify_all()
 
-    def _pin(self, key: Hashable, nbytes: int, own: int, until: float) -> tuple[_Held, bool]:
-        with self._its_turn(until), self._changed:
-            there = self._held.get(key)
-            if there:
-                there.pins += 1
+    def _pin(self, key: Hashable, nbytes: int, own: int, until: float) -> tuple[_Entry, bool]:
+        """The entry of ``key``, pinned, and whether it is new: then it is still to be loaded."""
+        with self._queued(until), self._changed:
+            entry = self._entries.get(key)
+            if entry:
+                entry.pins += 1
             try:
-                self._make_room(own if there else own + nbytes, until)
+                self._make_room(own if entry else own + nbytes, until)
             except KvtoolError:
-                if there:
-                    there.pins -= 1
+                if entry:
+                    entry.pins -= 1
                 raise
             self.used += own
-            if there:
-                self._held.move_to_end(key)
-                return there, False
-            held = self._held[key] = _Held(nbytes, pins=1)
+            if entry:
+                self._entries.move_to_end(key)
+                return entry, False
+            new = self._entries[key] = _Entry(nbytes, pins=1)
             self.used += nbytes
-            return held, True
+            return new, True
 
     @contextmanager
-    def _its_turn(self, until: float) -> Iterator[None]:
-        if not self._turn.acquire(timeout=max(0.0, until - time.monotonic())):
+    def _queued(self, until: float) -> Iterator[None]:
+        if not self._queue.acquire(timeout=max(0.0, until - time.monotonic())):
             raise _busy()
         try:
             yield
         finally:
-            self._turn.release()
+            self._queue.release()
 
     def _make_room(self, nbytes: int, until: float) -> None:
         if nbytes > self.limit:
@@ -119,14 +121,14 @@ class Memory:
                 "start the server with a larger --memory, or name fewer or shorter documents",
             )
         while self.used + nbytes > self.limit:
-            unused = next((key for key, held in self._held.items() if not held.pins), None)
+            unused = next((key for key, entry in self._entries.items() if not entry.pins), None)
             if unused is not None:
                 self._drop(unused)
-            elif (left := until - time.monotonic()) <= 0 or not self._changed.wait(left):
+            elif (seconds := until - time.monotonic()) <= 0 or not self._changed.wait(seconds):
                 raise _busy()
 
     def _drop(self, key: Hashable) -> None:
-        self.used -= self._held.pop(key).nbytes
+        self.used -= self._entries.pop(key).nbytes
 
 
 def _busy() -> Busy:

@@ -1,4 +1,4 @@
-"""Which cached document a prompt begins with, over token ids."""
+"""An index of prefixes: which cached document a prompt begins with, over token ids."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from kvtool.store.manifest import RAW, Document
 from kvtool.store.remote import RemoteStore
 
 BLOCK = 16
-"""Tokens that are looked up together; what lies behind the last whole one is compared one by one."""
+"""Tokens that are looked up together; those after the last whole block are compared one by one."""
 
 FRESH = 0.5
-"""Seconds for which nobody looks for new manifests again."""
+"""Seconds for which a list of manifests is believed."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Match:
-    """The first ``tokens`` of a prompt are the first of the segment's cache, its prefix included."""
+    """A segment whose cache, its prefix included, begins with the first ``tokens`` of a prompt. ``is_whole``: ends there."""
 
     document: str
     segment: int
@@ -47,30 +47,32 @@ class _Entry:
     token_ids: NDArray[np.int64]
 
 
-class Prefixes:
-    """An index of what ``store`` holds for ``model``. It follows the store, ``FRESH`` seconds behind; where that lies
-    elsewhere, once everything has been asked for."""
+class PrefixIndex:
+    """The segments that ``store`` holds for ``model``, by what they begin with.
+
+    It follows the store, ``FRESH`` seconds late. A remote store is followed in the background.
+    """
 
     def __init__(self, store: Store, model: Model) -> None:
         self.store, self.model = store, model
         self._lock = threading.Lock()
-        self._following = threading.Lock()
+        self._refreshing = threading.Lock()
         self._entries: dict[tuple[str, int], _Entry] = {}
         self._by_block: dict[bytes, list[_Entry]] = {}
-        self._seen: dict[str, Document] = {}
+        self._documents: dict[str, Document] = {}
         self._refreshed = -math.inf
 
     def longest(self, token_ids: Sequence[int]) -> Match | None:
-        """The segment that shares the most tokens with the beginning of ``token_ids``."""
+        """Finds the segment that shares the most tokens with the beginning of ``token_ids``."""
         self._follow()
         prompt = np.asarray(token_ids, dtype=np.int64)
         with self._lock:
-            found: list[_Entry] = []
+            candidates: list[_Entry] = []
             for digest in _chain(prompt):
                 if digest not in self._by_block:
                     break
-                found = self._by_block[digest]
-            matches = [(_common(entry.token_ids, prompt), entry) for entry in found]
+                candidates = self._by_block[digest]
+            matches = [(_common(entry.token_ids, prompt), entry) for entry in candidates]
         if not matches:
             return None
         tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
@@ -78,27 +80,27 @@ class Prefixes:
 
     def _follow(self) -> None:
         if not isinstance(self.store, RemoteStore):
-            with self._following:
+            with self._refreshing:
                 if self._is_older_than(FRESH):
                     self._refresh()
-        # Asking for every document there may take minutes. Nobody waits for it.
-        elif self._is_older_than(manifest_cache.FRESH) and self._following.acquire(blocking=False):
-            threading.Thread(target=self._follow_elsewhere, name="prefixes").start()
+        # Asking for every remote document may take minutes. Nobody waits for it.
+        elif self._is_older_than(manifest_cache.FRESH) and self._refreshing.acquire(blocking=False):
+            threading.Thread(target=self._follow_remote, name="prefixes").start()
 
-    def _follow_elsewhere(self) -> None:
+    def _follow_remote(self) -> None:
         try:
             self._refresh()
         except KvtoolError as error:
-            _log.warning("beginnings of prompts are looked up in what is known so far: %s", error)
+            _log.warning("prefixes of prompts are looked up in what is known so far: %s", error)
         finally:
-            self._following.release()
+            self._refreshing.release()
 
     def _is_older_than(self, seconds: float) -> bool:
         return time.monotonic() - self._refreshed >= seconds
 
     def _refresh(self) -> None:
         names = set(self.store)
-        for name in [*self._seen]:
+        for name in [*self._documents]:
             if name not in names:
                 self._forget(name)
         for name in names:
@@ -107,15 +109,15 @@ class Prefixes:
                 return
             try:
                 document = self.store[name]
-                if self._seen.get(name) == document:
+                if self._documents.get(name) == document:
                     continue
-                if name in self._seen:
+                if name in self._documents:
                     self._forget(name)
                 if document.model["fingerprint"] == self.model.fingerprint:
                     self._add(document)
-                self._seen[name] = document
+                self._documents[name] = document
             except KvtoolError:
-                # What is broken is not found; the store's own commands say what is wrong with it.
+                # A broken document is not found; the store's own commands say what is wrong with it.
                 self._forget(name)
         self._refreshed = time.monotonic()
 
@@ -135,27 +137,28 @@ class Prefixes:
                     self._by_block.setdefault(digest, []).append(entry)
 
     def _forget(self, name: str) -> None:
-        self._seen.pop(name, None)
+        self._documents.pop(name, None)
         with self._lock:
             for key in [key for key in self._entries if key[0] == name]:
-                gone = self._entries.pop(key)
-                for digest in _chain(gone.token_ids):
-                    left = [entry for entry in self._by_block[digest] if entry is not gone]
-                    if left:
-                        self._by_block[digest] = left
+                removed = self._entries.pop(key)
+                for digest in _chain(removed.token_ids):
+                    others = [entry for entry in self._by_block[digest] if entry is not removed]
+                    if others:
+                        self._by_block[digest] = others
                     else:
                         del self._by_block[digest]
 
 
 def _chain(token_ids: NDArray[np.int64]) -> Iterator[bytes]:
-    """For each whole block a digest of it and of all that stands before it."""
-    before = b""
+    """For each whole block a digest of it and of all blocks before it."""
+    chained = b""
     for start in range(0, len(token_ids) - BLOCK + 1, BLOCK):
-        before = blake3(before + token_ids[start : start + BLOCK].tobytes()).digest()
-        yield before
+        chained = blake3(chained + token_ids[start : start + BLOCK].tobytes()).digest()
+        yield chained
 
 
 def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    """How many first tokens are equal."""
     size = min(len(a), len(b))
     differ = np.flatnonzero(a[:size] != b[:size])
     return int(differ[0]) if len(differ) else size

@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""Sampling: logits → the next token."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """``temperature`` 0 is greedy. ``top_p`` keeps the likeliest tokens that together have that probability.
+    """How tokens are sampled.
 
-    ``logprobs`` is how many of the likeliest tokens are told with their log probabilities, None for not even the chosen
+    ``temperature`` 0 is greedy. ``top_p`` keeps the likeliest tokens that together have that probability.
+
+    ``logprobs`` is how many of the likeliest tokens are given with their log probabilities, None for not even the chosen
     one's. These are of the model itself, before temperature and ``top_p``, as OpenAI has them.
     """
 
@@ -23,8 +25,8 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Picked:
-    """``top`` are (token, log probability), likeliest first."""
+class SampledToken:
+    """A token, and if they were asked for its log probability and the likeliest ``top`` (token, log probability)."""
 
     token: int
     logprob: float | None = None
@@ -32,33 +34,34 @@ class Picked:
 
 
 class Sampler:
-    """One request's choices: the same seed and the same logits give the same tokens, whoever else is being served."""
+    """One answer's sampling: the same seed and the same logits give the same tokens, whoever else is being served."""
 
-    def __init__(self, how: Sampling) -> None:
-        self.how = how
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
         self._random = torch.Generator()
-        if how.seed is None:
+        if sampling.seed is None:
             self._random.seed()
         else:
             # Any integer is a seed to a client, and 64 bits are what the generator takes.
-            self._random.manual_seed(how.seed % (1 << 63))
+            self._random.manual_seed(sampling.seed % (1 << 63))
 
-    def pick(self, logits: Tensor) -> Picked:
-        """From ``logits`` [V]."""
+    def sample(self, logits: Tensor) -> SampledToken:
+        """Samples from ``logits`` [V]."""
         logits = logits.float()
-        token = int(logits.argmax()) if self.how.temperature == 0 else self._draw(logits)
-        if self.how.logprobs is None:
-            return Picked(token)
-        known = logits.log_softmax(-1)
-        best = known.topk(min(self.how.logprobs, len(known)))
-        top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return Picked(token, float(known[token]), tuple(top))
+        token = int(logits.argmax()) if self.sampling.temperature == 0 else self._draw(logits)
+        if self.sampling.logprobs is None:
+            return SampledToken(token)
+        logprobs = logits.log_softmax(-1)
+        likeliest = logprobs.topk(min(self.sampling.logprobs, len(logprobs)))
+        top = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        return SampledToken(token, float(logprobs[token]), tuple(top))
 
     def _draw(self, logits: Tensor) -> int:
         # From the largest down and in float64, so that the smallest temperature there is makes no infinity of it.
-        scaled = (logits.double() - logits.max()) / self.how.temperature
-        chances, tokens = scaled.softmax(-1).sort(descending=True)
-        if self.how.top_p < 1:
+        scaled = (logits.double() - logits.max()) / self.sampling.temperature
+        probabilities, tokens = scaled.softmax(-1).sort(descending=True)
+        if self.sampling.top_p < 1:
             # The token that crosses the threshold is in, and the likeliest always.
-            chances[1:][(chances.cumsum(-1) - chances)[1:] >= self.how.top_p] = 0
-        return int(tokens[chances.cpu().multinomial(1, generator=self._random)])
+            before = probabilities.cumsum(-1) - probabilities
+            probabilities[1:][before[1:] >= self.sampling.top_p] = 0
+        return int(tokens[probabilities.cpu().multinomial(1, generator=self._random)])

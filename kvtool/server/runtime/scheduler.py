@@ -1,7 +1,8 @@
-"""The model's own thread: requests join and leave between its passes."""
+"""The model's thread: answers join and leave between its passes."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
@@ -19,10 +20,10 @@ from kvtool.engines.batching.multi_cache import feed_batches, supports_multi_cac
 from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.model import Model
-from kvtool.server.runtime.sampling import Picked, Sampler, Sampling
+from kvtool.server.runtime.sampling import SampledToken, Sampler, Sampling
 
 PASS_TOKENS = 512
-"""Tokens of new prompts that are read in one pass: others wait for it with their next token."""
+"""Tokens of new prompts that are prefilled in one pass: other answers wait for it with their next token."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -30,23 +31,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Generation:
-    """One answer on its way. ``prompt`` are the tokens behind the first ``seen`` of ``cache``.
+    """One answer being generated. ``prompt`` are the tokens after the first ``cached_tokens`` of ``cache``.
 
-    ``on_token`` is called in the model's thread with each token that is said; ``on_end`` once, with the reason ("stop",
-    "length" or "cancelled"), or with what went wrong. ``cancel`` may be called from anywhere.
+    ``on_token`` is called in the model's thread with each new token. ``on_end`` is called once, with the reason ("stop",
+    "length" or "cancelled"), or with what went wrong. ``cancel`` may be called from any thread.
     """
 
     cache: DocumentCache
     prompt: Sequence[int]
-    seen: int
+    cached_tokens: int
     max_tokens: int
     sampling: Sampling
-    on_token: Callable[[Picked], None]
+    on_token: Callable[[SampledToken], None]
     on_end: Callable[[str | BaseException], None]
     cancelled: bool = False
-    said: int = 0
-    read: int = 0
-    next: list[int] = field(default_factory=list)
+    generated: int = 0
+    prefilled: int = 0
+    next_tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(self.sampling)
@@ -55,12 +56,12 @@ class Generation:
         self.cancelled = True
 
     @property
-    def is_reading(self) -> bool:
-        return self.read < len(self.prompt)
+    def is_prefilling(self) -> bool:
+        return self.prefilled < len(self.prompt)
 
 
 class _Group:
-    """All generations behind one cache."""
+    """All generations after one cache."""
 
     def __init__(self, model: Model, cache: DocumentCache) -> None:
         self.rows = SequenceBatch(model, cache)
@@ -68,29 +69,34 @@ class _Group:
 
 
 class Scheduler:
-    """Runs until ``stop``. Each round is one pass of the model for all, where it can be read together.
+    """A thread that runs the model, from ``start`` to ``stop``.
 
-    ``on_read`` is told how many tokens a pass had, and its seconds.
+    Each round is one pass for all answers, where the model can be fed together, or else one for each cache. ``on_pass`` is
+    called after each with its tokens and its seconds.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.on_pass: Callable[[int, float], None] = lambda tokens, seconds: None
         self._ends = end_tokens(model)
-        self._is_together = supports_multi_cache(model)
+        self._is_fed_together = False
         self._arrived: queue.SimpleQueue[Generation | Callable[[], None] | None] = queue.SimpleQueue()
         self._groups: dict[int, _Group] = {}
-        self._waiting: deque[tuple[_Group, int]] = deque()
-        self._numbers = iter(range(1 << 62))
+        self._prefilling: deque[tuple[_Group, int]] = deque()
+        self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._is_stopping = False
-        self.on_read: Callable[[int, float], None] = lambda tokens, seconds: None
         self._busy_since: float | None = None
+
+    def warm_up(self) -> None:
+        """Tries out whether the model can be fed together. Runs it, so that it is called before ``start``."""
+        self._is_fed_together = supports_multi_cache(self.model)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Waits for the answers that are on their way."""
+        """Waits until all answers have ended."""
         self._is_stopping = True
         self._arrived.put(None)
         self._thread.join()
@@ -101,28 +107,29 @@ class Scheduler:
 
     @property
     def round_seconds(self) -> float:
-        """How long the present round has taken; 0 while there is nothing to do."""
+        """Seconds since the present round began; 0 while there is nothing to do."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
     @property
-    def unread(self) -> int:
-        """Tokens of prompts that wait to be read."""
+    def prefill_tokens(self) -> int:
+        """Tokens of prompts that wait to be prefilled."""
         return sum(
-            len(member.prompt) - member.read
+            len(member.prompt) - member.prefilled
             for group in list(self._groups.values())
             for member in list(group.members.values())
         )
 
     @property
     def running(self) -> int:
+        """Answers being generated."""
         return sum(len(group.members) for group in list(self._groups.values()))
 
     def submit(self, generation: Generation) -> None:
         self._arrived.put(generation)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Runs ``function`` in the model's thread, between passes."""
+        """Runs ``function`` in the model's thread, between passes of the model."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -148,14 +155,14 @@ class Scheduler:
                 self._fail(list(self._groups.values()), error)
 
     def _fail(self, groups: Iterable[_Group], error: Exception) -> None:
-        """Ends all behind these caches, which others go on to use: nothing of theirs may stay in them."""
+        """Ends all answers after these caches, which others go on to use: nothing of theirs may stay in them."""
         for group in groups:
             group.rows.close()
             for number in list(group.members):
                 self._end(group, number, error)
 
     def _take(self) -> bool:
-        """What has arrived; waits for it if there is nothing else to do."""
+        """Takes in what has arrived; waits for it if there is nothing else to do. Says whether there was anything."""
         taken = False
         while True:
             is_idle = not (taken or self._groups or self._is_stopping)
@@ -181,8 +188,8 @@ class Scheduler:
         self._groups[key] = group
         number = next(self._numbers)
         group.members[number] = generation
-        group.rows.join(number, generation.seen)
-        self._waiting.append((group, number))
+        group.rows.join(number, generation.cached_tokens)
+        self._prefilling.append((group, number))
 
     def _leave_cancelled(self) -> None:
         for group in list(self._groups.values()):
@@ -194,50 +201,53 @@ class Scheduler:
         """One token for every answer, and some of the prompts that came first."""
         feeds: dict[_Group, list[tuple[int, list[int]]]] = {}
         for group in self._groups.values():
-            if fed := [(number, member.next) for number, member in group.members.items() if member.next]:
+            if fed := [(n, member.next_tokens) for n, member in group.members.items() if member.next_tokens]:
                 feeds[group] = fed
-        left = PASS_TOKENS
-        while left and self._waiting:
-            group, number = self._waiting[0]
-            if member := group.members.get(number):
-                some = list(member.prompt[member.read : member.read + left])
-                member.read += len(some)
-                left -= len(some)
-                feeds.setdefault(group, []).append((number, some))
-            if member is None or not member.is_reading:
-                self._waiting.popleft()
-        apart = [group for group in feeds if not self._is_together or group.rows.cache.parallel]
+        self._add_prompts(feeds)
+        apart = [group for group in feeds if not self._is_fed_together or group.rows.cache.parallel]
         for groups in ([group for group in feeds if group not in apart], *([group] for group in apart)):
             if groups:
                 self._feed({group: feeds[group] for group in groups})
 
+    def _add_prompts(self, feeds: dict[_Group, list[tuple[int, list[int]]]]) -> None:
+        room = PASS_TOKENS
+        while room and self._prefilling:
+            group, number = self._prefilling[0]
+            if member := group.members.get(number):
+                tokens = list(member.prompt[member.prefilled : member.prefilled + room])
+                member.prefilled += len(tokens)
+                room -= len(tokens)
+                feeds.setdefault(group, []).append((number, tokens))
+            if member is None or not member.is_prefilling:
+                self._prefilling.popleft()
+
     def _feed(self, feeds: dict[_Group, list[tuple[int, list[int]]]]) -> None:
         started = time.monotonic()
         try:
-            found = feed_batches(self.model, [(group.rows, fed) for group, fed in feeds.items()])
-            said = [logits.float().cpu() for logits in found]
+            logits = feed_batches(self.model, [(group.rows, fed) for group, fed in feeds.items()])
+            logits = [each.float().cpu() for each in logits]
         except Exception as error:
-            # Who shares a pass shares its failure.
+            # Answers that share a pass share its failure.
             _log.exception("a pass of the model failed")
             self._fail(feeds, error)
             return
         tokens = sum(len(ids) for fed in feeds.values() for _, ids in fed)
-        self.on_read(tokens, time.monotonic() - started)
-        for (group, fed), logits in zip(feeds.items(), said, strict=True):
-            for (number, _), row in zip(fed, logits, strict=True):
-                if not group.members[number].is_reading:
-                    self._said(group, number, row)
+        self.on_pass(tokens, time.monotonic() - started)
+        for (group, fed), rows in zip(feeds.items(), logits, strict=True):
+            for (number, _), row in zip(fed, rows, strict=True):
+                if not group.members[number].is_prefilling:
+                    self._sample(group, number, row)
 
-    def _said(self, group: _Group, number: int, logits: torch.Tensor) -> None:
+    def _sample(self, group: _Group, number: int, logits: torch.Tensor) -> None:
         member = group.members[number]
-        picked = member.sampler.pick(logits)
-        if picked.token in self._ends:
+        sampled = member.sampler.sample(logits)
+        if sampled.token in self._ends:
             self._end(group, number, "stop")
             return
-        member.said += 1
-        member.next = [picked.token]
-        member.on_token(picked)
-        if member.said >= member.max_tokens:
+        member.generated += 1
+        member.next_tokens = [sampled.token]
+        member.on_token(sampled)
+        if member.generated >= member.max_tokens:
             self._end(group, number, "length")
 
     def _end(self, group: _Group, number: int, reason: str | BaseException) -> None:
@@ -247,6 +257,6 @@ class Scheduler:
         finally:
             if not group.members:
                 del self._groups[id(member.cache)]
-                # Room for answers is theirs; the cache stays.
+                # The answers' room goes with them; the cache stays.
                 member.cache.fit()
             member.on_end(reason)

@@ -1,4 +1,4 @@
-"""What serves: a model, its scheduler, memory for caches, and each tenant's documents."""
+"""The service of one model: its scheduler, memory for caches, and each tenant's documents."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 
 from kvtool import limits as bounds
 from kvtool.model.model import Model
-from kvtool.server.cached_contents.worker import Filling
 from kvtool.server.http.metrics import Metrics
-from kvtool.server.runtime.cache_manager import Caches
-from kvtool.server.runtime.cache_memory import Memory
-from kvtool.server.runtime.load_policy import Choosing, Loading
-from kvtool.server.runtime.request_plan import Prompting
+from kvtool.server.runtime.cache_manager import CacheManager
+from kvtool.server.runtime.cache_memory import CacheMemory
+from kvtool.server.runtime.load_policy import LoadOptions, LoadPolicy
+from kvtool.server.runtime.request_plan import Planner
 from kvtool.server.runtime.scheduler import Scheduler
 from kvtool.server.runtime.tenant import Tenant, tenants_of
 
@@ -25,9 +24,10 @@ PREPARING = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """``memory`` is in bytes; ``wait`` is how long a request waits for room there, in seconds.
+    """Bounds of a service.
 
-    ``answer_tokens`` are those of an answer to a request that does not say how many it wants.
+    ``memory`` for caches is in bytes; a request waits for room there for ``wait`` seconds. ``answer_tokens`` is the length of
+    answers to requests that do not say it. ``concurrency`` is how many requests are answered at a time.
     """
 
     memory: int
@@ -37,38 +37,43 @@ class Limits:
 
 
 @dataclass
-class Serving:
+class Service:
+    """Answers for ``tenants``: ``warm_up`` once, then from ``start`` to ``stop``."""
+
     model: Model
     tenants: dict[str, Tenant]
     limits: Limits
-    loading: Loading = field(default_factory=Loading)
+    loading: LoadOptions = field(default_factory=LoadOptions)
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
-        self.memory = Memory(self.limits.memory)
+        self.memory = CacheMemory(self.limits.memory)
         self.scheduler = Scheduler(self.model)
-        self.caches = Caches(self.model, self.scheduler, self.memory, self.metrics, self.limits.wait)
-        choosing = Choosing(self.caches, self.loading)
-        self.prompting = Prompting(self.model, self.caches, choosing, self.limits.answer_tokens)
+        self.caches = CacheManager(self.model, self.scheduler, self.memory, self.metrics, self.limits.wait)
+        policy = LoadPolicy(self.caches, self.loading)
+        self.planner = Planner(self.model, self.caches, policy, self.limits.answer_tokens)
         self.preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self.started = int(time.time())
         self.waiting = 0
         self.is_draining = False
-        self.filling = [
-            Filling(tenant.contents, self.model, self.scheduler, self.memory, self.caches.token_bytes)
-            for tenant in self.tenants.values()
-        ]
+        self._is_warm = False
+
+    def warm_up(self) -> None:
+        """Runs the model for what is found only so, as far as that is not known. The second call does nothing.
+
+        It comes before ``start``, since from then on the model is its thread's alone.
+        """
+        if not self._is_warm:
+            self.scheduler.warm_up()
+            self.caches.warm_up(measures_prefill=self.loading.is_measured)
+            self._is_warm = True
 
     def start(self) -> None:
         self.caches.heap.start()
         self.scheduler.start()
-        for filling in self.filling:
-            filling.start()
 
     def stop(self) -> None:
-        """Waits for the answers that are on their way."""
-        for filling in self.filling:
-            filling.stop()
+        """Waits until all answers have ended."""
         self.scheduler.stop()
 
     @classmethod
@@ -79,14 +84,14 @@ class Serving:
         limits: Limits,
         *,
         names: Collection[str] = (),
-        loading: Loading | None = None,
-    ) -> Serving:
-        """The store at ``root`` for everyone, or for each of the tenants ``names`` one of their own below it."""
-        return cls(model, tenants_of(root, names, model), limits, loading or Loading())
+        loading: LoadOptions | None = None,
+    ) -> Service:
+        """The service of the store at ``root`` for everyone, or of a store below it for each of the tenants ``names``."""
+        return cls(model, tenants_of(root, names, model), limits, loading or LoadOptions())
 
     @property
     def not_ready(self) -> str | None:
-        """Why no request should be sent here, if none should."""
+        """Why no request should be sent here; None if requests should."""
         if self.is_draining:
             return "stopping"
         if not self.scheduler.is_alive:

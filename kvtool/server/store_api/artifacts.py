@@ -1,4 +1,7 @@
-"""Artifacts and calibrations, to the byte, of the tenant's own store: what another has is as absent as what nobody has."""
+"""Artifacts and calibrations of the tenant's own store, to the byte.
+
+What another tenant has is missing in the same way as what nobody has.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from typing import TypeAlias
 from anyio import from_thread, to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import Message, Scope, Send
 from starlette.types import Receive as ReceiveMessage
+from typing_extensions import TypedDict
 
 from kvtool import limits
 from kvtool.digest import is_digest
-from kvtool.server.http.errors import ApiError, read_only
+from kvtool.server.http.errors import ApiError
+from kvtool.server.http.openapi import BINARY, JSON, Operation, Parameter, Resource
+from kvtool.server.runtime.errors import read_only
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.store.backends.backend import NotThere
 from kvtool.store.base import Store
@@ -25,41 +30,51 @@ from kvtool.store.verified_write import Refused
 PathOf: TypeAlias = Callable[[str], Path]
 Receive: TypeAlias = Callable[[str, Iterable[bytes]], int]
 
+UPLOADS = {"/v1/artifacts/": limits.UPLOAD_BYTES, "/v1/calibrations/": limits.CALIBRATION_BYTES}
+"""The beginnings of paths whose PUT streams its body, and how many bytes that may have."""
 
-async def artifact(request: Request) -> Response:
+
+class Uploaded(TypedDict):
+    digest: str
+    bytes: int
+
+
+async def get_artifact(request: Request) -> Response:
     store: Store = request.state.tenant.store
-    if request.method == "PUT":
-        return await _put(request, lambda local: (local.artifact_path, local.receive))
     return await _get(request, store.locate_artifact)
 
 
-async def calibration(request: Request) -> Response:
+async def put_artifact(request: Request) -> Response:
+    return await _put(request, lambda local: (local.artifact_path, local.receive))
+
+
+async def get_calibration(request: Request) -> Response:
     store: Store = request.state.tenant.store
-    if request.method == "PUT":
-        return await _put(request, lambda local: (local.calibrations.path_of, local.calibrations.receive))
     return await _get(request, store.locate_calibration)
+
+
+async def put_calibration(request: Request) -> Response:
+    return await _put(request, lambda local: (local.calibrations.path_of, local.calibrations.receive))
 
 
 async def _get(request: Request, locate: Callable[[str], Path]) -> Response:
     digest = request.path_params["digest"]
     try:
         path = await to_thread.run_sync(locate, digest)
-        found = await to_thread.run_sync(path.stat)
+        stat = await to_thread.run_sync(path.stat)
     except (FileNotFoundError, NotThere):
         raise _missing(digest) from None
     headers = _headers(digest)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return _File(path, stat_result=found, media_type="application/octet-stream", headers=headers)
+    return _File(path, stat_result=stat, media_type=BINARY, headers=headers)
 
 
 async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Receive]]) -> Response:
-    """201 for what is new, 200 for what was there; it is checked either way."""
-    digest = request.path_params["digest"]
-    if not is_digest(digest):
-        # Only what is a digest may become a path.
-        raise _bad_digest(digest)
+    """Answers 201 for what is new, 200 for what was there; it is checked either way."""
     tenant: Tenant = request.state.tenant
+    if not is_digest(digest := request.path_params["digest"]):
+        raise ApiError(400, f"{digest[:80]}: is not a digest; expected 64 of 0-9 and a-f", param="digest")
     store = tenant.store
     if not isinstance(store, LocalStore):
         raise read_only(digest)
@@ -71,7 +86,8 @@ async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Re
     def keep() -> tuple[bool, int]:
         with store.writing():
             was_there = path_of(digest).is_file()
-            return was_there, receive(digest, iter(lambda: from_thread.run(anext, body, b""), b""))
+            chunks = iter(lambda: from_thread.run(anext, body, b""), b"")
+            return was_there, receive(digest, chunks)
 
     try:
         was_there, size = await to_thread.run_sync(keep, limiter=tenant.uploads)
@@ -79,32 +95,33 @@ async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Re
         raise ApiError(400, str(error), code="digest_mismatch") from error
     except ClientDisconnect:
         raise ApiError(400, "the request's body did not arrive") from None
-    return JSONResponse({"digest": digest, "bytes": size}, 200 if was_there else 201, _headers(digest))
+    uploaded: Uploaded = {"digest": digest, "bytes": size}
+    return JSONResponse(uploaded, 200 if was_there else 201, _headers(digest))
 
 
 class _File(FileResponse):
-    """Ranges, If-Range and HEAD are FileResponse's; what it says of a range that cannot be is said as we say things."""
+    """A file with ranges, If-Range and HEAD, which are FileResponse's. Impossible ranges get an error like all others."""
 
     chunk_size = 1 << 20
-    # Some tokens of a layer are a range for each head of its keys and of its values.
+    # A few tokens of a layer are one range for each head of its keys and of its values.
     max_ranges = limits.RANGES
 
     async def __call__(self, scope: Scope, receive: ReceiveMessage, send: Send) -> None:
         refusal: ApiError | None = None
 
-        async def shaped(message: Message) -> None:
+        async def send_refusal(message: Message) -> None:
             nonlocal refusal
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 refusal = ApiError(
                     message["status"],
                     f"Range: expected bytes=FIRST-LAST within the file's {self.headers['content-length']}",
                 )
-                described = {"Content-Range": f"bytes */{self.headers['content-length']}"}
-                await JSONResponse(refusal.body, refusal.status, described)(scope, receive, send)
+                content_range = {"Content-Range": f"bytes */{self.headers['content-length']}"}
+                await JSONResponse(refusal.body, refusal.status, content_range)(scope, receive, send)
             elif refusal is None:
                 await send(message)
 
-        await super().__call__(scope, receive, shaped)
+        await super().__call__(scope, receive, send_refusal)
 
 
 def _headers(digest: str) -> dict[str, str]:
@@ -113,8 +130,8 @@ def _headers(digest: str) -> dict[str, str]:
 
 def is_known(request: Request, etag: str) -> bool:
     """Whether the client says that it has it already."""
-    said = request.headers.get("if-none-match", "")
-    return any(known.strip().removeprefix("W/") in ("*", etag) for known in said.split(","))
+    header = request.headers.get("if-none-match", "")
+    return any(known.strip().removeprefix("W/") in ("*", etag) for known in header.split(","))
 
 
 def _missing(digest: str) -> ApiError:
@@ -123,11 +140,33 @@ def _missing(digest: str) -> ApiError:
     )
 
 
-def _bad_digest(digest: str) -> ApiError:
-    return ApiError(400, f"{digest[:80]}: is not a digest; expected 64 of 0-9 and a-f", param="digest")
+KNOWN = Parameter("If-None-Match", str, "ETags that the client has", place="header")
+_RANGE = Parameter("Range", str, f"bytes=FIRST-LAST, {limits.RANGES:,} of them at most", place="header")
+
+
+def _resource(kind: str, get: Callable[..., object], put: Callable[..., object]) -> Resource:
+    return Resource(
+        f"/v1/{kind}s/{{digest}}",
+        GET=Operation(
+            get,
+            f"The file of one {kind}, or ranges of it",
+            {BINARY: bytes, "multipart/byteranges": bytes},
+            parameters=[_RANGE, KNOWN],
+            statuses=[200, 206, 304],
+            errors=[404, 416, 503],
+        ),
+        PUT=Operation(
+            put,
+            f"Stores one {kind}, once its bytes are those of its digest",
+            {JSON: Uploaded},
+            request={BINARY: bytes},
+            statuses=[200, 201],
+            errors=[429, 507],
+        ),
+    )
 
 
 ROUTES = [
-    Route("/v1/artifacts/{digest}", artifact, methods=["GET", "PUT"]),
-    Route("/v1/calibrations/{digest}", calibration, methods=["GET", "PUT"]),
+    _resource("artifact", get_artifact, put_artifact),
+    _resource("calibration", get_calibration, put_calibration),
 ]

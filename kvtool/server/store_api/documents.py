@@ -1,23 +1,49 @@
-"""What is cached, of the tenant's own store: the documents, and which of them a prompt begins with."""
+"""The documents of the tenant's own store, and which of them a prompt begins with."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from typing_extensions import TypedDict
 
 from kvtool.digest import digest
 from kvtool.errors import KvtoolError
-from kvtool.server.http.errors import document_missing, model_missing
-from kvtool.server.http.json_body import parsed
+from kvtool.server.http.json_body import parse_body
+from kvtool.server.http.openapi import JSON, Operation, Resource
+from kvtool.server.runtime.errors import document_missing, model_missing
+from kvtool.server.runtime.service import Service
 from kvtool.server.runtime.tenant import Tenant
-from kvtool.server.store_api.artifacts import is_known
+from kvtool.server.store_api.artifacts import KNOWN, is_known
 from kvtool.store.base import DocumentMissing, Store
 from kvtool.store.manifest import Document
+
+
+class DocumentEntry(TypedDict):
+    """A document in the list.
+
+    ``bytes`` and ``artifacts`` are by variant; ``artifacts``, ``manifest`` and ``prefix`` are digests.
+    """
+
+    name: str
+    object: Literal["document"]
+    created: int
+    hits: int
+    manifest: str
+    model: str
+    tokens: int
+    segments: int
+    prefix: str | None
+    bytes: dict[str, int]
+    artifacts: dict[str, list[str]]
+
+
+class DocumentList(TypedDict):
+    object: Literal["list"]
+    data: list[DocumentEntry]
 
 
 class LookupRequest(BaseModel):
@@ -27,19 +53,35 @@ class LookupRequest(BaseModel):
     token_ids: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
 
 
-def documents(request: Request) -> Response:
+class VariantEntry(TypedDict):
+    artifact: str
+    bytes: int
+
+
+class LookupMatch(TypedDict):
+    """The first ``tokens`` of the prompt are those of the prefix's artifact and of the segment's."""
+
+    document: str
+    segment: int
+    tokens: int
+    variants: dict[str, VariantEntry]
+    prefix: str | None
+
+
+def list_documents(request: Request) -> Response:
     """All that can be read; ``kvtool verify`` says what is wrong with the others."""
     tenant: Tenant = request.state.tenant
-    found = []
+    entries = []
     for name in tenant.store:
         try:
-            found.append(_listed(tenant, tenant.store[name], tenant.store.committed(name)))
+            entries.append(_entry(tenant, tenant.store[name], tenant.store.committed(name)))
         except (KvtoolError, OSError):
             continue
-    return JSONResponse({"object": "list", "data": found})
+    body: DocumentList = {"object": "list", "data": entries}
+    return JSONResponse(body)
 
 
-def _listed(tenant: Tenant, document: Document, committed: float) -> dict[str, Any]:
+def _entry(tenant: Tenant, document: Document, committed: float) -> DocumentEntry:
     return {
         "name": document.name,
         "object": "document",
@@ -58,7 +100,7 @@ def _listed(tenant: Tenant, document: Document, committed: float) -> dict[str, A
     }
 
 
-def document(request: Request) -> Response:
+def get_document(request: Request) -> Response:
     """The manifest, to the byte."""
     store: Store = request.state.tenant.store
     name = request.path_params["name"]
@@ -68,18 +110,19 @@ def document(request: Request) -> Response:
     headers = {"ETag": f'"{digest(manifest)}"', "Cache-Control": "private, no-cache"}
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return Response(manifest, media_type="application/json", headers=headers)
+    return Response(manifest, media_type=JSON, headers=headers)
 
 
 async def lookup(request: Request) -> Response:
-    asked = await parsed(request, LookupRequest)
-    serving, tenant = request.app.state.serving, request.state.tenant
-    if asked.model != serving.model.name:
-        raise model_missing(asked.model, serving.model.name)
-    return JSONResponse(await to_thread.run_sync(_longest, tenant, asked.token_ids))
+    body = await parse_body(request, LookupRequest)
+    service: Service = request.app.state.service
+    if body.model != service.model.name:
+        raise model_missing(body.model, service.model.name)
+    match = await to_thread.run_sync(_longest_match, request.state.tenant, body.token_ids)
+    return JSONResponse(match)
 
 
-def _longest(tenant: Tenant, token_ids: list[int]) -> dict[str, Any] | None:
+def _longest_match(tenant: Tenant, token_ids: list[int]) -> LookupMatch | None:
     if (match := tenant.prefixes.longest(token_ids)) is None:
         return None
     try:
@@ -104,7 +147,29 @@ def _prefix(document: Document) -> str | None:
 
 
 ROUTES = [
-    Route("/v1/documents", documents),
-    Route("/v1/documents/{name:path}", document),
-    Route("/v1/lookup", lookup, methods=["POST"]),
+    Resource(
+        "/v1/documents",
+        GET=Operation(list_documents, "The documents that are cached", {JSON: DocumentList}, errors=[503]),
+    ),
+    Resource(
+        "/v1/documents/{name:path}",
+        GET=Operation(
+            get_document,
+            "A document's manifest",
+            {JSON: dict[str, Any]},
+            parameters=[KNOWN],
+            statuses=[200, 304],
+            errors=[404, 503],
+        ),
+    ),
+    Resource(
+        "/v1/lookup",
+        POST=Operation(
+            lookup,
+            "The longest cached beginning of a prompt",
+            {JSON: LookupMatch | None},
+            request={JSON: LookupRequest},
+            errors=[404, 503],
+        ),
+    ),
 ]

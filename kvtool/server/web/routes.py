@@ -8,9 +8,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
 from kvtool.server.http.errors import ApiError
-from kvtool.server.runtime.service import Serving
+from kvtool.server.http.openapi import JSON, Operation, Resource
+from kvtool.server.runtime.service import Service
 
 _FOLDER = Path(__file__).with_name("page")
 _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -37,34 +39,65 @@ _FILES = {f"/page/{path.name}": _response(path) for path in sorted(_FOLDER.iterd
 _FILES["/"] = _FILES.pop("/page/index.html")
 
 PATHS = tuple(_FILES)
-"""The page's own. They say nothing of anyone, so that they need no token."""
+"""The page's own paths. They say nothing of anyone, so that they need no token."""
 
 
-async def stats(request: Request) -> Response:
-    """Totals since the server started; seconds and bytes. Raises ``ApiError`` where they would tell of other tenants."""
-    serving: Serving = request.app.state.serving
-    if len(serving.tenants) > 1:
+class MemoryStats(TypedDict):
+    used: int
+    limit: int
+
+
+class TokenStats(TypedDict):
+    prompt: int
+    cached: int
+    generated: int
+
+
+class TimeStats(TypedDict):
+    seconds: float
+    count: int
+
+
+class FirstTokenStats(TypedDict):
+    cached: TimeStats
+    uncached: TimeStats
+
+
+class Stats(TypedDict):
+    """Answers ``running`` and bytes of ``memory`` now; all others are totals since the server started."""
+
+    running: int
+    memory: MemoryStats
+    requests: int
+    tokens: TokenStats
+    time_to_first_token: FirstTokenStats
+
+
+async def get_stats(request: Request) -> Response:
+    """Raises ``ApiError`` where the numbers would tell of other tenants."""
+    service: Service = request.app.state.service
+    if len(service.tenants) > 1:
         raise ApiError(403, "/v1/stats: these are everyone's numbers, and this server has several tenants")
-    metrics = serving.metrics
-    return JSONResponse(
-        {
-            "running": serving.scheduler.running,
-            "memory": {"used": serving.memory.used, "limit": serving.memory.limit},
-            "requests": int(_total(metrics.requests)),
-            "tokens": {
-                "prompt": int(_total(metrics.prompt_tokens)),
-                "cached": int(_total(metrics.cached_tokens)),
-                "generated": int(_total(metrics.generation_tokens)),
-            },
-            "first_token": {
-                name: {
-                    "seconds": _total(metrics.first_token, "_sum", cached=label),
-                    "count": int(_total(metrics.first_token, "_count", cached=label)),
-                }
-                for name, label in (("cached", "yes"), ("uncached", "no"))
-            },
-        }
-    )
+    metrics = service.metrics
+    body: Stats = {
+        "running": service.scheduler.running,
+        "memory": {"used": service.memory.used, "limit": service.memory.limit},
+        "requests": int(_total(metrics.requests)),
+        "tokens": {
+            "prompt": int(_total(metrics.prompt_tokens)),
+            "cached": int(_total(metrics.cached_tokens)),
+            "generated": int(_total(metrics.generation_tokens)),
+        },
+        "time_to_first_token": {
+            "cached": _times(metrics.first_token, cached="yes"),
+            "uncached": _times(metrics.first_token, cached="no"),
+        },
+    }
+    return JSONResponse(body)
+
+
+def _times(metric: Any, **labels: str) -> TimeStats:
+    return {"seconds": _total(metric, "_sum", **labels), "count": int(_total(metric, "_count", **labels))}
 
 
 def _total(metric: Any, suffix: str = "_total", **labels: str) -> float:
@@ -79,5 +112,5 @@ def _total(metric: Any, suffix: str = "_total", **labels: str) -> float:
 
 ROUTES = [
     *(Route(path, response, methods=["GET"], include_in_schema=False) for path, response in _FILES.items()),
-    Route("/v1/stats", stats),
+    Resource("/v1/stats", GET=Operation(get_stats, "The numbers that the page draws", {JSON: Stats})),
 ]

@@ -28,7 +28,7 @@ class FileBackend(ABC):
             raise StoreError(
                 self.url,
                 f"is not a kvtool store (no {layout.MARKER})",
-                "name the folder that has it, or copy a store there as docs/serving.md says",
+                "name the folder that has it, or copy a store there as docs/how-to/share-a-store.md says",
             ) from None
         except Unreachable:
             return

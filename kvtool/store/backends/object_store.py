@@ -37,7 +37,10 @@ SCHEMES = {
     "abfs": _AZURE,
     "abfss": _AZURE,
 }
-"""What a URL begins with, and the variables that mostly say where that is and who asks. There are more: docs/serving.md."""
+"""What a URL begins with, and the variables that mostly say where that is and who asks.
+
+docs/how-to/share-a-store.md lists more of them.
+"""
 
 SECONDS = 30
 """Silence after which a bucket is given up; so long, and so often, is what failed tried again."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 import kvtool
+from kvtool.ask import ask_each
 from kvtool.blending.layout import Cached, Text, lay_out
 from kvtool.blending.policies import POLICIES
+from kvtool.engines.batching.generate_many import generate_many
+from kvtool.model.chat_template import prefix_of, question_tokens
 
 TEXTS = {
     "a.txt": "The harbour lies to the north of the town, and seven ships are in it today.",
@@ -22,8 +27,8 @@ BOUND = 1e-5
 
 
 @pytest.fixture(scope="module")
-def store_of(tmp_path_factory):
-    def make(model: kvtool.Model, **options) -> kvtool.Store:
+def store_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def make(model: kvtool.Model, **options: Any) -> kvtool.Store:
         folder = tmp_path_factory.mktemp("documents")
         for name, text in TEXTS.items():
             (folder / name).write_text(text)
@@ -35,7 +40,7 @@ def store_of(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def store(family, store_of) -> kvtool.Store:
+def store(family: kvtool.Model, store_of: Any) -> kvtool.Store:
     return store_of(family)
 
 
@@ -47,7 +52,7 @@ def full_prefill(model: kvtool.Model, token_ids: torch.Tensor) -> DynamicCache:
     return cache
 
 
-def differences(cache, expected) -> list[float]:
+def differences(cache: Any, expected: Any) -> list[float]:
     return [
         float((x - y).abs().max() / y.abs().max().clamp(min=1e-30))
         for a, b in zip(cache.layers, expected.layers, strict=True)
@@ -55,7 +60,7 @@ def differences(cache, expected) -> list[float]:
     ]
 
 
-def test_all_recomputed_is_a_full_prefill_to_the_bit(family, store):
+def test_all_recomputed_is_a_full_prefill_to_the_bit(family: kvtool.Model, store: kvtool.Store) -> None:
     cache = kvtool.blend(store, list(store), family, recompute=1)
     expected = full_prefill(family, cache.token_ids)
     for mine, other in zip(cache.layers, expected.layers, strict=True):
@@ -63,20 +68,20 @@ def test_all_recomputed_is_a_full_prefill_to_the_bit(family, store):
         assert torch.equal(mine.values, other.values)
 
 
-def test_all_tokens_chosen_is_a_full_prefill(family, store):
+def test_all_tokens_chosen_is_a_full_prefill(family: kvtool.Model, store: kvtool.Store) -> None:
     """The way of a few tokens, taken with all of them."""
     cache = kvtool.blend(store, list(store), family, recompute=0.999999, policy="even")
     assert max(differences(cache, full_prefill(family, cache.token_ids))) < BOUND
 
 
-def test_keys_are_moved_to_where_a_prefill_puts_them(family, store):
+def test_keys_are_moved_to_where_a_prefill_puts_them(family: kvtool.Model, store: kvtool.Store) -> None:
     """Layer 0 sees no other token: moved, its cache is that of a full prefill."""
     names = sorted(store, reverse=True)
     cache = kvtool.blend(store, names, family, recompute=0)
     assert max(differences(cache, full_prefill(family, cache.token_ids))[:2]) < BOUND
 
 
-def test_one_document_is_its_own_cache(family, store):
+def test_one_document_is_its_own_cache(family: kvtool.Model, store: kvtool.Store) -> None:
     (name, *_) = store
     alone = store.load(name, family)
     for recompute in (0, 0.15, 1):
@@ -88,7 +93,7 @@ def test_one_document_is_its_own_cache(family, store):
         )
 
 
-def test_what_is_right_for_its_place_stays(family, store):
+def test_what_is_right_for_its_place_stays(family: kvtool.Model, store: kvtool.Store) -> None:
     first, *_ = sorted(store)
     own = store.load(first, family)
     cache = kvtool.blend(store, sorted(store), family, recompute=0.5, question=QUESTION)
@@ -96,7 +101,7 @@ def test_what_is_right_for_its_place_stays(family, store):
     assert all(torch.equal(x.keys[:, :, :n], y.keys) for x, y in zip(cache.layers, own.layers, strict=True))
 
 
-def test_an_answer_is_that_of_a_full_prefill(family, store):
+def test_an_answer_is_that_of_a_full_prefill(family: kvtool.Model, store: kvtool.Store) -> None:
     cache = kvtool.blend(store, [f"{n}" for n in store], family, recompute=1)
     ids = torch.cat([cache.token_ids, torch.tensor([1, 2, 3])])[None]
     plain = family.model.generate(ids, max_new_tokens=8, do_sample=False)
@@ -106,7 +111,7 @@ def test_an_answer_is_that_of_a_full_prefill(family, store):
 
 
 @pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if not policy.parallel])
-def test_every_policy_keeps_to_its_budget(policy, family, store):
+def test_every_policy_keeps_to_its_budget(policy: Any, family: kvtool.Model, store: kvtool.Store) -> None:
     names = [*sorted(store), sorted(store)[0]]
     layout = lay_out(store, names, family)
     naive = kvtool.blend(store, names, family, policy="none")
@@ -131,7 +136,7 @@ def test_every_policy_keeps_to_its_budget(policy, family, store):
         assert int(changed.sum()) >= 0.4 * budget
 
 
-def test_plain_text_has_no_cache_and_is_always_computed(family, store):
+def test_plain_text_has_no_cache_and_is_always_computed(family: kvtool.Model, store: kvtool.Store) -> None:
     a, b, _ = sorted(store)
     cache = kvtool.blend(store, [a, Text(" and then "), Cached(b)], family, recompute=0.999999, policy="even")
     assert " and then " in family.tokenizer.decode(cache.token_ids)
@@ -147,11 +152,7 @@ def test_plain_text_has_no_cache_and_is_always_computed(family, store):
     )
 
 
-def test_several_questions_are_answered_as_one_by_one(family, store):
-    from kvtool.ask import ask_each
-    from kvtool.engines.batching.generate_many import generate_many
-    from kvtool.model.chat_template import prefix_of, question_tokens
-
+def test_several_questions_are_answered_as_one_by_one(family: kvtool.Model, store: kvtool.Store) -> None:
     names, questions = (
         sorted(store),
         ["How many ships?", "What does a loaf of rye bread cost?", "What is kept?"],
@@ -165,7 +166,7 @@ def test_several_questions_are_answered_as_one_by_one(family, store):
         assert family.tokenizer.decode(alone, skip_special_tokens=True) == text
 
 
-def test_a_blend_is_kept_as_a_document(family, store_of):
+def test_a_blend_is_kept_as_a_document(family: kvtool.Model, store_of: Any) -> None:
     store = store_of(family)
     names = sorted(store)
     cache = kvtool.blend(store, names, family, recompute=0.3, question=QUESTION)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from kvtool import Store
 from kvtool.errors import GATE, PARTLY
+from kvtool.store.local import LocalStore
 from tests.commands.conftest import THREE, Cli, typed
 
 
-def test_ls(cli: Cli, store: Store) -> None:
+def test_ls(cli: Cli, store: LocalStore) -> None:
     rows = json.loads(cli("ls", "--json").stdout)
     assert [row["name"] for row in rows] == THREE
     assert typed(rows[0]) == {
@@ -24,7 +24,7 @@ def test_ls(cli: Cli, store: Store) -> None:
     assert [line.split()[0] for line in lines] == THREE
 
 
-def test_ls_goes_on_past_a_broken_manifest(cli: Cli, store: Store) -> None:
+def test_ls_goes_on_past_a_broken_manifest(cli: Cli, store: LocalStore) -> None:
     (store.root / "manifests" / "c.txt.json").write_bytes(b"{")
     result = cli("ls", "--json", code=PARTLY)
     assert [row["name"] for row in json.loads(result.stdout)] == THREE[1:]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvtool import Store
 from kvtool.errors import FAILED
+from kvtool.store.local import LocalStore
 from tests.commands.conftest import THREE, Cli, error_of
 
 
-def test_rm_and_gc(cli: Cli, store: Store) -> None:
+def test_rm_and_gc(cli: Cli, store: LocalStore) -> None:
     before = sorted(store.root.rglob("*"))
     assert "would remove c.txt" in cli("rm", "c.txt", "--dry-run").stderr
     assert sorted(store.root.rglob("*")) == before
@@ -26,6 +26,6 @@ def test_rm_and_gc(cli: Cli, store: Store) -> None:
     cli("verify")
 
 
-def test_rm_of_one_unknown_name_removes_none(cli: Cli, store: Store) -> None:
+def test_rm_of_one_unknown_name_removes_none(cli: Cli, store: LocalStore) -> None:
     assert "docs/a.md" in error_of(cli("rm", "c.txt", "docs/a.mb", code=FAILED))
     assert list(store) == THREE

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import kvtool
-from kvtool import Store
 from kvtool.errors import GATE
+from kvtool.store.local import LocalStore
 from tests.commands.conftest import Cli, error_of, typed
 
 
-def test_verify(cli: Cli, store: Store) -> None:
+def test_verify(cli: Cli, store: LocalStore) -> None:
     assert json.loads(cli("verify", "--json").stdout) == {"intact": 4, "broken": {}, "removed": []}
     variant = store["c.txt"].segments[0].variants["raw"]
     path = store.path_of(variant)
@@ -43,7 +43,7 @@ def test_verify_removes_only_what_is_broken(cli: Cli, tiny: kvtool.Model) -> Non
     # A newer kvtool may read what this one cannot.
     with pytest.MonkeyPatch.context() as newer:
         newer.setattr("kvtool.artifact.write.FORMAT", 2)
-        kvtool.prefill(["c.txt"], model=tiny, store=Store("newer"))
+        kvtool.prefill(["c.txt"], model=tiny, store=LocalStore("newer"))
     before = sorted(Path("newer").rglob("*"))
     assert "upgrade kvtool" in cli("verify", "--remove", "--store", "newer", code=GATE).stderr
     assert sorted(Path("newer").rglob("*")) == before

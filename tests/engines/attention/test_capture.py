@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import transformers as t
 
@@ -16,15 +18,15 @@ each_input = pytest.mark.parametrize("name", ["attention", "queries", "importanc
 
 
 @each_input
-def test_a_model_that_the_artifacts_are_not_of_is_refused(name, model_of, parts_of):
+def test_a_model_that_the_artifacts_are_not_of_is_refused(name: str, model_of: Any, parts_of: Any) -> None:
     with pytest.raises(MismatchError, match="made by another model"):
         measure_artifact(model_of("qwen2"), parts_of(model_of("llama")), {name})
 
 
 @each_input
 def test_a_family_outside_the_attention_interface_is_refused_by_name(
-    name, save_model, sizes, tmp_path, parts_of
-):
+    name: str, save_model: Any, sizes: Any, tmp_path: Any, parts_of: Any
+) -> None:
     config = t.BloomConfig(**sizes, n_layer=2, n_head=4)
     model = kvtool.load_model(save_model(tmp_path / "bloom", config))
     with pytest.raises(ModelError, match=r"bloom.*AttentionInterface.*--recipe kivi"):
@@ -32,5 +34,5 @@ def test_a_family_outside_the_attention_interface_is_refused_by_name(
     assert model.model.config._attn_implementation != NAME
 
 
-def test_nothing_is_loaded_where_nothing_can_be_measured(model_of, parts_of):
+def test_nothing_is_loaded_where_nothing_can_be_measured(model_of: Any, parts_of: Any) -> None:
     assert measure_artifact(model_of("qwen2"), parts_of(model_of("llama")), {"unknown"}) == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ BOUND = 1e-5
 
 
 @pytest.fixture(scope="module")
-def store(family, tmp_path_factory) -> kvtool.Store:
+def store(family: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> kvtool.Store:
     folder = tmp_path_factory.mktemp("documents")
     for name, text in TEXTS.items():
         (folder / name).write_text(text)
@@ -42,14 +43,14 @@ def store(family, tmp_path_factory) -> kvtool.Store:
 
 
 @pytest.fixture
-def plain(request, family) -> kvtool.Model:
+def plain(request: pytest.FixtureRequest, family: kvtool.Model) -> kvtool.Model:
     if request.node.callspec.params["family"] in SINKS:
         pytest.skip("is refused")
     return family
 
 
 @pytest.fixture
-def cache(plain, store) -> DocumentCache:
+def cache(plain: Any, store: kvtool.Store) -> DocumentCache:
     return kvtool.blend(store, list(store), plain, policy="ape")
 
 
@@ -59,11 +60,11 @@ def far(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def read_as(cache: DocumentCache, **changes: float) -> DocumentCache:
     other = copy.deepcopy(cache)
-    other.parallel = replace(cache.parallel, **changes)
+    other.parallel = replace(cache.parallel, **changes)  # type: ignore[type-var]
     return other
 
 
-def test_without_temperature_and_scale_it_is_plain_attention(plain, cache):
+def test_without_temperature_and_scale_it_is_plain_attention(plain: Any, cache: Any) -> None:
     adapted = logits_after(plain, cache, QUESTION)
     same = logits_after(plain, read_as(cache, temperature=1.0, scale=1.0), QUESTION)
     cache.parallel = None
@@ -72,7 +73,7 @@ def test_without_temperature_and_scale_it_is_plain_attention(plain, cache):
     assert far(adapted, expected) > 100 * BOUND
 
 
-def test_attention_is_the_papers():
+def test_attention_is_the_papers() -> None:
     """Two attentions, put together by what each sums up to, query by query."""
     rng = np.random.default_rng(0)
     heads, group, n, looking, size = 2, 3, 30, 7, 4
@@ -107,14 +108,14 @@ def test_attention_is_the_papers():
     assert far(found[0], torch.tensor(expected, dtype=torch.float32)) < BOUND
 
 
-def test_few_queries_at_a_time(plain, cache, monkeypatch):
+def test_few_queries_at_a_time(plain: Any, cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = logits_after(plain, cache, QUESTION)
     monkeypatch.setattr("kvtool.engines.attention.capture.SCORES", 5 * cache.get_seq_length())
     assert far(logits_after(plain, cache, QUESTION), expected) < BOUND
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt-neox", "deepseek-v3"], indirect=True)
-def test_places_are_the_papers(family, store, cache):
+def test_places_are_the_papers(family: kvtool.Model, store: kvtool.Store, cache: Any) -> None:
     """As if each document had been left where it was prefilled, and the question stood behind the longest."""
     alone = [store.load(name, family) for name in store]
     prefix = cache.parallel.prefix_tokens
@@ -129,7 +130,7 @@ def test_places_are_the_papers(family, store, cache):
     assert far(logits_after(family, cache, QUESTION), expected) < 10 * BOUND
 
 
-def test_generate_reads_it_too(plain, cache):
+def test_generate_reads_it_too(plain: Any, cache: Any) -> None:
     """generate, with transformers' own masks, says what is said in one pass for several, and with beams it runs."""
     (alone,) = generate_many(plain, cache, [QUESTION], [8])
     ids = [*cache.token_ids.tolist(), *QUESTION]
@@ -143,7 +144,7 @@ def test_generate_reads_it_too(plain, cache):
     assert found[0, -1] == said[0]
 
 
-def test_a_cache_that_was_cropped(plain, cache):
+def test_a_cache_that_was_cropped(plain: Any, cache: Any) -> None:
     """What is fed behind it is not of the documents, though it stands where they were."""
     cache.crop(-9)
     again = logits_after(plain, cache, QUESTION)
@@ -156,7 +157,7 @@ def test_a_cache_that_was_cropped(plain, cache):
     assert far(logits_after(plain, cache, QUESTION), logits_after(plain, whole, QUESTION)) < BOUND
 
 
-def test_the_model_is_as_it_was(plain, cache):
+def test_the_model_is_as_it_was(plain: Any, cache: Any) -> None:
     before = plain.model.config._attn_implementation
 
     def read() -> None:
@@ -172,7 +173,7 @@ def test_the_model_is_as_it_was(plain, cache):
         assert plain.model.config._attn_implementation == before
 
 
-def test_a_question_is_asked(plain, store):
+def test_a_question_is_asked(plain: Any, store: kvtool.Store) -> None:
     answer = ask(
         "Why?",
         documents=list(store),
@@ -186,7 +187,7 @@ def test_a_question_is_asked(plain, store):
 
 
 @pytest.mark.parametrize("family", sorted(SINKS), indirect=True)
-def test_sinks_are_refused(family, store):
+def test_sinks_are_refused(family: kvtool.Model, store: kvtool.Store) -> None:
     before = family.model.config._attn_implementation
     with pytest.raises(ModelError, match=r"gpt_oss.*another --policy"):
         kvtool.blend(store, list(store), family, policy="ape")
@@ -201,7 +202,9 @@ def test_sinks_are_refused(family, store):
         (t.BloomConfig, {"n_head": 4}),
     ],
 )
-def test_soft_caps_and_other_attention_are_refused(config, options, save_model, sizes, tmp_path):
+def test_soft_caps_and_other_attention_are_refused(
+    config: Any, options: Any, save_model: Any, sizes: Any, tmp_path: Any
+) -> None:
     model = kvtool.load_model(save_model(tmp_path, config(**sizes | options)))
     before = model.model.config._attn_implementation
     assert not is_softmax_attention(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers as t
@@ -27,11 +29,11 @@ SOFTCAP = {
 
 
 @pytest.fixture(scope="module")
-def softcapped(save_model, sizes, tmp_path_factory) -> kvtool.Model:
+def softcapped(save_model: Any, sizes: Any, tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
     return kvtool.load_model(save_model(tmp_path_factory.mktemp("gemma2"), t.Gemma2Config(**sizes | SOFTCAP)))
 
 
-def reported(model: kvtool.Model, parts) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def reported(model: kvtool.Model, parts: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The same for all tokens as probes, from one plain forward with ``output_attentions``, and the key heads."""
     ids = torch.cat([part.token_ids for part in parts])
     start = len(ids) - len(parts[-1].token_ids)
@@ -51,10 +53,10 @@ def reported(model: kvtool.Model, parts) -> tuple[list[torch.Tensor], list[torch
         ahead = tokens[:, None] - tokens[None, :]
         seen = (ahead >= 0) & (ahead < (window or len(ids)))
         scores.append((own.sum(1) / seen.sum(0)).view(heads, -1, len(tokens)).mean(1))
-    return scores
+    return scores  # type: ignore[return-value]
 
 
-def check_all_tokens_as_probes(model, parts, monkeypatch) -> None:
+def check_all_tokens_as_probes(model: kvtool.Model, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     n_tokens = len(parts[-1].token_ids)
     before = model.model.config._attn_implementation
     expected = reported(model, parts)
@@ -74,23 +76,25 @@ def check_all_tokens_as_probes(model, parts, monkeypatch) -> None:
     assert model.model.config._attn_implementation == before
 
 
-def test_all_tokens_as_probes_give_what_eager_attention_reports(family, parts_of, monkeypatch):
+def test_all_tokens_as_probes_give_what_eager_attention_reports(
+    family: kvtool.Model, parts_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = parts_of(family)
     assert len(parts) == 2
     check_all_tokens_as_probes(family, parts, monkeypatch)
 
 
-def test_soft_capped_scores(softcapped, parts_of, monkeypatch):
+def test_soft_capped_scores(softcapped: Any, parts_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     check_all_tokens_as_probes(softcapped, parts_of(softcapped), monkeypatch)
 
 
-def test_without_a_prefix(tiny, parts_of, monkeypatch):
+def test_without_a_prefix(tiny: kvtool.Model, parts_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = parts_of(tiny, system=TEXT)[:1]
     assert parts[0].contents.start == 0
     check_all_tokens_as_probes(tiny, parts, monkeypatch)
 
 
-def test_queries_are_those_that_meet_the_keys(tiny, parts_of):
+def test_queries_are_those_that_meet_the_keys(tiny: kvtool.Model, parts_of: Any) -> None:
     """Their scores with the stored keys, under softmax, are the weights that eager attention reports."""
     parts = parts_of(tiny, system=TEXT)[:1]
     n_tokens = len(parts[0].token_ids)
@@ -105,7 +109,9 @@ def test_queries_are_those_that_meet_the_keys(tiny, parts_of):
         assert (weights - score).abs().max() < BOUND
 
 
-def test_every_family_is_compressed_by_its_attention(family, parts_of, tmp_path):
+def test_every_family_is_compressed_by_its_attention(
+    family: kvtool.Model, parts_of: Any, tmp_path: Any
+) -> None:
     parts_of(family)
     store = kvtool.Store(tmp_path / "store")
     (name,) = store
@@ -118,7 +124,7 @@ def test_every_family_is_compressed_by_its_attention(family, parts_of, tmp_path)
         assert kvtool.compress(store, name, recipe="mikv", model=family).compressed == [name]
 
 
-def test_tokens_out_of_every_probes_sight_get_the_mean(model_of, parts_of):
+def test_tokens_out_of_every_probes_sight_get_the_mean(model_of: Any, parts_of: Any) -> None:
     model = model_of("mistral")
     parts = parts_of(model)
     score = observe(model, *loaded(model, parts), torch.tensor([30]))["attention"][0]
@@ -126,20 +132,20 @@ def test_tokens_out_of_every_probes_sight_get_the_mean(model_of, parts_of):
     assert score[:, 15:31].std() > 0
 
 
-def test_a_segment_of_one_token(family, parts_of):
+def test_a_segment_of_one_token(family: kvtool.Model, parts_of: Any) -> None:
     given = observe(family, *loaded(family, parts_of(family, "a")))
     assert all(score.shape[1] == 1 and 0 < score.max() <= 1 for score in given["attention"])
     assert all(queries.shape[1] == 1 for queries in given["queries"])
 
 
-def test_the_same_again(tiny, parts_of):
+def test_the_same_again(tiny: kvtool.Model, parts_of: Any) -> None:
     parts = parts_of(tiny)
     first, again = observe(tiny, *loaded(tiny, parts)), observe(tiny, *loaded(tiny, parts))
     assert all(torch.equal(x, y) for name in first for x, y in zip(first[name], again[name], strict=True))
 
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 7, 8, 9, 16, 17, 100, 161, 2000])
-def test_probes_are_the_last_tokens_and_some_others(n_tokens):
+def test_probes_are_the_last_tokens_and_some_others(n_tokens: Any) -> None:
     probes = probe_tokens(n_tokens)
     assert torch.equal(probes, probe_tokens(n_tokens))
     assert probes.tolist() == sorted(set(probes.tolist()))
@@ -149,7 +155,9 @@ def test_probes_are_the_last_tokens_and_some_others(n_tokens):
     assert not len(probes) or 0 <= probes[0] <= probes[-1] == n_tokens - 1
 
 
-def test_the_model_is_left_as_it_was_after_an_error(tiny, parts_of, monkeypatch):
+def test_the_model_is_left_as_it_was_after_an_error(
+    tiny: kvtool.Model, parts_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = parts_of(tiny)
     before = tiny.model.config._attn_implementation
     monkeypatch.setattr(probe._ReceivedAttention, "on_queries", lambda *_: 1 / 0)

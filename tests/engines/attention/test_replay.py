@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers as t
@@ -28,7 +30,7 @@ SOFTCAP = {
 NUMBER = "The magic number for Amber is 40719."
 
 
-def reported(model: kvtool.Model, parts, passage: slice = slice(None)) -> list[torch.Tensor]:
+def reported(model: kvtool.Model, parts: Any, passage: slice = slice(None)) -> list[torch.Tensor]:
     """The largest weight of each token, from one plain forward over everything with ``output_attentions``."""
     held = torch.cat([part.token_ids for part in parts])
     own = parts[-1].token_ids
@@ -46,7 +48,7 @@ def reported(model: kvtool.Model, parts, passage: slice = slice(None)) -> list[t
     return [weights[0, :, replayed, segment].amax((0, 1)) for weights in out.attentions]
 
 
-def checked(model: kvtool.Model, parts) -> list[torch.Tensor]:
+def checked(model: kvtool.Model, parts: Any) -> list[torch.Tensor]:
     before = model.model.config._attn_implementation
     found = replay(model, *loaded(model, parts))["importance"]
     assert model.model.config._attn_implementation == before
@@ -56,10 +58,12 @@ def checked(model: kvtool.Model, parts) -> list[torch.Tensor]:
         if window is None:
             assert (one - other).abs().max() < BOUND
             assert other.std() > 10 * BOUND, "replayed tokens should look somewhere in particular"
-    return found
+    return found  # type: ignore[return-value]
 
 
-def test_importance_is_the_largest_weight_that_eager_attention_reports(family, parts_of, monkeypatch):
+def test_importance_is_the_largest_weight_that_eager_attention_reports(
+    family: kvtool.Model, parts_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = parts_of(family)
     assert len(parts) == 2
     whole = checked(family, parts)
@@ -70,16 +74,18 @@ def test_importance_is_the_largest_weight_that_eager_attention_reports(family, p
         assert (one - other).abs().max() < BOUND
 
 
-def test_soft_capped_scores(save_model, sizes, tmp_path, parts_of):
+def test_soft_capped_scores(save_model: Any, sizes: Any, tmp_path: Any, parts_of: Any) -> None:
     model = kvtool.load_model(save_model(tmp_path / "gemma2", t.Gemma2Config(**sizes | SOFTCAP)))
     checked(model, parts_of(model))
 
 
-def test_without_a_prefix(tiny, parts_of):
+def test_without_a_prefix(tiny: kvtool.Model, parts_of: Any) -> None:
     checked(tiny, parts_of(tiny, system=TEXT)[:1])
 
 
-def test_plain_attention_is_computed_in_blocks_and_other_by_the_family(model_of, parts_of, monkeypatch):
+def test_plain_attention_is_computed_in_blocks_and_other_by_the_family(
+    model_of: Any, parts_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks: list[int] = []
     plain = capture._softmax_attention
     monkeypatch.setattr(
@@ -93,7 +99,7 @@ def test_plain_attention_is_computed_in_blocks_and_other_by_the_family(model_of,
     assert set(blocks) <= {capture.CHECKED_QUERIES}
 
 
-def test_tokens_out_of_sight_get_the_mean(model_of, parts_of):
+def test_tokens_out_of_sight_get_the_mean(model_of: Any, parts_of: Any) -> None:
     model = model_of("gemma3")
     parts = parts_of(model, "ab" * 4)
     # The request alone is longer than the window, so that nothing is seen at all.
@@ -102,7 +108,9 @@ def test_tokens_out_of_sight_get_the_mean(model_of, parts_of):
     assert importance[1].all()
 
 
-def test_a_token_that_is_copied_from_far_is_important(save_model, sizes, tmp_path, parts_of):
+def test_a_token_that_is_copied_from_far_is_important(
+    save_model: Any, sizes: Any, tmp_path: Any, parts_of: Any
+) -> None:
     """A head that looks for the token it stands on finds the same one in the segment, however far it is."""
     unmoved = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 1e6}
     config = t.LlamaConfig(**sizes | {"num_hidden_layers": 1, "rope_parameters": unmoved})
@@ -122,7 +130,9 @@ def test_a_token_that_is_copied_from_far_is_important(save_model, sizes, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_embedded_model_needs_a_number_that_stands_there_once(embedded, parts_of):
+def test_the_embedded_model_needs_a_number_that_stands_there_once(
+    embedded: kvtool.Model, parts_of: Any
+) -> None:
     filler = "The harbour was built twice. The sea took the first wall on a night in February. " * 12
     middle = len(filler) // 2
     parts = parts_of(embedded, f"{filler[:middle]}{NUMBER}{filler[middle:]}")
@@ -136,7 +146,9 @@ def test_the_embedded_model_needs_a_number_that_stands_there_once(embedded, part
     assert needle.mean() > 1.5 * others.median()
 
 
-def test_a_segment_that_does_not_fit_twice_is_replayed_in_passages(save_model, sizes, tmp_path, parts_of):
+def test_a_segment_that_does_not_fit_twice_is_replayed_in_passages(
+    save_model: Any, sizes: Any, tmp_path: Any, parts_of: Any
+) -> None:
     text = TEXT[:150]
     room = 40
     model = kvtool.load_model(save_model(tmp_path / "model", t.LlamaConfig(**sizes)))
@@ -154,6 +166,6 @@ def test_a_segment_that_does_not_fit_twice_is_replayed_in_passages(save_model, s
         replay(model, *loaded(model, parts))
 
 
-def test_a_segment_of_one_token(family, parts_of):
+def test_a_segment_of_one_token(family: kvtool.Model, parts_of: Any) -> None:
     parts = parts_of(family, "a")
     assert all(layer.shape == (1,) for layer in replay(family, *loaded(family, parts))["importance"])

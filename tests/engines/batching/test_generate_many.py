@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_a_pruned_cache_goes_on_at_its_position(tiny: kvtool.Model, ids: list[in
     assert (logits - expected).abs().max() < BOUND * expected.abs().max()
 
 
-def test_a_window_refuses_a_pruned_cache(model_of, ids: list[int]) -> None:
+def test_a_window_refuses_a_pruned_cache(model_of: Any, ids: list[int]) -> None:
     model = model_of("mistral")
     with pytest.raises(kvtool.KvtoolError, match="sliding window"):
         logits_after(model, cached(model, ids[:30]), ids[40:], position=40)

@@ -18,13 +18,14 @@ import pytest
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store, limits
+from kvtool import limits
 from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.server.app import create_app
 from kvtool.server.http import logs
 from kvtool.server.http.server import listen
-from kvtool.server.runtime.cache_memory import Memory
-from kvtool.server.runtime.service import Limits, Serving
+from kvtool.server.runtime.cache_memory import CacheMemory
+from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 
 SECRET = "xylophone"
 TOKENS = {"alice-secret-token-1": "alice", "metric-secret-token2": "metrics"}
@@ -33,7 +34,7 @@ TOKENS = {"alice-secret-token-1": "alice", "metric-secret-token2": "metrics"}
 class Said(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logs._Line(as_json=True))
+        self.setFormatter(logs.LineFormatter(as_json=True))
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -66,18 +67,18 @@ def test_a_line_says_what_was_done(client: TestClient, said: list[str]) -> None:
     assert line["prompt_tokens"] == usage["prompt_tokens"]
     assert line["cached_tokens"] == usage["prompt_tokens_details"]["cached_tokens"]
     assert line["completion_tokens"] == usage["completion_tokens"]
-    assert 0 < line["first_token_seconds"] <= line["seconds"]
+    assert 0 < line["time_to_first_token_seconds"] <= line["seconds"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_people_wrote_is_in_no_line(
-    serving: Serving, said: list[str], monkeypatch: pytest.MonkeyPatch, stream: bool
+    service: Service, said: list[str], monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     def broken(self: Any, *args: Any, **more: Any) -> None:
         raise ValueError(f"cannot take {SECRET}")
 
     headers = {"Authorization": f"Bearer {SECRET}-token"}
-    with TestClient(create_app(serving), headers=headers, raise_server_exceptions=False) as client:
+    with TestClient(create_app(service), headers=headers, raise_server_exceptions=False) as client:
         for wrong in ({"model": SECRET}, {SECRET: 1}, {"temperature": SECRET}, {"documents": ["x"]}, {}):
             ask(client, stream=stream, **wrong)
         client.post("/v1/completions", content=f'{{"prompt": "{SECRET}')
@@ -87,7 +88,7 @@ def test_what_people_wrote_is_in_no_line(
             assert SECRET not in failed.text
             assert failed.status_code == (200 if stream else 500)
             assert '"type": "server_error"' in failed.text.replace('":"', '": "')
-        monkeypatch.setattr(Memory, "reserved", broken)
+        monkeypatch.setattr(CacheMemory, "reserved", broken)
         failed = ask(client)
         assert failed.status_code == 500
         assert failed.json()["error"]["type"] == "server_error"
@@ -122,9 +123,9 @@ def test_metrics_are_counted(client: TestClient) -> None:
     assert 0 < float(values["kvtool:cache_memory_bytes"]) < float(values["kvtool:cache_memory_limit_bytes"])
 
 
-def test_metrics_are_of_all_tenants_and_for_none_of_them(served: kvtool.Model, documents: Store) -> None:
-    serving = Serving.over(documents.root, served, Limits(memory=1 << 28), names=TOKENS.values())
-    with TestClient(create_app(serving, TOKENS)) as client:
+def test_metrics_are_of_all_tenants_and_for_none_of_them(served: kvtool.Model, documents: LocalStore) -> None:
+    service = Service.over(documents.root, served, Limits(memory=1 << 28), names=TOKENS.values())
+    with TestClient(create_app(service, TOKENS)) as client:
 
         def status(path: str, token: str) -> int:
             return client.get(path, headers={"Authorization": f"Bearer {token}"}).status_code
@@ -136,25 +137,25 @@ def test_metrics_are_of_all_tenants_and_for_none_of_them(served: kvtool.Model, d
         assert client.get("/readyz").status_code == client.get("/openapi.json").status_code == 200
 
 
-def test_ready_only_while_it_is(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = create_app(serving)
+def test_ready_only_while_it_is(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(service)
     # Without its context the application has not started.
     assert TestClient(app).get("/readyz").status_code == 503
     with TestClient(app) as client:
         assert client.get("/readyz").status_code == 200
         monkeypatch.setattr(limits, "STUCK_SECONDS", 0.05)
-        serving.scheduler.call(lambda: time.sleep(0.5))
+        service.scheduler.call(lambda: time.sleep(0.5))
         time.sleep(0.2)
         assert client.get("/readyz").json() == {"status": "the model is stuck"}
         assert client.get("/healthz").status_code == 200
         time.sleep(0.5)
         assert client.get("/readyz").status_code == 200
-        serving.is_draining = True
+        service.is_draining = True
         assert client.get("/readyz").status_code == 503
 
 
-def test_a_round_that_fails_ends_no_other(client: TestClient, serving: Serving) -> None:
-    scheduler = serving.scheduler
+def test_a_round_that_fails_ends_no_other(client: TestClient, service: Service) -> None:
+    scheduler = service.scheduler
     broken = scheduler._leave_cancelled
     scheduler._leave_cancelled = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
     assert ask(client).status_code == 500
@@ -185,7 +186,7 @@ def test_bodies_together_are_bounded(client: TestClient, monkeypatch: pytest.Mon
         assert ask(client).status_code == 200
 
 
-def test_who_left_before_the_first_event_holds_nothing(client: TestClient, serving: Serving) -> None:
+def test_who_left_before_the_first_event_holds_nothing(client: TestClient, service: Service) -> None:
     async def ask_and_leave() -> None:
         body = b'{"model": "served", "prompt": "One", "stream": true, "documents": ["docs/a.txt"], "max_tokens": 999}'
         come = iter([{"type": "http.request", "body": body}])
@@ -208,8 +209,8 @@ def test_who_left_before_the_first_event_holds_nothing(client: TestClient, servi
 
     assert client.portal is not None
     client.portal.call(ask_and_leave)
-    assert serving.scheduler.running == 0
-    assert not any(held.pins for held in serving.memory._held.values())
+    assert service.scheduler.running == 0
+    assert not any(held.pins for held in service.memory._entries.values())
 
 
 @pytest.mark.slow
@@ -243,7 +244,7 @@ def test_answers_have_so_long_to_finish(running: Any) -> None:
 
 
 @pytest.mark.slow
-def test_killed_it_starts_again_with_all_it_had(running: Any, documents: Store) -> None:
+def test_killed_it_starts_again_with_all_it_had(running: Any, documents: LocalStore) -> None:
     before = {name: documents.read(name).token_ids.tolist() for name in documents}
     said = []
     for _ in range(2):

@@ -17,7 +17,7 @@ from kvtool.ask import ask
 from kvtool.blending.blend import BlendOptions
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.conversation import Message, chat_tokens
-from kvtool.server.runtime.service import Serving
+from kvtool.server.runtime.service import Service
 
 QUESTION = "How many ships are there?"
 
@@ -210,7 +210,7 @@ def test_malformed_bodies(client: TestClient, body: bytes) -> None:
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_no_circle_of_objects_keeps_caches_that_nobody_uses(
-    client: TestClient, serving: Serving, use_cache: bool
+    client: TestClient, service: Service, use_cache: bool
 ) -> None:
     chat(client, documents=["docs/a.txt"])
     gc.collect()
@@ -221,7 +221,7 @@ def test_no_circle_of_objects_keeps_caches_that_nobody_uses(
             body = {"model": "served", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 3}
             more = {"documents": ["docs/a.txt", "docs/b.txt"], "use_cache": use_cache, "stream": stream}
             assert client.post("/v1/chat/completions", json=body | more).status_code == 200
-        serving.scheduler.call(lambda: None).result()
+        service.scheduler.call(lambda: None).result()
         assert caches_alive() == before
     finally:
         gc.enable()

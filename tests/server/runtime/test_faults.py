@@ -22,10 +22,10 @@ import pytest
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store
 from kvtool.artifact.read import Artifact
 from kvtool.ask import ask
 from kvtool.cli import app as commands
+from kvtool.store.local import LocalStore
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def load(url: str, expected: dict[tuple[str, str], str]) -> Iterator[Seen]:
 
 
 @pytest.fixture
-def expected(documents: Store, served: kvtool.Model) -> dict[tuple[str, str], str]:
+def expected(documents: LocalStore, served: kvtool.Model) -> dict[tuple[str, str], str]:
     return {
         (name, question): ask(question, name, served, documents, max_tokens=TOKENS).text
         for name in documents
@@ -123,7 +123,7 @@ def test_clients_that_vanish(running: Any, expected: dict[tuple[str, str], str])
 
 
 def test_an_artifact_flipped_on_disk(
-    running: Any, expected: dict[tuple[str, str], str], documents: Store
+    running: Any, expected: dict[tuple[str, str], str], documents: LocalStore
 ) -> None:
     broken = documents.path_of(documents["docs/c.txt"].segments[0].variants["raw"])
     # With room for hardly more than one document at a time, each is read again and again.
@@ -151,7 +151,7 @@ def unanswered(url: str, data: bytes) -> None:
 
 
 def test_killed_and_started_again(
-    running: Any, expected: dict[tuple[str, str], str], documents: Store
+    running: Any, expected: dict[tuple[str, str], str], documents: LocalStore
 ) -> None:
     before = {path: path.read_bytes() for path in documents.root.rglob("*.safetensors")}
     with running() as server:
@@ -255,7 +255,7 @@ class Writer:
 def writer(served: kvtool.Model, tmp_path: Path) -> Callable[[str], Writer]:
     """Of seven artifacts that the server has not, and a text whose artifact is as large."""
     text = "All that is kept here takes room, and there is little of it. " * 20
-    others = Store(tmp_path / "others")
+    others = LocalStore(tmp_path / "others")
     for number in range(7):
         (tmp_path / f"{number}.txt").write_text(f"{number}. {text}")
     kvtool.prefill(sorted(tmp_path.glob("?.txt")), model=served, store=others)
@@ -267,11 +267,11 @@ def writer(served: kvtool.Model, tmp_path: Path) -> Callable[[str], Writer]:
 def test_a_full_disk(
     running: Any,
     expected: dict[tuple[str, str], str],
-    documents: Store,
+    documents: LocalStore,
     writer: Callable[[str], Writer],
     disk: Disk,
 ) -> None:
-    store = Store(shutil.copytree(documents.root, disk.root / "store"))
+    store = LocalStore(shutil.copytree(documents.root, disk.root / "store"))
     before = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
     with running("--store", str(store.root)) as server, load(server.url, expected) as seen:
         sent = writer(server.url)

@@ -11,28 +11,33 @@ import pytest
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store
 from kvtool.ask import ask
 from kvtool.blending.blend import BlendOptions
 from kvtool.codecs import Calibration
 from kvtool.server.app import create_app
-from kvtool.server.runtime.load_policy import Loading, Way, finest_in_time, in_common, is_better_prefilled
-from kvtool.server.runtime.service import Limits, Serving
+from kvtool.server.runtime.load_policy import (
+    LoadEstimate,
+    LoadOptions,
+    finest_within,
+    shared_variants,
+    should_prefill,
+)
+from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 from kvtool.system import throughput
-from kvtool.system.speeds import Speeds
-from kvtool.system.throughput import Rate
+from kvtool.system.throughput import Rate, Throughput
 
 QUESTION = "How many ships are there?"
-WAYS = [
-    Way("klt", 10, fetching=0.1, decoding=0.4),
-    Way("raw", 800, fetching=4.0),
-    Way("tiny", 2, decoding=0.1),
-    Way("cachegen", 50, fetching=1.0),
+ESTIMATES = [
+    LoadEstimate("klt", 10, fetch_seconds=0.1, decode_seconds=0.4),
+    LoadEstimate("raw", 800, fetch_seconds=4.0),
+    LoadEstimate("tiny", 2, decode_seconds=0.1),
+    LoadEstimate("cachegen", 50, fetch_seconds=1.0),
 ]
 
 
 @pytest.mark.parametrize(
-    ("within", "variant"),
+    ("max_seconds", "variant"),
     [
         (None, "raw"),
         (5.0, "raw"),
@@ -43,16 +48,16 @@ WAYS = [
         (0.0, "tiny"),
     ],
 )
-def test_the_finest_that_is_in_time(within: float | None, variant: str) -> None:
-    assert finest_in_time(WAYS, within).variant == variant
+def test_the_finest_that_is_in_time(max_seconds: float | None, variant: str) -> None:
+    assert finest_within(ESTIMATES, max_seconds).variant == variant
 
 
 def test_raw_is_the_finest_whatever_its_bytes() -> None:
-    assert finest_in_time([Way("raw", 1), Way("klt", 2)], None).variant == "raw"
+    assert finest_within([LoadEstimate("raw", 1), LoadEstimate("klt", 2)], None).variant == "raw"
 
 
 @pytest.mark.parametrize(
-    ("loading", "prefilling", "is_exact", "within", "expected"),
+    ("load", "prefill", "is_exact", "max_load_seconds", "expected"),
     [
         (3.0, 1.0, True, None, True),
         (1.5, 1.0, True, None, False),
@@ -64,9 +69,9 @@ def test_raw_is_the_finest_whatever_its_bytes() -> None:
     ],
 )
 def test_prefilling_is_far_sooner_done_or_exact_in_time(
-    loading: float, prefilling: float, is_exact: bool, within: float | None, expected: bool
+    load: float, prefill: float, is_exact: bool, max_load_seconds: float | None, expected: bool
 ) -> None:
-    assert is_better_prefilled(loading, prefilling, is_exact=is_exact, within=within) is expected
+    assert should_prefill(load, prefill, is_exact=is_exact, max_load_seconds=max_load_seconds) is expected
 
 
 def test_rates_follow_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,29 +89,31 @@ def test_rates_follow_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.seconds(10) == 1.0
 
 
-def test_short_passes_say_nothing_of_reading() -> None:
-    found = Speeds()
-    found.read(8, 1.0)
-    assert found.reading.seconds(1) == math.inf
-    found.read(1000, 1.0)
-    assert found.reading.seconds(500) == 0.5
+def test_short_passes_say_nothing_of_prefill() -> None:
+    found = Throughput()
+    found.prefilled(8, 1.0)
+    assert found.prefill.seconds(1) == math.inf
+    found.prefilled(1000, 1.0)
+    assert found.prefill.seconds(500) == 0.5
 
 
 @pytest.fixture
-def serving(served: kvtool.Model, documents: Store, calibrated: Calibration) -> Serving:
-    serving = Serving.over(documents.root, served, Limits(memory=1 << 28), loading=Loading(within=1.0))
+def service(served: kvtool.Model, documents: LocalStore, calibrated: Calibration) -> Service:
+    service = Service.over(
+        documents.root, served, Limits(memory=1 << 28), loading=LoadOptions(max_load_seconds=1.0)
+    )
     # What tiny models do is measured over and over, and is up to the machine: here it is said.
-    serving.scheduler.on_read = lambda *_: None
-    known = serving.caches.speeds
+    service.scheduler.on_pass = lambda *_: None
+    known = service.caches.throughput
     for variant, bytes_per_second in (("raw", 1e3), ("centred", 1e9)):
-        known.loading(variant).took(int(bytes_per_second), 1.0)
-    known.reading = Rate(1.0)
-    return serving
+        known.load(variant).took(int(bytes_per_second), 1.0)
+    known.prefill = Rate(1.0)
+    return service
 
 
 @pytest.fixture
-def client(serving: Serving) -> Iterator[TestClient]:
-    with TestClient(create_app(serving)) as client:
+def client(service: Service) -> Iterator[TestClient]:
+    with TestClient(create_app(service)) as client:
         yield client
 
 
@@ -122,49 +129,53 @@ def chat(client: TestClient, *names: str, question: str = QUESTION, **more: Any)
     return told["choices"][0]["message"]["content"], cached
 
 
-def said_alone(model: kvtool.Model, store: Store, variant: str, *names: str) -> str:
+def said_alone(model: kvtool.Model, store: LocalStore, variant: str, *names: str) -> str:
     return ask(QUESTION, list(names), model, store, variant=variant, max_tokens=12).text
 
 
-def variants_in_memory(serving: Serving, store: Store, name: str) -> set[str]:
-    held = {digest for key in serving.memory._held for digest in key}
+def variants_in_memory(service: Service, store: LocalStore, name: str) -> set[str]:
+    held = {digest for key in service.memory._entries for digest in key}
     (segment,) = store[name].segments
     return {name for name, variant in segment.variants.items() if variant.artifact in held}
 
 
 def test_a_coarser_one_is_loaded_to_be_in_time(
-    client: TestClient, serving: Serving, served: kvtool.Model, documents: Store
+    client: TestClient, service: Service, served: kvtool.Model, documents: LocalStore
 ) -> None:
     said, cached = chat(client, "docs/a.txt")
     assert cached > 0
     assert said == said_alone(served, documents, "centred", "docs/a.txt")
-    assert variants_in_memory(serving, documents, "docs/a.txt") == {"centred"}
+    assert variants_in_memory(service, documents, "docs/a.txt") == {"centred"}
+    assert 'kvtool:cache_sources_total{source="centred"} 1.0' in client.get("/metrics").text
 
 
-def test_what_is_in_memory_is_there_in_time(client: TestClient, serving: Serving, documents: Store) -> None:
+def test_what_is_in_memory_is_there_in_time(
+    client: TestClient, service: Service, documents: LocalStore
+) -> None:
     chat(client, "docs/a.txt@raw")
-    assert variants_in_memory(serving, documents, "docs/a.txt") == {"raw"}
+    assert variants_in_memory(service, documents, "docs/a.txt") == {"raw"}
     chat(client, "docs/a.txt")
-    assert variants_in_memory(serving, documents, "docs/a.txt") == {"raw"}
+    assert variants_in_memory(service, documents, "docs/a.txt") == {"raw"}
 
 
 def test_prefilling_that_is_in_time_is_done_once(
-    client: TestClient, serving: Serving, served: kvtool.Model, documents: Store
+    client: TestClient, service: Service, served: kvtool.Model, documents: LocalStore
 ) -> None:
-    serving.caches.speeds.reading = Rate(1e6)
+    service.caches.throughput.prefill = Rate(1e6)
     first, second = chat(client, "docs/a.txt"), chat(client, "docs/a.txt")
     assert first[0] == second[0] == said_alone(served, documents, "raw", "docs/a.txt")
     assert first[1] == 0
     assert second[1] == len(documents.load("docs/a.txt", served).token_ids)
-    assert variants_in_memory(serving, documents, "docs/a.txt") == set()
+    assert variants_in_memory(service, documents, "docs/a.txt") == set()
+    assert 'kvtool:cache_sources_total{source="prefilled"} 1.0' in client.get("/metrics").text
 
 
 def test_several_are_prefilled_where_that_is_sooner(
-    client: TestClient, serving: Serving, served: kvtool.Model, documents: Store
+    client: TestClient, service: Service, served: kvtool.Model, documents: LocalStore
 ) -> None:
     names = ("docs/a.txt", "docs/b.txt")
     assert chat(client, *names)[1] > 0
-    serving.caches.speeds.reading = Rate(1e6)
+    service.caches.throughput.prefill = Rate(1e6)
     said, cached = chat(client, *names)
     assert cached == 0
     assert (
@@ -172,14 +183,14 @@ def test_several_are_prefilled_where_that_is_sooner(
     )
 
 
-def test_what_a_prompt_begins_with_is_read_anew_where_that_is_sooner(
-    client: TestClient, serving: Serving, documents: Store
+def test_what_a_prompt_begins_with_is_prefilled_where_that_is_sooner(
+    client: TestClient, service: Service, documents: LocalStore
 ) -> None:
     text = f"{Path('docs/c.txt').read_text()}\n{QUESTION}"
-    serving.caches.speeds.reading = Rate(1e6)
+    service.caches.throughput.prefill = Rate(1e6)
     said, cached = chat(client, question=text)
     assert cached == 0
-    serving.caches.speeds.reading = Rate(1e-6)
+    service.caches.throughput.prefill = Rate(1e-6)
     loaded, cached = chat(client, question=text)
     assert cached > 0
     assert loaded == said
@@ -187,21 +198,21 @@ def test_what_a_prompt_begins_with_is_read_anew_where_that_is_sooner(
 
 @pytest.mark.parametrize("variant", ["raw", "centred"])
 def test_a_variant_that_was_said_is_loaded(
-    served: kvtool.Model, documents: Store, calibrated: Calibration, variant: str
+    served: kvtool.Model, documents: LocalStore, calibrated: Calibration, variant: str
 ) -> None:
-    serving = Serving.over(documents.root, served, Limits(memory=1 << 28), loading=Loading(variant))
-    serving.caches.speeds.reading = Rate(1e9)
-    serving.caches.speeds.loading(variant).took(1, 1.0)
-    with TestClient(create_app(serving)) as client:
+    service = Service.over(documents.root, served, Limits(memory=1 << 28), loading=LoadOptions(variant))
+    service.caches.throughput.prefill = Rate(1e9)
+    service.caches.throughput.load(variant).took(1, 1.0)
+    with TestClient(create_app(service)) as client:
         said, cached = chat(client, "docs/a.txt")
     assert cached > 0
     assert said == said_alone(served, documents, variant, "docs/a.txt")
 
 
-def test_variants_made_for_blending_stand_in_for_others(documents: Store) -> None:
+def test_variants_made_for_blending_stand_in_for_others(documents: LocalStore) -> None:
     document = documents["docs/a.txt"]
     raw = document.segments[0].variants["raw"]
-    for name in ("expected", "klt", "klt-expected", "mine"):
+    for name in ("averaged", "klt", "klt-averaged", "mine"):
         document = document.with_variant(0, name, raw)
-    assert in_common([document]) == ["klt", "mine", "raw"]
-    assert in_common([document, documents["docs/b.txt"]]) == ["raw"]
+    assert shared_variants([document]) == ["klt", "mine", "raw"]
+    assert shared_variants([document, documents["docs/b.txt"]]) == ["raw"]

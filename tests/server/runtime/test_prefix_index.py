@@ -8,19 +8,19 @@ import pytest
 import torch
 
 import kvtool
-from kvtool import Store
 from kvtool.blending.blend import blend
 from kvtool.server.runtime import prefix_index
-from kvtool.server.runtime.prefix_index import Prefixes
+from kvtool.server.runtime.prefix_index import PrefixIndex
+from kvtool.store.local import LocalStore
 
 
 @pytest.fixture
-def index(documents: Store, served: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> Prefixes:
+def index(documents: LocalStore, served: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> PrefixIndex:
     monkeypatch.setattr(prefix_index, "FRESH", 0.0)
-    return Prefixes(documents, served)
+    return PrefixIndex(documents, served)
 
 
-def whole(store: Store, name: str) -> list[int]:
+def whole(store: LocalStore, name: str) -> list[int]:
     return torch.cat([part.token_ids for part in store.parts(name)]).tolist()
 
 
@@ -28,7 +28,7 @@ def common(a: list[int], b: list[int]) -> int:
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def test_it_is_the_longest(index: Prefixes, documents: Store) -> None:
+def test_it_is_the_longest(index: PrefixIndex, documents: LocalStore) -> None:
     torch.manual_seed(0)
     for name in documents:
         ids = whole(documents, name)
@@ -43,7 +43,7 @@ def test_it_is_the_longest(index: Prefixes, documents: Store) -> None:
     assert index.longest([]) is None
 
 
-def test_it_follows_the_store(index: Prefixes, documents: Store) -> None:
+def test_it_follows_the_store(index: PrefixIndex, documents: LocalStore) -> None:
     ids = whole(documents, "docs/c.txt")
     assert index.longest(ids).document == "docs/c.txt"  # type: ignore[union-attr]
     documents.remove("docs/c.txt")
@@ -52,7 +52,7 @@ def test_it_follows_the_store(index: Prefixes, documents: Store) -> None:
 
 
 def test_a_kept_blend_is_not_taken_for_a_prefill(
-    index: Prefixes, documents: Store, served: kvtool.Model
+    index: PrefixIndex, documents: LocalStore, served: kvtool.Model
 ) -> None:
     names = ["docs/a.txt", "docs/b.txt"]
     cache = blend(documents, names, served, recompute=0)
@@ -62,7 +62,7 @@ def test_a_kept_blend_is_not_taken_for_a_prefill(
     assert match.document == "docs/a.txt"
 
 
-def test_what_is_broken_is_not_found(index: Prefixes, documents: Store) -> None:
+def test_what_is_broken_is_not_found(index: PrefixIndex, documents: LocalStore) -> None:
     ids = whole(documents, "docs/a.txt")
     shutil.rmtree(documents.root / "artifacts")
     assert index.longest(ids) is None

@@ -23,9 +23,9 @@ logits = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30).map(tor
 def test_what_is_drawn_is_among_the_likeliest(
     logits: torch.Tensor, temperature: float, top_p: float, seed: int
 ) -> None:
-    how = Sampling(temperature, top_p, seed)
-    token = Sampler(how).pick(logits).token
-    assert token == Sampler(how).pick(logits).token
+    sampling = Sampling(temperature, top_p, seed)
+    token = Sampler(sampling).sample(logits).token
+    assert token == Sampler(sampling).sample(logits).token
     chances = ((logits.double() - logits.max()) / temperature).softmax(-1)
     likelier = chances[chances > chances[token]].sum()
     assert chances[token] == chances.max() or likelier < top_p
@@ -36,5 +36,5 @@ def test_what_is_drawn_is_among_the_likeliest(
 def test_they_come_as_often_as_they_should() -> None:
     sampler = Sampler(Sampling(temperature=0.5, seed=1))
     logits = torch.tensor([0.0, 1.0, 2.0])
-    drawn = torch.bincount(torch.tensor([sampler.pick(logits).token for _ in range(4000)])) / 4000
+    drawn = torch.bincount(torch.tensor([sampler.sample(logits).token for _ in range(4000)])) / 4000
     assert drawn.tolist() == pytest.approx((logits / 0.5).softmax(-1).tolist(), abs=0.03)

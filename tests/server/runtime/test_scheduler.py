@@ -12,11 +12,11 @@ import torch
 from starlette.testclient import TestClient
 
 import kvtool
-from kvtool import Store
 from kvtool.server.app import create_app
 from kvtool.server.runtime.sampling import Sampler, Sampling
 from kvtool.server.runtime.scheduler import Generation, Scheduler
-from kvtool.server.runtime.service import Limits, Serving
+from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.local import LocalStore
 
 
 def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> tuple[list[int], Any]:
@@ -24,7 +24,7 @@ def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> 
     ends: list[Any] = []
     held = len(cache.token_ids)
     greedy = Sampling(temperature=0)
-    one = Generation(cache, ids, held, 6, greedy, lambda picked: said.append(picked.token), ends.append)
+    one = Generation(cache, ids, held, 6, greedy, lambda sampled: said.append(sampled.token), ends.append)
     scheduler.submit(one)
     scheduler.call(lambda: None).result()
     while not ends:
@@ -34,7 +34,7 @@ def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> 
 
 @pytest.mark.parametrize("where", ["the model", "sampling"])
 def test_a_cache_is_as_it_was(
-    served: kvtool.Model, documents: Store, monkeypatch: pytest.MonkeyPatch, where: str
+    served: kvtool.Model, documents: LocalStore, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     cache = documents.load("docs/a.txt", served)
     before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
@@ -51,7 +51,7 @@ def test_a_cache_is_as_it_was(
         if where == "the model":
             patch.setattr("kvtool.server.runtime.scheduler.feed_batches", fail)
         else:
-            patch.setattr(Sampler, "pick", fail)
+            patch.setattr(Sampler, "sample", fail)
         assert isinstance(ended(scheduler, cache, ids)[1], RuntimeError)
     for layer, (keys, values) in zip(cache.layers, before, strict=True):
         assert torch.equal(layer.keys, keys)
@@ -60,7 +60,7 @@ def test_a_cache_is_as_it_was(
     scheduler.stop()
 
 
-def test_room_for_long_prompts_is_given_back(served: kvtool.Model, documents: Store) -> None:
+def test_room_for_long_prompts_is_given_back(served: kvtool.Model, documents: LocalStore) -> None:
     cache = documents.load("docs/a.txt", served)
     before = room(cache)
     scheduler = Scheduler(served)
@@ -75,12 +75,14 @@ def room(cache: kvtool.DocumentCache) -> int:
     return sum(layer.keys.untyped_storage().nbytes() for layer in cache.layers)
 
 
-def test_no_other_thread_runs_the_model(served_dir: Path, documents: Store, texts: dict[str, str]) -> None:
+def test_no_other_thread_runs_the_model(
+    served_dir: Path, documents: LocalStore, texts: dict[str, str]
+) -> None:
     """A pass replaces the model's attention while it lasts, so that another one beside it would fail or be wrong."""
     model = kvtool.load_model(served_dir, device="cpu")
-    serving = Serving.over(documents.root, model, Limits(memory=1 << 28))
+    service = Service.over(documents.root, model, Limits(memory=1 << 28))
     threads = set()
-    with TestClient(create_app(serving)) as client:
+    with TestClient(create_app(service)) as client:
         model.model.base_model.register_forward_pre_hook(
             lambda *_: threads.add(threading.current_thread().name)
         )

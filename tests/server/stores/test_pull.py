@@ -11,10 +11,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool import Store
 from kvtool.cli import app as commands
 from kvtool.codecs import Calibration
 from kvtool.errors import DONE, FAILED, PARTLY, USAGE, UsageError
+from kvtool.store.local import LocalStore
 from kvtool.store.pull import pull
 
 THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
@@ -27,18 +27,18 @@ def artifacts_in(root: Path) -> set[str]:
 def run(*arguments: str, code: int = DONE) -> Result:
     result = CliRunner().invoke(commands, arguments)
     assert result.exit_code == code, (result.stdout, result.stderr)
-    return result
+    return result  # type: ignore[return-value]
 
 
 def test_pull_copies_everything(
-    url: str, documents: Store, calibrated: Calibration, served: kvtool.Model
+    url: str, documents: LocalStore, calibrated: Calibration, served: kvtool.Model
 ) -> None:
     assert "would pull 3 documents" in run("pull", url, "--store", "mine", "--dry-run").stderr
     assert not Path("mine").exists()
     result = json.loads(run("pull", url, "--store", "mine", "--json").stdout)
     assert set(result) == {"url", "store", "dry_run", "pulled", "unchanged", "problems", "bytes"}
     assert result["pulled"] == THREE
-    mine = Store("mine")
+    mine = LocalStore("mine")
     assert dict(mine) == dict(documents)
     assert artifacts_in(mine.root) == artifacts_in(documents.root)
     assert result["bytes"] == sum(path.stat().st_size for path in mine.root.glob("artifacts/*/*"))
@@ -50,10 +50,10 @@ def test_pull_copies_everything(
 
 
 def test_pull_takes_one_variant_and_later_another(
-    url: str, counted: Any, documents: Store, calibrated: Calibration
+    url: str, counted: Any, documents: LocalStore, calibrated: Calibration
 ) -> None:
     run("pull", url, "docs/a.txt", "--variant", "centred", "--store", "mine")
-    mine = Store("mine")
+    mine = LocalStore("mine")
     assert list(mine) == ["docs/a.txt"]
     assert mine["docs/a.txt"].variants == ["centred"]
     assert len(artifacts_in(mine.root)) == 2, "the prefix and the segment"
@@ -66,8 +66,8 @@ def test_pull_takes_one_variant_and_later_another(
     assert "docs/z.txt: is not in the store" in partly
 
 
-def test_pull_refuses_what_differs_unless_told(url: str, documents: Store, served: kvtool.Model) -> None:
-    mine = Store("mine")
+def test_pull_refuses_what_differs_unless_told(url: str, documents: LocalStore, served: kvtool.Model) -> None:
+    mine = LocalStore("mine")
     pull(kvtool.Store(url), mine)
     Path("docs/a.txt").write_text("Another text of the same name.")
     kvtool.prefill(["docs/a.txt"], model=served, store=mine)
@@ -84,9 +84,9 @@ def test_pull_refuses_what_differs_unless_told(url: str, documents: Store, serve
     assert mine["docs/b.txt"].variants == ["raw", "lossless"]
 
 
-def test_another_artifact_of_a_variant_is_refused_unless_told(url: str, documents: Store) -> None:
+def test_another_artifact_of_a_variant_is_refused_unless_told(url: str, documents: LocalStore) -> None:
     kvtool.compress(documents, ["docs/a.txt"], recipe="kivi", bits=4, name="small")
-    mine = Store("mine")
+    mine = LocalStore("mine")
     pull(kvtool.Store(url), mine, ["docs/a.txt"])
     kvtool.compress(documents, ["docs/a.txt"], recipe="kivi", bits=2, name="small", replace=True)
     report = pull(kvtool.Store(url), mine, ["docs/a.txt"])
@@ -95,7 +95,7 @@ def test_another_artifact_of_a_variant_is_refused_unless_told(url: str, document
     assert mine["docs/a.txt"] == documents["docs/a.txt"]
 
 
-def test_an_interrupted_pull_goes_on(url: str, counted: Any, documents: Store) -> None:
+def test_an_interrupted_pull_goes_on(url: str, counted: Any, documents: LocalStore) -> None:
     class Stop(Exception):
         pass
 
@@ -103,7 +103,7 @@ def test_an_interrupted_pull_goes_on(url: str, counted: Any, documents: Store) -
         if report.nbytes > report.nbytes_total / 2:
             raise Stop
 
-    mine = Store("mine")
+    mine = LocalStore("mine")
     with pytest.raises(Stop):
         pull(kvtool.Store(url), mine, on_progress=stop)
     have = artifacts_in(mine.root)
@@ -119,8 +119,8 @@ def test_an_interrupted_pull_goes_on(url: str, counted: Any, documents: Store) -
     assert dict(mine) == dict(documents)
 
 
-def test_pull_wants_a_server_and_a_directory(url: str, documents: Store) -> None:
+def test_pull_wants_a_server_and_a_directory(url: str, documents: LocalStore) -> None:
     assert "expected http://HOST:PORT" in run("pull", "kv-store", code=USAGE).stderr
     assert "is read only; name a directory" in run("pull", url, "--store", url, code=USAGE).stderr
     with pytest.raises(UsageError, match="is not a server"):
-        pull(documents, Store("mine"))
+        pull(documents, LocalStore("mine"))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +18,15 @@ from kvtool.artifact.read import BrokenArtifact
 from kvtool.codecs import Calibration
 from kvtool.errors import ArtifactError, StoreError, UsageError
 from kvtool.server.app import create_app
-from kvtool.server.runtime.service import Serving
+from kvtool.server.runtime.service import Service
 from kvtool.store import manifest_cache
 from kvtool.store.base import DocumentMissing
-from kvtool.store.local import writable
-from kvtool.store.manifest import Document
-from kvtool.store.pull import pull
-from kvtool.store.remote import RemoteStore
+from kvtool.store.local import LocalStore, writable
 
 THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
 Listening = Callable[..., AbstractContextManager[str]]
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-@contextmanager
-def answering(body: bytes, status: int = 200, **headers: str) -> Iterator[str]:
-    """A server that is none of ours, and says the same to everything."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def artifacts_in(root: Path) -> set[str]:
@@ -67,7 +37,7 @@ def artifacts_in(root: Path) -> set[str]:
 
 
 def test_a_server_is_a_store(
-    url: str, documents: Store, served: kvtool.Model, calibrated: Calibration
+    url: str, documents: LocalStore, served: kvtool.Model, calibrated: Calibration
 ) -> None:
     remote = kvtool.Store(url)
     assert isinstance(remote, Store)
@@ -119,7 +89,7 @@ def test_a_second_read_needs_no_network(
 
 
 def test_a_document_that_changes_or_goes_is_followed(
-    url: str, documents: Store, monkeypatch: pytest.MonkeyPatch
+    url: str, documents: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manifest_cache, "FRESH", 0.0)
     remote = kvtool.Store(url)
@@ -129,7 +99,7 @@ def test_a_document_that_changes_or_goes_is_followed(
     documents.remove("docs/a.txt")
     with pytest.raises(DocumentMissing, match=rf"docs/a.txt: is not in the store {url}; did you mean docs/"):
         remote["docs/a.txt"]
-    assert "docs/a.txt" not in Store(remote.cache.root)
+    assert "docs/a.txt" not in LocalStore(remote.cache.root)
 
 
 def test_it_is_read_only(url: str, served: kvtool.Model) -> None:
@@ -147,7 +117,9 @@ def test_it_is_read_only(url: str, served: kvtool.Model) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda d: d[:-1] + b"?", lambda d: d[:-9], lambda d: b"<html>"])
-def test_what_was_changed_is_not_kept(url: str, documents: Store, change: Callable[[bytes], bytes]) -> None:
+def test_what_was_changed_is_not_kept(
+    url: str, documents: LocalStore, change: Callable[[bytes], bytes]
+) -> None:
     path = documents.open("docs/a.txt").path
     path.write_bytes(change(path.read_bytes()))
     remote = kvtool.Store(url)
@@ -157,14 +129,14 @@ def test_what_was_changed_is_not_kept(url: str, documents: Store, change: Callab
     assert not list(remote.cache.root.rglob(".tmp-*"))
 
 
-def test_one_that_the_server_lost_is_said_so(url: str, documents: Store) -> None:
+def test_one_that_the_server_lost_is_said_so(url: str, documents: LocalStore) -> None:
     path = documents.open("docs/a.txt").path
     path.unlink()
     with pytest.raises(StoreError, match=rf"{url}/v1/artifacts/{path.stem}: is not there"):
         kvtool.Store(url).read("docs/a.txt")
 
 
-def test_a_kept_one_that_broke_is_named(url: str, documents: Store) -> None:
+def test_a_kept_one_that_broke_is_named(url: str, documents: LocalStore) -> None:
     remote = kvtool.Store(url)
     path = remote.open("docs/a.txt").path
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -209,94 +181,14 @@ def test_a_certificate_must_be_known_to_the_system(
     assert counted.asked == {"documents": 1, "artifacts": 2}
 
 
-# Servers that are not ours
-
-
-def named(document: Document, name: str) -> bytes:
-    return Document(**{**document.__dict__, "name": name}).to_bytes()
-
-
-def test_a_manifest_of_another_name_is_refused(documents: Store) -> None:
-    with (
-        answering(named(documents["docs/a.txt"], "docs/b.txt")) as url,
-        pytest.raises(StoreError, match="sent the"),
-    ):
-        kvtool.Store(url)["docs/a.txt"]
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b'{"data":[{"name":3}]}', b'{"data":3}', b"[" * 9999]
-)
-def test_what_is_no_list_is_said_so(body: bytes) -> None:
-    with (
-        answering(body) as url,
-        pytest.raises(StoreError, match=r"/v1/documents: is no list .*is it a kvtool"),
-    ):
-        list(kvtool.Store(url))
-
-
-def test_names_lead_nowhere(documents: Store, tmp_path: Path) -> None:
-    listed = json.dumps({"data": [{"name": "../../x"}, {"name": "/etc/passwd"}]}).encode()
-    with answering(listed) as url:
-        report = pull(kvtool.Store(url), Store(tmp_path / "mine"))
-    assert [str(error) for error in report.problems if "is not a document name" in str(error)] != []
-    assert len(report.problems) == 2
-    assert not (tmp_path / "mine").exists()
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "says"),
-    [
-        (302, {"Location": "http://elsewhere/"}, "redirects to 'http://elsewhere/', which is not followed"),
-        (401, {}, "set KVTOOL_TOKEN"),
-        (500, {}, r"answered 500 \(Internal Server Error\)"),
-        (200, {"Content_Length": "1000"}, "broke off after 3 bytes"),
-    ],
-)
-def test_other_answers_are_errors(status: int, headers: dict[str, str], says: str) -> None:
-    with answering(b"odd", status, **headers) as url, pytest.raises(StoreError, match=says):
-        list(kvtool.Store(url))
-
-
-def test_more_than_was_named_is_not_taken(documents: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    variant = documents["docs/a.txt"].segments[0].variants["raw"]
-    with answering(b"x" * (variant.nbytes + 1)) as url:
-        remote = RemoteStore(url)
-        with pytest.raises(StoreError, match="sends more than"):
-            remote.open_artifact(variant)
-    assert not list(remote.cache.root.rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://",
-        "http:///x",
-        "https://user:word@host",
-        "http://host:x",
-        "http://ho st",
-        "http://h?q",
-        "http://h\n",
-    ],
-)
-def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(UsageError, match="expected http://HOST:PORT"):
-        kvtool.Store(url)
-
-
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:99999", f"http://{'x' * 70}.invalid", "http://127.0.0.1:0"]
-)
-def test_addresses_that_nobody_has(url: str) -> None:
-    with pytest.raises(StoreError, match="cannot be reached"):
-        list(kvtool.Store(url))
+# Tokens
 
 
 def test_the_token_is_given_and_keeps_apart(
-    listening: Listening, serving: Serving, monkeypatch: pytest.MonkeyPatch
+    listening: Listening, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = {"0123456789abcdef": ""}
-    with listening(create_app(serving, tokens)) as url:
+    with listening(create_app(service, tokens)) as url:
         with pytest.raises(StoreError, match="knows no such token; set KVTOOL_TOKEN"):
             list(kvtool.Store(url))
         without = kvtool.Store(url)

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from kvtool.server.app import create_app
-from kvtool.server.runtime.service import Serving
+from kvtool.server.runtime.service import Service
 from kvtool.server.web import routes
 
 TOKENS = {"a-token-that-is-long": "ada", "another-token-as-long": "bob"}
@@ -46,14 +46,14 @@ def test_nothing_else_is_given_out(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
-def test_the_page_needs_no_token_and_all_data_does(serving: Serving) -> None:
-    serving.tenants = dict.fromkeys(TOKENS.values(), serving.tenants[""])
-    with TestClient(create_app(serving, TOKENS)) as client:
+def test_the_page_needs_no_token_and_all_data_does(service: Service) -> None:
+    service.tenants = dict.fromkeys(TOKENS.values(), service.tenants[""])
+    with TestClient(create_app(service, TOKENS)) as client:
         assert {client.get(path).status_code for path in routes.PATHS} == {200}
         assert client.get("/v1/stats").status_code == client.get("/v1/models").status_code == 401
 
 
-def test_stats_count_what_was_asked(client: TestClient, serving: Serving) -> None:
+def test_stats_count_what_was_asked(client: TestClient, service: Service) -> None:
     before = client.get("/v1/stats").json()
     body: dict[str, Any] = {"model": "served", "messages": [{"role": "user", "content": "How many?"}]}
     body |= {"documents": ["docs/a.txt"], "max_tokens": 4}
@@ -68,15 +68,15 @@ def test_stats_count_what_was_asked(client: TestClient, serving: Serving) -> Non
         "cached": usages[0]["prompt_tokens_details"]["cached_tokens"],
         "generated": sum(usage["completion_tokens"] for usage in usages),
     }
-    assert [stats["first_token"][kind]["count"] for kind in ("cached", "uncached")] == [1, 2]
-    assert 0 < stats["first_token"]["cached"]["seconds"] < 60
-    assert stats["memory"] == {"used": serving.memory.used, "limit": serving.memory.limit}
+    assert [stats["time_to_first_token"][kind]["count"] for kind in ("cached", "uncached")] == [1, 2]
+    assert 0 < stats["time_to_first_token"]["cached"]["seconds"] < 60
+    assert stats["memory"] == {"used": service.memory.used, "limit": service.memory.limit}
     assert stats["running"] == 0
 
 
-def test_stats_of_several_tenants_are_nobodys(serving: Serving) -> None:
-    serving.tenants = dict.fromkeys(TOKENS.values(), serving.tenants[""])
-    with TestClient(create_app(serving, TOKENS)) as client:
+def test_stats_of_several_tenants_are_nobodys(service: Service) -> None:
+    service.tenants = dict.fromkeys(TOKENS.values(), service.tenants[""])
+    with TestClient(create_app(service, TOKENS)) as client:
         answer = client.get("/v1/stats", headers={"Authorization": f"Bearer {next(iter(TOKENS))}"})
         assert answer.status_code == 403
         assert answer.json()["error"]["type"] == "permission_error"

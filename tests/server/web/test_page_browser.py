@@ -15,7 +15,7 @@ import uvicorn
 
 import kvtool
 from kvtool.server.app import create_app
-from kvtool.server.runtime.service import Serving
+from kvtool.server.runtime.service import Service
 
 pytestmark = pytest.mark.slow
 
@@ -27,12 +27,12 @@ LACKING = ("/v1/documents", "/v1/cachedContents")
 
 
 @pytest.fixture
-def served_page(serving: Serving) -> Iterator[Callable[..., str]]:
+def served_page(service: Service) -> Iterator[Callable[..., str]]:
     """The page's address on a server of its own, within this process."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def serve(tokens: dict[str, str] | None = None, *, uploads: bool = True) -> str:
-        app = create_app(serving, tokens)
+        app = create_app(service, tokens)
         if not uploads:
             app.router.routes[:] = [r for r in app.router.routes if not r.path.startswith(LACKING)]
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
@@ -50,9 +50,9 @@ def served_page(serving: Serving) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-def opened(browser: Any, serving: Serving, served_page: Callable[..., str]) -> Iterator[Any]:
+def opened(browser: Any, service: Service, served_page: Callable[..., str]) -> Iterator[Any]:
     """The page with three documents. Nothing may go wrong in its console, and nobody else be asked for anything."""
-    serving.prompting.answer_tokens = ANSWER_TOKENS
+    service.planner.answer_tokens = ANSWER_TOKENS
     address = served_page()
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     shown, trouble = context.new_page(), []
@@ -100,11 +100,11 @@ CONTRAST = """() => {
 }"""
 
 
-def test_documents_are_listed_and_sorted_by_keyboard(opened: Any, serving: Serving) -> None:
+def test_documents_are_listed_and_sorted_by_keyboard(opened: Any, service: Service) -> None:
     for name, hours in (("a", 4), ("b", 2), ("c", 3)):
         committed = time.time() - 3600 * hours - 60
         os.utime(f"kv-store/manifests/docs/{name}.txt.json", (committed, committed))
-    serving.tenants[""].hits["docs/b.txt"] = 7
+    service.tenants[""].hits["docs/b.txt"] = 7
     opened.reload()
     opened.locator("tbody tr").nth(2).wait_for()
     assert names(opened) == ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
@@ -140,8 +140,8 @@ def test_answers_with_and_without_caches_stand_side_by_side(opened: Any) -> None
     assert re.search(r"[\d.]+ times (sooner|later)", opened.locator("#verdict").inner_text())
 
 
-def test_an_answer_comes_bit_by_bit_and_can_be_stopped(opened: Any, serving: Serving) -> None:
-    serving.prompting.answer_tokens = 1500
+def test_an_answer_comes_bit_by_bit_and_can_be_stopped(opened: Any, service: Service) -> None:
+    service.planner.answer_tokens = 1500
     opened.evaluate("""() => {
       window.grown = [];
       const answer = document.querySelector("#with .answer");
@@ -184,12 +184,12 @@ def test_an_upload_is_watched_asked_and_removed(opened: Any) -> None:
     assert opened.locator("#chosen").inner_text().startswith("Over no document")
 
 
-def test_what_is_left_of_an_upload_is_not_offered(opened: Any, serving: Serving) -> None:
+def test_what_is_left_of_an_upload_is_not_offered(opened: Any, service: Service) -> None:
     path = Path("cachedContents/left")
     path.parent.mkdir()
     path.write_text("Nine geese walk to the mill.")
-    store = serving.tenants[""].store
-    prefilling = serving.scheduler.call(lambda: kvtool.prefill([str(path)], model=serving.model, store=store))
+    store = service.tenants[""].store
+    prefilling = service.scheduler.call(lambda: kvtool.prefill([str(path)], model=service.model, store=store))
     assert not prefilling.result().problems
     opened.reload()
     opened.locator("tbody tr").nth(2).wait_for()
@@ -303,9 +303,9 @@ def test_the_page_never_scrolls_sideways(opened: Any, width: int) -> None:
 
 
 def test_a_token_is_asked_for_and_kept_in_the_tab(
-    browser: Any, serving: Serving, served_page: Callable[..., str]
+    browser: Any, service: Service, served_page: Callable[..., str]
 ) -> None:
-    serving.tenants = dict.fromkeys(TOKENS.values(), serving.tenants[""])
+    service.tenants = dict.fromkeys(TOKENS.values(), service.tenants[""])
     shown = browser.new_page()
     shown.goto(served_page(TOKENS))
     shown.get_by_text("expected a header Authorization").wait_for()

@@ -37,9 +37,9 @@ export function add(stats) {
   const last = samples.at(-1)?.stats;
   const since = (of) => (last ? of(stats) - of(last) : 0);
   const first = Object.fromEntries(
-    Object.keys(stats.first_token).map((kind) => {
-      const answers = since((one) => one.first_token[kind].count);
-      return [kind, answers > 0 ? since((one) => one.first_token[kind].seconds) / answers : null];
+    Object.keys(stats.time_to_first_token).map((kind) => {
+      const answers = since((one) => one.time_to_first_token[kind].count);
+      return [kind, answers > 0 ? since((one) => one.time_to_first_token[kind].seconds) / answers : null];
     }),
   );
   const tokens = since((one) => one.tokens.prompt);

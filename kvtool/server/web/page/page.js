@@ -23,7 +23,7 @@ async function model() {
   document.getElementById("model").textContent = found.id;
   document.title = `${found.id} · kvtool serve-cache`;
   document.getElementById("about").textContent =
-    `Answers over documents whose KV caches are ready. Context of ${found.context.toLocaleString("en")} tokens.`;
+    `Answers over documents whose KV caches are ready. Context of ${found.max_model_len.toLocaleString("en")} tokens.`;
   asking.start(found.id, refresh);
   uploading.start(found.id, refresh);
 }

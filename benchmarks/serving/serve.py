@@ -1,0 +1,158 @@
+"""What serving costs: many clients at a server process, each answer compared to the one that is given alone.
+
+python -m benchmarks serve [--clients 64] [--seconds 60] [--documents 20] [--tokens 2000] [--memory 2.5]
+
+The same clients ask the same questions of a server with caches and of one without; requests that are on their way when the
+time is up are waited for. Memory is what the process holds beyond what it held before the first request, sampled every half
+second.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+import kvtool
+from benchmarks.common.arguments import make_parser
+from benchmarks.common.output import machine, print_table
+from benchmarks.common.server import ANSWER_TOKENS, Asked, ask_once, served
+from benchmarks.corpora.help_text import prefilled_help
+from kvtool.ask import ask
+
+QUESTIONS = (
+    "What is this text about?",
+    "Which of these statements can raise an exception?",
+    "What is the first example?",
+)
+
+
+@dataclass
+class Told:
+    """What the clients saw. ``first`` are seconds to each answer's first text."""
+
+    first: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def row(self, name: str, nbytes: int) -> list[object]:
+        ordered = sorted(self.first)
+        return [
+            name,
+            len(ordered),
+            len(self.errors),
+            len(self.wrong),
+            f"{len(ordered) / self.seconds:.2f}",
+            f"{statistics.median(ordered):.2f}",
+            f"{ordered[int(0.95 * (len(ordered) - 1))]:.2f}",
+            f"{nbytes / 1e6:.0f}",
+        ]
+
+
+HEADER = ["", "answers", "errors", "wrong", "a second", "TTFT median, s", "TTFT 95 %, s", "memory, MB"]
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--memory", type=float, default=2.5, help="GB, the server's --memory")
+    arguments = parser.parse_args(argv)
+    print(machine())
+    model = kvtool.load_model()
+    with tempfile.TemporaryDirectory() as folder:
+        store, names = prefilled_help(model, Path(folder), arguments.documents, arguments.tokens)
+        expected = {
+            Asked(name, question): ask(question, name, model, store, max_tokens=ANSWER_TOKENS).text
+            for name in names
+            for question in QUESTIONS
+        }
+        print(
+            f"{len(names)} documents of {arguments.tokens:,} tokens, {len(expected)} answers alone",
+            flush=True,
+        )
+        rows = []
+        for name, clients, options in (
+            ("with caches", arguments.clients, ()),
+            ("without", arguments.clients, ("--no-caches",)),
+            ("with caches, one client", 1, ()),
+            ("without, one client", 1, ("--no-caches",)),
+        ):
+            memory = ("--memory", f"{arguments.memory:g}")
+            with (
+                served("--store", str(store), *memory, *options) as (process, url),
+                _watched(process.pid) as held,
+            ):
+                told = _load(url, model.name, expected, clients, arguments.seconds)
+            rows.append(told.row(f"{name} ({clients})", max(held) - held[0]))
+            for problem in (*told.errors[:3], *told.wrong[:3]):
+                print(problem, flush=True)
+        print_table(HEADER, rows)
+
+
+@contextmanager
+def _watched(pid: int) -> Iterator[list[int]]:
+    """Bytes of memory that a process holds, every half second."""
+    found: list[int] = []
+    done = threading.Event()
+
+    def look() -> None:
+        status = Path(f"/proc/{pid}/status").read_text()
+        found.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if "VmRSS" in line)
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            look()
+
+    look()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watching.join()
+
+
+def _load(url: str, model: str, expected: dict[Asked, str], clients: int, seconds: float) -> Told:
+    told, until = Told(), time.monotonic() + seconds
+    started = time.monotonic()
+    asking = [
+        threading.Thread(target=_client, args=(url, model, expected, n, until, told)) for n in range(clients)
+    ]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join()
+    told.seconds = time.monotonic() - started
+    return told
+
+
+def _client(url: str, model: str, expected: dict[Asked, str], seed: int, until: float, told: Told) -> None:
+    chosen = random.Random(seed)
+    with httpx.Client(timeout=1800) as http:
+        for number in itertools.count():
+            if number and time.monotonic() >= until:
+                return
+            asked = chosen.choice(list(expected))
+            try:
+                text, first = ask_once(http, url, model, asked)
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                told.errors.append(f"{asked}: {error!r}")
+                continue
+            told.first.append(first)
+            if text != expected[asked]:
+                told.wrong.append(f"{asked}: {text!r}, alone {expected[asked]!r}")

@@ -1,0 +1,90 @@
+"""A request for answers, whichever API it came by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeAlias
+
+from kvtool.blending.layout import Cached
+from kvtool.model.chat_template import Prefix
+from kvtool.model.conversation import Message, chat_tokens, text_tokens, tokens_after_documents
+from kvtool.model.model import Model
+from kvtool.server.http.errors import ApiError
+from kvtool.server.runtime.sampling import Sampling
+
+HeldDocument: TypeAlias = Callable[[], AbstractContextManager[Cached]]
+"""Gives a document that is not removed within the context. Raises ``ApiError`` where it is missing."""
+
+
+class Prompt(Protocol):
+    """What the model is asked. ``field`` is the request's field that errors name."""
+
+    @property
+    def field(self) -> str: ...
+
+    def tokens(self, model: Model) -> Sequence[int]:
+        """The whole prompt, from its first token to where the model answers."""
+
+    def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
+        """The tokens after documents that were prefilled under ``prefix``."""
+
+
+@dataclass(frozen=True)
+class ConversationPrompt:
+    messages: Sequence[Message]
+    field: ClassVar[str] = "messages"
+
+    def tokens(self, model: Model) -> Sequence[int]:
+        return chat_tokens(model, self.messages)
+
+    def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
+        return tokens_after_documents(model, prefix, self.messages)
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    text: str
+    field: ClassVar[str] = "prompt"
+
+    def tokens(self, model: Model) -> Sequence[int]:
+        return text_tokens(model, self.text, is_first=True)
+
+    def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
+        return text_tokens(model, self.text, is_first=False)
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    token_ids: Sequence[int]
+    field: ClassVar[str] = "prompt"
+
+    def tokens(self, model: Model) -> Sequence[int]:
+        size = model.text_config.vocab_size
+        if not all(0 <= token < size for token in self.token_ids):
+            raise ApiError(400, f"prompt: expected token ids from 0 to {size - 1}", param="prompt")
+        return self.token_ids
+
+    def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
+        return self.tokens(model)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and what is asked for after it.
+
+    ``samplings`` are one for each answer. ``max_tokens`` is an answer's length at most, None for the server's default.
+
+    ``documents`` stand before the prompt; None where none are named. Of several, ``recompute`` is the share of tokens that is
+    recomputed, and ``policy`` says which, as ``kvtool.blend`` has them. Without ``use_cache`` everything is prefilled.
+    """
+
+    prompt: Prompt
+    samplings: Sequence[Sampling]
+    max_tokens: int | None
+    stop: Sequence[str]
+    documents: Sequence[HeldDocument] | None
+    recompute: float
+    policy: str
+    use_cache: bool

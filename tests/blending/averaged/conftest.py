@@ -1,0 +1,71 @@
+"""A lively model, and a store whose documents are averaged over neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import kvtool
+from kvtool.model.chat_template import SEPARATOR, document_tokens
+from kvtool.store.local import LocalStore
+
+THREE = ["c.txt", "docs/a.md", "docs/b.md"]
+QUESTION = "How many ships left?"
+
+
+@pytest.fixture(scope="module")
+def lively(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
+    """Weights so large that what stands before a token matters to it."""
+    directory = make_model(tmp_path_factory.mktemp("lively"), num_hidden_layers=3, initializer_range=0.3)
+    return kvtool.load_model(directory, device="cpu")
+
+
+@pytest.fixture
+def made(lively: kvtool.Model, corpus: Path) -> LocalStore:
+    """The corpus, read behind two neighbours."""
+    store = LocalStore(corpus / "made")
+    report = kvtool.prefill(["docs", "c.txt"], model=lively, store=store, neighbours=2)
+    assert sorted(report.averaged) == THREE
+    assert report.without_neighbours == []
+    return store
+
+
+def files(store: LocalStore) -> dict[str, bytes]:
+    return {str(p.relative_to(store.root)): p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()}
+
+
+def touched(store: LocalStore) -> dict[Path, int]:
+    """When each file and folder was last written to: also by what was written and removed again."""
+    return {
+        p: p.stat().st_mtime_ns for name in ("artifacts", "manifests") for p in (store.root / name).rglob("*")
+    }
+
+
+def turned_back(x: Tensor, by: int, theta: float = 10_000.0) -> Tensor:
+    """[H, T, D] as if ``by`` positions further ahead, channels i and i + D/2 being one complex number."""
+    half = x.shape[-1] // 2
+    pairs = torch.complex(*x.double().split(half, -1))
+    angles = -by * theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    pairs = pairs * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([pairs.real, pairs.imag], -1)
+
+
+def behind(
+    model: kvtool.Model, store: LocalStore, name: str, other: str, tokens: int = 200
+) -> list[tuple[Tensor, Tensor]]:
+    """Each layer's keys and values of ``name`` behind prefix, ``other`` and a gap, by transformers alone, moved back."""
+    prefix, own = (part.token_ids.tolist() for part in store.parts(name))
+    before = [*store.open(other).token_ids.tolist()[:tokens], *document_tokens(model, SEPARATOR)]
+    cache = DynamicCache()
+    with torch.no_grad():
+        model.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)
+    n = len(prefix) + len(before)
+    return [
+        (turned_back(layer.keys[0, :, n:], len(before)), layer.values[0, :, n:].double())
+        for layer in cache.layers
+    ]
