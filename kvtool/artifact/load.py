@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,7 +13,9 @@ from kvtool.digest import digest_token_ids
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
 from kvtool.errors import MismatchError
 from kvtool.kernels.threads import thread_pool
-from kvtool.model.model import Model
+
+if TYPE_CHECKING:  # Commands that load no cache do not pay for the import.
+    from kvtool.model.model import Model
 
 # Reading and hashing let go of the interpreter's lock; two threads keep up with memory.
 _READERS = 2
