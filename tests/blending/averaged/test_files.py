@@ -38,6 +38,8 @@ def test_compressed_it_keeps_its_scores(made: LocalStore, lively: kvtool.Model) 
         packed.verify()
         assert (packed.is_raw, packed.is_exact) == (False, False)
         assert packed.meta["source"]["raw"] == mean.digest
+        # Stores made before the variant was renamed have the same record.
+        assert made[name].segments[0].variants["kivi-averaged"].recipe["of"] == "expected"
         assert packed.meta["made"] == mean.meta["made"]
         assert packed.scores == mean.scores
         for score in (SPREAD, NEED):
