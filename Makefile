@@ -4,7 +4,7 @@ READY := .venv/.ready
 # Tests compute with one thread each, so that two at a time take half as long. A file's tests share what they set up.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo check test fuzz lint types peers bench clean
+.PHONY: setup demo check test fuzz lint types docs peers bench clean
 
 setup: $(READY)
 
@@ -42,6 +42,11 @@ lint: setup
 types: setup
 	@mkdir -p build/types && for folder in kvtool benchmarks docsgen tests; do ln -sfn ../../$$folder build/types/$$folder; done
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+# The site, in build/site/: fails where a generated page is not what the code says, or a link leads nowhere.
+docs: setup
+	$(BIN)/python -m docsgen --check
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 # The other tools that recipes are compared with, each in an environment of its own under build/peers.
 peers: setup
