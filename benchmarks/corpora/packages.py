@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 import kvtool
+from benchmarks.common.folders import BUILD
 
-FOLDER = Path(__file__).resolve().parents[1] / "build" / "texts"
+FOLDER = BUILD / "texts"
 
 SECONDS = 300
 """A client that has not finished by then is not going to."""

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import kvtool
+from benchmarks.common.folders import BUILD
 from benchmarks.common.output import Lines
-from benchmarks.corpora.texts import Text, write
-from kvtool.calibration.lookup import finder
+from benchmarks.corpora.texts import Text, for_calibration, write
+from kvtool.calibration.lookup import MissingCalibration, finder
 from kvtool.codecs import Calibration, Recipe
+from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.documents.find import find as find_documents
 from kvtool.errors import MismatchError
 from kvtool.evaluation.candidates import Candidate, Coded, Raw, candidates
@@ -23,7 +25,7 @@ from kvtool.model.chat_template import Prefix, prefix_of
 from kvtool.store.local import LocalStore
 from kvtool.store.segments import SegmentRef
 
-FOLDER = Path(__file__).resolve().parents[2] / "build" / "prefilled"
+FOLDER = BUILD / "prefilled"
 
 
 @dataclass
@@ -90,6 +92,17 @@ class Prefilled:
             return given.get(recipe.calibration) or newest(recipe)
 
         return candidates(recipes, find)
+
+    def calibrate(self, recipe: str, tokens: int) -> Calibration:
+        """The store's calibration for ``recipe``, or one from texts that share no source with ``held_out``.
+
+        ``tokens`` are those of each text.
+        """
+        try:
+            return finder(self.store, list(self.store))(find_recipe(recipe))
+        except MissingCalibration:
+            texts = [text.text for text in for_calibration(self.model, tokens)]
+            return kvtool.calibrate(self.store, model=self.model, recipe=recipe, texts=texts)
 
     def measure(
         self,

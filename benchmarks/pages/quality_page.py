@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvtool.codecs import Calibration
 from kvtool.report.numbers import holds_zero
 
 HEAD = """# Recipes compared
@@ -12,10 +13,15 @@ HEAD = """# Recipes compared
 Recipes and other tools, measured on the same tensors. `make peers` makes the environments of the other tools, and
 `make bench` writes this page. {machine}. Model: {model}.
 
-{documents} documents were measured: Python's help texts and source code, and kvtool's own pages. The first {context}
-tokens of each are cached, and the {tokens} tokens after them are predicted. Retrieval asks {asked} questions over
-{haystacks} haystacks of {lengths} tokens of the same documents. All bytes count, headers and tables too. Intervals are
-95 % and come from drawing documents and haystacks again. With so few of them, only large differences are certain.
+{documents} documents were measured: prose, abstracts, source code, tables and dialogue. The first {context} tokens of
+each are cached, and the {tokens} tokens after them are predicted. Retrieval asks {asked} questions over {haystacks} haystacks
+of {lengths} tokens of the same documents. Intervals are 95 % and come from drawing documents and haystacks again. With so
+few of them, only large differences are certain.
+
+All bytes count, headers and tables too, except those of calibrations, which are made once for a model. They were made
+here from texts that share no source with the documents:
+
+{calibrations}
 
 - **bits**: per key or value, all that is stored of a document's first {context} tokens. **ratio**: 16 ÷ bits. Where a
   recipe keeps a window of fixed size, both are different for haystacks.
@@ -36,8 +42,8 @@ question. The last cached token is fed again, and over kvpress' caches the model
 COLUMNS = ("", "bits", "ratio", "KL", "ΔNLL", "top-1", "kept", "TTFT", "encode", "load")
 
 
-def markdown(evaluation: Mapping[str, Any]) -> str:
-    """The page. ``evaluation`` is what ``kvtool.evaluate`` gave."""
+def markdown(evaluation: Mapping[str, Any], calibrations: Sequence[Calibration]) -> str:
+    """The page. ``evaluation`` is a result of ``kvtool.evaluate``, for recipes with ``calibrations``."""
     machine, settings, candidates = (evaluation[part] for part in ("machine", "settings", "candidates"))
     raw = candidates[0]
     head = HEAD.format(
@@ -52,6 +58,7 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
         asked=raw["retrieval"]["questions"],
         haystacks=2 * settings["haystacks"] * len(settings["lengths"]),
         lengths=", ".join(map(str, settings["lengths"])),
+        calibrations="\n".join(map(_calibration, calibrations)),
         timed=evaluation["times"]["tokens"],
         repeats=evaluation["times"]["repeats"],
     )
@@ -63,6 +70,14 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
     if peers:
         parts.append("Other tools, in bold above:\n\n" + "\n".join(peers))
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _calibration(calibration: Calibration) -> str:
+    source: Any = calibration.facts["source"]
+    return (
+        f"- `{calibration.method}`: {calibration.nbytes / 1e6:.1f} MB, "
+        f"from {source['tokens']:,} tokens of {source['documents']} texts"
+    )
 
 
 def _sorted(candidates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.arguments import make_parser
+from benchmarks.common.folders import BUILD
 from benchmarks.peers.client import Peer
 
 HERE = Path(__file__).parent
-FOLDER = HERE.parents[1] / "build" / "peers"
+FOLDER = BUILD / "peers"
 REQUIREMENTS = ".requirements.txt"
 
 

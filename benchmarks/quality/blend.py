@@ -20,20 +20,19 @@ import torch
 
 import kvtool
 from benchmarks.common.arguments import command, make_parser
+from benchmarks.common.folders import BUILD
 from benchmarks.common.output import Lines, machine
 from benchmarks.common.timing import interleaved
 from benchmarks.corpora.blend_sets import SETS, BlendQuestion, BlendSet, blend_sets
 from benchmarks.corpora.help_text import text_of
 from benchmarks.corpora.prefilled import Prefilled
-from benchmarks.corpora.texts import Text, for_calibration
+from benchmarks.corpora.texts import Text
 from benchmarks.pages.blend_page import body
 from benchmarks.pages.tables import replaced
 from kvtool.ask import ask
 from kvtool.blending.averaged import NEIGHBOURS, make_averaged
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached
-from kvtool.calibration.lookup import MissingCalibration, finder
-from kvtool.codecs.registry import recipe as find_recipe
 from kvtool.digest import digest_json
 from kvtool.engines.batching.generate_many import generate_many, logits_after
 from kvtool.engines.cache import DocumentCache
@@ -41,7 +40,7 @@ from kvtool.measurement.distortion import distortion
 from kvtool.model.chat_template import SEPARATOR, conversation_tokens, document_tokens
 from kvtool.store.manifest import AVERAGED, RAW, averaged_name
 
-FOLDER = Path(__file__).resolve().parents[2] / "build" / "blend"
+FOLDER = BUILD / "blend"
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
 POLICIES = ("even", "legolink", "cacheblend", "cacheblend-gradual", "prophet")
@@ -240,31 +239,22 @@ def _prepare(prefilled: Prefilled, names: Sequence[str]) -> None:
         neighbours=NEIGHBOURS,
         on_progress=lambda r: lines("read behind others", r.tokens, r.tokens_total),
     )
-    for of in (RAW, AVERAGED):
-        _compress(prefilled, names, COMPRESSED, of)
+    for source in (RAW, AVERAGED):
+        _compress(prefilled, names, COMPRESSED, source)
 
 
-def _compress(prefilled: Prefilled, names: Sequence[str], recipe: str, of: str) -> None:
+def _compress(prefilled: Prefilled, names: Sequence[str], recipe: str, source: str) -> None:
     lines = Lines()
     report = kvtool.compress(
         prefilled.store,
         names,
         recipe=recipe,
-        of=of,
+        source=source,
         model=prefilled.model,
-        on_progress=lambda r: lines(f"{of} as {recipe}", r.segments_done, r.segments_total),
+        on_progress=lambda r: lines(f"{source} as {recipe}", r.segments_done, r.segments_total),
     )
     if report.problems:
         raise report.problems[0]
-
-
-def _calibrate(prefilled: Prefilled) -> None:
-    """From texts that no set has anything of, once."""
-    try:
-        finder(prefilled.store, list(prefilled.store))(find_recipe(COMPRESSED))
-    except MissingCalibration:
-        texts = [text.text for text in for_calibration(prefilled.model, CALIBRATION_TOKENS)]
-        kvtool.calibrate(prefilled.store, model=prefilled.model, texts=texts)
 
 
 def _some(number: int, one: BlendSet) -> tuple[BlendQuestion, ...]:
@@ -311,7 +301,7 @@ def main(argv: Sequence[str]) -> None:
     sets = [replace(one, questions=_some(n, one)) for n, one in enumerate(blend_sets(model, arguments.sets))]
     names = _placed(prefilled, sets)
     if not arguments.backwards:
-        _calibrate(prefilled)
+        prefilled.calibrate(COMPRESSED, CALIBRATION_TOKENS)
         _prepare(prefilled, [name for own in names.values() for name in own])
     bench, lines, compared = Bench(prefilled, names), Lines(), candidates(arguments.shares)
     records = {}

@@ -1,20 +1,19 @@
-"""What recipes and peers keep of what the model says, and how small they are, on the same tensors.
+"""Quality and size of every recipe and of other tools, on the same tensors.
 
 python -m benchmarks quality [--peers build/peers] [--out build/benchmarks] [--write docs/results/recipes.md]
 
-The figures are `kvtool eval`'s own: quality.json and quality.html in --out, and a page in Markdown. Peers are those
-whose environments `make peers` has made; they get each context's raw keys and values, and what they give back is asked
-the same.
+The figures are those of `kvtool eval`: quality.json and quality.html in --out, and a page in Markdown. Peers are the
+tools whose environments `make peers` has made. They get each context's raw keys and values, and the same questions are
+asked of what they give back. Measurements of an earlier run are used again. Times are always measured.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ import torch
 import kvtool
 from benchmarks.common.arguments import command, make_parser
 from benchmarks.common.output import Lines, machine
-from benchmarks.corpora.six_documents import write_corpus
+from benchmarks.corpora.prefilled import Prefilled
+from benchmarks.corpora.texts import held_out
 from benchmarks.pages.quality_page import markdown
 from benchmarks.peers.client import Peer, PeerError
-from benchmarks.peers.environments import HERE, script
+from benchmarks.peers.environments import FOLDER, HERE, script
 from kvtool.codecs import KV, LayerKV, recipes
 from kvtool.digest import digest
 from kvtool.engines.kv import append_kv
@@ -38,9 +38,11 @@ from kvtool.measurement.scope import Scope
 from kvtool.report.page import page
 from kvtool.report.table import table
 
-RECIPES = (*(name for name, recipe in recipes().items() if not recipe.calibration), "kivi:bits=4:recent=32")
-"""Every recipe as its paper has it, and KIVI in 4 bits, which many take. Those that learn a model first are compared in
-``python -m benchmarks rate_distortion``."""
+RECIPES = (*recipes(), "kivi:bits=4:recent=32", "klt:step=0.02")
+"""Every recipe as its paper has it, KIVI in 4 bits, which many take, and ``klt`` at a finer setting."""
+
+CALIBRATION_TOKENS = 1024
+"""Of each of the 24 texts that recipes are calibrated with. They share no source with what is measured."""
 
 PEERS: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]] = {
     "cachegen_lmcache": [("lmcache-cachegen", {})],
@@ -118,46 +120,43 @@ class PeerCandidate:
 
 def main(argv: Sequence[str]) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--peers", type=Path, default=Path("build/peers"))
+    parser.add_argument("--peers", type=Path, default=FOLDER)
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--write", type=Path)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--documents", type=int, default=1, help="of each kind")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--haystacks", type=int, default=1)
-    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--fresh", action="store_true", help="measure again what an earlier run has measured")
     arguments = parser.parse_args(argv)
-    model = kvtool.load_model()
     print(machine(), flush=True)
+    prefilled = Prefilled(kvtool.load_model())
     scope = Scope(context=1024, lengths=tuple(arguments.lengths), haystacks=arguments.haystacks)
+    texts = held_out(prefilled.model, scope.context + scope.tokens + 8, arguments.documents)
+    names = [ref.document for ref in prefilled.place(chain.from_iterable(texts.values()))]
+    calibrated = [recipe.name for recipe in recipes().values() if recipe.fit]
+    calibrations = [prefilled.calibrate(recipe, CALIBRATION_TOKENS) for recipe in calibrated]
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        store = kvtool.Store(folder / "store")
-        write_corpus(folder / "texts", model, scope.context + scope.tokens + 8)
-        others = list(_peers(stack, arguments.peers))
-        before = Path.cwd()
-        os.chdir(folder / "texts")
-        problems = kvtool.prefill(".", model=model, store=store).problems
-        assert not problems, problems
-        os.chdir(before)
-        found = evaluate(
-            store,
-            model=model,
+        evaluation = evaluate(
+            prefilled.store,
+            names,
+            model=prefilled.model,
             recipes=arguments.recipes,
             scope=scope,
-            others=others,
+            others=list(_peers(stack, arguments.peers)),
             fresh=arguments.fresh,
             command=command("quality", argv),
             on_progress=Lines().measured,
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "quality.json").write_text(json.dumps(found, indent=1))
-    (arguments.out / "quality.html").write_text(page(found))
+    (arguments.out / "quality.json").write_text(json.dumps(evaluation, indent=1))
+    (arguments.out / "quality.html").write_text(page(evaluation))
     if arguments.write:
-        arguments.write.write_text(markdown(found))
-    print(table(found))
+        arguments.write.write_text(markdown(evaluation, calibrations))
+    print(table(evaluation))
 
 
-def _peers(stack: ExitStack, environments: Path) -> Any:
+def _peers(stack: ExitStack, environments: Path) -> Iterator[PeerCandidate]:
     for name, methods in PEERS.items():
         python = environments / name / "bin" / "python"
         if not python.exists():

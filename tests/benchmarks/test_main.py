@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks.corpora import packages, prefilled
+from benchmarks.peers import environments
+from benchmarks.quality import blend
 
 FOLDER = Path(command.__file__).parent
 
@@ -39,3 +42,8 @@ def test_a_benchmark_gets_its_own_arguments(capsys: pytest.CaptureFixture[str]) 
         command.main(["rate_distortion", "--help"])
     assert left.value.code == 0
     assert "--haystacks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", [packages.FOLDER, prefilled.FOLDER, environments.FOLDER, blend.FOLDER])
+def test_what_a_benchmark_keeps_is_in_build(folder: Path) -> None:
+    assert folder.parent == FOLDER.parent / "build"
