@@ -69,7 +69,11 @@ def measure(prefilled: Prefilled, arguments: argparse.Namespace) -> dict[str, An
     predicted, short = text_contexts(prefilled.store, places, scope)
     assert not short, short
     needles = retrieval.haystack_contexts(
-        prefilled, lengths=arguments.lengths, haystacks=arguments.haystacks, number=arguments.keys
+        prefilled.model,
+        prefilled.prefix,
+        lengths=arguments.lengths,
+        haystacks=arguments.haystacks,
+        number=arguments.keys,
     )
     compared = prefilled.candidates(arguments.recipes or _default(), arguments.calibration)
     measured = prefilled.measure([*predicted, *needles], compared, fresh=arguments.fresh)

@@ -15,18 +15,14 @@ from random import Random
 from typing import Any
 
 import kvtool
-from benchmarks.corpora.prefilled import Prefilled
 from benchmarks.corpora.texts import Text, held_out
 from kvtool.evaluation.candidates import Candidate
 from kvtool.evaluation.summary import Measured
-from kvtool.measurement.absent_words import NAMES, absent_numbers, absent_words
-from kvtool.measurement.contexts import Context, Prompt
-from kvtool.measurement.haystack import Needle, hide
-from kvtool.measurement.needles import contained
+from kvtool.measurement.contexts import Context, haystack_context
+from kvtool.measurement.needles import Haystack, contained, haystack
 from kvtool.measurement.statistics import Estimate, mean
-from kvtool.measurement.tasks import Question
-from kvtool.model.chat_template import conversation_tokens, document_tokens
-from kvtool.store.segments import SegmentRef
+from kvtool.measurement.tasks import draw_keys, key_task
+from kvtool.model.chat_template import Prefix, document_tokens
 
 LENGTHS = (1500, 3000)
 HAYSTACKS = 10
@@ -34,8 +30,7 @@ KEYS = 10
 
 # Chosen among seven wordings by what the raw cache alone finds. Where "is" stands before the number, as in kvtool's own
 # needles, the embedded model takes one key for another in a third to a half of all questions, with four keys as with ten.
-KEY = "Magic number: {} = {}."
-ASK_KEY, KEY_IS = "What is the magic number of {}?", "Magic number: {} ="
+WORDING = ("Magic number: {} = {}.", "What is the magic number of {}?", "Magic number: {} =")
 
 ANSWER_TOKENS = 8
 """A space and five digits, also where each is a token."""
@@ -43,7 +38,7 @@ ANSWER_TOKENS = 8
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What one candidate found. ``right`` has a list for each haystack, in the order of ``haystacks``.
+    """Answers of one candidate. ``right`` has a list for each haystack, in the order of ``haystacks``.
 
     ``score`` is the share of right answers, ``lost`` that of raw less its own, over the same questions; both have
     intervals from drawing haystacks, and questions within them, again. ``ratio`` counts all bytes of the haystacks.
@@ -70,97 +65,52 @@ class Retrieved:
 
 
 def haystack_contexts(
-    prefilled: Prefilled,
+    model: kvtool.Model,
+    prefix: Prefix,
     *,
     lengths: Sequence[int] = LENGTHS,
     haystacks: int = HAYSTACKS,
     number: int = KEYS,
 ) -> list[Context]:
-    """The haystacks, prefilled, with their questions. The first of a length are the same however many there are."""
-    model = prefilled.model
-    texts, asked = [], []
-    for length in lengths:
-        for n, text in enumerate(_texts(model, length, haystacks)):
-            hidden, questions = _hidden(model, text, length, number, seed=f"{length}/{n}")
-            name = f"keys-{length}-{n:02d}-{text.source}.txt"
-            texts.append(replace(text, name=name, text=hidden))
-            asked.append((length, questions))
-    places = prefilled.place(texts)
+    """The haystacks with their questions. The first of a length are the same however many there are."""
     return [
-        _context(prefilled, text.name, place, length, questions)
-        for text, place, (length, questions) in zip(texts, places, asked, strict=True)
+        haystack_context(model, prefix, _haystack(model, f"{length}/{n}", text, length, number))
+        for length in lengths
+        for n, text in enumerate(_texts(model, length, haystacks))
     ]
+
+
+def _haystack(model: kvtool.Model, seed: str, text: Text, length: int, number: int) -> Haystack:
+    tasks = [key_task(key, WORDING) for key in draw_keys(Random(seed), text.text, number)]
+    tasks = [replace(task, question=replace(task.question, max_tokens=ANSWER_TOKENS)) for task in tasks]
+    name = f"keys-{seed}-{text.source}"
+    return haystack(name, tasks, text.text, length, lambda part: len(document_tokens(model, part)))
 
 
 def _texts(model: kvtool.Model, length: int, haystacks: int) -> list[Text]:
     """One of each kind, then the next of each."""
-    there = held_out(model, length, documents=HAYSTACKS)
-    return list(chain.from_iterable(zip(*there.values(), strict=True)))[:haystacks]
-
-
-def _hidden(
-    model: kvtool.Model, text: Text, length: int, number: int, seed: str
-) -> tuple[str, list[Question]]:
-    """The haystack, and a question for each of ``number`` needles, one in each of as many equal parts of it."""
-    random = Random(seed)
-    names = absent_words(random, NAMES, text.text, number)
-    numbers = absent_numbers(random, text.text, number)
-    needles = [
-        Needle(KEY.format(*pair), (n + random.random()) / number)
-        for n, pair in enumerate(zip(names, numbers, strict=True))
-    ]
-
-    def count(part: str) -> int:
-        return len(document_tokens(model, part))
-
-    hidden = hide(needles, text.text, length=length, count_tokens=count)
-    return hidden.text, [
-        Question(
-            "multi-key",
-            ASK_KEY.format(name),
-            KEY_IS.format(name),
-            (answer,),
-            hidden.depths[needle],
-            max_tokens=ANSWER_TOKENS,
-        )
-        for name, answer, needle in zip(names, numbers, needles, strict=True)
-    ]
-
-
-def _context(
-    prefilled: Prefilled, name: str, place: SegmentRef, length: int, questions: Sequence[Question]
-) -> Context:
-    prompts = tuple(
-        Prompt(
-            tuple(conversation_tokens(prefilled.model, prefilled.prefix, (), q.text, q.lead)),
-            q.max_tokens,
-            {"answers": list(q.answers), "depth": q.depth},
-        )
-        for q in questions
-    )
-    return Context(
-        "needles", name, tuple(prefilled.token_ids(place)), prompts=prompts, segment=place, length=length
-    )
+    texts = held_out(model, length, documents=HAYSTACKS)
+    return list(chain.from_iterable(zip(*texts.values(), strict=True)))[:haystacks]
 
 
 def scores(compared: Sequence[Candidate], measured: Sequence[Measured]) -> list[Retrieved]:
     """Of each candidate, the first of which is the raw cache, over ``measured`` haystacks."""
-    told: list[Retrieved] = []
+    results: list[Retrieved] = []
     for n, candidate in enumerate(compared):
         right = [
             [
-                all(contained(p.about["answers"], said))
-                for p, said in zip(one.context.prompts, one.records[n]["answers"], strict=True)
+                all(contained(p.about["answers"], answer))
+                for p, answer in zip(one.context.prompts, one.records[n]["answers"], strict=True)
             ]
             for one in measured
         ]
-        raw = told[0].right if told else right
+        raw = results[0].right if results else right
         lost = [[float(a) - b for a, b in zip(x, y, strict=True)] for x, y in zip(raw, right, strict=True)]
         nbytes = sum(one.records[n]["nbytes"] for one in measured)
         score, difference = mean(right), mean(lost)
         assert score, "no questions"
         assert difference
-        told.append(
+        results.append(
             Retrieved(
                 candidate.name,
                 candidate.family,
@@ -171,4 +121,4 @@ def scores(compared: Sequence[Candidate], measured: Sequence[Measured]) -> list[
                 difference,
             )
         )
-    return told
+    return results

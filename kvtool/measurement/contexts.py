@@ -145,7 +145,7 @@ def needle_contexts(
         seed=scope.seed,
         count_tokens=lambda text: len(document_tokens(model, text)),
     )
-    return [_haystack_context(model, prefix, haystack, later_turns) for haystack in made]
+    return [haystack_context(model, prefix, haystack, later_turns=later_turns) for haystack in made]
 
 
 def too_short(short: Sequence[SegmentRef], store: Store, scope: Scope) -> UsageError:
@@ -160,7 +160,10 @@ def too_short(short: Sequence[SegmentRef], store: Store, scope: Scope) -> UsageE
     )
 
 
-def _haystack_context(model: Model, prefix: Prefix, haystack: Haystack, later_turns: bool) -> Context:
+def haystack_context(
+    model: Model, prefix: Prefix, haystack: Haystack, *, later_turns: bool = False
+) -> Context:
+    """A haystack with its questions. Without ``later_turns`` there are no conversations."""
     questions = [question for question in haystack.questions if later_turns or not question.history]
     return Context(
         "needles",

@@ -63,10 +63,21 @@ def haystacks(
                 text, repeated = document_text(texts, start=start, length=length, count_tokens=count_tokens)
                 tries = (draw(Random(f"{seed}/{name}"), text, n) for n in counts)
                 tasks = _first_that_fits(tries, length, count_tokens)
-                hidden = hide(needles_of(tasks), text, length=length, count_tokens=count_tokens)
-                questions = tuple(_placed(task, hidden.depths) for task in tasks)
-                made.append(Haystack(name, hidden.text, length, questions, repeated))
+                made.append(haystack(name, tasks, text, length, count_tokens, repeated))
     return made
+
+
+def haystack(
+    name: str,
+    tasks: Sequence[Task],
+    text: str,
+    length: int,
+    count_tokens: Callable[[str], int],
+    repeated: bool = False,
+) -> Haystack:
+    """The needles of ``tasks`` hidden in ``length`` tokens of ``text``, with their questions."""
+    hidden = hide(needles_of(tasks), text, length=length, count_tokens=count_tokens)
+    return Haystack(name, hidden.text, length, tuple(_placed(t, hidden.depths) for t in tasks), repeated)
 
 
 def contained(answers: Sequence[str], text: str) -> list[bool]:

@@ -6,7 +6,7 @@ They are worded so that a model of 135M parameters answers as many as it can. A 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from kvtool.measurement.absent_words import ANIMALS, NAMES, absent_numbers, absent_words
@@ -19,6 +19,9 @@ COMMON_WORDS = "common-words"
 
 KEY = "The magic number for {} is {}."
 ASK_KEY, KEY_IS = "What is the magic number for {}?", "The magic number for {} is"
+WORDING = (KEY, ASK_KEY, KEY_IS)
+"""Of a key: its needle, its question, and the beginning of the answer."""
+
 ASK_BOTH = "What is the magic number for {}, and what is the magic number for {}?"
 
 VALUE = "The {} magic number for {} is {}."
@@ -60,29 +63,47 @@ class Task:
     needles: tuple[Needle, ...]
 
 
+@dataclass(frozen=True)
+class Key:
+    """A name with its number, both absent from the documents. ``depth`` is that of its needle."""
+
+    name: str
+    number: str
+    depth: float
+
+
+def draw_keys(random: Random, text: str, count: int) -> list[Key]:
+    """``count`` keys, one in each of as many equal parts of the haystack."""
+    names = absent_words(random, NAMES, text, count)
+    numbers = absent_numbers(random, text, count)
+    return list(map(Key, names, numbers, _spread(random, count)))
+
+
+def key_task(key: Key, wording: tuple[str, str, str] = WORDING) -> Task:
+    """The question for ``key`` alone."""
+    needle, question, lead = wording
+    asked = Question("multi-key", question.format(key.name), lead.format(key.name), (key.number,))
+    return Task(asked, (Needle(needle.format(key.name, key.number), key.depth),))
+
+
 def keys(random: Random, text: str, number: int) -> list[Task]:
     """``number`` keys, at least two: questions for each key, for pairs of keys, and for up to two keys after other turns."""
-    names = absent_words(random, NAMES, text, number)
-    numbers = absent_numbers(random, text, number)
-    needles = [
-        Needle(KEY.format(*pair), depth)
-        for pair, depth in zip(zip(names, numbers, strict=True), _spread(random, number), strict=True)
-    ]
-
-    def ask(key: int, *before: int) -> Task:
-        history = tuple((ASK_KEY.format(names[n]), KEY.format(names[n], numbers[n])) for n in before)
-        text, lead = ASK_KEY.format(names[key]), KEY_IS.format(names[key])
-        return Task(Question("multi-key", text, lead, (numbers[key],), history=history), (needles[key],))
-
-    def ask_both(a: int, b: int) -> Task:
-        text, lead = ASK_BOTH.format(names[a], names[b]), KEY_IS.format(names[a])
-        question = Question("multi-query", text, lead, (numbers[a], numbers[b]), max_tokens=32)
-        return Task(question, (needles[a], needles[b]))
-
+    drawn = draw_keys(random, text, number)
+    alone = [key_task(key) for key in drawn]
     order = random.sample(range(number), number)
-    pairs = [ask_both(a, b) for a, b in list(zip(order[::2], order[1::2], strict=False))[:2]]
-    later = [ask(order[turn], *order[:turn]) for turn in (1, 2) if turn < number]
-    return [*map(ask, range(number)), *pairs, *later]
+
+    def both(a: int, b: int) -> Task:
+        text, lead = ASK_BOTH.format(drawn[a].name, drawn[b].name), KEY_IS.format(drawn[a].name)
+        question = Question("multi-query", text, lead, (drawn[a].number, drawn[b].number), max_tokens=32)
+        return Task(question, alone[a].needles + alone[b].needles)
+
+    def later(turn: int) -> Task:
+        history = tuple((alone[n].question.text, alone[n].needles[0].text) for n in order[:turn])
+        task = alone[order[turn]]
+        return replace(task, question=replace(task.question, history=history))
+
+    pairs = list(zip(order[::2], order[1::2], strict=False))[:2]
+    return [*alone, *(both(a, b) for a, b in pairs), *(later(turn) for turn in (1, 2) if turn < number)]
 
 
 def values(random: Random, text: str, number: int, depth: float) -> list[Task]:

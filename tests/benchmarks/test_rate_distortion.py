@@ -89,11 +89,11 @@ def test_a_calibration_of_another_model_is_refused(
 
 
 def test_haystacks_hide_every_key_once_in_each_kind_of_text(ground: Prefilled) -> None:
-    contexts = haystack_contexts(ground, lengths=[500], haystacks=3, number=4)
+    contexts = haystack_contexts(ground.model, ground.prefix, lengths=[500], haystacks=3, number=4)
     assert [context.name for context in contexts] == [
-        "keys-500-00-ship.txt",
-        "keys-500-01-rows.txt",
-        "keys-500-02-ship.txt",
+        "keys-500/0-ship",
+        "keys-500/1-rows",
+        "keys-500/2-ship",
     ]
     for context in contexts:
         text = ground.model.tokenizer.decode(context.token_ids)
@@ -105,7 +105,7 @@ def test_haystacks_hide_every_key_once_in_each_kind_of_text(ground: Prefilled) -
             assert text.index(answer) / len(text) == pytest.approx(prompt.about["depth"], abs=0.1)
             assert n / 4 - 0.1 <= prompt.about["depth"] <= (n + 1) / 4 + 0.1
             assert ground.model.tokenizer.decode(prompt.token_ids).endswith("=")
-    fewer = haystack_contexts(ground, lengths=[500], haystacks=1, number=4)
+    fewer = haystack_contexts(ground.model, ground.prefix, lengths=[500], haystacks=1, number=4)
     assert fewer[0].token_ids == contexts[0].token_ids
 
 
