@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 SHOWN = (
     "torch",
     "transformers",
+    "safetensors",
     "numba",
     "triton",
     "obstore",
@@ -26,8 +27,7 @@ SHOWN = (
 )
 
 INTRO = """*At least* is what `pyproject.toml` asks for. *Tested* is what `constraints.txt` pins: the tests and the figures of
-these pages were made with it. A dash is a package that is not pinned. Other versions from the first on should work. Nobody
-has tried all of them."""
+these pages were made with it. Other versions from the first on should work. Nobody has tried all of them."""
 
 SYSTEMS = """## Operating systems
 
@@ -105,7 +105,7 @@ def versions() -> list[tuple[str, ...]]:
         for requirement in needed:
             name, least = re.fullmatch(r"([\w-]+)(?:\[.*\])?>=([\d.]+)(?:,.*)?", requirement).groups()
             if name in SHOWN:
-                rows.append((name, least, pinned.get(name, "–"), f"`kvtool[{extra}]`" if extra else "–"))
+                rows.append((name, least, pinned[name], f"`kvtool[{extra}]`" if extra else "–"))
     return rows  # type: ignore[return-value]
 
 
