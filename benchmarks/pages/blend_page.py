@@ -22,8 +22,8 @@ def body(found: Json) -> str:
     parts = [
         f"`{found['command']}`",
         f"{found['machine']}. Model: {found['model']}. {len(sets)} sets of {_range([one['documents'] for one in sets])} "
-        f"documents, {tokens[0]:,} to {tokens[-1]:,} tokens with what is between them; {kinds.count('hop')} multi-hop "
-        f"questions and {kinds.count('prose')} in prose. Intervals are 95 %, from drawing sets again.",
+        f"documents, {tokens[0]:,} to {tokens[-1]:,} tokens with the text between them. There are {kinds.count('hop')} "
+        f"multi-hop questions and {kinds.count('prose')} in prose. Intervals are 95 % bootstrap intervals over sets.",
         policies(found),
         "Bytes of all documents: "
         + ", ".join(f"{variant} {nbytes / 1e6:,.1f} MB" for variant, nbytes in found["nbytes"].items())

@@ -16,6 +16,15 @@ TARGETS = (0.06, 0.02, 0.006)
 MOST_LOST = 0.02
 """Of the questions, as a share: what a candidate that is as good as raw may lose."""
 
+ABOUT_BOUNDS = (
+    "The largest ratio at which KL stays within a bound, in nats per token, interpolated between settings. ≥: larger "
+    "ratios were not measured."
+)
+
+ABOUT_TOTALS = (
+    "A store's bytes with the calibration, and the ratio then, at the bytes per token measured above:"
+)
+
 STORES = (10_000, 100_000, 1_000_000)
 """Tokens."""
 
@@ -24,13 +33,13 @@ def body(found: Json, pictures: Sequence[tuple[str, str]] = ()) -> str:
     """All tables, of the JSON that a run wrote. ``pictures`` are what each shows and its address."""
     parts = [_about(found), *(f"![{shows}]({address})" for shows, address in pictures)]
     parts += ["All kinds of text:", distortion(found), "Ratio and KL by kind of text:", by_kind(found)]
-    parts += ["Ratio at a KL, in nats per token:", at_kl(found)]
+    parts += [ABOUT_BOUNDS, at_kl(found)]
     for family in found["compared"]:
         parts += [f"`{family}`'s bytes ÷ those of others at the same KL:", equal_kl(found, family)]
     if found["retrieval"]:
         parts += [_about_retrieval(found), retrieval(found)]
     if any(c["calibration_nbytes"] for c in found["candidates"]):
-        parts += ["With the calibration, at the bytes per token measured above:", totals(found)]
+        parts += [ABOUT_TOTALS, totals(found)]
     if found["times"]:
         parts += [_about_times(found), *(times(one) for one in found["times"])]
     return "\n\n".join(parts)
@@ -84,7 +93,7 @@ def equal_kl(found: Json, family: str) -> str:
         ]
         for share in shares(curve(found, family), others)
     ]
-    return table(["", "KL", "ratio", f"{family} there", "bytes"], rows)
+    return table(["", "KL", "ratio", f"{family}'s ratio at this KL", f"{family}'s share of its bytes"], rows)
 
 
 def retrieval(found: Json) -> str:
@@ -160,9 +169,9 @@ def _about(found: Json) -> str:
     return (
         f"`{found['command']}`\n\n{found['model']['name']}; {machine['cores']} cores ({machine['processor']}), "
         f"{machine['device']}, Python {machine['python']}, torch {machine['torch']}, transformers {machine['transformers']}. "
-        f"{len(found['documents'])} documents that no calibration has seen ({sources}): the first {settings['context']:,} "
-        f"tokens of each are cached, the {settings['tokens']} behind them predicted. All bytes are counted; ratio is 16 ÷ "
-        "bits per value. Intervals are 95 %, from drawing documents, or haystacks, again."
+        f"{len(found['documents'])} documents that no calibration has seen ({sources}). The first {settings['context']:,} "
+        f"tokens of each are cached, and the next {settings['tokens']} are predicted. All bytes of a file are counted. Ratio "
+        "is 16 ÷ bits per value. Intervals are 95 % bootstrap intervals over documents, or over haystacks."
     )
 
 
@@ -177,8 +186,9 @@ def _about_retrieval(found: Json) -> str:
         )
     return " ".join(
         [
-            f"Multi-key retrieval: {found['retrieval'][0]['asked']} questions, {found['settings']['keys']} keys in each of "
-            f"{len(found['retrieval'][0]['haystacks'])} haystacks of {lengths} tokens of such documents, each asked alone.",
+            f"Multi-key retrieval: {len(found['retrieval'][0]['haystacks'])} haystacks of {lengths} tokens, made from such "
+            f"documents, hide {found['settings']['keys']} keys each. Each of the {found['retrieval'][0]['asked']} questions is "
+            "asked alone.",
             *filter(None, keeping),
         ]
     )
@@ -187,9 +197,9 @@ def _about_retrieval(found: Json) -> str:
 def _about_times(found: Json) -> str:
     repeats = found["times"][0]["repeats"]
     return (
-        f"Times, medians of {repeats} rounds in which each has one turn. Prefill is that of the same tokens and a short "
-        "question; decoding holds reading and checking the file. TTFT: how many times sooner than with a full prefill the "
-        "first token comes from the artifact, with the range of the rounds."
+        f"Times are medians of {repeats} rounds, in each of which everything has one turn. Prefill is of the same tokens and "
+        "a short question. Decoding includes reading and checking the file. TTFT is the time to the first token with a full "
+        "prefill, divided by that from the artifact, with the range over the rounds."
     )
 
 

@@ -146,7 +146,7 @@ def coder_table(kv: KV, repeats: int) -> None:
 
 def peer_table(kv: KV, python: Path, repeats: int) -> None:
     """LMCache's CacheGen and ours on the same tensors; rounds are interleaved by whole runs of the peer."""
-    script = Path(__file__).parent / "peers" / "cachegen_coder.py"
+    script = Path(__file__).parents[1] / "peers" / "cachegen_coder.py"
     ours = recipe("cachegen-lmcache").build()
     rows = []
     for tokens in sorted({CHUNK, kv.n_tokens}):
