@@ -28,7 +28,7 @@ from kvtool.codecs.calibration import NONE
 from kvtool.codecs.format import container
 from kvtool.codecs.format.container import DTYPES, Entry
 from kvtool.codecs.spec import TOKEN_IDS
-from kvtool.digest import canonical_json, digest, digest_token_ids, runs
+from kvtool.digest import canonical_json, digest, digest_token_ids
 from kvtool.errors import ArtifactError, BrokenFile
 
 FORMAT = 1
@@ -280,6 +280,21 @@ def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
     if end != size or end > limits.ARTIFACT_BYTES:
         raise _broken(path, f"it has {size} bytes, its header says {end}")
     return cls(path, meta, entries, offsets, size)
+
+
+def runs(tensor: Tensor) -> Iterator[memoryview]:
+    """The tensor's bytes in order, as views of its memory: one if it is contiguous, else one for each run.
+
+    A segment's keys are a slice of a longer buffer; hashing and writing them must not copy them first.
+    """
+    if tensor.numel() == 0:
+        return
+    if tensor.is_contiguous():
+        # numpy has no bfloat16, bytes have no type.
+        yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+    else:
+        for part in tensor:
+            yield from runs(part)
 
 
 @contextmanager

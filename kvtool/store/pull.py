@@ -10,7 +10,8 @@ from typing import Any
 
 from kvtool.errors import KvtoolError, StoreError, UsageError
 from kvtool.store.backends.backend import Unreachable
-from kvtool.store.base import DocumentMissing, Store
+from kvtool.store.base import Store
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore

@@ -32,9 +32,9 @@ from kvtool.compression.compress import compress
 from kvtool.errors import ArtifactError, StoreError
 from kvtool.model.model import Model, load_model
 from kvtool.prefilling.prefill import prefill
-from kvtool.store import manifest_cache
 from kvtool.store.backends.backend import Backend, Listed, NotThere, Unreachable
-from kvtool.store.base import DocumentMissing
+from kvtool.store.catalog import remote as catalog
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.headers import headers_of
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
@@ -216,7 +216,7 @@ class BackendSuite:
     def test_a_manifest_that_changes_or_goes_is_followed(
         self, remote: RemoteStore, show: Show, local: LocalStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(manifest_cache, "FRESH", 0.0)
+        monkeypatch.setattr(catalog, "FRESH", 0.0)
         before = remote[NAMES[0]]
         local.commit(changed(before))
         show(local.root)

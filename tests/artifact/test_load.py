@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import kvtool
 from kvtool.artifact.load import load_cache
-from kvtool.digest import digest_tensor
+from kvtool.artifact.write import digest_tensor
 from kvtool.errors import ArtifactError, MismatchError, ModelError
 from kvtool.store.local import LocalStore
 

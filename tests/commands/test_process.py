@@ -40,6 +40,15 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert not HEAVY & set(found.stdout.split())
 
 
+@pytest.mark.parametrize("command", ["--help", "ls", "ls --json", "rm c.txt", "gc"])
+def test_commands_of_manifests_alone_import_no_torch(store: LocalStore, command: str) -> None:
+    code = "import sys, kvtool.cli; kvtool.cli.app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True)
+    modules = done.stdout.splitlines()[-1].split()
+    assert "kvtool.cli" in modules
+    assert not {"torch", "transformers", "numpy"} & set(modules)
+
+
 def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
     assert run("--version").returncode == 0
     usage = run("--frobnicate")
