@@ -207,10 +207,8 @@ def _prompts(questions: Sequence[str], layout: Layout, model: Model, store: Stor
     if length >= model.context:
         raise UsageError(
             ", ".join(layout.documents),
-            (
-                f"with a question of {longest} tokens it is {length} tokens long, {model.name} has a "
-                f"context of {model.context}"
-            ),
+            f"with a question of {longest} tokens it is {length} tokens long, {model.name} has a "
+            f"context of {model.context}",
             "ask a shorter question, or prefill with a smaller --segment-tokens",
         )
     return prompts

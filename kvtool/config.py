@@ -50,8 +50,7 @@ class Settings(BaseSettings):
         "s3://BUCKET/PREFIX.",
     )
     model: str = Field(
-        "embedded",
-        description="Use this model: a directory, a .gguf file or a hub id, owner/name@revision.",
+        "embedded", description="Use this model: a directory, a .gguf file or a hub id, owner/name@revision."
     )
     device: str = Field("auto", description="Run on this device: auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -122,10 +121,8 @@ def settings(**flags: Any) -> Settings:
         raise UsageError(
             f"setting {field} is {first.get('input')!r}",
             first["msg"].lower(),
-            (
-                f"see the flag --{field.replace('_', '-')}, KVTOOL_{field.upper()}, kvtool.toml, "
-                f"[tool.kvtool] in pyproject.toml and {user_file()}"
-            ),
+            f"see the flag --{field.replace('_', '-')}, KVTOOL_{field.upper()}, kvtool.toml, "
+            f"[tool.kvtool] in pyproject.toml and {user_file()}",
         ) from error
     except SettingsError as error:
         raise UsageError(error, 'expected JSON for a list in KVTOOL_*, such as ["*.md"]') from error

@@ -73,10 +73,8 @@ def refuse_mismatch(part: Artifact, model: Model) -> None:
     ]
     raise MismatchError(
         part.path,
-        (
-            f"was made by another model: {'; '.join(differing or ['its fingerprint differs'])}. Load "
-            "the model it was made with, or prefill again with this one"
-        ),
+        f"was made by another model: {'; '.join(differing or ['its fingerprint differs'])}. Load "
+        "the model it was made with, or prefill again with this one",
     )
 
 
@@ -91,10 +89,8 @@ def _refuse_gaps(parts: Sequence[Artifact]) -> None:
         if part.meta["prefix"]["digest"] != before or part.contents.start != tokens:
             raise MismatchError(
                 part.path,
-                (
-                    f"was prefilled under another prefix ({part.meta['prefix']['tokens']} tokens, digest "
-                    f"{part.meta['prefix']['digest'][:12]}…) than the one before it"
-                ),
+                f"was prefilled under another prefix ({part.meta['prefix']['tokens']} tokens, digest "
+                f"{part.meta['prefix']['digest'][:12]}…) than the one before it",
                 "prefill the document again",
             )
         before = digest_token_ids(part.token_ids.tolist())

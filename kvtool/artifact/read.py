@@ -102,10 +102,8 @@ class Artifact:
             raise ArtifactError(
                 self.path,
                 f"needs calibration {error.digest[:80]}, which the store does not hold",
-                (
-                    "copy it from the store that this was compressed in "
-                    f"(calibrations/{error.digest[:80]}.safetensors), or compress again with --replace"
-                ),
+                "copy it from the store that this was compressed in "
+                f"(calibrations/{error.digest[:80]}.safetensors), or compress again with --replace",
             ) from error
         except CodecError as error:
             raise ArtifactError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,47 +35,36 @@ def _list_policies(wanted: bool) -> None:
 @with_settings(ModelFlags)
 def run(
     questions: Annotated[
-        list[str],
-        typer.Argument(metavar="QUESTION…", help="Answer this question or, together, these."),
+        list[str], typer.Argument(metavar="QUESTION…", help="Answer this question or, together, these.")
     ],
     doc: Annotated[
         list[str],
         typer.Option(
-            "--doc",
             metavar="NAME[@VARIANT]",
             help="Ask this document, by its name in the store; repeat it for several in one prompt, in any order.",
         ),
     ],
     variant: Annotated[
-        str, typer.Option("--variant", help="Load this variant: raw, or a compressed one by its name.")
+        str, typer.Option(help="Load this variant: raw, or a compressed one by its name.")
     ] = "raw",
     segment: Annotated[
-        Optional[int],
-        typer.Option("--segment", help="Take this segment of a long document (default: all, blended)."),
+        int | None, typer.Option(help="Take this segment of a long document (default: all, blended).")
     ] = None,
     recompute: Annotated[
-        Optional[float],
-        typer.Option(
-            "--recompute", help="Recompute this share of several documents' tokens, 0 to 1 (default: 0.15)."
-        ),
+        float | None,
+        typer.Option(help="Recompute this share of several documents' tokens, 0 to 1 (default: 0.15)."),
     ] = None,
     policy: Annotated[
-        Optional[str],
-        typer.Option("--policy", help="Choose the recomputed tokens by this policy; --policies lists them."),
+        str | None, typer.Option(help="Choose the recomputed tokens by this policy; --policies lists them.")
     ] = None,
     separator: Annotated[
-        Optional[str],
-        typer.Option("--separator", help="Put this text between documents (default: an empty line)."),
+        str | None, typer.Option(help="Put this text between documents (default: an empty line).")
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Answer in at most this many tokens.")
-    ] = 200,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Answer in at most this many tokens.")] = 200,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="Sample at this temperature; 0 is greedy.")
+        float, typer.Option(min=0.0, help="Sample at this temperature; 0 is greedy.")
     ] = 0.0,
-    seed: Annotated[
-        Optional[int], typer.Option("--seed", help="Make sampling repeatable, by this seed.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Make sampling repeatable, by this seed.")] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Prefill the documents now, without their caches.")
     ] = False,
@@ -83,10 +72,8 @@ def run(
         bool, typer.Option("--compare", help="Run without the cache afterwards too, and give both times.")
     ] = False,
     trace: Annotated[
-        Optional[Path],
-        typer.Option(
-            "--trace", help="Write a timeline of the work to this file, for Perfetto or chrome://tracing."
-        ),
+        Path | None,
+        typer.Option(help="Write a timeline of the work to this file, for Perfetto or chrome://tracing."),
     ] = None,
     policies: Annotated[
         bool,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,53 +29,41 @@ if TYPE_CHECKING:
 def run(
     names: DocumentNames = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", help="Compress with this recipe; kvtool recipes lists them.")
+        str, typer.Option(help="Compress with this recipe; kvtool recipes lists them.")
     ] = "klt",
     bits: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(
-            "--bits",
-            help="Spend this many bits per value: on codes or, for recipes with rate control, at most and in all.",
+            help="Spend this many bits per value: on codes or, for recipes with rate control, at most and in all."
         ),
     ] = None,
     ratio: Annotated[
-        Optional[float],
-        typer.Option(
-            "--ratio", metavar="R", help="Reach at least this ratio to 16 bits per value, all bytes counted."
-        ),
+        float | None,
+        typer.Option(metavar="R", help="Reach at least this ratio to 16 bits per value, all bytes counted."),
     ] = None,
     max_kl: Annotated[
-        Optional[float],
-        typer.Option(
-            "--max-kl", metavar="X", help="Keep the KL to the raw cache at or below X nats per token."
-        ),
+        float | None,
+        typer.Option(metavar="X", help="Keep the KL to the raw cache at or below X nats per token."),
     ] = None,
     preset: Annotated[
-        Optional[str],
-        typer.Option("--preset", help="Use this preset: near-lossless, balanced or small."),
+        str | None, typer.Option(help="Use this preset: near-lossless, balanced or small.")
     ] = None,
     keys: Annotated[
-        Optional[str],
-        typer.Option(
-            "--keys", metavar="SIDE", help="Compress keys differently: BITS, RECIPE or RECIPE:BITS."
-        ),
+        str | None,
+        typer.Option(metavar="SIDE", help="Compress keys differently: BITS, RECIPE or RECIPE:BITS."),
     ] = None,
     values: Annotated[
-        Optional[str],
-        typer.Option(
-            "--values", metavar="SIDE", help="Compress values differently: BITS, RECIPE or RECIPE:BITS."
-        ),
+        str | None,
+        typer.Option(metavar="SIDE", help="Compress values differently: BITS, RECIPE or RECIPE:BITS."),
     ] = None,
     recent: Annotated[
-        Optional[int],
-        typer.Option("--recent", metavar="N", help="Keep the last N tokens in 16 bits."),
+        int | None, typer.Option(metavar="N", help="Keep the last N tokens in 16 bits.")
     ] = None,
     sinks: Annotated[
-        Optional[int],
-        typer.Option("--sinks", metavar="N", help="Keep the first N tokens in 16 bits."),
+        int | None, typer.Option(metavar="N", help="Keep the first N tokens in 16 bits.")
     ] = None,
     parameters: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
@@ -83,21 +71,17 @@ def run(
         ),
     ] = None,
     calibration: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
-            "--calibration",
             metavar="DIGEST",
             help="Use this calibration of the store (default: the newest for the documents' model).",
         ),
     ] = None,
-    name: Annotated[
-        Optional[str], typer.Option("--name", help="Name the variant (default: as the recipe).")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name the variant (default: as the recipe).")] = None,
     source: Annotated[
         str,
         typer.Option(
-            "--source",
-            help="Compress this variant: raw, or averaged, which prefill --neighbours makes for blending.",
+            help="Compress this variant: raw, or averaged, which prefill --neighbours makes for blending."
         ),
     ] = "raw",
     *,

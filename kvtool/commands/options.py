@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 DocumentNames = Annotated[
-    Optional[list[str]], typer.Argument(metavar="[NAME…]", help="Take these documents (default: all).")
+    list[str] | None, typer.Argument(metavar="[NAME…]", help="Take these documents (default: all).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 DryRun = Annotated[
@@ -32,11 +32,10 @@ class StoreFlags:
     """For a command that reads or changes a store. Each field is one of ``Settings``."""
 
     store: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
-            "--store",
             help="Use the store in this directory or, to read only, at a server's http://HOST:PORT or a bucket's "
-            "s3://BUCKET/PREFIX (default: kv-store).",
+            "s3://BUCKET/PREFIX (default: kv-store)."
         ),
     ]
 
@@ -45,35 +44,27 @@ class ModelFlags(StoreFlags):
     """For a command that runs a model too."""
 
     model: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
-            "--model",
-            help="Use this model: a directory, a .gguf file or a hub id, owner/name@revision (default: embedded).",
+            help="Use this model: a directory, a .gguf file or a hub id, owner/name@revision (default: embedded)."
         ),
     ]
     device: Annotated[
-        Optional[str],
-        typer.Option("--device", help="Run on this device: auto, cpu, cuda or cuda:N (default: auto)."),
+        str | None, typer.Option(help="Run on this device: auto, cpu, cuda or cuda:N (default: auto).")
     ]
     dtype: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
-            "--dtype",
-            help="Compute in this dtype: auto, float32, bfloat16 or float16 (default: auto, on a CPU float32).",
+            help="Compute in this dtype: auto, float32, bfloat16 or float16 (default: auto, on a CPU float32)."
         ),
     ]
     load_in: Annotated[
-        Optional[str],
-        typer.Option("--load-in", help="Load the weights in 4bit or 8bit, through bitsandbytes."),
+        str | None, typer.Option(help="Load the weights in 4bit or 8bit, through bitsandbytes.")
     ]
-    adapter: Annotated[
-        Optional[Path], typer.Option("--adapter", help="Apply the PEFT adapter in this directory.")
-    ]
+    adapter: Annotated[Path | None, typer.Option(help="Apply the PEFT adapter in this directory.")]
 
 
-def with_settings(
-    flags: type[StoreFlags],
-) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+def with_settings(flags: type[StoreFlags]) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Decorates a command: its parameter ``settings`` becomes one parameter for each of ``flags``.
 
     Called with these, in Python too, the command gets the ``Settings`` that they give over environment and files.

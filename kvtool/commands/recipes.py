@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,9 +20,7 @@ LEGEND = "bits: nominal, per value; entropy coding takes fewer. kvtool recipes R
 
 
 def run(
-    name: Annotated[
-        Optional[str], typer.Argument(metavar="[RECIPE]", help="Show this recipe in full.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Show this recipe in full.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes with paper, needs and nominal bits, or show one with its parameters and its differences from the paper."""

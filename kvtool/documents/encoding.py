@@ -42,10 +42,8 @@ def decode(data: bytes, name: str, declared: str | None = None) -> str:
             except UnicodeDecodeError as error:
                 raise DocumentError(
                     name,
-                    (
-                        f"begins with the byte order mark of {encoding.upper()}, but byte "
-                        f"{len(mark) + error.start:,} is not {encoding.upper()}"
-                    ),
+                    f"begins with the byte order mark of {encoding.upper()}, but byte "
+                    f"{len(mark) + error.start:,} is not {encoding.upper()}",
                     "save it again as UTF-8",
                 ) from None
     binary = DocumentError(

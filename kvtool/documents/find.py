@@ -85,10 +85,8 @@ def _expand(argument: str, cwd: Path, errors: list[DocumentError]) -> Iterator[t
         errors.append(
             DocumentError(
                 shown(argument),
-                (
-                    f"{(error.strerror or str(error)).lower()}; expected a file or folder, looked for from "
-                    f"{shown(cwd)}"
-                ),
+                f"{(error.strerror or str(error)).lower()}; expected a file or folder, looked for from "
+                f"{shown(cwd)}",
                 "check the path",
             )
         )
@@ -123,10 +121,8 @@ def _expand_glob(argument: str, cwd: Path, errors: list[DocumentError]) -> Itera
         errors.append(
             DocumentError(
                 shown(argument),
-                (
-                    "matches no documents, leaving aside hidden and ignored files; expected at least one "
-                    f"below {shown(base)}"
-                ),
+                "matches no documents, leaving aside hidden and ignored files; expected at least one "
+                f"below {shown(base)}",
                 "check the pattern",
             )
         )
@@ -163,10 +159,8 @@ def _name_error(name: str, path: Path, documents: dict[str, Path]) -> DocumentEr
     if name in documents:
         return DocumentError(
             shown(path),
-            (
-                f"would be named {name!r}, as {shown(documents[name])} already is; expected one file for "
-                "each name"
-            ),
+            f"would be named {name!r}, as {shown(documents[name])} already is; expected one file for "
+            "each name",
             "rename one, or work from a folder that holds both",
         )
     return None

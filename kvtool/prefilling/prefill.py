@@ -117,10 +117,8 @@ def segment_limit(model: Model, prefix: Prefix, segment_tokens: int | None = Non
     if not 0 < limit < most:
         raise UsageError(
             f"segment tokens {limit}",
-            (
-                f"expected 1 to {most - 1}, what the context of {model.name} ({model.context}) leaves "
-                f"behind a prefix of {len(prefix.token_ids)} and before a question"
-            ),
+            f"expected 1 to {most - 1}, what the context of {model.name} ({model.context}) leaves "
+            f"behind a prefix of {len(prefix.token_ids)} and before a question",
         )
     return limit
 

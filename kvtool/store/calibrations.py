@@ -81,10 +81,8 @@ def _read(path: Path, expected: str) -> Calibration:
         raise BrokenCalibration(
             path,
             "has changed since it was written (digest differs)",
-            (
-                "nothing was loaded; copy it again from where it came from, or let kvtool verify --remove take it out, "
-                "calibrate and compress again"
-            ),
+            "nothing was loaded; copy it again from where it came from, or let kvtool verify --remove take it out, "
+            "calibrate and compress again",
         )
     try:
         return Calibration.from_bytes(data)

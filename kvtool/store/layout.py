@@ -50,10 +50,8 @@ def manifest_file(name: str) -> str:
     if len(longest := max(files, key=lambda file: len(file.encode())).encode()) > _FILE_NAME_BYTES:
         raise StoreError(
             name,
-            (
-                f"cannot be stored: its manifest would have a name of {len(longest)} bytes, file systems "
-                f"take {_FILE_NAME_BYTES}"
-            ),
+            f"cannot be stored: its manifest would have a name of {len(longest)} bytes, file systems "
+            f"take {_FILE_NAME_BYTES}",
             "rename the document",
         )
     return "/".join([MANIFESTS, *files])

@@ -77,10 +77,7 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
         return variant
 
     def receive(
-        self,
-        digest: str,
-        chunks: Iterable[bytes],
-        calibrations: Mapping[str, Calibration] | None = None,
+        self, digest: str, chunks: Iterable[bytes], calibrations: Mapping[str, Calibration] | None = None
     ) -> int:
         """Stores an artifact that was made elsewhere, once every byte of it is checked; returns its size in bytes.
 

@@ -55,10 +55,8 @@ def write_error(path: Path, error: OSError) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
             path,
-            (
-                "the disk is full. What was stored before is safe. Free some space (kvtool gc removes "
-                "what no document uses) and run the same command again: it goes on where it stopped"
-            ),
+            "the disk is full. What was stored before is safe. Free some space (kvtool gc removes "
+            "what no document uses) and run the same command again: it goes on where it stopped",
         )
     return StoreError(path, f"cannot be written ({error.strerror})", "check that the directory is writable")
 

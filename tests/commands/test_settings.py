@@ -55,7 +55,6 @@ def test_a_setting_and_its_flag_are_described_alike() -> None:
     assert flags.keys() == Settings.model_fields.keys()
     for name, field in Settings.model_fields.items():
         (option,) = flags[name].__metadata__
-        assert option.default == f"--{name.replace('_', '-')}"
         # The flag adds what is taken by default, or that it can be repeated.
         assert field.description
         assert option.help.startswith(field.description.removesuffix("."))

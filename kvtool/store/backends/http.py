@@ -140,9 +140,7 @@ def _checked(url: str) -> str:
     if not _URL.fullmatch(url):
         raise UsageError(
             f"store {without_secrets(url)}",
-            (
-                "expected http://HOST:PORT or https://HOST:PORT, with a token in KVTOOL_TOKEN, or "
-                "s3://BUCKET/PREFIX"
-            ),
+            "expected http://HOST:PORT or https://HOST:PORT, with a token in KVTOOL_TOKEN, or "
+            "s3://BUCKET/PREFIX",
         )
     return url.rstrip("/").removesuffix("/v1")
