@@ -118,12 +118,12 @@ def settings(**flags: Any) -> Settings:
             near = difflib.get_close_matches(field, Settings.model_fields, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(Settings.model_fields)}"
             raise UsageError(_file_with(field), f"unknown setting {field}", remedy) from error
-        raise UsageError(
-            f"setting {field} is {first.get('input')!r}",
-            first["msg"].lower(),
+        remedy = (
             f"see the flag --{field.replace('_', '-')}, KVTOOL_{field.upper()}, kvtool.toml, "
-            f"[tool.kvtool] in pyproject.toml and {user_file()}",
-        ) from error
+            f"[tool.kvtool] in pyproject.toml and {user_file()}"
+        )
+        subject = f"setting {field} is {first.get('input')!r}"
+        raise UsageError(subject, first["msg"].lower(), remedy) from error
     except SettingsError as error:
         raise UsageError(error, 'expected JSON for a list in KVTOOL_*, such as ["*.md"]') from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

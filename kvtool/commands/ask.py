@@ -23,12 +23,9 @@ def _list_policies(wanted: bool) -> None:
     if wanted:
         from kvtool.blending.policies import DEFAULT, POLICIES
 
-        rows = [
-            (name, f"{policy.about} (default)" if name == DEFAULT else policy.about)
-            for name, policy in POLICIES.items()
-        ]
+        rows = [(name, policy.about) for name, policy in POLICIES.items()]
         for line in output.table(rows):
-            typer.echo(line)
+            typer.echo(f"{line} (default)" if line.split()[0] == DEFAULT else line)
         raise typer.Exit
 
 
@@ -98,19 +95,13 @@ def run(
 
     options = BlendOptions(**given(recompute=recompute, policy=policy))
     if recompute is not None and options.recompute != recompute:
-        raise UsageError(
-            f"--recompute {recompute:g}",
-            f"policy {options.policy!r} always has {options.recompute:g}",
-            "leave one of the two out",
-        )
+        reason = f"policy {options.policy!r} always has {options.recompute:g}"
+        raise UsageError(f"--recompute {recompute:g}", reason, "leave one of the two out")
     if trace is not None and no_cache:
         raise UsageError("--trace", "shows how caches are read", "leave it out with --no-cache")
     if len(questions) > 1 and (temperature or seed is not None or no_cache or compare):
-        raise UsageError(
-            f"{len(questions)} questions",
-            "are answered greedily, from the cache",
-            "ask one at a time with --temperature, --seed, --no-cache or --compare",
-        )
+        remedy = "ask one at a time with --temperature, --seed, --no-cache or --compare"
+        raise UsageError(f"{len(questions)} questions", "are answered greedily, from the cache", remedy)
     store = open_store(settings.store)
     documents = [chosen_document(store, name, segment) for name in doc]
     model = load_model(settings)
@@ -140,11 +131,8 @@ def run(
     if trace is not None:
         timeline.write(trace)
     other = once(cached=no_cache, max_tokens=1) if compare else None
-    output.emit(
-        answer.to_json(other),
-        render_uncached(answer, other) if no_cache else render(answer, other, model),
-        as_json,
-    )
+    lines = render_uncached(answer, other) if no_cache else render(answer, other, model)
+    output.emit(answer.to_json(other), lines, as_json)
 
 
 def render(answer: Answer, uncached: Answer | None, model: Model) -> output.Lines:

@@ -101,12 +101,8 @@ def run(
     from kvtool.store.open import open_store
 
     store = open_store(settings.store)
-    parameters_of_recipe = {
-        **given(
-            bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, preset=preset, recent=recent, sinks=sinks
-        ),
-        **_parse(parameters or []),
-    }
+    targets = given(bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, preset=preset)
+    settings_of_recipe = {**targets, **given(recent=recent, sinks=sinks), **_parse(parameters or [])}
     with output.Bars() as bars:
         report = compress(
             store,
@@ -125,7 +121,7 @@ def run(
             on_progress=lambda r: bars.show("compressing").update(
                 r.segments_done, r.segments_total, "segments"
             ),
-            **parameters_of_recipe,
+            **settings_of_recipe,
         )
     output.emit(report.to_json(), render(report, store), as_json)
     if report.setting:
@@ -149,9 +145,8 @@ def _parse(options: Sequence[str]) -> Mapping[str, int | float | str]:
     parsed = parameters_of(options, "--set", "--set group=64")
     for name, value in parsed.items():
         if name in signature(compress).parameters:
-            raise UsageError(
-                f"--set {name}={value}", f"{name} is no parameter of a recipe", "kvtool compress --help"
-            )
+            reason = f"{name} is no parameter of a recipe"
+            raise UsageError(f"--set {name}={value}", reason, "kvtool compress --help")
     return parsed
 
 

@@ -148,9 +148,8 @@ def run(
     if html is not None:
         _check_page(html, replace)
     model = load_model(settings)
-    planned = plan(
-        open_store(settings.store), names or None, model, _split(recipes), questions, scope, gate, fresh=fresh
-    )
+    store = open_store(settings.store)
+    planned = plan(store, names or None, model, _split(recipes), questions, scope, gate, fresh=fresh)
     for line in render_plan(planned):
         output.note(line)
     if dry_run:
@@ -182,13 +181,10 @@ def render_plan(plan: Plan) -> list[str]:
     from kvtool.report.text import printable
 
     kinds = [context.kind for context in plan.contexts]
-    parts = [
-        f"{kinds.count(kind)} {label}"
-        for kind, label in (("text", "segments"), ("needles", "haystacks"))
-        if kind in kinds
-    ]
+    labels = {"text": "segments", "needles": "haystacks"}
+    parts = [f"{kinds.count(kind)} {label}" for kind, label in labels.items() if kind in kinds]
     if plan.questions:
-        turns = sum(len(one.turns) for _, questions in plan.questions for one in questions)
+        turns = sum(len(question.turns) for _, questions in plan.questions for question in questions)
         parts.append(f"{turns} questions")
     summary = f"{len(plan.runner.candidates)} candidates, raw among them, on {', '.join(parts)}"
     return [summary, *map(printable, plan.notes)]
@@ -228,7 +224,6 @@ def _numbers(texts: Sequence[str] | None) -> tuple[int, ...] | None:
         return None
     for part in parts:
         if not (part.isascii() and part.isdigit()):
-            raise UsageError(
-                f"--lengths {part}", "is no number of tokens", "expected numbers as in 512,1024,2048"
-            )
+            expected = "expected numbers as in 512,1024,2048"
+            raise UsageError(f"--lengths {part}", "is no number of tokens", expected)
     return tuple(map(int, parts))

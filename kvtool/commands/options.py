@@ -73,11 +73,11 @@ def with_settings(flags: type[StoreFlags]) -> Callable[[Callable[..., Result]], 
 
     def decorate(command: Callable[..., Result]) -> Callable[..., Result]:
         @functools.wraps(command)
-        def run(*args: Any, **given: Any) -> Result:
+        def run(*args: Any, **kwargs: Any) -> Result:
             from kvtool.config import settings
 
-            chosen = settings(**{name: given.pop(name, None) for name in annotations})
-            return command(*args, settings=chosen, **given)
+            flags = {name: kwargs.pop(name, None) for name in annotations}
+            return command(*args, settings=settings(**flags), **kwargs)
 
         # Typer reads both. Commands import Settings for type checkers only, so its name is resolved to anything here.
         hints = get_type_hints(command, localns={"Settings": object}, include_extras=True)
@@ -101,13 +101,8 @@ def load_model(settings: Settings) -> Model:
     """The model that the settings name."""
     from kvtool.model.model import load_model as load
 
-    return load(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        load_in=settings.load_in,
-        adapter=settings.adapter,
-    )
+    s = settings
+    return load(s.model, device=s.device, dtype=s.dtype, load_in=s.load_in, adapter=s.adapter)
 
 
 def given(**flags: Any) -> dict[str, Any]:

@@ -109,19 +109,16 @@ class Store(Catalog):
 
     def _variant(self, document: Document, segment: int, variant: str) -> Variant:
         if not 0 <= segment < len(document.segments):
-            raise StoreError(
-                document.name, f"has no segment {segment}", f"it has {len(document.segments)}, counted from 0"
-            )
+            count = f"it has {len(document.segments)}, counted from 0"
+            raise StoreError(document.name, f"has no segment {segment}", count)
         variants = document.segments[segment].variants
         if variant not in variants:
             remedy = _how_to_make(document.name, variant)
             raise StoreError(document.name, f"has no variant {variant!r}, only {', '.join(variants)}", remedy)
         if not self.holds(variants[variant]):
-            raise StoreError(
-                document.name,
-                f"its artifact {self}/{artifact_file(variants[variant].artifact)} is missing",
-                "run the same prefill or compress again",
-            )
+            file = f"{self}/{artifact_file(variants[variant].artifact)}"
+            reason = f"its artifact {file} is missing"
+            raise StoreError(document.name, reason, "run the same prefill or compress again")
         return variants[variant]
 
 

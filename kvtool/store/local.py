@@ -85,12 +85,11 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
         unless it is the artifact of that digest, and its calibrations are in ``calibrations`` (the store's own).
         """
         known = self.calibrations if calibrations is None else calibrations
-        return receive(
-            self.artifact_path(digest),
-            digest,
-            chunks,
-            lambda path: Artifact.open(path, expected=digest, calibrations=known).verify(),
-        )
+
+        def check(path: Path) -> None:
+            Artifact.open(path, expected=digest, calibrations=known).verify()
+
+        return receive(self.artifact_path(digest), digest, chunks, check)
 
     def put_calibration(self, calibration: Calibration) -> None:
         """Stores a calibration; it must be there before an artifact that names it."""

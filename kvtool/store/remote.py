@@ -90,9 +90,8 @@ class RemoteStore(RemoteCatalog, Store, schemes=BACKENDS):
 
         started = time.monotonic()
         with into.writing():
-            nbytes = into.receive(
-                variant.artifact, chunks(), FetchedCalibrations(into.calibrations, self.backend)
-            )
+            calibrations = FetchedCalibrations(into.calibrations, self.backend)
+            nbytes = into.receive(variant.artifact, chunks(), calibrations)
         self._link.took(nbytes, time.monotonic() - started)
 
 

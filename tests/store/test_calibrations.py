@@ -275,16 +275,8 @@ def test_show_and_verify_name_them(store: LocalStore, calibration: Calibration) 
 
 def test_compress_takes_a_digest(store: LocalStore, centred: Recipe, calibration: Calibration) -> None:
     aged(store, calibration, fitted(centred, store, calibration.model, "c.txt"))
-    arguments = [
-        "compress",
-        "--recipe",
-        "centred",
-        "--store",
-        str(store.root),
-        "--calibration",
-        calibration.digest,
-    ]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    arguments = f"compress --recipe centred --calibration {calibration.digest} --store".split()
+    assert CliRunner().invoke(app, [*arguments, str(store.root)]).exit_code == 0
     assert store.open("c.txt", "centred").meta["calibrations"] == [calibration.digest]
 
 

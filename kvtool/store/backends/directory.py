@@ -62,9 +62,8 @@ class DirectoryBackend(FileBackend):
                 raise NotThere(f"{self.url}/{file}", "is not there") from None
             raise self._unreachable(file, "the directory is missing or empty") from error
         except PermissionError as error:
-            raise StoreError(
-                f"{self.url}/{file}", f"may not be read ({error.strerror})", "check its permissions"
-            ) from error
+            reason = f"may not be read ({error.strerror})"
+            raise StoreError(f"{self.url}/{file}", reason, "check its permissions") from error
         except OSError as error:
             raise self._unreachable(file, str(error.strerror)) from error
 

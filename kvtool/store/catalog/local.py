@@ -40,9 +40,8 @@ class LocalCatalog(Catalog):
         if self.root.exists() and not (
             self._marker.exists() or self._is_nearly_empty() or self._marker.exists()
         ):
-            raise StoreError(
-                self.root, f"is not a kvtool store (no {MARKER}) and not empty", "name another with --store"
-            )
+            reason = f"is not a kvtool store (no {MARKER}) and not empty"
+            raise StoreError(self.root, reason, "name another with --store")
         if self._marker.exists():
             try:
                 marker = self._marker.read_bytes()
@@ -193,9 +192,8 @@ class LocalCatalog(Catalog):
 
 def read_only(catalog: Catalog) -> StoreError:
     """The error for a store that cannot be written to."""
-    return StoreError(
-        str(catalog), "is read only", "kvtool pull copies its documents into a store of your own"
-    )
+    remedy = "kvtool pull copies its documents into a store of your own"
+    return StoreError(str(catalog), "is read only", remedy)
 
 
 def artifacts_of(documents: Iterable[Document]) -> set[str]:
