@@ -45,7 +45,7 @@ class Answer:
     seconds: float
 
     def to_json(self, uncached: Answer | None = None) -> dict[str, Any]:
-        """What ``kvtool ask --json`` prints. ``uncached`` is the same question without caches, if it was asked."""
+        """The value that ``kvtool ask --json`` prints. ``uncached`` is the same question without caches, if it was asked."""
         full = uncached if self.cached else self
         return {
             "documents": list(self.documents),
@@ -142,7 +142,7 @@ class Answers:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """What ``kvtool ask --json`` prints for several questions."""
+        """The value that ``kvtool ask --json`` prints for several questions."""
         return {
             "documents": list(self.documents),
             "variants": list(self.variants),

@@ -31,7 +31,7 @@ def user_file() -> Path:
 
 
 class Settings(BaseSettings):
-    """What a flag of several commands, or of ``kvtool prefill``, can set once for all calls.
+    """Values of flags of several commands, or of ``kvtool prefill``, that can be set once for all calls.
 
     A field's description is that of its flag.
     """

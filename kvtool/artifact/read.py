@@ -2,8 +2,8 @@
 
 Any safetensors reader opens it. ``__metadata__`` holds one canonical JSON value under ``kvtool``. Each tensor's digest
 stands in it, and so does the digest of the whole, taken over the header without that one field; it names the file. A
-reader rebuilds the header from what it parsed and compares the bytes, so no bit of a file is unchecked. Tensors lie
-layer by layer.
+reader rebuilds the header from what it parsed and compares the bytes, so no bit of a file is unchecked. Tensors are
+stored layer by layer.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Artifact:
 
     @property
     def scores(self) -> list[str]:
-        """Which of ``SCORES`` it has."""
+        """Those of ``SCORES`` that it has."""
         return list(self.meta.get("scores", []))
 
     def score(self, name: str) -> Tensor | None:
@@ -166,7 +166,7 @@ class Artifact:
         return self.decoded(group, self.stored(group), tokens)
 
     def stored(self, group: range) -> dict[str, Tensor]:
-        """What the file has of one of ``contents.groups``, checked."""
+        """Stored tensors of one of ``contents.groups``, checked."""
         return {name: self.read(name) for name in self.contents.arrays(group)}
 
     def decoded(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Content:
-    """What an artifact is written from: tensors in file order, and metadata without digests."""
+    """The content of an artifact: tensors in file order, and metadata without digests."""
 
     tensors: Mapping[str, Tensor]
     meta: Mapping[str, Any]

@@ -186,7 +186,7 @@ def _summary(report: Report) -> str:
 
 
 def _reached(report: Report) -> str:
-    """What rate control found, and how near that comes to the target."""
+    """The setting that rate control chose, and how near that comes to the target."""
     assert report.setting is not None
     assert report.target is not None
     setting = f"{report.setting.name}={report.setting.value:g}"

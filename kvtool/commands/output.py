@@ -1,4 +1,4 @@
-"""What commands print: data on stdout, notes, progress and errors on stderr; and what they exit with."""
+"""Output of commands: data on stdout, notes, progress and errors on stderr; and their exit codes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Bar:
-    """A progress bar on a terminal; elsewhere a line every ten seconds."""
+    """A progress bar on a terminal; otherwise a line every ten seconds."""
 
     EVERY = 10.0
 

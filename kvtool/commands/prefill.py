@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PrefillFlags(ModelFlags):
-    """Which documents are prefilled, after what, and how their tokens are divided into segments and passes."""
+    """Choice of documents, their prefix, and the division of their tokens into segments and passes."""
 
     system: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""Which files are documents: arguments, folders and glob patterns become named files."""
+"""Finds documents: arguments, folders and glob patterns become named files."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def find(
             if (real := os.path.realpath(path)) in seen:
                 continue
             seen.add(real)
-            if error := _name_error(name, path, documents):
-                errors.append(error)
+            if problem := _name_error(name, path, documents):
+                errors.append(problem)
             else:
                 documents[name] = path
     return [Found(name, path) for name, path in documents.items()], errors

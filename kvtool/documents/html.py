@@ -23,7 +23,7 @@ CLOSED_BY = {
     **{name: {"td", "th", "tr", "p"} for name in ("tr", "tbody", "tfoot")},
     "option": {"option"},
 }
-"""Which open elements a start tag ends, of those whose end tag HTML lets an author leave out."""
+"""Open elements that a start tag ends, of those whose end tag HTML lets an author leave out."""
 
 
 class Soup(BeautifulSoup):

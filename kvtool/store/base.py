@@ -89,7 +89,7 @@ class Store(Catalog):
         return load_cache(self.parts(name, variant, segment), model)
 
     def parts(self, name: str, variant: str = RAW, segment: int = 0) -> list[Artifact]:
-        """What one segment's cache is loaded from: its prefix, if it has one, and itself."""
+        """The artifacts that one segment's cache is loaded from: its prefix, if it has one, and itself."""
         document = self[name]
         parts = [document.prefix_artifact] if document.prefix_artifact else []
         return [self.open_artifact(part) for part in (*parts, self._variant(document, segment, variant))]

@@ -48,7 +48,7 @@ class Calibrations(Mapping[str, Calibration]):
             files.write_atomic(self.path_of(calibration.digest), [calibration.to_bytes()])
 
     def receive(self, digest: str, chunks: Iterable[bytes]) -> int:
-        """Keeps one that was made elsewhere; its bytes. Raises ``Refused`` unless it is the one of that digest."""
+        """Stores a remote one; returns its bytes. Raises ``Refused`` unless it is the one of that digest."""
         return receive(self.path_of(digest), digest, chunks, lambda path: _read(path, digest))
 
     def discard(self, digest: str) -> None:

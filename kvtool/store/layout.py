@@ -1,4 +1,4 @@
-"""Which file of a store is what: paths below its root, alike in a directory and in a bucket; and stores' addresses."""
+"""Paths of a store's files below its root, alike in a directory and in a bucket; and stores' addresses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def address(root: str | Path) -> str:
 
 
 def scheme(root: str | Path) -> str:
-    """What ``root`` begins with, such as s3; "" for a directory."""
+    """The scheme that ``root`` begins with, such as s3; "" for a directory."""
     match = re.match(r"(\w{2,})://", address(root))
     return match[1] if match else ""
 

@@ -79,9 +79,9 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
     def receive(
         self, digest: str, chunks: Iterable[bytes], calibrations: Mapping[str, Calibration] | None = None
     ) -> int:
-        """Stores an artifact that was made elsewhere, once every byte of it is checked; returns its size in bytes.
+        """Stores a remote artifact, once every byte of it is checked; returns its size in bytes.
 
-        One that is there already is written over by the same bytes, and so is mended if it is broken. Raises ``Refused``
+        An existing file is written again, which mends a broken one. Raises ``Refused``
         unless it is the artifact of that digest, and its calibrations are in ``calibrations`` (the store's own).
         """
         known = self.calibrations if calibrations is None else calibrations

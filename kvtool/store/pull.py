@@ -19,7 +19,7 @@ from kvtool.system.files import DiskFull
 
 @dataclass
 class Report:
-    """``nbytes`` of artifacts have come, of ``nbytes_total`` that were not there; calibrations are not counted."""
+    """``nbytes`` of artifacts have come, of ``nbytes_total`` that were missing; calibrations are not counted."""
 
     pulled: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)

@@ -45,7 +45,7 @@ class RemoteStore(RemoteCatalog, Store, schemes=BACKENDS):
         return self.cache.calibrations
 
     def holds(self, variant: Variant) -> bool:
-        """What a manifest names is there as far as is known: fetching it shows."""
+        """True: only fetching an artifact shows whether it is missing."""
         return True
 
     def open_artifact(self, variant: Variant) -> Artifact:
@@ -80,7 +80,7 @@ class RemoteStore(RemoteCatalog, Store, schemes=BACKENDS):
     ) -> None:
         """Copies an artifact into a local store, with the calibrations that it names, and checks every byte.
 
-        ``on_bytes`` is told how many more have come.
+        ``on_bytes`` gets the number of bytes of each piece that has come.
         """
 
         def chunks() -> Iterator[bytes]:

@@ -170,15 +170,15 @@ class BackendSuite:
         assert data == example.calibration.to_bytes()
 
     def test_what_is_missing_is_not_there(self, backend: Backend) -> None:
-        asked: list[Callable[[], object]] = [
+        reads: list[Callable[[], object]] = [
             lambda: backend.manifest("docs/none.md"),
             lambda: list(backend.artifact(NOWHERE, 100)),
             lambda: backend.part(NOWHERE, 0, 8),
             lambda: list(backend.calibration(NOWHERE)),
         ]
-        for ask in asked:
+        for read in reads:
             with pytest.raises(NotThere):
-                ask()
+                read()
 
     def test_odd_names_are_found(self, show: Show, local: LocalStore) -> None:
         for name in ODD_NAMES:

@@ -35,9 +35,9 @@ def run(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_line_imports_nothing_heavy() -> None:
     code = "import sys, kvtool.cli; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "kvtool.commands.ask" in found.stdout.split()
-    assert not HEAVY & set(found.stdout.split())
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "kvtool.commands.ask" in process.stdout.split()
+    assert not HEAVY & set(process.stdout.split())
 
 
 @pytest.mark.parametrize("command", ["--help", "ls", "ls --json", "rm c.txt", "gc"])
@@ -117,10 +117,10 @@ def test_interrupted_and_run_again(corpus: Path, tiny_dir: Path, tiny: kvtool.Mo
         while not list(corpus.glob("kv-store/manifests/**/*.json")) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1].startswith("interrupted; what was finished is stored")
-    assert "Traceback" not in said
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("interrupted; what was finished is stored")
+    assert "Traceback" not in errors
     store = LocalStore("kv-store")
     done = len(store)
     assert 0 < done < 102

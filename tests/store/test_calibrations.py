@@ -230,10 +230,10 @@ def test_a_broken_calibration_does_not_make_artifacts_broken(
         LocalStore(store.root).read("c.txt", "centred")
     result = CliRunner().invoke(app, ["verify", "--json", "--remove", "--store", str(store.root)])
     assert result.exit_code == GATE
-    found = json.loads(result.stdout)
-    assert found["removed"] == [calibration.digest]
-    assert calibration.digest in found["broken"]
-    assert len(found["broken"]) == 4
+    report = json.loads(result.stdout)
+    assert report["removed"] == [calibration.digest]
+    assert calibration.digest in report["broken"]
+    assert len(report["broken"]) == 4
     assert not path.exists()
     assert sorted((store.root / "artifacts").rglob("*.safetensors")) == artifacts
     assert (

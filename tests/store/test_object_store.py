@@ -142,7 +142,7 @@ def test_how_long_fetching_takes_is_measured(bucket: Objects) -> None:
 # What is wrong
 
 
-@pytest.mark.parametrize(("change", "says"), [(b"x", "more than the"), (None, "is not there")])
+@pytest.mark.parametrize(("change", "says"), [(b"x", "more than the"), (None, "is missing")])
 def test_an_artifact_that_is_too_large_or_missing(
     bucket: Objects, store: Store, change: bytes | None, says: str
 ) -> None:

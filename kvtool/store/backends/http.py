@@ -120,7 +120,7 @@ def _refusal(url: str, error: HTTPError) -> StoreError:
     with suppress(OSError, HTTPException, ValueError, KeyError, TypeError):
         message = str(json.loads(error.read(64 * limits.KIB))["error"]["message"])[:300]
     if error.code == 404:
-        return NotThere(url, f"is not there ({message})")
+        return NotThere(url, f"is missing ({message})")
     return StoreError(url, f"answered {error.code} ({message})")
 
 

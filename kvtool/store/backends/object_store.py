@@ -32,7 +32,7 @@ SCHEMES = {
     "gs": _GOOGLE,
     **dict.fromkeys(("az", "azure", "adl", "abfs", "abfss"), _AZURE),
 }
-"""What a URL begins with, and the variables that mostly say where that is and who asks.
+"""Schemes of URLs, and the environment variables that mostly give endpoint and credentials.
 
 docs/how-to/share-a-store.md lists more of them.
 """
@@ -50,7 +50,7 @@ _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 
 
 class ObjectStoreBackend(FileBackend):
-    """``url`` is ``s3://BUCKET/PREFIX``, or with another of ``SCHEMES``; the store's files lie below it.
+    """``url`` is ``s3://BUCKET/PREFIX``, or with another of ``SCHEMES``; the store's files are below it.
 
     Raises ``UsageError`` for another URL, ``ModelError`` without obstore.
     """
@@ -117,7 +117,7 @@ class ObjectStoreBackend(FileBackend):
 
     def _error(self, where: str, status: str | None) -> StoreError:
         if status == "404":
-            return NotThere(where, "is not there")
+            return NotThere(where, "is missing")
         if status in ("401", "403"):
             remedy = f"check that {self._variables} are those of one who may list and read it"
             return StoreError(where, f"may not be read ({status})", remedy)

@@ -1,6 +1,6 @@
 """The catalog of a store in a directory: its manifests, the names of its artifacts, and the locks of those who write.
 
-Readers need no lock. Writers share one, so that what a killed writer left is told apart from what a living one is writing.
+Readers need no lock. Writers share one, which tells the files of killed writers from those of living ones.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class LocalCatalog(Catalog):
         return self.artifact_path(variant.artifact)
 
     def artifact_path(self, digest: str) -> Path:
-        """Where the artifact of that digest is stored, if it is there."""
+        """The artifact's file, whether or not it exists."""
         return self.root / artifact_file(digest)
 
     # Writing

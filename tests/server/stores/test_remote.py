@@ -132,7 +132,7 @@ def test_what_was_changed_is_not_kept(
 def test_one_that_the_server_lost_is_said_so(url: str, documents: LocalStore) -> None:
     path = documents.open("docs/a.txt").path
     path.unlink()
-    with pytest.raises(StoreError, match=rf"{url}/v1/artifacts/{path.stem}: is not there"):
+    with pytest.raises(StoreError, match=rf"{url}/v1/artifacts/{path.stem}: is missing"):
         kvtool.Store(url).read("docs/a.txt")
 
 
