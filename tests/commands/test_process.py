@@ -55,10 +55,8 @@ def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
     assert (usage.returncode, usage.stdout) == (2, "")
     failed = run("show", "x", cwd=tmp_path)
     assert (failed.returncode, failed.stdout) == (1, "")
-    assert (
-        failed.stderr
-        == "error: x: is not in the store kv-store; the store is empty: run kvtool prefill first\n"
-    )
+    missing = "x: is not in the store kv-store; the store is empty: run kvtool prefill first"
+    assert failed.stderr == f"error: {missing}\n"
 
 
 def test_a_reader_that_goes_away_is_no_traceback(store: LocalStore) -> None:
