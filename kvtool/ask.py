@@ -45,7 +45,7 @@ class Answer:
     seconds: float
 
     def to_json(self, uncached: Answer | None = None) -> dict[str, Any]:
-        """What ``kvtool ask --json`` prints. ``uncached`` is the same question without caches, if it was asked."""
+        """The value that ``kvtool ask --json`` prints. ``uncached`` is the same question without caches, if it was asked."""
         full = uncached if self.cached else self
         return {
             "documents": list(self.documents),
@@ -110,9 +110,7 @@ def ask(
     return Answer(
         text=model.tokenizer.decode(tokens, skip_special_tokens=True),
         token_ids=tuple(tokens),
-        documents=tuple(
-            part if isinstance(part, str) else part.name for part in parts if not isinstance(part, Text)
-        ),
+        documents=tuple(p if isinstance(p, str) else p.name for p in parts if not isinstance(p, Text)),
         variants=layout.variants,
         policy=options.policy,
         cached=cached,
@@ -144,14 +142,13 @@ class Answers:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """What ``kvtool ask --json`` prints for several questions."""
+        """The value that ``kvtool ask --json`` prints for several questions."""
         return {
             "documents": list(self.documents),
             "variants": list(self.variants),
             "policy": self.policy,
             "answers": [
-                {"question": question, "answer": text}
-                for question, text in zip(self.questions, self.texts, strict=True)
+                {"question": q, "answer": a} for q, a in zip(self.questions, self.texts, strict=True)
             ],
             "cached_tokens": self.cached_tokens,
             "recomputed_tokens": self.recomputed_tokens,
@@ -205,14 +202,10 @@ def _prompts(questions: Sequence[str], layout: Layout, model: Model, store: Stor
     longest = max(map(len, prompts), default=0)
     length = len(layout.token_ids) + longest
     if length >= model.context:
-        raise UsageError(
-            ", ".join(layout.documents),
-            (
-                f"with a question of {longest} tokens it is {length} tokens long, {model.name} has a "
-                f"context of {model.context}"
-            ),
-            "ask a shorter question, or prefill with a smaller --segment-tokens",
-        )
+        sizes = f"with a question of {longest} tokens it is {length} tokens long"
+        reason = f"{sizes}, {model.name} has a context of {model.context}"
+        remedy = "ask a shorter question, or prefill with a smaller --segment-tokens"
+        raise UsageError(", ".join(layout.documents), reason, remedy)
     return prompts
 
 

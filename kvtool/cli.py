@@ -44,22 +44,10 @@ def kvtool(
     output.debug = debug
 
 
-for command in (
-    prefill,
-    calibrate,
-    compress,
-    ask,
-    eval,
-    serve_cache,
-    ls,
-    show,
-    verify,
-    rm,
-    gc,
-    pull,
-    recipes,
-    demo,
-):
+COMMANDS = prefill, calibrate, compress, ask, eval, serve_cache, ls, show, verify, rm, gc, pull, recipes, demo
+"""In the order of --help."""
+
+for command in COMMANDS:
     app.command(epilog=EXIT_CODES)(output.guarded(command.run, command.__name__.rpartition(".")[2]))
 
 

@@ -31,7 +31,7 @@ def user_file() -> Path:
 
 
 class Settings(BaseSettings):
-    """What a flag of several commands, or of ``kvtool prefill``, can set once for all calls.
+    """Values of flags of several commands, or of ``kvtool prefill``, that can be set once for all calls.
 
     A field's description is that of its flag.
     """
@@ -50,8 +50,7 @@ class Settings(BaseSettings):
         "s3://BUCKET/PREFIX.",
     )
     model: str = Field(
-        "embedded",
-        description="Use this model: a directory, a .gguf file or a hub id, owner/name@revision.",
+        "embedded", description="Use this model: a directory, a .gguf file or a hub id, owner/name@revision."
     )
     device: str = Field("auto", description="Run on this device: auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -119,14 +118,12 @@ def settings(**flags: Any) -> Settings:
             near = difflib.get_close_matches(field, Settings.model_fields, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(Settings.model_fields)}"
             raise UsageError(_file_with(field), f"unknown setting {field}", remedy) from error
-        raise UsageError(
-            f"setting {field} is {first.get('input')!r}",
-            first["msg"].lower(),
-            (
-                f"see the flag --{field.replace('_', '-')}, KVTOOL_{field.upper()}, kvtool.toml, "
-                f"[tool.kvtool] in pyproject.toml and {user_file()}"
-            ),
-        ) from error
+        remedy = (
+            f"see the flag --{field.replace('_', '-')}, KVTOOL_{field.upper()}, kvtool.toml, "
+            f"[tool.kvtool] in pyproject.toml and {user_file()}"
+        )
+        subject = f"setting {field} is {first.get('input')!r}"
+        raise UsageError(subject, first["msg"].lower(), remedy) from error
     except SettingsError as error:
         raise UsageError(error, 'expected JSON for a list in KVTOOL_*, such as ["*.md"]') from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""What a user did or has, as an error: a subject, a reason, a remedy and an exit code.
+"""Errors that a user can do something about: a subject, a reason, a remedy and an exit code.
 
 The code that raises knows the facts and gives them as fields. Sentences are made at the edges: the command line prints
 ``str(error)``, the server and its log choose what they show. Nothing takes a sentence apart.
@@ -28,8 +28,8 @@ class KvtoolError(Exception):
         self.subject, self.reason, self.remedy = subject, str(reason), remedy
 
     def __str__(self) -> str:
-        what = self.reason if self.subject is None else f"{self.subject}: {self.reason}"
-        return f"{what}; {self.remedy}" if self.remedy else what
+        text = self.reason if self.subject is None else f"{self.subject}: {self.reason}"
+        return f"{text}; {self.remedy}" if self.remedy else text
 
     def to_json(self) -> dict[str, str | None]:
         subject = None if self.subject is None else str(self.subject)
@@ -64,9 +64,3 @@ class MismatchError(KvtoolError):
 
 class StoreError(KvtoolError):
     """A store, or an entry of it, is missing, newer than this kvtool, or in the way."""
-
-
-class CheckFailed(KvtoolError):
-    """A check that was asked for did not pass."""
-
-    exit_code = GATE

@@ -73,7 +73,7 @@ CACHED_CONTENTS = 1000
 """Cached contents of one tenant."""
 
 CACHED_SECONDS = 30 * 24 * 3600.0
-"""How long cached contents may live, unless they are renewed."""
+"""Lifetime of cached contents, unless they are renewed."""
 
 REQUESTS_BYTES = 512 * MIB
 """The bodies of all requests that are arriving or being answered."""

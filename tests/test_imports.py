@@ -7,7 +7,6 @@ circle; never inside a function, but for commands and optional dependencies. Wha
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -169,11 +168,6 @@ def test_the_command_line_imports_nothing_heavy(tree: Tree) -> None:
         and not within(found.target, *LIGHT)
     ]
     assert not heavy
-
-
-def test_help_does_not_import_torch() -> None:
-    program = "import sys, kvtool.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 # What breaks them is noticed

@@ -23,22 +23,17 @@ def segment_identity(
     pipeline: Pipeline = RAW,
     made: Mapping[str, Any] | None = None,
 ) -> str:
-    """What a segment's artifact is, before it is made: model fingerprint, prefix digest, tokens, pipeline.
+    """A segment's identity, from model fingerprint, prefix digest, tokens and pipeline.
 
-    ``made`` says how, where it is not what a prefill of these tokens behind the prefix gives.
+    ``made`` says how, where it is not what a prefill of these tokens after the prefix gives.
     """
     return _digest(model, prefix, digest_token_ids(token_ids), pipeline, made)
 
 
 def compressed_identity(meta: Mapping[str, Any], pipeline: Pipeline) -> str:
     """The identity of what ``pipeline`` makes of the raw artifact whose header is ``meta``, before it is made."""
-    return _digest(
-        meta["model"]["fingerprint"],
-        meta["prefix"]["digest"],
-        meta["token_digest"],
-        pipeline,
-        meta.get("made"),
-    )
+    model, prefix = meta["model"]["fingerprint"], meta["prefix"]["digest"]
+    return _digest(model, prefix, meta["token_digest"], pipeline, meta.get("made"))
 
 
 def _digest(model: str, prefix: str, tokens: str, pipeline: Pipeline, made: Mapping[str, Any] | None) -> str:

@@ -40,13 +40,9 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
         if len(part.contents.groups) == 1:
             _fill(cache.layers, part.contents.groups[0], part)
             continue
-        with _reading() if part.is_raw else thread_pool() as pool:
+        with ThreadPoolExecutor(_READERS) if part.is_raw else thread_pool() as pool:
             list(pool.map(lambda group, part=part: _fill(cache.layers, group, part), part.contents.groups))
     return cache
-
-
-def _reading() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_READERS)
 
 
 def _fill(targets: Sequence[BufferedLayer], group: range, part: Artifact) -> None:
@@ -71,32 +67,23 @@ def refuse_mismatch(part: Artifact, model: Model) -> None:
         for field, value in model.identity.to_json().items()
         if made_by.get(field) != value
     ]
-    raise MismatchError(
-        part.path,
-        (
-            f"was made by another model: {'; '.join(differing or ['its fingerprint differs'])}. Load "
-            "the model it was made with, or prefill again with this one"
-        ),
-    )
+    difference = "; ".join(differing or ["its fingerprint differs"])
+    remedy = "Load the model it was made with, or prefill again with this one"
+    raise MismatchError(part.path, f"was made by another model: {difference}. {remedy}")
 
 
 def _refuse_gaps(parts: Sequence[Artifact]) -> None:
     if len({part.n_layers for part in parts}) > 1:
-        raise MismatchError(
-            parts[-1].path, f"has {parts[-1].n_layers} layers, its prefix {parts[0].n_layers}"
-        )
+        reason = f"has {parts[-1].n_layers} layers, its prefix {parts[0].n_layers}"
+        raise MismatchError(parts[-1].path, reason)
     tokens = 0
     before = digest_token_ids(())
     for part in parts:
-        if part.meta["prefix"]["digest"] != before or part.contents.start != tokens:
-            raise MismatchError(
-                part.path,
-                (
-                    f"was prefilled under another prefix ({part.meta['prefix']['tokens']} tokens, digest "
-                    f"{part.meta['prefix']['digest'][:12]}…) than the one before it"
-                ),
-                "prefill the document again",
-            )
+        prefix = part.meta["prefix"]
+        if prefix["digest"] != before or part.contents.start != tokens:
+            other = f"another prefix ({prefix['tokens']} tokens, digest {prefix['digest'][:12]}…)"
+            reason = f"was prefilled under {other} than the one before it"
+            raise MismatchError(part.path, reason, "prefill the document again")
         before = digest_token_ids(part.token_ids.tolist())
         tokens += len(part.token_ids)
 

@@ -1,4 +1,4 @@
-"""What codec stages need, measured over stored artifacts."""
+"""Inputs of codec stages, measured over stored artifacts."""
 
 from __future__ import annotations
 

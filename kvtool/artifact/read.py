@@ -2,8 +2,8 @@
 
 Any safetensors reader opens it. ``__metadata__`` holds one canonical JSON value under ``kvtool``. Each tensor's digest
 stands in it, and so does the digest of the whole, taken over the header without that one field; it names the file. A
-reader rebuilds the header from what it parsed and compares the bytes, so no bit of a file is unchecked. Tensors lie
-layer by layer.
+reader rebuilds the header from what it parsed and compares the bytes, so no bit of a file is unchecked. Tensors are
+stored layer by layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kvtool.codecs.calibration import NONE
 from kvtool.codecs.format import container
 from kvtool.codecs.format.container import DTYPES, Entry
 from kvtool.codecs.spec import TOKEN_IDS
-from kvtool.digest import canonical_json, digest, digest_token_ids, runs
+from kvtool.digest import canonical_json, digest, digest_token_ids
 from kvtool.errors import ArtifactError, BrokenFile
 
 FORMAT = 1
@@ -60,13 +60,12 @@ class Artifact:
         """
         try:
             with _reading(path):
-                found = replace(_open(cls, path, expected), calibrations=calibrations)
-            found._refuse_unplanned()
-            return found
+                artifact = replace(_open(cls, path, expected), calibrations=calibrations)
+            artifact._refuse_unplanned()
+            return artifact
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            raise _broken(
-                path, f"its header is not an artifact's ({type(error).__name__}: {str(error)[:200]})"
-            ) from error
+            cause = f"{type(error).__name__}: {str(error)[:200]}"
+            raise _broken(path, f"its header is not an artifact's ({cause})") from error
 
     @property
     def digest(self) -> str:
@@ -78,12 +77,12 @@ class Artifact:
 
     @property
     def is_exact(self) -> bool:
-        """Whether it is of what a prefill of its tokens behind its prefix gives, compressed or not."""
+        """Whether it is of what a prefill of its tokens after its prefix gives, compressed or not."""
         return "made" not in self.meta
 
     @property
     def scores(self) -> list[str]:
-        """Which of ``SCORES`` it has."""
+        """Those of ``SCORES`` that it has."""
         return list(self.meta.get("scores", []))
 
     def score(self, name: str) -> Tensor | None:
@@ -99,20 +98,18 @@ class Artifact:
         try:
             return Contents.from_metadata(self.meta, self.calibrations)
         except MissingCalibration as error:
-            raise ArtifactError(
-                self.path,
-                f"needs calibration {error.digest[:80]}, which the store does not hold",
-                (
-                    "copy it from the store that this was compressed in "
-                    f"(calibrations/{error.digest[:80]}.safetensors), or compress again with --replace"
-                ),
-            ) from error
+            digest = error.digest[:80]
+            remedy = (
+                f"copy it from the store that this was compressed in (calibrations/{digest}.safetensors), "
+                "or compress again with --replace"
+            )
+            reason = f"needs calibration {digest}, which the store does not hold"
+            raise ArtifactError(self.path, reason, remedy) from error
         except CodecError as error:
-            raise ArtifactError(
-                self.path,
-                str(error)[:300],
-                ("if a newer kvtool wrote it, upgrade, else run the same prefill or compress with --replace"),
-            ) from error
+            remedy = (
+                "if a newer kvtool wrote it, upgrade, else run the same prefill or compress with --replace"
+            )
+            raise ArtifactError(self.path, str(error)[:300], remedy) from error
 
     def _refuse_unplanned(self) -> None:
         """The header may claim no other tensors than geometry and pipeline call for: they decide what is allocated."""
@@ -127,21 +124,17 @@ class Artifact:
             raise _broken(self.path, f"it claims {self.n_layers} layers in {len(self.entries)} tensors")
         planned = {TOKEN_IDS: Array((geometry.n_tokens,), torch.int32)}
         sizes = {"layers": len(geometry.layers), "tokens": geometry.n_tokens}
-        planned |= {
-            tensor_name(name): Array(tuple(sizes[axis] for axis in SCORES[name]), DTYPE)
-            for name in self.scores
-        }
+        for name in self.scores:
+            planned[tensor_name(name)] = Array(tuple(sizes[axis] for axis in SCORES[name]), DTYPE)
         try:
             for group in self.contents.groups:
                 planned |= self.contents.arrays(group)
             stored = {name: entry for name, entry in self.entries.items() if name in planned}
-            if list(stored) != list(planned) or list(container.layout(stored).items()) != list(
-                self.entries.items()
-            ):
-                odd = min(
-                    planned.keys() ^ stored.keys() or self.entries.keys() ^ stored.keys(), default="order"
-                )
-                raise _broken(self.path, f"its tensors are not those it should have (first: {odd})")
+            placed = container.layout(stored)
+            if list(stored) != list(planned) or list(placed.items()) != list(self.entries.items()):
+                odd = planned.keys() ^ stored.keys() or self.entries.keys() ^ stored.keys()
+                first = min(odd, default="order")
+                raise _broken(self.path, f"its tensors are not those it should have (first: {first})")
             for name, (dtype, shape) in stored.items():
                 planned[name].check(f"tensor {name}", torch.empty(shape, dtype=dtype, device="meta"))
         except CodecError as error:
@@ -173,7 +166,7 @@ class Artifact:
         return self.decoded(group, self.stored(group), tokens)
 
     def stored(self, group: range) -> dict[str, Tensor]:
-        """What the file has of one of ``contents.groups``, checked."""
+        """Stored tensors of one of ``contents.groups``, checked."""
         return {name: self.read(name) for name in self.contents.arrays(group)}
 
     def decoded(
@@ -198,9 +191,8 @@ class Artifact:
         """Reads into ``out`` (of the entry's shape and dtype, on the CPU), a view of anything, and checks the digest."""
         dtype, shape = self.entries[name]
         if out.dtype != dtype or tuple(out.shape) != shape:
-            raise _broken(
-                self.path, f"tensor {name} is {dtype} {list(shape)}, not {out.dtype} {list(out.shape)}"
-            )
+            difference = f"{dtype} {list(shape)}, not {out.dtype} {list(out.shape)}"
+            raise _broken(self.path, f"tensor {name} is {difference}")
         self._read_pieces(name, runs(out))
 
     def _read_pieces(self, name: str, pieces: Iterable[memoryview]) -> None:
@@ -219,8 +211,8 @@ class Artifact:
         """Reads every byte, a few at a time. Raises ``ArtifactError`` for the first that is not what was written."""
         buffer = memoryview(bytearray(limits.MIB))
         for name in self.meta["tensors"]:
-            left = container.nbytes(self.entries[name])
-            self._read_pieces(name, (buffer[: left - at] for at in range(0, left, len(buffer))))
+            nbytes = container.nbytes(self.entries[name])
+            self._read_pieces(name, (buffer[: nbytes - at] for at in range(0, nbytes, len(buffer))))
         _ = self.token_ids
         padding = [name for name in self.entries if name not in self.meta["tensors"]]
         with _reading(self.path), self.path.open("rb") as file:
@@ -250,19 +242,11 @@ def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
     if type(meta["format"]) is not int or meta["format"] < 1:
         raise _broken(path, f"its format is {str(meta['format'])[:80]}")
     if meta["format"] > FORMAT:
-        raise ArtifactError(
-            path,
-            f"is an artifact of format {meta['format']}, this kvtool reads up to {FORMAT}",
-            "upgrade kvtool",
-        )
+        reason = f"is an artifact of format {meta['format']}, this kvtool reads up to {FORMAT}"
+        raise ArtifactError(path, reason, "upgrade kvtool")
     # What readers rely on: a header without it is none of ours, whatever its digest.
-    _ = (
-        meta["identity"],
-        meta["token_digest"],
-        meta["model"]["fingerprint"],
-        meta["prefix"]["digest"],
-        meta["source"],
-    )
+    _ = meta["identity"], meta["token_digest"], meta["source"]
+    _ = meta["model"]["fingerprint"], meta["prefix"]["digest"]
     if len(header) > limits.ARTIFACT_TENSORS:
         raise _broken(path, f"it claims {len(header)} tensors, more than {limits.ARTIFACT_TENSORS}")
     entries: dict[str, Entry] = {
@@ -282,6 +266,21 @@ def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
     return cls(path, meta, entries, offsets, size)
 
 
+def runs(tensor: Tensor) -> Iterator[memoryview]:
+    """The tensor's bytes in order, as views of its memory: one if it is contiguous, else one for each run.
+
+    A segment's keys are a slice of a longer buffer; hashing and writing them must not copy them first.
+    """
+    if tensor.numel() == 0:
+        return
+    if tensor.is_contiguous():
+        # numpy has no bfloat16, bytes have no type.
+        yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+    else:
+        for part in tensor:
+            yield from runs(part)
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
@@ -289,9 +288,8 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise ArtifactError(path, "no such artifact", "run the same prefill or compress again") from None
     except OSError as error:
-        raise ArtifactError(
-            path, f"cannot be read ({error.strerror})", "check the disk and its permissions"
-        ) from error
+        reason = f"cannot be read ({error.strerror})"
+        raise ArtifactError(path, reason, "check the disk and its permissions") from error
 
 
 def _fill(file: Any, view: memoryview) -> int:
@@ -306,9 +304,8 @@ class BrokenArtifact(BrokenFile):
 
 
 def _broken(path: Path, what: str) -> BrokenArtifact:
-    return BrokenArtifact(
-        path,
-        what,
+    remedy = (
         "nothing was loaded; kvtool verify --remove takes broken artifacts out, and the same prefill or compress makes "
-        "them again",
+        "them again"
     )
+    return BrokenArtifact(path, what, remedy)

@@ -1,4 +1,4 @@
-"""What an artifact may hold of each token beside its key and value: scores for blending, in 8 bits."""
+"""Scores of tokens that an artifact may hold beside keys and values: for blending, in 8 bits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCORES = {SPREAD: ("layers", "tokens"), NEED: ("tokens",)}
 layer. ``need``: how much a blend needs the token recomputed (``kvtool.blending.averaged``)."""
 
 DTYPE = torch.float8_e4m3fn
-"""How they are stored."""
+"""Stored dtype of scores."""
 
 
 def in_8_bits(scores: Tensor) -> Tensor:

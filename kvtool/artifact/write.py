@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import blake3
 import torch
 from torch import Tensor
 
@@ -16,12 +17,12 @@ from kvtool.artifact.identity import (
     made_entry,
     segment_identity,
 )
-from kvtool.artifact.read import FORMAT, Artifact, header_bytes
+from kvtool.artifact.read import FORMAT, Artifact, header_bytes, runs
 from kvtool.artifact.scores import in_8_bits, tensor_name
 from kvtool.codecs import KV, Contents, Inputs, Pipeline
 from kvtool.codecs.format import container
 from kvtool.codecs.spec import TOKEN_IDS
-from kvtool.digest import digest, digest_tensor, digest_token_ids, runs
+from kvtool.digest import digest, digest_token_ids
 
 if TYPE_CHECKING:
     from kvtool.model.chat_template import Prefix
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Content:
-    """What an artifact is written from: tensors in file order, and metadata without digests."""
+    """The content of an artifact: tensors in file order, and metadata without digests."""
 
     tensors: Mapping[str, Tensor]
     meta: Mapping[str, Any]
@@ -120,3 +121,11 @@ def serialize(content: Content) -> tuple[str, list[bytes | memoryview]]:
         else:
             chunks.append(bytes(container.nbytes(entry)))
     return whole, chunks
+
+
+def digest_tensor(tensor: Tensor) -> str:
+    """Digest of the tensor's bytes, in order, little-endian; not of its shape or dtype."""
+    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    for run in runs(tensor):
+        hasher.update(run)
+    return str(hasher.hexdigest())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,59 +23,45 @@ def _list_policies(wanted: bool) -> None:
     if wanted:
         from kvtool.blending.policies import DEFAULT, POLICIES
 
-        rows = [
-            (name, f"{policy.about} (default)" if name == DEFAULT else policy.about)
-            for name, policy in POLICIES.items()
-        ]
+        rows = [(name, policy.about) for name, policy in POLICIES.items()]
         for line in output.table(rows):
-            typer.echo(line)
+            typer.echo(f"{line} (default)" if line.split()[0] == DEFAULT else line)
         raise typer.Exit
 
 
 @with_settings(ModelFlags)
 def run(
     questions: Annotated[
-        list[str],
-        typer.Argument(metavar="QUESTION…", help="Answer this question or, together, these."),
+        list[str], typer.Argument(metavar="QUESTION…", help="Answer this question or, together, these.")
     ],
     doc: Annotated[
         list[str],
         typer.Option(
-            "--doc",
             metavar="NAME[@VARIANT]",
             help="Ask this document, by its name in the store; repeat it for several in one prompt, in any order.",
         ),
     ],
     variant: Annotated[
-        str, typer.Option("--variant", help="Load this variant: raw, or a compressed one by its name.")
+        str, typer.Option(help="Load this variant: raw, or a compressed one by its name.")
     ] = "raw",
     segment: Annotated[
-        Optional[int],
-        typer.Option("--segment", help="Take this segment of a long document (default: all, blended)."),
+        int | None, typer.Option(help="Take this segment of a long document (default: all, blended).")
     ] = None,
     recompute: Annotated[
-        Optional[float],
-        typer.Option(
-            "--recompute", help="Recompute this share of several documents' tokens, 0 to 1 (default: 0.15)."
-        ),
+        float | None,
+        typer.Option(help="Recompute this share of several documents' tokens, 0 to 1 (default: 0.15)."),
     ] = None,
     policy: Annotated[
-        Optional[str],
-        typer.Option("--policy", help="Choose the recomputed tokens by this policy; --policies lists them."),
+        str | None, typer.Option(help="Choose the recomputed tokens by this policy; --policies lists them.")
     ] = None,
     separator: Annotated[
-        Optional[str],
-        typer.Option("--separator", help="Put this text between documents (default: an empty line)."),
+        str | None, typer.Option(help="Put this text between documents (default: an empty line).")
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Answer in at most this many tokens.")
-    ] = 200,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Answer in at most this many tokens.")] = 200,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="Sample at this temperature; 0 is greedy.")
+        float, typer.Option(min=0.0, help="Sample at this temperature; 0 is greedy.")
     ] = 0.0,
-    seed: Annotated[
-        Optional[int], typer.Option("--seed", help="Make sampling repeatable, by this seed.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Make sampling repeatable, by this seed.")] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Prefill the documents now, without their caches.")
     ] = False,
@@ -83,10 +69,8 @@ def run(
         bool, typer.Option("--compare", help="Run without the cache afterwards too, and give both times.")
     ] = False,
     trace: Annotated[
-        Optional[Path],
-        typer.Option(
-            "--trace", help="Write a timeline of the work to this file, for Perfetto or chrome://tracing."
-        ),
+        Path | None,
+        typer.Option(help="Write a timeline of the work to this file, for Perfetto or chrome://tracing."),
     ] = None,
     policies: Annotated[
         bool,
@@ -111,19 +95,13 @@ def run(
 
     options = BlendOptions(**given(recompute=recompute, policy=policy))
     if recompute is not None and options.recompute != recompute:
-        raise UsageError(
-            f"--recompute {recompute:g}",
-            f"policy {options.policy!r} always has {options.recompute:g}",
-            "leave one of the two out",
-        )
+        reason = f"policy {options.policy!r} always has {options.recompute:g}"
+        raise UsageError(f"--recompute {recompute:g}", reason, "leave one of the two out")
     if trace is not None and no_cache:
         raise UsageError("--trace", "shows how caches are read", "leave it out with --no-cache")
     if len(questions) > 1 and (temperature or seed is not None or no_cache or compare):
-        raise UsageError(
-            f"{len(questions)} questions",
-            "are answered greedily, from the cache",
-            "ask one at a time with --temperature, --seed, --no-cache or --compare",
-        )
+        remedy = "ask one at a time with --temperature, --seed, --no-cache or --compare"
+        raise UsageError(f"{len(questions)} questions", "are answered greedily, from the cache", remedy)
     store = open_store(settings.store)
     documents = [chosen_document(store, name, segment) for name in doc]
     model = load_model(settings)
@@ -153,11 +131,8 @@ def run(
     if trace is not None:
         timeline.write(trace)
     other = once(cached=no_cache, max_tokens=1) if compare else None
-    output.emit(
-        answer.to_json(other),
-        render_uncached(answer, other) if no_cache else render(answer, other, model),
-        as_json,
-    )
+    lines = render_uncached(answer, other) if no_cache else render(answer, other, model)
+    output.emit(answer.to_json(other), lines, as_json)
 
 
 def render(answer: Answer, uncached: Answer | None, model: Model) -> output.Lines:

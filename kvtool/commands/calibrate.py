@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,23 +21,17 @@ if TYPE_CHECKING:
 def run(
     names: DocumentNames = None,
     text: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
-            "--text",
             metavar="PATH",
             help="Take these files, folders or glob patterns instead of documents; repeatable.",
         ),
     ] = None,
     recipe: Annotated[
-        str,
-        typer.Option("--recipe", help="Calibrate this recipe; kvtool recipes says which take a calibration."),
+        str, typer.Option(help="Calibrate this recipe; kvtool recipes says which take a calibration.")
     ] = "klt",
-    tokens: Annotated[
-        int, typer.Option("--tokens", metavar="N", help="Take about this many tokens.")
-    ] = 16384,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Draw other parts of the documents for another seed.")
-    ] = 0,
+    tokens: Annotated[int, typer.Option(metavar="N", help="Take about this many tokens.")] = 16384,
+    seed: Annotated[int, typer.Option(help="Draw other parts of the documents for another seed.")] = 0,
     *,
     settings: Settings,
     as_json: AsJson = False,

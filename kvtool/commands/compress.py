@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,53 +29,41 @@ if TYPE_CHECKING:
 def run(
     names: DocumentNames = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", help="Compress with this recipe; kvtool recipes lists them.")
+        str, typer.Option(help="Compress with this recipe; kvtool recipes lists them.")
     ] = "klt",
     bits: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(
-            "--bits",
-            help="Spend this many bits per value: on codes or, for recipes with rate control, at most and in all.",
+            help="Spend this many bits per value: on codes or, for recipes with rate control, at most and in all."
         ),
     ] = None,
     ratio: Annotated[
-        Optional[float],
-        typer.Option(
-            "--ratio", metavar="R", help="Reach at least this ratio to 16 bits per value, all bytes counted."
-        ),
+        float | None,
+        typer.Option(metavar="R", help="Reach at least this ratio to 16 bits per value, all bytes counted."),
     ] = None,
     max_kl: Annotated[
-        Optional[float],
-        typer.Option(
-            "--max-kl", metavar="X", help="Keep the KL to the raw cache at or below X nats per token."
-        ),
+        float | None,
+        typer.Option(metavar="X", help="Keep the KL to the raw cache at or below X nats per token."),
     ] = None,
     preset: Annotated[
-        Optional[str],
-        typer.Option("--preset", help="Use this preset: near-lossless, balanced or small."),
+        str | None, typer.Option(help="Use this preset: near-lossless, balanced or small.")
     ] = None,
     keys: Annotated[
-        Optional[str],
-        typer.Option(
-            "--keys", metavar="SIDE", help="Compress keys differently: BITS, RECIPE or RECIPE:BITS."
-        ),
+        str | None,
+        typer.Option(metavar="SIDE", help="Compress keys differently: BITS, RECIPE or RECIPE:BITS."),
     ] = None,
     values: Annotated[
-        Optional[str],
-        typer.Option(
-            "--values", metavar="SIDE", help="Compress values differently: BITS, RECIPE or RECIPE:BITS."
-        ),
+        str | None,
+        typer.Option(metavar="SIDE", help="Compress values differently: BITS, RECIPE or RECIPE:BITS."),
     ] = None,
     recent: Annotated[
-        Optional[int],
-        typer.Option("--recent", metavar="N", help="Keep the last N tokens in 16 bits."),
+        int | None, typer.Option(metavar="N", help="Keep the last N tokens in 16 bits.")
     ] = None,
     sinks: Annotated[
-        Optional[int],
-        typer.Option("--sinks", metavar="N", help="Keep the first N tokens in 16 bits."),
+        int | None, typer.Option(metavar="N", help="Keep the first N tokens in 16 bits.")
     ] = None,
     parameters: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
@@ -83,21 +71,17 @@ def run(
         ),
     ] = None,
     calibration: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
-            "--calibration",
             metavar="DIGEST",
             help="Use this calibration of the store (default: the newest for the documents' model).",
         ),
     ] = None,
-    name: Annotated[
-        Optional[str], typer.Option("--name", help="Name the variant (default: as the recipe).")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name the variant (default: as the recipe).")] = None,
     source: Annotated[
         str,
         typer.Option(
-            "--source",
-            help="Compress this variant: raw, or averaged, which prefill --neighbours makes for blending.",
+            help="Compress this variant: raw, or averaged, which prefill --neighbours makes for blending."
         ),
     ] = "raw",
     *,
@@ -117,12 +101,8 @@ def run(
     from kvtool.store.open import open_store
 
     store = open_store(settings.store)
-    parameters_of_recipe = {
-        **given(
-            bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, preset=preset, recent=recent, sinks=sinks
-        ),
-        **_parse(parameters or []),
-    }
+    targets = given(bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, preset=preset)
+    settings_of_recipe = {**targets, **given(recent=recent, sinks=sinks), **_parse(parameters or [])}
     with output.Bars() as bars:
         report = compress(
             store,
@@ -141,7 +121,7 @@ def run(
             on_progress=lambda r: bars.show("compressing").update(
                 r.segments_done, r.segments_total, "segments"
             ),
-            **parameters_of_recipe,
+            **settings_of_recipe,
         )
     output.emit(report.to_json(), render(report, store), as_json)
     if report.setting:
@@ -165,9 +145,8 @@ def _parse(options: Sequence[str]) -> Mapping[str, int | float | str]:
     parsed = parameters_of(options, "--set", "--set group=64")
     for name, value in parsed.items():
         if name in signature(compress).parameters:
-            raise UsageError(
-                f"--set {name}={value}", f"{name} is no parameter of a recipe", "kvtool compress --help"
-            )
+            reason = f"{name} is no parameter of a recipe"
+            raise UsageError(f"--set {name}={value}", reason, "kvtool compress --help")
     return parsed
 
 
@@ -207,7 +186,7 @@ def _summary(report: Report) -> str:
 
 
 def _reached(report: Report) -> str:
-    """What rate control found, and how near that comes to the target."""
+    """The setting that rate control chose, and how near that comes to the target."""
     assert report.setting is not None
     assert report.target is not None
     setting = f"{report.setting.name}={report.setting.value:g}"

@@ -26,8 +26,8 @@ TOKENS_FROM_BOTH = 12
 
 
 def run(
-    question: Annotated[str, typer.Option("--question", help="Ask this.")] = QUESTION,
-    doc: Annotated[str, typer.Option("--doc", help="Ask this one of the sample documents.")] = DOCUMENT,
+    question: Annotated[str, typer.Option(help="Ask this.")] = QUESTION,
+    doc: Annotated[str, typer.Option(help="Ask this one of the sample documents.")] = DOCUMENT,
 ) -> int:
     """Prefill the sample documents with the embedded model, compress them, ask one and two of them, with both times."""
     # A folder of its own: documents are named by their path from the working directory.

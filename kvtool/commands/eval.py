@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,98 +33,77 @@ if TYPE_CHECKING:
 def run(
     names: DocumentNames = None,
     recipes: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
-            "--recipes",
             metavar="R1,R2,…",
             help="Compare these: RECIPE or RECIPE:PARAMETER=VALUE:…, separated by commas (default: the variants "
             "that the documents have).",
         ),
     ] = None,
     questions: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
-            "--questions",
             metavar="FILE",
             help='Ask the questions in this file of JSON lines: {"document": …, "question": …} or '
             '{"document": …, "turns": […]}.',
         ),
     ] = None,
     metrics: Annotated[
-        Optional[list[str]],
-        typer.Option("--metrics", help="Measure some of kl,retrieval,answers,times (default: all)."),
+        list[str] | None, typer.Option(help="Measure some of kl,retrieval,answers,times (default: all).")
     ] = None,
     documents: Annotated[
-        Optional[int],
-        typer.Option(
-            "--documents",
-            help="Measure on at most this many segments, drawn if there are more (default: 12).",
-        ),
+        int | None,
+        typer.Option(help="Measure on at most this many segments, drawn if there are more (default: 12)."),
     ] = None,
     context: Annotated[
-        Optional[int],
-        typer.Option("--context", help="Cache at most this many tokens of each (default: 2048)."),
+        int | None, typer.Option(help="Cache at most this many tokens of each (default: 2048).")
     ] = None,
     tokens: Annotated[
-        Optional[int],
-        typer.Option("--tokens", help="Predict this many tokens after the cached ones (default: 256)."),
+        int | None, typer.Option(help="Predict this many tokens after the cached ones (default: 256).")
     ] = None,
     lengths: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
-            "--lengths",
             metavar="N,N,…",
             help="Build haystacks of these lengths in tokens (default: those of 512,1024,2048 that are possible).",
         ),
     ] = None,
     haystacks: Annotated[
-        Optional[int],
-        typer.Option("--haystacks", help="Build this many haystacks of each kind and length (default: 2)."),
+        int | None, typer.Option(help="Build this many haystacks of each kind and length (default: 2).")
     ] = None,
     answer_tokens: Annotated[
-        Optional[int],
-        typer.Option("--answer-tokens", help="Compare this many tokens of each answer (default: 48)."),
+        int | None, typer.Option(help="Compare this many tokens of each answer (default: 48).")
     ] = None,
-    repeats: Annotated[
-        Optional[int], typer.Option("--repeats", help="Time this many rounds (default: 3).")
-    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Time this many rounds (default: 3).")] = None,
     seed: Annotated[
-        Optional[int], typer.Option("--seed", help="Draw segments and needles by this seed (default: 0).")
+        int | None, typer.Option(help="Draw segments and needles by this seed (default: 0).")
     ] = None,
     html: Annotated[
-        Optional[Path],
-        typer.Option("--html", metavar="FILE", help="Write the report to this file, as one page."),
+        Path | None, typer.Option(metavar="FILE", help="Write the report to this file, as one page.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --html.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Repeat what an earlier run has measured.")] = False,
-    max_kl: Annotated[
-        Optional[float], typer.Option("--max-kl", help="Fail if KL is above this, in nats per token.")
-    ] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Fail if KL is above this, in nats per token.")] = None,
     max_dnll: Annotated[
-        Optional[float], typer.Option("--max-dnll", help="Fail if dNLL is above this, in nats per token.")
+        float | None, typer.Option(help="Fail if dNLL is above this, in nats per token.")
     ] = None,
     min_top1: Annotated[
-        Optional[float],
-        typer.Option("--min-top1", help="Fail if a smaller share of next tokens is the same as raw's."),
+        float | None, typer.Option(help="Fail if a smaller share of next tokens is the same as raw's.")
     ] = None,
     min_retrieval: Annotated[
-        Optional[float],
-        typer.Option("--min-retrieval", help="Fail if a smaller share of raw's right answers is kept."),
+        float | None, typer.Option(help="Fail if a smaller share of raw's right answers is kept.")
     ] = None,
     min_answers: Annotated[
-        Optional[float], typer.Option("--min-answers", help="Fail if F1 to raw's answers is below this.")
+        float | None, typer.Option(help="Fail if F1 to raw's answers is below this.")
     ] = None,
     min_ratio: Annotated[
-        Optional[float],
-        typer.Option("--min-ratio", help="Fail if the compression ratio to 16 bits is below this."),
+        float | None, typer.Option(help="Fail if the compression ratio to 16 bits is below this.")
     ] = None,
     max_ratio_loss: Annotated[
-        Optional[float],
-        typer.Option("--max-ratio-loss", help="Fail if a larger share of --baseline's ratio is lost."),
+        float | None, typer.Option(help="Fail if a larger share of --baseline's ratio is lost.")
     ] = None,
     baseline: Annotated[
-        Optional[Path],
-        typer.Option("--baseline", metavar="FILE", help="Compare with what an earlier --json printed."),
+        Path | None, typer.Option(metavar="FILE", help="Compare with what an earlier --json printed.")
     ] = None,
     *,
     settings: Settings,
@@ -169,9 +148,8 @@ def run(
     if html is not None:
         _check_page(html, replace)
     model = load_model(settings)
-    planned = plan(
-        open_store(settings.store), names or None, model, _split(recipes), questions, scope, gate, fresh=fresh
-    )
+    store = open_store(settings.store)
+    planned = plan(store, names or None, model, _split(recipes), questions, scope, gate, fresh=fresh)
     for line in render_plan(planned):
         output.note(line)
     if dry_run:
@@ -203,13 +181,10 @@ def render_plan(plan: Plan) -> list[str]:
     from kvtool.report.text import printable
 
     kinds = [context.kind for context in plan.contexts]
-    parts = [
-        f"{kinds.count(kind)} {label}"
-        for kind, label in (("text", "segments"), ("needles", "haystacks"))
-        if kind in kinds
-    ]
+    labels = {"text": "segments", "needles": "haystacks"}
+    parts = [f"{kinds.count(kind)} {label}" for kind, label in labels.items() if kind in kinds]
     if plan.questions:
-        turns = sum(len(one.turns) for _, questions in plan.questions for one in questions)
+        turns = sum(len(question.turns) for _, questions in plan.questions for question in questions)
         parts.append(f"{turns} questions")
     summary = f"{len(plan.runner.candidates)} candidates, raw among them, on {', '.join(parts)}"
     return [summary, *map(printable, plan.notes)]
@@ -249,7 +224,6 @@ def _numbers(texts: Sequence[str] | None) -> tuple[int, ...] | None:
         return None
     for part in parts:
         if not (part.isascii() and part.isdigit()):
-            raise UsageError(
-                f"--lengths {part}", "is no number of tokens", "expected numbers as in 512,1024,2048"
-            )
+            expected = "expected numbers as in 512,1024,2048"
+            raise UsageError(f"--lengths {part}", "is no number of tokens", expected)
     return tuple(map(int, parts))

@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 DocumentNames = Annotated[
-    Optional[list[str]], typer.Argument(metavar="[NAME…]", help="Take these documents (default: all).")
+    list[str] | None, typer.Argument(metavar="[NAME…]", help="Take these documents (default: all).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 DryRun = Annotated[
@@ -32,11 +32,10 @@ class StoreFlags:
     """For a command that reads or changes a store. Each field is one of ``Settings``."""
 
     store: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
-            "--store",
             help="Use the store in this directory or, to read only, at a server's http://HOST:PORT or a bucket's "
-            "s3://BUCKET/PREFIX (default: kv-store).",
+            "s3://BUCKET/PREFIX (default: kv-store)."
         ),
     ]
 
@@ -45,35 +44,27 @@ class ModelFlags(StoreFlags):
     """For a command that runs a model too."""
 
     model: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
-            "--model",
-            help="Use this model: a directory, a .gguf file or a hub id, owner/name@revision (default: embedded).",
+            help="Use this model: a directory, a .gguf file or a hub id, owner/name@revision (default: embedded)."
         ),
     ]
     device: Annotated[
-        Optional[str],
-        typer.Option("--device", help="Run on this device: auto, cpu, cuda or cuda:N (default: auto)."),
+        str | None, typer.Option(help="Run on this device: auto, cpu, cuda or cuda:N (default: auto).")
     ]
     dtype: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
-            "--dtype",
-            help="Compute in this dtype: auto, float32, bfloat16 or float16 (default: auto, on a CPU float32).",
+            help="Compute in this dtype: auto, float32, bfloat16 or float16 (default: auto, on a CPU float32)."
         ),
     ]
     load_in: Annotated[
-        Optional[str],
-        typer.Option("--load-in", help="Load the weights in 4bit or 8bit, through bitsandbytes."),
+        str | None, typer.Option(help="Load the weights in 4bit or 8bit, through bitsandbytes.")
     ]
-    adapter: Annotated[
-        Optional[Path], typer.Option("--adapter", help="Apply the PEFT adapter in this directory.")
-    ]
+    adapter: Annotated[Path | None, typer.Option(help="Apply the PEFT adapter in this directory.")]
 
 
-def with_settings(
-    flags: type[StoreFlags],
-) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+def with_settings(flags: type[StoreFlags]) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Decorates a command: its parameter ``settings`` becomes one parameter for each of ``flags``.
 
     Called with these, in Python too, the command gets the ``Settings`` that they give over environment and files.
@@ -82,11 +73,11 @@ def with_settings(
 
     def decorate(command: Callable[..., Result]) -> Callable[..., Result]:
         @functools.wraps(command)
-        def run(*args: Any, **given: Any) -> Result:
+        def run(*args: Any, **kwargs: Any) -> Result:
             from kvtool.config import settings
 
-            chosen = settings(**{name: given.pop(name, None) for name in annotations})
-            return command(*args, settings=chosen, **given)
+            flags = {name: kwargs.pop(name, None) for name in annotations}
+            return command(*args, settings=settings(**flags), **kwargs)
 
         # Typer reads both. Commands import Settings for type checkers only, so its name is resolved to anything here.
         hints = get_type_hints(command, localns={"Settings": object}, include_extras=True)
@@ -110,13 +101,8 @@ def load_model(settings: Settings) -> Model:
     """The model that the settings name."""
     from kvtool.model.model import load_model as load
 
-    return load(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        load_in=settings.load_in,
-        adapter=settings.adapter,
-    )
+    s = settings
+    return load(s.model, device=s.device, dtype=s.dtype, load_in=s.load_in, adapter=s.adapter)
 
 
 def given(**flags: Any) -> dict[str, Any]:

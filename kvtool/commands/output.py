@@ -1,4 +1,4 @@
-"""What commands print: data on stdout, notes, progress and errors on stderr; and what they exit with."""
+"""Output of commands: data on stdout, notes, progress and errors on stderr; and their exit codes."""
 
 from __future__ import annotations
 
@@ -83,9 +83,8 @@ def guarded(function: Callable[..., int | None], name: str) -> Callable[..., Non
         except Exception as error:
             if debug:
                 raise
-            note(
-                f"kvtool: {type(error).__name__}: {error}. This is not expected; run with kvtool --debug for a traceback"
-            )
+            hint = "This is not expected; run with kvtool --debug for a traceback"
+            note(f"kvtool: {type(error).__name__}: {error}. {hint}")
             code = FAILED
         raise typer.Exit(code or DONE)
 
@@ -111,7 +110,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Bar:
-    """A progress bar on a terminal; elsewhere a line every ten seconds."""
+    """A progress bar on a terminal; otherwise a line every ten seconds."""
 
     EVERY = 10.0
 
@@ -124,12 +123,8 @@ class Bar:
         console = Console(stderr=True)
         self.bar: Progress | None = None
         if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-            )
+            label_column, rate_column = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+            columns = label_column, BarColumn(), rate_column, TimeRemainingColumn()
             self.bar = Progress(*columns, console=console, transient=True)
             self.task = self.bar.add_task(label, total=None, rate="")
 
@@ -149,9 +144,8 @@ class Bar:
             self.bar.update(self.task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
         elif now - self.last >= self.EVERY and 0 < done < total:
             self.last = now
-            note(
-                f"{self.label}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} a second, {(total - done) / rate:,.0f} s left"
-            )
+            pace = f"{rate:,.0f} a second, {(total - done) / rate:,.0f} s left"
+            note(f"{self.label}: {done:,.0f} of {total:,.0f} {unit}, {pace}")
 
 
 class Bars:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,61 +16,46 @@ if TYPE_CHECKING:
 
 
 class PrefillFlags(ModelFlags):
-    """Which documents are prefilled, after what, and how their tokens are divided into segments and passes."""
+    """Choice of documents, their prefix, and the division of their tokens into segments and passes."""
 
     system: Annotated[
-        Optional[str],
-        typer.Option(
-            "--system", help="Put this system prompt before each document, through the chat template."
-        ),
+        str | None,
+        typer.Option(help="Put this system prompt before each document, through the chat template."),
     ]
     prefix_file: Annotated[
-        Optional[Path],
-        typer.Option(
-            "--prefix-file", help="Put this file's text before each document, instead of the chat template."
-        ),
+        Path | None,
+        typer.Option(help="Put this file's text before each document, instead of the chat template."),
     ]
-    no_prefix: Annotated[
-        Optional[bool], typer.Option("--no-prefix", help="Put nothing before each document.")
-    ]
+    no_prefix: Annotated[bool | None, typer.Option("--no-prefix", help="Put nothing before each document.")]
     include: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            "--include", help="Take only documents whose names match, as in .gitignore; repeatable."
-        ),
+        list[str] | None,
+        typer.Option(help="Take only documents whose names match, as in .gitignore; repeatable."),
     ]
     exclude: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            "--exclude", help="Leave out documents whose names match, as in .gitignore; repeatable."
-        ),
+        list[str] | None,
+        typer.Option(help="Leave out documents whose names match, as in .gitignore; repeatable."),
     ]
     segment_tokens: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(
-            "--segment-tokens",
-            help="Split documents into segments of at most this many tokens (default: what the model's context allows).",
+            help="Split documents into segments of at most this many tokens (default: what the model's context allows)."
         ),
     ]
     step_tokens: Annotated[
-        Optional[int],
-        typer.Option(
-            "--step-tokens", help="Prefill a long document in passes of this many tokens (default: 1024)."
-        ),
+        int | None,
+        typer.Option(help="Prefill a long document in passes of this many tokens (default: 1024)."),
     ]
     pack_tokens: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(
-            "--pack-tokens",
-            help="Prefill short documents together, in passes of up to this many tokens (default: 512).",
+            help="Prefill short documents together, in passes of up to this many tokens (default: 512)."
         ),
     ]
     neighbours: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(
-            "--neighbours",
             help="Prefill each document after this many others too, and store the mean as variant averaged, for "
-            "blending; 4 works well (default: 0).",
+            "blending; 4 works well (default: 0)."
         ),
     ]
 
@@ -78,8 +63,7 @@ class PrefillFlags(ModelFlags):
 @with_settings(PrefillFlags)
 def run(
     paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH…", help="Prefill these files, folders or glob patterns."),
+        list[str], typer.Argument(metavar="PATH…", help="Prefill these files, folders or glob patterns.")
     ],
     *,
     settings: Settings,

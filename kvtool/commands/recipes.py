@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,9 +20,7 @@ LEGEND = "bits: nominal, per value; entropy coding takes fewer. kvtool recipes R
 
 
 def run(
-    name: Annotated[
-        Optional[str], typer.Argument(metavar="[RECIPE]", help="Show this recipe in full.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Show this recipe in full.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes with paper, needs and nominal bits, or show one with its parameters and its differences from the paper."""
@@ -34,10 +32,10 @@ def run(
         output.emit([to_json(each) for each in every], render_list(every), as_json)
         return
     try:
-        one = recipe(name)
+        chosen = recipe(name)
     except CodecError as error:
         raise UsageError(None, error) from error
-    output.emit(to_json(one), render(one), as_json)
+    output.emit(to_json(chosen), render(chosen), as_json)
 
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
@@ -55,24 +53,18 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def render_list(recipes: Sequence[Recipe]) -> output.Lines:
-    rows = [
-        (
-            recipe.name,
-            recipe.paper.split(" ")[0] or "–",
-            ", ".join(_needs(recipe)) or "–",
-            "–" if recipe.calibration else f"{recipe.nominal_bits():.2f}",
-            recipe.summary,
-        )
-        for recipe in recipes
-    ]
+    rows = []
+    for recipe in recipes:
+        paper, needs = recipe.paper.split(" ")[0] or "–", ", ".join(_needs(recipe)) or "–"
+        bits = "–" if recipe.calibration else f"{recipe.nominal_bits():.2f}"
+        rows.append((recipe.name, paper, needs, bits, recipe.summary))
     return output.Lines(output.table([HEADINGS, *rows]), [LEGEND])
 
 
 def render(recipe: Recipe) -> output.Lines:
     parameters = [f"  {name}={p.default}  {p.help}; {p.choices}" for name, p in recipe.parameters.items()]
-    return output.Lines(
-        [f"{recipe.name}: {recipe.summary}", "", inspect.getdoc(recipe.make) or "", "", *parameters]
-    )
+    about = [f"{recipe.name}: {recipe.summary}", "", inspect.getdoc(recipe.make) or "", ""]
+    return output.Lines([*about, *parameters])
 
 
 def _needs(recipe: Recipe) -> list[str]:

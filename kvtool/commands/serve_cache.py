@@ -7,7 +7,7 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,46 +26,42 @@ class Log(StrEnum):
 
 @with_settings(ModelFlags)
 def run(
-    host: Annotated[str, typer.Option("--host", help="Listen on this address.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Listen on this port; 0 is any that is free.")
+        int, typer.Option(min=0, max=65535, help="Listen on this port; 0 is any that is free.")
     ] = 8400,
     tokens: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
-            "--tokens",
             help="Answer only those in this file of lines NAME TOKEN, each over documents of their own, in "
-            "STORE/tenants/NAME. Needed for other addresses than loopback.",
+            "STORE/tenants/NAME. Needed for other addresses than loopback."
         ),
     ] = None,
     variant: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
-            "--variant",
             help="Load this variant of documents that a request names: raw, or a compressed one by its name "
-            "(default: the best by measured times).",
+            "(default: the best by measured times)."
         ),
     ] = None,
     max_load_seconds: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(
-            "--max-load-seconds",
             min=0,
             help="Load the finest variant that takes at most this many seconds, or prefill if that is in time.",
         ),
     ] = None,
     memory: Annotated[
-        float, typer.Option("--memory", min=1e-6, help="Keep at most this many GB of caches in memory.")
+        float, typer.Option(min=1e-6, help="Keep at most this many GB of caches in memory.")
     ] = 4.0,
     no_caches: Annotated[
         bool, typer.Option("--no-caches", help="Prefill every request in full, to compare with.")
     ] = False,
     log: Annotated[
-        Log, typer.Option("--log", help="Write a line for each request to stderr, in this format.")
+        Log, typer.Option(help="Write a line for each request to stderr, in this format.")
     ] = Log.plain,
     drain: Annotated[
-        float,
-        typer.Option("--drain", min=0, help="Give running answers this many seconds to finish at SIGTERM."),
+        float, typer.Option(min=0, help="Give running answers this many seconds to finish at SIGTERM.")
     ] = 30.0,
     *,
     settings: Settings,

@@ -40,17 +40,11 @@ def decode(data: bytes, name: str, declared: str | None = None) -> str:
             try:
                 return data[len(mark) :].decode(encoding)
             except UnicodeDecodeError as error:
-                raise DocumentError(
-                    name,
-                    (
-                        f"begins with the byte order mark of {encoding.upper()}, but byte "
-                        f"{len(mark) + error.start:,} is not {encoding.upper()}"
-                    ),
-                    "save it again as UTF-8",
-                ) from None
-    binary = DocumentError(
-        name, "is binary; expected text, Markdown, HTML or PDF", "convert it to text or leave it out"
-    )
+                label, byte = encoding.upper(), len(mark) + error.start
+                reason = f"begins with the byte order mark of {label}, but byte {byte:,} is not {label}"
+                raise DocumentError(name, reason, "save it again as UTF-8") from None
+    reason = "is binary; expected text, Markdown, HTML or PDF"
+    binary = DocumentError(name, reason, "convert it to text or leave it out")
     if b"\0" in data:
         raise binary
     for encoding in filter(None, (text_encoding(declared), "utf-8")):

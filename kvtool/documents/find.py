@@ -1,10 +1,10 @@
-"""Which files are documents: arguments, folders and glob patterns become named files."""
+"""Finds documents: arguments, folders and glob patterns become named files."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,82 +54,64 @@ def find(
     documents: dict[str, Path] = {}
     seen: set[str] = set()
     for argument in arguments:
-        for path, parent in _expand(os.fspath(argument), here, errors):
+        try:
+            files = _expand(os.fspath(argument), here, errors)
+        except DocumentError as error:
+            errors.append(error)
+            continue
+        for path, parent in files:
             name = path.relative_to(here if path.is_relative_to(here) else parent).as_posix()
             if (included and not included.match_file(name)) or excluded.match_file(name):
                 continue
             if (real := os.path.realpath(path)) in seen:
                 continue
             seen.add(real)
-            if error := _name_error(name, path, documents):
-                errors.append(error)
+            if problem := _name_error(name, path, documents):
+                errors.append(problem)
             else:
                 documents[name] = path
     return [Found(name, path) for name, path in documents.items()], errors
 
 
-def _expand(argument: str, cwd: Path, errors: list[DocumentError]) -> Iterator[tuple[Path, Path]]:
-    """The files of an argument, each with the folder that names it if it is outside `cwd`."""
+def _expand(argument: str, cwd: Path, errors: list[DocumentError]) -> list[tuple[Path, Path]]:
+    """The files of an argument, each with the folder that names it if it is outside `cwd`.
+
+    Raises ``DocumentError`` if it names none. Folders in it that cannot be read go to `errors`.
+    """
     if not argument or "\0" in argument:
-        errors.append(
-            DocumentError(f"{argument!r}", "is not a path", "expected a file, a folder or a pattern")
-        )
-        return
+        raise DocumentError(f"{argument!r}", "is not a path", "expected a file, a folder or a pattern")
     path = _absolute(argument, cwd)
     try:
         kind = special_kind(path.stat().st_mode)
     except OSError as error:
         if glob.has_magic(argument) and not os.path.lexists(path):
-            yield from _expand_glob(argument, cwd, errors)
-            return
-        errors.append(
-            DocumentError(
-                shown(argument),
-                (
-                    f"{(error.strerror or str(error)).lower()}; expected a file or folder, looked for from "
-                    f"{shown(cwd)}"
-                ),
-                "check the path",
-            )
-        )
-        return
+            return _expand_glob(argument, cwd, errors)
+        reason = (error.strerror or str(error)).lower()
+        expected = f"expected a file or folder, looked for from {shown(cwd)}"
+        raise DocumentError(shown(argument), f"{reason}; {expected}", "check the path") from None
     if kind is None:
-        yield path, path.parent
-    elif kind != "directory":
-        errors.append(
-            DocumentError(shown(argument), f"is a {kind}; expected a file or folder", "check the path")
-        )
-    elif os.path.lexists(path / STORE_MARKER):
-        errors.append(
-            DocumentError(
-                shown(argument), "is a kvtool store; expected documents", "name the folder they are in"
-            )
-        )
-    else:
-        yield from ((file, path.parent) for file in walk(path, cwd, errors))
+        return [(path, path.parent)]
+    if kind != "directory":
+        raise DocumentError(shown(argument), f"is a {kind}; expected a file or folder", "check the path")
+    if os.path.lexists(path / STORE_MARKER):
+        reason = "is a kvtool store; expected documents"
+        raise DocumentError(shown(argument), reason, "name the folder they are in")
+    return [(file, path.parent) for file in walk(path, cwd, errors)]
 
 
-def _expand_glob(argument: str, cwd: Path, errors: list[DocumentError]) -> Iterator[tuple[Path, Path]]:
+def _expand_glob(argument: str, cwd: Path, errors: list[DocumentError]) -> list[tuple[Path, Path]]:
     parts = Path(argument).parts
     plain = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     base = _absolute(os.path.join(*parts[:plain], ""), cwd) if plain else cwd  # noqa: PTH118
     matching = _patterns("glob", ["/" + "/".join(parts[plain:])])
-    found = False
-    for file in walk(base, cwd, errors) if os.path.lexists(base) else []:
-        if matching.match_file(file.relative_to(base).as_posix()):
-            found = True
-            yield file, base.parent
-    if not found:
-        errors.append(
-            DocumentError(
-                shown(argument),
-                (
-                    "matches no documents, leaving aside hidden and ignored files; expected at least one "
-                    f"below {shown(base)}"
-                ),
-                "check the pattern",
-            )
+    walked = walk(base, cwd, errors) if os.path.lexists(base) else []
+    files = [file for file in walked if matching.match_file(file.relative_to(base).as_posix())]
+    if not files:
+        reason = "matches no documents, leaving aside hidden and ignored files"
+        raise DocumentError(
+            shown(argument), f"{reason}; expected at least one below {shown(base)}", "check the pattern"
         )
+    return [(file, base.parent) for file in files]
 
 
 def _absolute(argument: str, cwd: Path) -> Path:
@@ -163,10 +145,7 @@ def _name_error(name: str, path: Path, documents: dict[str, Path]) -> DocumentEr
     if name in documents:
         return DocumentError(
             shown(path),
-            (
-                f"would be named {name!r}, as {shown(documents[name])} already is; expected one file for "
-                "each name"
-            ),
+            f"would be named {name!r}, as {shown(documents[name])} already is; expected one file for each name",
             "rename one, or work from a folder that holds both",
         )
     return None

@@ -23,7 +23,7 @@ CLOSED_BY = {
     **{name: {"td", "th", "tr", "p"} for name in ("tr", "tbody", "tfoot")},
     "option": {"option"},
 }
-"""Which open elements a start tag ends, of those whose end tag HTML lets an author leave out."""
+"""Open elements that a start tag ends, of those whose end tag HTML lets an author leave out."""
 
 
 class Soup(BeautifulSoup):
@@ -71,16 +71,9 @@ def html_text(markup: str, name: str) -> str:
             escape_underscores=False,
         ).convert_soup(soup)
     except RecursionError:
-        raise DocumentError(
-            name,
-            "its HTML elements are nested too deeply; expected a few hundred levels at most",
-            "save the page as text or Markdown instead",
-        ) from None
+        reason = "its HTML elements are nested too deeply; expected a few hundred levels at most"
+        raise DocumentError(name, reason, "save the page as text or Markdown instead") from None
     except ParserRejectedMarkup as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise DocumentError(
-            name,
-            f"is not HTML that can be read ({reason}); expected a web page",
-            "save it as text or Markdown instead",
-        ) from error
+        reason = f"is not HTML that can be read ({str(error).splitlines()[-1].strip()}); expected a web page"
+        raise DocumentError(name, reason, "save it as text or Markdown instead") from error
     return "\n\n".join(part for part in (title, body.strip()) if part)

@@ -18,9 +18,8 @@ def pdf_text(data: bytes, name: str) -> str:
     try:
         import pypdf
     except ImportError:
-        raise DocumentError(
-            name, "is a PDF, which needs pypdf to be read", "install it with: pip install 'kvtool[pdf]'"
-        ) from None
+        reason = "is a PDF, which needs pypdf to be read"
+        raise DocumentError(name, reason, "install it with: pip install 'kvtool[pdf]'") from None
     # It warns of every oddity that it mended, on stderr, without the file's name.
     logging.getLogger("pypdf").setLevel(logging.ERROR)
     pages: list[str] = []
@@ -34,27 +33,19 @@ def pdf_text(data: bytes, name: str) -> str:
             if size > limits.DOCUMENT_BYTES:
                 break
     except (pypdf.errors.FileNotDecryptedError, pypdf.errors.DependencyError):
-        raise DocumentError(
-            name, "is encrypted; expected a PDF that opens without a password", "save it without one"
-        ) from None
+        reason = "is encrypted; expected a PDF that opens without a password"
+        raise DocumentError(name, reason, "save it without one") from None
     except Exception as error:
         # pypdf documents that a broken file can raise anything: TypeError, KeyError, RecursionError.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DocumentError(
-            name, f"is broken ({reason[:200]}); expected a PDF", "open it in a viewer and save it again"
-        ) from error
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = f"is broken ({cause[:200]}); expected a PDF"
+        raise DocumentError(name, reason, "open it in a viewer and save it again") from error
     if size > limits.DOCUMENT_BYTES:
-        raise DocumentError(
-            name,
-            f"too large, more than {limits.DOCUMENT_BYTES:,} characters of text",
-            "split the PDF into smaller ones",
-        )
+        reason = f"too large, more than {limits.DOCUMENT_BYTES:,} characters of text"
+        raise DocumentError(name, reason, "split the PDF into smaller ones")
     if not size:
-        raise DocumentError(
-            name,
-            f"has no text in its {len(pages)} pages, probably scanned images; expected a PDF with text",
-            "run OCR on it (for example ocrmypdf) or leave it out",
-        )
+        reason = f"has no text in its {len(pages)} pages, probably scanned images; expected a PDF with text"
+        raise DocumentError(name, reason, "run OCR on it (for example ocrmypdf) or leave it out")
     # Fonts can map glyphs to halves of a surrogate pair, which no tokenizer takes.
     text = "\n\n".join(page for page in pages if page)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

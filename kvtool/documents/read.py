@@ -36,8 +36,8 @@ def read_text(path: Path) -> str:
     else:
         text = decode(data, name)
     if not text or text.isspace():
-        found = f"no text in its {len(data):,} bytes" if data else "it is empty (0 bytes)"
-        raise DocumentError(name, f"{found}; expected a document with text", "fill the file or leave it out")
+        reason = f"no text in its {len(data):,} bytes" if data else "it is empty (0 bytes)"
+        raise DocumentError(name, f"{reason}; expected a document with text", "fill the file or leave it out")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -59,25 +59,17 @@ def read_bytes(path: Path) -> bytes:
                 data = file.read(limit + 1)
             size = len(data)  # the file may have grown since, and some report no size at all
     except FileNotFoundError:
-        raise DocumentError(
-            name, "no such file, or it has vanished; expected a file", "check the path"
-        ) from None
+        reason = "no such file, or it has vanished; expected a file"
+        raise DocumentError(name, reason, "check the path") from None
     except PermissionError:
-        raise DocumentError(
-            name, "permission denied; expected a file you may read", "change its permissions or leave it out"
-        ) from None
+        reason = "permission denied; expected a file you may read"
+        raise DocumentError(name, reason, "change its permissions or leave it out") from None
     except OSError as error:
-        raise DocumentError(
-            name,
-            f"cannot be read ({error.strerror or error}); expected a readable file",
-            "check the path and the disk",
-        ) from error
+        reason = f"cannot be read ({error.strerror or error}); expected a readable file"
+        raise DocumentError(name, reason, "check the path and the disk") from error
     if size > limit:
-        raise DocumentError(
-            name,
-            f"too large, {size:,} bytes or more; expected at most {limit:,}",
-            "split it into smaller files",
-        )
+        reason = f"too large, {size:,} bytes or more; expected at most {limit:,}"
+        raise DocumentError(name, reason, "split it into smaller files")
     return data
 
 

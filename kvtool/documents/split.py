@@ -66,7 +66,7 @@ def split(text: str, *, count_tokens: Callable[[str], int], limit: int) -> list[
 
 
 def _boundaries(text: str, count: Callable[[str], int], limit: int) -> list[int]:
-    """Where the pieces that semchunk finds end, white space counted to the piece before it."""
+    """Ends of the pieces that semchunk finds, white space counted to the piece before it."""
     # semchunk drops the white space between its chunks, which is put back here: a little room is kept for it.
     room = limit - min(8, limit // 8)
     try:

@@ -106,13 +106,8 @@ def walk(top: Path, cwd: Path, errors: list[DocumentError]) -> list[Path]:
             with os.scandir(folder) as listing:
                 entries = list(listing)
         except OSError as error:
-            errors.append(
-                DocumentError(
-                    shown(folder),
-                    f"cannot be listed ({error.strerror or error}); expected one you may read",
-                    "change its permissions or leave it out",
-                )
-            )
+            reason = f"cannot be listed ({error.strerror or error}); expected one you may read"
+            errors.append(DocumentError(shown(folder), reason, "change its permissions or leave it out"))
             continue
         if any(entry.name == STORE_MARKER for entry in entries):
             continue
@@ -129,11 +124,6 @@ def walk(top: Path, cwd: Path, errors: list[DocumentError]) -> list[Path]:
                     if stat.S_ISREG(entry.stat().st_mode):
                         files.append(path)
                 except OSError as error:
-                    errors.append(
-                        DocumentError(
-                            shown(path),
-                            f"cannot be opened ({error.strerror or error}); expected a file or a link to one",
-                            "mend the link or delete it",
-                        )
-                    )
+                    reason = f"cannot be opened ({error.strerror or error}); expected a file or a link to one"
+                    errors.append(DocumentError(shown(path), reason, "mend the link or delete it"))
     return sorted(files)

@@ -48,12 +48,8 @@ def plan_document(name: str, text: str, model: Model, prefix: Prefix, limit: int
     for part in cut:
         if ids := array("q", document_tokens(model, part.text)):
             identity = segment_identity(model.fingerprint, prefix.digest, ids)
-            source: dict[str, object] = {
-                "document": name,
-                "text": text_digest,
-                "start": part.start,
-                "end": part.end,
-            }
+            place = {"start": part.start, "end": part.end}
+            source: dict[str, object] = {"document": name, "text": text_digest, **place}
             pieces.append(Piece(ids, part.start, part.end, identity, source))
     if not pieces:
         raise DocumentError(name, "has no tokens", "nothing to prefill")

@@ -62,10 +62,8 @@ def prefill(
     store = writable(store)
     engine.windows(model)
     if step_tokens < 1 or pack_tokens < 0 or neighbours < 0:
-        raise UsageError(
-            f"step tokens {step_tokens}, pack tokens {pack_tokens} and neighbours {neighbours}",
-            "expected at least 1, 0 and 0",
-        )
+        values = f"step tokens {step_tokens}, pack tokens {pack_tokens} and neighbours {neighbours}"
+        raise UsageError(values, "expected at least 1, 0 and 0")
     prefix = prefix_of(model, system=system, text=prefix_text, none=no_prefix)
     limit = segment_limit(model, prefix, segment_tokens)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
@@ -115,13 +113,11 @@ def segment_limit(model: Model, prefix: Prefix, segment_tokens: int | None = Non
     most = model.context - len(prefix.token_ids)
     limit = most - min(1024, model.context // 8) if segment_tokens is None else segment_tokens
     if not 0 < limit < most:
-        raise UsageError(
-            f"segment tokens {limit}",
-            (
-                f"expected 1 to {most - 1}, what the context of {model.name} ({model.context}) leaves "
-                f"behind a prefix of {len(prefix.token_ids)} and before a question"
-            ),
+        room = (
+            f"the context of {model.name} ({model.context}) leaves after a prefix of {len(prefix.token_ids)}"
         )
+        expected = f"expected 1 to {most - 1}, what {room} and before a question"
+        raise UsageError(f"segment tokens {limit}", expected)
     return limit
 
 
@@ -179,8 +175,5 @@ def _refuse_replacing(plan: Plan, store: Store, model: Model, prefix: Prefix, re
         ("prefix", existing.prefix["digest"], prefix.digest),
     ):
         if old != new:
-            raise MismatchError(
-                plan.name,
-                f"the store holds it for another {what} ({old[:12]}…, this one is {new[:12]}…)",
-                "use another --store, or --replace",
-            )
+            reason = f"the store holds it for another {what} ({old[:12]}…, this one is {new[:12]}…)"
+            raise MismatchError(plan.name, reason, "use another --store, or --replace")

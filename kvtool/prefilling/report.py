@@ -11,7 +11,7 @@ from kvtool.errors import KvtoolError
 
 @dataclass
 class Report:
-    """What a run has done so far. ``problems`` say which documents could not be prefilled, and why.
+    """Results of a run so far. ``problems`` say which documents could not be prefilled, and why.
 
     ``tokens`` are those that the model ran: whole passes, though some of their documents were in the store already.
     ``model_seconds`` is the part of ``seconds`` in which the model prefilled documents without others, ``model_tokens`` of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 
 from kvtool.artifact.identity import prefix_identity
 from kvtool.artifact.write import prefix_content, raw_content
@@ -43,7 +44,6 @@ class Run:
         self.known = store.known()
         self.missing = {plan.name: {p.identity for p in plan.pieces} - self.known.keys() for plan in plans}
         self.waiting: dict[str, list[Plan]] = {}
-        self._prefiller: Prefiller | None = None
         self._storing: Future[None] | None = None
 
     def run_all(self, pack_tokens: int) -> None:
@@ -109,33 +109,23 @@ class Run:
     def _document(self, plan: Plan, old: Document | None) -> Document:
         """The new entry. Variants of segments that ``old`` had too are kept."""
         variants = {s.identity: s.variants for s in old.segments} if old else {}
-        segments = tuple(
-            Segment(
-                p.identity,
-                len(p.token_ids),
-                p.start,
-                p.end,
-                {**variants.get(p.identity, {}), RAW: self.known[p.identity]},
-            )
-            for p in plan.pieces
-        )
-        return new_document(
-            plan.name, plan.text_digest, self.model, self.prefix, self.prefix_artifact, segments
-        )
+        segments = []
+        for piece in plan.pieces:
+            kept = {**variants.get(piece.identity, {}), RAW: self.known[piece.identity]}
+            segments.append(Segment(piece.identity, len(piece.token_ids), piece.start, piece.end, kept))
+        prefix, artifact = self.prefix, self.prefix_artifact
+        return new_document(plan.name, plan.text_digest, self.model, prefix, artifact, tuple(segments))
 
     def _put_prefix(self) -> Variant | None:
         if not self.prefix.token_ids:
             return None
         identity = prefix_identity(self.model, self.prefix)
         if identity not in self.known:
-            assert self.prefiller.prefix is not None
-            self.known[identity] = self.store.put(
-                prefix_content(self.prefiller.prefix, self.model, self.prefix)
-            )
+            kv = self.prefiller.prefix
+            assert kv is not None
+            self.known[identity] = self.store.put(prefix_content(kv, self.model, self.prefix))
         return self.known[identity]
 
-    @property
+    @cached_property
     def prefiller(self) -> Prefiller:
-        if self._prefiller is None:
-            self._prefiller = Prefiller(self.model, self.prefix.token_ids, step=self.step, run=self.run)
-        return self._prefiller
+        return Prefiller(self.model, self.prefix.token_ids, step=self.step, run=self.run)

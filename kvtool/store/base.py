@@ -1,18 +1,18 @@
-"""What every store can be asked for: documents by name, their artifacts, and caches loaded from these."""
+"""The contract of stores: documents by name, their artifacts, and caches loaded from these."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvtool.artifact.load import load_cache
 from kvtool.artifact.read import Artifact
-from kvtool.errors import StoreError, UsageError
-from kvtool.store.backends.backend import without_secrets
+from kvtool.errors import StoreError
+from kvtool.store.backends.open import unknown_scheme
 from kvtool.store.calibrations import Calibrations
-from kvtool.store.layout import address, artifact_file, manifest_file, scheme
+from kvtool.store.catalog.catalog import Catalog
+from kvtool.store.layout import artifact_file, scheme
 from kvtool.store.manifest import AVERAGED, RAW, Document, Variant
 
 if TYPE_CHECKING:
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from kvtool.model.model import Model
 
 
-class Store(Mapping[str, Document]):
+class Store(Catalog):
     """Documents by name, to be read. ``Store(address)`` opens the store there.
 
     A subclass names the schemes of the addresses that it opens: ``class S3Store(Store, schemes=["s3"])``, and "" for
-    directories. ``kvtool.store.open`` lists kvtool's own. Methods that raise ``NotImplementedError`` are for subclasses to
-    write. The class is not abstract, since type checkers would refuse ``Store(address)`` then.
+    directories. ``kvtool.store.open`` lists kvtool's own.
 
     Raises ``UsageError`` for an address that no class opens.
     """
@@ -44,24 +43,9 @@ class Store(Mapping[str, Document]):
     def __repr__(self) -> str:
         return f"Store({str(self)!r})"
 
-    def __getitem__(self, name: str) -> Document:
-        """The document's manifest. Raises ``DocumentMissing`` for a name that the store does not hold."""
-        raise NotImplementedError
-
-    def __iter__(self) -> Iterator[str]:
-        """The documents' names, in order."""
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
     @property
     def calibrations(self) -> Calibrations:
         """Those that are on this machine, by digest."""
-        raise NotImplementedError
-
-    def committed(self, name: str) -> float:
-        """When the document was last committed, in seconds since 1970."""
         raise NotImplementedError
 
     def holds(self, variant: Variant) -> bool:
@@ -84,10 +68,6 @@ class Store(Mapping[str, Document]):
         """Removes a broken artifact's file from this machine, so that it will be made or fetched again."""
         raise NotImplementedError
 
-    def check_name(self, name: str) -> None:
-        """Raises ``StoreError`` for what cannot be a document's name."""
-        manifest_file(name)
-
     def size(self, name: str, variant: str = RAW) -> int:
         """Bytes of the variant's files: every segment's artifact, whole."""
         document = self[name]
@@ -109,20 +89,10 @@ class Store(Mapping[str, Document]):
         return load_cache(self.parts(name, variant, segment), model)
 
     def parts(self, name: str, variant: str = RAW, segment: int = 0) -> list[Artifact]:
-        """What one segment's cache is loaded from: its prefix, if it has one, and itself."""
+        """The artifacts that one segment's cache is loaded from: its prefix, if it has one, and itself."""
         document = self[name]
         parts = [document.prefix_artifact] if document.prefix_artifact else []
         return [self.open_artifact(part) for part in (*parts, self._variant(document, segment, variant))]
-
-    def readable(self) -> list[Document]:
-        """All documents but those whose manifests are broken."""
-        documents = []
-        for name in self:
-            try:
-                documents.append(self[name])
-            except StoreError:
-                continue
-        return documents
 
     def known(self) -> dict[str, Variant]:
         """Identity → artifact, for all raw ones that readable manifests name and the store holds."""
@@ -139,44 +109,24 @@ class Store(Mapping[str, Document]):
 
     def _variant(self, document: Document, segment: int, variant: str) -> Variant:
         if not 0 <= segment < len(document.segments):
-            raise StoreError(
-                document.name, f"has no segment {segment}", f"it has {len(document.segments)}, counted from 0"
-            )
+            count = f"it has {len(document.segments)}, counted from 0"
+            raise StoreError(document.name, f"has no segment {segment}", count)
         variants = document.segments[segment].variants
         if variant not in variants:
             remedy = _how_to_make(document.name, variant)
             raise StoreError(document.name, f"has no variant {variant!r}, only {', '.join(variants)}", remedy)
         if not self.holds(variants[variant]):
-            raise StoreError(
-                document.name,
-                f"its artifact {self}/{artifact_file(variants[variant].artifact)} is missing",
-                "run the same prefill or compress again",
-            )
+            file = f"{self}/{artifact_file(variants[variant].artifact)}"
+            reason = f"its artifact {file} is missing"
+            raise StoreError(document.name, reason, "run the same prefill or compress again")
         return variants[variant]
-
-    def _missing(self, name: str) -> DocumentMissing:
-        names = list(self)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "kvtool ls shows what is there"
-        if not names:
-            hint = "the store is empty: run kvtool prefill first"
-        return DocumentMissing(name, f"is not in the store {self}", hint)
-
-
-class DocumentMissing(StoreError, KeyError):
-    """A name, the ``subject``, that the store does not hold."""
 
 
 def store_class(root: str | Path) -> type[Store]:
     """The class that opens stores at addresses like ``root``. Raises ``UsageError`` if there is none."""
-    try:
-        return Store._by_scheme[scheme(root)]
-    except KeyError:
-        raise UsageError(
-            f"store {without_secrets(address(root))}",
-            "expected http://HOST:PORT, s3://BUCKET/PREFIX, another of "
-            f"{', '.join(sorted(filter(None, Store._by_scheme)))}, or a directory",
-        ) from None
+    if scheme(root) not in Store._by_scheme:
+        raise unknown_scheme(root, Store._by_scheme)
+    return Store._by_scheme[scheme(root)]
 
 
 def _how_to_make(document: str, variant: str) -> str:

@@ -48,7 +48,7 @@ class Calibrations(Mapping[str, Calibration]):
             files.write_atomic(self.path_of(calibration.digest), [calibration.to_bytes()])
 
     def receive(self, digest: str, chunks: Iterable[bytes]) -> int:
-        """Keeps one that was made elsewhere; its bytes. Raises ``Refused`` unless it is the one of that digest."""
+        """Stores a remote one; returns its bytes. Raises ``Refused`` unless it is the one of that digest."""
         return receive(self.path_of(digest), digest, chunks, lambda path: _read(path, digest))
 
     def discard(self, digest: str) -> None:
@@ -60,8 +60,8 @@ class Calibrations(Mapping[str, Calibration]):
     def newest(self, method: str, model: str) -> Calibration | None:
         """The last one written of that method, for the model of that fingerprint."""
         by_age = sorted(self, key=lambda digest: (self.path_of(digest).stat().st_mtime_ns, digest))
-        found = (self[digest] for digest in reversed(by_age))
-        return next((one for one in found if (one.method, one.model) == (method, model)), None)
+        calibrations = (self[digest] for digest in reversed(by_age))
+        return next((c for c in calibrations if (c.method, c.model) == (method, model)), None)
 
 
 class BrokenCalibration(BrokenFile):
@@ -74,18 +74,14 @@ def _read(path: Path, expected: str) -> Calibration:
             raise ArtifactError(path, f"has {size} bytes, a calibration at most {limits.CALIBRATION_BYTES}")
         data = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(
-            path, f"cannot be read ({error.strerror})", "check the disk and its permissions"
-        ) from error
+        reason = f"cannot be read ({error.strerror})"
+        raise ArtifactError(path, reason, "check the disk and its permissions") from error
     if digest(data) != expected:
-        raise BrokenCalibration(
-            path,
-            "has changed since it was written (digest differs)",
-            (
-                "nothing was loaded; copy it again from where it came from, or let kvtool verify --remove take it out, "
-                "calibrate and compress again"
-            ),
+        remedy = (
+            "nothing was loaded; copy it again from where it came from, or let kvtool verify --remove take it out, "
+            "calibrate and compress again"
         )
+        raise BrokenCalibration(path, "has changed since it was written (digest differs)", remedy)
     try:
         return Calibration.from_bytes(data)
     except CodecError as error:

@@ -1,4 +1,4 @@
-"""Which file of a store is what: paths below its root, alike in a directory and in a bucket; and stores' addresses."""
+"""Paths of a store's files below its root, alike in a directory and in a bucket; and stores' addresses."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def address(root: str | Path) -> str:
 
 
 def scheme(root: str | Path) -> str:
-    """What ``root`` begins with, such as s3; "" for a directory."""
-    found = re.match(r"(\w{2,})://", address(root))
-    return found[1] if found else ""
+    """The scheme that ``root`` begins with, such as s3; "" for a directory."""
+    match = re.match(r"(\w{2,})://", address(root))
+    return match[1] if match else ""
 
 
 def artifact_file(digest: str) -> str:
@@ -48,14 +48,10 @@ def manifest_file(name: str) -> str:
     files = [_quoted(part).replace(".json", "%2Ejson") for part in parts[:-1]]
     files.append(_quoted(parts[-1]) + ".json")
     if len(longest := max(files, key=lambda file: len(file.encode())).encode()) > _FILE_NAME_BYTES:
-        raise StoreError(
-            name,
-            (
-                f"cannot be stored: its manifest would have a name of {len(longest)} bytes, file systems "
-                f"take {_FILE_NAME_BYTES}"
-            ),
-            "rename the document",
+        length = (
+            f"its manifest would have a name of {len(longest)} bytes, file systems take {_FILE_NAME_BYTES}"
         )
+        raise StoreError(name, f"cannot be stored: {length}", "rename the document")
     return "/".join([MANIFESTS, *files])
 
 
@@ -67,15 +63,13 @@ def document_name(file: str) -> str:
 def check_format(marker: bytes, where: str) -> None:
     """Raises ``StoreError``, naming ``where``, unless it is a store's marker, of a known format."""
     try:
-        found: Any = json.loads(marker)["format"]
+        version: Any = json.loads(marker)["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(
-            where, f"cannot be read ({error})", f'it should say {{"format":{FORMAT}}}'
-        ) from error
-    if not isinstance(found, int) or found > FORMAT:
-        raise StoreError(
-            where, f"is a store of format {found}, this kvtool reads up to {FORMAT}", "upgrade kvtool"
-        )
+        remedy = f'it should say {{"format":{FORMAT}}}'
+        raise StoreError(where, f"cannot be read ({error})", remedy) from error
+    if not isinstance(version, int) or version > FORMAT:
+        reason = f"is a store of format {version}, this kvtool reads up to {FORMAT}"
+        raise StoreError(where, reason, "upgrade kvtool")
 
 
 def _quoted(part: str) -> str:

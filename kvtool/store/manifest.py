@@ -110,11 +110,8 @@ class Document:
         try:
             body = json.loads(data)
             if body["format"] > FORMAT:
-                raise StoreError(
-                    where,
-                    f"is a manifest of format {body['format']}, this kvtool reads up to {FORMAT}",
-                    "upgrade kvtool",
-                )
+                reason = f"is a manifest of format {body['format']}, this kvtool reads up to {FORMAT}"
+                raise StoreError(where, reason, "upgrade kvtool")
             prefix = body["prefix_artifact"]
             # What readers rely on, whatever the digest.
             _ = body["model"]["name"], body["model"]["fingerprint"]
@@ -125,16 +122,7 @@ class Document:
                 model=body["model"],
                 prefix=body["prefix"],
                 prefix_artifact=prefix and _variant(prefix),
-                segments=tuple(
-                    Segment(
-                        s["identity"],
-                        int(s["tokens"]),
-                        int(s["start"]),
-                        int(s["end"]),
-                        {name: _variant(v) for name, v in s["variants"].items()},
-                    )
-                    for s in body["segments"]
-                ),
+                segments=tuple(map(_segment, body["segments"])),
             )
             if not document.segments:
                 raise ValueError("no segments")
@@ -143,6 +131,12 @@ class Document:
             return replace(document, segments=tuple(map(_with_todays_names, document.segments)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(where, f"is not a manifest ({type(error).__name__}: {error})", remedy) from error
+
+
+def _segment(body: Mapping[str, Any]) -> Segment:
+    start, end, n_tokens = int(body["start"]), int(body["end"]), int(body["tokens"])
+    variants = {name: _variant(entry) for name, entry in body["variants"].items()}
+    return Segment(body["identity"], n_tokens, start, end, variants)
 
 
 def _with_todays_names(segment: Segment) -> Segment:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvtool.errors import KvtoolError, StoreError, UsageError
 from kvtool.store.backends.backend import Unreachable
-from kvtool.store.base import DocumentMissing, Store
+from kvtool.store.base import Store
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
@@ -19,7 +19,7 @@ from kvtool.system.files import DiskFull
 
 @dataclass
 class Report:
-    """``nbytes`` of artifacts have come, of ``nbytes_total`` that were not there; calibrations are not counted."""
+    """``nbytes`` of artifacts have come, of ``nbytes_total`` that were missing; calibrations are not counted."""
 
     pulled: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -57,9 +57,8 @@ def pull(
     cannot be asked what it has.
     """
     if not isinstance(source, RemoteStore):
-        raise UsageError(
-            source, "is not a server or a bucket", "expected http://HOST:PORT or s3://BUCKET/PREFIX"
-        )
+        expected = "expected http://HOST:PORT or s3://BUCKET/PREFIX"
+        raise UsageError(source, "is not a server or a bucket", expected)
     if not isinstance(store, LocalStore):
         raise UsageError(store, "is read only", "name a directory with --store")
     report = Report(dry_run=dry_run)
@@ -68,13 +67,13 @@ def pull(
     for name in dict.fromkeys(source if names is None else names):
         try:
             document = _only(source[name], variant)
-            there = _there(store, name, replace)
-            result = _merged(there, document, replace, store)
+            old = _existing(store, name, replace)
+            result = _merged(old, document, replace, store)
         except KvtoolError as error:
             report.problems.append(error)
             continue
         absent = {part.artifact: part for part in document.artifacts if not store.holds(part)}
-        if result == there and not absent:
+        if result == old and not absent:
             report.unchanged.append(name)
         else:
             wanted[name], missing[name] = document, absent
@@ -95,7 +94,7 @@ def pull(
                     if not store.holds(part):
                         source.fetch(part, store, came)
                 with store.changing():
-                    store.commit(_merged(_there(store, name, replace), document, replace, store))
+                    store.commit(_merged(_existing(store, name, replace), document, replace, store))
                 report.pulled.append(name)
             except (Unreachable, DiskFull) as error:
                 report.problems.append(error)
@@ -109,50 +108,44 @@ def _only(document: Document, variant: str | None) -> Document:
     if variant is None:
         return document
     if variant not in document.variants:
-        raise StoreError(
-            document.name, f"has no variant {variant!r} there, only {', '.join(document.variants)}"
-        )
-    segments = [dataclasses.replace(s, variants={variant: s.variants[variant]}) for s in document.segments]
-    return dataclasses.replace(document, segments=tuple(segments))
+        reason = f"has no variant {variant!r} there, only {', '.join(document.variants)}"
+        raise StoreError(document.name, reason)
+    segments = (replace(s, variants={variant: s.variants[variant]}) for s in document.segments)
+    return replace(document, segments=tuple(segments))
 
 
-def _there(store: LocalStore, name: str, replace: bool) -> Document | None:
+def _existing(store: LocalStore, name: str, overwrite: bool) -> Document | None:
     try:
         return store[name]
     except DocumentMissing:
         return None
     except StoreError:
-        if replace:
+        if overwrite:
             return None
         raise
 
 
-def _merged(there: Document | None, new: Document, replace: bool, store: LocalStore) -> Document:
-    """``there`` with the variants of ``new``."""
-    if there is None:
+def _merged(old: Document | None, new: Document, overwrite: bool, store: LocalStore) -> Document:
+    """``old`` with the variants of ``new``, or ``new`` if it is another document and may ``overwrite`` the old one."""
+    if old is None:
         return new
-    is_same = _bare(there) == _bare(new)
+    is_same = _without_variants(old) == _without_variants(new)
     differing = [
         name
-        for ours, theirs in zip(there.segments, new.segments, strict=False)
+        for ours, theirs in zip(old.segments, new.segments, strict=False)
         for name, variant in theirs.variants.items()
         if ours.variants.get(name, variant).artifact != variant.artifact
     ]
-    if not replace and (differing or not is_same):
-        what = f"its variant {differing[0]}" if is_same else "its text, model or prefix"
-        raise StoreError(
-            new.name, f"{what} is another in {store} than where it comes from", "--replace takes that one"
-        )
+    if not overwrite and (differing or not is_same):
+        part = f"its variant {differing[0]}" if is_same else "its text, model or prefix"
+        reason = f"{part} is another in {store} than where it comes from"
+        raise StoreError(new.name, reason, "--replace takes that one")
     if not is_same:
         return new
-    segments = [
-        dataclasses.replace(ours, variants={**ours.variants, **theirs.variants})
-        for ours, theirs in zip(there.segments, new.segments, strict=True)
-    ]
-    return dataclasses.replace(there, segments=tuple(segments))
+    pairs = zip(old.segments, new.segments, strict=True)
+    segments = (replace(ours, variants={**ours.variants, **theirs.variants}) for ours, theirs in pairs)
+    return replace(old, segments=tuple(segments))
 
 
-def _bare(document: Document) -> Document:
-    return dataclasses.replace(
-        document, segments=tuple(dataclasses.replace(s, variants={}) for s in document.segments)
-    )
+def _without_variants(document: Document) -> Document:
+    return replace(document, segments=tuple(replace(s, variants={}) for s in document.segments))

@@ -1,7 +1,7 @@
 """The documents of a server, a bucket or another place, read through a local store that is their cache.
 
-An artifact is fetched when it is first read, checked to the byte, and not asked for again. Manifests may change, and are
-followed (``manifest_cache``). Each place has a cache of its own in the cache directory.
+An artifact is fetched when it is first read, checked to the byte, and not asked for again. Manifests may change, and
+``catalog/remote`` follows them. Each place has a cache of its own in the cache directory.
 """
 
 from __future__ import annotations
@@ -15,83 +15,37 @@ from typing import TYPE_CHECKING
 
 from kvtool.artifact.read import Artifact
 from kvtool.digest import is_digest
-from kvtool.errors import StoreError
 from kvtool.store.backends.backend import Backend, NotThere
-from kvtool.store.backends.directory import DirectoryBackend
-from kvtool.store.backends.http import HttpBackend
-from kvtool.store.backends.object_store import SCHEMES, ObjectStoreBackend
-from kvtool.store.base import DocumentMissing, Store
+from kvtool.store.backends.open import BACKENDS
+from kvtool.store.base import Store
 from kvtool.store.calibrations import Calibrations
-from kvtool.store.layout import address, scheme
+from kvtool.store.catalog.remote import RemoteCatalog
 from kvtool.store.local import LocalStore
-from kvtool.store.manifest import Document, Variant
-from kvtool.store.manifest_cache import ManifestCache
-from kvtool.system.cache_dir import cache_dir
+from kvtool.store.manifest import Variant
 from kvtool.system.throughput import LASTS, Rate
 
 if TYPE_CHECKING:
     from kvtool.codecs import Calibration
 
-BACKENDS: Mapping[str, Callable[[str], Backend]] = {
-    "http": HttpBackend,
-    "https": HttpBackend,
-    "file": DirectoryBackend,
-    **dict.fromkeys(SCHEMES, ObjectStoreBackend),
-}
-"""What opens an address, by its scheme."""
 
-
-class RemoteStore(Store, schemes=BACKENDS):
+class RemoteStore(RemoteCatalog, Store, schemes=BACKENDS):
     """The store at ``root``, an address of one of ``BACKENDS``, or what ``backend`` shows. Read only.
 
     Safe to use from any thread.
     """
 
     def __init__(self, root: str | Path, backend: Backend | None = None) -> None:
-        self.backend = backend or BACKENDS.get(scheme(root), HttpBackend)(address(root))
-        self.cache = LocalStore(cache_dir() / "servers" / self.backend.key)
-        self._manifests = ManifestCache(self.backend, self.cache)
+        super().__init__(root, backend)
+        self.cache: LocalStore = LocalStore(self.cache.root)
         self._fetching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._link = Rate(lasts=LASTS)
-
-    def __str__(self) -> str:
-        return self.backend.url
-
-    def __getitem__(self, name: str) -> Document:
-        self.check_name(name)
-        try:
-            return self._manifests.document(name)
-        except NotThere:
-            raise self._missing(name) from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._manifests.listed()))
-
-    def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
-        try:
-            self.check_name(name)
-        except StoreError:
-            return False
-        try:
-            self[name]
-        except DocumentMissing:
-            return False
-        return True
 
     @property
     def calibrations(self) -> Calibrations:
         return self.cache.calibrations
 
-    def committed(self, name: str) -> float:
-        listed = self._manifests.listed()
-        if name not in listed:
-            raise self._missing(name)
-        return listed[name].committed
-
     def holds(self, variant: Variant) -> bool:
-        """What a manifest names is there as far as is known: fetching it shows."""
+        """True: only fetching an artifact shows whether it is missing."""
         return True
 
     def open_artifact(self, variant: Variant) -> Artifact:
@@ -126,7 +80,7 @@ class RemoteStore(Store, schemes=BACKENDS):
     ) -> None:
         """Copies an artifact into a local store, with the calibrations that it names, and checks every byte.
 
-        ``on_bytes`` is told how many more have come.
+        ``on_bytes`` gets the number of bytes of each piece that has come.
         """
 
         def chunks() -> Iterator[bytes]:
@@ -136,9 +90,8 @@ class RemoteStore(Store, schemes=BACKENDS):
 
         started = time.monotonic()
         with into.writing():
-            nbytes = into.receive(
-                variant.artifact, chunks(), FetchedCalibrations(into.calibrations, self.backend)
-            )
+            calibrations = FetchedCalibrations(into.calibrations, self.backend)
+            nbytes = into.receive(variant.artifact, chunks(), calibrations)
         self._link.took(nbytes, time.monotonic() - started)
 
 

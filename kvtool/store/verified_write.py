@@ -1,4 +1,4 @@
-"""Files that come from elsewhere: kept only once they are known to be what they are called."""
+"""Files from remote places: kept only once their content is known to match their name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvtool.system import files
 
 
 class Refused(ArtifactError):
-    """What came is not what it was called. The message names the digest and no file: it may be told to who sent it."""
+    """Content that does not match its digest. The message names no file, since the sender may see it."""
 
 
 def receive(path: Path, digest: str, chunks: Iterable[bytes], check: Callable[[Path], object]) -> int:

@@ -1,4 +1,4 @@
-"""Where kvtool keeps what it may build again: converted models, digests of large files, measured speeds."""
+"""The directory of what kvtool can build again: converted models, digests of large files, measured speeds."""
 
 from __future__ import annotations
 

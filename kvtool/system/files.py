@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from kvtool.errors import StoreError
 
@@ -40,32 +41,28 @@ def write_atomic(
             check(temporary)
         temporary.replace(path)
         fsync_directory(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        raise write_error(path, error) from error
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
+        if isinstance(error, OSError):
+            raise write_error(path, error) from error
         raise
     return size
 
 
 def write_error(path: Path, error: OSError) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(
-            path,
-            (
-                "the disk is full. What was stored before is safe. Free some space (kvtool gc removes "
-                "what no document uses) and run the same command again: it goes on where it stopped"
-            ),
+        reason = (
+            "the disk is full. What was stored before is safe. Free some space (kvtool gc removes what no document uses) "
+            "and run the same command again: it goes on where it stopped"
         )
+        return DiskFull(path, reason)
     return StoreError(path, f"cannot be written ({error.strerror})", "check that the directory is writable")
 
 
 @contextmanager
 def as_store_errors(path: Path) -> Iterator[None]:
-    """What the system refuses below ``path`` is said as a ``StoreError``."""
+    """Raises what the system refuses below ``path`` as a ``StoreError``."""
     try:
         yield
     except OSError as error:
@@ -106,22 +103,22 @@ def locked(path: Path) -> Iterator[None]:
 def locked_if_free(path: Path) -> Iterator[bool]:
     """Holds ``path`` exclusively if nobody else holds it; yields whether it does."""
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = True
-        except BlockingIOError:
-            is_ours = False
-        yield is_ours
+        yield _try_lock(file)
 
 
 @contextmanager
 def locked_shared(path: Path, *, when_alone: Callable[[], None]) -> Iterator[None]:
     """Holds ``path`` together with others who share it; runs ``when_alone`` first if there are none."""
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _try_lock(file):
             when_alone()
-        except BlockingIOError:
-            pass
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

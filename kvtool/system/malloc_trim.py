@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 
 PAUSE = 1.0
-"""Seconds between two trims: after each, computing has to ask the system for its pages again."""
+"""Seconds between two trims: after each, the system must hand out its pages again."""
 
 
 def trim() -> None:
@@ -22,7 +22,7 @@ def trim() -> None:
 
 
 class Trimmer:
-    """Trims in a thread of its own, soon after it is told that something large was ``freed``."""
+    """Trims in a thread of its own, soon after ``freed`` says that something large was."""
 
     def __init__(self) -> None:
         self._freed = threading.Event()

@@ -76,6 +76,5 @@ class Trace:
         try:
             path.write_text(json.dumps(self.to_json()))
         except OSError as error:
-            raise StoreError(
-                path, f"cannot be written ({error.strerror})", "name another with --trace"
-            ) from error
+            reason = f"cannot be written ({error.strerror})"
+            raise StoreError(path, reason, "name another with --trace") from error

@@ -32,9 +32,9 @@ from kvtool.compression.compress import compress
 from kvtool.errors import ArtifactError, StoreError
 from kvtool.model.model import Model, load_model
 from kvtool.prefilling.prefill import prefill
-from kvtool.store import manifest_cache
 from kvtool.store.backends.backend import Backend, Listed, NotThere, Unreachable
-from kvtool.store.base import DocumentMissing
+from kvtool.store.catalog import remote as catalog
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.headers import headers_of
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
@@ -170,15 +170,15 @@ class BackendSuite:
         assert data == example.calibration.to_bytes()
 
     def test_what_is_missing_is_not_there(self, backend: Backend) -> None:
-        asked: list[Callable[[], object]] = [
+        reads: list[Callable[[], object]] = [
             lambda: backend.manifest("docs/none.md"),
             lambda: list(backend.artifact(NOWHERE, 100)),
             lambda: backend.part(NOWHERE, 0, 8),
             lambda: list(backend.calibration(NOWHERE)),
         ]
-        for ask in asked:
+        for read in reads:
             with pytest.raises(NotThere):
-                ask()
+                read()
 
     def test_odd_names_are_found(self, show: Show, local: LocalStore) -> None:
         for name in ODD_NAMES:
@@ -216,7 +216,7 @@ class BackendSuite:
     def test_a_manifest_that_changes_or_goes_is_followed(
         self, remote: RemoteStore, show: Show, local: LocalStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(manifest_cache, "FRESH", 0.0)
+        monkeypatch.setattr(catalog, "FRESH", 0.0)
         before = remote[NAMES[0]]
         local.commit(changed(before))
         show(local.root)

@@ -9,9 +9,8 @@ import pytest
 
 import kvtool
 from kvtool.artifact.read import Artifact
-from kvtool.artifact.write import raw_content, serialize
+from kvtool.artifact.write import digest_tensor, raw_content, serialize
 from kvtool.codecs import KV
-from kvtool.digest import digest_tensor
 from kvtool.model.chat_template import Prefix
 
 UNDER = Prefix((258, 7, 7), "\n", {"kind": "none"})

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import kvtool
 from kvtool.artifact.load import load_cache
-from kvtool.digest import digest_tensor
+from kvtool.artifact.write import digest_tensor
 from kvtool.errors import ArtifactError, MismatchError, ModelError
 from kvtool.store.local import LocalStore
 
@@ -176,10 +176,10 @@ def test_the_fingerprint_is_the_same_in_another_process(
     code = "import kvtool, sys; print(kvtool.load_model(sys.argv[1], device='cpu').fingerprint)"
     for seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": seed, "KVTOOL_CACHE_DIR": str(tmp_path / seed)}
-        found = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code, tiny_dir], env=env, capture_output=True, text=True
         )
-        assert found.stdout.strip() == tiny.fingerprint, found.stderr
+        assert process.stdout.strip() == tiny.fingerprint, process.stderr
 
 
 def test_a_remembered_digest_is_of_the_file_as_it_is(tiny_dir: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from tests.commands.conftest import Cli, error_of, typed
 
 def test_ask(cli: Cli, store: Store) -> None:
     arguments = ("ask", "What?", "--doc", "c.txt", "--max-tokens", "3")
-    found = json.loads(cli(*arguments, "--json").stdout)
-    assert typed(found) == {
+    answer = json.loads(cli(*arguments, "--json").stdout)
+    assert typed(answer) == {
         "documents": ["str"],
         "variants": ["str"],
         "policy": "str",
@@ -30,12 +30,12 @@ def test_ask(cli: Cli, store: Store) -> None:
         "first_token_seconds": "float",
         "first_token_seconds_without_cache": None,
     }
-    assert found["cached_tokens"] == 31
+    assert answer["cached_tokens"] == 31
     streamed = cli(*arguments)
-    assert streamed.stdout.rstrip("\n") == found["answer"].rstrip("\n")
+    assert streamed.stdout.rstrip("\n") == answer["answer"].rstrip("\n")
     assert "first token after" in streamed.stderr
     without = json.loads(cli(*arguments, "--json", "--no-cache").stdout)
-    assert without["answer"] == found["answer"]
+    assert without["answer"] == answer["answer"]
     assert without["variants"] is None
     assert without["cached_tokens"] == 0
     compared = json.loads(cli(*arguments, "--json", "--compare").stdout)
@@ -67,12 +67,12 @@ def test_segments_of_a_long_document_are_blended(cli: Cli) -> None:
 
 def test_several_documents_are_blended(cli: Cli, store: Store) -> None:
     cli("compress", "--recipe", "kivi", "--bits", "4")
-    asked = ("ask", "What?", "--doc", "c.txt", "--doc", "docs/a.md@kivi", "--max-tokens", "4", "--json")
-    found = json.loads(cli(*asked, "--trace", "trace.json").stdout)
-    assert (found["documents"], found["variants"]) == (["c.txt", "docs/a.md"], ["raw", "kivi"])
+    arguments = ("ask", "What?", "--doc", "c.txt", "--doc", "docs/a.md@kivi", "--max-tokens", "4", "--json")
+    answer = json.loads(cli(*arguments, "--trace", "trace.json").stdout)
+    assert (answer["documents"], answer["variants"]) == (["c.txt", "docs/a.md"], ["raw", "kivi"])
     spans = json.loads(Path("trace.json").read_text())["traceEvents"]
     assert {"read", "decode", "move", "recompute"} <= {span.get("cat") for span in spans}
-    exact = json.loads(cli(*asked, "--recompute", "1").stdout)
-    assert exact["recomputed_tokens"] == exact["cached_tokens"] == found["cached_tokens"]
-    assert exact["answer"] == json.loads(cli(*asked, "--no-cache").stdout)["answer"]
+    exact = json.loads(cli(*arguments, "--recompute", "1").stdout)
+    assert exact["recomputed_tokens"] == exact["cached_tokens"] == answer["cached_tokens"]
+    assert exact["answer"] == json.loads(cli(*arguments, "--no-cache").stdout)["answer"]
     assert "evenly" in cli("ask", "--policies", "-").stdout

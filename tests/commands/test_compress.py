@@ -15,8 +15,8 @@ from tests.commands.conftest import THREE, Cli, error_of, typed
 
 
 def test_compress(cli: Cli, store: LocalStore) -> None:
-    found = json.loads(cli("compress", "--recipe", "kivi", "--bits", "4", "--json").stdout)
-    assert typed(found) == {
+    report = json.loads(cli("compress", "--recipe", "kivi", "--bits", "4", "--json").stdout)
+    assert typed(report) == {
         "variant": "str",
         "dry_run": "bool",
         "compressed": ["str"],
@@ -29,8 +29,8 @@ def test_compress(cli: Cli, store: LocalStore) -> None:
         "bits_per_value": "float",
         "seconds": "float",
     }
-    assert found["compressed"] == THREE
-    assert found["bytes"] == sum(store.size(name, "kivi") for name in THREE)
+    assert report["compressed"] == THREE
+    assert report["bytes"] == sum(store.size(name, "kivi") for name in THREE)
     assert "3 documents" in cli("compress", "--recipe", "kivi", "--name", "other").stderr
 
 
@@ -107,8 +107,8 @@ def test_compress_done_in_part(cli: Cli, store: LocalStore) -> None:
 def test_compress_runs_the_model_for_recipes_that_need_it(
     cli: Cli, store: LocalStore, tmp_path: Path, make_model: Callable[..., Path]
 ) -> None:
-    found = json.loads(cli("compress", "--recipe", "zipcache", "--json").stdout)
-    assert found["compressed"] == THREE
+    report = json.loads(cli("compress", "--recipe", "zipcache", "--json").stdout)
+    assert report["compressed"] == THREE
     assert set(store["c.txt"].variants) == {"raw", "zipcache"}
     other = make_model(tmp_path / "other", seed=1)
     arguments = ["compress", "c.txt", "--recipe", "mikv", "--model", str(other)]

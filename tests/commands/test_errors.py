@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from kvtool.cli import app
 from kvtool.errors import FAILED, USAGE
+from kvtool.store.catalog.local import LocalCatalog
 from kvtool.store.local import LocalStore
 from tests.commands.conftest import Cli, error_of
 
@@ -105,7 +106,7 @@ def test_usage(cli: Cli, store: LocalStore, arguments: list[str]) -> None:
 def test_an_unexpected_error_is_one_line_too(
     store: LocalStore, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(store), "__iter__", lambda _: 1 / 0)
+    monkeypatch.setattr(LocalCatalog, "__iter__", lambda _: 1 / 0)
     result = CliRunner().invoke(app, ["ls"])
     assert result.exit_code == FAILED
     assert result.stderr.splitlines() == [

@@ -42,10 +42,10 @@ def test_prefill_dry_run_writes_nothing(cli: Cli, corpus: Path) -> None:
 def test_done_in_part(cli: Cli) -> None:
     Path("docs/empty.md").write_text("")
     result = cli("prefill", "docs", "missing.md", "--json", code=PARTLY)
-    found = json.loads(result.stdout)
-    assert sorted(found["prefilled"]) == THREE[1:]
-    assert len(found["problems"]) == 2
-    for problem in found["problems"]:
+    report = json.loads(result.stdout)
+    assert sorted(report["prefilled"]) == THREE[1:]
+    assert len(report["problems"]) == 2
+    for problem in report["problems"]:
         assert problem.keys() == {"subject", "reason", "remedy", "message"}
         assert f"error: {problem['message']}" in result.stderr
     assert result.stderr.count("error: ") == 2

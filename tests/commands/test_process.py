@@ -35,9 +35,18 @@ def run(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_line_imports_nothing_heavy() -> None:
     code = "import sys, kvtool.cli; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "kvtool.commands.ask" in found.stdout.split()
-    assert not HEAVY & set(found.stdout.split())
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "kvtool.commands.ask" in process.stdout.split()
+    assert not HEAVY & set(process.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["--help", "ls", "ls --json", "rm c.txt", "gc"])
+def test_commands_of_manifests_alone_import_no_torch(store: LocalStore, command: str) -> None:
+    code = "import sys, kvtool.cli; kvtool.cli.app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True)
+    modules = done.stdout.splitlines()[-1].split()
+    assert "kvtool.cli" in modules
+    assert not {"torch", "transformers", "numpy"} & set(modules)
 
 
 def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
@@ -46,10 +55,8 @@ def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
     assert (usage.returncode, usage.stdout) == (2, "")
     failed = run("show", "x", cwd=tmp_path)
     assert (failed.returncode, failed.stdout) == (1, "")
-    assert (
-        failed.stderr
-        == "error: x: is not in the store kv-store; the store is empty: run kvtool prefill first\n"
-    )
+    missing = "x: is not in the store kv-store; the store is empty: run kvtool prefill first"
+    assert failed.stderr == f"error: {missing}\n"
 
 
 def test_a_reader_that_goes_away_is_no_traceback(store: LocalStore) -> None:
@@ -108,10 +115,10 @@ def test_interrupted_and_run_again(corpus: Path, tiny_dir: Path, tiny: kvtool.Mo
         while not list(corpus.glob("kv-store/manifests/**/*.json")) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1].startswith("interrupted; what was finished is stored")
-    assert "Traceback" not in said
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("interrupted; what was finished is stored")
+    assert "Traceback" not in errors
     store = LocalStore("kv-store")
     done = len(store)
     assert 0 < done < 102

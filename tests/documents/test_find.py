@@ -29,10 +29,10 @@ def tree(tmp_path: Path) -> Any:
 
 
 def names(arguments: Any, cwd: Any, **options: Any) -> Any:
-    found, errors = find(arguments, cwd=cwd, **options)
+    documents, errors = find(arguments, cwd=cwd, **options)
     assert [str(error) for error in errors] == []
-    assert all(one.path.is_file() and one.path.is_absolute() for one in found)
-    return [one.name for one in found]
+    assert all(document.path.is_file() and document.path.is_absolute() for document in documents)
+    return [document.name for document in documents]
 
 
 def only_error(arguments: Any, cwd: Any, **options: Any) -> str:
@@ -61,7 +61,7 @@ def test_the_path_is_absolute_and_leads_to_the_file(tree: Any) -> None:
 
 def test_the_process_working_directory_is_the_default(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree("a.md"))
-    assert [found.name for found in find(["a.md"])[0]] == ["a.md"]
+    assert [document.name for document in find(["a.md"])[0]] == ["a.md"]
 
 
 @pytest.mark.parametrize(
@@ -225,14 +225,14 @@ def test_an_argument_that_is_no_document_is_an_error_and_the_others_go_on(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket")
         message = only_error(["a.md", argument, "b.md"], here)
-        assert [found.name for found in find(["a.md", argument, "b.md"])[0]] == ["a.md", "b.md"]
+        assert [document.name for document in find(["a.md", argument, "b.md"])[0]] == ["a.md", "b.md"]
     assert all(part in message for part in parts), message
 
 
 def test_two_files_of_one_name(tree: Any) -> None:
     here = tree("../x/docs/a.md", "../y/docs/a.md")
-    found, errors = find(["../x/docs", "../y/docs"], cwd=here)
-    assert [one.name for one in found] == ["docs/a.md"]
+    documents, errors = find(["../x/docs", "../y/docs"], cwd=here)
+    assert [document.name for document in documents] == ["docs/a.md"]
     (message,) = map(str, errors)
     assert f"{here.parent}/y/docs/a.md: would be named 'docs/a.md', as {here.parent}/x/docs/a.md" in message
     assert "rename one, or work from a folder that holds both" in message
@@ -269,8 +269,8 @@ def test_what_may_not_be_looked_into_is_an_error(tree: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "scandir", refusing_scandir)
     monkeypatch.setattr(Path, "open", refusing_open)
-    found, errors = find(["docs"], cwd=here)
-    assert [one.name for one in found] == ["docs/a.md"]
+    documents, errors = find(["docs"], cwd=here)
+    assert [document.name for document in documents] == ["docs/a.md"]
     ignore, secret = map(str, errors)
     assert "docs/.gitignore: permission denied" in ignore
     assert "docs/secret: cannot be listed (Permission denied)" in secret

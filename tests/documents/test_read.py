@@ -203,17 +203,17 @@ def test_too_large_is_refused_before_it_is_opened(
 
 def test_a_file_that_grows_while_it_is_read_is_bounded(error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "DOCUMENT_BYTES", 10)
-    asked = []
+    sizes = []
 
     class Growing(io.BytesIO):
         def read(self, size: Any = -1) -> Any:
-            asked.append(size)
+            sizes.append(size)
             return super().read(size)
 
     monkeypatch.setattr(Path, "open", lambda self, mode: Growing(b"x" * 1000))
     monkeypatch.setattr(Path, "write_bytes", lambda self, data: os.close(os.open(self, os.O_CREAT)))
     assert "too large, 11 bytes or more; expected at most 10" in error("a.md", b"")
-    assert asked == [11]
+    assert sizes == [11]
 
 
 def test_a_name_with_a_newline_stays_on_one_line(tmp_path: Path) -> None:

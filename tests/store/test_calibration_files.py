@@ -24,23 +24,23 @@ def test_what_is_put_is_there_for_whoever_opens_the_store(tmp_path: Path) -> Non
         store.put_calibration(simple())
         store.put_calibration(simple())
         store.put_calibration(simple(2))
-    found = LocalStore(tmp_path / "store").calibrations
-    assert set(found) == {simple().digest, simple(2).digest}
-    assert found[simple().digest] == simple()
-    assert found[simple().digest] is found[simple().digest], "read twice"
+    calibrations = LocalStore(tmp_path / "store").calibrations
+    assert set(calibrations) == {simple().digest, simple(2).digest}
+    assert calibrations[simple().digest] == simple()
+    assert calibrations[simple().digest] is calibrations[simple().digest], "read twice"
     path = tmp_path / "store" / "calibrations" / f"{simple().digest}.safetensors"
-    assert found.path_of(simple().digest) == path
+    assert calibrations.path_of(simple().digest) == path
     assert path.read_bytes() == simple().to_bytes()
 
 
 @pytest.mark.parametrize("name", ["0" * 64, "", "x", "../../etc/passwd", "G" * 64, "0" * 63])
 def test_what_is_not_there_is_missing_whatever_it_is_called(tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name[:10] or 'y'}.safetensors".replace("/", "")).write_bytes(simple().to_bytes())
-    found = Calibrations(tmp_path)
-    assert name not in found
-    assert list(found) == []
+    calibrations = Calibrations(tmp_path)
+    assert name not in calibrations
+    assert list(calibrations) == []
     with pytest.raises(KeyError):
-        found[name]
+        calibrations[name]
 
 
 def test_writing_is_atomic(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,14 +56,14 @@ def test_writing_is_atomic(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("at", [0, 20, 200, -1])
 def test_a_flipped_bit_is_refused_with_the_files_name(tmp_path: Path, at: int) -> None:
-    found = Calibrations(tmp_path)
-    found.put(simple())
-    path = found.path_of(simple().digest)
+    calibrations = Calibrations(tmp_path)
+    calibrations.put(simple())
+    path = calibrations.path_of(simple().digest)
     data = bytearray(path.read_bytes())
     data[at] ^= 4
     path.write_bytes(data)
     with pytest.raises(BrokenCalibration, match=f"{path}.*digest differs.*verify --remove"):
-        found[simple().digest]
+        calibrations[simple().digest]
 
 
 def test_what_is_whole_but_no_calibration_is_refused_and_not_called_broken(tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_what_is_whole_but_no_calibration_is_refused_and_not_called_broken(tmp_p
 
 
 def test_a_file_past_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Calibrations(tmp_path)
-    found.put(simple())
+    calibrations = Calibrations(tmp_path)
+    calibrations.put(simple())
     monkeypatch.setattr(limits, "CALIBRATION_BYTES", 100)
     with pytest.raises(ArtifactError, match="at most 100"):
-        found[simple().digest]
+        calibrations[simple().digest]
 
 
 def test_the_newest_of_a_method_and_a_model(store: LocalStore) -> None:

@@ -230,10 +230,10 @@ def test_a_broken_calibration_does_not_make_artifacts_broken(
         LocalStore(store.root).read("c.txt", "centred")
     result = CliRunner().invoke(app, ["verify", "--json", "--remove", "--store", str(store.root)])
     assert result.exit_code == GATE
-    found = json.loads(result.stdout)
-    assert found["removed"] == [calibration.digest]
-    assert calibration.digest in found["broken"]
-    assert len(found["broken"]) == 4
+    report = json.loads(result.stdout)
+    assert report["removed"] == [calibration.digest]
+    assert calibration.digest in report["broken"]
+    assert len(report["broken"]) == 4
     assert not path.exists()
     assert sorted((store.root / "artifacts").rglob("*.safetensors")) == artifacts
     assert (
@@ -275,16 +275,8 @@ def test_show_and_verify_name_them(store: LocalStore, calibration: Calibration) 
 
 def test_compress_takes_a_digest(store: LocalStore, centred: Recipe, calibration: Calibration) -> None:
     aged(store, calibration, fitted(centred, store, calibration.model, "c.txt"))
-    arguments = [
-        "compress",
-        "--recipe",
-        "centred",
-        "--store",
-        str(store.root),
-        "--calibration",
-        calibration.digest,
-    ]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    arguments = f"compress --recipe centred --calibration {calibration.digest} --store".split()
+    assert CliRunner().invoke(app, [*arguments, str(store.root)]).exit_code == 0
     assert store.open("c.txt", "centred").meta["calibrations"] == [calibration.digest]
 
 

@@ -18,6 +18,8 @@ import kvtool
 from kvtool.errors import StoreError
 from kvtool.store.backends.backend import Unreachable
 from kvtool.store.base import Store
+from kvtool.store.local import LocalStore
+from kvtool.store.remote import RemoteStore
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/exercises/store-backend.md").read_text()
@@ -55,16 +57,17 @@ def local(tiny: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> Store
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's change of remote.py, made in a copy of it."""
+    """The page's change of backends/open.py, made in a copy of it."""
     (name,) = re.findall(r"^\+\+\+ b/(\S+)$", DIFF, re.MULTILINE)
-    assert name == "kvtool/store/remote.py"
+    assert name == "kvtool/store/backends/open.py"
     copy = tmp_path / name
     copy.parent.mkdir(parents=True)
     shutil.copy(ROOT / name, copy)
     subprocess.run(["git", "apply", "-"], input=DIFF, cwd=tmp_path, text=True, check=True)
     monkeypatch.setitem(sys.modules, MODULE, zip_module)
-    monkeypatch.setattr(Store, "_by_scheme", dict(Store._by_scheme))
-    module("kvtool.store.remote", copy.read_text())
+    backends = module("kvtool.store.backends.open", copy.read_text()).BACKENDS
+    monkeypatch.setattr("kvtool.store.backends.open.BACKENDS", backends)
+    monkeypatch.setattr(Store, "_by_scheme", {"": LocalStore, **dict.fromkeys(backends, RemoteStore)})
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ import kvtool
 from kvtool import Store
 from kvtool.codecs import Calibration
 from kvtool.errors import ModelError, StoreError, UsageError
-from kvtool.store import headers, manifest_cache
+from kvtool.store import headers
 from kvtool.store.backends.backend import Unreachable
 from kvtool.store.backends.object_store import ObjectStoreBackend
-from kvtool.store.base import DocumentMissing
+from kvtool.store.catalog import remote as catalog
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.headers import headers_of
 from kvtool.store.layout import MARKER
 from kvtool.store.local import LocalStore, writable
@@ -102,7 +103,7 @@ def test_a_list_says_which_manifests_changed(
     bucket.remove("manifests/docs/b.md.json")
     asked.clear()
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + manifest_cache.FRESH)
+    monkeypatch.setattr(time, "monotonic", lambda: now + catalog.FRESH)
     assert dict(remote) == dict(store)
     assert asked == {"list": 1, "manifests": 1}
     with pytest.raises(DocumentMissing, match=rf"docs/b.md: is not in the store {URL}; did you mean docs/"):
@@ -141,7 +142,7 @@ def test_how_long_fetching_takes_is_measured(bucket: Objects) -> None:
 # What is wrong
 
 
-@pytest.mark.parametrize(("change", "says"), [(b"x", "more than the"), (None, "is not there")])
+@pytest.mark.parametrize(("change", "says"), [(b"x", "more than the"), (None, "is missing")])
 def test_an_artifact_that_is_too_large_or_missing(
     bucket: Objects, store: Store, change: bytes | None, says: str
 ) -> None:

@@ -143,7 +143,7 @@ def test_a_directory_of_other_things_is_refused(tmp_path: Path) -> None:
 def test_a_mount_that_is_gone_removes_nothing(
     store: Store, tmp_path: Path, mount_point_stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvtool.store.manifest_cache.FRESH", 0.0)
+    monkeypatch.setattr("kvtool.store.catalog.remote.FRESH", 0.0)
     url = f"file://{store.root.resolve()}"
     remote, read = Store(url), store.read("c.txt")
     remote.read("c.txt")

@@ -59,13 +59,13 @@ def test_a_broken_artifact_left_behind_is_not_used_again(store: LocalStore, tiny
 
 def test_the_next_writer_removes_what_a_killed_one_left(store: LocalStore) -> None:
     places = [store.root, store.root / "artifacts" / "00", store.root / "manifests" / "docs"]
-    left = [place / f"{files.TEMPORARY}{'0' * 32}" for place in places]
-    for path in left:
+    leftovers = [place / f"{files.TEMPORARY}{'0' * 32}" for place in places]
+    for path in leftovers:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
     assert list(store) == THREE
     with store.writing():
-        assert not any(path.exists() for path in left)
+        assert not any(path.exists() for path in leftovers)
 
 
 def test_a_writer_leaves_alone_what_another_is_writing(store: LocalStore) -> None:
@@ -76,9 +76,9 @@ def test_a_writer_leaves_alone_what_another_is_writing(store: LocalStore) -> Non
             assert living.exists()
 
 
-@pytest.mark.parametrize("left", [".tmp-0123", "lock"])
-def test_a_writer_killed_before_the_marker_leaves_a_store_that_opens(tmp_path: Path, left: str) -> None:
-    (tmp_path / left).write_bytes(b"")
+@pytest.mark.parametrize("leftover", [".tmp-0123", "lock"])
+def test_a_writer_killed_before_the_marker_leaves_a_store_that_opens(tmp_path: Path, leftover: str) -> None:
+    (tmp_path / leftover).write_bytes(b"")
     store = LocalStore(tmp_path)
     with store.writing():
         pass
@@ -254,11 +254,11 @@ def test_a_crash_between_any_two_steps_leaves_old_or_new(tmp_path: Path, old: by
         if old is not None:
             files.write_atomic(path, [old])
         died = crash_at(line, path, b"the new one")
-        found = path.read_bytes() if path.exists() else None
-        assert found in (old, b"the new one")
-        outcomes.add(found)
+        content = path.read_bytes() if path.exists() else None
+        assert content in (old, b"the new one")
+        outcomes.add(content)
         files.remove_temporaries(tmp_path)
-        assert list(path.parent.iterdir() if path.parent.exists() else []) == ([path] if found else [])
+        assert list(path.parent.iterdir() if path.parent.exists() else []) == ([path] if content else [])
         if not died:
             break
     assert outcomes == {old, b"the new one"}

@@ -19,10 +19,9 @@ def run(*, settings: Settings, dry_run: DryRun = False, as_json: AsJson = False)
 
     Calibrations are kept: each was made on purpose, and serves documents to come.
     """
-    from kvtool.store.local import writable
-    from kvtool.store.open import open_store
+    from kvtool.store.catalog.open import open_to_write
 
-    removed = writable(open_store(settings.store)).collect(dry_run=dry_run)
+    removed = open_to_write(settings.store).collect(dry_run=dry_run)
     report = {"dry_run": dry_run, "removed": [str(path) for path in removed]}
     output.emit(report, render(removed, dry_run), as_json)
 

@@ -11,7 +11,7 @@ from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
-    from kvtool.store.base import Store
+    from kvtool.store.catalog.catalog import Catalog
     from kvtool.store.manifest import Document
 
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Listing:
     """The documents of a store. ``problems`` are those that cannot be read."""
 
-    store: Store
+    catalog: Catalog
     documents: list[Document] = field(default_factory=list)
     problems: list[KvtoolError] = field(default_factory=list)
 
@@ -39,12 +39,12 @@ class Listing:
 @with_settings(StoreFlags)
 def run(*, settings: Settings, as_json: AsJson = False) -> int:
     """List the documents of a store, with tokens, variants and bytes."""
-    from kvtool.store.open import open_store
+    from kvtool.store.catalog.open import open_catalog
 
-    listing = Listing(open_store(settings.store))
-    for name in listing.store:
+    listing = Listing(open_catalog(settings.store))
+    for name in listing.catalog:
         try:
-            listing.documents.append(listing.store[name])
+            listing.documents.append(listing.catalog[name])
         except KvtoolError as error:
             listing.problems.append(error)
     output.emit(listing.to_json(), render(listing), as_json)
@@ -53,7 +53,7 @@ def run(*, settings: Settings, as_json: AsJson = False) -> int:
 
 def render(listing: Listing) -> output.Lines:
     if not listing.documents:
-        empty = f"{listing.store}: is empty; run kvtool prefill first"
+        empty = f"{listing.catalog}: is empty; run kvtool prefill first"
         return output.Lines(notes=[] if listing.problems else [empty])
     rows = []
     for document in listing.documents:

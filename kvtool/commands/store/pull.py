@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,7 +26,7 @@ def run(
     ],
     names: DocumentNames = None,
     variant: Annotated[
-        Optional[str], typer.Option("--variant", help="Copy only this variant: raw, klt, … (default: all).")
+        str | None, typer.Option(help="Copy only this variant: raw, klt, … (default: all).")
     ] = None,
     replace: Annotated[
         bool,

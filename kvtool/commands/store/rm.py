@@ -21,10 +21,9 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Remove documents from a store, and the artifacts that no other document uses."""
-    from kvtool.store.local import writable
-    from kvtool.store.open import open_store
+    from kvtool.store.catalog.open import open_to_write
 
-    store = writable(open_store(settings.store))
+    store = open_to_write(settings.store)
     # One unknown name, and none is removed.
     for name in names:
         store[name]

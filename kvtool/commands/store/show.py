@@ -49,15 +49,8 @@ def describe(store: Store, name: str) -> dict[str, Any]:
                 "bits_per_value": round(8 * artifact.nbytes / n_elements, 4),
                 "recipe": dict(variant.recipe) or None,
             }
-        segments.append(
-            {
-                "segment": index,
-                "tokens": segment.n_tokens,
-                "characters": [segment.start, segment.end],
-                "identity": segment.identity,
-                "variants": variants,
-            }
-        )
+        place = {"segment": index, "tokens": segment.n_tokens, "characters": [segment.start, segment.end]}
+        segments.append({**place, "identity": segment.identity, "variants": variants})
     return {
         "name": name,
         "model": dict(document.model),
@@ -88,9 +81,8 @@ def render(description: dict[str, Any]) -> output.Lines:
     ]
     for segment in description["segments"]:
         start, end = segment["characters"]
-        lines.append(
-            f"  segment {segment['segment']}: {segment['tokens']:,} tokens, characters {start} to {end}"
-        )
+        tokens = f"{segment['tokens']:,} tokens, characters {start} to {end}"
+        lines.append(f"  segment {segment['segment']}: {tokens}")
         width = max(map(len, segment["variants"]))
         lines += [
             f"    {label:{width}} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  "

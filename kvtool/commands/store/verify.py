@@ -121,6 +121,5 @@ def _check_calibrations(store: Store, remove: bool, report: Report) -> None:
 
 def render(report: Report) -> output.Lines:
     removed = f", {len(report.removed)} removed" if report.removed else ""
-    return output.Lines(
-        notes=[f"{len(report.intact)} artifacts are intact, {len(report.broken)} are not{removed}"]
-    )
+    summary = f"{len(report.intact)} artifacts are intact, {len(report.broken)} are not{removed}"
+    return output.Lines(notes=[summary])

@@ -9,7 +9,7 @@ from kvtool.errors import KvtoolError, UsageError
 from kvtool.server.http.errors import ApiError, server_failed
 from kvtool.server.runtime.cache_memory import Busy, TooLarge
 from kvtool.store.backends.backend import Unreachable
-from kvtool.store.base import DocumentMissing
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.system.files import DiskFull
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from kvtool.errors import KvtoolError
 from kvtool.model.model import Model
-from kvtool.store import manifest_cache
 from kvtool.store.base import Store
+from kvtool.store.catalog import remote as catalog
 from kvtool.store.headers import headers_of
 from kvtool.store.manifest import RAW, Document
 from kvtool.store.remote import RemoteStore
@@ -84,7 +84,7 @@ class PrefixIndex:
                 if self._is_older_than(FRESH):
                     self._refresh()
         # Asking for every remote document may take minutes. Nobody waits for it.
-        elif self._is_older_than(manifest_cache.FRESH) and self._refreshing.acquire(blocking=False):
+        elif self._is_older_than(catalog.FRESH) and self._refreshing.acquire(blocking=False):
             threading.Thread(target=self._follow_remote, name="prefixes").start()
 
     def _follow_remote(self) -> None:

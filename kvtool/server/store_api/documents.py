@@ -18,7 +18,8 @@ from kvtool.server.runtime.errors import document_missing, model_missing
 from kvtool.server.runtime.service import Service
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.server.store_api.artifacts import KNOWN, is_known
-from kvtool.store.base import DocumentMissing, Store
+from kvtool.store.base import Store
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.manifest import Document
 
 

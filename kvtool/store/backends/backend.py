@@ -1,4 +1,4 @@
-"""Where a remote store comes from: what ``RemoteStore`` asks of a server, a bucket or a directory.
+"""The contract of backends: servers, buckets and directories that ``RemoteStore`` reads from.
 
 A new kind of place is a class with these methods. ``backends/memory.py`` is the smallest one, ``kvtool.testing.backends``
 has the tests that each must pass.

@@ -33,7 +33,7 @@ class DirectoryBackend(FileBackend):
                 raise self._unreachable(layout.MANIFESTS, "the directory is missing or empty")
             for path in (self.root / layout.MANIFESTS).rglob("*.json"):
                 if path.is_file():
-                    # A commit puts a new file in place, so that a manifest of the same size and time is told apart too.
+                    # A commit puts a new file in place, so that its inode tells it from one of the same size and time.
                     status = path.stat()
                     version = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
                     yield path.relative_to(self.root).as_posix(), Listed(version, status.st_mtime)
@@ -59,12 +59,11 @@ class DirectoryBackend(FileBackend):
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             # Where a mount is gone, nothing that was read before may be taken for removed.
             if self._is_mounted():
-                raise NotThere(f"{self.url}/{file}", "is not there") from None
+                raise NotThere(f"{self.url}/{file}", "is missing") from None
             raise self._unreachable(file, "the directory is missing or empty") from error
         except PermissionError as error:
-            raise StoreError(
-                f"{self.url}/{file}", f"may not be read ({error.strerror})", "check its permissions"
-            ) from error
+            reason = f"may not be read ({error.strerror})"
+            raise StoreError(f"{self.url}/{file}", reason, "check its permissions") from error
         except OSError as error:
             raise self._unreachable(file, str(error.strerror)) from error
 

@@ -25,11 +25,8 @@ class FileBackend(ABC):
         try:
             marker = b"".join(self._read(layout.MARKER, limits.MARKER_BYTES))
         except NotThere:
-            raise StoreError(
-                self.url,
-                f"is not a kvtool store (no {layout.MARKER})",
-                "name the folder that has it, or copy a store there as docs/how-to/share-a-store.md says",
-            ) from None
+            remedy = "name the folder that has it, or copy a store there as docs/how-to/share-a-store.md says"
+            raise StoreError(self.url, f"is not a kvtool store (no {layout.MARKER})", remedy) from None
         except Unreachable:
             return
         layout.check_format(marker, f"{self.url}/{layout.MARKER}")
@@ -76,9 +73,8 @@ class FileBackend(ABC):
         where = f"{self.url}/{file}"
         size, chunks = self._open(file)
         if size > most:
-            raise StoreError(
-                where, f"has {size:,} bytes, more than the {most:,} that it should", "nothing was kept"
-            )
+            reason = f"has {size:,} bytes, more than the {most:,} that it should"
+            raise StoreError(where, reason, "nothing was kept")
         done = 0
         for chunk in chunks:
             done += len(chunk)

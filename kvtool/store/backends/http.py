@@ -22,8 +22,6 @@ from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without
 SECONDS = 30.0
 """Silence after which a server is given up."""
 
-NO_HEADERS: Mapping[str, str] = {}
-
 _CHUNK = limits.MIB
 _URL = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[\w.~%/-]*)?", re.ASCII)
 
@@ -38,9 +36,8 @@ class HttpBackend:
         self.url = _checked(url)
         self._token = os.environ.get("KVTOOL_TOKEN", "").strip()
         if not (self._token.isascii() and self._token.isprintable()):
-            raise UsageError(
-                "KVTOOL_TOKEN", "has characters that no token has", "expected the token of the server's file"
-            )
+            reason = "has characters that no token has"
+            raise UsageError("KVTOOL_TOKEN", reason, "expected the token of the server's file")
         # A redirect could lead anywhere, and would be given the token.
         self._opener = build_opener(_NoRedirects)
 
@@ -53,16 +50,13 @@ class HttpBackend:
         path = "/v1/documents"
         data = b"".join(self._get(path, limits.MANIFEST_BYTES))
         try:
-            found = {entry["name"]: _listed(entry) for entry in json.loads(data)["data"]}
-            if not all(isinstance(name, str) for name in found):
+            documents = {entry["name"]: _listed(entry) for entry in json.loads(data)["data"]}
+            if not all(isinstance(name, str) for name in documents):
                 raise TypeError("a name is no text")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise StoreError(
-                f"{self.url}{path}",
-                f"is no list of documents ({type(error).__name__}: {error})",
-                "is it a kvtool server?",
-            ) from error
-        return found
+            reason = f"is no list of documents ({type(error).__name__}: {error})"
+            raise StoreError(f"{self.url}{path}", reason, "is it a kvtool server?") from error
+        return documents
 
     def manifest(self, name: str) -> bytes:
         return b"".join(self._get(f"/v1/documents/{quote(name)}", limits.MANIFEST_BYTES))
@@ -71,24 +65,25 @@ class HttpBackend:
         return self._get(f"/v1/artifacts/{digest}", nbytes)
 
     def part(self, digest: str, start: int, stop: int) -> bytes:
-        wanted = {"Range": f"bytes={start}-{stop - 1}"}
-        return b"".join(self._get(f"/v1/artifacts/{digest}", stop - start, wanted))
+        part = {"Range": f"bytes={start}-{stop - 1}"}
+        return b"".join(self._get(f"/v1/artifacts/{digest}", stop - start, part))
 
     def calibration(self, digest: str) -> Iterator[bytes]:
         return self._get(f"/v1/calibrations/{digest}", limits.CALIBRATION_BYTES)
 
-    def _get(self, path: str, most: int, more: Mapping[str, str] = NO_HEADERS) -> Iterator[bytes]:
+    def _get(self, path: str, most: int, headers: Mapping[str, str] | None = None) -> Iterator[bytes]:
         url = self.url + path
-        headers = {**more, **({"Authorization": f"Bearer {self._token}"} if self._token else {})}
+        headers = dict(headers or {})
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         size = 0
         try:
             with self._opener.open(Request(url, headers=headers), timeout=SECONDS) as answer:
                 while chunk := answer.read(_CHUNK):
                     size += len(chunk)
                     if size > most:
-                        raise StoreError(
-                            url, f"sends more than {most:,} bytes, which it should not", "nothing was kept"
-                        )
+                        reason = f"sends more than {most:,} bytes, which it should not"
+                        raise StoreError(url, reason, "nothing was kept")
                     yield chunk
                 if answer.length:
                     raise Unreachable(url, f"broke off after {size:,} bytes", "run the same command again")
@@ -97,16 +92,13 @@ class HttpBackend:
                 raise _refusal(url, error) from error
         # The last two are about hosts and ports that no system takes.
         except (OSError, HTTPException, OverflowError, UnicodeError) as error:
-            what = error.reason if isinstance(error, URLError) else error or type(error).__name__
-            if isinstance(what, SSLCertVerificationError):
-                raise StoreError(
-                    url,
-                    f"its certificate is not trusted ({what.verify_message})",
-                    "SSL_CERT_FILE names the file of an authority that the system does not know",
-                ) from error
-            raise Unreachable(
-                url, f"cannot be reached ({what})", "is kvtool serve-cache running there?"
-            ) from error
+            cause = error.reason if isinstance(error, URLError) else error or type(error).__name__
+            if isinstance(cause, SSLCertVerificationError):
+                reason = f"its certificate is not trusted ({cause.verify_message})"
+                remedy = "SSL_CERT_FILE names the file of an authority that the system does not know"
+                raise StoreError(url, reason, remedy) from error
+            reason = f"cannot be reached ({cause})"
+            raise Unreachable(url, reason, "is kvtool serve-cache running there?") from error
 
 
 def _listed(entry: Any) -> Listed:
@@ -122,27 +114,21 @@ def _refusal(url: str, error: HTTPError) -> StoreError:
     if error.code == 401:
         return StoreError(url, "knows no such token", "set KVTOOL_TOKEN to one of the server's file")
     if 300 <= error.code < 400:
-        return StoreError(
-            url,
-            f"redirects to {error.headers.get('Location', '')[:200]!r}, which is not followed",
-            "name that server itself",
-        )
-    said = str(error.reason)
+        target = error.headers.get("Location", "")[:200]
+        return StoreError(url, f"redirects to {target!r}, which is not followed", "name that server itself")
+    message = str(error.reason)
     with suppress(OSError, HTTPException, ValueError, KeyError, TypeError):
-        said = str(json.loads(error.read(64 * limits.KIB))["error"]["message"])[:300]
+        message = str(json.loads(error.read(64 * limits.KIB))["error"]["message"])[:300]
     if error.code == 404:
-        return NotThere(url, f"is not there ({said})")
-    return StoreError(url, f"answered {error.code} ({said})")
+        return NotThere(url, f"is missing ({message})")
+    return StoreError(url, f"answered {error.code} ({message})")
 
 
 def _checked(url: str) -> str:
     """Without a slash at its end, and without the /v1 of the address that OpenAI's clients are given."""
     if not _URL.fullmatch(url):
-        raise UsageError(
-            f"store {without_secrets(url)}",
-            (
-                "expected http://HOST:PORT or https://HOST:PORT, with a token in KVTOOL_TOKEN, or "
-                "s3://BUCKET/PREFIX"
-            ),
+        expected = (
+            "http://HOST:PORT or https://HOST:PORT, with a token in KVTOOL_TOKEN, or s3://BUCKET/PREFIX"
         )
+        raise UsageError(f"store {without_secrets(url)}", f"expected {expected}")
     return url.rstrip("/").removesuffix("/v1")

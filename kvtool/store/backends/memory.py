@@ -34,4 +34,4 @@ class MemoryBackend(FileBackend):
         try:
             return self.files[file]
         except KeyError:
-            raise NotThere(f"{self.url}/{file}", "is not there") from None
+            raise NotThere(f"{self.url}/{file}", "is missing") from None

@@ -28,16 +28,11 @@ _GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS"
 _AZURE = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
 
 SCHEMES = {
-    "s3": _S3,
-    "s3a": _S3,
+    **dict.fromkeys(("s3", "s3a"), _S3),
     "gs": _GOOGLE,
-    "az": _AZURE,
-    "azure": _AZURE,
-    "adl": _AZURE,
-    "abfs": _AZURE,
-    "abfss": _AZURE,
+    **dict.fromkeys(("az", "azure", "adl", "abfs", "abfss"), _AZURE),
 }
-"""What a URL begins with, and the variables that mostly say where that is and who asks.
+"""Schemes of URLs, and the environment variables that mostly give endpoint and credentials.
 
 docs/how-to/share-a-store.md lists more of them.
 """
@@ -55,26 +50,24 @@ _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 
 
 class ObjectStoreBackend(FileBackend):
-    """``url`` is ``s3://BUCKET/PREFIX``, or with another of ``SCHEMES``; the store's files lie below it.
+    """``url`` is ``s3://BUCKET/PREFIX``, or with another of ``SCHEMES``; the store's files are below it.
 
     Raises ``UsageError`` for another URL, ``ModelError`` without obstore.
     """
 
     def __init__(self, url: str) -> None:
         if not _URL.fullmatch(url):
+            expected = "expected s3://BUCKET/PREFIX, gs:// or az://"
             raise UsageError(
-                f"store {without_secrets(url)}",
-                "expected s3://BUCKET/PREFIX, gs:// or az://",
-                "credentials are given by the environment",
+                f"store {without_secrets(url)}", expected, "credentials are given by the environment"
             )
         self.url = url.rstrip("/")
         try:
             from obstore.exceptions import BaseError
             from obstore.store import from_url
         except ModuleNotFoundError as error:
-            raise ModelError(
-                f"store {self.url}", f"needs {error.name}: pip install 'kvtool[bucket]'"
-            ) from error
+            reason = f"needs {error.name}: pip install 'kvtool[bucket]'"
+            raise ModelError(f"store {self.url}", reason) from error
         try:
             # An endpoint without TLS is one that somebody wrote so. Only silence ends a download, not its length.
             self._store = from_url(
@@ -124,19 +117,14 @@ class ObjectStoreBackend(FileBackend):
 
     def _error(self, where: str, status: str | None) -> StoreError:
         if status == "404":
-            return NotThere(where, "is not there")
+            return NotThere(where, "is missing")
         if status in ("401", "403"):
-            return StoreError(
-                where,
-                f"may not be read ({status})",
-                f"check that {self._variables} are those of one who may list and read it",
-            )
+            remedy = f"check that {self._variables} are those of one who may list and read it"
+            return StoreError(where, f"may not be read ({status})", remedy)
+        answer = f"the service answered {status}" if status else "no answer"
         if status is not None and not status.startswith("5"):
-            return StoreError(
-                where, f"the service answered {status}", f"check the name, and {self._variables}"
-            )
-        what = f"the service answered {status}" if status else "no answer"
-        return Unreachable(where, f"cannot be reached ({what})", f"check {self._variables}")
+            return StoreError(where, answer, f"check the name, and {self._variables}")
+        return Unreachable(where, f"cannot be reached ({answer})", f"check {self._variables}")
 
     @property
     def _variables(self) -> str:
@@ -144,5 +132,5 @@ class ObjectStoreBackend(FileBackend):
 
 
 def _status(error: Exception) -> str | None:
-    found = _STATUS.search(str(error))
-    return found and found[1]
+    match = _STATUS.search(str(error))
+    return match and match[1]

@@ -19,14 +19,14 @@ def test_verify(cli: Cli, store: LocalStore) -> None:
     path = store.path_of(variant)
     data = path.read_bytes()
     path.write_bytes(data[:-1])
-    found = json.loads(cli("verify", "--json", code=GATE).stdout)
-    assert found["intact"] == 3
-    assert found["broken"].keys() == {variant.artifact}
-    assert typed(found["broken"][variant.artifact]) == dict.fromkeys(
+    report = json.loads(cli("verify", "--json", code=GATE).stdout)
+    assert report["intact"] == 3
+    assert report["broken"].keys() == {variant.artifact}
+    assert typed(report["broken"][variant.artifact]) == dict.fromkeys(
         ["document", "subject", "reason", "remedy", "message"], "str"
     )
-    assert found["broken"][variant.artifact]["document"] == "c.txt"
-    assert found["removed"] == []
+    assert report["broken"][variant.artifact]["document"] == "c.txt"
+    assert report["removed"] == []
     assert path.exists()
     result = cli("verify", "--remove", code=GATE)
     assert str(path) in error_of(result)

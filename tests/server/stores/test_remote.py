@@ -19,8 +19,8 @@ from kvtool.codecs import Calibration
 from kvtool.errors import ArtifactError, StoreError, UsageError
 from kvtool.server.app import create_app
 from kvtool.server.runtime.service import Service
-from kvtool.store import manifest_cache
-from kvtool.store.base import DocumentMissing
+from kvtool.store.catalog import remote as catalog
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.local import LocalStore, writable
 
 THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
@@ -91,7 +91,7 @@ def test_a_second_read_needs_no_network(
 def test_a_document_that_changes_or_goes_is_followed(
     url: str, documents: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest_cache, "FRESH", 0.0)
+    monkeypatch.setattr(catalog, "FRESH", 0.0)
     remote = kvtool.Store(url)
     before = remote["docs/a.txt"]
     kvtool.compress(documents, ["docs/a.txt"], recipe="lossless")
@@ -132,7 +132,7 @@ def test_what_was_changed_is_not_kept(
 def test_one_that_the_server_lost_is_said_so(url: str, documents: LocalStore) -> None:
     path = documents.open("docs/a.txt").path
     path.unlink()
-    with pytest.raises(StoreError, match=rf"{url}/v1/artifacts/{path.stem}: is not there"):
+    with pytest.raises(StoreError, match=rf"{url}/v1/artifacts/{path.stem}: is missing"):
         kvtool.Store(url).read("docs/a.txt")
 
 

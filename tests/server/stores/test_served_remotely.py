@@ -20,8 +20,8 @@ from kvtool.errors import UsageError
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
 from kvtool.server.runtime.service import Limits, Service
-from kvtool.store import manifest_cache
 from kvtool.store.backends.backend import Unreachable
+from kvtool.store.catalog import remote as catalog
 from kvtool.store.local import LocalStore
 from kvtool.store.remote import RemoteStore
 from tests.loopback import KEY, SECRET, URL, Objects, endpoint, objects
@@ -128,7 +128,7 @@ def test_a_store_that_cannot_be_reached_is_said_to_be_so(
 
     for name in ("documents", "manifest", "artifact", "calibration"):
         monkeypatch.setattr(store.backend, name, gone)
-    monkeypatch.setattr(manifest_cache, "FRESH", 0.0)
+    monkeypatch.setattr(catalog, "FRESH", 0.0)
     for answer in (client.get("/v1/documents"), chat(client, "?", documents=["docs/b.txt"])):
         assert answer.status_code == 503
         assert "cannot be reached" in answer.json()["error"]["message"]

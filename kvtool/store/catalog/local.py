@@ -1,0 +1,201 @@
+"""The catalog of a store in a directory: its manifests, the names of its artifacts, and the locks of those who write.
+
+Readers need no lock. Writers share one, which tells the files of killed writers from those of living ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvtool import limits
+from kvtool.digest import canonical_json
+from kvtool.errors import StoreError
+from kvtool.store.catalog.catalog import Catalog
+from kvtool.store.layout import (
+    ARTIFACTS,
+    FORMAT,
+    MANIFESTS,
+    MARKER,
+    artifact_file,
+    check_format,
+    document_name,
+    manifest_file,
+)
+from kvtool.store.manifest import Document, Variant
+from kvtool.system import files
+
+
+class LocalCatalog(Catalog):
+    """The documents in the directory ``root``, which need not exist yet: it is made when something is first written.
+
+    Raises ``StoreError`` for a directory that holds something else, and for a store of a newer format.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._marker, self._lock = self.root / MARKER, self.root / "lock"
+        # The marker is looked for again last: a first writer may be making the store just now.
+        if self.root.exists() and not (
+            self._marker.exists() or self._is_nearly_empty() or self._marker.exists()
+        ):
+            reason = f"is not a kvtool store (no {MARKER}) and not empty"
+            raise StoreError(self.root, reason, "name another with --store")
+        if self._marker.exists():
+            try:
+                marker = self._marker.read_bytes()
+            except OSError as error:
+                reason = f"cannot be read ({error.strerror})"
+                raise StoreError(self._marker, reason, "check its permissions") from error
+            check_format(marker, str(self._marker))
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    # Reading
+
+    def __getitem__(self, name: str) -> Document:
+        path = self._manifest_path(name)
+        try:
+            with path.open("rb") as file:
+                data = file.read(limits.MANIFEST_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise self._missing(name) from None
+        except OSError as error:
+            raise StoreError(path, f"cannot be read ({error.strerror})") from error
+        if len(data) > limits.MANIFEST_BYTES:
+            raise StoreError(path, f"is larger than a manifest can be ({limits.MANIFEST_BYTES} bytes)")
+        document = Document.from_bytes(data, str(path))
+        if document.name != name:
+            raise StoreError(path, f"is the manifest of {document.name!r}, not of {name!r}", "move it back")
+        return document
+
+    def __iter__(self) -> Iterator[str]:
+        manifests = (path for path in (self.root / MANIFESTS).rglob("*.json") if path.is_file())
+        yield from sorted(document_name(path.relative_to(self.root).as_posix()) for path in manifests)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return isinstance(name, str) and self._manifest_path(name).is_file()
+        except (StoreError, OSError):
+            return False
+
+    def committed(self, name: str) -> float:
+        return self._manifest_path(name).stat().st_mtime
+
+    def holds(self, variant: Variant) -> bool:
+        """Whether the artifact's file is there."""
+        return self.path_of(variant).is_file()
+
+    def path_of(self, variant: Variant) -> Path:
+        return self.artifact_path(variant.artifact)
+
+    def artifact_path(self, digest: str) -> Path:
+        """The artifact's file, whether or not it exists."""
+        return self.root / artifact_file(digest)
+
+    # Writing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Shares the lock with other writers. Makes the store if need be, and removes what killed writers left."""
+
+        def first() -> None:
+            files.remove_temporaries(self.root)
+            self._mark()
+
+        with files.as_store_errors(self.root):
+            files.make_directory(self.root)
+            with files.locked_shared(self._lock, when_alone=first):
+                self._mark()  # in case the first was killed before it did
+                yield
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Held while a manifest is read and replaced, so that of two writers' changes to it none is lost."""
+        with files.as_store_errors(self.root), files.locked(self._marker):
+            yield
+
+    def commit(self, document: Document) -> None:
+        """Makes ``document`` what its name stands for; its artifacts must have been put before.
+
+        Who builds on what was there reads and commits within ``changing``.
+        """
+        files.write_atomic(self._manifest_path(document.name), [document.to_bytes()])
+
+    # Removing
+
+    def remove(self, name: str) -> None:
+        """Forgets a document. Its artifacts stay until ``collect``, since others may share them."""
+        self[name]
+        path = self._manifest_path(name)
+        with files.as_store_errors(path):
+            path.unlink()
+            files.fsync_directory(path.parent)
+
+    def discard(self, variant: Variant) -> None:
+        """Removes an artifact's file, so that it will be made again."""
+        with files.as_store_errors(self.root):
+            self.path_of(variant).unlink(missing_ok=True)
+
+    def collect(self, *, dry_run: bool = False) -> list[Path]:
+        """Removes the artifacts that no document refers to, and returns their paths. Waits for writers to end.
+
+        Calibrations stay: each was made on purpose, and serves documents to come.
+        """
+        if not self._lock.exists():
+            return []
+        with files.as_store_errors(self.root), files.locked(self._lock):
+            used = artifacts_of(self.values())
+            unused = [path for path in self._artifact_files() if path.stem not in used]
+            if not dry_run:
+                files.remove_temporaries(self.root)
+                for path in unused:
+                    path.unlink()
+        return unused
+
+    def purge(self, name: str) -> bool:
+        """Forgets a document, and removes the artifacts that no other refers to; nothing if somebody is writing.
+
+        Returns whether it is gone now.
+        """
+        if name not in self:
+            return True
+        with files.as_store_errors(self.root), files.locked_if_free(self._lock) as is_alone:
+            if is_alone:
+                artifacts = self[name].artifacts
+                # The manifest first: an artifact too many is collected one day, one that is missing is an error.
+                self.remove(name)
+                used = artifacts_of(self.values())
+                for variant in artifacts:
+                    if variant.artifact not in used:
+                        self.discard(variant)
+        return is_alone
+
+    def _artifact_files(self) -> list[Path]:
+        return sorted((self.root / ARTIFACTS).glob("??/*.safetensors"))
+
+    def _manifest_path(self, name: str) -> Path:
+        return self.root / manifest_file(name)
+
+    def _mark(self) -> None:
+        if not self._marker.exists():
+            files.write_atomic(self._marker, [canonical_json({"format": FORMAT}) + b"\n"])
+
+    def _is_nearly_empty(self) -> bool:
+        """No more than a writer leaves that was killed before it wrote the marker."""
+        return self.root.is_dir() and all(
+            path == self._lock or path.name.startswith(files.TEMPORARY) for path in self.root.iterdir()
+        )
+
+
+def read_only(catalog: Catalog) -> StoreError:
+    """The error for a store that cannot be written to."""
+    remedy = "kvtool pull copies its documents into a store of your own"
+    return StoreError(str(catalog), "is read only", remedy)
+
+
+def artifacts_of(documents: Iterable[Document]) -> set[str]:
+    """Digests of all artifacts that the documents refer to."""
+    return {variant.artifact for document in documents for variant in document.artifacts}
