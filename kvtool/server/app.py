@@ -77,9 +77,7 @@ ROUTES: list[BaseRoute] = [
     ),
     Resource("/metrics", GET=Operation(get_metrics, "Metrics, as Prometheus has them", {"text/plain": str})),
     Resource(
-        "/openapi.json",
-        is_open=True,
-        GET=Operation(get_openapi, "This description", {JSON: dict[str, Any]}),
+        "/openapi.json", is_open=True, GET=Operation(get_openapi, "This description", {JSON: dict[str, Any]})
     ),
     *models.ROUTES,
     *openai_api.ROUTES,

@@ -33,12 +33,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        drain: float,
-        on_ready: Callable[[], None],
-        on_drain: Callable[[], None],
+        self, app: ASGIApp, *, drain: float, on_ready: Callable[[], None], on_drain: Callable[[], None]
     ) -> None:
         config = uvicorn.Config(
             cast(Any, app),

@@ -157,19 +157,10 @@ def _loaded(layout: Layout, blending: BlendOptions, question: Sequence[int], siz
     if layout.is_alone:
         artifacts = [segment.artifact for segment in layout.segments]
         return Stored(
-            tokens=tokens,
-            nbytes=nbytes,
-            documents=documents,
-            variant=layout.variants[0],
-            artifacts=artifacts,
+            tokens=tokens, nbytes=nbytes, documents=documents, variant=layout.variants[0], artifacts=artifacts
         )
     return Blended(
-        tokens=tokens,
-        nbytes=nbytes,
-        documents=documents,
-        layout=layout,
-        blending=blending,
-        question=question,
+        tokens=tokens, nbytes=nbytes, documents=documents, layout=layout, blending=blending, question=question
     )
 
 

@@ -13,14 +13,7 @@ import kvtool
 from kvtool import limits
 from kvtool.server.app import create_app
 from kvtool.server.runtime.service import Limits, Service
-from tests.server.cached_contents.cached import (
-    QUESTION,
-    TEXT,
-    body,
-    chat,
-    make,
-    ready,
-)
+from tests.server.cached_contents.cached import QUESTION, TEXT, body, chat, make, ready
 
 
 def test_only_expiry_changes(client: TestClient) -> None:

@@ -18,17 +18,7 @@ from kvtool.engines import transformers as engine
 from kvtool.model.conversation import Message, chat_tokens
 from kvtool.server.cached_contents.worker import STEP_TOKENS
 from kvtool.server.runtime.service import Service
-from tests.server.cached_contents.cached import (
-    LONG,
-    QUESTION,
-    SYSTEM,
-    TEXT,
-    chat,
-    held_up,
-    make,
-    ready,
-    said,
-)
+from tests.server.cached_contents.cached import LONG, QUESTION, SYSTEM, TEXT, chat, held_up, make, ready, said
 
 
 def test_answers_are_those_over_a_document_of_the_same_text(
