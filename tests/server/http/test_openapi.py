@@ -61,7 +61,10 @@ def test_no_operation_lacks_anything(described: Any) -> None:
 
 def test_bodies_are_those_that_the_server_reads(described: Any) -> None:
     request = described["components"]["schemas"]["CompletionRequest"]
-    assert request["properties"]["temperature"]["anyOf"][0]["anyOf"]
+    temperature = {"type": "number", "minimum": 0, "maximum": 2}
+    assert request["properties"]["temperature"]["anyOf"] == [temperature, {"type": "null"}]
+    top_p = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    assert request["properties"]["top_p"]["anyOf"] == [top_p, {"type": "null"}]
     assert request["required"] == ["model", "prompt"]
 
 
