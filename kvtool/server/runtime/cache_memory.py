@@ -85,24 +85,24 @@ class CacheMemory:
                 self._changed.notify_all()
 
     def _pin(self, key: Hashable, nbytes: int, own: int, until: float) -> tuple[_Entry, bool]:
-        """The entry of ``key``, pinned, and whether it is new: then it is still to be loaded."""
+        """The entry of ``key``, pinned, and whether it is new and must be loaded."""
         with self._queued(until), self._changed:
             entry = self._entries.get(key)
-            if entry:
-                entry.pins += 1
+            if entry is None:
+                self._make_room(own + nbytes, until)
+                entry = self._entries[key] = _Entry(nbytes, pins=1)
+                self.used += own + nbytes
+                return entry, True
+            # Before any wait: meanwhile it may turn out that the cache cannot be loaded, and then its entry is gone.
+            self._entries.move_to_end(key)
+            entry.pins += 1
             try:
-                self._make_room(own if entry else own + nbytes, until)
+                self._make_room(own, until)
             except KvtoolError:
-                if entry:
-                    entry.pins -= 1
+                entry.pins -= 1
                 raise
             self.used += own
-            if entry:
-                self._entries.move_to_end(key)
-                return entry, False
-            new = self._entries[key] = _Entry(nbytes, pins=1)
-            self.used += nbytes
-            return new, True
+            return entry, False
 
     @contextmanager
     def _queued(self, until: float) -> Iterator[None]:

@@ -93,6 +93,32 @@ def test_one_loads_for_all_and_a_failure_is_not_kept() -> None:
         assert memory.used == 40
 
 
+def test_a_load_that_fails_while_another_request_waits_for_room() -> None:
+    memory, loading, fail = CacheMemory(100), threading.Event(), threading.Event()
+
+    def load_slowly() -> DocumentCache:
+        loading.set()
+        fail.wait()
+        raise ValueError("broken")
+
+    def use(own: int) -> str:
+        try:
+            with memory.holding("a", 40, load_slowly, own=own, timeout=10):
+                return "held"
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(use, 0)
+        loading.wait()
+        second = pool.submit(use, 80)
+        while memory._entries["a"].pins < 2:
+            pass
+        fail.set()
+        assert first.result() == second.result() == "broken"
+    assert memory.used == 0
+
+
 def test_many_at_once_stay_within_the_bound() -> None:
     memory, most = CacheMemory(200), []
 
