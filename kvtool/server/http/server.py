@@ -89,11 +89,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"--host {host} --port {port}",
-            f"cannot be listened on ({error})",
-            "choose another, or --port 0 for any",
-        ) from error
+        reason, remedy = f"cannot be listened on ({error})", "choose another, or --port 0 for any"
+        raise UsageError(f"--host {host} --port {port}", reason, remedy) from error
 
 
 def _end(why: str) -> None:

@@ -91,15 +91,13 @@ class LoadPolicy:
             return LoadEstimate(variant, nbytes)
         store = tenant.store
         fetch_seconds = sum(map(store.fetch_seconds, parts)) if isinstance(store, RemoteStore) else 0.0
-        return LoadEstimate(
-            variant, nbytes, fetch_seconds, self.caches.throughput.load(variant).seconds(nbytes)
-        )
+        decode_seconds = self.caches.throughput.load(variant).seconds(nbytes)
+        return LoadEstimate(variant, nbytes, fetch_seconds, decode_seconds)
 
 
 @dataclass(frozen=True)
 class LoadEstimate:
-    """What it takes to load a variant: ``nbytes`` of artifacts, seconds until they are here, and then until they are
-    decoded."""
+    """Bytes of a variant's artifacts, seconds until these are here, and seconds to decode them."""
 
     variant: str
     nbytes: int
@@ -123,8 +121,7 @@ def shared_variants(documents: Sequence[Document]) -> list[str]:
 
 
 def finest_within(estimates: Iterable[LoadEstimate], max_seconds: float | None) -> LoadEstimate:
-    """Raw, or the largest variant; where it may take ``max_seconds``, the finest that does not take longer, or else the
-    fastest."""
+    """Raw, or the largest variant. Of those that take ``max_seconds`` at most the finest; where none does, the fastest."""
     finest_first = sorted(estimates, key=lambda estimate: (not estimate.is_exact, -estimate.nbytes))
     if max_seconds is None:
         return finest_first[0]

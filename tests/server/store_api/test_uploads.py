@@ -137,9 +137,7 @@ def test_uploads_of_one_tenant_are_few_at_a_time(
 def test_an_upload_that_trickles_is_given_up(service: Service, documents: LocalStore) -> None:
     name, data = raw_of(documents)
     before = files(documents.root)
-    guard = body_limits.BodyLimits(
-        create_app(service).router, max_bytes=limits.REQUEST_BYTES, seconds=0.05, streamed=artifacts.UPLOADS
-    )
+    guard = body_limits.BodyLimits(create_app(service).router, seconds=0.05, streamed=artifacts.UPLOADS)
     sent: list[Any] = []
 
     async def trickle() -> Any:
