@@ -22,16 +22,16 @@ from kvtool.cli import app as commands
 from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
-from kvtool.server.runtime.service import Limits, Service
+from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
 from tests.loopback import listen
+from tests.server.asking import LIMITS
 
 TEXTS = {
     "docs/a.txt": "The harbour lies to the north of the town, and seven ships are in it.\n",
     "docs/b.txt": "A loaf of rye bread costs three crowns at the baker's behind the mill.\n",
     "docs/c.txt": "Keys and values of every token are kept, layer by layer, and read again.\n" * 2,
 }
-MEMORY = 1 << 28
 
 RAW_ONLY = LoadOptions(variant="raw")
 """What tiny models have cached is prefilled as fast as it is read: which of both is done would be up to the machine."""
@@ -68,7 +68,7 @@ def documents(served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def service(served: kvtool.Model, documents: LocalStore) -> Service:
-    return Service.over(documents.root, served, Limits(memory=MEMORY), loading=RAW_ONLY)
+    return Service.over(documents.root, served, LIMITS, loading=RAW_ONLY)
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from kvtool.codecs import Calibration
 from kvtool.errors import DONE, FAILED, PARTLY, USAGE, UsageError
 from kvtool.store.local import LocalStore
 from kvtool.store.pull import pull
-
-THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
+from tests.server.asking import THREE
 
 
 def artifacts_in(root: Path) -> set[str]:
