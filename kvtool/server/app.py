@@ -42,10 +42,8 @@ async def get_health(request: Request) -> Response:
 
 
 async def get_readiness(request: Request) -> Response:
-    service: Service = request.app.state.service
-    if reason := service.not_ready:
-        return JSONResponse({"status": reason}, 503)
-    return JSONResponse({"status": "ok"})
+    reason = request.app.state.service.not_ready
+    return JSONResponse({"status": reason or "ok"}, 503 if reason else 200)
 
 
 async def get_metrics(request: Request) -> Response:

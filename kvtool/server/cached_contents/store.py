@@ -144,9 +144,7 @@ class Contents:
             yield record.name
         finally:
             with self._lock:
-                self._in_use[id] -= 1
-                if not self._in_use[id]:
-                    del self._in_use[id]
+                self._in_use -= Counter([id])
 
     def sweep(self) -> None:
         """Removes what has expired, unless it is in use or the store is being written to: then another time."""

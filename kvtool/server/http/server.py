@@ -21,8 +21,7 @@ _OTHER_FILES = 512
 """Files that are open beside connections: artifacts, libraries, the log."""
 
 _BACKLOG = 256
-"""Connections that are accepted at a time. Fewer than there may be, so that each is read from before newer ones take its
-place."""
+"""Connections that are accepted at a time. Fewer than their bound, so that each is read before newer ones take its place."""
 
 
 class Server(uvicorn.Server):

@@ -59,7 +59,7 @@ class CacheManager:
         scheduler.on_pass = self.throughput.prefilled
 
     def warm_up(self, *, measures_prefill: bool) -> None:
-        """Runs the model for what is found so: a token's size, and the speed of prefill unless it is known."""
+        """Runs the model to measure a token's size, and the speed of prefill unless it is known."""
         _ = self.token_bytes
         if measures_prefill and self.throughput.prefill.is_unknown:
             tokens = min(SAMPLE_TOKENS, self.model.context)
@@ -69,7 +69,7 @@ class CacheManager:
 
     @cached_property
     def token_bytes(self) -> int:
-        """Bytes of one token in a cache. Found by running the model, which ``warm_up`` does ahead of time."""
+        """Bytes of one token in a cache. Runs the model, which ``warm_up`` does ahead of time."""
         layers = _filled(self.model, 1).layers
         return sum(x.numel() * x.element_size() for layer in layers for x in (layer.keys, layer.values))
 
@@ -163,10 +163,10 @@ class CacheManager:
             yield OpenCache(blended, source.tokens, blended.recomputed)
 
     def _shared(
-        self, key: Hashable, tokens: int, load: Callable[[], DocumentCache], own: int
+        self, key: Hashable, tokens: int, load: Callable[[], DocumentCache], private: int
     ) -> AbstractContextManager[DocumentCache]:
         nbytes = self.token_bytes * (tokens + ROOM)
-        return self.memory.holding(key, nbytes, load, own=own, timeout=self.wait)
+        return self.memory.holding(key, nbytes, load, private=private, timeout=self.wait)
 
     def _load(self, variant: str, artifacts: Sequence[Artifact]) -> DocumentCache:
         started = time.monotonic()

@@ -12,7 +12,7 @@ _RECENT_TOKENS = 64
 
 
 class TextStream:
-    """The text of an answer, given out piece by piece and never taken back.
+    """The text of an answer, sent piece by piece and never taken back.
 
     A character whose bytes have not all come is held back, and so is what may become a stop sequence, until the next tokens
     decide.

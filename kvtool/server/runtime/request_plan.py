@@ -31,7 +31,7 @@ MIN_CACHED_TOKENS = 64
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """What a request takes.
+    """The tokens of a request, and the sources of its cache.
 
     ``token_ids`` are the whole prompt, ``max_tokens`` each answer's length at most. ``sources`` are in the order of
     preference: the next one is for the case that one is broken. Each says how many tokens it has, and how many bytes of

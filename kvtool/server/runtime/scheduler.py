@@ -159,7 +159,7 @@ class Scheduler:
                 self._end(group, number, error)
 
     def _take(self) -> bool:
-        """Takes in what has arrived; waits for it if there is nothing else to do. Says whether there was anything."""
+        """Takes in what has arrived, and waits for it if there is nothing else to do. Returns whether anything arrived."""
         has_taken = False
         while True:
             is_idle = not (has_taken or self._groups or self._is_stopping)

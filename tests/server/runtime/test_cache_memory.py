@@ -16,13 +16,13 @@ def load() -> DocumentCache:
     return DocumentCache(1)
 
 
-def hold(memory: CacheMemory, key: str, nbytes: int = 40, own: int = 0, timeout: float = 0.01) -> object:
-    return memory.holding(key, nbytes, load, own=own, timeout=timeout)
+def hold(memory: CacheMemory, key: str, nbytes: int = 40, private: int = 0, timeout: float = 0.01) -> object:
+    return memory.holding(key, nbytes, load, private=private, timeout=timeout)
 
 
 def test_what_is_held_is_shared_and_stays() -> None:
     memory = CacheMemory(100)
-    with hold(memory, "a") as first, hold(memory, "a", own=5) as second:
+    with hold(memory, "a") as first, hold(memory, "a", private=5) as second:
         assert first is second
         assert memory.used == 45
     assert memory.used == 40
@@ -47,7 +47,7 @@ def test_nothing_in_use_is_given_up() -> None:
     with hold(memory, "a"), memory.reserved(30, timeout=0), pytest.raises(Busy), hold(memory, "b"):
         pass
     assert memory.used == 40
-    with pytest.raises(TooLarge, match="120 bytes"), hold(memory, "c", 110, own=10):
+    with pytest.raises(TooLarge, match="120 bytes"), hold(memory, "c", 110, private=10):
         pass
     assert memory.used == 40
 
@@ -80,7 +80,7 @@ def test_one_loads_for_all_and_a_failure_is_not_kept() -> None:
     def use(_: int) -> str:
         gate.wait()
         try:
-            with memory.holding("a", 40, fail, own=0, timeout=1):
+            with memory.holding("a", 40, fail, private=0, timeout=1):
                 return "held"
         except ValueError as error:
             return str(error)
@@ -101,9 +101,9 @@ def test_a_load_that_fails_while_another_request_waits_for_room() -> None:
         fail.wait()
         raise ValueError("broken")
 
-    def use(own: int) -> str:
+    def use(private: int) -> str:
         try:
-            with memory.holding("a", 40, load_slowly, own=own, timeout=10):
+            with memory.holding("a", 40, load_slowly, private=private, timeout=10):
                 return "held"
         except ValueError as error:
             return str(error)
@@ -126,7 +126,7 @@ def test_many_at_once_stay_within_the_bound() -> None:
         chosen = random.Random(seed)
         for _ in range(60):
             key = chosen.choice("abcdefgh")
-            with hold(memory, key, own=chosen.randint(0, 30), timeout=30):
+            with hold(memory, key, private=chosen.randint(0, 30), timeout=30):
                 most.append(memory.used)
 
     with ThreadPoolExecutor(8) as pool:
