@@ -40,7 +40,7 @@ def test_answers_are_those_over_a_document_of_the_same_text(
     system, user = SYSTEM["parts"][0]["text"], {"role": "user", "content": QUESTION}
     with_system = [{"role": "system", "content": system}, user]
     assert text_of(chat(client, cached_content=made["name"], messages=with_system)) == expected.text
-    # Among documents it is one of them, and a completion's prompt may stand behind it too.
+    # Among documents it is one of them, and a completion's prompt may stand after it too.
     assert text_of(chat(client, documents=[made["name"]])) == expected.text
     refused = chat(client, status=400, documents=[made["name"], "docs/a.txt"])
     assert "different system prompts" in refused["error"]["message"]

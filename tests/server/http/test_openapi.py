@@ -78,8 +78,8 @@ def test_schemas_refer_to_what_is_there(described: Any) -> None:
             for each in value:
                 yield from references(each)
 
-    there = {f"#/components/schemas/{name}" for name in described["components"]["schemas"]}
-    assert set(references(described)) == there
+    components = {f"#/components/schemas/{name}" for name in described["components"]["schemas"]}
+    assert set(references(described)) == components
 
 
 def test_405_names_all_methods_of_a_path(client: TestClient) -> None:

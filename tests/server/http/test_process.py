@@ -33,7 +33,7 @@ def wait_until_running(server: Any, count: int) -> None:
         if f"kvtool:num_requests_running {count}.0" in httpx.get(f"{server.url}/metrics").text:
             return
         time.sleep(0.05)
-    raise AssertionError("".join(server.said))
+    raise AssertionError("".join(server.log))
 
 
 @contextmanager
@@ -128,9 +128,9 @@ def test_the_second_signal_ends_it(running: Any) -> None:
             httpx.get(f"{server.url}/readyz")
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 1
-    lines = [json.loads(line) for line in server.said[1:] if line.startswith("{")]
+    lines = [json.loads(line) for line in server.log[1:] if line.startswith("{")]
     assert {"/metrics"} == {line["path"] for line in lines if "path" in line}
-    assert any("second signal" in line for line in server.said)
+    assert any("second signal" in line for line in server.log)
 
 
 @pytest.mark.slow

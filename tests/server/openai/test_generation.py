@@ -1,4 +1,4 @@
-"""OpenAI's API, within the process: what is said is what the model says alone."""
+"""OpenAI's API, within the process: answers are those of the model alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.server.asking import QUESTION, cached_tokens, chat, chat_body, post_c
 
 
 def alone(model: kvtool.Model, ids: list[int], tokens: int = 12) -> str:
-    """What transformers says by itself."""
+    """The text that transformers generates by itself."""
     prompt = torch.tensor([ids])
     out = model.model.generate(
         prompt,

@@ -1,4 +1,4 @@
-"""CacheMemory for caches: never more than the bound, nothing in use given up, one load for all who wait."""
+"""Memory for caches: never more than the bound, nothing in use evicted, one load for all who wait."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_what_is_held_is_shared_and_stays() -> None:
 
 def test_the_longest_unused_is_given_up() -> None:
     memory = CacheMemory(100)
-    found = {}
+    caches = {}
     for key in ("a", "b", "a", "c"):
-        with hold(memory, key) as found[key]:
+        with hold(memory, key) as caches[key]:
             pass
     assert memory.used == 80
     with hold(memory, "a") as kept, hold(memory, "b") as anew:
-        assert kept is found["a"]
-        assert anew is not found["b"]
+        assert kept is caches["a"]
+        assert anew is not caches["b"]
 
 
 def test_nothing_in_use_is_given_up() -> None:

@@ -289,7 +289,7 @@ def test_a_full_disk(
         assert sent.made()["state"] == "ACTIVE"
     assert not seen.wrong
     assert not seen.refused
-    assert not [line for line in server.said if "Traceback" in line]
+    assert not [line for line in server.log if "Traceback" in line]
     assert {path: path.read_bytes() for path in before} == before
     assert not list(store.root.rglob(".tmp-*"))
     for path in store.root.rglob("*.safetensors"):

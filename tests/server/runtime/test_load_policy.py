@@ -134,9 +134,9 @@ def variants_in_memory(service: Service, store: LocalStore, name: str) -> set[st
 def test_a_coarser_one_is_loaded_to_be_in_time(
     client: TestClient, service: Service, served: kvtool.Model, documents: LocalStore
 ) -> None:
-    said, cached = chat(client, "docs/a.txt")
+    answer, cached = chat(client, "docs/a.txt")
     assert cached > 0
-    assert said == said_alone(served, documents, "centred", "docs/a.txt")
+    assert answer == said_alone(served, documents, "centred", "docs/a.txt")
     assert variants_in_memory(service, documents, "docs/a.txt") == {"centred"}
     assert 'kvtool:cache_sources_total{source="centred"} 1.0' in client.get("/metrics").text
 
@@ -168,10 +168,10 @@ def test_several_are_prefilled_where_that_is_sooner(
     names = ("docs/a.txt", "docs/b.txt")
     assert chat(client, *names)[1] > 0
     service.caches.throughput.prefill = Rate(1e6)
-    said, cached = chat(client, *names)
+    answer, cached = chat(client, *names)
     assert cached == 0
     alone = ask(QUESTION, list(names), served, documents, options=BlendOptions(1.0), max_tokens=12)
-    assert said == alone.text
+    assert answer == alone.text
 
 
 def test_what_a_prompt_begins_with_is_prefilled_where_that_is_sooner(
@@ -179,12 +179,12 @@ def test_what_a_prompt_begins_with_is_prefilled_where_that_is_sooner(
 ) -> None:
     text = f"{Path('docs/c.txt').read_text()}\n{QUESTION}"
     service.caches.throughput.prefill = Rate(1e6)
-    said, cached = chat(client, question=text)
+    answer, cached = chat(client, question=text)
     assert cached == 0
     service.caches.throughput.prefill = Rate(1e-6)
     loaded, cached = chat(client, question=text)
     assert cached > 0
-    assert loaded == said
+    assert loaded == answer
 
 
 @pytest.mark.parametrize("variant", ["raw", "centred"])
@@ -195,9 +195,9 @@ def test_a_variant_that_was_said_is_loaded(
     service.caches.throughput.prefill = Rate(1e9)
     service.caches.throughput.load(variant).took(1, 1.0)
     with TestClient(create_app(service)) as client:
-        said, cached = chat(client, "docs/a.txt")
+        answer, cached = chat(client, "docs/a.txt")
     assert cached > 0
-    assert said == said_alone(served, documents, variant, "docs/a.txt")
+    assert answer == said_alone(served, documents, variant, "docs/a.txt")
 
 
 def test_variants_made_for_blending_stand_in_for_others(documents: LocalStore) -> None:

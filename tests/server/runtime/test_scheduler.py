@@ -22,16 +22,18 @@ from tests.server.cached_contents.cached import make, ready
 
 
 def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> tuple[list[int], Any]:
-    said: list[int] = []
+    tokens: list[int] = []
     ends: list[Any] = []
     held = len(cache.token_ids)
     greedy = Sampling(temperature=0)
-    one = Generation(cache, ids, held, 6, greedy, lambda sampled: said.append(sampled.token), ends.append)
-    scheduler.submit(one)
+    generation = Generation(
+        cache, ids, held, 6, greedy, lambda sampled: tokens.append(sampled.token), ends.append
+    )
+    scheduler.submit(generation)
     scheduler.call(lambda: None).result()
     while not ends:
         pass
-    return said, ends[0]
+    return tokens, ends[0]
 
 
 @pytest.mark.parametrize("where", ["the model", "sampling"])
@@ -97,8 +99,8 @@ def test_no_other_thread_runs_the_model(
         model.model.base_model.register_forward_pre_hook(
             lambda *_: threads.add(threading.current_thread().name)
         )
-        made = make(client, texts["docs/a.txt"] * 2)
-        ready(client, made)
-        for names in ([made["name"]], ["docs/a.txt", "docs/b.txt"]):
+        content = make(client, texts["docs/a.txt"] * 2)
+        ready(client, content)
+        for names in ([content["name"]], ["docs/a.txt", "docs/b.txt"]):
             chat(client, documents=names)
     assert threads == {"model"}

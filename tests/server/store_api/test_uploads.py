@@ -23,12 +23,12 @@ from tests.server.store_api.stored import NONE, files, raw_of
 
 def test_an_artifact_that_is_what_it_says_is_kept(client: TestClient, documents: LocalStore) -> None:
     name, data = raw_of(documents)
-    there = documents.artifact_path(name)
-    there.unlink()
+    path = documents.artifact_path(name)
+    path.unlink()
     answer = client.put(f"/v1/artifacts/{name}", content=data)
     assert answer.status_code == 201
     assert answer.json() == {"digest": name, "bytes": len(data)}
-    assert there.read_bytes() == data
+    assert path.read_bytes() == data
     assert client.put(f"/v1/artifacts/{name}", content=iter([data[:9], data[9:]])).status_code == 200
 
 

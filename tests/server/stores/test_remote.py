@@ -64,10 +64,10 @@ def test_a_server_is_a_store(
 
 def test_an_artifact_is_fetched_once(url: str, counted: Any, served: kvtool.Model) -> None:
     kvtool.Store(url).load("docs/a.txt", served)
-    assert counted.asked == {"documents": 1, "artifacts": 2}
+    assert counted.requests == {"documents": 1, "artifacts": 2}
     kvtool.Store(url).load("docs/a.txt", served)
     kvtool.Store(f"{url}/v1/").load("docs/a.txt", served)
-    assert counted.asked == {"documents": 3, "artifacts": 2}
+    assert counted.requests == {"documents": 3, "artifacts": 2}
 
 
 def test_a_second_read_needs_no_network(
@@ -174,7 +174,7 @@ def test_a_certificate_must_be_known_to_the_system(
                 message = rf"certificate is not trusted \(.*{says}.*SSL_CERT_FILE"
                 with pytest.raises(StoreError, match=message):
                     read()
-    assert counted.asked == {"documents": 1, "artifacts": 2}
+    assert counted.requests == {"documents": 1, "artifacts": 2}
 
 
 # Tokens

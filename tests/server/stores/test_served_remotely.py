@@ -67,9 +67,7 @@ def client(
         yield client
 
 
-def test_answers_over_a_store_that_lies_elsewhere(
-    client: TestClient, local: httpx.Client, texts: dict[str, str]
-) -> None:
+def test_answers_over_a_remote_store(client: TestClient, local: httpx.Client, texts: dict[str, str]) -> None:
     for more in ({"documents": ["docs/a.txt"]}, {"documents": THREE[:2], "recompute": 0.5}):
         here, remote = (chat(each, "What is there?", **more) for each in (local, client))
         assert remote["choices"] == here["choices"]
@@ -149,7 +147,7 @@ def test_a_process_serves_a_bucket(
     bucket: Objects, starting: Callable[..., AbstractContextManager[Any]], documents: LocalStore
 ) -> None:
     with starting("--store", URL) as running:
-        assert f"over {URL}: http://127.0.0.1" in running.said[-1]
+        assert f"over {URL}: http://127.0.0.1" in running.log[-1]
         listed = httpx.get(f"{running.url}/v1/documents").json()["data"]
         assert [each["name"] for each in listed] == THREE
         with httpx.Client(base_url=running.url) as client:
@@ -157,4 +155,4 @@ def test_a_process_serves_a_bucket(
             post_chat(client, "?")
         running.process.terminate()
         assert running.process.wait(30) == 0
-        assert not [line for line in running.said if KEY in line or SECRET in line]
+        assert not [line for line in running.log if KEY in line or SECRET in line]

@@ -1,4 +1,4 @@
-"""What the page at ``/`` is made of, and the numbers that its charts are drawn from."""
+"""The files of the page at ``/``, and the numbers that its charts are drawn from."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_what_the_page_names_is_there(client: TestClient) -> None:
     named = re.findall(r'(?:href|src)="(page/[^"]+)"', client.get("/").text)
     scripts = [path for path in routes.PATHS if path.endswith(".js")]
     imported = [re.findall(r'from "\./([^"]+)"', client.get(path).text) for path in scripts]
-    found = {f"/{path}" for path in named} | {f"/page/{name}" for names in imported for name in names}
-    assert found == set(routes.PATHS) - {"/"}
+    paths = {f"/{path}" for path in named} | {f"/page/{name}" for names in imported for name in names}
+    assert paths == set(routes.PATHS) - {"/"}
 
 
 @pytest.mark.parametrize("path", ["/page/", "/page/x.js", "/page/../site.py", "/page/%2e%2e/site.py"])
