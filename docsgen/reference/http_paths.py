@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -140,13 +141,10 @@ def bounds(schema: Json) -> str:
         "minLength": "length at least {}",
         "maxLength": "length at most {}",
     }
-    said = [text.format(schema[key]) for key, text in words.items() if schema.get(key)]
-    return f" ({', '.join(said)})" if said else ""
+    written = {key: value for key, value in schema.items() if (key, value) != ("minLength", 0)}
+    phrases = [text.format(written[key]) for key, text in words.items() if key in written]
+    return f" ({', '.join(phrases)})" if phrases else ""
 
 
 def shown(value: object) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))  # type: ignore[call-overload]
-        if not isinstance(value, list)
-        else "[]"
-    )
+    return value if isinstance(value, str) else json.dumps(value)

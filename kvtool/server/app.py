@@ -42,10 +42,8 @@ async def get_health(request: Request) -> Response:
 
 
 async def get_readiness(request: Request) -> Response:
-    service: Service = request.app.state.service
-    if reason := service.not_ready:
-        return JSONResponse({"status": reason}, 503)
-    return JSONResponse({"status": "ok"})
+    reason = request.app.state.service.not_ready
+    return JSONResponse({"status": reason or "ok"}, 503 if reason else 200)
 
 
 async def get_metrics(request: Request) -> Response:
@@ -64,22 +62,18 @@ async def get_openapi(request: Request) -> Response:
     return JSONResponse(describe(request.app.routes))
 
 
+_STATUS = {JSON: Status}
+
 ROUTES: list[BaseRoute] = [
-    Resource(
-        "/healthz", is_open=True, GET=Operation(get_health, "Whether the process answers", {JSON: Status})
-    ),
+    Resource("/healthz", is_open=True, GET=Operation(get_health, "Whether the process answers", _STATUS)),
     Resource(
         "/readyz",
         is_open=True,
-        GET=Operation(
-            get_readiness, "Whether requests should be sent here", {JSON: Status}, statuses=[200, 503]
-        ),
+        GET=Operation(get_readiness, "Whether requests should be sent here", _STATUS, statuses=[200, 503]),
     ),
     Resource("/metrics", GET=Operation(get_metrics, "Metrics, as Prometheus has them", {"text/plain": str})),
     Resource(
-        "/openapi.json",
-        is_open=True,
-        GET=Operation(get_openapi, "This description", {JSON: dict[str, Any]}),
+        "/openapi.json", is_open=True, GET=Operation(get_openapi, "This description", {JSON: dict[str, Any]})
     ),
     *models.ROUTES,
     *openai_api.ROUTES,
@@ -89,16 +83,16 @@ ROUTES: list[BaseRoute] = [
     *web.ROUTES,
 ]
 
-OPEN_PATHS = [route.path for route in ROUTES if isinstance(route, Resource) and route.is_open]
+_OPEN = [route.path for route in ROUTES if isinstance(route, Resource) and route.is_open]
 
 
 def create_app(service: Service, tokens: Mapping[str, str] | None = None) -> Starlette:
     """An ASGI application that runs the model of ``service`` while it lives. ``tokens`` are the tenants' names by token."""
-
     if len(service.tenants) > 1:
         forget_words(service.model)
     contents = {tenant.name: Contents(records_in(tenant.store)) for tenant in service.tenants.values()}
     workers = [PrefillWorker(each, service) for each in contents.values()]
+    open_paths = [*_OPEN, *web.PATHS]
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -116,18 +110,8 @@ def create_app(service: Service, tokens: Mapping[str, str] | None = None) -> Sta
         exception_handlers={HTTPException: _no_such_route, KvtoolError: respond, ApiError: respond},
         middleware=[
             Middleware(Logged, metrics=service.metrics),
-            Middleware(
-                Authentication,
-                tenants=service.tenants,
-                tokens=tokens or {},
-                open_paths=[*OPEN_PATHS, *web.PATHS],
-            ),
-            Middleware(
-                BodyLimits,
-                max_bytes=limits.REQUEST_BYTES,
-                seconds=limits.REQUEST_SECONDS,
-                streamed=artifacts.UPLOADS,
-            ),
+            Middleware(Authentication, tenants=service.tenants, tokens=tokens or {}, open_paths=open_paths),
+            Middleware(BodyLimits, seconds=limits.REQUEST_SECONDS, streamed=artifacts.UPLOADS),
         ],
         lifespan=lifespan,
     )
@@ -138,5 +122,5 @@ def create_app(service: Service, tokens: Mapping[str, str] | None = None) -> Sta
 async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reasons = {404: "there is no such path", 405: f"{request.method} is not possible here"}
-    shown = ApiError(error.status_code, f"{request.url.path}: {reasons.get(error.status_code, error.detail)}")
-    return JSONResponse(shown.body, error.status_code, error.headers)
+    message = f"{request.url.path}: {reasons.get(error.status_code, error.detail)}"
+    return ApiError(error.status_code, message, **(error.headers or {})).response()

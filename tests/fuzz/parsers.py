@@ -45,9 +45,9 @@ def requests(data: bytes) -> None:
     for kind in (ChatRequest, CompletionRequest):
         with suppress(ValidationError):
             found = kind.model_validate_json(data)
-            assert 1 <= found.choices <= 16
-            assert all(found.stops)
-            found.sampling(0)
+            request = found.to_request(None)
+            assert 1 <= len(request.samplings) <= 16
+            assert all(request.stop)
             if isinstance(found, ChatRequest):
                 assert all(isinstance(message.message.content, str) for message in found.messages)
 

@@ -22,19 +22,19 @@ from kvtool.cli import app as commands
 from kvtool.codecs import Calibration, Recipe, Sample
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
-from kvtool.server.runtime.service import Limits, Service
+from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
 from tests.loopback import listen
+from tests.server.asking import LIMITS
 
 TEXTS = {
     "docs/a.txt": "The harbour lies to the north of the town, and seven ships are in it.\n",
     "docs/b.txt": "A loaf of rye bread costs three crowns at the baker's behind the mill.\n",
     "docs/c.txt": "Keys and values of every token are kept, layer by layer, and read again.\n" * 2,
 }
-MEMORY = 1 << 28
 
 RAW_ONLY = LoadOptions(variant="raw")
-"""What tiny models have cached is prefilled as fast as it is read: which of both is done would be up to the machine."""
+"""Tiny models prefill as fast as they read a cache. Without this the machine would decide which of both is done."""
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def documents(served: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def service(served: kvtool.Model, documents: LocalStore) -> Service:
-    return Service.over(documents.root, served, Limits(memory=MEMORY), loading=RAW_ONLY)
+    return Service.over(documents.root, served, LIMITS, loading=RAW_ONLY)
 
 
 @pytest.fixture
@@ -79,11 +79,11 @@ def client(service: Service) -> Iterator[TestClient]:
 
 @dataclass(frozen=True)
 class Running:
-    """``said`` are the lines of its stderr, as they come."""
+    """``log`` are the lines of its stderr, as they come."""
 
     process: subprocess.Popen[str]
     url: str
-    said: list[str]
+    log: list[str]
 
 
 @pytest.fixture(scope="session")
@@ -96,20 +96,20 @@ def starting(served_dir: Path) -> Callable[..., AbstractContextManager[Running]]
     @contextmanager
     def run(*options: str, model: Path | str = served_dir, code: str = "") -> Iterator[Running]:
         kvtool = ["-c", code] if code else ["-m", "kvtool"]
-        given = ["serve-cache", "--port", "0", "--model", str(model), "--variant", "raw", *options]
-        process = subprocess.Popen([sys.executable, *kvtool, *given], stderr=subprocess.PIPE, text=True)
+        arguments = ["serve-cache", "--port", "0", "--model", str(model), "--variant", "raw", *options]
+        process = subprocess.Popen([sys.executable, *kvtool, *arguments], stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None
-            said = []
+            log = []
             for line in process.stderr:
-                said.append(line)
+                log.append(line)
                 if "http://" in line:
                     break
             else:
-                raise AssertionError("".join(said))
+                raise AssertionError("".join(log))
             # Were nobody to read, the server would wait for room in the pipe.
-            threading.Thread(target=said.extend, args=[process.stderr], daemon=True).start()
-            yield Running(process, line.split(" (")[0].rpartition(" ")[2].removesuffix("/v1").strip(), said)
+            threading.Thread(target=log.extend, args=[process.stderr], daemon=True).start()
+            yield Running(process, line.split(" (")[0].rpartition(" ")[2].removesuffix("/v1").strip(), log)
         finally:
             process.kill()
             process.wait()
@@ -127,14 +127,14 @@ def running(
 
 @pytest.fixture
 def calibrated(documents: LocalStore, served: kvtool.Model, centred: Recipe) -> Calibration:
-    """What the variant centred of all documents is compressed with."""
+    """The calibration of all documents' variant centred."""
     assert centred.fit
     samples = [Sample(documents.read(name)) for name in TEXTS]
-    made = centred.fit(samples).made(model=served.fingerprint, source=list(TEXTS))
+    calibration = centred.fit(samples).made(model=served.fingerprint, source=list(TEXTS))
     with documents.writing():
-        documents.put_calibration(made)
+        documents.put_calibration(calibration)
     kvtool.compress(documents, recipe="centred")
-    return made
+    return calibration
 
 
 @pytest.fixture
@@ -160,11 +160,11 @@ class Counted:
     """An application whose requests are counted by the kind of path they ask for."""
 
     def __init__(self, app: Any) -> None:
-        self.app, self.asked = app, Counter[str]()
+        self.app, self.requests = app, Counter[str]()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            self.asked[scope["path"].split("/")[2]] += 1
+            self.requests[scope["path"].split("/")[2]] += 1
         await self.app(scope, receive, send)
 
 

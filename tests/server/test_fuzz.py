@@ -43,7 +43,7 @@ def described(service: Service) -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_the_api(described: Any, service: Service) -> None:
-    operations = [found.ok() for found in described.get_all_operations()]
+    operations = [operation.ok() for operation in described.get_all_operations()]
     until = time.monotonic() + SECONDS
     asked = 0
     while time.monotonic() < until:

@@ -102,10 +102,8 @@ class Contents:
         """Writes a new record. Raises ``ApiError`` if there are too many."""
         with self._lock:
             if sum(1 for _ in self) >= limits.CACHED_CONTENTS:
-                raise ApiError(
-                    429,
-                    f"there are {limits.CACHED_CONTENTS:,} cached contents; delete some, or wait until they expire",
-                )
+                reason = f"there are {limits.CACHED_CONTENTS:,} cached contents"
+                raise ApiError(429, f"{reason}; delete some, or wait until they expire")
             self._write(record)
         self.changed.set()
 
@@ -146,9 +144,7 @@ class Contents:
             yield record.name
         finally:
             with self._lock:
-                self._in_use[id] -= 1
-                if not self._in_use[id]:
-                    del self._in_use[id]
+                self._in_use -= Counter([id])
 
     def sweep(self) -> None:
         """Removes what has expired, unless it is in use or the store is being written to: then another time."""
@@ -170,20 +166,18 @@ class Contents:
             self._unwritten.pop(record.id, None)
 
     def _refuse_unready(self, record: Record, model: Model) -> None:
+        name, field = record.name, "cached_content"
         if record.fingerprint != model.fingerprint:
-            message = (
-                f"{record.name}: was made for {record.model}, this server has {model.name}; make it again"
-            )
-            raise ApiError(400, message, param="cached_content")
+            message = f"{name}: was made for {record.model}, this server has {model.name}; make it again"
+            raise ApiError(400, message, param=field)
         if record.state == "FAILED":
-            message = f"{record.name}: has failed ({record.error}); make it again"
-            raise ApiError(400, message, param="cached_content")
+            raise ApiError(400, f"{name}: has failed ({record.error}); make it again", param=field)
         if record.state == "PROCESSING":
             done = self.progress.get(record.id, 0)
-            message = f"{record.name}: is being prefilled, {done:,} of {record.tokens:,} tokens are done; try again later"
-            raise ApiError(
-                409, message, param="cached_content", code="cached_content_not_ready", Retry_After="1"
+            message = (
+                f"{name}: is being prefilled, {done:,} of {record.tokens:,} tokens are done; try again later"
             )
+            raise ApiError(409, message, param=field, code="cached_content_not_ready", Retry_After="1")
 
     def _ids(self) -> list[str]:
         return sorted(path.stem for path in self.directory.glob("*.json"))

@@ -83,9 +83,8 @@ class PrefillWorker:
     def _prefill(self, record: Record) -> None:
         self._check_wanted(record)
         if record.text is None or record.fingerprint != self.model.fingerprint:
-            raise UsageError(
-                record.name, f"{record.model} was to prefill it, and this server has {self.model.name}"
-            )
+            reason = f"{record.model} was to prefill it, and this server has {self.model.name}"
+            raise UsageError(record.name, reason)
         prefix = prefix_of(self.model, system=record.system)
         # Artifacts hold it. It is found by running the model, which only the model's thread does.
         self.scheduler.call(lambda: rope_description(self.model)).result()

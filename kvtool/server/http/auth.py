@@ -30,19 +30,15 @@ def read_tokens(path: Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, *rest = line.split()
+        place, (name, *rest) = f"{path}:{number}", line.split()
         # The token itself is not repeated: messages end up in logs.
         if len(rest) != 1 or not _NAME.fullmatch(name):
-            raise UsageError(f"{path}:{number}", "expected NAME TOKEN, the name of a-z, 0-9, _ and -")
+            raise UsageError(place, "expected NAME TOKEN, the name of a-z, 0-9, _ and -")
         (token,) = rest
         if len(token) < _TOKEN_CHARACTERS or not token.isascii():
-            raise UsageError(
-                f"{path}:{number}", f"expected a token of at least {_TOKEN_CHARACTERS} characters"
-            )
+            raise UsageError(place, f"expected a token of at least {_TOKEN_CHARACTERS} characters")
         if token in tenants:
-            raise UsageError(
-                f"{path}:{number}", f"this token is {tenants[token]}'s already", "give each its own"
-            )
+            raise UsageError(place, f"this token is {tenants[token]}'s already", "give each its own")
         tenants[token] = name
     if not tenants:
         raise UsageError(path, "has no token", "expected lines of NAME TOKEN")
@@ -71,23 +67,19 @@ class Authentication:
             return
         name = self._name(Request(scope).headers.get("authorization", "")) if self.tokens else ""
         if name is None:
-            error = ApiError(
-                401,
-                "expected a header Authorization: Bearer TOKEN with a token that this server knows",
-                code="invalid_api_key",
-                WWW_Authenticate="Bearer",
-            )
+            message = "expected a header Authorization: Bearer TOKEN with a token that this server knows"
+            error = ApiError(401, message, code="invalid_api_key", WWW_Authenticate="Bearer")
             await error.response()(scope, receive, send)
             return
         scope.setdefault("state", {})["tenant"] = self.tenants[name]
         await self.app(scope, receive, send)
 
     def _name(self, header: str) -> str | None:
-        scheme, _, given = header.partition(" ")
+        scheme, _, guess = header.partition(" ")
         tenant = None
         if scheme.lower() == "bearer":
             # All tokens are compared, each in the same time, so that no time says how near a guess was.
             for token, name in self.tokens.items():
-                if hmac.compare_digest(token.encode(), given.strip().encode()):
+                if hmac.compare_digest(token.encode(), guess.strip().encode()):
                     tenant = name
         return tenant

@@ -16,54 +16,51 @@ from kvtool.server.http.errors import ApiError
 class BodyLimits:
     """Middleware that takes a body in before the application runs.
 
-    A body larger than ``max_bytes`` gets 413. One that has not arrived after ``seconds`` gets 408, however steadily it
-    trickles. The bodies of all requests together are bounded too: 503.
+    A body larger than ``limits.REQUEST_BYTES`` gets 413. One that has not arrived after ``seconds`` gets 408, however
+    steadily it trickles. The bodies of all requests together are bounded too: 503.
 
     ``streamed`` is the size allowed to a PUT's body by the beginning of its path. Such a body is passed on as it comes, and
     has more time the more of it has come.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, streamed: Mapping[str, int]) -> None:
-        self.app, self.max_bytes, self.seconds, self.streamed = app, max_bytes, seconds, streamed
+    def __init__(self, app: ASGIApp, seconds: float, streamed: Mapping[str, int]) -> None:
+        self.app, self.seconds, self.streamed = app, seconds, streamed
         self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if len(scope["headers"]) > limits.HEAD_FIELDS:
-            error = ApiError(431, f"the request has more than {limits.HEAD_FIELDS} headers")
-            await error.response()(scope, receive, send)
-            return
-        for path, max_bytes in self.streamed.items():
-            if scope["method"] == "PUT" and scope["path"].startswith(path):
-                await self.app(scope, _paced(Request(scope), receive, max_bytes, self.seconds), send)
-                return
         with ExitStack() as held:
-            await self._call_with_body(scope, receive, send, held)
+            try:
+                bounded = await self._bounded(Request(scope), receive, held)
+            except ApiError as refusal:
+                await refusal.response()(scope, receive, send)
+                return
+            if bounded is not None:
+                await self.app(scope, bounded, send)
 
-    async def _call_with_body(self, scope: Scope, receive: Receive, send: Send, held: ExitStack) -> None:
+    async def _bounded(self, request: Request, receive: Receive, held: ExitStack) -> Receive | None:
+        """The application's ``receive``; None where the client went away meanwhile."""
+        if len(request.scope["headers"]) > limits.HEAD_FIELDS:
+            raise ApiError(431, f"the request has more than {limits.HEAD_FIELDS} headers")
+        for path, max_bytes in self.streamed.items():
+            if request.method == "PUT" and request.scope["path"].startswith(path):
+                return _paced(request, receive, max_bytes, self.seconds)
         try:
             async with asyncio.timeout(self.seconds):
-                body = await self._read(Request(scope), receive, held)
+                body = await self._read(request, receive, held)
         except TimeoutError:
-            error = ApiError(
-                408, f"the request did not arrive within {self.seconds:g} seconds", Connection="close"
-            )
-        except ApiError as refusal:
-            error = refusal
-        else:
-            if body is not None:
-                await self.app(scope, _replay(body, receive), send)
-            return
-        await error.response()(scope, receive, send)
+            message = f"the request did not arrive within {self.seconds:g} seconds"
+            raise ApiError(408, message, Connection="close") from None
+        return None if body is None else _replay(body, receive)
 
     async def _read(self, request: Request, receive: Receive, held: ExitStack) -> bytes | None:
         """The whole body; None where the client went away meanwhile."""
         body = bytearray()
         # Without Connection: close, so that a client that sends first and then reads gets to read it.
-        too_large = _too_large(self.max_bytes)
-        if _announced_bytes(request) > self.max_bytes:
+        too_large = _too_large(limits.REQUEST_BYTES)
+        if _announced_bytes(request) > limits.REQUEST_BYTES:
             raise too_large
         while True:
             message = await receive()
@@ -72,7 +69,7 @@ class BodyLimits:
             part = message.get("body", b"")
             self._hold(len(part), held)
             body += part
-            if len(body) > self.max_bytes:
+            if len(body) > limits.REQUEST_BYTES:
                 raise too_large
             if not message.get("more_body"):
                 return bytes(body)

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class RequestLog:
-    """What a request's line says beside its path and status.
+    """The fields of a request's line beside its path and status.
 
     ``tokens`` are counts by name, ``time_to_first_token`` is in seconds, ``error`` is the server's own failure.
     """
@@ -100,7 +100,7 @@ def _fields(scope: Scope, log: RequestLog, status: int, seconds: float) -> dict[
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong and where.
+    """The error and its place.
 
     Only kvtool's own messages are known to name files and fields, not what is in them. Of others it is the type, and the
     places in the code.

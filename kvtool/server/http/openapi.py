@@ -78,6 +78,7 @@ def describe(routes: Sequence[BaseRoute]) -> Json:
     """The OpenAPI document of ``routes``."""
     resources = [route for route in routes if isinstance(route, Resource)]
     schemas, components = _schemas(resources)
+    security = {"token": {"type": "http", "scheme": "bearer"}}
     paths: dict[str, Json] = {}
     for resource in resources:
         # /a/{name:path} is /a/{name} here: OpenAPI has no kinds of parameters.
@@ -89,10 +90,7 @@ def describe(routes: Sequence[BaseRoute]) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "kvtool serve-cache", "version": "1"},
         "paths": paths,
-        "components": {
-            "schemas": components,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-        },
+        "components": {"schemas": components, "securitySchemes": security},
         # Which tokens there are depends on how the server was started; without any, none is needed.
         "security": [{"token": []}, {}],
     }
@@ -103,12 +101,10 @@ _ERROR: Content = {JSON: ErrorBody}
 
 
 def _schemas(resources: Sequence[Resource]) -> tuple[_Schemas, Json]:
-    """The schema of each type, by its key and whether it is read or written; and the components that they refer to."""
+    """The schema of each type, by its name and whether it is read or written; and the components that they refer to."""
     types = dict(_types(resources))
-    schemas, definitions = TypeAdapter.json_schemas(
-        [(key, mode, TypeAdapter(type_)) for (key, mode), type_ in types.items()],
-        ref_template="#/components/schemas/{model}",
-    )
+    adapters = [(name, mode, TypeAdapter(type_)) for (name, mode), type_ in types.items()]
+    schemas, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")
     return schemas, definitions.get("$defs", {})
 
 
@@ -116,15 +112,11 @@ def _types(resources: Sequence[Resource]) -> Iterator[tuple[tuple[str, JsonSchem
     for resource in resources:
         for operation in resource.operations.values():
             for type_ in (operation.request or {}).values():
-                yield (_key(type_), "validation"), type_
+                yield (repr(type_), "validation"), type_
             for parameter in operation.parameters:
-                yield (_key(parameter.type), "validation"), parameter.type
+                yield (repr(parameter.type), "validation"), parameter.type
             for type_ in [*operation.response.values(), *_ERROR.values()]:
-                yield (_key(type_), "serialization"), type_
-
-
-def _key(type_: Any) -> str:
-    return repr(type_)
+                yield (repr(type_), "serialization"), type_
 
 
 def _described(resource: Resource, operation: Operation, schemas: _Schemas) -> Json:
@@ -164,7 +156,7 @@ def _response(status: int | None, content: Content, schemas: _Schemas) -> Json:
 
 
 def _content(content: Content, mode: JsonSchemaMode, schemas: _Schemas) -> Json:
-    return {media: {"schema": schemas[_key(type_), mode]} for media, type_ in content.items()}
+    return {media: {"schema": schemas[repr(type_), mode]} for media, type_ in content.items()}
 
 
 def _parameter(parameter: Parameter, schemas: _Schemas) -> Json:
@@ -172,7 +164,7 @@ def _parameter(parameter: Parameter, schemas: _Schemas) -> Json:
         "name": parameter.name,
         "in": parameter.place,
         "description": parameter.description,
-        "schema": schemas[_key(parameter.type), "validation"],
+        "schema": schemas[repr(parameter.type), "validation"],
     }
 
 

@@ -21,8 +21,7 @@ _OTHER_FILES = 512
 """Files that are open beside connections: artifacts, libraries, the log."""
 
 _BACKLOG = 256
-"""Connections that are accepted at a time. Fewer than there may be, so that each is read from before newer ones take its
-place."""
+"""Connections that are accepted at a time. Fewer than their bound, so that each is read before newer ones take its place."""
 
 
 class Server(uvicorn.Server):
@@ -33,12 +32,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        drain: float,
-        on_ready: Callable[[], None],
-        on_drain: Callable[[], None],
+        self, app: ASGIApp, *, drain: float, on_ready: Callable[[], None], on_drain: Callable[[], None]
     ) -> None:
         config = uvicorn.Config(
             cast(Any, app),
@@ -94,11 +88,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"--host {host} --port {port}",
-            f"cannot be listened on ({error})",
-            "choose another, or --port 0 for any",
-        ) from error
+        reason, remedy = f"cannot be listened on ({error})", "choose another, or --port 0 for any"
+        raise UsageError(f"--host {host} --port {port}", reason, remedy) from error
 
 
 def _end(why: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 from typing_extensions import TypedDict
@@ -105,8 +106,8 @@ class Responses:
         self.tokenizer = completion.service.model.tokenizer
 
     def whole(self, choices: Sequence[Choice]) -> Json:
-        usage = self.usage
-        return {**self._head(self.object), "choices": [self.choice(each) for each in choices], "usage": usage}
+        shown = [self.choice(choice) for choice in choices]
+        return {**self._head(self.object), "choices": shown, "usage": self.usage}
 
     def event(self, choices: Sequence[Mapping[str, Any]], **more: Any) -> Json:
         """A chunk of a stream."""
@@ -153,15 +154,8 @@ class ChatResponses(Responses):
         }
 
     def first(self) -> list[Json]:
-        return [
-            {
-                "index": index,
-                "delta": {"role": "assistant", "content": ""},
-                "logprobs": None,
-                "finish_reason": None,
-            }
-            for index in range(len(self.completion.request.samplings))
-        ]
+        start = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        return [{"index": index, **start} for index in range(len(self.completion.request.samplings))]
 
     def delta(self, delta: Delta) -> list[Json]:
         text = {
@@ -176,18 +170,11 @@ class ChatResponses(Responses):
     def _logprobs(self, sampled: Sequence[tuple[SampledToken, str]]) -> ChatLogprobs | None:
         if not self.has_logprobs:
             return None
-        return {
-            "content": [
-                {
-                    **_logprob(text, token.logprob),
-                    "top_logprobs": [
-                        _logprob(self.tokenizer.decode([other]), logprob) for other, logprob in token.top
-                    ],
-                }
-                for token, text in sampled
-            ],
-            "refusal": None,
-        }
+        return {"content": [self._chosen(token, text) for token, text in sampled], "refusal": None}
+
+    def _chosen(self, token: SampledToken, text: str) -> ChosenTokenLogprob:
+        top = [_logprob(self.tokenizer.decode([other]), logprob) for other, logprob in token.top]
+        return {**_logprob(text, token.logprob), "top_logprobs": top}
 
 
 def _logprob(text: str, logprob: float | None) -> TokenLogprob:
@@ -211,16 +198,12 @@ class TextResponses(Responses):
     def _logprobs(self, sampled: Sequence[tuple[SampledToken, str]]) -> TextLogprobs | None:
         if not self.has_logprobs:
             return None
-        offsets, end = [], 0
-        for _, text in sampled:
-            offsets.append(end)
-            end += len(text)
+        decode, texts = self.tokenizer.decode, [text for _, text in sampled]
         return {
-            "tokens": [text for _, text in sampled],
+            "tokens": texts,
             "token_logprobs": [token.logprob for token, _ in sampled],
             "top_logprobs": [
-                {self.tokenizer.decode([other]): logprob for other, logprob in token.top}
-                for token, _ in sampled
+                {decode([other]): logprob for other, logprob in token.top} for token, _ in sampled
             ],
-            "text_offset": offsets,
+            "text_offset": [0, *accumulate(map(len, texts))][:-1],
         }

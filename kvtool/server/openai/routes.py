@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -115,27 +115,16 @@ class _Stream(StreamingResponse):
             await asyncio.shield(self.completion.close())
 
 
-_ERRORS = (404, 409, 429, 503)
+def _resource(
+    path: str, handler: Callable[..., object], summary: str, request: type, whole: type
+) -> Resource:
+    content, errors = {JSON: whole, EVENTS: ChunkEvent}, [404, 409, 429, 503]
+    return Resource(path, POST=Operation(handler, summary, content, request={JSON: request}, errors=errors))
+
 
 ROUTES = [
-    Resource(
-        "/v1/completions",
-        POST=Operation(
-            create_completion,
-            "Continues a text",
-            {JSON: TextCompletion, EVENTS: ChunkEvent},
-            request={JSON: CompletionRequest},
-            errors=_ERRORS,
-        ),
-    ),
-    Resource(
-        "/v1/chat/completions",
-        POST=Operation(
-            create_chat_completion,
-            "Answers a conversation",
-            {JSON: ChatCompletion, EVENTS: ChunkEvent},
-            request={JSON: ChatRequest},
-            errors=_ERRORS,
-        ),
+    _resource("/v1/completions", create_completion, "Continues a text", CompletionRequest, TextCompletion),
+    _resource(
+        "/v1/chat/completions", create_chat_completion, "Answers a conversation", ChatRequest, ChatCompletion
     ),
 ]

@@ -21,39 +21,41 @@ from kvtool.server.runtime.request import (
 )
 from kvtool.server.runtime.sampling import Sampling
 
-Number = StrictInt | StrictFloat
-Zero = Annotated[Number, Field(ge=0, le=0)]
+Zero = Annotated[StrictFloat, Field(ge=0, le=0)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=limits.STOP_CHARACTERS)]
 
 
-class _Request(BaseModel):
-    """The fields that both APIs have; those from ``documents`` on are kvtool's."""
+class StreamOptions(BaseModel):
+    include_usage: StrictBool | None = None
+    include_obfuscation: StrictBool | None = None
 
+
+class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class _Request(_Body):
+    """The fields that both APIs have; those from ``documents`` on are kvtool's."""
 
     model: StrictStr
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     seed: StrictInt | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    temperature: Annotated[StrictFloat, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=limits.CHOICES)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     user: StrictStr | None = None
 
     documents: Annotated[list[StrictStr], Field(min_length=1, max_length=limits.DOCUMENTS)] | None = None
     cached_content: StrictStr | None = None
-    recompute: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] = RECOMPUTE
+    recompute: Annotated[StrictFloat, Field(ge=0, le=1, allow_inf_nan=False)] = RECOMPUTE
     policy: StrictStr = DEFAULT
     use_cache: StrictBool = True
-
-    @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    @property
-    def choices(self) -> int:
-        return self.n or 1
 
     @property
     def wants_usage(self) -> bool:
@@ -62,11 +64,11 @@ class _Request(BaseModel):
     def to_request(self, documents: Sequence[HeldDocument] | None) -> Request:
         return Request(
             prompt=self.to_prompt(),
-            samplings=[self.sampling(choice) for choice in range(self.choices)],
+            samplings=[self._sampling(choice) for choice in range(self.n or 1)],
             max_tokens=self.max_answer_tokens,
-            stop=self.stops,
+            stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
             documents=documents,
-            recompute=float(self.recompute),
+            recompute=self.recompute,
             policy=self.policy,
             use_cache=self.use_cache,
         )
@@ -74,63 +76,53 @@ class _Request(BaseModel):
     def to_prompt(self) -> Prompt:
         raise NotImplementedError
 
-    def sampling(self, choice: int) -> Sampling:
-        raise NotImplementedError
-
     @property
     def max_answer_tokens(self) -> int | None:
         """An answer's length at most; None where the request does not say it."""
         raise NotImplementedError
 
-    def _sampling(self, choice: int, logprobs: int | None) -> Sampling:
+    @property
+    def n_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are given; None where not even the chosen one's log probability is."""
+        raise NotImplementedError
+
+    def _sampling(self, choice: int) -> Sampling:
         return Sampling(
-            temperature=1.0 if self.temperature is None else float(self.temperature),
-            top_p=1.0 if self.top_p is None else float(self.top_p),
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
             # Choices of one seed differ from each other, and are the same each time.
             seed=None if self.seed is None else self.seed + choice,
-            logprobs=logprobs,
+            logprobs=self.n_logprobs,
         )
-
-
-class StreamOptions(BaseModel):
-    include_usage: StrictBool | None = None
-    include_obfuscation: StrictBool | None = None
 
 
 class CompletionRequest(_Request):
     """A request for the continuation of ``prompt``, text or token ids. A list of prompts is refused."""
 
     prompt: StrictStr | Annotated[list[StrictInt], Field(min_length=1)]
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
     def to_prompt(self) -> Prompt:
         return TextPrompt(self.prompt) if isinstance(self.prompt, str) else TokenPrompt(self.prompt)
 
-    def sampling(self, choice: int) -> Sampling:
-        return self._sampling(choice, self.logprobs)
+    @property
+    def n_logprobs(self) -> int | None:
+        return self.logprobs
 
     @property
     def max_answer_tokens(self) -> int | None:
         return 16 if self.max_tokens is None else self.max_tokens
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class TextPart(_Body):
     type: Literal["text"]
     text: StrictStr
 
 
-class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ChatMessage(_Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: StrictStr | list[TextPart]
     name: StrictStr | None = None
@@ -143,15 +135,15 @@ class ChatMessage(BaseModel):
         return Message("system" if self.role == "developer" else self.role, text)
 
 
+class TextFormat(_Body):
+    type: Literal["text"]
+
+
 class ChatRequest(_Request):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MESSAGES)]
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
     metadata: dict[str, StrictStr] | None = None
@@ -159,21 +151,13 @@ class ChatRequest(_Request):
     def to_prompt(self) -> Prompt:
         return ConversationPrompt([message.message for message in self.messages])
 
-    def sampling(self, choice: int) -> Sampling:
-        return self._sampling(choice, (self.top_logprobs or 0) if self.logprobs else None)
+    @property
+    def n_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def max_answer_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
 
-class TextFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["text"]
-
-
 AnyRequest: TypeAlias = ChatRequest | CompletionRequest
-
-for _model in (_Request, CompletionRequest, ChatRequest):
-    _model.model_rebuild()

@@ -59,7 +59,7 @@ class CacheManager:
         scheduler.on_pass = self.throughput.prefilled
 
     def warm_up(self, *, measures_prefill: bool) -> None:
-        """Runs the model for what is found so: a token's size, and the speed of prefill unless it is known."""
+        """Runs the model to measure a token's size, and the speed of prefill unless it is known."""
         _ = self.token_bytes
         if measures_prefill and self.throughput.prefill.is_unknown:
             tokens = min(SAMPLE_TOKENS, self.model.context)
@@ -69,7 +69,7 @@ class CacheManager:
 
     @cached_property
     def token_bytes(self) -> int:
-        """Bytes of one token in a cache. Found by running the model, which ``warm_up`` does ahead of time."""
+        """Bytes of one token in a cache. Runs the model, which ``warm_up`` does ahead of time."""
         layers = _filled(self.model, 1).layers
         return sum(x.numel() * x.element_size() for layer in layers for x in (layer.keys, layer.values))
 
@@ -90,20 +90,21 @@ class CacheManager:
         Raises ``TooLarge`` and ``Busy`` as ``CacheMemory.holding`` does, and what is wrong with the last source.
         """
         self.metrics.queries.inc()
-        with ExitStack() as stack:
-            yield self._first(sources, tenant, stack)
+        try:
+            with ExitStack() as stack:
+                yield self._first(sources, tenant, stack)
+        finally:
+            self.heap.freed()
 
     def _first(self, sources: Sequence[CacheSource], tenant: Tenant, stack: ExitStack) -> OpenCache:
-        *preferred, last = sources
-        for source in preferred:
-            try:
-                return self._enter(source, tenant, stack)
-            except (StoreError, ArtifactError, MismatchError) as error:
-                _log.warning("a cached beginning was not used: %s", error)
-        return self._enter(last, tenant, stack)
-
-    def _enter(self, source: CacheSource, tenant: Tenant, stack: ExitStack) -> OpenCache:
-        cache = stack.enter_context(self._open(source, tenant))
+        source, *others = sources
+        try:
+            cache = stack.enter_context(self._open(source, tenant))
+        except (StoreError, ArtifactError, MismatchError) as error:
+            if not others:
+                raise
+            _log.warning("a cached beginning was not used: %s", error)
+            return self._first(others, tenant, stack)
         tenant.hits.update(source.documents)
         return cache
 
@@ -120,7 +121,7 @@ class CacheManager:
 
     @contextmanager
     def _empty(self, source: Uncached) -> Iterator[OpenCache]:
-        with self._reserved(source.nbytes):
+        with self.memory.reserved(source.nbytes, timeout=self.wait):
             yield OpenCache(engine.new_cache(self.model, source.prompt_tokens + ROOM), 0)
 
     @contextmanager
@@ -135,24 +136,25 @@ class CacheManager:
 
     @contextmanager
     def _prefilled(self, source: Prefilled, tenant: Tenant) -> Iterator[OpenCache]:
-        is_computed = False
+        computed = 0
 
         def compute() -> DocumentCache:
-            nonlocal is_computed
-            is_computed = True
+            nonlocal computed
+            computed = source.tokens
             return self._prefill(source.token_ids)
 
-        key, tokens = (tenant.name, "prefilled", source.identity), len(source.token_ids)
-        with self._shared(key, tokens, compute, source.nbytes) as cache:
-            if not is_computed:
+        key = (tenant.name, "prefilled", source.identity)
+        with self._shared(key, source.tokens, compute, source.nbytes) as cache:
+            if not computed:
                 self.metrics.hits.inc()
-            yield OpenCache(cache, source.tokens, source.tokens if is_computed else 0)
+            yield OpenCache(cache, source.tokens, computed)
 
     @contextmanager
     def _blended(self, source: Blended) -> Iterator[OpenCache]:
         """One request's alone: what is recomputed depends on its question."""
         layout = source.layout
-        with self._reserved(source.nbytes + self.token_bytes * (len(layout.token_ids) + ROOM)):
+        nbytes = source.nbytes + self.token_bytes * (source.tokens + ROOM)
+        with self.memory.reserved(nbytes, timeout=self.wait):
             with self.metrics.blends.time():
                 blend = partial(assemble, layout, self.model, source.blending, [source.question])
                 blended = self.scheduler.call(blend).result()
@@ -160,24 +162,11 @@ class CacheManager:
             self.metrics.hits.inc()
             yield OpenCache(blended, source.tokens, blended.recomputed)
 
-    @contextmanager
-    def _reserved(self, nbytes: int) -> Iterator[None]:
-        try:
-            with self.memory.reserved(nbytes, timeout=self.wait):
-                yield
-        finally:
-            self.heap.freed()
-
-    @contextmanager
     def _shared(
-        self, key: Hashable, tokens: int, load: Callable[[], DocumentCache], own: int
-    ) -> Iterator[DocumentCache]:
+        self, key: Hashable, tokens: int, load: Callable[[], DocumentCache], private: int
+    ) -> AbstractContextManager[DocumentCache]:
         nbytes = self.token_bytes * (tokens + ROOM)
-        try:
-            with self.memory.holding(key, nbytes, load, own=own, timeout=self.wait) as cache:
-                yield cache
-        finally:
-            self.heap.freed()
+        return self.memory.holding(key, nbytes, load, private=private, timeout=self.wait)
 
     def _load(self, variant: str, artifacts: Sequence[Artifact]) -> DocumentCache:
         started = time.monotonic()

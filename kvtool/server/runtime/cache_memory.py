@@ -45,15 +45,15 @@ class CacheMemory:
 
     @contextmanager
     def holding(
-        self, key: Hashable, nbytes: int, load: Callable[[], DocumentCache], *, own: int, timeout: float
+        self, key: Hashable, nbytes: int, load: Callable[[], DocumentCache], *, private: int, timeout: float
     ) -> Iterator[DocumentCache]:
-        """Holds the cache of ``key``, which takes ``nbytes``, and room for ``own`` bytes beside it.
+        """Holds the cache of ``key``, which takes ``nbytes``, and room for ``private`` bytes beside it.
 
         The cache is loaded unless it is in memory, and is not evicted within the context. Requests that come while another one
         loads it wait for that. Raises ``TooLarge`` for more than the limit, ``Busy`` if there was no room within ``timeout``
         seconds, and what ``load`` raises.
         """
-        entry, is_new = self._pin(key, nbytes, own, time.monotonic() + timeout)
+        entry, is_new = self._pin(key, nbytes, private, time.monotonic() + timeout)
         try:
             if is_new:
                 try:
@@ -63,7 +63,7 @@ class CacheMemory:
             yield entry.cache.result()
         finally:
             with self._changed:
-                self.used -= own
+                self.used -= private
                 entry.pins -= 1
                 # A cache that could not be loaded is tried again by the next request.
                 if entry.cache.done() and entry.cache.exception() and self._entries.get(key) is entry:
@@ -84,25 +84,25 @@ class CacheMemory:
                 self.used -= nbytes
                 self._changed.notify_all()
 
-    def _pin(self, key: Hashable, nbytes: int, own: int, until: float) -> tuple[_Entry, bool]:
-        """The entry of ``key``, pinned, and whether it is new: then it is still to be loaded."""
+    def _pin(self, key: Hashable, nbytes: int, private: int, until: float) -> tuple[_Entry, bool]:
+        """The entry of ``key``, pinned, and whether it is new and must be loaded."""
         with self._queued(until), self._changed:
             entry = self._entries.get(key)
-            if entry:
-                entry.pins += 1
+            if entry is None:
+                self._make_room(private + nbytes, until)
+                entry = self._entries[key] = _Entry(nbytes, pins=1)
+                self.used += private + nbytes
+                return entry, True
+            # Before any wait: meanwhile it may turn out that the cache cannot be loaded, and then its entry is gone.
+            self._entries.move_to_end(key)
+            entry.pins += 1
             try:
-                self._make_room(own if entry else own + nbytes, until)
+                self._make_room(private, until)
             except KvtoolError:
-                if entry:
-                    entry.pins -= 1
+                entry.pins -= 1
                 raise
-            self.used += own
-            if entry:
-                self._entries.move_to_end(key)
-                return entry, False
-            new = self._entries[key] = _Entry(nbytes, pins=1)
-            self.used += nbytes
-            return new, True
+            self.used += private
+            return entry, False
 
     @contextmanager
     def _queued(self, until: float) -> Iterator[None]:

@@ -12,7 +12,7 @@ _RECENT_TOKENS = 64
 
 
 class TextStream:
-    """The text of an answer, given out piece by piece and never taken back.
+    """The text of an answer, sent piece by piece and never taken back.
 
     A character whose bytes have not all come is held back, and so is what may become a stop sequence, until the next tokens
     decide.
@@ -22,7 +22,7 @@ class TextStream:
         self.tokenizer, self.stop = tokenizer, tuple(stop)
         self.stopped = False
         self._tokens: list[int] = []
-        self._given = 0
+        self._sent = 0
         # Decoding everything for each token would take quadratic time: text before the mark is settled.
         self._mark, self._settled = 0, ""
 
@@ -39,10 +39,12 @@ class TextStream:
         return "" if self.stopped else self._up_to_stop(text, len(text))
 
     def _up_to_stop(self, text: str, end: int) -> str:
-        if starts := [at for stop in self.stop if (at := text.find(stop, self._given)) >= 0]:
+        if starts := [at for stop in self.stop if (at := text.find(stop, self._sent)) >= 0]:
             self.stopped = True
             end = min(starts)
-        return self._give(text[:end])
+        new = text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return new
 
     def _text(self) -> str:
         recent = self._tokens[self._mark :]
@@ -61,17 +63,9 @@ class TextStream:
 
     def _held_back(self, text: str) -> int:
         """Length of the longest end of ``text`` that begins a stop sequence."""
-        return max(
-            (
-                size
-                for stop in self.stop
-                for size in range(1, min(len(stop), len(text) - self._given + 1))
-                if text.endswith(stop[:size])
-            ),
-            default=0,
-        )
-
-    def _give(self, text: str) -> str:
-        new = text[self._given :]
-        self._given = max(self._given, len(text))
-        return new
+        longest, unsent = 0, len(text) - self._sent
+        for stop in self.stop:
+            for size in range(1, min(len(stop), unsent + 1)):
+                if text.endswith(stop[:size]):
+                    longest = max(longest, size)
+        return longest

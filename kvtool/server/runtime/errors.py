@@ -34,9 +34,8 @@ def api_error(error: BaseException) -> ApiError:
         case UsageError() | TooLarge():
             return ApiError(400, str(error))
         case KvtoolError():
-            return ApiError(
-                500, f"the cache cannot be used ({type(error).__name__}); the server's log says more"
-            )
+            reason = f"the cache cannot be used ({type(error).__name__})"
+            return ApiError(500, f"{reason}; the server's log says more")
     return server_failed()
 
 

@@ -1,6 +1,6 @@
 """Whether a cache is loaded, in which variant, or prefilled: by what each of these took so far.
 
-CacheGen's controller (arXiv 2310.07240): the finest variant that is there in time, and prefill where that is as fast.
+CacheGen's controller (arXiv 2310.07240): the finest variant that comes in time, and prefill where that is as fast.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from kvtool.store.manifest import AVERAGED, RAW, Document, averaged_name
 from kvtool.store.remote import RemoteStore
 
 CLEARLY = 2.0
-"""How many times faster prefill has to be: measurements are rough, and meanwhile the model is kept from all others."""
+"""How many times faster prefill must be: measurements are rough, and it keeps the model from all others."""
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What the operator says of loading.
+    """The operator's options for loading.
 
     ``variant`` is loaded of documents that name none; where it is None, what was measured decides. Then loading may take
     ``max_load_seconds``, and a coarser variant is taken for it.
@@ -52,7 +52,7 @@ class LoadPolicy:
         self.caches, self.options = caches, options
 
     def choose(self, documents: Sequence[Cached], blending: BlendOptions, tenant: Tenant) -> LoadChoice:
-        """What the operator or the request says, or else what is measured to be best."""
+        """The variant that the operator or the request names, or else the choice that is best as measured."""
         if self.options.variant is not None or any(document.variant for document in documents):
             return LoadChoice(self.options.variant or RAW)
         manifests = [tenant.store[document.name] for document in documents]
@@ -91,15 +91,13 @@ class LoadPolicy:
             return LoadEstimate(variant, nbytes)
         store = tenant.store
         fetch_seconds = sum(map(store.fetch_seconds, parts)) if isinstance(store, RemoteStore) else 0.0
-        return LoadEstimate(
-            variant, nbytes, fetch_seconds, self.caches.throughput.load(variant).seconds(nbytes)
-        )
+        decode_seconds = self.caches.throughput.load(variant).seconds(nbytes)
+        return LoadEstimate(variant, nbytes, fetch_seconds, decode_seconds)
 
 
 @dataclass(frozen=True)
 class LoadEstimate:
-    """What it takes to load a variant: ``nbytes`` of artifacts, seconds until they are here, and then until they are
-    decoded."""
+    """Bytes of a variant's artifacts, seconds until these are here, and seconds to decode them."""
 
     variant: str
     nbytes: int
@@ -116,15 +114,14 @@ class LoadEstimate:
 
 
 def shared_variants(documents: Sequence[Document]) -> list[str]:
-    """The variants that all documents have, without those that are made for blending only and stand in for another."""
+    """The variants that all documents have, without those that blending alone puts in the place of another."""
     variants = set.intersection(*(set(document.variants) for document in documents))
     twins = {AVERAGED, *map(averaged_name, variants)}
     return sorted(variants - twins)
 
 
 def finest_within(estimates: Iterable[LoadEstimate], max_seconds: float | None) -> LoadEstimate:
-    """Raw, or the largest variant; where it may take ``max_seconds``, the finest that does not take longer, or else the
-    fastest."""
+    """Raw, or the largest variant. Of those that take ``max_seconds`` at most the finest; where none does, the fastest."""
     finest_first = sorted(estimates, key=lambda estimate: (not estimate.is_exact, -estimate.nbytes))
     if max_seconds is None:
         return finest_first[0]

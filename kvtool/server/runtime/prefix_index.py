@@ -40,7 +40,7 @@ class Match:
     is_whole: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Entry:
     document: str
     segment: int
@@ -57,7 +57,7 @@ class PrefixIndex:
         self.store, self.model = store, model
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
-        self._entries: dict[tuple[str, int], _Entry] = {}
+        self._entries: dict[str, list[_Entry]] = {}
         self._by_block: dict[bytes, list[_Entry]] = {}
         self._documents: dict[str, Document] = {}
         self._refreshed = -math.inf
@@ -100,9 +100,8 @@ class PrefixIndex:
 
     def _refresh(self) -> None:
         names = set(self.store)
-        for name in [*self._documents]:
-            if name not in names:
-                self._forget(name)
+        for name in self._documents.keys() - names:
+            self._forget(name)
         for name in names:
             if not threading.main_thread().is_alive():
                 # The process ends, and waits for this thread.
@@ -111,8 +110,7 @@ class PrefixIndex:
                 document = self.store[name]
                 if self._documents.get(name) == document:
                     continue
-                if name in self._documents:
-                    self._forget(name)
+                self._forget(name)
                 if document.model["fingerprint"] == self.model.fingerprint:
                     self._add(document)
                 self._documents[name] = document
@@ -132,20 +130,17 @@ class PrefixIndex:
             ids = np.concatenate([part.token_ids.numpy() for part in parts])
             entry = _Entry(document.name, index, ids)
             with self._lock:
-                self._entries[document.name, index] = entry
+                self._entries.setdefault(document.name, []).append(entry)
                 for digest in _chain(ids):
                     self._by_block.setdefault(digest, []).append(entry)
 
     def _forget(self, name: str) -> None:
         self._documents.pop(name, None)
         with self._lock:
-            for key in [key for key in self._entries if key[0] == name]:
-                removed = self._entries.pop(key)
-                for digest in _chain(removed.token_ids):
-                    others = [entry for entry in self._by_block[digest] if entry is not removed]
-                    if others:
-                        self._by_block[digest] = others
-                    else:
+            for entry in self._entries.pop(name, ()):
+                for digest in _chain(entry.token_ids):
+                    self._by_block[digest].remove(entry)
+                    if not self._by_block[digest]:
                         del self._by_block[digest]
 
 

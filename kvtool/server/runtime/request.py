@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from kvtool.blending.layout import Cached
 from kvtool.model.chat_template import Prefix
@@ -18,28 +18,18 @@ HeldDocument: TypeAlias = Callable[[], AbstractContextManager[Cached]]
 """Gives a document that is not removed within the context. Raises ``ApiError`` where it is missing."""
 
 
-class Prompt(Protocol):
-    """What the model is asked. ``field`` is the request's field that errors name."""
-
-    @property
-    def field(self) -> str: ...
-
-    def tokens(self, model: Model) -> Sequence[int]:
-        """The whole prompt, from its first token to where the model answers."""
-
-    def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
-        """The tokens after documents that were prefilled under ``prefix``."""
-
-
 @dataclass(frozen=True)
 class ConversationPrompt:
     messages: Sequence[Message]
     field: ClassVar[str] = "messages"
+    """The request's field that errors name."""
 
     def tokens(self, model: Model) -> Sequence[int]:
+        """The whole prompt, from its first token to where the model answers."""
         return chat_tokens(model, self.messages)
 
     def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
+        """The tokens after documents that were prefilled under ``prefix``."""
         return tokens_after_documents(model, prefix, self.messages)
 
 
@@ -70,9 +60,12 @@ class TokenPrompt:
         return self.tokens(model)
 
 
+Prompt: TypeAlias = ConversationPrompt | TextPrompt | TokenPrompt
+
+
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and what is asked for after it.
+    """A prompt, and the answers that are wanted to it.
 
     ``samplings`` are one for each answer. ``max_tokens`` is an answer's length at most, None for the server's default.
 

@@ -31,7 +31,7 @@ MIN_CACHED_TOKENS = 64
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """What a request takes.
+    """The tokens of a request, and the sources of its cache.
 
     ``token_ids`` are the whole prompt, ``max_tokens`` each answer's length at most. ``sources`` are in the order of
     preference: the next one is for the case that one is broken. Each says how many tokens it has, and how many bytes of
@@ -101,13 +101,8 @@ class Planner:
             # Removed since, or broken: the request did not name it, so it is a miss.
             _log.warning("a cached beginning was not used: %s", error)
             return (uncached,)
-        stored = Stored(
-            tokens=tokens,
-            nbytes=size.nbytes(tokens),
-            documents=(match.document,),
-            variant=RAW,
-            artifacts=artifacts,
-        )
+        nbytes, documents = size.nbytes(tokens), (match.document,)
+        stored = Stored(tokens=tokens, nbytes=nbytes, documents=documents, variant=RAW, artifacts=artifacts)
         return (stored, uncached)
 
     def _uses_caches(self, request: Request) -> bool:
@@ -118,15 +113,11 @@ class Planner:
         field, n_tokens, context = request.prompt.field, len(token_ids), self.model.context
         if not n_tokens:
             raise ApiError(400, f"{field}: expected at least one token", param=field)
-        asked = request.max_tokens or 1
-        if n_tokens + asked > context:
-            raise ApiError(
-                400,
-                f"This model's maximum context length is {context} tokens; the prompt has {n_tokens}, and {asked} were "
-                "asked for",
-                param=field,
-                code="context_length_exceeded",
-            )
+        wanted = request.max_tokens or 1
+        if n_tokens + wanted > context:
+            size = f"the prompt has {n_tokens}, and {wanted} were asked for"
+            message = f"This model's maximum context length is {context} tokens; {size}"
+            raise ApiError(400, message, param=field, code="context_length_exceeded")
         max_tokens = request.max_tokens or min(self.answer_tokens, context - n_tokens)
         return _Size(n_tokens, max_tokens, len(request.samplings), self.caches.token_bytes)
 
@@ -146,9 +137,8 @@ class _Size:
         return self.token_bytes * rows * self.n_answers
 
     def uncached(self, documents: tuple[str, ...] = ()) -> Uncached:
-        return Uncached(
-            tokens=0, nbytes=self.nbytes(0), documents=documents, prompt_tokens=self.prompt_tokens
-        )
+        nbytes = self.nbytes(0)
+        return Uncached(tokens=0, nbytes=nbytes, documents=documents, prompt_tokens=self.prompt_tokens)
 
 
 def _loaded(layout: Layout, blending: BlendOptions, question: Sequence[int], size: _Size) -> Stored | Blended:
@@ -157,28 +147,17 @@ def _loaded(layout: Layout, blending: BlendOptions, question: Sequence[int], siz
     if layout.is_alone:
         artifacts = [segment.artifact for segment in layout.segments]
         return Stored(
-            tokens=tokens,
-            nbytes=nbytes,
-            documents=documents,
-            variant=layout.variants[0],
-            artifacts=artifacts,
+            tokens=tokens, nbytes=nbytes, documents=documents, variant=layout.variants[0], artifacts=artifacts
         )
     return Blended(
-        tokens=tokens,
-        nbytes=nbytes,
-        documents=documents,
-        layout=layout,
-        blending=blending,
-        question=question,
+        tokens=tokens, nbytes=nbytes, documents=documents, layout=layout, blending=blending, question=question
     )
 
 
 def _prefilled(layout: Layout, identity: str, size: _Size) -> Prefilled:
-    token_ids = layout.token_ids.tolist()
+    token_ids, documents = layout.token_ids.tolist(), layout.documents
+    tokens = len(token_ids)
+    nbytes = size.nbytes(tokens)
     return Prefilled(
-        tokens=len(token_ids),
-        nbytes=size.nbytes(len(token_ids)),
-        documents=layout.documents,
-        identity=identity,
-        token_ids=token_ids,
+        tokens=tokens, nbytes=nbytes, documents=documents, identity=identity, token_ids=token_ids
     )

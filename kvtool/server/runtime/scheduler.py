@@ -114,11 +114,8 @@ class Scheduler:
     @property
     def prefill_tokens(self) -> int:
         """Tokens of prompts that wait to be prefilled."""
-        return sum(
-            len(member.prompt) - member.prefilled
-            for group in list(self._groups.values())
-            for member in list(group.members.values())
-        )
+        members = [member for group in list(self._groups.values()) for member in list(group.members.values())]
+        return sum(len(member.prompt) - member.prefilled for member in members)
 
     @property
     def running(self) -> int:
@@ -162,16 +159,16 @@ class Scheduler:
                 self._end(group, number, error)
 
     def _take(self) -> bool:
-        """Takes in what has arrived; waits for it if there is nothing else to do. Says whether there was anything."""
-        taken = False
+        """Takes in what has arrived, and waits for it if there is nothing else to do. Returns whether anything arrived."""
+        has_taken = False
         while True:
-            is_idle = not (taken or self._groups or self._is_stopping)
+            is_idle = not (has_taken or self._groups or self._is_stopping)
             self._busy_since = None if is_idle else time.monotonic()
             try:
                 arrived = self._arrived.get(block=is_idle)
             except queue.Empty:
-                return taken
-            taken = True
+                return has_taken
+            has_taken = True
             self._busy_since = time.monotonic()
             if isinstance(arrived, Generation):
                 self._join(arrived)

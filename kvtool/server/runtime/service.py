@@ -59,9 +59,9 @@ class Service:
         self._is_warm = False
 
     def warm_up(self) -> None:
-        """Runs the model for what is found only so, as far as that is not known. The second call does nothing.
+        """Runs the model to measure it, as far as its figures are not known. The second call does nothing.
 
-        It comes before ``start``, since from then on the model is its thread's alone.
+        It comes before ``start``, since from then on only the model's thread runs the model.
         """
         if not self._is_warm:
             self.scheduler.warm_up()

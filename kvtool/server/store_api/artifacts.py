@@ -63,7 +63,8 @@ async def _get(request: Request, locate: Callable[[str], Path]) -> Response:
         path = await to_thread.run_sync(locate, digest)
         stat = await to_thread.run_sync(path.stat)
     except (FileNotFoundError, NotThere):
-        raise _missing(digest) from None
+        message = f"{digest[:80]}: there is no such artifact or calibration"
+        raise ApiError(404, message, code="artifact_not_found") from None
     headers = _headers(digest)
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -112,12 +113,10 @@ class _File(FileResponse):
         async def send_refusal(message: Message) -> None:
             nonlocal refusal
             if message["type"] == "http.response.start" and message["status"] >= 400:
-                refusal = ApiError(
-                    message["status"],
-                    f"Range: expected bytes=FIRST-LAST within the file's {self.headers['content-length']}",
-                )
-                content_range = {"Content-Range": f"bytes */{self.headers['content-length']}"}
-                await JSONResponse(refusal.body, refusal.status, content_range)(scope, receive, send)
+                size = self.headers["content-length"]
+                reason = f"Range: expected bytes=FIRST-LAST within the file's {size}"
+                refusal = ApiError(message["status"], reason, Content_Range=f"bytes */{size}")
+                await refusal.response()(scope, receive, send)
             elif refusal is None:
                 await send(message)
 
@@ -132,12 +131,6 @@ def is_known(request: Request, etag: str) -> bool:
     """Whether the client says that it has it already."""
     header = request.headers.get("if-none-match", "")
     return any(known.strip().removeprefix("W/") in ("*", etag) for known in header.split(","))
-
-
-def _missing(digest: str) -> ApiError:
-    return ApiError(
-        404, f"{digest[:80]}: there is no such artifact or calibration", code="artifact_not_found"
-    )
 
 
 KNOWN = Parameter("If-None-Match", str, "ETags that the client has", place="header")

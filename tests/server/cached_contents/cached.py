@@ -17,12 +17,7 @@ from kvtool.store.local import LocalStore
 
 TEXT = "The mill by the river grinds rye on Mondays, and wheat on all other days.\n" * 3
 
-
 LONG = "".join(f"Line {n}: the harbour has {n * 7 % 11} ships and {n * 5 % 13} boats.\n" for n in range(30))
-
-
-QUESTION = "What does it grind?"
-
 
 SYSTEM = {"parts": [{"text": "Answer in one word."}]}
 
@@ -38,31 +33,19 @@ def make(client: TestClient, text: str = TEXT, **more: Any) -> Any:
 
 
 def ready(client: TestClient, made: Any, state: str = "ACTIVE") -> Any:
-    found = until(
-        lambda: client.get(f"/v1/{made['name']}").json(), lambda found: found["state"] != "PROCESSING"
-    )
-    assert found["state"] == state, found
-    return found
+    path = f"/v1/{made['name']}"
+    content = until(lambda: client.get(path).json(), lambda content: content["state"] != "PROCESSING")
+    assert content["state"] == state, content
+    return content
 
 
 def until(look: Callable[[], Any], is_right: Callable[[Any], bool]) -> Any:
     for _ in range(600):
-        found = look()
-        if is_right(found):
-            return found
+        value = look()
+        if is_right(value):
+            return value
         time.sleep(0.02)
-    raise AssertionError(found)
-
-
-def chat(client: TestClient, status: int = 200, question: str = QUESTION, **more: Any) -> Any:
-    asked = {"model": "served", "messages": [{"role": "user", "content": question}], "temperature": 0}
-    answer = client.post("/v1/chat/completions", json=asked | {"max_tokens": 12} | more)
-    assert answer.status_code == status, answer.text
-    return answer.json()
-
-
-def said(answer: Any) -> str:
-    return str(answer["choices"][0]["message"]["content"])
+    raise AssertionError(value)
 
 
 def contents_of(client: TestClient) -> Contents:

@@ -15,19 +15,10 @@ from starlette.testclient import TestClient
 import kvtool
 from kvtool.server.app import create_app
 from kvtool.server.cached_contents.worker import PrefillWorker
-from kvtool.server.runtime.service import Limits, Service
+from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
-from tests.server.cached_contents.cached import (
-    LONG,
-    chat,
-    contents_of,
-    files,
-    held_up,
-    make,
-    ready,
-    said,
-    until,
-)
+from tests.server.asking import LIMITS, chat, text_of
+from tests.server.cached_contents.cached import LONG, contents_of, files, held_up, make, ready, until
 
 
 def test_what_expires_is_gone(client: TestClient, service: Service, documents: LocalStore) -> None:
@@ -38,7 +29,7 @@ def test_what_expires_is_gone(client: TestClient, service: Service, documents: L
     time.sleep(1.1)
     assert client.get(f"/v1/{made['name']}").status_code == 404
     assert client.get("/v1/cachedContents").json() == {"cachedContents": []}
-    assert "has expired" in chat(client, 404, cached_content=made["name"])["error"]["message"]
+    assert "has expired" in chat(client, status=404, cached_content=made["name"])["error"]["message"]
     contents_of(client).changed.set()
     until(lambda: files(documents), lambda found: found == before)
 
@@ -57,7 +48,7 @@ def test_artifacts_that_others_use_stay(
 def test_deletion_disturbs_no_answer(client: TestClient, service: Service, documents: LocalStore) -> None:
     made = make(client)
     ready(client, made)
-    expected = said(chat(client, cached_content=made["name"]))
+    expected = text_of(chat(client, cached_content=made["name"]))
     contents = contents_of(client)
     with ThreadPoolExecutor(1) as pool:
         with held_up(service):
@@ -67,7 +58,7 @@ def test_deletion_disturbs_no_answer(client: TestClient, service: Service, docum
             assert client.get(f"/v1/{made['name']}").status_code == 404
             contents.sweep()
             assert made["name"] in documents
-        assert said(answer.result()) == expected
+        assert text_of(answer.result()) == expected
     contents.sweep()
     assert made["name"] not in documents
 
@@ -93,21 +84,19 @@ def test_a_restart_goes_on(served: kvtool.Model, tmp_path: Path, monkeypatch: py
                 self._stopping.wait(60)
 
         patch.setattr(PrefillWorker, "_pass", slow)
-        with TestClient(create_app(Service.over(tmp_path, served, Limits(memory=1 << 28)))) as client:
+        with TestClient(create_app(Service.over(tmp_path, served, LIMITS))) as client:
             done = make(client)
             ready(client, done)
             expected = chat(client, cached_content=done["name"])
             made = make(client, LONG)
             assert one_pass.wait(60)
-    service = Service.over(tmp_path, served, Limits(memory=1 << 28))
+    service = Service.over(tmp_path, served, LIMITS)
     with TestClient(create_app(service)) as client:
         assert ready(client, made)["createTime"] == made["createTime"]
-        assert said(chat(client, cached_content=done["name"])) == said(expected)
+        assert text_of(chat(client, cached_content=done["name"])) == text_of(expected)
         chat(client, cached_content=made["name"])
-        assert [each["name"] for each in client.get("/v1/cachedContents").json()["cachedContents"]] == [
-            done["name"],
-            made["name"],
-        ]
+        contents = client.get("/v1/cachedContents").json()["cachedContents"]
+        assert [content["name"] for content in contents] == [done["name"], made["name"]]
     # Once it is prefilled the text itself is kept no longer.
     assert not [path for path in files(LocalStore(tmp_path)) if b"Line 3: the harbour" in path.read_bytes()]
 
@@ -118,6 +107,6 @@ def test_another_model_refuses(
     made = make(client)
     ready(client, made)
     other = kvtool.load_model(make_model(tmp_path / "served", seed=1), device="cpu")
-    with TestClient(create_app(Service.over(documents.root, other, Limits(memory=1 << 28)))) as client:
-        error = chat(client, 400, cached_content=made["name"])["error"]
+    with TestClient(create_app(Service.over(documents.root, other, LIMITS))) as client:
+        error = chat(client, status=400, cached_content=made["name"])["error"]
         assert "was made for served" in error["message"]

@@ -13,14 +13,11 @@ import kvtool
 from kvtool import limits
 from kvtool.server.app import create_app
 from kvtool.server.runtime.service import Limits, Service
-from tests.server.cached_contents.cached import (
-    QUESTION,
-    TEXT,
-    body,
-    chat,
-    make,
-    ready,
-)
+from tests.server.asking import QUESTION, chat
+from tests.server.cached_contents.cached import TEXT, body, make, ready
+
+NONE = f"cachedContents/{'0' * 44}"
+"""A name that nothing has."""
 
 
 def test_only_expiry_changes(client: TestClient) -> None:
@@ -46,13 +43,13 @@ def test_only_expiry_changes(client: TestClient) -> None:
 
 def test_pages(client: TestClient) -> None:
     names = [make(client, f"Text {n}.")["name"] for n in range(5)]
-    found, token = [], ""  # type: ignore[var-annotated]
-    while not found or token:
+    pages: list[list[str]] = []
+    token = ""
+    while not pages or token:
         page = client.get("/v1/cachedContents", params={"pageSize": 2, "pageToken": token}).json()
-        found += [[each["name"] for each in page["cachedContents"]]]
+        pages.append([content["name"] for content in page["cachedContents"]])
         token = page.get("nextPageToken", "")
-    assert [len(page) for page in found] == [2, 2, 1]
-    assert [name for page in found for name in page] == names
+    assert pages == [names[:2], names[2:4], names[4:]]
     assert client.get("/v1/cachedContents", params={"pageSize": "x"}).status_code == 400
 
 
@@ -111,10 +108,10 @@ def test_unknown_ids(client: TestClient, id: str) -> None:
 
 
 def test_given_twice(client: TestClient) -> None:
-    error = chat(client, 400, cached_content="cachedContents/x", documents=["docs/a.txt"])["error"]
+    error = chat(client, status=400, cached_content="cachedContents/x", documents=["docs/a.txt"])["error"]
     assert error["param"] == "cached_content"
-    chat(client, 404, cached_content="docs/a.txt")
-    chat(client, 404, cached_content="../docs/a.txt")
+    chat(client, status=404, cached_content="docs/a.txt")
+    chat(client, status=404, cached_content="../docs/a.txt")
 
 
 def test_nobody_sees_anothers(served: kvtool.Model, tmp_path: Path) -> None:
@@ -128,17 +125,15 @@ def test_nobody_sees_anothers(served: kvtool.Model, tmp_path: Path) -> None:
         anna.headers["authorization"] = f"Bearer {'bert' * 4}"
         bert = anna
         assert bert.get("/v1/cachedContents").json() == {"cachedContents": []}
-        unknown = bert.get(f"/v1/cachedContents/{'0' * 44}")
+        unknown = bert.get(f"/v1/{NONE}")
         for method in ("GET", "DELETE"):
             answer = bert.request(method, f"/v1/{made['name']}")
             assert answer.status_code == 404
-            assert answer.text.replace(made["name"], "") == unknown.text.replace(
-                f"cachedContents/{'0' * 44}", ""
-            )
+            assert answer.text.replace(made["name"], NONE) == unknown.text
         assert bert.patch(f"/v1/{made['name']}", json={"ttl": "9s"}).status_code == 404
-        chat(bert, 404, cached_content=made["name"])
-        chat(bert, 404, documents=[made["name"]])
-        asked = chat(bert, question=f"{TEXT}\n\n{QUESTION}")
+        chat(bert, status=404, cached_content=made["name"])
+        chat(bert, status=404, documents=[made["name"]])
+        asked = chat(bert, f"{TEXT}\n\n{QUESTION}")
         assert asked["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
         assert bert.get(f"/v1/{made['name']}", headers=hers).json()["state"] == "ACTIVE"
 

@@ -47,7 +47,7 @@ def everything(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def said(answer: bytes) -> tuple[int, Any]:
+def parsed(answer: bytes) -> tuple[int, Any]:
     """Status and JSON of one answer."""
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)
@@ -77,7 +77,7 @@ def patient(starting: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_one_byte_now_and_then(hurried: Any) -> None:
     for sent, what in ((COMPLETION[:60], "headers"), (COMPLETION[:-40], "request")):
         with connected(hurried.url) as connection:
-            begun = time.monotonic()
+            started = time.monotonic()
             connection.sendall(sent[:-20])
             for byte in sent[-20:]:
                 try:
@@ -85,10 +85,10 @@ def test_one_byte_now_and_then(hurried: Any) -> None:
                 except OSError:
                     break
                 time.sleep(0.25)
-            status, body = said(everything(connection))
+            status, body = parsed(everything(connection))
             assert status == 408
             assert what in body["error"]["message"]
-            assert time.monotonic() - begun < 8
+            assert time.monotonic() - started < 8
     assert is_answered(hurried.url)
 
 
@@ -105,9 +105,9 @@ def test_ten_thousand_silent_connections(patient: Any) -> None:
             if number % 2:
                 connection.sendall(b"GET / HTTP/1.1\r\n")
             if number % 500 == 499:
-                begun = time.monotonic()
+                started = time.monotonic()
                 assert is_answered(patient.url)
-                assert time.monotonic() - begun < 10
+                assert time.monotonic() - started < 10
 
 
 def test_who_says_nothing_is_left(hurried: Any) -> None:
@@ -144,12 +144,12 @@ def test_what_is_malformed(patient: Any, sent: bytes, status: int) -> None:
     with connected(patient.url) as connection:
         try:
             connection.sendall(sent)
-            found, body = said(everything(connection))
+            received, body = parsed(everything(connection))
         except (BrokenPipeError, ConnectionResetError):
             # It was refused before it was all there.
-            found, body = said(everything(connection))
-    assert found == status
-    assert found < 400 or body["error"]["message"]
+            received, body = parsed(everything(connection))
+    assert received == status
+    assert received < 400 or body["error"]["message"]
     assert is_answered(patient.url)
 
 
@@ -164,7 +164,7 @@ def test_pipelining(patient: Any) -> None:
 def test_http_1_0(patient: Any) -> None:
     with connected(patient.url) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
-        status, body = said(everything(connection))
+        status, body = parsed(everything(connection))
     assert status == 200
     assert body["data"][0]["id"] == "served"
 
@@ -175,4 +175,4 @@ def test_who_leaves_in_the_middle(patient: Any, cut: int) -> None:
         with connected(patient.url) as connection:
             connection.sendall(COMPLETION[:cut])
     assert is_answered(patient.url)
-    assert not [line for line in patient.said if "error" in line.lower()]
+    assert not [line for line in patient.log if "error" in line.lower()]

@@ -61,7 +61,10 @@ def test_no_operation_lacks_anything(described: Any) -> None:
 
 def test_bodies_are_those_that_the_server_reads(described: Any) -> None:
     request = described["components"]["schemas"]["CompletionRequest"]
-    assert request["properties"]["temperature"]["anyOf"][0]["anyOf"]
+    temperature = {"type": "number", "minimum": 0, "maximum": 2}
+    assert request["properties"]["temperature"]["anyOf"] == [temperature, {"type": "null"}]
+    top_p = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    assert request["properties"]["top_p"]["anyOf"] == [top_p, {"type": "null"}]
     assert request["required"] == ["model", "prompt"]
 
 
@@ -75,8 +78,8 @@ def test_schemas_refer_to_what_is_there(described: Any) -> None:
             for each in value:
                 yield from references(each)
 
-    there = {f"#/components/schemas/{name}" for name in described["components"]["schemas"]}
-    assert set(references(described)) == there
+    components = {f"#/components/schemas/{name}" for name in described["components"]["schemas"]}
+    assert set(references(described)) == components
 
 
 def test_405_names_all_methods_of_a_path(client: TestClient) -> None:

@@ -1,10 +1,11 @@
-"""OpenAI's API, within the process: what is said is what the model says alone."""
+"""OpenAI's API, within the process: answers are those of the model alone."""
 
 from __future__ import annotations
 
 import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,28 +19,11 @@ from kvtool.blending.blend import BlendOptions
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.conversation import Message, chat_tokens
 from kvtool.server.runtime.service import Service
-
-QUESTION = "How many ships are there?"
-
-
-def chat(client: TestClient, content: str = QUESTION, status: int = 200, **more: Any) -> Any:
-    body = {
-        "model": "served",
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "max_tokens": 12,
-    }
-    answer = client.post("/v1/chat/completions", json=body | more)
-    assert answer.status_code == status, answer.text
-    return answer.json()
-
-
-def text_of(answer: Any) -> str:
-    return str(answer["choices"][0]["message"]["content"])
+from tests.server.asking import QUESTION, cached_tokens, chat, chat_body, post_chat, text_of
 
 
 def alone(model: kvtool.Model, ids: list[int], tokens: int = 12) -> str:
-    """What transformers says by itself."""
+    """The text that transformers generates by itself."""
     prompt = torch.tensor([ids])
     out = model.model.generate(
         prompt,
@@ -72,7 +56,7 @@ def test_a_cached_beginning_is_found_by_itself(
     ids = chat_tokens(served, [Message("user", content)])
     answer = chat(client, content)
     assert text_of(answer) == alone(served, ids)
-    cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    cached = cached_tokens(answer)
     head = len(chat_tokens(served, [Message("user", "")])) - len("<|end|>")
     assert head < cached <= len(ids)
     assert cached >= len(texts["docs/a.txt"])
@@ -84,15 +68,13 @@ def test_a_part_of_a_document_is_enough(
     content = f"{texts['docs/c.txt'][:100]} and so on."
     answer = chat(client, content)
     assert text_of(answer) == alone(served, chat_tokens(served, [Message("user", content)]))
-    assert 100 <= answer["usage"]["prompt_tokens_details"]["cached_tokens"] < 130
+    assert 100 <= cached_tokens(answer) < 130
 
 
 def test_what_is_not_cached_is_read(client: TestClient, served: kvtool.Model) -> None:
-    answer = chat(client, "Nothing of this is in any document." * 3)
-    expected = alone(
-        served, chat_tokens(served, [Message("user", "Nothing of this is in any document." * 3)])
-    )
-    assert text_of(answer) == expected
+    content = "Nothing of this is in any document." * 3
+    answer = chat(client, content)
+    assert text_of(answer) == alone(served, chat_tokens(served, [Message("user", content)]))
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
@@ -104,7 +86,7 @@ def test_a_request_may_do_without_caches(
     cached, anew = (chat(client, content, documents=names, use_cache=use) for use in (True, False))
     assert text_of(anew) == text_of(cached)
     assert anew["usage"]["prompt_tokens"] == cached["usage"]["prompt_tokens"]
-    assert cached["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert cached_tokens(cached) > 0
     assert anew["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
@@ -114,23 +96,14 @@ def test_many_at_once_are_each_as_if_alone(
     questions = [f"{text}\n\nQuestion {n}?" for n in range(4) for text in (*texts.values(), "None of these.")]
     expected = [alone(served, chat_tokens(served, [Message("user", q)])) for q in questions]
     with ThreadPoolExecutor(len(questions)) as pool:
-        said = list(pool.map(lambda question: text_of(chat(client, question)), questions))
-    assert said == expected
+        answers = list(pool.map(lambda question: text_of(chat(client, question)), questions))
+    assert answers == expected
 
 
 def test_a_stream_says_the_same(client: TestClient) -> None:
-    whole = chat(client, documents=["docs/a.txt"], n=2, seed=5, temperature=0.8)
-    body = {
-        "model": "served",
-        "messages": [{"role": "user", "content": QUESTION}],
-        "documents": ["docs/a.txt"],
-        "temperature": 0.8,
-        "seed": 5,
-        "n": 2,
-        "max_tokens": 12,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    more = {"documents": ["docs/a.txt"], "n": 2, "seed": 5, "temperature": 0.8}
+    whole = chat(client, **more)
+    body = chat_body(**more, stream=True, stream_options={"include_usage": True})
     with client.stream("POST", "/v1/chat/completions", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line]
@@ -147,8 +120,8 @@ def test_a_stream_says_the_same(client: TestClient) -> None:
 
 
 def test_seeds_repeat_and_differ(client: TestClient) -> None:
-    said = [text_of(chat(client, documents=["docs/a.txt"], temperature=1, seed=seed)) for seed in (1, 1, 2)]
-    assert said[0] == said[1] != said[2]
+    texts = [text_of(chat(client, documents=["docs/a.txt"], temperature=1, seed=seed)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_stop_is_left_out(client: TestClient) -> None:
@@ -161,15 +134,14 @@ def test_stop_is_left_out(client: TestClient) -> None:
 
 def test_logprobs_are_the_models(client: TestClient, served: kvtool.Model) -> None:
     body = {"model": "served", "prompt": "One two three", "temperature": 0, "max_tokens": 4, "logprobs": 3}
-    found = client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    logprobs = client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
     ids = served.tokenizer("One two three").input_ids
     with torch.no_grad():
         expected = served.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1).topk(3)
-    assert found["token_logprobs"][0] == pytest.approx(expected.values[0].item(), abs=1e-4)
-    assert sorted(found["top_logprobs"][0].values()) == pytest.approx(
-        sorted(expected.values.tolist()), abs=1e-4
-    )
-    assert len(found["tokens"]) == len(found["text_offset"]) == 4
+    likeliest = sorted(expected.values.tolist())
+    assert logprobs["token_logprobs"][0] == pytest.approx(likeliest[-1], abs=1e-4)
+    assert sorted(logprobs["top_logprobs"][0].values()) == pytest.approx(likeliest, abs=1e-4)
+    assert len(logprobs["tokens"]) == len(logprobs["text_offset"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -218,13 +190,34 @@ def test_no_circle_of_objects_keeps_caches_that_nobody_uses(
     gc.disable()
     try:
         for stream in (False, True):
-            body = {"model": "served", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 3}
             more = {"documents": ["docs/a.txt", "docs/b.txt"], "use_cache": use_cache, "stream": stream}
-            assert client.post("/v1/chat/completions", json=body | more).status_code == 200
+            assert post_chat(client, **more, max_tokens=3).status_code == 200
         service.scheduler.call(lambda: None).result()
         assert caches_alive() == before
     finally:
         gc.enable()
+
+
+def test_who_left_before_the_first_event_holds_nothing(client: TestClient, service: Service) -> None:
+    async def ask_and_leave() -> None:
+        body = chat_body(documents=["docs/a.txt"], stream=True, max_tokens=999)
+        messages = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+
+        async def receive() -> Any:
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(message: Any) -> None:
+            raise OSError
+
+        path = "/v1/chat/completions"
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+        with suppress(Exception):
+            await client.app(scope | {"app": client.app}, receive, send)
+
+    assert client.portal is not None
+    client.portal.call(ask_and_leave)
+    assert service.scheduler.running == 0
+    assert not any(held.pins for held in service.memory._entries.values())
 
 
 def caches_alive() -> int:

@@ -1,4 +1,4 @@
-"""CacheMemory for caches: never more than the bound, nothing in use given up, one load for all who wait."""
+"""Memory for caches: never more than the bound, nothing in use evicted, one load for all who wait."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def load() -> DocumentCache:
     return DocumentCache(1)
 
 
-def hold(memory: CacheMemory, key: str, nbytes: int = 40, own: int = 0, timeout: float = 0.01) -> object:
-    return memory.holding(key, nbytes, load, own=own, timeout=timeout)
+def hold(memory: CacheMemory, key: str, nbytes: int = 40, private: int = 0, timeout: float = 0.01) -> object:
+    return memory.holding(key, nbytes, load, private=private, timeout=timeout)
 
 
 def test_what_is_held_is_shared_and_stays() -> None:
     memory = CacheMemory(100)
-    with hold(memory, "a") as first, hold(memory, "a", own=5) as second:
+    with hold(memory, "a") as first, hold(memory, "a", private=5) as second:
         assert first is second
         assert memory.used == 45
     assert memory.used == 40
@@ -32,14 +32,14 @@ def test_what_is_held_is_shared_and_stays() -> None:
 
 def test_the_longest_unused_is_given_up() -> None:
     memory = CacheMemory(100)
-    found = {}
+    caches = {}
     for key in ("a", "b", "a", "c"):
-        with hold(memory, key) as found[key]:
+        with hold(memory, key) as caches[key]:
             pass
     assert memory.used == 80
     with hold(memory, "a") as kept, hold(memory, "b") as anew:
-        assert kept is found["a"]
-        assert anew is not found["b"]
+        assert kept is caches["a"]
+        assert anew is not caches["b"]
 
 
 def test_nothing_in_use_is_given_up() -> None:
@@ -47,7 +47,7 @@ def test_nothing_in_use_is_given_up() -> None:
     with hold(memory, "a"), memory.reserved(30, timeout=0), pytest.raises(Busy), hold(memory, "b"):
         pass
     assert memory.used == 40
-    with pytest.raises(TooLarge, match="120 bytes"), hold(memory, "c", 110, own=10):
+    with pytest.raises(TooLarge, match="120 bytes"), hold(memory, "c", 110, private=10):
         pass
     assert memory.used == 40
 
@@ -80,7 +80,7 @@ def test_one_loads_for_all_and_a_failure_is_not_kept() -> None:
     def use(_: int) -> str:
         gate.wait()
         try:
-            with memory.holding("a", 40, fail, own=0, timeout=1):
+            with memory.holding("a", 40, fail, private=0, timeout=1):
                 return "held"
         except ValueError as error:
             return str(error)
@@ -93,6 +93,32 @@ def test_one_loads_for_all_and_a_failure_is_not_kept() -> None:
         assert memory.used == 40
 
 
+def test_a_load_that_fails_while_another_request_waits_for_room() -> None:
+    memory, loading, fail = CacheMemory(100), threading.Event(), threading.Event()
+
+    def load_slowly() -> DocumentCache:
+        loading.set()
+        fail.wait()
+        raise ValueError("broken")
+
+    def use(private: int) -> str:
+        try:
+            with memory.holding("a", 40, load_slowly, private=private, timeout=10):
+                return "held"
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(use, 0)
+        loading.wait()
+        second = pool.submit(use, 80)
+        while memory._entries["a"].pins < 2:
+            pass
+        fail.set()
+        assert first.result() == second.result() == "broken"
+    assert memory.used == 0
+
+
 def test_many_at_once_stay_within_the_bound() -> None:
     memory, most = CacheMemory(200), []
 
@@ -100,7 +126,7 @@ def test_many_at_once_stay_within_the_bound() -> None:
         chosen = random.Random(seed)
         for _ in range(60):
             key = chosen.choice("abcdefgh")
-            with hold(memory, key, own=chosen.randint(0, 30), timeout=30):
+            with hold(memory, key, private=chosen.randint(0, 30), timeout=30):
                 most.append(memory.used)
 
     with ThreadPoolExecutor(8) as pool:

@@ -11,14 +11,14 @@ from kvtool.server.runtime.detokenize import TextStream
 
 
 def streamed(model: kvtool.Model, text: str, stop: list[str]) -> tuple[str, bool]:
-    stream, said = TextStream(model.tokenizer, stop), ""
+    stream, sent = TextStream(model.tokenizer, stop), ""
     for token in model.tokenizer(text, split_special_tokens=True).input_ids:
-        said += stream.push(token)
-        assert text.startswith(said)
+        sent += stream.push(token)
+        assert text.startswith(sent)
         if stream.stopped:
-            return said, True
-    said += stream.finish()
-    return said, stream.stopped
+            return sent, True
+    sent += stream.finish()
+    return sent, stream.stopped
 
 
 @given(text=st.text(max_size=300), stop=st.lists(st.text(min_size=1, max_size=3), max_size=3))
@@ -27,29 +27,29 @@ def streamed(model: kvtool.Model, text: str, stop: list[str]) -> tuple[str, bool
 @settings(max_examples=150, deadline=None)
 def test_all_of_it_up_to_the_first_stop(served: kvtool.Model, text: str, stop: list[str]) -> None:
     text = text.encode("utf-8", "ignore").decode()
-    said, stopped = streamed(served, text, stop)
-    ends = [text.index(one) for one in stop if one in text]
+    sent, stopped = streamed(served, text, stop)
+    ends = [text.index(sequence) for sequence in stop if sequence in text]
     assert stopped is bool(ends)
     if not ends:
-        assert said == text
+        assert sent == text
         return
     # Of several stop sequences the one that was complete first counts.
-    complete = min(text.index(one) + len(one) for one in stop if one in text)
-    assert said in {text[:end] for end in ends if end < complete}
+    complete = min(text.index(sequence) + len(sequence) for sequence in stop if sequence in text)
+    assert sent in {text[:end] for end in ends if end < complete}
 
 
 @pytest.mark.parametrize("text", ["añb", "日本", "🚢!"])
 def test_a_character_comes_whole(served: kvtool.Model, text: str) -> None:
     stream = TextStream(served.tokenizer)
-    given = [stream.push(token) for token in served.tokenizer(text).input_ids]
-    assert [part for part in given if part] == list(text)
+    pieces = [stream.push(token) for token in served.tokenizer(text).input_ids]
+    assert [part for part in pieces if part] == list(text)
     assert stream.finish() == ""
 
 
 def test_what_may_become_a_stop_sequence_is_held_back(served: kvtool.Model) -> None:
     stream = TextStream(served.tokenizer, ["end"])
-    given = [stream.push(token) for token in served.tokenizer("xenx").input_ids]
-    assert given == ["x", "", "", "enx"]
+    pieces = [stream.push(token) for token in served.tokenizer("xenx").input_ids]
+    assert pieces == ["x", "", "", "enx"]
     for token in served.tokenizer("en").input_ids:
         assert stream.push(token) == ""
     assert stream.finish() == "en"

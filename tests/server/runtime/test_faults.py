@@ -1,7 +1,8 @@
-"""What goes wrong while others are being answered: nobody else notices, and nothing that was committed is lost."""
+"""Faults while others are being answered: nobody else notices, and nothing that was committed is lost."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -9,15 +10,14 @@ import signal
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -26,6 +26,7 @@ from kvtool.artifact.read import Artifact
 from kvtool.ask import ask
 from kvtool.cli import app as commands
 from kvtool.store.local import LocalStore
+from tests.server.asking import chat_body, post_chat, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -38,32 +39,28 @@ TOKENS = 10
 class Seen:
     """Answers, by document: how many were right, which were wrong, and which were refused with what."""
 
-    right: dict[str, int] = field(default_factory=dict)
+    right: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     refused: list[tuple[str, int, Any]] = field(default_factory=list)
 
     def wait(self, name: str, more: int = 3) -> None:
         """Until ``more`` further answers over a document were right."""
-        goal, until = self.right.get(name, 0) + more, time.monotonic() + 30
-        while self.right.get(name, 0) < goal:
+        goal, until = self.right[name] + more, time.monotonic() + 30
+        while self.right[name] < goal:
             assert time.monotonic() < until, f"nobody is answered over {name}: {self}"
             time.sleep(0.01)
 
 
-def body(name: str, question: str, **more: Any) -> bytes:
-    given = {"model": "served", "messages": [{"role": "user", "content": question}], "documents": [name]}
-    return json.dumps({**given, "max_tokens": TOKENS, "temperature": 0, **more}).encode()
+def asked(url: str, method: str, path: str, **body: Any) -> tuple[int, Any]:
+    answer = httpx.request(method, f"{url}/v1/{path}", timeout=30, **body)
+    return answer.status_code, answer.json()
 
 
-def post(url: str, data: bytes, timeout: float = 30) -> Any:
-    return urllib.request.urlopen(f"{url}/v1/chat/completions", data=data, timeout=timeout)
-
-
-def streamed(lines: Any) -> str:
+def streamed(text: str) -> str:
     """The text of an answer's events, which must end as they should."""
-    said = [line.decode().removeprefix("data: ").strip() for line in lines if line.strip()]
-    assert said.pop() == "[DONE]", said
-    return "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in said)
+    events = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
+    assert events.pop() == "[DONE]", events
+    return "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events)
 
 
 @contextmanager
@@ -71,35 +68,32 @@ def load(url: str, expected: dict[tuple[str, str], str]) -> Iterator[Seen]:
     """Clients that ask all the time, each answer compared to the one that is given alone."""
     seen, done = Seen(), threading.Event()
 
-    def client(number: int) -> None:
-        turn = number
-        while not done.is_set():
-            (name, question), right = list(expected.items())[turn % len(expected)]
-            turn += 1
-            try:
-                with post(url, body(name, question, stream=bool(turn % 2))) as answer:
-                    text = (
-                        streamed(answer)
-                        if turn % 2
-                        else json.load(answer)["choices"][0]["message"]["content"]
-                    )
-            except urllib.error.HTTPError as error:
-                seen.refused.append((name, error.code, json.load(error)))
-            else:
+    def ask_on(number: int) -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            for turn in itertools.count(number):
+                if done.is_set():
+                    return
+                (name, question), right = list(expected.items())[turn % len(expected)]
+                is_streamed = turn % 2 == 0
+                answer = post_chat(client, question, documents=[name], max_tokens=TOKENS, stream=is_streamed)
+                if answer.status_code != 200:
+                    seen.refused.append((name, answer.status_code, answer.json()))
+                    continue
+                text = streamed(answer.text) if is_streamed else text_of(answer.json())
                 if text == right:
-                    seen.right[name] = seen.right.get(name, 0) + 1
+                    seen.right[name] += 1
                 else:
                     seen.wrong.append(f"{name}: {text!r}, alone {right!r}")
 
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
-    for one in clients:
-        one.start()
+    clients = [threading.Thread(target=ask_on, args=(number,)) for number in range(CLIENTS)]
+    for thread in clients:
+        thread.start()
     try:
         yield seen
     finally:
         done.set()
-        for one in clients:
-            one.join()
+        for thread in clients:
+            thread.join()
 
 
 @pytest.fixture
@@ -114,9 +108,9 @@ def expected(documents: LocalStore, served: kvtool.Model) -> dict[tuple[str, str
 def test_clients_that_vanish(running: Any, expected: dict[tuple[str, str], str]) -> None:
     with running() as server, load(server.url, expected) as seen:
         for _ in range(20):
-            answer = post(server.url, body("docs/a.txt", "Tell me everything.", max_tokens=1000, stream=True))
-            answer.read(1)
-            answer.close()
+            body = chat_body("Tell me everything.", documents=["docs/a.txt"], max_tokens=1000, stream=True)
+            with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
+                next(answer.iter_raw())
         seen.wait("docs/a.txt")
     assert not seen.wrong
     assert not seen.refused
@@ -140,14 +134,13 @@ def test_an_artifact_flipped_on_disk(
         seen.wait("docs/b.txt")
     assert not seen.wrong
     assert {(name, status) for name, status, _ in seen.refused} == {("docs/c.txt", 500)}
-    assert all("cannot be used" in told["error"]["message"] for _, _, told in seen.refused)
-    assert not any(str(Path.cwd()) in str(told) for _, _, told in seen.refused)
+    assert all("cannot be used" in body["error"]["message"] for _, _, body in seen.refused)
+    assert not any(str(Path.cwd()) in str(body) for _, _, body in seen.refused)
 
 
-def unanswered(url: str, data: bytes) -> None:
-    with suppress(OSError):
-        post(url, data)
-        raise AssertionError("it was answered")
+def unanswered(url: str) -> None:
+    with httpx.Client(base_url=url) as client, pytest.raises(httpx.TransportError):
+        post_chat(client, "?" * 400, documents=["docs/a.txt"])
 
 
 def test_killed_and_started_again(
@@ -155,7 +148,7 @@ def test_killed_and_started_again(
 ) -> None:
     before = {path: path.read_bytes() for path in documents.root.rglob("*.safetensors")}
     with running() as server:
-        asking = threading.Thread(target=unanswered, args=[server.url, body("docs/a.txt", "?" * 400)])
+        asking = threading.Thread(target=unanswered, args=[server.url])
         asking.start()
         server.process.send_signal(signal.SIGKILL)
         assert server.process.wait(10) == -signal.SIGKILL
@@ -207,18 +200,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         pytest.skip(f"no small file system can be mounted: {error}")
     with holder:
         assert holder.stdout is not None
-        if (said := holder.stdout.readline()) != "mounted\n":
-            pytest.skip(f"no small file system can be mounted: {said.strip()}")
+        if (line := holder.stdout.readline()) != "mounted\n":
+            pytest.skip(f"no small file system can be mounted: {line.strip()}")
         yield Disk(Path(f"/proc/{holder.pid}/root{at}"))
-
-
-def asked(url: str, method: str, path: str, data: bytes | None = None) -> tuple[int, Any]:
-    request = urllib.request.Request(f"{url}/v1/{path}", method=method, data=data)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
 
 
 @dataclass(frozen=True)
@@ -231,13 +215,14 @@ class Writer:
 
     def put(self) -> Counter[int]:
         """How often each status came."""
-        sent = [asked(self.url, "PUT", f"artifacts/{name}", data) for name, data in self.artifacts.items()]
-        assert all("disk is full" in told["error"]["message"] for status, told in sent if status >= 400)
-        return Counter(status for status, _ in sent)
+        items = self.artifacts.items()
+        answers = [asked(self.url, "PUT", f"artifacts/{name}", content=data) for name, data in items]
+        assert all("disk is full" in body["error"]["message"] for status, body in answers if status >= 400)
+        return Counter(status for status, _ in answers)
 
     def make(self) -> tuple[int, Any]:
         body = {"model": "served", "contents": [{"parts": [{"text": self.text}]}]}
-        return asked(self.url, "POST", "cachedContents", json.dumps(body).encode())
+        return asked(self.url, "POST", "cachedContents", json=body)
 
     def made(self) -> Any:
         """Once it is prefilled, or has failed."""
@@ -287,9 +272,9 @@ def test_a_full_disk(
         assert sent.made()["state"] == "FAILED"
         assert sent.make()[0] == 507
         assert sent.put() == {507: 7}
-        status, told = asked(server.url, "PATCH", failed["name"], b'{"ttl": "60s"}')
+        status, body = asked(server.url, "PATCH", failed["name"], json={"ttl": "60s"})
         assert status == 507
-        assert "disk is full" in told["error"]["message"]
+        assert "disk is full" in body["error"]["message"]
         for content in asked(server.url, "GET", "cachedContents")[1]["cachedContents"]:
             assert content["state"] == "FAILED"
             assert asked(server.url, "DELETE", content["name"])[0] == 200
@@ -297,14 +282,14 @@ def test_a_full_disk(
 
         for name in documents:
             seen.wait(name)
-        with urllib.request.urlopen(f"{server.url}/metrics") as answer:
-            assert 'path="/v1/artifacts/{digest}",status="507"} 11.0' in answer.read().decode()
+        metrics = httpx.get(f"{server.url}/metrics").text
+        assert 'path="/v1/artifacts/{digest}",status="507"} 11.0' in metrics
         disk.empty()
         assert sent.put() == {200: 3, 201: 4}
         assert sent.made()["state"] == "ACTIVE"
     assert not seen.wrong
     assert not seen.refused
-    assert not [line for line in server.said if "Traceback" in line]
+    assert not [line for line in server.log if "Traceback" in line]
     assert {path: path.read_bytes() for path in before} == before
     assert not list(store.root.rglob(".tmp-*"))
     for path in store.root.rglob("*.safetensors"):

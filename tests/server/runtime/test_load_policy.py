@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -22,12 +21,13 @@ from kvtool.server.runtime.load_policy import (
     shared_variants,
     should_prefill,
 )
-from kvtool.server.runtime.service import Limits, Service
+from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
 from kvtool.system import throughput
 from kvtool.system.throughput import Rate, Throughput
+from tests.server import asking
+from tests.server.asking import LIMITS, QUESTION
 
-QUESTION = "How many ships are there?"
 ESTIMATES = [
     LoadEstimate("klt", 10, fetch_seconds=0.1, decode_seconds=0.4),
     LoadEstimate("raw", 800, fetch_seconds=4.0),
@@ -99,9 +99,7 @@ def test_short_passes_say_nothing_of_prefill() -> None:
 
 @pytest.fixture
 def service(served: kvtool.Model, documents: LocalStore, calibrated: Calibration) -> Service:
-    service = Service.over(
-        documents.root, served, Limits(memory=1 << 28), loading=LoadOptions(max_load_seconds=1.0)
-    )
+    service = Service.over(documents.root, served, LIMITS, loading=LoadOptions(max_load_seconds=1.0))
     # What tiny models do is measured over and over, and is up to the machine: here it is said.
     service.scheduler.on_pass = lambda *_: None
     known = service.caches.throughput
@@ -117,16 +115,10 @@ def client(service: Service) -> Iterator[TestClient]:
         yield client
 
 
-def chat(client: TestClient, *names: str, question: str = QUESTION, **more: Any) -> tuple[str, int]:
-    """What is said, and how many tokens were cached."""
-    body = {"model": "served", "messages": [{"role": "user", "content": question}], "max_tokens": 12}
-    if names:
-        body["documents"] = list(names)
-    answer = client.post("/v1/chat/completions", json=body | {"temperature": 0} | more)
-    assert answer.status_code == 200, answer.text
-    told = answer.json()
-    cached = told["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return told["choices"][0]["message"]["content"], cached
+def chat(client: TestClient, *names: str, question: str = QUESTION) -> tuple[str, int]:
+    """The answer, and how many tokens were cached."""
+    answer = asking.chat(client, question, documents=list(names) or None)
+    return asking.text_of(answer), asking.cached_tokens(answer)
 
 
 def said_alone(model: kvtool.Model, store: LocalStore, variant: str, *names: str) -> str:
@@ -142,9 +134,9 @@ def variants_in_memory(service: Service, store: LocalStore, name: str) -> set[st
 def test_a_coarser_one_is_loaded_to_be_in_time(
     client: TestClient, service: Service, served: kvtool.Model, documents: LocalStore
 ) -> None:
-    said, cached = chat(client, "docs/a.txt")
+    answer, cached = chat(client, "docs/a.txt")
     assert cached > 0
-    assert said == said_alone(served, documents, "centred", "docs/a.txt")
+    assert answer == said_alone(served, documents, "centred", "docs/a.txt")
     assert variants_in_memory(service, documents, "docs/a.txt") == {"centred"}
     assert 'kvtool:cache_sources_total{source="centred"} 1.0' in client.get("/metrics").text
 
@@ -176,11 +168,10 @@ def test_several_are_prefilled_where_that_is_sooner(
     names = ("docs/a.txt", "docs/b.txt")
     assert chat(client, *names)[1] > 0
     service.caches.throughput.prefill = Rate(1e6)
-    said, cached = chat(client, *names)
+    answer, cached = chat(client, *names)
     assert cached == 0
-    assert (
-        said == ask(QUESTION, list(names), served, documents, options=BlendOptions(1.0), max_tokens=12).text
-    )
+    alone = ask(QUESTION, list(names), served, documents, options=BlendOptions(1.0), max_tokens=12)
+    assert answer == alone.text
 
 
 def test_what_a_prompt_begins_with_is_prefilled_where_that_is_sooner(
@@ -188,25 +179,25 @@ def test_what_a_prompt_begins_with_is_prefilled_where_that_is_sooner(
 ) -> None:
     text = f"{Path('docs/c.txt').read_text()}\n{QUESTION}"
     service.caches.throughput.prefill = Rate(1e6)
-    said, cached = chat(client, question=text)
+    answer, cached = chat(client, question=text)
     assert cached == 0
     service.caches.throughput.prefill = Rate(1e-6)
     loaded, cached = chat(client, question=text)
     assert cached > 0
-    assert loaded == said
+    assert loaded == answer
 
 
 @pytest.mark.parametrize("variant", ["raw", "centred"])
 def test_a_variant_that_was_said_is_loaded(
     served: kvtool.Model, documents: LocalStore, calibrated: Calibration, variant: str
 ) -> None:
-    service = Service.over(documents.root, served, Limits(memory=1 << 28), loading=LoadOptions(variant))
+    service = Service.over(documents.root, served, LIMITS, loading=LoadOptions(variant))
     service.caches.throughput.prefill = Rate(1e9)
     service.caches.throughput.load(variant).took(1, 1.0)
     with TestClient(create_app(service)) as client:
-        said, cached = chat(client, "docs/a.txt")
+        answer, cached = chat(client, "docs/a.txt")
     assert cached > 0
-    assert said == said_alone(served, documents, variant, "docs/a.txt")
+    assert answer == said_alone(served, documents, variant, "docs/a.txt")
 
 
 def test_variants_made_for_blending_stand_in_for_others(documents: LocalStore) -> None:

@@ -47,8 +47,8 @@ def test_it_follows_the_store(index: PrefixIndex, documents: LocalStore) -> None
     ids = whole(documents, "docs/c.txt")
     assert index.longest(ids).document == "docs/c.txt"  # type: ignore[union-attr]
     documents.remove("docs/c.txt")
-    left = index.longest(ids)
-    assert left is None or left.document != "docs/c.txt"
+    match = index.longest(ids)
+    assert match is None or match.document != "docs/c.txt"
 
 
 def test_a_kept_blend_is_not_taken_for_a_prefill(

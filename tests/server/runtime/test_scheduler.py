@@ -15,21 +15,25 @@ import kvtool
 from kvtool.server.app import create_app
 from kvtool.server.runtime.sampling import Sampler, Sampling
 from kvtool.server.runtime.scheduler import Generation, Scheduler
-from kvtool.server.runtime.service import Limits, Service
+from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
+from tests.server.asking import LIMITS, chat
+from tests.server.cached_contents.cached import make, ready
 
 
 def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> tuple[list[int], Any]:
-    said: list[int] = []
+    tokens: list[int] = []
     ends: list[Any] = []
     held = len(cache.token_ids)
     greedy = Sampling(temperature=0)
-    one = Generation(cache, ids, held, 6, greedy, lambda sampled: said.append(sampled.token), ends.append)
-    scheduler.submit(one)
+    generation = Generation(
+        cache, ids, held, 6, greedy, lambda sampled: tokens.append(sampled.token), ends.append
+    )
+    scheduler.submit(generation)
     scheduler.call(lambda: None).result()
     while not ends:
         pass
-    return said, ends[0]
+    return tokens, ends[0]
 
 
 @pytest.mark.parametrize("where", ["the model", "sampling"])
@@ -75,24 +79,28 @@ def room(cache: kvtool.DocumentCache) -> int:
     return sum(layer.keys.untyped_storage().nbytes() for layer in cache.layers)
 
 
+def test_a_round_that_fails_ends_no_other(client: TestClient, service: Service) -> None:
+    scheduler = service.scheduler
+    broken = scheduler._leave_cancelled
+    scheduler._leave_cancelled = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    chat(client, status=500)
+    scheduler._leave_cancelled = broken  # type: ignore[method-assign]
+    chat(client)
+
+
 def test_no_other_thread_runs_the_model(
     served_dir: Path, documents: LocalStore, texts: dict[str, str]
 ) -> None:
     """A pass replaces the model's attention while it lasts, so that another one beside it would fail or be wrong."""
     model = kvtool.load_model(served_dir, device="cpu")
-    service = Service.over(documents.root, model, Limits(memory=1 << 28))
+    service = Service.over(documents.root, model, LIMITS)
     threads = set()
     with TestClient(create_app(service)) as client:
         model.model.base_model.register_forward_pre_hook(
             lambda *_: threads.add(threading.current_thread().name)
         )
-        content = {"role": "user", "parts": [{"text": texts["docs/a.txt"] * 2}]}
-        made = client.post("/v1/cachedContents", json={"model": "served", "contents": [content]}).json()
-        while (now := client.get(f"/v1/{made['name']}").json())["state"] == "PROCESSING":
-            pass
-        assert now["state"] == "ACTIVE"
-        asked = {"model": "served", "messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
-        for names in ([made["name"]], ["docs/a.txt", "docs/b.txt"]):
-            answer = client.post("/v1/chat/completions", json=asked | {"documents": names})
-            assert answer.status_code == 200, answer.text
+        content = make(client, texts["docs/a.txt"] * 2)
+        ready(client, content)
+        for names in ([content["name"]], ["docs/a.txt", "docs/b.txt"]):
+            chat(client, documents=names)
     assert threads == {"model"}

@@ -11,10 +11,9 @@ import kvtool
 from kvtool.model.prefill_speed import remember
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
-from kvtool.server.runtime.service import Limits, Service
+from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
-
-LIMITS = Limits(memory=1 << 28)
+from tests.server.asking import LIMITS
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import kvtool
 from kvtool.model import conversation
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
-from kvtool.server.runtime.service import Limits, Service
+from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
+from tests.server.asking import LIMITS, cached_tokens, post_chat
 
 TOKENS = {"a-token-of-the-first": "first", "a-token-of-the-second": "second"}
 FIRST, SECOND = ({"Authorization": f"Bearer {token}"} for token in TOKENS)
@@ -25,14 +26,8 @@ FIRST, SECOND = ({"Authorization": f"Bearer {token}"} for token in TOKENS)
 def service(served: kvtool.Model, documents: LocalStore) -> Service:
     """The first has ``documents``, the second has nothing."""
     shutil.copytree(documents.root, "stores/tenants/first")
-    limits = Limits(memory=1 << 28)
-    return Service.over(
-        documents.root.parent / "stores",
-        served,
-        limits,
-        names=list(TOKENS.values()),
-        loading=LoadOptions("raw"),
-    )
+    root = documents.root.parent / "stores"
+    return Service.over(root, served, LIMITS, names=list(TOKENS.values()), loading=LoadOptions("raw"))
 
 
 @pytest.fixture
@@ -42,8 +37,7 @@ def client(service: Service) -> Iterator[TestClient]:
 
 
 def chat(client: TestClient, who: dict[str, str], content: str, **more: Any) -> Any:
-    body = {"model": "served", "messages": [{"role": "user", "content": content}], "temperature": 0}
-    return client.post("/v1/chat/completions", json={**body, "max_tokens": 8, **more}, headers=who)
+    return post_chat(client, content, headers=who, **more)
 
 
 def test_a_prompt_hits_what_is_its_own_only(
@@ -51,8 +45,8 @@ def test_a_prompt_hits_what_is_its_own_only(
 ) -> None:
     content = f"{texts['docs/c.txt']}\n\nWhat is kept?"
     hit, miss = chat(client, FIRST, content).json(), chat(client, SECOND, content).json()
-    assert hit["usage"]["prompt_tokens_details"]["cached_tokens"] >= len(texts["docs/c.txt"])
-    assert miss["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert cached_tokens(hit) >= len(texts["docs/c.txt"])
+    assert cached_tokens(miss) == 0
     assert hit["choices"][0]["message"] == miss["choices"][0]["message"]
     # The second's request was worked on as if the first were not there: that is what its time depends on.
     before = service.metrics.hits._value.get(), service.memory.used
@@ -80,7 +74,7 @@ def test_the_same_text_is_cached_for_each_apart(client: TestClient, texts: dict[
     assert client.get(f"/v1/{made['name']}", headers=FIRST).status_code == 404
     shutil.rmtree("stores/tenants/first/manifests")
     answer = chat(client, SECOND, "What is kept?", cached_content=made["name"])
-    assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
+    assert cached_tokens(answer.json()) > 100
     assert chat(client, FIRST, content).status_code == 200
 
 

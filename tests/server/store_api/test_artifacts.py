@@ -31,8 +31,8 @@ def test_an_artifact_is_given_to_the_byte_with_ranges(client: TestClient, docume
     assert head.headers["content-length"] == str(len(data))
     assert client.get(path, headers={"If-None-Match": f'"{name}"'}).status_code == 304
 
-    for said, part in [("0-7", data[:8]), ("8-", data[8:]), ("-5", data[-5:]), ("3-99999999", data[3:])]:
-        ranged = client.get(path, headers={"Range": f"bytes={said}"})
+    for ranges, part in [("0-7", data[:8]), ("8-", data[8:]), ("-5", data[-5:]), ("3-99999999", data[3:])]:
+        ranged = client.get(path, headers={"Range": f"bytes={ranges}"})
         assert (ranged.status_code, ranged.content) == (206, part)
         assert ranged.headers["content-range"].endswith(f"/{len(data)}")
     several = client.get(path, headers={"Range": "bytes=0-7,100-109"})
@@ -46,14 +46,14 @@ def test_an_artifact_is_given_to_the_byte_with_ranges(client: TestClient, docume
 
 
 @pytest.mark.parametrize(
-    ("said", "status"),
+    ("ranges", "status"),
     [("bytes=99999999-", 416), ("bytes=-0", 416), ("bytes=7-3", 400), ("lines=1-2", 400), ("bytes", 400)],
 )
 def test_a_range_that_cannot_be_is_refused_as_all_else_is(
-    client: TestClient, documents: Store, said: str, status: int
+    client: TestClient, documents: Store, ranges: str, status: int
 ) -> None:
     name, data = raw_of(documents)
-    answer = client.get(f"/v1/artifacts/{name}", headers={"Range": said})
+    answer = client.get(f"/v1/artifacts/{name}", headers={"Range": ranges})
     assert answer.status_code == status
     assert "expected bytes=FIRST-LAST" in answer.json()["error"]["message"]
     assert answer.headers["content-range"] == f"bytes */{len(data)}"
@@ -63,14 +63,14 @@ def parts_of(answer: Any) -> dict[int, bytes]:
     """Of an answer to a request for several ranges: first byte → bytes, in their order."""
     boundary = answer.headers["content-type"].partition("boundary=")[2].encode()
     header = re.compile(rb"--%s\r\n.*?Content-Range: bytes (\d+)-(\d+)/\d+\r\n\r\n" % boundary, re.S)
-    found, at = {}, 0
+    parts, at = {}, 0
     while match := header.match(answer.content, at):
         first, last = map(int, match.groups())
         at = match.end() + last - first + 1
-        found[first] = answer.content[match.end() : at]
+        parts[first] = answer.content[match.end() : at]
         at += len(b"\r\n")
     assert answer.content[at:] == b"--%s--" % boundary
-    return found
+    return parts
 
 
 def test_some_tokens_of_all_layers_are_one_request(
@@ -103,16 +103,16 @@ def test_some_tokens_of_all_layers_are_one_request(
                 (at + (head * count + tokens.start) * row, at + (head * count + tokens.stop) * row - 1)
                 for head in range(heads)
             ]
-    said = "bytes=" + ",".join(f"{first}-{last}" for first, last in wanted)
-    assert len(said) < limits.HEAD_BYTES // 4
-    answer = client.get(path, headers={"Range": said})
+    ranges = "bytes=" + ",".join(f"{first}-{last}" for first, last in wanted)
+    assert len(ranges) < limits.HEAD_BYTES // 4
+    answer = client.get(path, headers={"Range": ranges})
     assert answer.status_code == 206
     parts = parts_of(answer)
     assert list(parts) == [first for first, _ in wanted]
 
-    given = torch.frombuffer(bytearray(b"".join(parts.values())), dtype=torch.float32)
-    given = given.view(layers, 2, heads, tokens.stop - tokens.start, -1)
-    for layer, whole in zip(given, documents.read("long.txt").layers, strict=True):
+    values = torch.frombuffer(bytearray(b"".join(parts.values())), dtype=torch.float32)
+    values = values.view(layers, 2, heads, tokens.stop - tokens.start, -1)
+    for layer, whole in zip(values, documents.read("long.txt").layers, strict=True):
         assert torch.equal(layer[0], whole.keys[:, tokens])
         assert torch.equal(layer[1], whole.values[:, tokens])
 

@@ -10,15 +10,13 @@ from kvtool.codecs import Calibration
 from kvtool.digest import digest
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document
-
-THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
+from tests.server.asking import THREE, chat
 
 
 def test_documents_are_listed_with_what_they_are(
     client: TestClient, documents: LocalStore, served: kvtool.Model, calibrated: Calibration
 ) -> None:
-    chat = {"model": "served", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
-    assert client.post("/v1/chat/completions", json=chat | {"documents": ["docs/b.txt"]}).status_code == 200
+    chat(client, documents=["docs/b.txt"])
     body = client.get("/v1/documents").json()
     assert body["object"] == "list"
     assert [entry["name"] for entry in body["data"]] == THREE

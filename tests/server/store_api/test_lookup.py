@@ -17,12 +17,12 @@ def test_lookup_finds_the_longest_match(
     client: TestClient, documents: Store, served: kvtool.Model, texts: dict[str, str]
 ) -> None:
     ids = chat_tokens(served, [Message("user", texts["docs/a.txt"] + "\n\nHow many?")])
-    found = client.post("/v1/lookup", json={"model": "served", "token_ids": ids}).json()
+    match = client.post("/v1/lookup", json={"model": "served", "token_ids": ids}).json()
     whole = sum(len(part.token_ids) for part in documents.parts("docs/a.txt"))
     name, data = raw_of(documents)
     document = documents["docs/a.txt"]
     assert document.prefix_artifact
-    assert found == {
+    assert match == {
         "document": "docs/a.txt",
         "segment": 0,
         "tokens": whole,

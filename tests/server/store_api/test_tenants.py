@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 import kvtool
 from kvtool.model.conversation import Message, chat_tokens
 from kvtool.server.app import create_app
-from kvtool.server.runtime.service import Limits, Service
+from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
+from tests.server.asking import LIMITS
 from tests.server.store_api.stored import NONE
 
 TOKENS = {"token-of-the-first": "first", "token-of-the-second": "second"}
@@ -25,7 +26,7 @@ def two(served: kvtool.Model, documents: LocalStore, tmp_path: Path) -> Iterator
     root = tmp_path / "tenants"
     (root / "tenants").mkdir(parents=True)
     documents.root.rename(root / "tenants" / "first")
-    service = Service.over(root, served, Limits(memory=1 << 28), names=set(TOKENS.values()))
+    service = Service.over(root, served, LIMITS, names=set(TOKENS.values()))
     app = create_app(service, TOKENS)
     with TestClient(app, raise_server_exceptions=False):
         yield {

@@ -23,12 +23,12 @@ from tests.server.store_api.stored import NONE, files, raw_of
 
 def test_an_artifact_that_is_what_it_says_is_kept(client: TestClient, documents: LocalStore) -> None:
     name, data = raw_of(documents)
-    there = documents.artifact_path(name)
-    there.unlink()
+    path = documents.artifact_path(name)
+    path.unlink()
     answer = client.put(f"/v1/artifacts/{name}", content=data)
     assert answer.status_code == 201
     assert answer.json() == {"digest": name, "bytes": len(data)}
-    assert there.read_bytes() == data
+    assert path.read_bytes() == data
     assert client.put(f"/v1/artifacts/{name}", content=iter([data[:9], data[9:]])).status_code == 200
 
 
@@ -134,12 +134,22 @@ def test_uploads_of_one_tenant_are_few_at_a_time(
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
 
 
+def scope_of(name: str, service: Service) -> dict[str, Any]:
+    """ASGI's scope of an upload."""
+    scope = {
+        "type": "http",
+        "method": "PUT",
+        "path": f"/v1/artifacts/{name}",
+        "headers": [],
+        "query_string": b"",
+    }
+    return {**scope, "state": {"tenant": service.tenants[""]}}
+
+
 def test_an_upload_that_trickles_is_given_up(service: Service, documents: LocalStore) -> None:
     name, data = raw_of(documents)
     before = files(documents.root)
-    guard = body_limits.BodyLimits(
-        create_app(service).router, max_bytes=limits.REQUEST_BYTES, seconds=0.05, streamed=artifacts.UPLOADS
-    )
+    guard = body_limits.BodyLimits(create_app(service).router, seconds=0.05, streamed=artifacts.UPLOADS)
     sent: list[Any] = []
 
     async def trickle() -> Any:
@@ -149,16 +159,8 @@ def test_an_upload_that_trickles_is_given_up(service: Service, documents: LocalS
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "PUT",
-        "path": f"/v1/artifacts/{name}",
-        "headers": [],
-        "query_string": b"",
-        "state": {"tenant": service.tenants[""]},
-    }
     with pytest.raises(Exception, match="slower than 262,144 bytes a second"):
-        asyncio.run(guard(scope, trickle, send))
+        asyncio.run(guard(scope_of(name, service), trickle, send))
     assert sent == []
     assert files(documents.root) == before
 
@@ -166,27 +168,17 @@ def test_an_upload_that_trickles_is_given_up(service: Service, documents: LocalS
 def test_a_client_that_goes_away_leaves_nothing(service: Service, documents: LocalStore) -> None:
     name, data = raw_of(documents)
     before = files(documents.root)
-    messages: list[Any] = [
-        {"type": "http.disconnect"},
-        {"type": "http.request", "body": data[:1000], "more_body": True},
-    ]
+    part = {"type": "http.request", "body": data[:1000], "more_body": True}
+    messages = iter([part, {"type": "http.disconnect"}])
 
     async def receive() -> Any:
-        return messages.pop()
+        return next(messages)
 
     async def send(message: Any) -> None:
         pass
 
-    scope = {
-        "type": "http",
-        "method": "PUT",
-        "path": f"/v1/artifacts/{name}",
-        "headers": [],
-        "query_string": b"",
-        "state": {"tenant": service.tenants[""]},
-    }
     with pytest.raises(Exception, match="did not arrive"):
-        asyncio.run(create_app(service).router(scope, receive, send))
+        asyncio.run(create_app(service).router(scope_of(name, service), receive, send))
     assert files(documents.root) == before
 
 

@@ -16,8 +16,7 @@ from kvtool.codecs import Calibration
 from kvtool.errors import DONE, FAILED, PARTLY, USAGE, UsageError
 from kvtool.store.local import LocalStore
 from kvtool.store.pull import pull
-
-THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
+from tests.server.asking import THREE
 
 
 def artifacts_in(root: Path) -> set[str]:
@@ -57,10 +56,10 @@ def test_pull_takes_one_variant_and_later_another(
     assert list(mine) == ["docs/a.txt"]
     assert mine["docs/a.txt"].variants == ["centred"]
     assert len(artifacts_in(mine.root)) == 2, "the prefix and the segment"
-    counted.asked.clear()
+    counted.requests.clear()
     run("pull", url, "docs/a.txt", "--store", "mine")
     assert mine["docs/a.txt"] == documents["docs/a.txt"]
-    assert counted.asked["artifacts"] == 1
+    assert counted.requests["artifacts"] == 1
     assert "has no variant 'kivi' there" in run("pull", url, "--variant", "kivi", code=FAILED).stderr
     partly = run("pull", url, "docs/b.txt", "docs/z.txt", "--store", "mine", code=PARTLY).stderr
     assert "docs/z.txt: is not in the store" in partly
@@ -110,12 +109,12 @@ def test_an_interrupted_pull_goes_on(url: str, counted: Any, documents: LocalSto
     assert 0 < len(have) < 4
     assert not list(mine.root.rglob(".tmp-*"))
     assert all(mine.open(name).verify() is None for name in mine)
-    counted.asked.clear()
+    counted.requests.clear()
     finished = list(mine)
     report = pull(kvtool.Store(url), mine)
     assert report.unchanged == finished
     assert report.pulled == [name for name in THREE if name not in finished]
-    assert counted.asked["artifacts"] == 4 - len(have)
+    assert counted.requests["artifacts"] == 4 - len(have)
     assert dict(mine) == dict(documents)
 
 

@@ -19,16 +19,15 @@ from kvtool.codecs import Calibration
 from kvtool.errors import UsageError
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
-from kvtool.server.runtime.service import Limits, Service
+from kvtool.server.runtime.service import Service
 from kvtool.store.backends.backend import Unreachable
 from kvtool.store.catalog import remote as catalog
 from kvtool.store.local import LocalStore
 from kvtool.store.remote import RemoteStore
 from tests.loopback import KEY, SECRET, URL, Objects, endpoint, objects
+from tests.server.asking import LIMITS, THREE, cached_tokens, chat, post_chat
 
 __all__ = ["endpoint", "objects"]
-
-THREE = ["docs/a.txt", "docs/b.txt", "docs/c.txt"]
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -52,7 +51,7 @@ def test_commands_read_it(
 
 @pytest.fixture
 def local(url: str) -> Iterator[httpx.Client]:
-    """A server over ``documents`` where they lie."""
+    """A server over ``documents`` in a directory."""
     with httpx.Client(base_url=url) as client:
         yield client
 
@@ -63,29 +62,22 @@ def client(
 ) -> Iterator[TestClient]:
     """A server over ``bucket``, and one over another server."""
     root = Path(URL if request.param == "bucket" else url)
-    over = Service.over(root, served, Limits(memory=1 << 28), loading=LoadOptions("raw"))
+    over = Service.over(root, served, LIMITS, loading=LoadOptions("raw"))
     with TestClient(create_app(over), raise_server_exceptions=False) as client:
         yield client
 
 
-def chat(client: httpx.Client, content: str, **more: Any) -> Any:
-    body = {"model": "served", "messages": [{"role": "user", "content": content}], "temperature": 0}
-    return client.post("/v1/chat/completions", json={**body, "max_tokens": 8, **more})
-
-
-def test_answers_over_a_store_that_lies_elsewhere(
-    client: TestClient, local: httpx.Client, texts: dict[str, str]
-) -> None:
+def test_answers_over_a_remote_store(client: TestClient, local: httpx.Client, texts: dict[str, str]) -> None:
     for more in ({"documents": ["docs/a.txt"]}, {"documents": THREE[:2], "recompute": 0.5}):
-        here, there = (chat(each, "What is there?", **more).json() for each in (local, client))
-        assert there["choices"] == here["choices"]
-        assert there["usage"] == here["usage"]
-    assert chat(client, "?", documents=["docs/z.txt"]).status_code == 404
+        here, remote = (chat(each, "What is there?", **more) for each in (local, client))
+        assert remote["choices"] == here["choices"]
+        assert remote["usage"] == here["usage"]
+    chat(client, "?", status=404, documents=["docs/z.txt"])
     content = f"{texts['docs/c.txt']}\n\nWhat is kept?"
     until = time.monotonic() + 20
-    while not (usage := chat(client, content).json()["usage"])["prompt_tokens_details"]["cached_tokens"]:
+    while not (cached := cached_tokens(chat(client, content))):
         assert time.monotonic() < until, "the beginning is found once the documents are known"
-    assert usage["prompt_tokens_details"]["cached_tokens"] >= len(texts["docs/c.txt"])
+    assert cached >= len(texts["docs/c.txt"])
 
 
 def test_artifacts_are_passed_on(
@@ -120,7 +112,7 @@ def test_nothing_is_written(client: TestClient, documents: LocalStore) -> None:
 def test_a_store_that_cannot_be_reached_is_said_to_be_so(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert chat(client, "?", documents=["docs/a.txt"]).status_code == 200
+    chat(client, "?", documents=["docs/a.txt"])
     store = client.app.state.service.tenants[""].store  # type: ignore[attr-defined]
 
     def gone(*_: Any) -> Any:
@@ -129,24 +121,25 @@ def test_a_store_that_cannot_be_reached_is_said_to_be_so(
     for name in ("documents", "manifest", "artifact", "calibration"):
         monkeypatch.setattr(store.backend, name, gone)
     monkeypatch.setattr(catalog, "FRESH", 0.0)
-    for answer in (client.get("/v1/documents"), chat(client, "?", documents=["docs/b.txt"])):
+    for answer in (client.get("/v1/documents"), post_chat(client, "?", documents=["docs/b.txt"])):
         assert answer.status_code == 503
         assert "cannot be reached" in answer.json()["error"]["message"]
         assert "who runs" not in answer.text
-    assert chat(client, "?", documents=["docs/a.txt"]).status_code == 200, "it was read before"
-    assert chat(client, "A plain prompt.").status_code == 200
+    # This one was read before.
+    chat(client, "?", documents=["docs/a.txt"])
+    chat(client, "A plain prompt.")
 
 
 def test_tenants_have_folders_of_a_bucket_and_none_of_a_server(
     objects: Objects, documents: LocalStore, served: kvtool.Model
 ) -> None:
     objects.copy(documents.root, "some/where/tenants/alice")
-    alice = Service.over(Path(URL), served, Limits(memory=1 << 28), names=["alice"]).tenants["alice"]
+    alice = Service.over(Path(URL), served, LIMITS, names=["alice"]).tenants["alice"]
     assert isinstance(alice.store, RemoteStore)
     assert str(alice.store) == f"{URL}/tenants/alice"
     assert list(alice.store) == THREE
     with pytest.raises(UsageError, match="http://host: is one store, and --tokens needs one for each tenant"):
-        Service.over(Path("http://host"), served, Limits(memory=1 << 28), names=["alice"])
+        Service.over(Path("http://host"), served, LIMITS, names=["alice"])
 
 
 @pytest.mark.slow
@@ -154,13 +147,12 @@ def test_a_process_serves_a_bucket(
     bucket: Objects, starting: Callable[..., AbstractContextManager[Any]], documents: LocalStore
 ) -> None:
     with starting("--store", URL) as running:
-        assert f"over {URL}: http://127.0.0.1" in running.said[-1]
+        assert f"over {URL}: http://127.0.0.1" in running.log[-1]
         listed = httpx.get(f"{running.url}/v1/documents").json()["data"]
         assert [each["name"] for each in listed] == THREE
-        body = {"model": "served", "messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
-        asked = httpx.post(f"{running.url}/v1/chat/completions", json={**body, "documents": THREE[:1]})
-        assert asked.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
-        httpx.post(f"{running.url}/v1/chat/completions", json=body)
+        with httpx.Client(base_url=running.url) as client:
+            assert cached_tokens(chat(client, "?", documents=THREE[:1])) > 0
+            post_chat(client, "?")
         running.process.terminate()
         assert running.process.wait(30) == 0
-        assert not [line for line in running.said if KEY in line or SECRET in line]
+        assert not [line for line in running.log if KEY in line or SECRET in line]

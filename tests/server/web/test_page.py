@@ -1,9 +1,8 @@
-"""What the page at ``/`` is made of, and the numbers that its charts are drawn from."""
+"""The files of the page at ``/``, and the numbers that its charts are drawn from."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -11,6 +10,7 @@ from starlette.testclient import TestClient
 from kvtool.server.app import create_app
 from kvtool.server.runtime.service import Service
 from kvtool.server.web import routes
+from tests.server.asking import cached_tokens, chat
 
 TOKENS = {"a-token-that-is-long": "ada", "another-token-as-long": "bob"}
 
@@ -37,8 +37,8 @@ def test_what_the_page_names_is_there(client: TestClient) -> None:
     named = re.findall(r'(?:href|src)="(page/[^"]+)"', client.get("/").text)
     scripts = [path for path in routes.PATHS if path.endswith(".js")]
     imported = [re.findall(r'from "\./([^"]+)"', client.get(path).text) for path in scripts]
-    found = {f"/{path}" for path in named} | {f"/page/{name}" for names in imported for name in names}
-    assert found == set(routes.PATHS) - {"/"}
+    paths = {f"/{path}" for path in named} | {f"/page/{name}" for names in imported for name in names}
+    assert paths == set(routes.PATHS) - {"/"}
 
 
 @pytest.mark.parametrize("path", ["/page/", "/page/x.js", "/page/../site.py", "/page/%2e%2e/site.py"])
@@ -55,17 +55,13 @@ def test_the_page_needs_no_token_and_all_data_does(service: Service) -> None:
 
 def test_stats_count_what_was_asked(client: TestClient, service: Service) -> None:
     before = client.get("/v1/stats").json()
-    body: dict[str, Any] = {"model": "served", "messages": [{"role": "user", "content": "How many?"}]}
-    body |= {"documents": ["docs/a.txt"], "max_tokens": 4}
-    usages = [
-        client.post("/v1/chat/completions", json=body | {"use_cache": use}).json()["usage"]
-        for use in (True, False, False)
-    ]
+    answers = [chat(client, documents=["docs/a.txt"], use_cache=use) for use in (True, False, False)]
+    usages = [answer["usage"] for answer in answers]
     stats = client.get("/v1/stats").json()
     assert before["tokens"] == {"prompt": 0, "cached": 0, "generated": 0}
     assert stats["tokens"] == {
         "prompt": sum(usage["prompt_tokens"] for usage in usages),
-        "cached": usages[0]["prompt_tokens_details"]["cached_tokens"],
+        "cached": cached_tokens(answers[0]),
         "generated": sum(usage["completion_tokens"] for usage in usages),
     }
     assert [stats["time_to_first_token"][kind]["count"] for kind in ("cached", "uncached")] == [1, 2]
