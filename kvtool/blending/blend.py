@@ -190,12 +190,7 @@ def _steps(layout: Layout, tokens: Tensor) -> Iterator[Tensor]:
 
 
 def _recompute(
-    model: Model,
-    cache: DocumentCache,
-    tokens: Tensor,
-    loader: LayerLoader,
-    trace: Trace,
-    drift: Drift | None,
+    model: Model, cache: DocumentCache, tokens: Tensor, loader: LayerLoader, trace: Trace, drift: Drift | None
 ) -> None:
     started = time.perf_counter()
 

@@ -34,12 +34,7 @@ class Prefiller:
     """
 
     def __init__(
-        self,
-        model: Model,
-        prefix_ids: Sequence[int],
-        *,
-        step: int = STEP_TOKENS,
-        run: Runner = at_once,
+        self, model: Model, prefix_ids: Sequence[int], *, step: int = STEP_TOKENS, run: Runner = at_once
     ) -> None:
         self.model, self.step, self.run = model, step, run
         cache = new_cache(model, len(prefix_ids))

@@ -103,10 +103,7 @@ def file_tensors(path: Path) -> dict[str, Any]:
     """Name → [dtype, shape, digest] for one safetensors file, remembered between runs."""
     stat = path.stat()
     where = str(path.resolve())
-    key = {
-        "path": where,
-        "stat": [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino],
-    }
+    key = {"path": where, "stat": [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]}
     memory = cache_dir() / "digests" / f"{digest(where.encode())}.json"
     try:
         known = json.loads(memory.read_bytes())

@@ -87,10 +87,7 @@ def model(request: pytest.FixtureRequest) -> kvtool.Model:
 
 @pytest.fixture
 def layout(
-    request: pytest.FixtureRequest,
-    model: kvtool.Model,
-    prepared: Store,
-    prefill_texts: Callable[..., Store],
+    request: pytest.FixtureRequest, model: kvtool.Model, prepared: Store, prefill_texts: Callable[..., Store]
 ) -> Layout:
     latent = request.node.callspec.params["model"] == "latent"
     return lay_out(prefill_texts(model, neighbours=1) if latent else prepared, PARTS, model)

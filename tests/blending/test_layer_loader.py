@@ -145,10 +145,7 @@ def test_leaving_early_waits_for_the_threads(documents: Store, lively: kvtool.Mo
     rotations = key_rotations(lively)
     assert rotations is not None
     before = threading.enumerate()
-    with (
-        pytest.raises(KeyboardInterrupt),
-        LayerLoader(layout, rotations, empty_cache(layout), Trace()),
-    ):
+    with pytest.raises(KeyboardInterrupt), LayerLoader(layout, rotations, empty_cache(layout), Trace()):
         raise KeyboardInterrupt
     assert threading.enumerate() == before
 

@@ -55,8 +55,7 @@ def stand_in() -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    ("budget", "expected"),
-    [(1, [4]), (2, [4, 19]), (3, [4, 12, 19]), (14, [*range(4, 10), *range(12, 20)])],
+    ("budget", "expected"), [(1, [4]), (2, [4, 19]), (3, [4, 12, 19]), (14, [*range(4, 10), *range(12, 20)])]
 )
 def test_even_is_evenly_spaced_over_the_candidates(stand_in: Any, budget: int, expected: list[int]) -> None:
     stand_in.budget = budget
