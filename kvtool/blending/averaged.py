@@ -77,10 +77,8 @@ def make_averaged(
     if key_rotations(model) is None:
         raise ModelError(
             model.name,
-            (
-                f"how {model.config.model_type} rotates its keys is not known, so that its caches cannot "
-                "be blended"
-            ),
+            f"how {model.config.model_type} rotates its keys is not known, so that its caches cannot be "
+            "blended",
             "prefill without --neighbours",
         )
     report = Report()

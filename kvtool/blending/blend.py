@@ -149,10 +149,8 @@ def _rotations(model: Model, layout: Layout) -> Rotations:
     if rotations is None:
         raise ModelError(
             model.name,
-            (
-                f"how {model.config.model_type} rotates its keys is not known, so that they cannot be "
-                "moved to another place"
-            ),
+            f"how {model.config.model_type} rotates its keys is not known, so that they cannot be moved to "
+            "another place",
             "blend with recompute 1, which computes everything",
         )
     length, limit = len(layout.token_ids), rotations.up_to

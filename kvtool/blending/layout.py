@@ -216,10 +216,8 @@ def _too_long(store: Store, segments: Sequence[Placed], tokens: int, model: Mode
         remedy += f", or one of its {count} segments (--segment 0 to {count - 1})"
     return UsageError(
         ", ".join(names),
-        (
-            f"{('it is' if len(segments) == 1 else 'together they are')} {tokens:,} tokens long, "
-            f"{model.name} has a context of {model.context:,}"
-        ),
+        f"{('it is' if len(segments) == 1 else 'together they are')} {tokens:,} tokens long, {model.name} "
+        f"has a context of {model.context:,}",
         remedy,
     )
 
@@ -229,10 +227,8 @@ def _refuse_pruned(segment: Placed) -> None:
     if contents.start is None or {layer.tokens for layer in contents.geometry.layers} != {n_tokens}:
         raise MismatchError(
             segment.document,
-            (
-                f"{segment.artifact.path} does not hold all of its tokens, and what was pruned cannot be "
-                "placed among other documents"
-            ),
+            f"{segment.artifact.path} does not hold all of its tokens, and what was pruned cannot be placed "
+            "among other documents",
             "blend another variant of it",
         )
 
@@ -245,11 +241,9 @@ def _shared_prefix(store: Store, segments: Sequence[Placed]) -> list[Placed]:
         if expected["digest"] != prefix["digest"]:
             raise MismatchError(
                 other.document,
-                (
-                    f"was prefilled under another prefix ({prefix['tokens']} tokens, digest "
-                    f"{prefix['digest'][:12]}…) than {first.document} ({expected['tokens']} tokens, "
-                    f"{expected['digest'][:12]}…)"
-                ),
+                f"was prefilled under another prefix ({prefix['tokens']} tokens, digest "
+                f"{prefix['digest'][:12]}…) than {first.document} ({expected['tokens']} tokens, "
+                f"{expected['digest'][:12]}…)",
                 "prefill both under the same",
             )
     variant = store[first.document].prefix_artifact

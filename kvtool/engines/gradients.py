@@ -64,10 +64,8 @@ def gradients(
         raise ModelError(
             model.name,
             f"gradients of its keys and values are not finite in {model.dtype_name}",
-            (
-                "calibrate with --dtype float32, or bfloat16, or compress with --recipe kivi, which "
-                "needs neither gradients nor attention"
-            ),
+            "calibrate with --dtype float32, or bfloat16, or compress with --recipe kivi, which needs "
+            "neither gradients nor attention",
         )
     positions = torch.arange(start, start + len(ids))
     token_tensor = torch.tensor(ids, dtype=torch.int64)
@@ -148,10 +146,7 @@ def _layers(tensors: Sequence[Tensor], start: int, positions: Tensor) -> tuple[L
 def _untraceable(model: Model) -> ModelError:
     return ModelError(
         model.name,
-        (
-            f"{model.config.model_type} does not hand its cache every layer's keys and values in a "
-            "way that gradients follow, so that recipes which are calibrated with gradients cannot "
-            "be used with it"
-        ),
+        f"{model.config.model_type} does not hand its cache every layer's keys and values in a way that "
+        "gradients follow, so that recipes which are calibrated with gradients cannot be used with it",
         "compress with --recipe kivi, which needs neither gradients nor attention",
     )

@@ -43,10 +43,8 @@ def windows(model: Model) -> list[int | None]:
     if strange := sorted(set(kinds) - _KINDS):
         raise ModelError(
             model.name,
-            (
-                f"{family} has layers of kind {', '.join(strange)}, whose state is not keys and values of "
-                "every token"
-            ),
+            f"{family} has layers of kind {', '.join(strange)}, whose state is not keys and values of every "
+            "token",
             "kvtool caches models with full and sliding-window attention",
         )
     return [option.get("sliding_window") for option in options]

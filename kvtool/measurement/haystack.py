@@ -59,10 +59,8 @@ def document_text(
     if tokens * MOST_REPEATS < length or not tokens:
         raise UsageError(
             f"length {length:,}",
-            (
-                f"the documents have {tokens:,} tokens in all, and haystacks of this length need "
-                f"{max(1, length // MOST_REPEATS):,} or more"
-            ),
+            f"the documents have {tokens:,} tokens in all, and haystacks of this length need "
+            f"{max(1, length // MOST_REPEATS):,} or more",
             "name more documents, or choose a smaller length",
         )
     while count_tokens(text := (ring * (characters // len(ring) + 1))[:characters]) < length:

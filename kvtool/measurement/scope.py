@@ -83,9 +83,7 @@ class Scope:
         if max(lengths) > most:
             raise UsageError(
                 f"--lengths {max(lengths)}",
-                (
-                    f"{model.name} has a context of {model.context}, which leaves {most} tokens behind a "
-                    f"prefix of {len(prefix.token_ids)} and before the questions"
-                ),
+                f"{model.name} has a context of {model.context}, which leaves {most} tokens behind a prefix "
+                f"of {len(prefix.token_ids)} and before the questions",
             )
         return replace(self, lengths=tuple(dict.fromkeys(lengths)))

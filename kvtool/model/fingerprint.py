@@ -90,10 +90,8 @@ def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:
             raise ModelError(
                 directory,
                 f"has no {file}",
-                (
-                    "kvtool loads weights from safetensors files only, never from pickles. Convert the model "
-                    "with its save_pretrained()"
-                ),
+                "kvtool loads weights from safetensors files only, never from pickles. Convert the model "
+                "with its save_pretrained()",
             )
         tensors |= file_tensors(path)
     return digest_json(tensors)

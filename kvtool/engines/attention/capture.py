@@ -70,15 +70,11 @@ def capture_attention(model: Model, observers: Sequence[Observer]) -> Iterator[N
 def capture_error(model: Model) -> ModelError:
     return ModelError(
         model.name,
-        (
-            f"the attention of {model.config.model_type} cannot be captured, since it does not go "
-            "through transformers' AttentionInterface, so that recipes and policies which measure "
-            "what is attended to cannot be used with it"
-        ),
-        (
-            "compress with --recipe kivi, which needs neither gradients nor attention, and blend "
-            "with --policy legolink"
-        ),
+        f"the attention of {model.config.model_type} cannot be captured, since it does not go through "
+        "transformers' AttentionInterface, so that recipes and policies which measure what is attended to "
+        "cannot be used with it",
+        "compress with --recipe kivi, which needs neither gradients nor attention, and blend with --policy "
+        "legolink",
     )
 
 

@@ -83,10 +83,8 @@ def adaptive_attention(
 def parallel_error(model: Model) -> ModelError:
     return ModelError(
         model.name,
-        (
-            f"the attention of {model.config.model_type} is not a softmax over scaled products that "
-            "goes through transformers' AttentionInterface, so that documents encoded in parallel "
-            "cannot be read with it"
-        ),
+        f"the attention of {model.config.model_type} is not a softmax over scaled products that goes "
+        "through transformers' AttentionInterface, so that documents encoded in parallel cannot be read "
+        "with it",
         "blend with another --policy (kvtool ask --policies lists them)",
     )

@@ -62,10 +62,8 @@ class SequenceBatch:
             raise ModelError(
                 model.name,
                 "has layers with a sliding window",
-                (
-                    "a cache that lost tokens to pruning cannot be read by them, since their places are not "
-                    "known any more"
-                ),
+                "a cache that lost tokens to pruning cannot be read by them, since their places are not "
+                "known any more",
             )
         self.owners = torch.full((self.n_cached,), SHARED)
         self.key_positions = torch.arange(self.n_cached)
