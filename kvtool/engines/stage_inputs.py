@@ -1,4 +1,4 @@
-"""What codec stages need beyond keys and values, measured by running the model over a cache."""
+"""Inputs that codec stages need beyond keys and values, measured by running the model over a cache."""
 
 from __future__ import annotations
 

@@ -61,13 +61,11 @@ class Task:
 
 
 def keys(random: Random, text: str, number: int) -> list[Task]:
-    """``number`` keys, at least two: questions for each key, for pairs of keys, and for up to two keys after other turns."""
+    """Questions for each of ``number`` keys, at least two, for pairs of them, and for up to two after other turns."""
     names = absent_words(random, NAMES, text, number)
     numbers = absent_numbers(random, text, number)
-    needles = [
-        Needle(KEY.format(*pair), depth)
-        for pair, depth in zip(zip(names, numbers, strict=True), _spread(random, number), strict=True)
-    ]
+    sentences = [KEY.format(*pair) for pair in zip(names, numbers, strict=True)]
+    needles = [*map(Needle, sentences, _spread(random, number))]
 
     def ask(key: int, *before: int) -> Task:
         history = tuple((ASK_KEY.format(names[n]), KEY.format(names[n], numbers[n])) for n in before)
@@ -91,10 +89,9 @@ def values(random: Random, text: str, number: int, depth: float) -> list[Task]:
     one, *three, value = absent_numbers(random, text, 5)
     often, too, *once = absent_words(random, ANIMALS, text, 8)
     seen = [(often, too, once[0]), (often, *once[1:3]), (too, *once[3:5]), (often, too, once[5])]
-    asked = [
-        Question(
-            "multi-value", ASK_VALUES.format(several), FIRST_IS.format(several), (*three,), max_tokens=48
-        ),
+    text, lead = ASK_VALUES.format(several), FIRST_IS.format(several)
+    questions = [
+        Question("multi-value", text, lead, (*three,), max_tokens=48),
         Question("variables", ASK_CHAIN.format(c), COMES_FROM.format(c), (b, a, value), max_tokens=32),
         Question(COMMON_WORDS, ASK_SEEN, MOST_SEEN, (often, too)),
     ]
@@ -107,7 +104,7 @@ def values(random: Random, text: str, number: int, depth: float) -> list[Task]:
     tasks = [Task(Question("single", ASK_KEY.format(single), KEY_IS.format(single), (one,)), (needle,))]
     places = _spread(random, sum(map(len, sentences[: number - 1])))
     random.shuffle(places)
-    for question, hidden in zip(asked[: number - 1], sentences, strict=False):
+    for question, hidden in zip(questions[: number - 1], sentences, strict=False):
         # In their order: a variable has its value before another takes it over.
         depths, places = sorted(places[: len(hidden)]), places[len(hidden) :]
         tasks.append(Task(question, tuple(map(Needle, hidden, depths))))
