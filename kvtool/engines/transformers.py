@@ -74,9 +74,9 @@ def feed(
     """
     expected = cache.get_seq_length() + len(token_ids)
     for start in range(0, len(token_ids), step):
-        some = token_ids[start : start + step]
-        run(partial(_forward, model, some, cache))
-        on_step(len(some))
+        ids = token_ids[start : start + step]
+        run(partial(_forward, model, ids, cache))
+        on_step(len(ids))
     _refuse_partial(model, cache, expected)
 
 

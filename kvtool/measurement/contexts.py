@@ -128,14 +128,14 @@ def needle_contexts(
 
     Raises ``UsageError`` if they cannot be made, with what is missing.
     """
-    made = haystacks(
+    drawn = haystacks(
         texts,
         lengths=scope.lengths or (),
         contexts=scope.haystacks,
         seed=scope.seed,
         count_tokens=lambda text: len(document_tokens(model, text)),
     )
-    return [_haystack_context(model, prefix, haystack, later_turns) for haystack in made]
+    return [_haystack_context(model, prefix, haystack, later_turns) for haystack in drawn]
 
 
 def too_short(short: Sequence[SegmentRef], store: Store, scope: Scope) -> UsageError:

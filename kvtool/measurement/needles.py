@@ -46,7 +46,7 @@ def haystacks(
 
     Raises ``UsageError``, naming the length, if ``texts`` have less than a quarter of it, or it has no room for needles.
     """
-    made = []
+    result = []
     for length in lengths:
         for number in range(contexts):
             kinds: dict[str, tuple[Draw, range]] = {
@@ -61,8 +61,8 @@ def haystacks(
                 tasks = _first_that_fits(draws, length, count_tokens)
                 hidden = hide(needles_of(tasks), text, length=length, count_tokens=count_tokens)
                 questions = tuple(_placed(task, hidden.depths) for task in tasks)
-                made.append(Haystack(name, hidden.text, length, questions, repeated))
-    return made
+                result.append(Haystack(name, hidden.text, length, questions, repeated))
+    return result
 
 
 def contained(answers: Sequence[str], text: str) -> list[bool]:
