@@ -1,10 +1,9 @@
-"""Tiny random models of every family, and the embedded model. Adding a family is adding a line to ``FAMILIES``."""
+"""Tiny random models of every family. Adding a family is adding a line to ``FAMILIES``."""
 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from kvtool.artifact.load import load_cache
 from kvtool.artifact.read import Artifact
 from kvtool.engines.cache import DocumentCache
 from kvtool.store.local import LocalStore
-
-CACHE_DIR = os.environ.get("KVTOOL_CACHE_DIR")
 
 WINDOW = 16
 """Small enough that a sliding window cuts off most of every document of these tests."""
@@ -106,13 +103,6 @@ def save(directory: Path, config: t.PreTrainedConfig, template: str | None = TEM
     return directory
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KVTOOL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny model of a family, by its name in ``FAMILIES``."""
@@ -150,20 +140,6 @@ def sizes() -> dict:  # type: ignore[type-arg]
     return SIZES
 
 
-@pytest.fixture(scope="session")
-def embedded() -> kvtool.Model:
-    # Converting it takes half a minute; the user's cache directory keeps it from one run to the next.
-    with pytest.MonkeyPatch.context() as patch:
-        if CACHE_DIR:
-            patch.setenv("KVTOOL_CACHE_DIR", CACHE_DIR)
-        else:
-            patch.delenv("KVTOOL_CACHE_DIR")
-        try:
-            return kvtool.load_model()
-        except kvtool.errors.ModelError as error:
-            pytest.skip(str(error))
-
-
 def loaded(model: kvtool.Model, parts: Sequence[Artifact]) -> tuple[DocumentCache, torch.Tensor]:
     """The cache of ``parts``, and the token ids of the last."""
     return load_cache(parts, model), parts[-1].token_ids
@@ -171,7 +147,7 @@ def loaded(model: kvtool.Model, parts: Sequence[Artifact]) -> tuple[DocumentCach
 
 @pytest.fixture
 def parts_of(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """The artifacts of a document by a model, behind its prefix; its text is the module's ``TEXT`` if none is given."""
+    """The artifacts of a document by a model, after its prefix; its text is the module's ``TEXT`` by default."""
 
     def make(model: kvtool.Model, text: str = request.module.TEXT, **options: Any) -> Any:
         (tmp_path / "doc.txt").write_text(text)

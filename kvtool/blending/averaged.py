@@ -42,7 +42,7 @@ NEIGHBOUR_TOKENS = 200
 
 @dataclass
 class Report:
-    """What a run has done so far. Documents are ``without_neighbours`` if no other fits before them in the model's context."""
+    """The progress of a run. Documents are ``without_neighbours`` if no other fits before them in the model's context."""
 
     made: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -74,13 +74,12 @@ def make_averaged(
     names. Raises ``ModelError`` for a model whose keys cannot be moved, ``MismatchError`` for documents of another model or
     with different prefixes.
     """
-    if key_rotations(model) is None:
+    rotations = key_rotations(model)
+    if rotations is None:
         raise ModelError(
             model.name,
-            (
-                f"how {model.config.model_type} rotates its keys is not known, so that its caches cannot "
-                "be blended"
-            ),
+            f"how {model.config.model_type} rotates its keys is not known, so that its caches cannot be "
+            "blended",
             "prefill without --neighbours",
         )
     report = Report()
@@ -97,16 +96,17 @@ def make_averaged(
         for name in waiting:
             document = documents[name]
             known += _more(store, model, document, neighbours + 1 - len(known), {n.document for n in known})
-            fitting = _fitting(model, document, known)[:neighbours]
+            fitting = _fitting(model, rotations, document, known)[:neighbours]
             if not fitting:
                 report.without_neighbours.append(name)
                 continue
-            made = []
-            for index in range(len(document.segments)):
-                made.append(_segment(store, model, prefix, store.parts(name, segment=index), fitting))
-                report.tokens += document.segments[index].n_tokens * neighbours
+            variants = []
+            for index, segment in enumerate(document.segments):
+                parts = store.parts(name, segment=index)
+                variants.append(_segment(store, model, rotations, prefix, parts, fitting))
+                report.tokens += segment.n_tokens * neighbours
                 on_progress(report)
-            _commit(store, document, made)
+            _commit(store, document, variants)
             report.made.append(name)
     return report
 
@@ -129,14 +129,14 @@ def _refuse_mixed(documents: Iterable[Document], model: Model) -> None:
 
 
 def _is_made(store: LocalStore, document: Document) -> bool:
-    made = [segment.variants.get(AVERAGED) for segment in document.segments]
-    return all(variant is not None and store.holds(variant) for variant in made)
+    variants = [segment.variants.get(AVERAGED) for segment in document.segments]
+    return all(variant is not None and store.holds(variant) for variant in variants)
 
 
-def _fitting(model: Model, document: Document, known: Sequence[Neighbour]) -> list[Neighbour]:
+def _fitting(
+    model: Model, rotations: Rotations, document: Document, known: Sequence[Neighbour]
+) -> list[Neighbour]:
     """The neighbours after which every segment of ``document`` fits the model's context, rotated as usual."""
-    rotations = key_rotations(model)
-    assert rotations is not None
     room = min(model.context - 1, rotations.up_to or model.context)
     room -= max(segment.n_tokens for segment in document.segments)
     return [n for n in known if n.document != document.name and n.cache.get_seq_length() <= room]
@@ -147,6 +147,7 @@ def _more(
 ) -> Iterator[Neighbour]:
     """Up to ``number`` further documents with the prefix of ``like``, prefilled after it."""
     gap = document_tokens(model, SEPARATOR)
+    wanted = like.model["fingerprint"], like.prefix["digest"]
     for name in sorted(store.keys() - taken, key=lambda name: digest(name.encode())):
         if number <= 0:
             return
@@ -156,10 +157,7 @@ def _more(
             ids = [*store.open(name).token_ids[:NEIGHBOUR_TOKENS].tolist(), *gap]
         except (StoreError, ArtifactError):
             continue
-        if (document.model["fingerprint"], document.prefix["digest"]) != (
-            like.model["fingerprint"],
-            like.prefix["digest"],
-        ):
+        if (document.model["fingerprint"], document.prefix["digest"]) != wanted:
             continue
         parts = [] if document.prefix_artifact is None else [store.open_artifact(document.prefix_artifact)]
         cache = load_cache(parts, model) if parts else engine.new_cache(model, len(ids))
@@ -171,15 +169,16 @@ def _more(
 def _segment(
     store: LocalStore,
     model: Model,
+    rotations: Rotations,
     prefix: Prefix,
     parts: Sequence[Artifact],
     neighbours: Sequence[Neighbour],
 ) -> Variant:
     original = parts[-1]
-    mean, spread = _mean(model, original, neighbours)
+    mean, spread = _mean(model, rotations, original, neighbours)
     made = {"behind": [digest_token_ids(neighbour.token_ids) for neighbour in neighbours]}
     scores = {}
-    # One neighbour does not differ from the mean, which says nothing of how others would.
+    # A single neighbour is the mean itself, which says nothing about others.
     if len(neighbours) > 1:
         received = observe(model, load_cache(parts, model), original.token_ids)["attention"]
         need = torch.stack([layer.mean(0) for layer in received]).mul(spread).sum(0)
@@ -188,23 +187,18 @@ def _segment(
 
 
 @torch.no_grad()
-def _mean(model: Model, original: Artifact, neighbours: Sequence[Neighbour]) -> tuple[KV, Tensor]:
+def _mean(
+    model: Model, rotations: Rotations, original: Artifact, neighbours: Sequence[Neighbour]
+) -> tuple[KV, Tensor]:
     """The mean over neighbours, and how far values lie from it, [L, T], as a share of their usual size."""
-    rotations = key_rotations(model)
-    assert rotations is not None
     ids = original.token_ids.tolist()
     start = original.contents.start or 0
+    positions = torch.arange(start, start + len(ids))
     caches = [_after(model, neighbour, ids, start, rotations) for neighbour in neighbours]
     layers, spread, size = [], [], []
-    for one_layer in zip(*caches, strict=True):
-        keys = torch.stack([keys for keys, _ in one_layer])
-        values = torch.stack([values for _, values in one_layer])
-        mean = LayerKV(
-            keys.mean(0).to(model.dtype),
-            values.mean(0).to(model.dtype),
-            torch.arange(start, start + len(ids)),
-        )
-        layers.append(mean)
+    for pairs in zip(*caches, strict=True):
+        keys, values = (torch.stack(states) for states in zip(*pairs, strict=True))
+        layers.append(LayerKV(keys.mean(0).to(model.dtype), values.mean(0).to(model.dtype), positions))
         variance = (values - values.mean(0)).square().sum((0, 1, 3)) / max(1, len(neighbours) - 1)
         spread.append(variance.sqrt())
         size.append(values.square().sum((1, 3)).mean())
@@ -220,22 +214,20 @@ def _after(
     cache = neighbour.cache
     offset = cache.get_seq_length()
     engine.feed(model, ids, cache)
-    layers = [
-        (
-            moved(layer.keys[0, :, offset:].cpu(), rotations.keys[n], start - offset),
-            moved(layer.values[0, :, offset:].cpu(), rotations.values[n], start - offset),
-        )
-        for n, layer in enumerate(cache.layers)
-    ]
+    layers = []
+    for layer, key_rope, value_rope in zip(cache.layers, rotations.keys, rotations.values, strict=True):
+        keys = moved(layer.keys[0, :, offset:].cpu(), key_rope, start - offset)
+        values = moved(layer.values[0, :, offset:].cpu(), value_rope, start - offset)
+        layers.append((keys, values))
     cache.crop(-len(ids))
     return layers
 
 
-def _commit(store: LocalStore, seen: Document, made: Sequence[Variant]) -> None:
+def _commit(store: LocalStore, seen: Document, variants: Sequence[Variant]) -> None:
     with store.changing():
         document = store[seen.name]
         if document.segments != seen.segments:
             raise KvtoolError(seen.name, "was changed meanwhile", "run the same prefill again")
-        for index, variant in enumerate(made):
+        for index, variant in enumerate(variants):
             document = document.with_variant(index, AVERAGED, variant)
         store.commit(document)

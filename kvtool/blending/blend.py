@@ -72,8 +72,8 @@ def blend(
     layout = lay_out(store, names, model, variant=variant, separator=separator)
     prefix = shared_prefix(layout, store, model)
     questions = [question] if isinstance(question, str) else question or []
-    asked = [question_tokens(model, prefix, each) for each in questions]
-    return assemble(layout, model, options, asked, trace)
+    question_ids = [question_tokens(model, prefix, each) for each in questions]
+    return assemble(layout, model, options, question_ids, trace)
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ class BlendOptions:
     def __post_init__(self) -> None:
         policy = policy_of(self.policy)
         if not (isinstance(self.recompute, (int, float)) and 0 <= self.recompute <= 1):
-            raise UsageError(
-                f"recompute {self.recompute!r}", "expected a share of the documents' tokens, from 0 to 1"
-            )
+            reason = "expected a share of the documents' tokens, from 0 to 1"
+            raise UsageError(f"recompute {self.recompute!r}", reason)
         if policy.share is not None:
             object.__setattr__(self, "recompute", policy.share)
 
@@ -111,11 +110,8 @@ def assemble(
         return _prefill(model, layout, trace)
     policy = policy_of(options.policy)
     if policy.needs_question and options.recompute and not questions:
-        raise UsageError(
-            f"policy {options.policy!r}",
-            "needs the question that is going to be asked",
-            "give question=, or another policy",
-        )
+        reason = "needs the question that is going to be asked"
+        raise UsageError(f"policy {options.policy!r}", reason, "give question=, or another policy")
     rotations = _rotations(model, layout)
     if policy.parallel:
         if not has_softmax_attention(model):
@@ -149,10 +145,8 @@ def _rotations(model: Model, layout: Layout) -> Rotations:
     if rotations is None:
         raise ModelError(
             model.name,
-            (
-                f"how {model.config.model_type} rotates its keys is not known, so that they cannot be "
-                "moved to another place"
-            ),
+            f"how {model.config.model_type} rotates its keys is not known, so that they cannot be moved to "
+            "another place",
             "blend with recompute 1, which computes everything",
         )
     length, limit = len(layout.token_ids), rotations.up_to
@@ -190,12 +184,7 @@ def _steps(layout: Layout, tokens: Tensor) -> Iterator[Tensor]:
 
 
 def _recompute(
-    model: Model,
-    cache: DocumentCache,
-    tokens: Tensor,
-    loader: LayerLoader,
-    trace: Trace,
-    drift: Drift | None,
+    model: Model, cache: DocumentCache, tokens: Tensor, loader: LayerLoader, trace: Trace, drift: Drift | None
 ) -> None:
     started = time.perf_counter()
 
@@ -206,10 +195,8 @@ def _recompute(
         loader.wait(layer)
         started = time.perf_counter()
 
-    n_keys = int(tokens[-1]) + 1
-    recompute_tokens(
-        model, cache, cache.token_ids, tokens, n_keys=n_keys, before_layer=before_layer, on_change=drift
-    )
+    ids, n_keys = cache.token_ids, int(tokens[-1]) + 1
+    recompute_tokens(model, cache, ids, tokens, n_keys=n_keys, before_layer=before_layer, on_change=drift)
     trace.add("recompute", f"{len(tokens)} tokens in layer {len(cache.layers) - 1}", started)
 
 

@@ -50,11 +50,8 @@ class Drift:
         if not len(self.target):
             return
         cached = self.cache.layers[layer]
-        for change, states, rope in (
-            (keys, cached.keys, self.rotations.keys[layer]),
-            (values, cached.values, self.rotations.values[layer]),
-        ):
-            self._correct(change, states[0], rope)
+        self._correct(keys, cached.keys[0], self.rotations.keys[layer])
+        self._correct(values, cached.values[0], self.rotations.values[layer])
 
     def _correct(self, change: Tensor, states: Tensor, rope: Rope) -> None:
         """Adds to ``states`` [H, N, D], for each segment, its share of the mean ``change`` [H, S, D]."""

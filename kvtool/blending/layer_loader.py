@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
-from types import TracebackType
 
 import torch
 
@@ -56,9 +55,7 @@ class LayerLoader:
     def __enter__(self) -> LayerLoader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def wait(self, layer: int) -> None:
@@ -101,10 +98,8 @@ class LayerLoader:
         if segment.moved:
             with self.trace.span("move", what):
                 for index, (keys, values) in zip(group, places, strict=True):
-                    for x, rope in (
-                        (keys, self.rotations.keys[index]),
-                        (values, self.rotations.values[index]),
-                    ):
+                    sides = (keys, self.rotations.keys[index]), (values, self.rotations.values[index])
+                    for x, rope in sides:
                         if rope.inv_freq:
                             x.copy_(moved(x, rope, segment.moved))
 

@@ -143,10 +143,8 @@ class Layout:
         """
         ends = [segment.prefilled + segment.stop - segment.start for segment in self.segments]
         by = len(self.token_ids) - max(ends)
-        return replace(
-            self,
-            segments=tuple(replace(segment, position=segment.prefilled + by) for segment in self.segments),
-        )
+        segments = [replace(segment, position=segment.prefilled + by) for segment in self.segments]
+        return replace(self, segments=tuple(segments))
 
 
 def lay_out(
@@ -214,14 +212,9 @@ def _too_long(store: Store, segments: Sequence[Placed], tokens: int, model: Mode
     remedy = "name fewer or shorter documents"
     if len(names) == 1 and (count := len(store[names[0]].segments)) > 1:
         remedy += f", or one of its {count} segments (--segment 0 to {count - 1})"
-    return UsageError(
-        ", ".join(names),
-        (
-            f"{('it is' if len(segments) == 1 else 'together they are')} {tokens:,} tokens long, "
-            f"{model.name} has a context of {model.context:,}"
-        ),
-        remedy,
-    )
+    size = f"{'it is' if len(segments) == 1 else 'together they are'} {tokens:,} tokens long"
+    reason = f"{size}, {model.name} has a context of {model.context:,}"
+    return UsageError(", ".join(names), reason, remedy)
 
 
 def _refuse_pruned(segment: Placed) -> None:
@@ -229,10 +222,8 @@ def _refuse_pruned(segment: Placed) -> None:
     if contents.start is None or {layer.tokens for layer in contents.geometry.layers} != {n_tokens}:
         raise MismatchError(
             segment.document,
-            (
-                f"{segment.artifact.path} does not hold all of its tokens, and what was pruned cannot be "
-                "placed among other documents"
-            ),
+            f"{segment.artifact.path} does not hold all of its tokens, and what was pruned cannot be placed "
+            "among other documents",
             "blend another variant of it",
         )
 
@@ -245,11 +236,9 @@ def _shared_prefix(store: Store, segments: Sequence[Placed]) -> list[Placed]:
         if expected["digest"] != prefix["digest"]:
             raise MismatchError(
                 other.document,
-                (
-                    f"was prefilled under another prefix ({prefix['tokens']} tokens, digest "
-                    f"{prefix['digest'][:12]}…) than {first.document} ({expected['tokens']} tokens, "
-                    f"{expected['digest'][:12]}…)"
-                ),
+                f"was prefilled under another prefix ({prefix['tokens']} tokens, digest "
+                f"{prefix['digest'][:12]}…) than {first.document} ({expected['tokens']} tokens, "
+                f"{expected['digest'][:12]}…)",
                 "prefill both under the same",
             )
     variant = store[first.document].prefix_artifact

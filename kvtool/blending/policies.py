@@ -1,4 +1,4 @@
-"""Which tokens to recompute: each policy gives every token a score, and those that score highest are recomputed.
+"""Policies of recomputing: each gives every token a score, and those that score highest are recomputed.
 
 A policy is a function from ``PolicyInputs`` to scores [N] float32. Only the order of the scores matters, and only among
 ``inputs.candidates``. Adding one is adding a function and a line to ``POLICIES``.
@@ -39,7 +39,7 @@ KL to a full prefill over answers: 0.16 with (0.9, 0.9), 0.12 with (0.9, 1), 0.4
 class Policy:
     """A way to choose tokens; ``about`` describes it in one line.
 
-    ``needs_question`` is whether a question must be inputs. ``share`` is a share of recomputed tokens that the options
+    ``needs_question`` is whether the question must be known. ``share`` is a share of recomputed tokens that the options
     cannot change. ``drift`` is whether changes of recomputed tokens are passed on to the others (``blending.drift``).
     ``parallel`` is how documents are attended to that stand in parallel, not one after the other.
     """

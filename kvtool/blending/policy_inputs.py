@@ -1,4 +1,4 @@
-"""What policies choose tokens by. Each input is measured when a policy first asks for it."""
+"""Inputs that policies choose tokens by. Each is measured when a policy first asks for it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PolicyInputs:
         return result
 
     def refreshed(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """How far cached keys and values of ``tokens`` [S] in ``layer`` are from the recomputed ones, squared, [S] each.
+        """Squared distances [S] of cached keys, and of values, of ``tokens`` [S] in ``layer`` from the recomputed ones.
 
         The model runs up to that layer for these tokens alone, step by step. What it computes stays in the cache.
         """

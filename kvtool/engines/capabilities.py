@@ -1,4 +1,4 @@
-"""What a model can do, found by running it once and remembered for as long as the model lives."""
+"""A model's capabilities, found by running it once and remembered for as long as the model lives."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from kvtool.codecs import KV, LayerKV, Sample
 from kvtool.engines.attention.replay import REQUEST
 from kvtool.engines.capabilities import rope_description
-from kvtool.engines.transformers import causal_masks, device_of, windows
+from kvtool.engines.transformers import causal_masks, device_of, run_masked, windows
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
 from kvtool.model.model import Model
@@ -56,18 +56,16 @@ def gradients(
         lengths = [tensor.shape[2] for tensor in recorded]
         if lengths != [start + len(ids)] * 2 * len(cache.layers):
             raise _untraceable(model)
-        of_prefill = _differentiate(model, loss, recorded)
+        prefill = _differentiate(model, loss, recorded)
         stored = [tensor.detach().requires_grad_() for tensor in recorded]
-        of_repeating = _differentiate(model, _repeat_loss(model, stored, request, ids), stored)
-    total = [a.float() + REPEATING * b.float() for a, b in zip(of_prefill, of_repeating, strict=True)]
+        repeat = _differentiate(model, _repeat_loss(model, stored, request, ids), stored)
+    total = [a.float() + REPEATING * b.float() for a, b in zip(prefill, repeat, strict=True)]
     if not all(gradient.isfinite().all() for gradient in total):
         raise ModelError(
             model.name,
             f"gradients of its keys and values are not finite in {model.dtype_name}",
-            (
-                "calibrate with --dtype float32, or bfloat16, or compress with --recipe kivi, which "
-                "needs neither gradients nor attention"
-            ),
+            "calibrate with --dtype float32, or bfloat16, or compress with --recipe kivi, which needs "
+            "neither gradients nor attention",
         )
     positions = torch.arange(start, start + len(ids))
     token_tensor = torch.tensor(ids, dtype=torch.int64)
@@ -92,18 +90,13 @@ def _repeat_loss(
     model: Model, stored: Sequence[Tensor], request: Sequence[int], ids: Sequence[int]
 ) -> Tensor:
     cache = Cache(layers=[_StoredLayer(*pair) for pair in zip(stored[::2], stored[1::2], strict=True)])
-    fed = torch.tensor([[*request, *ids]], device=device_of(model))
-    n_stored = stored[0].shape[2]
-    positions = torch.arange(n_stored, n_stored + fed.shape[1])
-    logits = model.model(
-        input_ids=fed,
-        position_ids=positions[None].to(fed.device),
-        attention_mask=causal_masks(model, positions, n_stored + len(positions)),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=len(ids) + 1,
-    ).logits[0, :-1]
-    return cross_entropy(logits.float(), fed[0, len(request) :].to(logits.device), reduction="sum")
+    all_ids = torch.tensor([*request, *ids])
+    start = stored[0].shape[2]
+    end = start + len(all_ids)
+    positions = torch.arange(start, end)
+    mask = causal_masks(model, positions, end)
+    logits = run_masked(model, all_ids, positions, mask, cache, logits_to_keep=len(ids) + 1).logits[0, :-1]
+    return cross_entropy(logits.float(), all_ids[len(request) :].to(logits.device), reduction="sum")
 
 
 def _differentiate(model: Model, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -116,7 +109,7 @@ def _differentiate(model: Model, loss: Tensor, tensors: Sequence[Tensor]) -> lis
 
 
 class _RecordingLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer that returns its keys and values as they are, and records them."""
+    """A layer that returns its keys and values unchanged, and records them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,10 +141,7 @@ def _layers(tensors: Sequence[Tensor], start: int, positions: Tensor) -> tuple[L
 def _untraceable(model: Model) -> ModelError:
     return ModelError(
         model.name,
-        (
-            f"{model.config.model_type} does not hand its cache every layer's keys and values in a "
-            "way that gradients follow, so that recipes which are calibrated with gradients cannot "
-            "be used with it"
-        ),
+        f"{model.config.model_type} does not hand its cache every layer's keys and values in a way that "
+        "gradients follow, so that recipes which are calibrated with gradients cannot be used with it",
         "compress with --recipe kivi, which needs neither gradients nor attention",
     )

@@ -19,9 +19,8 @@ def slice_kv(model: Model, cache: DocumentCache, start: int, token_ids: Sequence
     """
     end = start + len(token_ids)
     positions = torch.arange(position, position + len(token_ids))
-    layers = tuple(
-        LayerKV(x.keys[0, :, start:end], x.values[0, :, start:end], positions) for x in cache.layers
-    )
+    segment = slice(start, end)
+    layers = tuple(LayerKV(x.keys[0, :, segment], x.values[0, :, segment], positions) for x in cache.layers)
     return KV(layers, torch.tensor(token_ids, dtype=torch.int64), rope_description(model))
 
 

@@ -22,10 +22,6 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 OnStep = Callable[[int], None]
 
 
-def _ignore(tokens: int) -> None:
-    pass
-
-
 class Prefiller:
     """Runs token ids after a prefix, which is computed once.
 
@@ -34,12 +30,7 @@ class Prefiller:
     """
 
     def __init__(
-        self,
-        model: Model,
-        prefix_ids: Sequence[int],
-        *,
-        step: int = STEP_TOKENS,
-        run: Runner = at_once,
+        self, model: Model, prefix_ids: Sequence[int], *, step: int = STEP_TOKENS, run: Runner = at_once
     ) -> None:
         self.model, self.step, self.run = model, step, run
         cache = new_cache(model, len(prefix_ids))
@@ -47,14 +38,14 @@ class Prefiller:
         self.prefix = slice_kv(model, cache, 0, prefix_ids, 0) if prefix_ids else None
         self._packs: bool | None = None
 
-    def one(self, token_ids: Sequence[int], on_step: OnStep = _ignore) -> KV:
+    def one(self, token_ids: Sequence[int], on_step: OnStep = lambda _: None) -> KV:
         """The KV of one segment, fed in steps; ``on_step`` is called with the number of tokens of each."""
         cache = self._cache(len(token_ids))
         start = cache.get_seq_length()
         feed(self.model, token_ids, cache, step=self.step, on_step=on_step, run=self.run)
         return slice_kv(self.model, cache, start, token_ids, start)
 
-    def many(self, rows: Sequence[Sequence[int]], on_step: OnStep = _ignore) -> list[KV]:
+    def many(self, rows: Sequence[Sequence[int]], on_step: OnStep = lambda _: None) -> list[KV]:
         """The KVs of several segments from one pass, equal to those of ``one`` up to the order of summation.
 
         The first pass is checked against ``one``. With a model that does not honour the mask, segments are prefilled one
@@ -96,10 +87,10 @@ class Prefiller:
         return kvs
 
     def _cache(self, tokens: int) -> DocumentCache:
-        prefix = self.prefix
-        cache = new_cache(self.model, tokens + (prefix.n_tokens if prefix else 0))
-        if prefix:
-            append_kv(cache, prefix)
+        if not self.prefix:
+            return new_cache(self.model, tokens)
+        cache = new_cache(self.model, self.prefix.n_tokens + tokens)
+        append_kv(cache, self.prefix)
         return cache
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from kvtool.engines.cache import BufferedLayer, DocumentCache
-from kvtool.engines.transformers import causal_masks, device_of
+from kvtool.engines.transformers import causal_masks, run_masked
 from kvtool.model.model import Model
 
 
@@ -24,12 +24,7 @@ class StopRecompute(Exception):
 
 
 OnLayer: TypeAlias = Callable[[int], None]
-
 OnChange: TypeAlias = Callable[[int, Tensor, Tensor], None]
-
-
-def _ignore(layer: int) -> None:
-    pass
 
 
 @torch.no_grad()
@@ -41,8 +36,8 @@ def recompute_tokens(
     *,
     write: bool = True,
     n_keys: int | None = None,
-    before_layer: OnLayer = _ignore,
-    after_layer: OnLayer = _ignore,
+    before_layer: OnLayer = lambda _: None,
+    after_layer: OnLayer = lambda _: None,
     on_change: OnChange | None = None,
 ) -> None:
     """Runs ``tokens`` [S], ascending indices into ``token_ids`` [N], over ``cache``, which holds all N.
@@ -55,7 +50,6 @@ def recompute_tokens(
     are in place. Either may raise ``StopRecompute``, which ends the run there. Between the two, ``on_change`` is given the
     index, and by how much keys [H, S, D] and values [H, S, Dv] of ``tokens`` have changed.
     """
-    device = device_of(model)
     places = tokens if write else tokens[:0]
     seen = len(token_ids) if n_keys is None else n_keys
     layers = [
@@ -63,13 +57,7 @@ def recompute_tokens(
         for index, layer in enumerate(cache.layers)
     ]
     with suppress(StopRecompute):
-        model.model.base_model(
-            input_ids=token_ids[tokens][None].to(device),
-            position_ids=tokens[None].to(device),
-            attention_mask=causal_masks(model, tokens, seen),
-            past_key_values=Cache(layers=layers),
-            use_cache=True,
-        )
+        run_masked(model, token_ids[tokens], tokens, causal_masks(model, tokens, seen), Cache(layers=layers))
 
 
 class _RecomputedLayer(DynamicLayer):  # type: ignore[misc]

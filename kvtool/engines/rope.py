@@ -1,4 +1,4 @@
-"""How a model rotates its keys: read from the model, and confirmed by running it.
+"""Rotations of a model's keys: read from the model, and confirmed by running it.
 
 No model-specific code. The frequencies are those of the model's own rotary modules. Which layer uses which, on which
 channels and paired how, is tried out. A single token attends to nothing but itself, so its state is the same at every
@@ -37,9 +37,8 @@ class Rotations:
     @property
     def up_to(self) -> int | None:
         """The position from which on some layer rotates otherwise; None if there is no such position."""
-        return min(
-            (rope.up_to for rope in (*self.keys, *self.values) if rope.up_to is not None), default=None
-        )
+        limits = (rope.up_to for rope in (*self.keys, *self.values) if rope.up_to is not None)
+        return min(limits, default=None)
 
 
 def describe_rotations(model: Model) -> dict[str, Any]:
@@ -84,10 +83,8 @@ def _ropes(model: Model, side: Literal["keys", "values"]) -> tuple[Rope, ...]:
     with suppress(TypeError, ValueError, IndexError, RuntimeError):
         for states in _states(model, side, positions) if frequencies else ():
             # Some models have layers without positions between the others.
-            misfits = {
-                rope: _misfit(rope, states, positions)
-                for rope in (*_candidates(frequencies, states.shape[-1]), Rope(()))
-            }
+            candidates = (*_candidates(frequencies, states.shape[-1]), Rope(()))
+            misfits = {rope: _misfit(rope, states, positions) for rope in candidates}
             best = min(misfits, key=lambda rope: misfits[rope])
             if not misfits[best] < TOLERANCE[model.dtype]:
                 return ()
@@ -96,7 +93,7 @@ def _ropes(model: Model, side: Literal["keys", "values"]) -> tuple[Rope, ...]:
 
 
 def _frequencies(module: Any) -> Iterator[Rope]:
-    """What each rotary module rotates by, at positions where it uses one set of frequencies."""
+    """The rotation of each rotary module, at positions where it uses one set of frequencies."""
     for rotary in module.modules():
         for name, buffer in rotary.named_buffers(recurse=False):
             prefix = name.removesuffix("inv_freq")
@@ -105,9 +102,8 @@ def _frequencies(module: Any) -> Iterator[Rope]:
             # Where scaling depends on the length, the buffer itself is that of the last forward.
             frequencies = getattr(rotary, f"{prefix}original_inv_freq", buffer)
             scaling = getattr(rotary, f"{prefix}attention_scaling", 1.0)
-            yield Rope(
-                tuple(frequencies.float().tolist()), float(scaling), up_to=_up_to(rotary, prefix.rstrip("_"))
-            )
+            up_to = _up_to(rotary, prefix.rstrip("_"))
+            yield Rope(tuple(frequencies.float().tolist()), float(scaling), up_to=up_to)
 
 
 def _up_to(rotary: Any, layer_type: str) -> int | None:

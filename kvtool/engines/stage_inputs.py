@@ -1,4 +1,4 @@
-"""What codec stages need beyond keys and values, measured by running the model over a cache."""
+"""Inputs that codec stages need beyond keys and values, measured by running the model over a cache."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
     refuse_unmeasurable(recipe, pipeline)
     if pipeline.needs and model is None:
         raise UsageError(
-            (
-                f"recipe {recipe!r} needs {' and '.join(sorted(pipeline.needs))}, which are measured by "
-                "running the model that the documents were prefilled with"
-            ),
+            f"recipe {recipe!r} needs {' and '.join(sorted(pipeline.needs))}, which are measured by running "
+            "the model that the documents were prefilled with",
             f"kvtool compress --recipe {recipe} --model MODEL, or compress(..., model=model)",
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
 from kvtool.engines.cache import DocumentCache
 from kvtool.errors import ModelError
@@ -43,10 +43,8 @@ def windows(model: Model) -> list[int | None]:
     if strange := sorted(set(kinds) - _KINDS):
         raise ModelError(
             model.name,
-            (
-                f"{family} has layers of kind {', '.join(strange)}, whose state is not keys and values of "
-                "every token"
-            ),
+            f"{family} has layers of kind {', '.join(strange)}, whose state is not keys and values of every "
+            "token",
             "kvtool caches models with full and sliding-window attention",
         )
     return [option.get("sliding_window") for option in options]
@@ -76,10 +74,29 @@ def feed(
     """
     expected = cache.get_seq_length() + len(token_ids)
     for start in range(0, len(token_ids), step):
-        some = token_ids[start : start + step]
-        run(partial(_forward, model, some, cache))
-        on_step(len(some))
+        ids = token_ids[start : start + step]
+        run(partial(_forward, model, ids, cache))
+        on_step(len(ids))
     _refuse_partial(model, cache, expected)
+
+
+def run_masked(
+    model: Model, ids: Tensor, positions: Tensor, mask: Any, cache: Cache, **options: int | Tensor
+) -> Any:
+    """One pass over ``ids`` [S] at ``positions`` [S] after ``cache``, under a mask of ``masks``.
+
+    The body runs without the head, unless ``logits_to_keep`` says for which tokens logits are wanted.
+    """
+    device = device_of(model)
+    run = model.model if options else model.model.base_model
+    return run(
+        input_ids=ids[None].to(device),
+        position_ids=positions[None].to(device),
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        **options,
+    )
 
 
 @torch.no_grad()
@@ -98,20 +115,10 @@ def feed_packed(model: Model, rows: Sequence[Sequence[int]], cache: DocumentCach
     prefix = cache.get_seq_length()
     row = torch.cat([torch.full((len(ids),), n) for n, ids in enumerate(rows)])
     positions = torch.cat([torch.arange(prefix, prefix + len(ids)) for ids in rows])
-    ids = torch.tensor([[token for tokens in rows for token in tokens]], device=device_of(model))
-    model.model.base_model(
-        input_ids=ids,
-        position_ids=positions[None].to(ids.device),
-        attention_mask=row_masks(
-            model,
-            torch.cat([torch.full((prefix,), SHARED), row]),
-            torch.cat([torch.arange(prefix), positions]),
-            row,
-            positions,
-        ),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    ids = torch.tensor([token for tokens in rows for token in tokens])
+    owners = torch.cat([torch.full((prefix,), SHARED), row])
+    key_positions = torch.cat([torch.arange(prefix), positions])
+    run_masked(model, ids, positions, row_masks(model, owners, key_positions, row, positions), cache)
     _refuse_partial(model, cache, prefix + len(row))
 
 
@@ -123,9 +130,9 @@ def masks(model: Model, visible: Tensor, positions: Tensor, key_positions: Tenso
     """
 
     def mask(window: int | None) -> Tensor:
-        seen = (
-            visible if window is None else visible & (key_positions[None, :] > (positions - window)[:, None])
-        )
+        seen = visible
+        if window is not None:
+            seen = seen & (key_positions[None, :] > (positions - window)[:, None])
         seen = seen[None, None].to(device_of(model))
         # The loaded model's config, not the one on disk: only loading chooses an implementation.
         if model.model.config.get_text_config(decoder=True)._attn_implementation != "eager":

@@ -21,18 +21,17 @@ def absent_words(random: Random, words: str, text: str, number: int) -> list[str
     """``number`` of ``words``, one string, that do not occur in ``text``, nor within its words. Pairs, if it has them all."""
     lowered = text.lower()
     drawn = random.sample(words.split(), len(words.split()))
-    every = chain.from_iterable(permutations(drawn, size) for size in count(1))
-    names = map(" ".join, every)
+    names = map(" ".join, chain.from_iterable(permutations(drawn, size) for size in count(1)))
     return list(islice((name for name in names if name.lower() not in lowered), number))
 
 
 def absent_numbers(random: Random, text: str, number: int) -> list[str]:
     """``number`` different numbers of five digits that do not occur in ``text``. Longer ones, if it has nearly all."""
     numbers: list[str] = []
-    for tried in count():
-        if len(numbers) == number:
-            break
-        digits = 5 + tried // 1000
+    draws = 0
+    while len(numbers) < number:
+        digits = 5 + draws // 1000
+        draws += 1
         drawn = str(random.randrange(10 ** (digits - 1), 10**digits))
         if drawn not in text and drawn not in numbers:
             numbers.append(drawn)

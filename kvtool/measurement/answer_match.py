@@ -24,10 +24,10 @@ def exact(answer: str, expected: str) -> bool:
 
 def f1(answer: str, expected: str) -> float:
     """Harmonic mean of precision and recall of the words of ``answer``, 0 to 1. Two empty answers agree."""
-    given, wanted = _words(answer), _words(expected)
-    if not given or not wanted:
-        return float(given == wanted)
-    return 2 * (Counter(given) & Counter(wanted)).total() / (len(given) + len(wanted))
+    words, expected_words = _words(answer), _words(expected)
+    if not words or not expected_words:
+        return float(words == expected_words)
+    return 2 * (Counter(words) & Counter(expected_words)).total() / (len(words) + len(expected_words))
 
 
 def _words(text: str) -> list[str]:

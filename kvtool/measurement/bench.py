@@ -27,7 +27,7 @@ NAME = "context"
 
 
 class Bench:
-    """Holds one context at a time. ``prefix_kv`` are the keys and values of the prefix before it, None for an empty one."""
+    """Holds one context at a time. ``prefix_kv`` are the prefix's keys and values, None for an empty prefix."""
 
     def __init__(self, folder: Path, model: Model, prefix: Prefix, prefix_kv: KV | None) -> None:
         self.store, self.model, self.prefix, self.prefix_kv = LocalStore(folder), model, prefix, prefix_kv
@@ -57,9 +57,9 @@ class Bench:
             # An artifact that exists would not be written again, and writing is a part of what is timed.
             self.store.discard(existing)
         inputs, _ = self.measured(pipeline)
-        made = encode_segment(self.store, SegmentRef(NAME, 0), pipeline, inputs)
-        self.store.commit(self.store[NAME].with_variant(0, variant, made))
-        return made.nbytes
+        encoded = encode_segment(self.store, SegmentRef(NAME, 0), pipeline, inputs)
+        self.store.commit(self.store[NAME].with_variant(0, variant, encoded))
+        return encoded.nbytes
 
     def measured(self, pipeline: Pipeline) -> tuple[Inputs | None, float]:
         """Returns what the pipeline needs to encode the context, and the seconds that measuring it took.
@@ -83,13 +83,8 @@ class Bench:
     def _place(self, kv: KV) -> None:
         raw = self.store.put(raw_content(kv, self.model, self.prefix, {"document": NAME}))
         prefix = self._put_prefix()
-        segment = Segment(
-            identity=segment_identity(self.model.fingerprint, self.prefix.digest, kv.token_ids.tolist()),
-            n_tokens=kv.n_tokens,
-            start=0,
-            end=0,
-            variants={RAW: raw},
-        )
+        identity = segment_identity(self.model.fingerprint, self.prefix.digest, kv.token_ids.tolist())
+        segment = Segment(identity, kv.n_tokens, 0, 0, {RAW: raw})
         self.store.commit(new_document(NAME, "", self.model, self.prefix, prefix, (segment,)))
 
     def _put_prefix(self) -> Variant | None:

@@ -1,4 +1,4 @@
-"""Contexts: what is cached, and what is asked after it.
+"""Contexts: cached tokens, and the questions that follow them.
 
 There are three kinds: the first tokens of a document, haystacks with needles, and documents with questions.
 """
@@ -53,11 +53,8 @@ class Context:
     @property
     def cost(self) -> int:
         """Tokens that are encoded or run for one candidate. Progress is counted in them."""
-        return (
-            len(self.token_ids)
-            + len(self.fed)
-            + sum(len(p.token_ids) + 8 * p.max_tokens for p in self.prompts)
-        )
+        prompts = sum(len(prompt.token_ids) + 8 * prompt.max_tokens for prompt in self.prompts)
+        return len(self.token_ids) + len(self.fed) + prompts
 
     @property
     def prefill_cost(self) -> int:
@@ -101,17 +98,10 @@ def text_contexts(
         if cached < LEAST_CACHED:
             short.append(ref)
             continue
-        contexts.append(
-            Context(
-                "text",
-                segment_name(store[ref.document], ref),
-                tuple(ids[:cached]),
-                # The last cached token is fed again, so that every prediction is made over the cache.
-                fed=tuple(ids[cached - 1 : cached - 1 + scope.fed]),
-                targets=tuple(ids[cached : cached + scope.fed]),
-                segment=ref,
-            )
-        )
+        # The last cached token is fed again, so that every prediction is made over the cache.
+        fed, targets = (tuple(ids[start : start + scope.fed]) for start in (cached - 1, cached))
+        name = segment_name(store[ref.document], ref)
+        contexts.append(Context("text", name, tuple(ids[:cached]), fed, targets, segment=ref))
     return (contexts if scope.fed else longest(contexts)), short
 
 
@@ -138,24 +128,24 @@ def needle_contexts(
 
     Raises ``UsageError`` if they cannot be made, with what is missing.
     """
-    made = haystacks(
+    drawn = haystacks(
         texts,
         lengths=scope.lengths or (),
         contexts=scope.haystacks,
         seed=scope.seed,
         count_tokens=lambda text: len(document_tokens(model, text)),
     )
-    return [haystack_context(model, prefix, haystack, later_turns=later_turns) for haystack in made]
+    return [haystack_context(model, prefix, haystack, later_turns=later_turns) for haystack in drawn]
 
 
 def too_short(short: Sequence[SegmentRef], store: Store, scope: Scope) -> UsageError:
     """The error for segments too short to predict their last tokens from their first."""
     first = short[0]
+    more = f" ({len(short) - 1} more are as short)" if len(short) > 1 else ""
     return UsageError(
         first.document,
-        f"segment {first.segment} has {first.n_tokens(store)} tokens"
-        + (f" ({len(short) - 1} more are as short)" if len(short) > 1 else "")
-        + f", and to cache at least {LEAST_CACHED} and predict {scope.fed}, {LEAST_CACHED + scope.fed} are needed",
+        f"segment {first.segment} has {first.n_tokens(store)} tokens{more}, and to cache at least "
+        f"{LEAST_CACHED} and predict {scope.fed}, {LEAST_CACHED + scope.fed} are needed",
         "give a smaller --tokens, or name longer documents",
     )
 
@@ -177,10 +167,6 @@ def haystack_context(
 
 def _needle_prompt(model: Model, prefix: Prefix, question: Question) -> Prompt:
     ids = conversation_tokens(model, prefix, question.history, question.text, question.lead)
-    about = {
-        "task": question.task,
-        "answers": list(question.answers),
-        "depth": question.depth,
-        "turn": len(question.history) + 1,
-    }
+    answers, turn = list(question.answers), len(question.history) + 1
+    about = {"task": question.task, "answers": answers, "depth": question.depth, "turn": turn}
     return Prompt(tuple(ids), question.max_tokens, about)

@@ -59,10 +59,8 @@ def document_text(
     if tokens * MOST_REPEATS < length or not tokens:
         raise UsageError(
             f"length {length:,}",
-            (
-                f"the documents have {tokens:,} tokens in all, and haystacks of this length need "
-                f"{max(1, length // MOST_REPEATS):,} or more"
-            ),
+            f"the documents have {tokens:,} tokens in all, and haystacks of this length need "
+            f"{max(1, length // MOST_REPEATS):,} or more",
             "name more documents, or choose a smaller length",
         )
     while count_tokens(text := (ring * (characters // len(ring) + 1))[:characters]) < length:
@@ -93,7 +91,7 @@ def _joined(needles: Sequence[Needle], text: str) -> Hidden:
             joined += " " if _SENTENCE_END.search(joined, len(joined) - 4) else "\n"
         starts[needle] = len(joined)
         joined += needle.text
-        # A digit right after the full stop would go on with the needle's number.
+        # A digit right after the full stop would continue the needle's number.
         if not text[place : place + 1].isspace():
             joined += "\n"
         end = place
@@ -103,10 +101,9 @@ def _joined(needles: Sequence[Needle], text: str) -> Hidden:
 
 def _place(text: str, depth: float) -> int:
     """The best place for a needle near ``depth``, as an offset into ``text``."""
-    wanted = round(depth * len(text))
-    reach = round(NEAR * len(text))
+    target, reach = round(depth * len(text)), round(NEAR * len(text))
     for pattern in _PLACES:
-        places = [m.end() for m in pattern.finditer(text, max(0, wanted - reach), wanted + reach)]
+        places = [m.end() for m in pattern.finditer(text, max(0, target - reach), target + reach)]
         if places:
-            return min(places, key=lambda place: abs(place - wanted))
-    return wanted
+            return min(places, key=lambda place: abs(place - target))
+    return target

@@ -46,10 +46,9 @@ def _code() -> str:
     """Digest of the package's source files. A version number would be the same for two states of a checkout."""
     package = Path(__file__).resolve().parents[1]
     folders = os.walk(package, followlinks=True)
-    files = sorted(
-        Path(folder) / name for folder, _, names in folders for name in names if name.endswith(".py")
-    )
-    return digest_json([[str(path.relative_to(package)), digest(path.read_bytes())] for path in files])
+    files = [Path(folder) / name for folder, _, names in folders for name in names]
+    code = sorted(path for path in files if path.suffix == ".py")
+    return digest_json([[str(path.relative_to(package)), digest(path.read_bytes())] for path in code])
 
 
 def _path(key: str) -> Path:

@@ -19,6 +19,7 @@ from kvtool.measurement.tasks import MOST_KEYS, MOST_VALUES, Question, Task, key
 
 __all__ = ["Haystack", "Question", "contained", "haystacks"]
 
+CountTokens = Callable[[str], int]
 Draw = Callable[[Random, str, int], list[Task]]
 
 
@@ -34,12 +35,7 @@ class Haystack:
 
 
 def haystacks(
-    texts: Sequence[str],
-    *,
-    lengths: Sequence[int],
-    contexts: int,
-    seed: int,
-    count_tokens: Callable[[str], int],
+    texts: Sequence[str], *, lengths: Sequence[int], contexts: int, seed: int, count_tokens: CountTokens
 ) -> list[Haystack]:
     """Makes ``contexts`` haystacks of kind "keys" and as many of kind "values" for each of ``lengths``, in tokens.
 
@@ -50,7 +46,7 @@ def haystacks(
 
     Raises ``UsageError``, naming the length, if ``texts`` have less than a quarter of it, or it has no room for needles.
     """
-    made = []
+    result = []
     for length in lengths:
         for number in range(contexts):
             kinds: dict[str, tuple[Draw, range]] = {
@@ -61,10 +57,10 @@ def haystacks(
                 name = f"needles/{kind}-{length}-{number}"
                 start = (2 * number + half) / (2 * contexts)
                 text, repeated = document_text(texts, start=start, length=length, count_tokens=count_tokens)
-                tries = (draw(Random(f"{seed}/{name}"), text, n) for n in counts)
-                tasks = _first_that_fits(tries, length, count_tokens)
-                made.append(haystack(name, tasks, text, length, count_tokens, repeated))
-    return made
+                draws = (draw(Random(f"{seed}/{name}"), text, n) for n in counts)
+                tasks = _first_that_fits(draws, length, count_tokens)
+                result.append(haystack(name, tasks, text, length, count_tokens, repeated))
+    return result
 
 
 def haystack(
@@ -86,12 +82,10 @@ def contained(answers: Sequence[str], text: str) -> list[bool]:
     return [match is not None for match in matches]
 
 
-def _first_that_fits(
-    tries: Iterable[list[Task]], length: int, count_tokens: Callable[[str], int]
-) -> list[Task]:
-    """The first of ``tries``, which go from many needles to few, whose needles leave half of ``length``."""
+def _first_that_fits(draws: Iterable[list[Task]], length: int, count_tokens: CountTokens) -> list[Task]:
+    """The first of ``draws``, which go from many needles to few, whose needles leave half of ``length``."""
     tokens = 0
-    for tasks in tries:
+    for tasks in draws:
         tokens = count_tokens("\n".join(needle.text for needle in needles_of(tasks)))
         if 2 * tokens <= length:
             return tasks

@@ -28,7 +28,7 @@ def peak() -> Iterator[Peak]:
     measured = Peak()
     before = None
     gc.collect()
-    # What earlier work freed and the allocator kept would hide what is taken now.
+    # Memory that earlier work freed and the allocator kept would hide what is allocated now.
     trim()
     with suppress(OSError):
         # 5 resets the peak to what is resident now.

@@ -1,4 +1,4 @@
-"""The raw cache of a context, and the logits over a cache: what a restored cache is compared to."""
+"""The reference for a restored cache: a context's raw cache, and the logits over it."""
 
 from __future__ import annotations
 

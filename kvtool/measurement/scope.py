@@ -26,7 +26,7 @@ MOST_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Scope:
-    """What is measured, ``metrics`` of ``METRICS``, and on how much.
+    """The ``metrics`` that are measured, some of ``METRICS``, and on how much text.
 
     ``documents`` are sampled if there are more. For KL at most ``context`` tokens of a document are cached, and the
     ``tokens`` after them predicted. Haystacks have ``lengths`` tokens (None: those of ``LENGTHS`` that fit); there are
@@ -51,10 +51,8 @@ class Scope:
             raise UsageError("--metrics", f"is empty, expected some of {', '.join(METRICS)}")
         if self.lengths == ():
             raise UsageError("--lengths", "is empty, expected numbers as in 512,1024", "or leave it out")
-        counts = [
-            (name, getattr(self, name))
-            for name in ("documents", "context", "tokens", "haystacks", "answer_tokens", "repeats")
-        ]
+        counted = ("documents", "context", "tokens", "haystacks", "answer_tokens", "repeats")
+        counts = [(name, getattr(self, name)) for name in counted]
         for name, value in [*counts, *(("lengths", length) for length in self.lengths or ())]:
             if value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {value}", "expected at least 1")
@@ -83,9 +81,7 @@ class Scope:
         if max(lengths) > most:
             raise UsageError(
                 f"--lengths {max(lengths)}",
-                (
-                    f"{model.name} has a context of {model.context}, which leaves {most} tokens behind a "
-                    f"prefix of {len(prefix.token_ids)} and before the questions"
-                ),
+                f"{model.name} has a context of {model.context}, which leaves {most} tokens after a prefix "
+                f"of {len(prefix.token_ids)} and before the questions",
             )
         return replace(self, lengths=tuple(dict.fromkeys(lengths)))

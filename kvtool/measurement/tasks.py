@@ -87,7 +87,7 @@ def key_task(key: Key, wording: tuple[str, str, str] = WORDING) -> Task:
 
 
 def keys(random: Random, text: str, number: int) -> list[Task]:
-    """``number`` keys, at least two: questions for each key, for pairs of keys, and for up to two keys after other turns."""
+    """Questions for each of ``number`` keys, at least two, for pairs of them, and for up to two after other turns."""
     drawn = draw_keys(random, text, number)
     alone = [key_task(key) for key in drawn]
     order = random.sample(range(number), number)
@@ -112,10 +112,9 @@ def values(random: Random, text: str, number: int, depth: float) -> list[Task]:
     one, *three, value = absent_numbers(random, text, 5)
     often, too, *once = absent_words(random, ANIMALS, text, 8)
     seen = [(often, too, once[0]), (often, *once[1:3]), (too, *once[3:5]), (often, too, once[5])]
-    asked = [
-        Question(
-            "multi-value", ASK_VALUES.format(several), FIRST_IS.format(several), (*three,), max_tokens=48
-        ),
+    text, lead = ASK_VALUES.format(several), FIRST_IS.format(several)
+    questions = [
+        Question("multi-value", text, lead, (*three,), max_tokens=48),
         Question("variables", ASK_CHAIN.format(c), COMES_FROM.format(c), (b, a, value), max_tokens=32),
         Question(COMMON_WORDS, ASK_SEEN, MOST_SEEN, (often, too)),
     ]
@@ -128,7 +127,7 @@ def values(random: Random, text: str, number: int, depth: float) -> list[Task]:
     tasks = [Task(Question("single", ASK_KEY.format(single), KEY_IS.format(single), (one,)), (needle,))]
     places = _spread(random, sum(map(len, sentences[: number - 1])))
     random.shuffle(places)
-    for question, hidden in zip(asked[: number - 1], sentences, strict=False):
+    for question, hidden in zip(questions[: number - 1], sentences, strict=False):
         # In their order: a variable has its value before another takes it over.
         depths, places = sorted(places[: len(hidden)]), places[len(hidden) :]
         tasks.append(Task(question, tuple(map(Needle, hidden, depths))))

@@ -77,11 +77,8 @@ def kl_trial(store: Store, refs: Sequence[SegmentRef], model: Model) -> Iterator
     """
     contexts, _ = text_contexts(store, refs, Scope(metrics=("kl",)))
     if not contexts:
-        raise UsageError(
-            "--max-kl",
-            "no segment is long enough to measure KL on",
-            "prefill longer documents, or use --ratio",
-        )
+        reason = "no segment is long enough to measure KL on"
+        raise UsageError("--max-kl", reason, "prefill longer documents, or use --ratio")
     with ExitStack() as stack:
         references = [
             stack.enter_context(_holding(store, context, context.segment, model))
@@ -124,7 +121,7 @@ def _holding(store: Store, context: Context, ref: SegmentRef, model: Model) -> I
 
 
 def _start(store: Store, ref: SegmentRef, pipeline: Pipeline, model: Model | None) -> tuple[KV, Inputs]:
-    """A segment's first tokens, and what the pipeline needs of them, measured over all of the segment."""
+    """A segment's first tokens, and the pipeline's inputs for them, measured over all of the segment."""
     inputs: Inputs = {}
     if pipeline.needs and model is not None:
         inputs = measure_artifact(model, store.parts(ref.document, ref.variant, ref.segment), pipeline.needs)

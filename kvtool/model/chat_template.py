@@ -14,7 +14,7 @@ from kvtool.model.model import Model
 SEPARATOR = "\n\n"
 """The text between documents of one prompt."""
 
-# Stands for what a message says while the chat template is rendered; no template treats it specially.
+# In place of a message's content while the chat template is rendered; no template treats it specially.
 _MARK = "\u2063kvtool\u2063"
 
 
@@ -45,7 +45,7 @@ class Turn(NamedTuple):
 def prefix_of(
     model: Model, *, system: str | None = None, text: str | None = None, none: bool = False
 ) -> Prefix:
-    """The chat template up to where the user's words begin, with ``system`` as system prompt if given.
+    """The chat template up to the user's words, with ``system`` as system prompt if given.
 
     ``text`` is a prefix of its own instead of the template. With ``none``, or without a chat template, the prefix is what
     the tokenizer itself puts first (BOS). Raises ``UsageError`` where more than one is given, and ``ModelError`` where the
@@ -55,13 +55,11 @@ def prefix_of(
         raise UsageError("--system, --prefix-file and --no-prefix", "exclude each other", "give one")
     first = _first_tokens(model)
     if text is not None:
-        ids = template_tokens(model, text)
-        return Prefix((*first, *ids), "\n", {"kind": "text", "text": text})
+        return Prefix((*first, *template_tokens(model, text)), "\n", {"kind": "text", "text": text})
     if model.tokenizer.chat_template is None or none:
         if system is not None:
-            raise ModelError(
-                model.name, "has no chat template, so --system cannot be placed", "use --prefix-file"
-            )
+            reason = "has no chat template, so --system cannot be placed"
+            raise ModelError(model.name, reason, "use --prefix-file")
         return Prefix(first, "\n", {"kind": "none"})
     head, tail = _around_user(model, system)
     return Prefix(tuple(template_tokens(model, head)), tail, {"kind": "chat", "system": system})
@@ -76,17 +74,14 @@ def prefix_again(model: Model, origin: dict[str, Any]) -> Prefix:
             return prefix_of(model, text=text)
         case {"kind": "none"}:
             return prefix_of(model, none=True)
-    raise ModelError(
-        f"prefix of kind {origin.get('kind')!r}", "is not known to this version", "upgrade kvtool"
-    )
+    kind = origin.get("kind")
+    raise ModelError(f"prefix of kind {kind!r}", "is not known to this version", "upgrade kvtool")
 
 
 def document_tokens(model: Model, text: str) -> list[int]:
     """Token ids of a document's text. A special token that is spelled out in it is text, not a command."""
-    ids = model.text_tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, verbose=False
-    ).input_ids
-    return list(ids)
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    return list(model.text_tokenizer(text, **options).input_ids)
 
 
 def question_tokens(model: Model, prefix: Prefix, question: str) -> list[int]:

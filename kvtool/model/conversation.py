@@ -1,6 +1,6 @@
 """Conversations as token ids.
 
-What people wrote is text throughout: a special token that is spelled out in it is no command.
+Messages are text throughout: a special token that is spelled out in one is no command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kvtool.model.model import Model
 
 @dataclass(frozen=True)
 class Message:
-    """What ``role`` said: ``system``, ``user``, ``assistant`` or another role of the chat template."""
+    """A message by ``system``, ``user``, ``assistant`` or another role of the chat template."""
 
     role: str
     content: str
@@ -60,11 +60,10 @@ def tokens_after_documents(model: Model, prefix: Prefix, messages: Sequence[Mess
             )
     expected = [("user", "assistant")[n % 2] for n in range(len(spoken))]
     if len(spoken) % 2 == 0 or [message.role for message in spoken] != expected:
-        raise UsageError(
-            "messages over documents", "expected user and assistant in turn, the user's first and last"
-        )
+        reason = "expected user and assistant in turn, the user's first and last"
+        raise UsageError("messages over documents", reason)
     pairs = zip(spoken[::2], spoken[1::2], strict=False)
-    turns = [Turn(asked.content, answer.content) for asked, answer in pairs]
+    turns = [Turn(question.content, answer.content) for question, answer in pairs]
     return conversation_tokens(model, prefix, turns, spoken[-1].content)
 
 
@@ -72,8 +71,7 @@ def text_tokens(model: Model, text: str, *, is_first: bool) -> list[int]:
     """Plain text; with what the tokenizer itself puts first (BOS) where the text ``is_first`` in a prompt."""
     if not is_first:
         return document_tokens(model, text)
-    ids = model.text_tokenizer(text, split_special_tokens=True, verbose=False).input_ids
-    return list(ids)
+    return list(model.text_tokenizer(text, split_special_tokens=True, verbose=False).input_ids)
 
 
 def forget_words(model: Model) -> None:

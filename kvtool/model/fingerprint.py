@@ -24,6 +24,7 @@ from kvtool.system.files import write_atomic
 
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
 _TOKENIZER_SUFFIXES = (".model", ".tiktoken")
+_DOWNLOAD_AGAIN = "download or convert the model again"
 # Written by the program that saved the model last; they do not change what the model computes.
 _VOLATILE = {
     "transformers_version",
@@ -90,10 +91,8 @@ def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:
             raise ModelError(
                 directory,
                 f"has no {file}",
-                (
-                    "kvtool loads weights from safetensors files only, never from pickles. Convert the model "
-                    "with its save_pretrained()"
-                ),
+                "kvtool loads weights from safetensors files only, never from pickles. Convert the model "
+                "with its save_pretrained()",
             )
         tensors |= file_tensors(path)
     return digest_json(tensors)
@@ -102,16 +101,13 @@ def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:
 def file_tensors(path: Path) -> dict[str, Any]:
     """Name → [dtype, shape, digest] for one safetensors file, remembered between runs."""
     stat = path.stat()
-    where = str(path.resolve())
-    key = {
-        "path": where,
-        "stat": [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino],
-    }
-    memory = cache_dir() / "digests" / f"{digest(where.encode())}.json"
+    address = str(path.resolve())
+    key = {"path": address, "stat": [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]}
+    memory = cache_dir() / "digests" / f"{digest(address.encode())}.json"
     try:
-        known = json.loads(memory.read_bytes())
-        if known["key"] == key:
-            return dict(known["tensors"])
+        entry = json.loads(memory.read_bytes())
+        if entry["key"] == key:
+            return dict(entry["tensors"])
     except (OSError, ValueError, KeyError):
         pass
     tensors = _hash_tensors(path)
@@ -140,11 +136,8 @@ def _hash_tensors(path: Path) -> dict[str, Any]:
                         hasher.update(part)
                     result[name] = [entry["dtype"], entry["shape"], hasher.hexdigest()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(
-            path,
-            f"is not a whole safetensors file ({str(error)[:200]})",
-            "download or convert the model again",
-        ) from error
+        reason = f"is not a whole safetensors file ({str(error)[:200]})"
+        raise ModelError(path, reason, _DOWNLOAD_AGAIN) from error
     return result
 
 
@@ -160,9 +153,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(path.parent, f"has no {path.name}", "name a model's directory") from None
     except ValueError as error:
-        raise ModelError(path, f"is not JSON ({error})", "download or convert the model again") from None
+        raise ModelError(path, f"is not JSON ({error})", _DOWNLOAD_AGAIN) from None
     if not isinstance(value, dict):
-        raise ModelError(path, "expected a JSON object", "download or convert the model again")
+        raise ModelError(path, "expected a JSON object", _DOWNLOAD_AGAIN)
     return value
 
 

@@ -64,11 +64,8 @@ def _convert(path: Path, target: Path) -> None:
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
-            raise ModelError(
-                path,
-                f"transformers cannot convert this GGUF ({error})",
-                "use the model's safetensors instead",
-            ) from error
+            reason = f"transformers cannot convert this GGUF ({error})"
+            raise ModelError(path, reason, "use the model's safetensors instead") from error
         target.mkdir(parents=True)
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)

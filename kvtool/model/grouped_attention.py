@@ -17,9 +17,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "kvtool-grouped"
-"""What transformers knows this attention by."""
+"""The name that transformers knows this attention by."""
 
-# What only transformers' own function computes, or refuses.
+# Options that only transformers' own function computes, or refuses.
 _OTHER_OPTIONS = ("position_bias", "softcap", "cache")
 
 
@@ -50,9 +50,8 @@ def _attend(
     # Gradients of repeated keys are summed in another order, and calibrations depend on every bit of them.
     is_usual = not torch.is_grad_enabled() and all(options.get(name) is None for name in _OTHER_OPTIONS)
     if not (is_grouped and is_repeated and is_usual):
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
-        )
+        options |= {"dropout": dropout, "scaling": scaling}
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return output, None
     output = scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True

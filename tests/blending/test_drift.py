@@ -1,8 +1,9 @@
-"""What is passed on, against the same computed slowly: one token, one head, one pair of channels at a time."""
+"""Changes that are passed on, against the same computed slowly: one token, one head, one pair of channels at a time."""
 
 from __future__ import annotations
 
 import cmath
+import copy
 import math
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from kvtool.blending.layer_loader import empty_cache
 from kvtool.blending.layout import Cached, Layout, Text, lay_out
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.capabilities import key_rotations
+from tests.caches import same, sides
 
 PARTS = ["a.txt", Text(" and "), "b.txt", Cached("c@home.txt", "raw"), "long.txt", Cached("b.txt")]
 """Of these the second and the last are made for blending, and the long one's three segments."""
@@ -26,9 +28,8 @@ PARTS = ["a.txt", Text(" and "), "b.txt", Cached("c@home.txt", "raw"), "long.txt
 def turned_by_hand(x: list[float], position: int, theta: float = 10_000.0) -> list[float]:
     """One head's channels at ``position``: channel i and i + R/2 are the real and imaginary part of a number."""
     half = len(x) // 2
-    pairs = [
-        complex(x[i], x[i + half]) * cmath.exp(1j * position * theta ** (-i / half)) for i in range(half)
-    ]
+    turns = [cmath.exp(1j * position * theta ** (-i / half)) for i in range(half)]
+    pairs = [complex(*parts) * turn for *parts, turn in zip(x[:half], x[half:], turns, strict=True)]
     return [pair.real for pair in pairs] + [pair.imag for pair in pairs]
 
 
@@ -40,7 +41,7 @@ def slowly(
     layout: Layout, tokens: list[int], change: Tensor, held: Tensor, *, rotated: bool
 ) -> tuple[Tensor, set[int]]:
     """``held`` [H, N, D] with a part of the mean change added to the others, and which tokens these are."""
-    found, touched = held.clone().double(), set()
+    result, touched = held.clone().double(), set()
     for segment in layout.segments:
         own = [n for n in tokens if segment.start <= n < segment.stop]
         if segment.variant != "averaged" or not own:
@@ -54,9 +55,9 @@ def slowly(
             for n in range(segment.start, segment.stop):
                 if n not in own:
                     passed = turned_by_hand(mean, n) if rotated else mean
-                    found[head, n] += torch.tensor(passed, dtype=torch.float64)
+                    result[head, n] += torch.tensor(passed, dtype=torch.float64)
                     touched.add(n)
-    return found, touched
+    return result, touched
 
 
 def filled(layout: Layout) -> DocumentCache:
@@ -87,10 +88,7 @@ def model(request: pytest.FixtureRequest) -> kvtool.Model:
 
 @pytest.fixture
 def layout(
-    request: pytest.FixtureRequest,
-    model: kvtool.Model,
-    prepared: Store,
-    prefill_texts: Callable[..., Store],
+    request: pytest.FixtureRequest, model: kvtool.Model, prepared: Store, prefill_texts: Callable[..., Store]
 ) -> Layout:
     latent = request.node.callspec.params["model"] == "latent"
     return lay_out(prefill_texts(model, neighbours=1) if latent else prepared, PARTS, model)
@@ -114,23 +112,20 @@ def test_a_part_of_the_mean_change_is_passed_on(
         slowly(layout, tokens, change, x[0], rotated=rotated)
         for change, x, rotated in zip(changes, (held.keys, held.values), (not latent, latent), strict=True)
     ]
-    given, before = [change.clone() for change in changes], [x.clone() for x in (held.keys, held.values)]
-    others = [(x.keys.clone(), x.values.clone()) for x in cache.layers[:layer]]
+    unchanged, before = copy.deepcopy((changes, cache))
     passing(layer, *changes)
-    for now, was, (right, touched) in zip((held.keys, held.values), before, expected, strict=True):
+    *others, keys, values = zip(sides(cache), sides(before), strict=True)
+    for (now, was), (right, touched) in zip((keys, values), expected, strict=True):
         torch.testing.assert_close(now[0].double(), right, atol=2e-4, rtol=1e-4)
         moved = (now != was).any(-1).any(1)[0].nonzero()[:, 0].tolist()
         assert moved == sorted(touched)
-    # Neither the other layers nor what it was told.
-    assert all(torch.equal(x, y) for x, y in zip(changes, given, strict=True))
-    assert all(
-        torch.equal(x.keys, keys) and torch.equal(x.values, values)
-        for x, (keys, values) in zip(cache.layers, others, strict=False)
-    )
+    # Neither the other layers nor the changes themselves.
+    assert all(torch.equal(x, y) for x, y in zip(changes, unchanged, strict=True))
+    assert all(torch.equal(now, was) for now, was in others)
 
 
 def test_who_is_touched(prepared: Store, lively: kvtool.Model) -> None:
-    """What was made for blending and has recomputed tokens: neither the exact, nor text, nor what nothing is known of."""
+    """Segments made for blending that have recomputed tokens: no exact ones, no text, none without such tokens."""
     layout = lay_out(prepared, PARTS, lively)
     rotations = key_rotations(lively)
     assert rotations is not None
@@ -148,23 +143,20 @@ def test_documents_alone_are_left_as_they_are(documents: Store, lively: kvtool.M
     cache, tokens = filled(layout), torch.tensor(some_of(layout))
     held = cache.layers[1]
     before = held.keys.clone()
-    Drift(layout, rotations, cache, tokens)(
-        1,
-        torch.ones(held.keys.shape[1], len(tokens), held.keys.shape[3]),
-        torch.ones(held.values.shape[1], len(tokens), held.values.shape[3]),
-    )
+    changes = [torch.ones(x.shape[1], len(tokens), x.shape[3]) for x in (held.keys, held.values)]
+    Drift(layout, rotations, cache, tokens)(1, *changes)
     assert torch.equal(held.keys, before)
 
 
 def test_a_blend_passes_on_before_the_layer_is_read(
     prepared: Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is recomputed behind what has been changed sees that at the next layer; what stands before it sees nothing."""
+    """Tokens recomputed after changed ones see the change at the next layer; those before them see nothing."""
     options = {"policy": "drift", "recompute": 0.2}
     names = ["a.txt", "b.txt", "c@home.txt"]
-    with_drift = kvtool.blend(prepared, names, lively, **options)  # type: ignore[arg-type]
+    with_drift = kvtool.blend(prepared, names, lively, **options)
     monkeypatch.setattr(drift, "HALF", math.inf)
-    without = kvtool.blend(prepared, names, lively, **options)  # type: ignore[arg-type]
+    without = kvtool.blend(prepared, names, lively, **options)
     naive = kvtool.blend(prepared, names, lively, recompute=0)
     layout = lay_out(prepared, names, lively)
 
@@ -176,10 +168,7 @@ def test_a_blend_passes_on_before_the_layer_is_read(
     assert len(recomputed) == with_drift.recomputed == -(-layout.n_document_tokens // 5)
     others = {n for s in layout.segments[2:] for n in range(s.start, s.stop)} - recomputed
     assert differ(with_drift.layers[1].values, without.layers[1].values) == others
-    behind = {n for n in recomputed if n > min(others)}
-    assert 0 < len(behind) < len(recomputed)
-    assert differ(with_drift.layers[2].values, without.layers[2].values) == others | behind
-    exact = layout.exact.nonzero()[:, 0]
-    for mine, other in zip(with_drift.layers, naive.layers, strict=True):
-        assert torch.equal(mine.keys[:, :, exact], other.keys[:, :, exact])
-        assert torch.equal(mine.values[:, :, exact], other.values[:, :, exact])
+    later = {n for n in recomputed if n > min(others)}
+    assert 0 < len(later) < len(recomputed)
+    assert differ(with_drift.layers[2].values, without.layers[2].values) == others | later
+    assert same(with_drift, naive, layout.exact)

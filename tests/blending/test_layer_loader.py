@@ -1,4 +1,4 @@
-"""Caches come to their places layer by layer: checked, moved, and traced; what goes wrong in a thread is raised."""
+"""Caches are put in their places layer by layer: checked, moved and traced. Errors of a thread are raised."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 import kvtool
 from kvtool import Store
 from kvtool.blending.layer_loader import READERS, LayerLoader, empty_cache
 from kvtool.blending.layout import Cached, Text, lay_out
-from kvtool.engines.cache import DocumentCache
 from kvtool.engines.capabilities import key_rotations
 from kvtool.errors import ArtifactError, StoreError
 from kvtool.system.trace import Trace
+from tests.caches import full_prefill, same
 
 QUESTION = "How many ships are in the harbour?"
 THREE = ["a.txt", "b.txt", "c@home.txt"]
@@ -33,13 +32,6 @@ def flip(store: Store, name: str, tensor: str, variant: str = "raw") -> Path:
     return opened.path
 
 
-def same(a: DocumentCache, b: DocumentCache) -> bool:
-    return all(
-        torch.equal(x.keys, y.keys) and torch.equal(x.values, y.values)
-        for x, y in zip(a.layers, b.layers, strict=True)
-    )
-
-
 # At their places
 
 
@@ -50,9 +42,7 @@ def test_moved_keys_are_a_full_prefills_at_the_first_layer(
     model = request.getfixturevalue(make)
     store = prefill_texts(model)
     cache = kvtool.blend(store, ["long.txt", "b.txt", "a.txt", "b.txt"], model, recompute=0)
-    full = DynamicCache()
-    with torch.no_grad():
-        model.model(cache.token_ids[None], past_key_values=full)
+    full = full_prefill(model, cache.token_ids)
     torch.testing.assert_close(cache.layers[0].keys, full.layers[0].keys, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(cache.layers[0].values, full.layers[0].values, atol=1e-5, rtol=1e-4)
 
@@ -60,10 +50,7 @@ def test_moved_keys_are_a_full_prefills_at_the_first_layer(
 def test_what_is_not_moved_is_what_was_stored(documents: Store, lively: kvtool.Model) -> None:
     own = documents.load("b.txt", lively)
     cache = kvtool.blend(documents, ["b.txt", "a.txt"], lively, recompute=0)
-    n = own.get_seq_length()
-    for mine, stored in zip(cache.layers, own.layers, strict=True):
-        assert torch.equal(mine.keys[:, :, :n], stored.keys)
-        assert torch.equal(mine.values[:, :, :n], stored.values)
+    assert same(cache, own, slice(own.get_seq_length()))
 
 
 def test_variants_compressed_and_raw_in_one_prompt(documents: Store, lively: kvtool.Model) -> None:
@@ -73,11 +60,8 @@ def test_variants_compressed_and_raw_in_one_prompt(documents: Store, lively: kvt
     assert torch.equal(raw.token_ids, mixed.token_ids)
     _, a, b, c = lay_out(documents, parts, lively).segments
     restored = documents.read("b.txt", "kivi")
+    assert all(same(mixed, raw, slice(segment.start, segment.stop)) for segment in (a, c))
     for n, (mine, other) in enumerate(zip(mixed.layers, raw.layers, strict=True)):
-        for segment in (a, c):
-            own = slice(segment.start, segment.stop)
-            assert torch.equal(mine.keys[:, :, own], other.keys[:, :, own])
-            assert torch.equal(mine.values[:, :, own], other.values[:, :, own])
         own = slice(b.start, b.stop)
         # Nothing turns the values: they are what the variant holds.
         assert torch.equal(mine.values[0, :, own], restored.layers[n].values)
@@ -86,20 +70,17 @@ def test_variants_compressed_and_raw_in_one_prompt(documents: Store, lively: kvt
 
 
 def test_the_same_again_is_the_same_to_the_bit(prepared: Store, lively: kvtool.Model) -> None:
-    made = [
-        kvtool.blend(prepared, ["long.txt", *THREE], lively, question=QUESTION, separator="\n\n")
-        for _ in range(3)
-    ]
-    assert same(made[0], made[1])
-    assert same(made[0], made[2])
+    options = {"question": QUESTION, "separator": "\n\n"}
+    first, *others = (kvtool.blend(prepared, ["long.txt", *THREE], lively, **options) for _ in range(3))
+    assert all(same(first, other) for other in others)
 
 
 @pytest.mark.parametrize("variant", ["raw", "kivi"])
 def test_in_inference_mode_too(documents: Store, lively: kvtool.Model, variant: str) -> None:
     options = {"variant": variant, "question": QUESTION, "separator": "\n\n"}
-    usual = kvtool.blend(documents, THREE, lively, **options)  # type: ignore[arg-type]
+    usual = kvtool.blend(documents, THREE, lively, **options)
     with torch.inference_mode():
-        inside = kvtool.blend(documents, THREE, lively, **options)  # type: ignore[arg-type]
+        inside = kvtool.blend(documents, THREE, lively, **options)
     assert same(usual, inside)
     ids = torch.cat([inside.token_ids, torch.tensor([1, 2])])[None]
     assert lively.model.generate(ids, past_key_values=inside, max_new_tokens=2).shape[1] == ids.shape[1] + 2
@@ -145,10 +126,7 @@ def test_leaving_early_waits_for_the_threads(documents: Store, lively: kvtool.Mo
     rotations = key_rotations(lively)
     assert rotations is not None
     before = threading.enumerate()
-    with (
-        pytest.raises(KeyboardInterrupt),
-        LayerLoader(layout, rotations, empty_cache(layout), Trace()),
-    ):
+    with pytest.raises(KeyboardInterrupt), LayerLoader(layout, rotations, empty_cache(layout), Trace()):
         raise KeyboardInterrupt
     assert threading.enumerate() == before
 
@@ -170,11 +148,7 @@ def test_a_question_longer_than_the_usual_room_fits(documents: Store, lively: kv
     short = kvtool.blend(documents, THREE, lively, policy="none")
     layout = lay_out(documents, THREE, lively)
     assert cache.get_seq_length() == len(layout.token_ids)
-    exact = layout.exact
-    assert all(
-        torch.equal(x.keys[:, :, exact], y.keys[:, :, exact])
-        for x, y in zip(cache.layers, short.layers, strict=True)
-    )
+    assert same(cache, short, layout.exact)
 
 
 # Traces

@@ -1,4 +1,4 @@
-"""What stands where: order, repetitions, text between, variants, and which tokens' caches are right for their place."""
+"""Layouts: order, repetitions, text between, variants, and the tokens whose caches are right for their place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def prefix_ids(store: LocalStore, name: str = "a.txt") -> list[int]:
 
 
 def variants(store: LocalStore, layout: Layout) -> list[str]:
-    """Of each segment behind the prefix."""
+    """The variant of each segment after the prefix."""
     names = {
         variant.artifact: name
         for document in store.values()
@@ -46,9 +46,7 @@ def spans(mask: object) -> list[tuple[int, int]]:
 # Order
 
 
-def test_one_behind_the_other_in_the_order_given_after_one_prefix(
-    documents: LocalStore, lively: kvtool.Model
-) -> None:
+def test_one_after_the_other_in_the_order_of_the_names(documents: LocalStore, lively: kvtool.Model) -> None:
     prefix, a, b = prefix_ids(documents), ids(documents, "a.txt"), ids(documents, "b.txt")
     assert len(prefix) > 1
     for names, expected in ((["a.txt", "b.txt"], a + b), (["b.txt", "a.txt"], b + a)):
@@ -65,9 +63,8 @@ def test_how_far_each_is_moved(documents: LocalStore, lively: kvtool.Model) -> N
     layout = lay_out(documents, ["b.txt", "a.txt", "b.txt"], lively)
     n_a, n_b = len(ids(documents, "a.txt")), len(ids(documents, "b.txt"))
     assert [segment.moved for segment in layout.segments] == [0, 0, n_b, n_b + n_a]
-    assert [segment.start for segment in layout.segments[1:]] == [
-        layout.prefix_tokens + n for n in (0, n_b, n_b + n_a)
-    ]
+    starts = [segment.start - layout.prefix_tokens for segment in layout.segments[1:]]
+    assert starts == [0, n_b, n_b + n_a]
     assert layout.segments[-1].stop == len(layout.token_ids)
 
 
@@ -100,10 +97,8 @@ def test_without_a_prefix(lively: kvtool.Model, prefill_texts: Make) -> None:
 def test_text_between_has_no_cache(documents: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(documents, ["a.txt", "b.txt", "c@home.txt"], lively, separator=" … ")
     gap = lively.tokenizer(" … ").input_ids
-    prefix, a, b, c = (
-        prefix_ids(documents),
-        *(ids(documents, name) for name in ("a.txt", "b.txt", "c@home.txt")),
-    )
+    prefix = prefix_ids(documents)
+    a, b, c = (ids(documents, name) for name in ("a.txt", "b.txt", "c@home.txt"))
     assert layout.token_ids.tolist() == prefix + a + gap + b + gap + c
     first = len(prefix + a)
     second = first + len(gap + b)
@@ -111,9 +106,7 @@ def test_text_between_has_no_cache(documents: LocalStore, lively: kvtool.Model) 
     assert layout.n_document_tokens == len(a + gap + b + gap + c)
 
 
-def test_text_before_a_document_leaves_nothing_behind_it_exact(
-    documents: LocalStore, lively: kvtool.Model
-) -> None:
+def test_text_before_a_document_leaves_nothing_exact(documents: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(documents, [Text("Read this: "), "a.txt"], lively)
     n = layout.prefix_tokens
     first = lively.tokenizer("Read this: ").input_ids
@@ -122,7 +115,7 @@ def test_text_before_a_document_leaves_nothing_behind_it_exact(
     assert spans(~layout.cached) == [(n, n + len(first))]
 
 
-def test_text_behind_a_document_leaves_it_exact(documents: LocalStore, lively: kvtool.Model) -> None:
+def test_text_after_a_document_leaves_it_exact(documents: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(documents, ["a.txt", Text(" So it is.")], lively)
     n = layout.prefix_tokens + len(ids(documents, "a.txt"))
     assert spans(layout.exact) == [(0, n)]
@@ -164,12 +157,8 @@ def test_one_segment_alone_is_exact_wherever_it_was_in_its_document(
 def test_segments_in_any_order(documents: LocalStore, lively: kvtool.Model) -> None:
     parts = [Cached("long.txt", segment=2), "a.txt", Cached("long.txt", segment=0)]
     layout = lay_out(documents, parts, lively)
-    assert layout.token_ids.tolist() == (
-        prefix_ids(documents)
-        + ids(documents, "long.txt", 2)
-        + ids(documents, "a.txt")
-        + ids(documents, "long.txt", 0)
-    )
+    third, first = (ids(documents, "long.txt", segment) for segment in (2, 0))
+    assert layout.token_ids.tolist() == prefix_ids(documents) + third + ids(documents, "a.txt") + first
 
 
 # Variants
@@ -183,7 +172,7 @@ def test_the_variant_is_that_of_documents_that_name_none(documents: LocalStore, 
     assert spans(layout.exact) == [(0, layout.segments[1].stop)]
 
 
-def test_behind_other_text_what_was_made_for_it_is_taken(prepared: LocalStore, lively: kvtool.Model) -> None:
+def test_after_other_text_the_averaged_variant_is_taken(prepared: LocalStore, lively: kvtool.Model) -> None:
     layout = lay_out(prepared, ["a.txt", "b.txt", "long.txt"], lively)
     assert variants(prepared, layout) == ["raw", *["averaged"] * 4]
     layout = lay_out(prepared, "long.txt", lively)
@@ -205,11 +194,11 @@ def test_what_was_made_for_blending_is_exact_nowhere(prepared: LocalStore, livel
         layout = lay_out(prepared, Cached("a.txt", variant), lively)
         assert not layout.segments[1].moved
         assert spans(layout.exact) == [(0, layout.prefix_tokens)]
-        behind = lay_out(prepared, [Cached("a.txt", variant), Cached("b.txt", "raw")], lively)
-        assert spans(behind.exact) == [(0, layout.prefix_tokens)]
+        two = lay_out(prepared, [Cached("a.txt", variant), Cached("b.txt", "raw")], lively)
+        assert spans(two.exact) == [(0, layout.prefix_tokens)]
 
 
-# What cannot be laid out
+# Errors
 
 
 @pytest.mark.parametrize("parts", [[], [Text("words alone")]], ids=str)
@@ -226,16 +215,14 @@ def test_an_unknown_document_suggests_near_names(documents: LocalStore, lively: 
 
 
 def test_a_missing_variant_says_how_it_is_made(documents: LocalStore, lively: kvtool.Model) -> None:
-    for part, says in (
-        (
-            Cached("b.txt", "klt"),
-            r"b.txt: has no variant 'klt', only kivi, raw; run kvtool compress b.txt --recipe klt$",
-        ),
+    klt = r"b.txt: has no variant 'klt', only kivi, raw; run kvtool compress b.txt --recipe klt$"
+    for part, message in (
+        (Cached("b.txt", "klt"), klt),
         (Cached("b.txt", "averaged"), r"no variant 'averaged'.*; prefill with --neighbours$"),
         (Cached("b.txt", "klt-averaged"), r"run kvtool compress b.txt --recipe klt --source averaged$"),
         (Cached("long.txt", segment=3), r"long.txt: has no segment 3; it has 3, counted from 0"),
     ):
-        with pytest.raises(StoreError, match=says):
+        with pytest.raises(StoreError, match=message):
             lay_out(documents, ["a.txt", part], lively)
 
 
@@ -278,9 +265,8 @@ def test_more_than_the_context_is_refused(documents: LocalStore, lively: kvtool.
     most = (lively.context - 1 - prefix) // n
     assert len(lay_out(documents, ["a.txt"] * most, lively).token_ids) < lively.context
     total = f"{prefix + n * (most + 1):,}"
-    with pytest.raises(
-        UsageError, match=rf"^a.txt: together they are {total} tokens long, .* context of 1,024"
-    ):
+    message = rf"^a.txt: together they are {total} tokens long, .* context of 1,024"
+    with pytest.raises(UsageError, match=message):
         lay_out(documents, ["a.txt"] * (most + 1), lively)
 
 

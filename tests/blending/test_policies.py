@@ -1,4 +1,4 @@
-"""Each policy scores what it says, against what is computed here in another way."""
+"""Each policy's scores, against the same computed in another way."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from kvtool.blending.layout import Text
 from kvtool.blending.policies import POLICIES, policy_of
 from kvtool.blending.policy_inputs import PolicyInputs
 from kvtool.errors import UsageError
+from tests.caches import full_prefill, same
 
 THREE = ["a.txt", "b.txt", "c@home.txt"]
 QUESTION = "How many ships are in the harbour?"
@@ -51,12 +52,11 @@ def stand_in() -> SimpleNamespace:
     return SimpleNamespace(candidates=candidates, layout=layout, budget=4, questions=[])
 
 
-# Those that look at no keys and values
+# Policies that look at no keys and values
 
 
 @pytest.mark.parametrize(
-    ("budget", "expected"),
-    [(1, [4]), (2, [4, 19]), (3, [4, 12, 19]), (14, [*range(4, 10), *range(12, 20)])],
+    ("budget", "expected"), [(1, [4]), (2, [4, 19]), (3, [4, 12, 19]), (14, [*range(4, 10), *range(12, 20)])]
 )
 def test_even_is_evenly_spaced_over_the_candidates(stand_in: Any, budget: int, expected: list[int]) -> None:
     stand_in.budget = budget
@@ -84,12 +84,9 @@ def test_legolink_takes_as_many_first_tokens_of_each_segment(stand_in: Any, budg
 def test_cacheblend_scores_how_far_the_second_layer_is_from_a_full_prefills(
     documents: Store, lively: kvtool.Model, inputs_of: InputsOf
 ) -> None:
-    """All candidates are compared behind what is exact, so that what is computed there is what a full prefill gives."""
+    """All candidates are compared after what is exact, so that a full prefill computes the same there."""
     parts = ["a.txt", Text(" and "), "b.txt", "c@home.txt"]
-    full = DynamicCache()
-    inputs = inputs_of(documents, parts, lively)
-    with torch.no_grad():
-        lively.model(inputs.layout.token_ids[None], past_key_values=full)
+    full = full_prefill(lively, inputs_of(documents, parts, lively).layout.token_ids)
     for policy, side in MEASURED.items():
         inputs = inputs_of(documents, parts, lively)
         held = getattr(inputs.cache.layers[1], side)[0].clone()
@@ -103,18 +100,19 @@ def test_cacheblend_scores_how_far_the_second_layer_is_from_a_full_prefills(
 def test_cacheblend_picks_the_token_whose_cache_is_wrong(
     documents: Store, lively: kvtool.Model, inputs_of: InputsOf, policy: str, side: str
 ) -> None:
-    for token in (-1, -40):
+    sound = inputs_of(documents, THREE, lively, budget=1)
+    other = next(name for name, measured in MEASURED.items() if measured != side)
+    n_tokens, expected = len(sound.layout.token_ids), chosen(sound, other)
+
+    def wrong(token: int) -> PolicyInputs:
         inputs = inputs_of(documents, THREE, lively, budget=1)
-        place = len(inputs.layout.token_ids) + token
-        getattr(inputs.cache.layers[1], side)[0, :, place] += 50.0
-        assert chosen(inputs, policy) == [place]
+        getattr(inputs.cache.layers[1], side)[0, :, token] += 50.0
+        return inputs
+
+    for token in (n_tokens - 1, n_tokens - 40):
+        assert chosen(wrong(token), policy) == [token]
         # The layer's other side is not what is compared.
-        other = next(name for name, measured in MEASURED.items() if measured != side)
-        inputs = inputs_of(documents, THREE, lively, budget=1)
-        sound = chosen(inputs, other)
-        inputs = inputs_of(documents, THREE, lively, budget=1)
-        getattr(inputs.cache.layers[1], side)[0, :, place] += 50.0
-        assert chosen(inputs, other) == sound
+        assert chosen(wrong(token), other) == expected
 
 
 def test_gradual_leaves_fewer_at_each_layer(
@@ -168,22 +166,22 @@ def test_gradual_of_a_model_with_two_layers_compares_at_the_second(stand_in: Any
     assert looked == [1]
 
 
-# Those that look at the question's attention
+# Policies that look at the question's attention
 
 
 def test_prophet_scores_where_the_question_looks(
     documents: Store, lively: kvtool.Model, inputs_of: InputsOf
 ) -> None:
-    """Against the weights that transformers' eager attention says."""
+    """Against the weights that transformers' eager attention reports."""
     eager = AutoModelForCausalLM.from_pretrained(lively.directory, attn_implementation="eager")
     inputs = inputs_of(documents, THREE, lively, question=QUESTION)
-    n, (asked,) = len(inputs.layout.token_ids), inputs.questions
+    n, (question,) = len(inputs.layout.token_ids), inputs.questions
     with torch.no_grad():
-        out = eager(asked[None], past_key_values=as_cached(inputs), output_attentions=True)
+        out = eager(question[None], past_key_values=as_cached(inputs), output_attentions=True)
     weights = torch.stack([layer[0, :, :, :n] for layer in out.attentions]).mean(2)
     torch.testing.assert_close(inputs.attention, weights, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(POLICIES["prophet"].score(inputs), weights.mean((0, 1)), atol=1e-6, rtol=1e-4)
-    # The look leaves nothing behind.
+    # The question's tokens are removed.
     assert inputs.cache.get_seq_length() == n
 
 
@@ -209,27 +207,24 @@ def test_what_no_segment_says_is_the_mean_of_what_others_say(
     for name in (SPREAD, NEED):
         scores = inputs.score(name)
         assert scores is not None
-        told = [segment.artifact.score(name) for segment in inputs.layout.segments[2:]]
+        known = [segment.artifact.score(name) for segment in inputs.layout.segments[2:]]
         # Layer by layer, since a score is much smaller in some.
-        mean = torch.cat([score for score in told if score is not None], -1).mean(-1, keepdim=True)
+        mean = torch.cat([score for score in known if score is not None], -1).mean(-1, keepdim=True)
         # Neither the prefix nor the first document has been scored: their caches are exact.
-        torch.testing.assert_close(
-            scores[..., : inputs.layout.segments[2].start],
-            mean.expand_as(scores[..., : inputs.layout.segments[2].start]),
-        )
+        unscored = scores[..., : inputs.layout.segments[2].start]
+        torch.testing.assert_close(unscored, mean.expand_as(unscored))
 
 
 def test_drift_falls_back(
     documents: Store, prepared: Store, lively: kvtool.Model, inputs_of: InputsOf
 ) -> None:
-    asked, unasked = {"question": QUESTION}, {}  # type: ignore[var-annotated]
-    plain = inputs_of(documents, THREE, lively, **asked)
+    plain = inputs_of(documents, THREE, lively, question=QUESTION)
     torch.testing.assert_close(POLICIES["drift"].score(plain), plain.attention.mean((0, 1)))
-    inputs = inputs_of(prepared, THREE, lively, **unasked)
+    inputs = inputs_of(prepared, THREE, lively)
     need = inputs.score(NEED)
     assert need is not None
     assert torch.equal(POLICIES["drift"].score(inputs), need)
-    plain = inputs_of(documents, THREE, lively, **unasked)
+    plain = inputs_of(documents, THREE, lively)
     assert torch.equal(POLICIES["drift"].score(plain), POLICIES["legolink"].score(plain))
 
 
@@ -237,8 +232,9 @@ def test_drift_falls_back(
 def test_text_that_is_not_computed_yet_tells_nothing(
     documents: Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
-    """Whatever the memory held before that the cache lies in."""
-    empty, made = torch.empty, []
+    """Whatever the cache's memory held before."""
+    empty, caches = torch.empty, []
+    options = {"separator": "\n\n", "policy": policy, "recompute": 0.1, "question": QUESTION}
     for fill in (float("nan"), 1e4, 0.0):
 
         def dirty(*args: Any, fill: float = fill, **options: Any) -> Tensor:
@@ -246,25 +242,18 @@ def test_text_that_is_not_computed_yet_tells_nothing(
             return tensor.fill_(fill) if tensor.dtype == torch.float32 else tensor
 
         monkeypatch.setattr(torch, "empty", dirty)
-        made.append(
-            kvtool.blend(
-                documents, THREE, lively, separator="\n\n", policy=policy, recompute=0.1, question=QUESTION
-            )
-        )
-    for cache in made:
-        for mine, first in zip(cache.layers, made[0].layers, strict=True):
-            assert mine.keys.isfinite().all()
-            assert torch.equal(mine.keys, first.keys)
-            assert torch.equal(mine.values, first.values)
+        caches.append(kvtool.blend(documents, THREE, lively, **options))
+    for cache in caches:
+        assert all(layer.keys.isfinite().all() for layer in cache.layers)
+        assert same(cache, caches[0])
 
 
 # Names
 
 
 def test_an_unknown_policy_suggests_near_names(documents: Store, lively: kvtool.Model) -> None:
-    with pytest.raises(
-        UsageError, match=r"^policy 'cacheblends': did you mean cacheblend or cacheblend-keys\?"
-    ):
+    near = r"^policy 'cacheblends': did you mean cacheblend or cacheblend-keys\?"
+    with pytest.raises(UsageError, match=near):
         policy_of("cacheblends")
     with pytest.raises(UsageError, match=r"^policy 'xyz': expected one of none, all, even, .*, drift$"):
         kvtool.blend(documents, THREE, lively, policy="xyz")
@@ -279,9 +268,8 @@ def test_a_policy_that_asks_wants_a_question(documents: Store, lively: kvtool.Mo
 
 @pytest.mark.parametrize("recompute", [-0.1, 1.1, float("nan"), "0.2", None], ids=str)
 def test_a_share_is_from_0_to_1(recompute: Any) -> None:
-    with pytest.raises(
-        UsageError, match=r"^recompute .*: expected a share of the documents' tokens, from 0 to 1"
-    ):
+    message = r"^recompute .*: expected a share of the documents' tokens, from 0 to 1"
+    with pytest.raises(UsageError, match=message):
         BlendOptions(recompute)
 
 

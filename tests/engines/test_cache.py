@@ -15,6 +15,7 @@ import kvtool.engines.cache
 from kvtool.ask import ask
 from kvtool.errors import UsageError
 from kvtool.model.chat_template import document_tokens
+from tests.caches import assert_close, full_prefill
 
 TEXT = "What the cache holds is known: keys, values, and the tokens they stand for. " * 2
 GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
@@ -47,18 +48,10 @@ def ids(model: kvtool.Model, cache: Any) -> Any:
     return torch.cat([cache.token_ids[None], question], 1)
 
 
-def dynamic(model: kvtool.Model, ids: Any) -> Any:
-    """transformers' own cache of the same tokens, sliding-window layers whole."""
-    cache = DynamicCache()
-    with torch.no_grad():
-        model.model(ids, past_key_values=cache)
-    return cache
-
-
-def close(cache: Any, other: Any) -> None:
-    for layer, expected in zip(cache.layers, other.layers, strict=True):
-        torch.testing.assert_close(layer.keys, expected.keys, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(layer.values, expected.values, rtol=1e-4, atol=1e-4)
+def assert_generates_as_without(model: kvtool.Model, cache: Any, ids: Any, options: Any = GREEDY) -> None:
+    """``generate`` over ``cache`` gives the tokens that it gives without a cache."""
+    plain = model.model.generate(ids, **options)
+    assert torch.equal(model.model.generate(ids, past_key_values=cache, **options), plain)
 
 
 def test_it_stands_for_the_prefix_and_the_document(model: kvtool.Model, cache: Any) -> None:
@@ -69,19 +62,18 @@ def test_it_stands_for_the_prefix_and_the_document(model: kvtool.Model, cache: A
 
 
 def test_generate_over_it(model: kvtool.Model, cache: Any, ids: Any) -> None:
-    plain = model.model.generate(ids, **GREEDY)
-    assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), plain)
+    assert_generates_as_without(model, cache, ids)
 
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_crop(model: kvtool.Model, cache: Any, n: Any) -> None:
     ids = cache.token_ids
-    expected = dynamic(model, ids[None])
+    expected = full_prefill(model, ids)
     cache.crop(-n)
     expected.crop(-n)
     assert torch.equal(cache.token_ids, ids[:-n])
-    close(cache, expected)
-    # What follows is written where the removed tokens were.
+    assert_close(cache, expected)
+    # Further tokens are written where the removed ones were.
     with torch.no_grad():
         a = model.model(ids[None, -n:], past_key_values=cache).logits
         b = model.model(ids[None, -n:], past_key_values=expected).logits
@@ -92,15 +84,13 @@ def test_generate_after_crop_feeds_the_last_token_again(model: kvtool.Model, cac
     """Without a question: ``generate`` needs at least one token that is not in the cache."""
     ids = cache.token_ids[None]
     cache.crop(-1)
-    plain = model.model.generate(ids, **GREEDY)
-    assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), plain)
+    assert_generates_as_without(model, cache, ids)
 
 
 def test_crop_beyond_the_beginning_leaves_nothing(model: kvtool.Model, cache: Any, ids: Any) -> None:
     cache.crop(-10_000)
     assert (cache.get_seq_length(), len(cache.token_ids)) == (0, 0)
-    plain = model.model.generate(ids, **GREEDY)
-    assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), plain)
+    assert_generates_as_without(model, cache, ids)
 
 
 def test_crop_of_nothing(cache: Any) -> None:
@@ -126,7 +116,7 @@ def test_crop_keeps_the_tokens_that_it_was_loaded_with(model: kvtool.Model, cach
 
 
 def test_batches_are_repeated_selected_and_reordered(model: kvtool.Model, cache: Any) -> None:
-    expected = dynamic(model, cache.token_ids[None])
+    expected = full_prefill(model, cache.token_ids)
     more = torch.tensor([[10], [20], [30]])
     for each in (cache, expected):
         each.batch_repeat_interleave(3)
@@ -137,7 +127,7 @@ def test_batches_are_repeated_selected_and_reordered(model: kvtool.Model, cache:
         with torch.no_grad():
             model.model(more[:2], past_key_values=each)
     assert cache.layers[0].keys.shape[0] == 2
-    close(cache, expected)
+    assert_close(cache, expected)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +137,9 @@ def test_beam_search(model: kvtool.Model, cache: Any, ids: Any, options: Any) ->
     options = {**GREEDY, "max_new_tokens": 8, "min_new_tokens": 8, **options}
     plain = model.model.generate(ids, **options)
     fresh = model.model.generate(ids, past_key_values=DynamicCache(), **options)
-    cache.batch_repeat_interleave(options["num_beams"])
-    found = model.model.generate(ids, past_key_values=cache, **options)
     assert torch.equal(fresh, plain)
-    assert torch.equal(found, plain)
+    cache.batch_repeat_interleave(options["num_beams"])
+    assert torch.equal(model.model.generate(ids, past_key_values=cache, **options), plain)
 
 
 def test_several_sampled_sequences_with_a_seed(model: kvtool.Model, cache: Any, ids: Any) -> None:
@@ -176,7 +165,7 @@ def test_deepcopies_are_independent(model: kvtool.Model, cache: Any, ids: Any) -
 
 
 def tight(store: kvtool.Store, model: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A cache with next to no room behind the document."""
+    """A cache with next to no room after the document."""
     monkeypatch.setattr(kvtool.engines.cache, "ROOM", 3)
     monkeypatch.setattr(loading, "ROOM", 3)
     return store.load(NAME, model)
@@ -185,20 +174,17 @@ def tight(store: kvtool.Store, model: kvtool.Model, monkeypatch: pytest.MonkeyPa
 def test_growing_past_its_room(
     model: kvtool.Model, store: kvtool.Store, ids: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # By then the answer alone has left every sliding window behind.
+    # By then the answer alone is longer than every sliding window.
     cache = tight(store, model, monkeypatch)
-    options = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False}
     buffers = cache.layers[0]._buffers["keys"]
-    found = model.model.generate(ids, past_key_values=cache, **options)
+    assert_generates_as_without(model, cache, ids, GREEDY | {"max_new_tokens": 40, "min_new_tokens": 40})
     assert cache.layers[0]._buffers["keys"] is not buffers
-    assert torch.equal(found, model.model.generate(ids, **options))
 
 
 def test_reset(model: kvtool.Model, cache: Any, ids: Any) -> None:
     cache.reset()
     assert (cache.get_seq_length(), len(cache.token_ids)) == (0, 0)
-    plain = model.model.generate(ids, **GREEDY)
-    assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), plain)
+    assert_generates_as_without(model, cache, ids)
 
 
 @pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad, torch.enable_grad])
@@ -209,12 +195,12 @@ def test_any_grad_mode_after_any_other(
     # It moves to new buffers, which are inference tensors if that happens in inference mode.
     cache = tight(store, model, monkeypatch)
     more = torch.arange(30, 45)[None]
-    expected = dynamic(model, torch.cat([cache.token_ids[None], more, more[:, :3]], 1))
+    expected = full_prefill(model, torch.cat([cache.token_ids, more[0], more[0, :3]]))
     with first():
         model.model(more, past_key_values=cache)
     with then():
         model.model(more[:, :3], past_key_values=cache)
-    close(cache, expected)
+    assert_close(cache, expected)
 
 
 def test_ask_is_repeatable_with_a_seed(model: kvtool.Model, store: kvtool.Store) -> None:

@@ -1,4 +1,4 @@
-"""What a model can do is found once for each model, and forgotten with it."""
+"""Capabilities are found once for each model, and forgotten with it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,8 @@ def test_each_model_is_run_once(tiny: kvtool.Model, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_was_found_goes_with_the_model(tiny: kvtool.Model) -> None:
-    (known,) = [
-        cell.cell_contents
-        for cell in capabilities.key_rotations.__closure__
-        if not callable(cell.cell_contents)
-    ]
+    contents = [cell.cell_contents for cell in capabilities.key_rotations.__closure__]
+    (known,) = [value for value in contents if not callable(value)]
     before = len(known)
     model = kvtool.load_model(tiny.directory)
     key_rotations(model)

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
-from transformers import DynamicCache
 
 import kvtool
-from kvtool.codecs import KV
+from kvtool.engines.kv import slice_kv
 from kvtool.engines.prefiller import Prefiller
 from kvtool.model.chat_template import document_tokens, prefix_of, question_tokens
+from tests.caches import differences, full_prefill
 
 pytestmark = pytest.mark.slow
 
-# Largest difference in float32, relative to the largest element of a layer's keys or values.
+# The largest difference in float32, relative to the largest element of a layer's keys or values.
 PACKED_BOUND = 1e-5  # measured: 2.9e-6
 STEPPED_BOUND = 1e-5  # measured: 3.3e-6
 # KL in nats per token, of the raw cache against kivi's at 8 bits.
@@ -58,17 +58,12 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Any:
             range(1961, 1991), ["Ash", "Birch", "Cedar", "Elm", "Fir", "Oak"] * 5, strict=True
         )
     )
-    table = (
-        f"# Timber, by year\n\n| year | kind | yards | thousand tons |\n| --- | --- | --- | --- |\n{rows}\n"
-    )
+    head = "# Timber, by year\n\n| year | kind | yards | thousand tons |\n| --- | --- | --- | --- |\n"
     root = tmp_path_factory.mktemp("documents")
     (root / "docs").mkdir()
-    for name, text in {
-        "prose.md": PROSE,
-        "sniffer.txt": inspect.getsource(csv.Sniffer._guess_delimiter),
-        "table.md": table,
-    }.items():
-        (root / "docs" / name).write_text(text)
+    (root / "docs/prose.md").write_text(PROSE)
+    (root / "docs/sniffer.txt").write_text(inspect.getsource(csv.Sniffer._guess_delimiter))
+    (root / "docs/table.md").write_text(f"{head}{rows}\n")
     return root / "docs"
 
 
@@ -107,7 +102,7 @@ def test_greedy_generation_equals_that_after_plain_prefill(
 @NAMES
 def test_lossless_is(name: str, store: kvtool.Store) -> None:
     raw, lossless = store.read(name), store.read(name, variant="lossless")
-    assert difference(lossless, raw) == 0
+    assert max(differences(lossless, raw)) == 0
     assert store.size(name, variant="lossless") < store.size(name)
 
 
@@ -118,10 +113,8 @@ def test_kivi_at_8_bits_gives_nearly_the_same_logits(
 ) -> None:
     raw, kivi = store.load(name, embedded), store.load(name, embedded, variant="kivi8")
     ids = asked(embedded, raw)[:, len(raw.token_ids) :]
-    p, q = (
-        log_softmax(embedded.model(ids, past_key_values=cache).logits[0].double(), -1)
-        for cache in (raw, kivi)
-    )
+    logits = [embedded.model(ids, past_key_values=cache).logits[0].double() for cache in (raw, kivi)]
+    p, q = (log_softmax(each, -1) for each in logits)
     kl = float(kl_div(q, p, log_target=True, reduction="batchmean"))
     print(f"{name}: KL {kl:.2e}")
     assert 0 < kl < KIVI_BOUND
@@ -130,15 +123,13 @@ def test_kivi_at_8_bits_gives_nearly_the_same_logits(
 
 @pytest.fixture(scope="module")
 def whole(embedded: kvtool.Model, documents: Any) -> Any:
-    """Each document's tokens and its KV after a plain forward behind the prefix."""
+    """Each document's tokens, and its KV as a plain forward over the prefix and them makes it."""
     prefix = prefix_of(embedded).token_ids
     result = []
     for path in sorted(documents.iterdir()):
         ids = document_tokens(embedded, path.read_text())
-        cache = DynamicCache()
-        with torch.no_grad():
-            embedded.model(torch.tensor([[*prefix, *ids]]), past_key_values=cache)
-        result.append((ids, [t[0, :, len(prefix) :] for x in cache.layers for t in (x.keys, x.values)]))
+        cache = full_prefill(embedded, [*prefix, *ids])
+        result.append((ids, slice_kv(embedded, cache, len(prefix), ids, len(prefix))))
     return result
 
 
@@ -146,31 +137,24 @@ def test_packed_equals_plain(embedded: kvtool.Model, whole: Any) -> None:
     made = Prefiller(embedded, prefix_of(embedded).token_ids)
     kvs = made.many([ids for ids, _ in whole])
     assert made._packs
-    found = max(difference(kv, plain) for kv, (_, plain) in zip(kvs, whole, strict=True))
-    print(f"packed: {found:.2e}")
-    assert found < PACKED_BOUND
+    largest = max(max(differences(kv, plain)) for kv, (_, plain) in zip(kvs, whole, strict=True))
+    print(f"packed: {largest:.2e}")
+    assert largest < PACKED_BOUND
 
 
 def test_stepped_equals_plain(embedded: kvtool.Model, whole: Any) -> None:
     step = 150
     made = Prefiller(embedded, prefix_of(embedded).token_ids, step=step)
-    found = max(difference(made.one(ids), plain) for ids, plain in whole)
-    print(f"steps of {step}: {found:.2e}")
-    assert found < STEPPED_BOUND
+    largest = max(max(differences(made.one(ids), plain)) for ids, plain in whole)
+    print(f"steps of {step}: {largest:.2e}")
+    assert largest < STEPPED_BOUND
 
 
 def test_questions_in_turn_over_one_cache(embedded: kvtool.Model, store: kvtool.Store) -> None:
-    """What a server does: a copy for every question, the document's own cache untouched."""
+    """As a server does it: a copy for every question, the document's own cache untouched."""
     cache = store.load("docs/prose.md", embedded)
     for question in ("Who designed the second wall?", "Where did the granite come from?"):
         ids = asked(embedded, cache, question)
         options = {"max_new_tokens": 8, "do_sample": False}
-        found = embedded.model.generate(ids, past_key_values=copy.deepcopy(cache), **options)
-        assert torch.equal(found, embedded.model.generate(ids, **options))
-
-
-def difference(kv: KV, other: KV | list[torch.Tensor]) -> float:
-    a, b = (
-        x if isinstance(x, list) else [t for y in x.layers for t in (y.keys, y.values)] for x in (kv, other)
-    )
-    return max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(a, b, strict=True))
+        answer = embedded.model.generate(ids, past_key_values=copy.deepcopy(cache), **options)
+        assert torch.equal(answer, embedded.model.generate(ids, **options))

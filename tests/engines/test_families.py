@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
-from transformers import DynamicCache
 
 import kvtool
 from kvtool.engines import prefiller
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
+from tests.caches import differences, full_prefill, same
 
 BOUND = 1e-5
 """Largest difference in float32, relative to the largest element of the tensor. Measured: 2.0e-6."""
@@ -39,7 +39,7 @@ class Prefilled:
     made: dict[tuple[int, ...], kvtool.codecs.KV]
     """Copies of what ``Prefiller`` returned, by token ids."""
     packed: list[int]
-    """How many documents each pass had."""
+    """The number of documents of each pass."""
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +78,6 @@ def clone(kv: Any) -> Any:
     return kvtool.codecs.KV(layers, kv.token_ids.clone(), kv.rope)
 
 
-def tensors(kv: Any) -> Any:
-    return [tensor for layer in kv.layers for tensor in (layer.keys, layer.values)]
-
-
-def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
-    assert [x.shape for x in a] == [x.shape for x in b]
-    return max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(a, b, strict=True))
-
-
 def segments(store: kvtool.Store) -> Any:
     return [(name, n) for name in store for n in range(len(store[name].segments))]
 
@@ -117,27 +108,23 @@ def test_loaded_tensors_equal_those_of_a_plain_forward(prefilled: Any) -> None:
     model = prefilled.model
     for name, segment in segments(prefilled.store):
         cache = prefilled.store.load(name, model, segment=segment)
-        # Without a config it keeps all tokens in sliding-window layers too.
-        plain = DynamicCache()
-        with torch.no_grad():
-            model.model(cache.token_ids[None], past_key_values=plain)
-        assert difference(tensors(cache), tensors(plain)) < BOUND, (name, segment)
+        plain = full_prefill(model, cache.token_ids)
+        assert max(differences(cache, plain)) < BOUND, (name, segment)
 
 
 def test_packed_and_stepped_equal_one_pass_alone(prefilled: Any) -> None:
     for name, segment in segments(prefilled.store):
         here, alone = (s.read(name, segment=segment) for s in (prefilled.store, prefilled.alone))
         assert torch.equal(here.token_ids, alone.token_ids)
-        assert difference(tensors(here), tensors(alone)) < BOUND, (name, segment)
+        assert max(differences(here, alone)) < BOUND, (name, segment)
 
 
 def test_reading_gives_the_very_bits_that_prefill_produced(prefilled: Any) -> None:
-    found = segments(prefilled.store)
-    assert len(found) == len(prefilled.made)
-    for name, segment in found:
+    assert len(segments(prefilled.store)) == len(prefilled.made)
+    for name, segment in segments(prefilled.store):
         kv = prefilled.store.read(name, segment=segment)
         made = prefilled.made[tuple(kv.token_ids.tolist())]
-        assert all(torch.equal(x, y) for x, y in zip(tensors(kv), tensors(made), strict=True))
+        assert same(kv, made)
         assert all(torch.equal(x.positions, y.positions) for x, y in zip(kv.layers, made.layers, strict=True))
         assert kv.rope == made.rope
 
@@ -154,7 +141,7 @@ def test_a_family_whose_forward_knows_no_packing_is_prefilled_one_by_one(
     assert "bloom" in caplog.text
     assert "one by one" in caplog.text
     for row, kv in zip(rows, kvs, strict=True):
-        assert difference(tensors(kv), tensors(made.one(row))) == 0
+        assert max(differences(kv, made.one(row))) == 0
 
 
 # Families whose state is not one key and one value for every token in every layer.
@@ -178,9 +165,7 @@ def test_other_families_are_refused_by_name(name: str, tiny: kvtool.Model, tmp_p
     assert not (tmp_path / "store").exists()
 
 
-def test_a_family_that_keeps_its_state_elsewhere_is_refused(
-    save_model: Any, sizes: Any, tmp_path: Any
-) -> None:
+def test_a_family_that_leaves_the_cache_empty_is_refused(save_model: Any, sizes: Any, tmp_path: Any) -> None:
     # RWKV's config says nothing of it: only running it shows that the cache stays empty.
     config = t.RwkvConfig(**sizes, attention_hidden_size=32)
     refused(kvtool.load_model(save_model(tmp_path / "model", config)), "rwkv", tmp_path)

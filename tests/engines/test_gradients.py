@@ -19,7 +19,7 @@ from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens, prefix_of
 
 BOUND = 0.01
-"""Largest difference of a slope, relative to it: what float32 and the loss's curvature leave of a step."""
+"""The largest difference of a slope, relative to it, that float32 and the loss's curvature explain."""
 STEP, MOVED = 1e-2, 4e-3
 """At most, of an entry and of the loss: a mixture's experts change places where one is moved far."""
 
@@ -46,7 +46,7 @@ class Moved(DynamicCache):  # type: ignore[misc]
 def loss(
     model: kvtool.Model, prefix: list[int], ids: list[int], where: tuple[int, ...] = (-1,), step: float = 0.0
 ) -> float:
-    """With one entry moved as it is written, and then as it lies in the cache."""
+    """The loss with one entry moved as it is written, and then in the cache."""
     logits = model.model(torch.tensor([prefix + ids]), past_key_values=Moved(where, step)).logits[0].double()
     predicted = ids if prefix else ids[1:]
     start = len(prefix + ids) - len(predicted)
@@ -138,9 +138,7 @@ def test_a_model_that_overflows_is_said(tiny: kvtool.Model, monkeypatch: pytest.
         gradients(tiny, [1, 2], document_tokens(tiny, TEXT))
 
 
-def test_a_family_that_keeps_its_state_elsewhere_is_refused(
-    save_model: Any, sizes: Any, tmp_path: Any
-) -> None:
+def test_a_family_without_a_cache_is_refused(save_model: Any, sizes: Any, tmp_path: Any) -> None:
     config = t.RwkvConfig(**sizes, attention_hidden_size=32)
     model = kvtool.load_model(save_model(tmp_path / "model", config))
     with pytest.raises(ModelError, match=r"\brwkv\b.*--recipe kivi"):

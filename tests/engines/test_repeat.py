@@ -82,7 +82,7 @@ def test_the_same_input_twice(
     assert files(Path("twice")) == undisturbed
 
 
-# ``kvtool`` in a process that has its imports behind it.
+# ``kvtool`` in a process that has done its imports.
 COMMAND = """
 import contextlib, os, sys
 from kvtool.cli import main
@@ -156,12 +156,12 @@ def committed(root: Path) -> dict[str, bytes]:
     if not root.exists():
         return {}
     store = kvtool.Store(root)
-    found = {}
+    documents = {}
     for name, document in store.items():
         for segment in range(len(document.segments)):
             store.read(name, segment=segment)
             store.open(name, segment=segment).verify()
         if document.prefix_artifact:
             store.open_artifact(document.prefix_artifact).verify()
-        found[name] = document.to_bytes()
-    return found
+        documents[name] = document.to_bytes()
+    return documents

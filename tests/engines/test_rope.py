@@ -1,4 +1,4 @@
-"""How keys are rotated, as found: taken back and applied elsewhere, it gives what a prefill elsewhere gives."""
+"""Rotations that were found: undone and applied at another place, they give what a prefill there gives."""
 
 from __future__ import annotations
 
@@ -104,9 +104,8 @@ def test_layout_and_offset_are_found(
     frequencies = ropes(rope_description(tiny), 3)[0].inv_freq
 
     def keys(_: Any, side: Any, positions: Any) -> Any:
-        plain = torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(1)).expand(
-            len(positions), 2, 16
-        )
+        plain = torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(1))
+        plain = plain.expand(len(positions), 2, 16)
         return [turn_at(plain, positions, Rope(frequencies, 1.0, layout, start))]
 
     monkeypatch.setattr(rope, "_states", keys)
@@ -120,9 +119,8 @@ def turn_at(plain: torch.Tensor, positions: torch.Tensor, how: Rope) -> torch.Te
     part = plain[..., how.start : how.start + size]
     pairs = part.unflatten(-1, (2, -1)).mT if how.layout == "half" else part.unflatten(-1, (-1, 2))
     angles = positions[:, None, None] * torch.tensor(how.inv_freq)
-    pairs = torch.view_as_real(
-        torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones(()), angles)
-    )
+    turns = torch.polar(torch.ones(()), angles)
+    pairs = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turns)
     turned[..., how.start : how.start + size] = (pairs.mT if how.layout == "half" else pairs).flatten(-2)
     return turned
 
@@ -155,10 +153,7 @@ def test_sixteen_bits_find_the_same(dtype: torch.dtype, model_of: Any) -> None:
 
 def test_a_prefilled_kv_says_how_and_the_identity_does_not(family: kvtool.Model) -> None:
     kv = prefiller.Prefiller(family, []).one(IDS)
-    assert (
-        ropes(json.loads(json.dumps(kv.rope)), len(kv.layers))
-        == ropes(rope_description(family), len(kv.layers))
-        != ()
-    )
+    stored = ropes(json.loads(json.dumps(kv.rope)), len(kv.layers))
+    assert stored == ropes(rope_description(family), len(kv.layers)) != ()
     assert kv.rope == {**family.identity.rope, **rope.describe_rotations(family)}
     assert not {"rotations", "rotation_of_layer"} & family.identity.rope.keys()

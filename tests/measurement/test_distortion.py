@@ -14,11 +14,11 @@ from kvtool.measurement.distortion import cache_error, distortion
 
 def test_kl_of_two_coins() -> None:
     p, q = torch.tensor([[0.5, 0.5]] * 3), torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]])
-    found = distortion(p.log(), q.log(), [0, 0, 1])
+    result = distortion(p.log(), q.log(), [0, 0, 1])
     each = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
-    assert found.kl == pytest.approx([each, 0.0, each])
-    assert found.dnll == pytest.approx([-math.log(0.9 / 0.5), 0.0, -math.log(0.9 / 0.5)])
-    assert sum(found.top1) >= 1
+    assert result.kl == pytest.approx([each, 0.0, each])
+    assert result.dnll == pytest.approx([-math.log(0.9 / 0.5), 0.0, -math.log(0.9 / 0.5)])
+    assert sum(result.top1) >= 1
 
 
 def test_kl_of_discrete_normals_is_that_of_normals() -> None:
@@ -33,24 +33,22 @@ def test_kl_of_discrete_normals_is_that_of_normals() -> None:
 def test_many_tokens_agree_with_numpy() -> None:
     raw, restored = torch.randn(200, 50), torch.randn(200, 50)
     targets = torch.randint(0, 50, (200,)).tolist()
-    found = distortion(raw, restored, targets)
-    p, q = (
-        np.exp(x.double().numpy()) / np.exp(x.double().numpy()).sum(1, keepdims=True) for x in (raw, restored)
-    )
+    result = distortion(raw, restored, targets)
+    powers = [np.exp(logits.double().numpy()) for logits in (raw, restored)]
+    p, q = (each / each.sum(1, keepdims=True) for each in powers)
     rows = np.arange(200)
-    np.testing.assert_allclose(found.kl, (p * np.log(p / q)).sum(1), rtol=1e-9)
-    np.testing.assert_allclose(
-        found.dnll, np.log(p[rows, targets]) - np.log(q[rows, targets]), rtol=1e-9, atol=1e-12
-    )
-    assert found.top1 == (p.argmax(1) == q.argmax(1)).astype(float).tolist()
+    np.testing.assert_allclose(result.kl, (p * np.log(p / q)).sum(1), rtol=1e-9)
+    dnll = np.log(p[rows, targets]) - np.log(q[rows, targets])
+    np.testing.assert_allclose(result.dnll, dnll, rtol=1e-9, atol=1e-12)
+    assert result.top1 == (p.argmax(1) == q.argmax(1)).astype(float).tolist()
 
 
 def test_the_same_logits_give_nothing_at_all() -> None:
     logits = torch.randn(100, 300) * 30
-    found = distortion(logits, logits.clone(), [0] * 100)
-    assert found.kl == [0.0] * 100
-    assert found.dnll == [0.0] * 100
-    assert found.top1 == [1.0] * 100
+    result = distortion(logits, logits.clone(), [0] * 100)
+    assert result.kl == [0.0] * 100
+    assert result.dnll == [0.0] * 100
+    assert result.top1 == [1.0] * 100
 
 
 def test_words_that_are_ruled_out_add_nothing() -> None:
@@ -74,8 +72,8 @@ def test_known_noise_is_found_where_it_was_put() -> None:
             keys[:, 1] += 0.1 * torch.randn_like(keys[:, 1])
             values[:, 0] *= 0.5
         noisy.update(keys, values, index)
-    found = cache_error(raw, noisy, start=50)
-    share = {side: [[wrong / whole for wrong, whole in heads] for heads in found[side]] for side in found}
+    result = cache_error(raw, noisy, start=50)
+    share = {side: [[wrong / whole for wrong, whole in heads] for heads in result[side]] for side in result}
     assert share["keys"] == [[0, 0], [0, pytest.approx(0.01, rel=0.1)], [0, 0]]
     assert share["values"] == [[0, 0], [pytest.approx(0.25), 0], [0, 0]]
 

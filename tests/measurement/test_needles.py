@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from kvtool.errors import UsageError
+from kvtool.measurement.absent_words import ANIMALS, NAMES
 from kvtool.measurement.haystack import Needle, hide
 from kvtool.measurement.needles import Haystack, Question, contained, haystacks
 from kvtool.measurement.tasks import COMMON_WORDS
@@ -48,13 +49,13 @@ DOCUMENTS = [
 
 def make(
     texts: list[str] = TOPICS, lengths: tuple[int, ...] = (600,), contexts: int = 1, **options: Any
-) -> list[Haystack]:  # type: ignore[no-untyped-def]
+) -> list[Haystack]:
     chosen = {"seed": 0, "count_tokens": quarter_bytes} | options
     return haystacks(texts, lengths=lengths, contexts=contexts, **chosen)
 
 
 def needle(question: Question) -> list[str]:
-    """How the sentences that answer a question begin."""
+    """The beginnings of the sentences that answer a question."""
     if question.task == "variables":
         third, second, first = re.search(r"does (\w+) ", question.text)[1], *question.answers[:2]  # type: ignore[index]
         return [f"The variable {name} has" for name in (first, second, third)]
@@ -164,8 +165,6 @@ def test_a_needle_is_parted_from_what_has_no_spaces() -> None:
 
 
 def test_what_the_documents_have_is_not_asked_about() -> None:
-    from kvtool.measurement.absent_words import ANIMALS, NAMES
-
     spoken = (NAMES + ANIMALS).split()
     text = " ".join(word for word in spoken if word not in {"Amber", "Iris", "Willow", "Tulip", "Sage"})
     for haystack in make([f"{text}. "] * 3, (900,)):
@@ -177,9 +176,7 @@ def test_what_the_documents_have_is_not_asked_about() -> None:
 def test_short_haystacks_have_fewer_needles_and_stay_half_document() -> None:
     for length in (60, 90, 130, 200, 400):
         keys, values = make(lengths=(length,))
-        hidden = re.findall(
-            r"(?:The magic|The first|The second|The third|The variable|Animals)[^.]*\.", keys.text
-        )
+        hidden = re.findall(r"(?:The (?:magic|first|second|third|variable)|Animals)[^.]*\.", keys.text)
         assert 2 * quarter_bytes(" ".join(hidden)) <= length
         alone = [q for q in keys.questions if q.task == "multi-key" and not q.history]
         assert len(alone) == len(hidden)
@@ -210,7 +207,7 @@ def test_what_cannot_be_made_is_named(texts: list[str], length: int, message: st
 
 
 @pytest.mark.parametrize(
-    ("answers", "said", "share"),
+    ("answers", "text", "share"),
     [
         (("40719",), "40719.", 1),
         (("40719",), "It is 140719, or 407191", 0),
@@ -222,5 +219,5 @@ def test_what_cannot_be_made_is_named(texts: list[str], length: int, message: st
         (("heron",), "", 0),
     ],
 )
-def test_found(answers: tuple[str, ...], said: str, share: float) -> None:
-    assert sum(contained(answers, said)) / len(answers) == share
+def test_found(answers: tuple[str, ...], text: str, share: float) -> None:
+    assert sum(contained(answers, text)) / len(answers) == share

@@ -14,12 +14,12 @@ clusters = st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), min
 
 @given(clusters)
 def test_the_value_is_the_mean_of_all_pieces(values: list[list[float]]) -> None:
-    found = mean(values)
-    assert found is not None
+    estimate = mean(values)
+    assert estimate is not None
     everything = [x for cluster in values for x in cluster]
-    assert found.value == pytest.approx(np.mean(everything), abs=1e-9)
-    assert found.low <= found.value <= found.high
-    assert found.n == len(values)
+    assert estimate.value == pytest.approx(np.mean(everything), abs=1e-9)
+    assert estimate.low <= estimate.value <= estimate.high
+    assert estimate.n == len(values)
 
 
 @given(clusters)
@@ -34,9 +34,9 @@ def test_no_pieces_no_mean() -> None:
 
 
 def test_a_constant_has_no_width() -> None:
-    found = mean([[0.25] * 40] * 5)
-    assert found is not None
-    assert (found.low, found.high) == (0.25, 0.25)
+    estimate = mean([[0.25] * 40] * 5)
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == (0.25, 0.25)
 
 
 def test_a_share_of_everything_is_as_sure_as_there_are_pieces() -> None:
@@ -57,9 +57,9 @@ def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
     for _ in range(200):
         # Clusters differ among themselves, as documents do: pieces alone would give intervals far too narrow.
         documents = random.normal(0, 1, 20)
-        found = mean([list(random.normal(m, 1, 16)) for m in documents])
-        assert found is not None
-        held += found.low <= 0 <= found.high
+        estimate = mean([list(random.normal(m, 1, 16)) for m in documents])
+        assert estimate is not None
+        held += estimate.low <= 0 <= estimate.high
     assert 0.88 <= held / 200 <= 0.99
 
 
@@ -73,9 +73,9 @@ def test_neighbouring_pieces_that_agree_count_as_few() -> None:
 
 
 def test_a_ratio_is_of_sums() -> None:
-    found = ratio([[(1.0, 2.0), (0.0, 1.0)], [(3.0, 3.0)]])
-    assert found is not None
-    assert found.value == pytest.approx(4 / 6)
+    estimate = ratio([[(1.0, 2.0), (0.0, 1.0)], [(3.0, 3.0)]])
+    assert estimate is not None
+    assert estimate.value == pytest.approx(4 / 6)
 
 
 def test_a_difference_of_nothing_cannot_be_told() -> None:

@@ -1,4 +1,4 @@
-"""What stands before a document and behind it."""
+"""Tokens before a document, and after it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def plain(tiny: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> kvtoo
 
 def rendered(model: kvtool.Model, *messages: Any) -> Any:
     chat = [{"role": role, "content": content} for role, content in messages]
-    return model.tokenizer.apply_chat_template(
-        chat, tokenize=True, add_generation_prompt=True, return_dict=False
-    )
+    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
+    return model.tokenizer.apply_chat_template(chat, **options)
 
 
 @pytest.mark.parametrize("system", [None, "Answer in verse.", ""])
@@ -131,12 +130,15 @@ def test_a_cached_document_and_a_question_are_what_a_chat_sends(tiny: kvtool.Mod
 def test_threads_do_not_change_what_others_read(tiny: kvtool.Model) -> None:
     """A tokenizer keeps in itself whether it reads special tokens."""
     text = "said <user> and <eos>, " * 20
-    words, (user,) = document_tokens(tiny, text), tiny.tokenizer("<user>", add_special_tokens=False).input_ids
+    words = document_tokens(tiny, text)
+
+    def user_ids() -> list[int]:
+        return list(tiny.tokenizer("<user>", add_special_tokens=False).input_ids)
+
+    (user,) = user_ids()
 
     def commands() -> bool:
-        return all(
-            tiny.tokenizer("<user>", add_special_tokens=False).input_ids == [user] for _ in range(1000)
-        )
+        return all(user_ids() == [user] for _ in range(1000))
 
     with ThreadPoolExecutor(3) as pool:
         others = [pool.submit(commands) for _ in range(3)]

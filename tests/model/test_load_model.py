@@ -1,4 +1,4 @@
-"""Where a model can come from, what it is then called, and what a user is told who names something else."""
+"""Sources of a model, the name it then has, and the errors for anything else."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_hub_id_is_pinned_to_its_commit(tiny_dir: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("no/such/directory/here", "no such directory"),
         ("./nowhere", "no such directory"),
@@ -119,9 +119,9 @@ def test_a_hub_id_is_pinned_to_its_commit(tiny_dir: Path, tmp_path: Path) -> Non
         ("somebody/nothing", "HF_HUB_OFFLINE"),
     ],
 )
-def test_what_is_not_there(source: Any, says: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model(source: Any, message: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=says) as error:
+    with pytest.raises(ModelError, match=message) as error:
         kvtool.load_model(source)
     assert source in one_line(error)
 
@@ -165,7 +165,7 @@ def test_the_embedded_packages_own_gguf(embedded: kvtool.Model) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_gpu_that_is_not_there(device: Any, tiny_dir: Path) -> None:
+def test_a_missing_gpu(device: Any, tiny_dir: Path) -> None:
     with pytest.raises(ModelError, match=r"no CUDA GPU.*--device cpu"):
         kvtool.load_model(tiny_dir, device=device)
 

@@ -1,4 +1,4 @@
-"""What attention does while a model runs: every layer's queries, and the weights that they give.
+"""Every layer's queries, and the weights that they give, captured while a model runs.
 
 No model-specific code: ``override`` calls a function here in place of the family's own attention. Softmax attention over
 scaled products is computed in blocks that stay in the processor's cache, and without repeating keys for every query head.
@@ -30,10 +30,10 @@ BLOCK_ELSEWHERE = 1 << 24
 """Scores in a block on other devices, where starting a block costs more."""
 
 CHECKED_QUERIES = 4
-"""How many of a pass's last queries tell whether a family's attention is softmax attention."""
+"""A pass's last queries, on which a family's attention is compared with softmax attention."""
 
 CHECKED_KEYS = 256
-"""How many of the last keys that these see they are checked on."""
+"""The last keys that these see, and are compared over."""
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 """The largest difference between weights that rounding explains."""
@@ -63,22 +63,18 @@ def capture_attention(model: Model, observers: Sequence[Observer]) -> Iterator[N
     The model must be called with the masks of ``engines.transformers``. Raises ``ModelError`` for a family whose attention
     cannot be captured.
     """
-    with override_attention(model, partial(_captured, model, observers), capture_error):
+    with override_attention(model, partial(_captured, model, observers), capture_error(model)):
         yield
 
 
 def capture_error(model: Model) -> ModelError:
     return ModelError(
         model.name,
-        (
-            f"the attention of {model.config.model_type} cannot be captured, since it does not go "
-            "through transformers' AttentionInterface, so that recipes and policies which measure "
-            "what is attended to cannot be used with it"
-        ),
-        (
-            "compress with --recipe kivi, which needs neither gradients nor attention, and blend "
-            "with --policy legolink"
-        ),
+        f"the attention of {model.config.model_type} cannot be captured, since it does not go through "
+        "transformers' AttentionInterface, so that recipes and policies which measure what is attended to "
+        "cannot be used with it",
+        "compress with --recipe kivi, which needs neither gradients nor attention, and blend with --policy "
+        "legolink",
     )
 
 
@@ -114,12 +110,11 @@ def _captured(
         last = last[mask[last][:, keys].any(-1)]
         sample = query[:, :, last], key[:, :, keys], value[:, :, keys], mask[last][:, keys]
         output, weights = family(*sample)
-        block_weights: list[Tensor] = []
-        block_output = _softmax_attention(*sample, scaling, lambda _, block: block_weights.append(block))
+        blocks: list[Tensor] = []
+        block_output = _softmax_attention(*sample, scaling, lambda _, block: blocks.append(block))
         tolerance = TOLERANCE[query.dtype]
-        if (torch.cat(block_weights) - weights).abs().max() <= tolerance and (
-            block_output - output
-        ).abs().max() <= tolerance * sample[2].abs().max():
+        weights_agree = (torch.cat(blocks) - weights).abs().max() <= tolerance
+        if weights_agree and (block_output - output).abs().max() <= tolerance * sample[2].abs().max():
             return _softmax_attention(query, key, value, mask, scaling, observer.on_weights)
     output, weights = family(query, key, value, mask)
     observer.on_weights(0, weights)

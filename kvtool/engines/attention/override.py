@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from kvtool.model.model import Model
 
 NAME = "kvtool-override"
-"""What transformers knows the function by."""
+"""The name that transformers knows the function by."""
 
 Attention: TypeAlias = Callable[..., Tensor]
 
@@ -26,21 +26,19 @@ _attention: ContextVar[Attention] = ContextVar("_attention")
 
 
 @contextmanager
-def override_attention(
-    model: Model, attention: Attention, refusal: Callable[[Model], Exception]
-) -> Iterator[None]:
+def override_attention(model: Model, attention: Attention, refusal: Exception) -> Iterator[None]:
     """Makes ``attention`` the model's attention; the model is as it was afterwards.
 
     The function is called with the module, queries [B, Q, S, D], keys [B, H, N, D], values [B, H, N, Dv], a boolean mask
-    [B, 1, S, N], the scaling or None, and the family's own options. It returns [B, S, Q, Dv]. Raises ``refusal`` of a model
-    whose attention cannot be replaced.
+    [B, 1, S, N], the scaling or None, and the family's own options. It returns [B, S, Q, Dv]. Raises ``refusal`` where the
+    model's attention cannot be replaced.
     """
     config = model.model.config.get_text_config(decoder=True)
     before, token = config._attn_implementation, _attention.set(attention)
     try:
         model.model.set_attn_implementation(NAME)
         if config._attn_implementation != NAME:
-            raise refusal(model)
+            raise refusal
         yield
     finally:
         model.model.set_attn_implementation(before)

@@ -38,14 +38,13 @@ def parallel_attention(model: Model, cache: DocumentCache | None) -> Iterator[No
     ) -> Tensor:
         # A few queries at a time, so that memory stays at their scores.
         step = step_tokens(key.shape[2])
-        steps = [slice(start, start + step) for start in range(0, query.shape[2], step)]
         parts = [
-            adaptive_attention(query[:, :, some], key, value, mask[:, :, some], scaling, parallel, documents)
-            for some in steps
+            adaptive_attention(queries, key, value, seen, scaling, parallel, documents)
+            for queries, seen in zip(torch.split(query, step, 2), torch.split(mask, step, 2), strict=True)
         ]
         return torch.cat(parts, 1)
 
-    with override_attention(model, attention, parallel_error):
+    with override_attention(model, attention, parallel_error(model)):
         yield
 
 
@@ -83,10 +82,8 @@ def adaptive_attention(
 def parallel_error(model: Model) -> ModelError:
     return ModelError(
         model.name,
-        (
-            f"the attention of {model.config.model_type} is not a softmax over scaled products that "
-            "goes through transformers' AttentionInterface, so that documents encoded in parallel "
-            "cannot be read with it"
-        ),
+        f"the attention of {model.config.model_type} is not a softmax over scaled products that goes "
+        "through transformers' AttentionInterface, so that documents encoded in parallel cannot be read "
+        "with it",
         "blend with another --policy (kvtool ask --policies lists them)",
     )

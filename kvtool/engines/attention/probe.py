@@ -21,7 +21,7 @@ PROBE_SHARE = 0.05
 """The share of a segment's tokens that are probes at its end, and the share drawn from the others."""
 
 PROBES_AT_LEAST = 8
-"""The least number of each."""
+"""The least number of either kind of probe."""
 
 
 def probe_tokens(n_tokens: int) -> Tensor:
@@ -53,10 +53,7 @@ def observe(model: Model, cache: DocumentCache, token_ids: Tensor, probes: Tenso
     n_tokens = len(token_ids)
     start = len(cache.token_ids) - n_tokens
     positions = start + (probe_tokens(n_tokens) if probes is None else probes)
-    observers = [
-        _ReceivedAttention(heads=layer.keys.shape[1], start=start, n_tokens=n_tokens)
-        for layer in cache.layers
-    ]
+    observers = [_ReceivedAttention(layer.keys.shape[1], start, n_tokens) for layer in cache.layers]
     step = step_tokens(len(cache.token_ids))
     with capture_attention(model, observers):
         for first in range(0, len(positions), step):
@@ -64,16 +61,13 @@ def observe(model: Model, cache: DocumentCache, token_ids: Tensor, probes: Tenso
             recompute_tokens(model, cache, cache.token_ids, positions[first : first + step], write=False)
     if any(sum(query.shape[1] for query in observer.queries) != len(positions) for observer in observers):
         raise capture_error(model)
-    return {
-        "attention": [observer.attention() for observer in observers],
-        "queries": [
-            observer.all_queries(layer.keys) for observer, layer in zip(observers, cache.layers, strict=True)
-        ],
-    }
+    layers = zip(observers, cache.layers, strict=True)
+    queries = [observer.all_queries(layer.keys) for observer, layer in layers]
+    return {"attention": [observer.attention() for observer in observers], "queries": queries}
 
 
 def fill_unseen(score: Tensor, seen: Tensor) -> Tensor:
-    """``score`` [..., T], where tokens that no query saw have the mean of the others; ``seen`` is [T] bool."""
+    """``score`` [..., T], with the mean of the others for tokens that no query saw; ``seen`` is [T] bool."""
     if seen.any() and not seen.all():
         score[..., ~seen] = score[..., seen].mean(-1, keepdim=True)
     return score
@@ -103,8 +97,6 @@ class _ReceivedAttention:
         return fill_unseen(score, self.seen > 0)
 
     def all_queries(self, keys: Tensor) -> Tensor:
-        return (
-            torch.cat(self.queries, 1)
-            if self.queries
-            else keys.new_zeros(keys.shape[1], 0, keys.shape[3]).float()
-        )
+        if not self.queries:
+            return keys.new_zeros(keys.shape[1], 0, keys.shape[3]).float()
+        return torch.cat(self.queries, 1)

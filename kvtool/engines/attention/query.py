@@ -30,7 +30,7 @@ def query_attention(model: Model, cache: DocumentCache, token_ids: Tensor, befor
     finally:
         for layer in cache.layers:
             layer.crop(-len(token_ids))
-    if any(not observer.heads for observer in observers):
+    if not all(observer.heads for observer in observers):
         raise capture_error(model)
     return torch.stack([torch.cat(list(observer.heads.values())) for observer in observers])
 

@@ -1,4 +1,4 @@
-"""Which tokens of a segment a model needs to repeat it: KVzip's importance (arXiv 2505.23416).
+"""Importance of each token for repeating its segment: KVzip's score (arXiv 2505.23416).
 
 Over the cache of prefix and segment, the model is asked to repeat the text and is fed the segment again. A token that
 cannot be guessed from its surroundings, such as a number that occurs once, is looked up while it is repeated, however
@@ -7,7 +7,7 @@ little the rest of the document attended to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from kvtool.codecs import Inputs
 from kvtool.engines.attention.capture import capture_attention, capture_error, step_tokens
 from kvtool.engines.attention.probe import fill_unseen
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.transformers import causal_masks, device_of, feed
+from kvtool.engines.transformers import causal_masks, feed, run_masked
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
 from kvtool.model.model import Model
@@ -44,7 +44,7 @@ def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
     for passage in _passages(model, n_tokens, model.context - n_cached - len(request)):
         feed(model, request, cache)
         with capture_attention(model, observers):
-            _feed(model, token_ids[passage.start : passage.stop].tolist(), cache)
+            _feed(model, token_ids[passage.start : passage.stop], cache)
         cache.crop(n_cached - cache.get_seq_length())
     if any(observer.passes != observers[0].passes or not observer.passes for observer in observers):
         raise capture_error(model)
@@ -65,22 +65,14 @@ def _passages(model: Model, n_tokens: int, room: int) -> Iterator[range]:
         yield range(max(0, start - OVERLAP), min(start + room - OVERLAP, n_tokens))
 
 
-def _feed(model: Model, token_ids: Sequence[int], cache: DocumentCache) -> None:
-    """Runs ``token_ids`` after ``cache`` under masks, in passes of bounded memory."""
-    done = 0
-    while done < len(token_ids):
+def _feed(model: Model, token_ids: Tensor, cache: DocumentCache) -> None:
+    """Runs ``token_ids`` [S] after ``cache`` under masks, in passes of bounded memory."""
+    while len(token_ids):
         start = cache.get_seq_length()
-        some = token_ids[done : done + step_tokens(start)]
-        positions = torch.arange(start, start + len(some))
-        ids = torch.tensor([some], device=device_of(model))
-        model.model.base_model(
-            input_ids=ids,
-            position_ids=positions[None].to(ids.device),
-            attention_mask=causal_masks(model, positions, start + len(some)),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        done += len(some)
+        step, token_ids = token_ids.tensor_split([step_tokens(start)])
+        end = start + len(step)
+        positions = torch.arange(start, end)
+        run_masked(model, step, positions, causal_masks(model, positions, end), cache)
 
 
 class _LargestWeights:

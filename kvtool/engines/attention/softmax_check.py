@@ -32,12 +32,12 @@ def is_softmax_attention(model: Model) -> bool:
     """Whether every layer's attention is a softmax over scaled products."""
     try:
         _check(model)
-    except _Otherwise:
+    except _NotSoftmax:
         return False
     return True
 
 
-class _Otherwise(Exception):
+class _NotSoftmax(Exception):
     """Raised by the first layer whose attention is something else."""
 
 
@@ -46,28 +46,22 @@ def _check(model: Model) -> None:
     checked: set[int] = set()
 
     def compare(
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor,
-        scaling: float | None,
-        **options: Any,
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, **rest: Any
     ) -> Tensor:
         eager = eager_attention(module)
-        if eager is None or scaling is None or query.shape[1] % key.shape[1]:
-            raise _Otherwise
+        if eager is None or scale is None or query.shape[1] % key.shape[1]:
+            raise _NotSoftmax
         q, k, v = query.float(), key.float(), value.float()
-        q = q * LARGEST / (scaling * q.norm(dim=-1).max() * k.norm(dim=-1).max())
+        q = q * LARGEST / (scale * q.norm(dim=-1).max() * k.norm(dim=-1).max())
         added = q.new_zeros(mask.shape).masked_fill_(~mask, torch.finfo(q.dtype).min)
-        expected: Tensor = eager(module, q, k, v, added, scaling=scaling, **options)[0]
-        softmax = adaptive_attention(q, k, v, mask, scaling, _PLAIN, slice(0))
+        expected: Tensor = eager(module, q, k, v, added, scaling=scale, **rest)[0]
+        softmax = adaptive_attention(q, k, v, mask, scale, _PLAIN, slice(0))
         if (softmax - expected).abs().max() > TOLERANCE * v.abs().max():
-            raise _Otherwise
+            raise _NotSoftmax
         checked.add(module.layer_idx)
         return expected.to(query.dtype)
 
-    with override_attention(model, compare, lambda _: _Otherwise()):
+    with override_attention(model, compare, _NotSoftmax()):
         ids = torch.arange(CHECKED_TOKENS)
         model.model.base_model(
             input_ids=ids[None].to(device_of(model)),
@@ -75,4 +69,4 @@ def _check(model: Model) -> None:
             use_cache=False,
         )
     if len(checked) != len(windows(model)):
-        raise _Otherwise
+        raise _NotSoftmax

@@ -2,7 +2,7 @@
 
 Each cache's tokens attend to that cache alone, by the family's own attention, called for one cache after the other. No
 model-specific code. A family that makes its keys from what the cache holds (latent attention) cannot be run so: whether a
-model can is found by running it.
+model can is found out by running it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from kvtool.engines.attention.override import eager_attention, override_attention
 from kvtool.engines.batching.shared_prefix import Feed, SequenceBatch
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.transformers import causal_masks, device_of, new_cache
+from kvtool.engines.transformers import causal_masks, device_of, new_cache, run_masked
 from kvtool.errors import KvtoolError, ModelError
 from kvtool.model.model import Model
 
@@ -46,36 +46,25 @@ def feed_batches(model: Model, feeds: Sequence[tuple[SequenceBatch, Feed]]) -> l
     layers = [_MultiLayer(parts, index) for index in range(len(kinds))]
 
     def attention(
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor,
-        scaling: float | None,
-        **options: Any,
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, **rest: Any
     ) -> Tensor:
         family = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention(module))
         index = module.layer_idx
         outputs = []
         for part, (keys, values) in zip(parts, layers[index].states, strict=True):
             mask = part.masks[kinds[index]] if isinstance(part.masks, dict) else part.masks
-            outputs.append(
-                family(module, query[:, :, part.tokens], keys, values, mask, scaling=scaling, **options)[0]
-            )
+            queries = query[:, :, part.tokens]
+            outputs.append(family(module, queries, keys, values, mask, scaling=scale, **rest)[0])
         return torch.cat(outputs, 1)
 
-    device = device_of(model)
+    ids = torch.cat([step.token_ids for step in passes])
     positions = torch.cat([step.positions for step in passes])
     last = torch.cat([step.last + part.tokens.start for step, part in zip(passes, parts, strict=True)])
-    with override_attention(model, attention, _override_error):
-        out = model.model(
-            input_ids=torch.cat([step.token_ids for step in passes])[None].to(device),
-            position_ids=positions[None].to(device),
-            attention_mask=causal_masks(model, torch.arange(len(positions)), len(positions)),
-            past_key_values=Cache(layers=layers),
-            use_cache=True,
-            logits_to_keep=last.to(device),
-        )
+    mask = causal_masks(model, torch.arange(len(ids)), len(ids))
+    refusal = ModelError(model.name, f"the attention of {model.config.model_type} cannot be replaced")
+    with override_attention(model, attention, refusal):
+        cache = Cache(layers=layers)
+        out = run_masked(model, ids, positions, mask, cache, logits_to_keep=last.to(device_of(model)))
     for (batch, _), step in zip(feeds, passes, strict=True):
         batch.commit(step)
     return list(out.logits[0].split([len(step.last) for step in passes]))
@@ -83,7 +72,7 @@ def feed_batches(model: Model, feeds: Sequence[tuple[SequenceBatch, Feed]]) -> l
 
 @dataclass(frozen=True)
 class _Part:
-    """The ``tokens`` of a pass that stand after ``cache``."""
+    """The ``tokens`` of a pass that follow ``cache``."""
 
     cache: DocumentCache
     tokens: slice
@@ -100,12 +89,10 @@ class _MultiLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        self.states = [
-            part.cache.layers[self.index].update(
-                key_states[:, :, part.tokens], value_states[:, :, part.tokens]
-            )
-            for part in self.parts
-        ]
+        self.states = []
+        for part in self.parts:
+            keys, values = (states[:, :, part.tokens] for states in (key_states, value_states))
+            self.states.append(part.cache.layers[self.index].update(keys, values))
         return key_states, value_states
 
     def get_seq_length(self) -> int:
@@ -125,13 +112,9 @@ def supports_multi_cache(model: Model) -> bool:
         for _ in range(2):
             expected = [batch.feed([(0, ids)]) for batch, ids in zip(separate, prompts, strict=True)]
             feeds = [(batch, [(0, ids)]) for batch, ids in zip(joint, prompts, strict=True)]
-            for right, other in zip(expected, feed_batches(model, feeds), strict=True):
-                if (right - other).abs().max() > TOLERANCE * right.abs().max():
+            for logits, other in zip(expected, feed_batches(model, feeds), strict=True):
+                if (logits - other).abs().max() > TOLERANCE * logits.abs().max():
                     return False
     except (KvtoolError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         return False
     return True
-
-
-def _override_error(model: Model) -> ModelError:
-    return ModelError(model.name, f"the attention of {model.config.model_type} cannot be replaced")

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from kvtool.engines.attention.parallel_encoding import parallel_attention
 from kvtool.engines.cache import ROOM, DocumentCache
-from kvtool.engines.transformers import SHARED, device_of, masks, same_row, windows
+from kvtool.engines.transformers import SHARED, device_of, masks, run_masked, same_row, windows
 from kvtool.errors import ModelError
 from kvtool.model.model import Model
 
 _GONE = -2
+"""The owner of tokens whose sequence has left."""
 
 Feed: TypeAlias = Sequence[tuple[int, Sequence[int]]]
 """Sequences by their number, each with its next tokens."""
@@ -49,9 +50,7 @@ class SequenceBatch:
     """Sequences after ``cache``, which ``close`` leaves as it was.
 
     ``position`` is that of the first token after the cache, by default the number of tokens in it. For a cache that has
-    lost tokens to pruning it is larger.
-
-    Raises ``ModelError`` where the model has a sliding window and the cache has lost tokens.
+    lost tokens to pruning it is larger. Raises ``ModelError`` where such a cache meets a sliding window.
     """
 
     def __init__(self, model: Model, cache: DocumentCache, position: int | None = None) -> None:
@@ -62,10 +61,8 @@ class SequenceBatch:
             raise ModelError(
                 model.name,
                 "has layers with a sliding window",
-                (
-                    "a cache that lost tokens to pruning cannot be read by them, since their places are not "
-                    "known any more"
-                ),
+                "a cache that lost tokens to pruning cannot be read by them, since their places are not "
+                "known any more",
             )
         self.owners = torch.full((self.n_cached,), SHARED)
         self.key_positions = torch.arange(self.n_cached)
@@ -88,16 +85,11 @@ class SequenceBatch:
 
     def feed(self, feed: Feed, *, every: bool = False) -> Tensor:
         """Logits at the last token of each sequence, or at ``every`` token."""
-        step = self.plan(feed)
-        device = device_of(self.model)
-        with parallel_attention(self.model, self.cache):
-            out = self.model.model(
-                input_ids=step.token_ids[None].to(device),
-                position_ids=step.positions[None].to(device),
-                attention_mask=step.masks(self.model),
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=0 if every else step.last.to(device),
+        step, model = self.plan(feed), self.model
+        kept = 0 if every else step.last.to(device_of(model))
+        with parallel_attention(model, self.cache):
+            out = run_masked(
+                model, step.token_ids, step.positions, step.masks(model), self.cache, logits_to_keep=kept
             )
         self.commit(step)
         return out.logits[0]  # type: ignore[no-any-return]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 import kvtool
 from kvtool.model.chat_template import SEPARATOR, document_tokens
 from kvtool.store.local import LocalStore
+from tests.caches import full_prefill
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 QUESTION = "How many ships left?"
@@ -20,14 +20,14 @@ QUESTION = "How many ships left?"
 
 @pytest.fixture(scope="module")
 def lively(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
-    """Weights so large that what stands before a token matters to it."""
+    """Weights so large that the tokens before a token matter to it."""
     directory = make_model(tmp_path_factory.mktemp("lively"), num_hidden_layers=3, initializer_range=0.3)
     return kvtool.load_model(directory, device="cpu")
 
 
 @pytest.fixture
 def made(lively: kvtool.Model, corpus: Path) -> LocalStore:
-    """The corpus, read behind two neighbours."""
+    """The corpus, averaged over two neighbours."""
     store = LocalStore(corpus / "made")
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=store, neighbours=2)
     assert sorted(report.averaged) == THREE
@@ -40,10 +40,9 @@ def files(store: LocalStore) -> dict[str, bytes]:
 
 
 def touched(store: LocalStore) -> dict[Path, int]:
-    """When each file and folder was last written to: also by what was written and removed again."""
-    return {
-        p: p.stat().st_mtime_ns for name in ("artifacts", "manifests") for p in (store.root / name).rglob("*")
-    }
+    """When each file and folder was last written to, also by files that were removed again."""
+    paths = [path for name in ("artifacts", "manifests") for path in (store.root / name).rglob("*")]
+    return {path: path.stat().st_mtime_ns for path in paths}
 
 
 def turned_back(x: Tensor, by: int, theta: float = 10_000.0) -> Tensor:
@@ -55,15 +54,13 @@ def turned_back(x: Tensor, by: int, theta: float = 10_000.0) -> Tensor:
     return torch.cat([pairs.real, pairs.imag], -1)
 
 
-def behind(
+def after(
     model: kvtool.Model, store: LocalStore, name: str, other: str, tokens: int = 200
 ) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's keys and values of ``name`` behind prefix, ``other`` and a gap, by transformers alone, moved back."""
+    """Each layer's keys and values of ``name`` after prefix, ``other`` and a gap, by transformers alone, moved back."""
     prefix, own = (part.token_ids.tolist() for part in store.parts(name))
     before = [*store.open(other).token_ids.tolist()[:tokens], *document_tokens(model, SEPARATOR)]
-    cache = DynamicCache()
-    with torch.no_grad():
-        model.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)
+    cache = full_prefill(model, [*prefix, *before, *own])
     n = len(prefix) + len(before)
     return [
         (turned_back(layer.keys[0, :, n:], len(before)), layer.values[0, :, n:].double())

@@ -1,4 +1,4 @@
-"""prefill --neighbours: the mean of what a segment's cache is behind other documents, beside the exact one."""
+"""prefill --neighbours: the mean of a segment's caches after other documents, beside the exact one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 import kvtool
 from kvtool.artifact.identity import segment_identity
@@ -19,9 +18,10 @@ from kvtool.errors import ModelError
 from kvtool.model.chat_template import SEPARATOR, document_tokens
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Variant
-from tests.blending.averaged.conftest import QUESTION, THREE, behind, files, touched
+from tests.blending.averaged.conftest import QUESTION, THREE, after, files, touched
+from tests.caches import full_prefill, same
 
-# What it is
+# The variant beside the exact one
 
 
 def test_it_lies_beside_the_exact_one(made: LocalStore, corpus: Path, lively: kvtool.Model) -> None:
@@ -53,7 +53,7 @@ def test_it_is_never_taken_for_the_exact_one(made: LocalStore, lively: kvtool.Mo
     assert made.known()[exact.meta["identity"]].artifact == exact.digest
     made.discard(Variant(exact.digest, exact.nbytes))
     assert exact.meta["identity"] not in made.known()
-    # What is left of it does not stand in for what is to be prefilled.
+    # The averaged artifact that remains does not replace the exact one.
     report = kvtool.prefill(["docs", "c.txt"], model=lively, store=made)
     assert report.prefilled == ["c.txt"]
     assert report.tokens > 0
@@ -62,26 +62,17 @@ def test_it_is_never_taken_for_the_exact_one(made: LocalStore, lively: kvtool.Mo
     assert made.known()[mean.meta["identity"]].artifact == mean.digest
 
 
-def test_the_same_tokens_behind_others_are_another_artifact(made: LocalStore, lively: kvtool.Model) -> None:
+def test_the_same_tokens_after_others_are_another_artifact(made: LocalStore, lively: kvtool.Model) -> None:
     exact = made.open("c.txt")
     parts = (lively.fingerprint, exact.meta["prefix"]["digest"], exact.token_ids.tolist())
-    identities = {
-        segment_identity(*parts, made=made)  # type: ignore[arg-type]
-        for made in (
-            None,
-            {"behind": ["0"]},
-            {"behind": ["1"]},
-            {"behind": ["0", "1"]},
-            {"behind": ["1", "0"]},
-        )
-    }
-    assert len(identities) == 5
+    made_after = [None, *({"behind": [*neighbours]} for neighbours in ("0", "1", "01", "10"))]
+    assert len({segment_identity(*parts, made=entry) for entry in made_after}) == 5
 
 
-# What is in it
+# Its keys, values and scores
 
 
-def test_behind_one_neighbour_it_is_what_a_prefill_there_gives(
+def test_after_one_neighbour_it_is_what_a_prefill_there_gives(
     lively: kvtool.Model, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(averaged, "NEIGHBOUR_TOKENS", 25)
@@ -89,7 +80,7 @@ def test_behind_one_neighbour_it_is_what_a_prefill_there_gives(
     kvtool.prefill(["docs"], model=lively, store=store, neighbours=1)
     for name, other in (("docs/a.md", "docs/b.md"), ("docs/b.md", "docs/a.md")):
         mean, exact = store.read(name, "averaged"), store.read(name)
-        for n, (keys, values) in enumerate(behind(lively, store, name, other, tokens=25)):
+        for n, (keys, values) in enumerate(after(lively, store, name, other, tokens=25)):
             torch.testing.assert_close(mean.layers[n].keys.double(), keys, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(mean.layers[n].values.double(), values, atol=1e-5, rtol=1e-4)
             # At the first layer nothing depends on what stands before; from the second on much does.
@@ -97,20 +88,17 @@ def test_behind_one_neighbour_it_is_what_a_prefill_there_gives(
             assert apart < 1e-5 if n == 0 else apart > 0.05
 
 
-def test_behind_several_it_is_their_mean_and_says_how_far_they_lie_from_it(
-    made: LocalStore, lively: kvtool.Model
-) -> None:
+def test_after_several_it_is_their_mean_with_their_spread(made: LocalStore, lively: kvtool.Model) -> None:
     for name in THREE:
-        found = [behind(lively, made, name, other) for other in THREE if other != name]
+        caches = [after(lively, made, name, other) for other in THREE if other != name]
         mean = made.open(name, "averaged")
         spread = mean.score(SPREAD)
         assert spread is not None
         # Of all layers, as the number is one for all.
-        usual = torch.stack([v.square().sum((0, 2)).mean() for layers in found for _, v in layers]).mean()
-        for n, several in enumerate(zip(*found, strict=True)):
+        usual = torch.stack([v.square().sum((0, 2)).mean() for layers in caches for _, v in layers]).mean()
+        for n, pairs in enumerate(zip(*caches, strict=True)):
             layer = mean.layer(n)
-            keys = torch.stack([keys for keys, _ in several])
-            values = torch.stack([values for _, values in several])
+            keys, values = (torch.stack(states) for states in zip(*pairs, strict=True))
             torch.testing.assert_close(layer.keys.double(), keys.mean(0), atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(layer.values.double(), values.mean(0), atol=1e-5, rtol=1e-4)
             # Of two, the standard deviation is their distance over the square root of two; kept in 8 bits.
@@ -140,17 +128,14 @@ def test_a_single_neighbour_says_nothing_of_how_much_it_matters_which(
     kvtool.prefill(["docs"], model=lively, store=store, neighbours=4)
     for name in store:
         assert store.open(name, "averaged").scores == []
-    # So that what is recomputed is what the question looks at, as without it.
+    # So those tokens are recomputed that the question looks at, as without neighbours.
     options = {"question": QUESTION, "recompute": 0.2}
     monkeypatch.setattr(drift, "HALF", math.inf)
     first, second = (
-        kvtool.blend(store, list(store), lively, policy=policy, **options)  # type: ignore[arg-type]
-        for policy in ("drift", "prophet")
+        kvtool.blend(store, list(store), lively, policy=p, **options) for p in ("drift", "prophet")
     )
     assert first.recomputed > 0
-    for mine, other in zip(first.layers, second.layers, strict=True):
-        assert torch.equal(mine.keys, other.keys)
-        assert torch.equal(mine.values, other.values)
+    assert same(first, second)
 
 
 def test_neighbours_are_sampled_by_name(made: LocalStore, lively: kvtool.Model, corpus: Path) -> None:
@@ -159,10 +144,9 @@ def test_neighbours_are_sampled_by_name(made: LocalStore, lively: kvtool.Model, 
     for name in THREE:
         others = [other for other in THREE if other != name]
         first = min(others, key=lambda other: digest(other.encode()))
-        for n, (keys, _) in enumerate(behind(lively, store, name, first)):
-            torch.testing.assert_close(
-                store.read(name, "averaged").layers[n].keys.double(), keys, atol=1e-5, rtol=1e-4
-            )
+        layers = store.read(name, "averaged").layers
+        for layer, (keys, _) in zip(layers, after(lively, store, name, first), strict=True):
+            torch.testing.assert_close(layer.keys.double(), keys, atol=1e-5, rtol=1e-4)
 
 
 def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model, corpus: Path) -> None:
@@ -173,9 +157,7 @@ def test_each_segment_of_a_long_document_stands_there_alone(lively: kvtool.Model
     assert len(store["long.md"].segments) == 3
     (prefix, own) = (part.token_ids.tolist() for part in store.parts("long.md", segment=2))
     before = [*store.open("c.txt").token_ids.tolist(), *document_tokens(lively, SEPARATOR)]
-    cache = DynamicCache()
-    with torch.no_grad():
-        lively.model(torch.tensor([[*prefix, *before, *own]]), past_key_values=cache)
+    cache = full_prefill(lively, [*prefix, *before, *own])
     for n, layer in enumerate(store.read("long.md", "averaged", 2).layers):
         values = cache.layers[n].values[0, :, len(prefix) + len(before) :]
         torch.testing.assert_close(layer.values, values, atol=1e-5, rtol=1e-4)
@@ -236,7 +218,7 @@ def test_a_document_alone_is_reported_until_there_is_another(lively: kvtool.Mode
     assert report.without_neighbours == []
 
 
-def test_what_would_not_fit_behind_any_other_is_alone(tiny: kvtool.Model, corpus: Path) -> None:
+def test_what_would_not_fit_after_any_other_is_alone(tiny: kvtool.Model, corpus: Path) -> None:
     assert tiny.context == 512
     Path("long.txt").write_text("All work and no play. " * 19)
     Path("other.txt").write_text("Another one. " * 20)

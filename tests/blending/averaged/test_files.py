@@ -43,7 +43,7 @@ def test_compressed_it_keeps_its_scores(made: LocalStore, lively: kvtool.Model) 
         assert packed.meta["made"] == mean.meta["made"]
         assert packed.scores == mean.scores
         for score in (SPREAD, NEED):
-            assert torch.equal(packed.score(score), mean.score(score))  # type: ignore[arg-type]
+            assert torch.equal(packed.score(score), mean.score(score))
         lost = packed.layer(2).values - mean.layer(2).values
         assert 0 < lost.norm() < 0.2 * mean.layer(2).values.norm()
     layout = lay_out(made, ["c.txt", "docs/a.md"], lively, variant="kivi")
@@ -62,9 +62,8 @@ def test_of_what_is_compressed(made: LocalStore, store: LocalStore) -> None:
         kvtool.compress(made, recipe="kivi", name="averaged")
     with pytest.raises(UsageError, match=r"^--name expected: is kept for what prefill made"):
         kvtool.compress(made, recipe="kivi", name="expected")
-    with pytest.raises(
-        StoreError, match=r"c.txt: has no variant 'averaged', only raw; prefill with --neighbours"
-    ):
+    missing = r"c.txt: has no variant 'averaged', only raw; prefill with --neighbours"
+    with pytest.raises(StoreError, match=missing):
         kvtool.compress(store, "c.txt", recipe="kivi", source="averaged")
     assert kvtool.compress(made, "c.txt", recipe="kivi", source="averaged", name="x").variant == "x-averaged"
     with pytest.raises(UsageError, match=r"^--source averaged: .* measured on the raw cache"):
@@ -98,13 +97,11 @@ HOSTILE: dict[str, Change] = {
 
 @pytest.fixture
 def content(made: LocalStore, lively: kvtool.Model) -> Content:
-    """What an artifact with scores is written from."""
+    """The content of an artifact with scores."""
     mean = made.open("c.txt", "averaged")
     scores = {name: mean.score(name) for name in mean.scores}
-    return raw_content(
-        mean.kv(), lively, prefix_of(lively), mean.meta["source"], made=mean.meta["made"],
-        scores=scores,  # type: ignore[arg-type]
-    )  # fmt: skip
+    entries = {"made": mean.meta["made"], "scores": scores}
+    return raw_content(mean.kv(), lively, prefix_of(lively), mean.meta["source"], **entries)
 
 
 def written(content: Content, folder: Path) -> Path:
@@ -142,20 +139,19 @@ def test_a_changed_score_is_refused_when_it_is_read(
         broken.score(name)
     with pytest.raises(ArtifactError, match=rf"tensor scores.{name} has changed"):
         broken.verify()
-    asks = {"question": QUESTION} if name == SPREAD else {}
+    question = QUESTION if name == SPREAD else None
     with pytest.raises(ArtifactError, match=rf"tensor scores.{name} has changed"):
-        kvtool.blend(made, ["docs/a.md", "c.txt"], lively, **asks)  # type: ignore[arg-type]
+        kvtool.blend(made, ["docs/a.md", "c.txt"], lively, question=question)
 
 
 def test_scores_that_are_no_numbers_say_nothing(
     content: Content, made: LocalStore, lively: kvtool.Model, tmp_path: Path
 ) -> None:
     tensors = dict(content.tensors)
-    tensors["scores.need"] = torch.full_like(tensors["scores.need"].float(), torch.nan).to(
-        torch.float8_e4m3fn
-    )
+    no_numbers = torch.full_like(tensors["scores.need"].float(), torch.nan)
+    tensors["scores.need"] = no_numbers.to(torch.float8_e4m3fn)
     opened = Artifact.open(written(replace(content, tensors=tensors), tmp_path))
-    assert torch.equal(opened.score(NEED), torch.ones(len(opened.token_ids)))  # type: ignore[arg-type]
+    assert torch.equal(opened.score(NEED), torch.ones(len(opened.token_ids)))
 
 
 # Commands
@@ -178,7 +174,7 @@ def cli(corpus: Path, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> 
 def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     speeds: list[int] = []
     monkeypatch.setattr(
-        "kvtool.model.prefill_speed.remember", lambda fingerprint, tokens, seconds: speeds.append(tokens)
+        "kvtool.model.prefill_speed.remember", lambda _, tokens, seconds: speeds.append(tokens)
     )
     first = json.loads(cli("prefill", "docs", "c.txt", "--neighbours", "2", "--json").stdout)
     store = LocalStore("made")
@@ -189,7 +185,7 @@ def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.
     }  # fmt: skip
     assert sorted(first["averaged"]) == sorted(first["prefilled"]) == THREE
     assert first["tokens"] == 3 * tokens
-    # What is remembered is how fast documents are read, and not how often.
+    # The remembered speed is that of prefilling each document once.
     assert speeds == [tokens]
     again = json.loads(cli("prefill", "docs", "c.txt", "--neighbours", "2", "--json").stdout)
     assert (again["prefilled"], again["averaged"], again["tokens"]) == ([], [], 0)
@@ -197,12 +193,10 @@ def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.
 
 
 def test_prefill_says_so_in_words(cli: Callable[..., Any]) -> None:
-    said = cli("prefill", "c.txt", "--neighbours", "2").stderr
-    assert "c.txt: no neighbours that fit the model's context" in said
-    assert (
-        "3 averaged over neighbours, for blending"
-        in cli("prefill", "docs", "c.txt", "--neighbours", "2").stderr
-    )
+    stderr = cli("prefill", "c.txt", "--neighbours", "2").stderr
+    assert "c.txt: no neighbours that fit the model's context" in stderr
+    stderr = cli("prefill", "docs", "c.txt", "--neighbours", "2").stderr
+    assert "3 averaged over neighbours, for blending" in stderr
 
 
 def test_fewer_than_no_neighbours_make_no_sense(cli: Callable[..., Any]) -> None:

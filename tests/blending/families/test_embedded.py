@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import DynamicCache
 
 import kvtool
 from kvtool.blending.layout import Cached
 from kvtool.engines.batching.generate_many import logits_after
 from kvtool.measurement.distortion import distortion
 from kvtool.model.chat_template import prefix_of, question_tokens
+from tests.caches import full_prefill, same
 
 pytestmark = pytest.mark.slow
 
@@ -33,12 +32,7 @@ def store(embedded: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> k
 
 def test_all_recomputed_is_a_full_prefill_to_the_bit(embedded: kvtool.Model, store: kvtool.Store) -> None:
     cache = kvtool.blend(store, sorted(store), embedded, recompute=1)
-    full = DynamicCache()
-    with torch.no_grad():
-        embedded.model(cache.token_ids[None], past_key_values=full, use_cache=True)
-    for mine, other in zip(cache.layers, full.layers, strict=True):
-        assert torch.equal(mine.keys, other.keys)
-        assert torch.equal(mine.values, other.values)
+    assert same(cache, full_prefill(embedded, cache.token_ids))
 
 
 def test_ours_is_nearer_to_full_prefill_than_others(embedded: kvtool.Model, store: kvtool.Store) -> None:
@@ -50,8 +44,8 @@ def test_ours_is_nearer_to_full_prefill_than_others(embedded: kvtool.Model, stor
     def kl(policy: str, variant: str | None) -> float:
         parts = [Cached(name, variant) for name in names]
         cache = kvtool.blend(store, parts, embedded, policy=policy, question=QUESTION)
-        found = distortion(expected, logits_after(embedded, cache, ids), ids)
-        return sum(found.kl) / len(found.kl)
+        kl = distortion(expected, logits_after(embedded, cache, ids), ids).kl
+        return sum(kl) / len(kl)
 
     none, cacheblend, drift = (kl(policy, "raw") for policy in ("none", "cacheblend", "drift"))
     prepared = kl("drift", None)

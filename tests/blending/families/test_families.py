@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 import kvtool
 from kvtool.ask import ask_each
@@ -14,6 +13,7 @@ from kvtool.blending.layout import Cached, Text, lay_out
 from kvtool.blending.policies import POLICIES
 from kvtool.engines.batching.generate_many import generate_many
 from kvtool.model.chat_template import prefix_of, question_tokens
+from tests.caches import differences, full_prefill, same
 
 TEXTS = {
     "a.txt": "The harbour lies to the north of the town, and seven ships are in it today.",
@@ -23,7 +23,7 @@ TEXTS = {
 QUESTION = "How many ships are in the harbour?"
 
 BOUND = 1e-5
-"""Largest difference in float32, relative to the largest element of the tensor. Measured: 2.5e-6."""
+"""The largest difference in float32, relative to the largest element of the tensor. Measured: 2.5e-6."""
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +44,9 @@ def store(family: kvtool.Model, store_of: Any) -> kvtool.Store:
     return store_of(family)
 
 
-def full_prefill(model: kvtool.Model, token_ids: torch.Tensor) -> DynamicCache:
-    """What transformers alone makes of them; without a config it keeps what is outside of a layer's window too."""
-    cache = DynamicCache()
-    with torch.no_grad():
-        model.model(token_ids[None], past_key_values=cache, use_cache=True)
-    return cache
-
-
-def differences(cache: Any, expected: Any) -> list[float]:
-    return [
-        float((x - y).abs().max() / y.abs().max().clamp(min=1e-30))
-        for a, b in zip(cache.layers, expected.layers, strict=True)
-        for x, y in ((a.keys, b.keys), (a.values, b.values))
-    ]
-
-
 def test_all_recomputed_is_a_full_prefill_to_the_bit(family: kvtool.Model, store: kvtool.Store) -> None:
     cache = kvtool.blend(store, list(store), family, recompute=1)
-    expected = full_prefill(family, cache.token_ids)
-    for mine, other in zip(cache.layers, expected.layers, strict=True):
-        assert torch.equal(mine.keys, other.keys)
-        assert torch.equal(mine.values, other.values)
+    assert same(cache, full_prefill(family, cache.token_ids))
 
 
 def test_all_tokens_chosen_is_a_full_prefill(family: kvtool.Model, store: kvtool.Store) -> None:
@@ -87,27 +68,22 @@ def test_one_document_is_its_own_cache(family: kvtool.Model, store: kvtool.Store
     for recompute in (0, 0.15, 1):
         cache = kvtool.blend(store, [name], family, recompute=recompute, question=QUESTION)
         assert torch.equal(cache.token_ids, alone.token_ids)
-        assert all(
-            torch.equal(x.keys, y.keys) and torch.equal(x.values, y.values)
-            for x, y in zip(cache.layers, alone.layers, strict=True)
-        )
+        assert same(cache, alone)
 
 
 def test_what_is_right_for_its_place_stays(family: kvtool.Model, store: kvtool.Store) -> None:
     first, *_ = sorted(store)
     own = store.load(first, family)
     cache = kvtool.blend(store, sorted(store), family, recompute=0.5, question=QUESTION)
-    n = len(own.token_ids)
-    assert all(torch.equal(x.keys[:, :, :n], y.keys) for x, y in zip(cache.layers, own.layers, strict=True))
+    assert same(cache, own, slice(len(own.token_ids)))
 
 
 def test_an_answer_is_that_of_a_full_prefill(family: kvtool.Model, store: kvtool.Store) -> None:
     cache = kvtool.blend(store, [f"{n}" for n in store], family, recompute=1)
     ids = torch.cat([cache.token_ids, torch.tensor([1, 2, 3])])[None]
-    plain = family.model.generate(ids, max_new_tokens=8, do_sample=False)
-    assert torch.equal(
-        family.model.generate(ids, past_key_values=cache, max_new_tokens=8, do_sample=False), plain
-    )
+    options = {"max_new_tokens": 8, "do_sample": False}
+    plain = family.model.generate(ids, **options)
+    assert torch.equal(family.model.generate(ids, past_key_values=cache, **options), plain)
 
 
 @pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if not policy.parallel])
@@ -116,17 +92,11 @@ def test_every_policy_keeps_to_its_budget(policy: Any, family: kvtool.Model, sto
     layout = lay_out(store, names, family)
     naive = kvtool.blend(store, names, family, policy="none")
     cache = kvtool.blend(store, names, family, policy=policy, recompute=0.2, question=QUESTION)
-    last = [(x.keys, x.values) for x in (cache.layers[-1], naive.layers[-1])]
-    (keys, values), (naive_keys, naive_values) = last
-    changed = (keys != naive_keys).any(-1).any(1)[0] | (values != naive_values).any(-1).any(1)[0]
+    last, naive_last = cache.layers[-1], naive.layers[-1]
+    differ = (last.keys != naive_last.keys).any(-1), (last.values != naive_last.values).any(-1)
+    changed = differ[0].any(1)[0] | differ[1].any(1)[0]
     share = POLICIES[policy].share
-    budget = (
-        round(len(layout.token_ids))
-        if share == 1
-        else -(-layout.n_document_tokens // 5)
-        if share is None
-        else 0
-    )
+    budget = {None: -(-layout.n_document_tokens // 5), 0: 0, 1: len(layout.token_ids)}[share]
     if policy == "cacheblend-gradual":
         # Of three layers the last is one that is compared at.
         budget *= 2
@@ -143,24 +113,17 @@ def test_plain_text_has_no_cache_and_is_always_computed(family: kvtool.Model, st
     assert max(differences(cache, full_prefill(family, cache.token_ids))) < BOUND
     naive = kvtool.blend(store, [a, Text(" and then "), b], family, recompute=0)
     n = len(store.load(a, family).token_ids) + len(" and then ")
-    assert (
-        max(
-            float((x.keys - y.keys)[:, :, :n].abs().max() / y.keys.abs().max())
-            for x, y in zip(naive.layers, cache.layers, strict=True)
-        )
-        < BOUND
-    )
+    for x, y in zip(naive.layers, cache.layers, strict=True):
+        assert (x.keys - y.keys)[:, :, :n].abs().max() / y.keys.abs().max() < BOUND
 
 
 def test_several_questions_are_answered_as_one_by_one(family: kvtool.Model, store: kvtool.Store) -> None:
-    names, questions = (
-        sorted(store),
-        ["How many ships?", "What does a loaf of rye bread cost?", "What is kept?"],
-    )
-    found = ask_each(questions, documents=names, model=family, store=store, max_tokens=6, separator="")
+    names = sorted(store)
+    questions = ["How many ships?", "What does a loaf of rye bread cost?", "What is kept?"]
+    answers = ask_each(questions, documents=names, model=family, store=store, max_tokens=6, separator="")
     cache = kvtool.blend(store, names, family, question=questions)
-    assert found.recomputed_tokens == cache.recomputed
-    for question, text in zip(questions, found.texts, strict=True):
+    assert answers.recomputed_tokens == cache.recomputed
+    for question, text in zip(questions, answers.texts, strict=True):
         ids = question_tokens(family, prefix_of(family), question)
         (alone,) = generate_many(family, cache, [ids], [6])
         assert family.tokenizer.decode(alone, skip_special_tokens=True) == text
@@ -173,11 +136,7 @@ def test_a_blend_is_kept_as_a_document(family: kvtool.Model, store_of: Any) -> N
     cache.save(store, "all.txt", family)
     again = store.load("all.txt", family)
     assert torch.equal(again.token_ids, cache.token_ids)
-    start = cache.layout.prefix_tokens
-    assert all(
-        torch.equal(x.keys[:, :, start:], y.keys[:, :, start:])
-        for x, y in zip(again.layers, cache.layers, strict=True)
-    )
+    assert same(again, cache, slice(cache.layout.prefix_tokens, None))
     with pytest.raises(kvtool.KvtoolError, match=r"all\.txt: is in the store already"):
         cache.save(store, "all.txt", family)
     exact = kvtool.blend(store, names, family, recompute=1)

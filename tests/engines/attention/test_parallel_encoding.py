@@ -29,7 +29,7 @@ QUESTION = list(b"How many ships are in the harbour?")
 SINKS = {"gpt-oss"}
 
 BOUND = 1e-5
-"""Largest difference in float32, relative to the largest element of the tensor."""
+"""The largest difference in float32, relative to the largest element of the tensor."""
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +98,10 @@ def test_attention_is_the_papers() -> None:
             within = of_documents @ v[inside] / of_documents.sum()
             a, b = of_documents.sum() ** (0.7 * 0.8), of_others.sum()
             expected[place, head] = (a * within + b * others) / (a + b)
-    found = adaptive_attention(
-        *(torch.tensor(x)[None] for x in (query, key, value)),
-        torch.tensor(seen)[None, None],
-        0.5,
-        parallel,
-        slice(5, 21),
-    )
-    assert far(found[0], torch.tensor(expected, dtype=torch.float32)) < BOUND
+    states = [torch.tensor(x)[None] for x in (query, key, value)]
+    mask = torch.tensor(seen)[None, None]
+    output = adaptive_attention(*states, mask, 0.5, parallel, slice(5, 21))
+    assert far(output[0], torch.tensor(expected, dtype=torch.float32)) < BOUND
 
 
 def test_few_queries_at_a_time(plain: Any, cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +112,7 @@ def test_few_queries_at_a_time(plain: Any, cache: Any, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("family", ["llama", "gpt-neox", "deepseek-v3"], indirect=True)
 def test_places_are_the_papers(family: kvtool.Model, store: kvtool.Store, cache: Any) -> None:
-    """As if each document had been left where it was prefilled, and the question stood behind the longest."""
+    """As if each document had stayed where it was prefilled, and the question followed the longest."""
     alone = [store.load(name, family) for name in store]
     prefix = cache.parallel.prefix_tokens
     whole = copy.deepcopy(cache)
@@ -131,21 +127,21 @@ def test_places_are_the_papers(family: kvtool.Model, store: kvtool.Store, cache:
 
 
 def test_generate_reads_it_too(plain: Any, cache: Any) -> None:
-    """generate, with transformers' own masks, says what is said in one pass for several, and with beams it runs."""
+    """generate, with transformers' own masks, answers as one pass for several does, and with beams it runs."""
     (alone,) = generate_many(plain, cache, [QUESTION], [8])
     ids = [*cache.token_ids.tolist(), *QUESTION]
-    said = generate(plain, ids, copy.deepcopy(cache), max_tokens=8)
-    assert [token for token in said if token not in end_tokens(plain)] == alone
+    answer = generate(plain, ids, copy.deepcopy(cache), max_tokens=8)
+    assert [token for token in answer if token not in end_tokens(plain)] == alone
     beams = copy.deepcopy(cache)
     beams.batch_repeat_interleave(2)
     options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 2}
     with parallel_attention(plain, beams):
-        found = plain.model.generate(torch.tensor([ids]), past_key_values=beams, **options)
-    assert found[0, -1] == said[0]
+        out = plain.model.generate(torch.tensor([ids]), past_key_values=beams, **options)
+    assert out[0, -1] == answer[0]
 
 
 def test_a_cache_that_was_cropped(plain: Any, cache: Any) -> None:
-    """What is fed behind it is not of the documents, though it stands where they were."""
+    """Tokens fed after it are not of the documents, though they stand where these were."""
     cache.crop(-9)
     again = logits_after(plain, cache, QUESTION)
     documents = slice(cache.parallel.prefix_tokens, cache.get_seq_length())
@@ -174,14 +170,8 @@ def test_the_model_is_as_it_was(plain: Any, cache: Any) -> None:
 
 
 def test_a_question_is_asked(plain: Any, store: kvtool.Store) -> None:
-    answer = ask(
-        "Why?",
-        documents=list(store),
-        model=plain,
-        store=store,
-        options=BlendOptions(policy="ape"),
-        max_tokens=3,
-    )
+    options = BlendOptions(policy="ape")
+    answer = ask("Why?", documents=list(store), model=plain, store=store, options=options, max_tokens=3)
     assert answer.recomputed_tokens == 2 * len("\n\n")
     assert 0 < len(answer.token_ids) <= 3
 

@@ -6,54 +6,35 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as t
-from transformers import DynamicCache
 
 import kvtool
 from kvtool.engines.attention import capture, probe
 from kvtool.engines.attention.probe import observe, probe_tokens
 from kvtool.engines.transformers import windows
 from kvtool.errors import StoreError
+from tests.caches import eager_prefill
 from tests.families import loaded
 
 BOUND = 1e-5
 """Largest difference of a mean attention weight in float32."""
 
 TEXT = "A store keeps what was computed. The reader asks; the cache answers, from keys and values. " * 3
-SOFTCAP = {
-    "sliding_window": 16,
-    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-    "head_dim": 8,
-    "attn_logit_softcapping": 2.0,
-}
 
 
-@pytest.fixture(scope="module")
-def softcapped(save_model: Any, sizes: Any, tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
-    return kvtool.load_model(save_model(tmp_path_factory.mktemp("gemma2"), t.Gemma2Config(**sizes | SOFTCAP)))
-
-
-def reported(model: kvtool.Model, parts: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The same for all tokens as probes, from one plain forward with ``output_attentions``, and the key heads."""
+def reported(model: kvtool.Model, parts: Any) -> list[torch.Tensor]:
+    """``attention`` with all tokens as probes, from one plain forward with ``output_attentions``."""
     ids = torch.cat([part.token_ids for part in parts])
     start = len(ids) - len(parts[-1].token_ids)
-    before = model.model.config._attn_implementation
-    model.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            cache = DynamicCache()
-            out = model.model(ids[None], past_key_values=cache, output_attentions=True)
-    finally:
-        model.model.set_attn_implementation(before)
+    cache, attentions = eager_prefill(model, ids)
     scores = []
-    for weights, layer, window in zip(out.attentions, cache.layers, windows(model), strict=True):
-        own = weights[0, :, start:, start:]
-        heads = layer.keys.shape[1]
-        tokens = torch.arange(own.shape[-1])
+    for weights, layer, window in zip(attentions, cache.layers, windows(model), strict=True):
+        segment = weights[:, start:, start:]
+        tokens = torch.arange(segment.shape[-1])
         ahead = tokens[:, None] - tokens[None, :]
         seen = (ahead >= 0) & (ahead < (window or len(ids)))
-        scores.append((own.sum(1) / seen.sum(0)).view(heads, -1, len(tokens)).mean(1))
-    return scores  # type: ignore[return-value]
+        score = segment.sum(1) / seen.sum(0)
+        scores.append(score.view(layer.keys.shape[1], -1, len(tokens)).mean(1))
+    return scores
 
 
 def check_all_tokens_as_probes(model: kvtool.Model, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,13 +42,11 @@ def check_all_tokens_as_probes(model: kvtool.Model, parts: Any, monkeypatch: pyt
     before = model.model.config._attn_implementation
     expected = reported(model, parts)
     whole = observe(model, *loaded(model, parts), torch.arange(n_tokens))
-    for found, truth in zip(whole["attention"], expected, strict=True):
-        assert found.shape == truth.shape
-        assert (found.dtype, found.device.type) == (torch.float32, "cpu")
-        assert (found - truth).abs().max() < BOUND
-        assert truth.std() > 10 * BOUND, (
-            "attention should look somewhere in particular, or equality says nothing"
-        )
+    for score, truth in zip(whole["attention"], expected, strict=True):
+        assert score.shape == truth.shape
+        assert (score.dtype, score.device.type) == (torch.float32, "cpu")
+        assert (score - truth).abs().max() < BOUND
+        assert truth.std() > 10 * BOUND, "attention looks nowhere in particular, so equality says nothing"
     # In many passes, as for a long segment.
     monkeypatch.setattr(capture, "SCORES", 7 * sum(len(part.token_ids) for part in parts))
     for name, tensors in observe(model, *loaded(model, parts), torch.arange(n_tokens)).items():
@@ -99,9 +78,9 @@ def test_queries_are_those_that_meet_the_keys(tiny: kvtool.Model, parts_of: Any)
     parts = parts_of(tiny, system=TEXT)[:1]
     n_tokens = len(parts[0].token_ids)
     probes = torch.tensor([5, 40, n_tokens - 1])
-    given = observe(tiny, *loaded(tiny, parts), probes)
+    inputs = observe(tiny, *loaded(tiny, parts), probes)
     expected = observe(tiny, *loaded(tiny, parts), probes[-1:])["attention"]
-    for index, (queries, score) in enumerate(zip(given["queries"], expected, strict=True)):
+    for index, (queries, score) in enumerate(zip(inputs["queries"], expected, strict=True)):
         keys = parts[0].layer(index).keys
         assert queries.shape == (4, 3, keys.shape[2])
         scores = queries[:, -1:] @ keys.repeat_interleave(2, 0).mT / keys.shape[2] ** 0.5
@@ -133,9 +112,9 @@ def test_tokens_out_of_every_probes_sight_get_the_mean(model_of: Any, parts_of: 
 
 
 def test_a_segment_of_one_token(family: kvtool.Model, parts_of: Any) -> None:
-    given = observe(family, *loaded(family, parts_of(family, "a")))
-    assert all(score.shape[1] == 1 and 0 < score.max() <= 1 for score in given["attention"])
-    assert all(queries.shape[1] == 1 for queries in given["queries"])
+    inputs = observe(family, *loaded(family, parts_of(family, "a")))
+    assert all(score.shape[1] == 1 and 0 < score.max() <= 1 for score in inputs["attention"])
+    assert all(queries.shape[1] == 1 for queries in inputs["queries"])
 
 
 def test_the_same_again(tiny: kvtool.Model, parts_of: Any) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
-from transformers import DynamicCache
 
 import kvtool
 from kvtool.engines.attention import capture
@@ -15,18 +14,13 @@ from kvtool.engines.attention.replay import OVERLAP, REQUEST, replay
 from kvtool.engines.transformers import windows
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
+from tests.caches import eager_prefill
 from tests.families import loaded
 
 BOUND = 1e-5
 """Largest difference of an attention weight in float32."""
 
 TEXT = "A store keeps what was computed. The reader asks; the cache answers, from keys and values. " * 2
-SOFTCAP = {
-    "sliding_window": 16,
-    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-    "head_dim": 8,
-    "attn_logit_softcapping": 2.0,
-}
 NUMBER = "The magic number for Amber is 40719."
 
 
@@ -36,29 +30,23 @@ def reported(model: kvtool.Model, parts: Any, passage: slice = slice(None)) -> l
     own = parts[-1].token_ids
     request = torch.tensor(document_tokens(model, REQUEST))
     ids = torch.cat([held, request, own[passage]])
-    before = model.model.config._attn_implementation
-    model.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            out = model.model(ids[None], past_key_values=DynamicCache(), output_attentions=True)
-    finally:
-        model.model.set_attn_implementation(before)
+    _, attentions = eager_prefill(model, ids)
     replayed = slice(len(held) + len(request), None)
     segment = slice(len(held) - len(own), len(held))
-    return [weights[0, :, replayed, segment].amax((0, 1)) for weights in out.attentions]
+    return [weights[:, replayed, segment].amax((0, 1)) for weights in attentions]
 
 
 def checked(model: kvtool.Model, parts: Any) -> list[torch.Tensor]:
     before = model.model.config._attn_implementation
-    found = replay(model, *loaded(model, parts))["importance"]
+    importance = replay(model, *loaded(model, parts))["importance"]
     assert model.model.config._attn_implementation == before
     n_tokens = len(parts[-1].token_ids)
-    for one, other, window in zip(found, reported(model, parts), windows(model), strict=True):
+    for one, other, window in zip(importance, reported(model, parts), windows(model), strict=True):
         assert (one.dtype, one.device.type, one.shape) == (torch.float32, "cpu", (n_tokens,))
         if window is None:
             assert (one - other).abs().max() < BOUND
             assert other.std() > 10 * BOUND, "replayed tokens should look somewhere in particular"
-    return found  # type: ignore[return-value]
+    return importance  # type: ignore[return-value]
 
 
 def test_importance_is_the_largest_weight_that_eager_attention_reports(
@@ -74,9 +62,8 @@ def test_importance_is_the_largest_weight_that_eager_attention_reports(
         assert (one - other).abs().max() < BOUND
 
 
-def test_soft_capped_scores(save_model: Any, sizes: Any, tmp_path: Any, parts_of: Any) -> None:
-    model = kvtool.load_model(save_model(tmp_path / "gemma2", t.Gemma2Config(**sizes | SOFTCAP)))
-    checked(model, parts_of(model))
+def test_soft_capped_scores(softcapped: Any, parts_of: Any) -> None:
+    checked(softcapped, parts_of(softcapped))
 
 
 def test_without_a_prefix(tiny: kvtool.Model, parts_of: Any) -> None:
@@ -138,9 +125,9 @@ def test_the_embedded_model_needs_a_number_that_stands_there_once(
     parts = parts_of(embedded, f"{filler[:middle]}{NUMBER}{filler[middle:]}")
     importance = torch.stack(checked(embedded, parts)).mean(0)
     ids = parts[-1].token_ids.tolist()
-    text = [embedded.tokenizer.decode(ids[: n + 1]) for n in range(len(ids))]
-    first = next(n for n, said in enumerate(text) if "magic" in said)
-    last = next(n for n, said in enumerate(text) if "40719" in said)
+    texts = [embedded.tokenizer.decode(ids[: n + 1]) for n in range(len(ids))]
+    first = next(n for n, text in enumerate(texts) if "magic" in text)
+    last = next(n for n, text in enumerate(texts) if "40719" in text)
     needle = importance[first : last + 1]
     others = torch.cat([importance[8:first], importance[last + 1 :]])
     assert needle.mean() > 1.5 * others.median()
@@ -155,11 +142,11 @@ def test_a_segment_that_does_not_fit_twice_is_replayed_in_passages(
     parts = parts_of(model, text)
     request = len(document_tokens(model, REQUEST))
     model.config.max_position_embeddings = sum(len(part.token_ids) for part in parts) + request + room
-    found = replay(model, *loaded(model, parts))["importance"]
+    importance = replay(model, *loaded(model, parts))["importance"]
     step = room - OVERLAP
     passages = [slice(max(0, start - OVERLAP), start + step) for start in range(0, 150, step)]
     each = [reported(model, parts, passage) for passage in passages]
-    for one, *others in zip(found, *each, strict=True):
+    for one, *others in zip(importance, *each, strict=True):
         assert (one - torch.stack(others).amax(0)).abs().max() < BOUND
     model.config.max_position_embeddings -= room - 2 * OVERLAP + 1
     with pytest.raises(ModelError, match=r"no room to repeat a segment of 150 tokens.*--segment-tokens"):

@@ -69,10 +69,9 @@ def test_a_row_sees_no_other_row(tiny: kvtool.Model, ids: list[int]) -> None:
 
 
 def test_a_pruned_cache_goes_on_at_its_position(tiny: kvtool.Model, ids: list[int]) -> None:
-    """Without its last ten tokens, but at the position behind them: as if they had been masked."""
+    """Without its last ten tokens, but at the position after them: as if they had been masked."""
     short = cached(tiny, ids[:30])
     logits = logits_after(tiny, short, ids[40:], position=40)
-    n = len(ids) - 40
     index = torch.arange(len(ids))
     visible = (index[None, :] <= index[:, None])[40:]
     visible[:, 30:40] = False
@@ -80,7 +79,7 @@ def test_a_pruned_cache_goes_on_at_its_position(tiny: kvtool.Model, ids: list[in
     with torch.no_grad():
         expected = tiny.model(
             torch.tensor([ids[40:]]),
-            position_ids=torch.arange(40, 40 + n)[None],
+            position_ids=torch.arange(40, len(ids))[None],
             attention_mask=visible[None, None],
             past_key_values=whole,
         ).logits[0]

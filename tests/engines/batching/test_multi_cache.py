@@ -1,4 +1,4 @@
-"""Rows behind several caches in one pass, against each cache in passes of its own; and rows that come and go."""
+"""Rows after several caches in one pass, against each cache in passes of its own; and rows that come and go."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((a - b).abs().max() < BOUND * b.abs().max())
 
 
-def behind(model: kvtool.Model, n_tokens: int) -> SequenceBatch:
+def rows_after(model: kvtool.Model, n_tokens: int) -> SequenceBatch:
     cache = engine.new_cache(model, n_tokens)
     engine.feed(model, torch.randint(0, 256, (n_tokens,)).tolist(), cache)
     return SequenceBatch(model, cache)
@@ -42,13 +42,10 @@ def test_several_caches_in_one_pass(family: kvtool.Model, some: list[list[int]])
     sizes, found = (50, 3, 24), []
     for together in (False, True):
         torch.manual_seed(1)
-        rows = [behind(family, size) for size in sizes]
+        rows = [rows_after(family, size) for size in sizes]
         rows[2].join(5, seen=20)
-        feeds = [
-            (rows[0], [(0, some[0]), (1, some[1])]),
-            (rows[1], [(0, some[2])]),
-            (rows[2], [(5, some[3])]),
-        ]
+        first_row = rows[0], [(0, some[0]), (1, some[1])]
+        feeds = [first_row, (rows[1], [(0, some[2])]), (rows[2], [(5, some[3])])]
         first = feed_batches(family, feeds) if together else [one.feed(fed) for one, fed in feeds]
         more = [(rows[0], [(1, [9])]), (rows[2], [(5, [8]), (6, [7])])]
         then = feed_batches(family, more) if together else [one.feed(fed) for one, fed in more]
@@ -61,8 +58,8 @@ def test_several_caches_in_one_pass(family: kvtool.Model, some: list[list[int]])
 
 @torch.no_grad()
 def test_rows_come_and_go(family: kvtool.Model, some: list[list[int]]) -> None:
-    """What is left behind is given up, and nobody who stays notices."""
-    rows = behind(family, 40)
+    """A row that leaves is given up, and those that stay do not notice."""
+    rows = rows_after(family, 40)
     alone = SequenceBatch(family, rows.cache)
     expected = [alone.feed([(0, ids)]) for ids in ([*some[0]], [3], [4])]
     alone.close()
@@ -80,7 +77,7 @@ def test_rows_come_and_go(family: kvtool.Model, some: list[list[int]]) -> None:
 
 @torch.no_grad()
 def test_a_row_may_see_a_part_of_the_cache(family: kvtool.Model, some: list[list[int]]) -> None:
-    rows = behind(family, 40)
+    rows = rows_after(family, 40)
     rows.join(3, seen=25)
     found = rows.feed([(2, some[1]), (3, some[3])])[1:]
     rows.close()
@@ -90,7 +87,7 @@ def test_a_row_may_see_a_part_of_the_cache(family: kvtool.Model, some: list[list
 
 @torch.no_grad()
 def test_a_pass_that_breaks_off_leaves_the_cache_as_it_was(tiny: kvtool.Model) -> None:
-    rows = behind(tiny, 10)
+    rows = rows_after(tiny, 10)
     before = rows.feed([(0, [5])])
     rows.close()
     with pytest.raises(IndexError):
