@@ -160,12 +160,7 @@ def _contexts(
 
 
 def _haystacks(
-    store: Store,
-    refs: Sequence[SegmentRef],
-    model: Model,
-    prefix: Prefix,
-    scope: Scope,
-    notes: list[str],
+    store: Store, refs: Sequence[SegmentRef], model: Model, prefix: Prefix, scope: Scope, notes: list[str]
 ) -> list[Context]:
     texts = [model.tokenizer.decode(store.open(ref.document, segment=ref.segment).token_ids) for ref in refs]
     turns = keeps_turns(model, prefix)
@@ -194,9 +189,7 @@ def _questions(
     if "answers" not in scope.metrics:
         if path is not None:
             raise UsageError(
-                f"--questions {path}",
-                "--metrics leaves out answers",
-                "add it, or leave out the questions",
+                f"--questions {path}", "--metrics leaves out answers", "add it, or leave out the questions"
             )
         return []
     if path is None:

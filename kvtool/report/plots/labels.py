@@ -97,14 +97,7 @@ def _box(text: str, point: Point, offset: Point) -> Box:
     return Box(left, middle[1] - 0.55 * SIZE, left + width, middle[1] + 0.55 * SIZE)
 
 
-def _cost(
-    box: Box,
-    radius: float,
-    inside: Box,
-    marks: Points,
-    lines: Points,
-    taken: Sequence[Box],
-) -> float:
+def _cost(box: Box, radius: float, inside: Box, marks: Points, lines: Points, taken: Sequence[Box]) -> float:
     outside = (
         box.left < inside.left
         or box.right > inside.right
