@@ -62,7 +62,7 @@ class Report:
             "compressed": list(self.compressed),
             "unchanged": list(self.unchanged),
             "fallback_segments": [
-                {"document": ref.document, "segment": ref.segment} for ref in self.fallback_segments
+                {"document": r.document, "segment": r.segment} for r in self.fallback_segments
             ],
             "problems": [error.to_json() for error in self.problems],
             "raw_bytes": self.raw_nbytes,

@@ -1,4 +1,4 @@
-"""What a caller asks of ``compress``, checked as far as that goes without a store."""
+"""A request to ``compress``, checked as far as that goes without a store."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -16,11 +15,9 @@ from kvtool.evaluation.evaluation import evaluate
 from kvtool.measurement.scope import Scope
 from kvtool.model.chat_template import document_tokens
 
-from .conftest import BROKEN, Broken
+from .conftest import BROKEN, SWAPPED, TURNED, ZEROED, Broken, write_questions
 
 pytestmark = pytest.mark.slow
-
-ZEROED, SWAPPED, TURNED = BROKEN
 
 # Another three documents gave these (bits, KL, top-1); bits of CacheGen as LMCache has it are an ideal coder's.
 KNOWN = {
@@ -53,8 +50,8 @@ def summaries(
     texts: kvtool.Store, embedded: kvtool.Model, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """KL of every candidate; retrieval and answers, which take longest, of those whose tests look at them."""
-    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
-    path.write_text(json.dumps({"document": "code.py", "question": "Which module is this?"}))
+    question = {"document": "code.py", "question": "Which module is this?"}
+    path = write_questions(tmp_path_factory.mktemp("questions"), [question])
     with pytest.MonkeyPatch.context() as patch:
         # Nothing that an earlier run of the tests has measured.
         patch.setenv("KVTOOL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
