@@ -1,4 +1,4 @@
-"""Makes calibrations: what a recipe learns about a model, from the store's own documents or from given texts."""
+"""Makes calibrations, which a recipe learns about a model from the store's documents or from other texts."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def maker(
 ) -> MakeCalibration | None:
     """A function that makes a missing calibration, from all documents of ``model``; None without a model.
 
-    ``say`` is told first, with an estimate of the time.
+    ``say`` gets a line first, with an estimate of the time.
     """
     if model is None:
         return None

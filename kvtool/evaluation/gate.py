@@ -92,7 +92,7 @@ class Gate:
         bound = getattr(self, limit)
         estimate = self._measured(candidate, metric) or {}
         value, low, high, n = (estimate.get(part) for part in ("value", "low", "high", "n"))
-        # What was not measured has not been shown to keep the limit.
+        # A limit on something that was not measured is not kept.
         passed = value is not None and (value <= bound if kind == "max" else value >= bound)
         # Bytes are counted, not estimated. One document or context says nothing of others.
         significant = n is None or (n > 1 and not low <= bound <= high)

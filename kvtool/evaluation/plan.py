@@ -133,7 +133,7 @@ def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
 def _contexts(
     runner: Runner, refs: Sequence[SegmentRef], scope: Scope, notes: list[str], named: bool
 ) -> list[Context]:
-    """Texts for KL and times, haystacks for retrieval. What is left out is added to ``notes``."""
+    """Texts for KL and times, haystacks for retrieval. ``notes`` get a line for each omission."""
     contexts: list[Context] = []
     if "kl" in scope.metrics or "times" in scope.metrics:
         contexts, short = text_contexts(runner.store, refs, scope)

@@ -20,7 +20,7 @@ from kvtool.report.text import cleaned
 
 @dataclass(frozen=True)
 class Panel:
-    """What a section shows of one candidate at a time."""
+    """The part of a section that shows one candidate."""
 
     index: int
     name: str

@@ -103,7 +103,7 @@ def error(candidate: Json) -> Table:
 
 
 def scores(raw: Json, candidate: Json) -> Table:
-    """Raw and own score at each length and depth."""
+    """Scores of the raw cache and the candidate at each length and depth."""
     before = words.scores(raw)
     rows = []
     for cell in candidate["retrieval"]["by_length_and_depth"]:

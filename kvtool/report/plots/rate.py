@@ -58,7 +58,7 @@ def rate_distortion(shown: Sequence[Json]) -> Picture | None:
 
 
 def retrieval_kept(shown: Sequence[Json]) -> Picture | None:
-    """Share of the raw cache's retrieval still there, against ratio. Each mark has the id ``kept-<index in shown>``."""
+    """Share of the raw cache's retrieval that is kept, against ratio. Each mark has the id ``kept-<index in shown>``."""
     asked = {i: c for i, c in enumerate(shown) if c["retrieval"]}
     measured = {i: c for i, c in asked.items() if is_finite(c["retrieval"]["retention"])}
     if not measured:
@@ -105,19 +105,21 @@ def _families(
         members = sorted((points[i], i) for i in points if shown[i]["family"] == family)
         if not members:
             continue
-        axes.plot(
-            *zip(*(point for point, _ in members), strict=True), color=look.colour, lw=1.1, ls=look.dash
-        )
+        line = [point for point, _ in members]
+        axes.plot(*zip(*line, strict=True), color=look.colour, lw=1.1, ls=look.dash)
         for (x, y), i in members:
             axes.vlines(x, *ranges[i], color=look.colour, lw=1.4, gid=f"{name}-range-{i}")
-            face, edge, width = (
-                (look.colour, style.PAPER, 0.8) if i in filled else (style.PAPER, look.colour, 1.3)
-            )
-            mark: dict[str, Any] = {"marker": look.marker, "ms": 6.5, "mfc": face, "mec": edge, "mew": width}
-            axes.plot([x], [y], ls="none", color=look.colour, gid=f"{name}-{i}", zorder=3, **mark)
+            solid, hollow = {"mec": style.PAPER, "mew": 0.8}, {"mfc": style.PAPER, "mew": 1.3}
+            mark: dict[str, Any] = {
+                "color": look.colour,
+                "marker": look.marker,
+                "ms": 6.5,
+                "gid": f"{name}-{i}",
+            }
+            axes.plot([x], [y], ls="none", zorder=3, **mark, **(solid if i in filled else hollow))
             covered += [(x, end) for end in ranges[i]]
-        covered += _along(axes, [point for point, _ in members])
-        named.append((family, look.colour, [point for point, _ in members]))
+        covered += _along(axes, line)
+        named.append((family, look.colour, line))
     labels.place(axes, name, named, covered)
 
 
