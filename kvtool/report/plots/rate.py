@@ -109,14 +109,14 @@ def _families(
         axes.plot(*zip(*line, strict=True), color=look.colour, lw=1.1, ls=look.dash)
         for (x, y), i in members:
             axes.vlines(x, *ranges[i], color=look.colour, lw=1.4, gid=f"{name}-range-{i}")
-            solid, hollow = {"mec": style.PAPER, "mew": 0.8}, {"mfc": style.PAPER, "mew": 1.3}
             mark: dict[str, Any] = {
                 "color": look.colour,
                 "marker": look.marker,
                 "ms": 6.5,
                 "gid": f"{name}-{i}",
             }
-            axes.plot([x], [y], ls="none", zorder=3, **mark, **(solid if i in filled else hollow))
+            mark |= {"mec": style.PAPER, "mew": 0.8} if i in filled else {"mfc": style.PAPER, "mew": 1.3}
+            axes.plot([x], [y], ls="none", zorder=3, **mark)
             covered += [(x, end) for end in ranges[i]]
         covered += _along(axes, line)
         named.append((family, look.colour, line))
