@@ -1,4 +1,4 @@
-"""Makes calibrations: what a recipe learns about a model, from the store's own documents or from given texts."""
+"""Makes calibrations, which a recipe learns about a model from the store's documents or from other texts."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def maker(
 ) -> MakeCalibration | None:
     """A function that makes a missing calibration, from all documents of ``model``; None without a model.
 
-    ``say`` is told first, with an estimate of the time.
+    ``say`` gets a line first, with an estimate of the time.
     """
     if model is None:
         return None
@@ -165,10 +165,8 @@ def maker(
         tokens = _tokens(pieces_of_store(store, None, model, TOKENS))
         seconds = estimated_seconds(recipe, model, tokens)
         time_needed = "" if seconds is None else f"; about {max(1, round(seconds / 60))} minutes"
-        say(
-            f"no calibration for {model.name} yet: making one from {tokens:,} tokens of the store's documents "
-            f"(once{time_needed})"
-        )
+        source = f"{tokens:,} tokens of the store's documents (once{time_needed})"
+        say(f"no calibration for {model.name} yet: making one from {source}")
         return calibrate(store, model=model, recipe=recipe.name, on_progress=on_progress)
 
     return make
@@ -203,9 +201,6 @@ def _pieces(
             raise UsageError("--text", "has no tokens", "give text of the kind that will be compressed")
         return pieces
     if not store:
-        raise UsageError(
-            str(store),
-            "is empty, so that there is nothing to calibrate on",
-            "run kvtool prefill first, or give --text",
-        )
+        reason = "is empty, so that there is nothing to calibrate on"
+        raise UsageError(str(store), reason, "run kvtool prefill first, or give --text")
     return pieces_of_store(store, [names] if isinstance(names, str) else names, model, tokens, seed)

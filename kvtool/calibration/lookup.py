@@ -1,4 +1,4 @@
-"""Which calibration a recipe takes to compress a store's documents."""
+"""Finds the calibration with which a recipe compresses a store's documents."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class MissingCalibration(UsageError):
 def finder(
     store: Store,
     names: Sequence[str],
-    given: Calibration | str | None = None,
+    chosen: Calibration | str | None = None,
     make: MakeCalibration | None = None,
 ) -> FindCalibration:
-    """What finds the calibration for compressing the documents ``names``.
+    """A function that finds the calibration for compressing the documents ``names``.
 
-    That is ``given`` or, if it is a digest, the store's of that digest; else the store's newest of the recipe's method
-    for the documents' model; else what ``make`` makes. Raises ``MissingCalibration`` where there is none,
-    ``UsageError`` where there are several models.
+    That is ``chosen`` or, if it is a digest, the store's of that digest; else the store's newest of the recipe's method
+    for the documents' model; else the one that ``make`` makes. The function raises ``MissingCalibration`` where there is
+    none, ``UsageError`` where there are several models.
     """
 
     known: dict[str, Calibration] = {}
@@ -42,13 +42,15 @@ def finder(
         return known[recipe.calibration]
 
     def look(recipe: Recipe) -> Calibration:
-        if isinstance(given, Calibration):
-            return given
-        if given is not None:
-            if given not in store.calibrations:
-                have = ", ".join(store.calibrations) or "none"
-                raise UsageError(f"calibration {given}", f"is not in the store {store}", f"it has: {have}")
-            return store.calibrations[given]
+        if isinstance(chosen, Calibration):
+            return chosen
+        if chosen is not None:
+            if chosen not in store.calibrations:
+                digests = ", ".join(store.calibrations) or "none"
+                raise UsageError(
+                    f"calibration {chosen}", f"is not in the store {store}", f"it has: {digests}"
+                )
+            return store.calibrations[chosen]
         fingerprint, model = _model(store, names)
         if newest := store.calibrations.newest(recipe.calibration, fingerprint):
             return newest
@@ -64,23 +66,19 @@ def finder(
 
 
 def _model(store: Store, names: Sequence[str]) -> tuple[str, str]:
-    """Fingerprint and name of the model that the documents were prefilled with; those that cannot be read are not asked."""
+    """Fingerprint and name of the model that the documents were prefilled with. Unreadable documents do not count."""
     models: dict[str, str] = {}
-    unread: list[KvtoolError] = []
+    unread: KvtoolError | None = None
     for name in names:
         try:
             model = store[name].model
-        except KvtoolError as error:
-            unread.append(error)
-        else:
             models[model["fingerprint"]] = model["name"]
+        except KvtoolError as error:
+            unread = unread or error
     if len(models) > 1:
-        names_of_models = ", ".join(f"{model} ({fingerprint[:12]}…)" for fingerprint, model in models.items())
-        raise UsageError(
-            str(store),
-            f"the documents were prefilled with several models, {names_of_models}, and a calibration is of one",
-            "name documents of one model",
-        )
+        several = ", ".join(f"{model} ({fingerprint[:12]}…)" for fingerprint, model in models.items())
+        reason = f"the documents were prefilled with several models, {several}, and a calibration is of one"
+        raise UsageError(str(store), reason, "name documents of one model")
     if not models:
-        raise unread[0] if unread else UsageError(str(store), "has no documents to compress")
+        raise unread or UsageError(str(store), "has no documents to compress")
     return next(iter(models.items()))

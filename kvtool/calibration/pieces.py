@@ -16,10 +16,10 @@ from kvtool.store.base import Store
 from kvtool.store.manifest import RAW, Document
 
 PIECE_TOKENS = 1024
-"""Tokens of a piece, at most: what the memory for its gradients allows, and long enough for most of what attention does."""
+"""The most tokens of a piece: as many as memory for gradients allows, and enough for most of what attention does."""
 
 SHORTEST = 64
-"""Tokens of a piece that is cut off at the end, at least. Fewer are mostly beginning."""
+"""The fewest tokens of a piece that is cut off at the end. Fewer are mostly beginning."""
 
 T = TypeVar("T")
 

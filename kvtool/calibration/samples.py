@@ -19,10 +19,10 @@ from kvtool.errors import UsageError
 from kvtool.model.model import Model
 
 GRADIENT_TOKENS = 16_384
-"""Tokens that gradients are computed for, about. What errors cost is soon known, and each takes as long as seven without."""
+"""About how many tokens get gradients. The cost of errors is soon known, and each token takes as long as seven without."""
 
 KEPT_BYTES = 8 << 30
-"""Bytes of all samples' keys and values in 16 bits, at most. They wait in memory while a recipe goes over them."""
+"""The most bytes of all samples' keys and values in 16 bits. They stay in memory while a recipe goes over them."""
 
 
 class Samples(Sequence[Sample]):
@@ -79,14 +79,10 @@ class Samples(Sequence[Sample]):
         if tokens * nbytes > KEPT_BYTES:
             raise UsageError(
                 "--tokens",
-                (
-                    f"{tokens} tokens of {self.model.name} take {tokens * nbytes / 1e9:.1f} GB while "
-                    f"they are learned from, at most {KEPT_BYTES / 1e9:.1f} are allowed"
-                ),
-                (
-                    f"give {int(KEPT_BYTES / nbytes)} or fewer to kvtool calibrate, or compress with --recipe "
-                    "kivi, which needs no calibration"
-                ),
+                f"{tokens} tokens of {self.model.name} take {tokens * nbytes / 1e9:.1f} GB while they are learned "
+                f"from, at most {KEPT_BYTES / 1e9:.1f} are allowed",
+                f"give {int(KEPT_BYTES / nbytes)} or fewer to kvtool calibrate, or compress with --recipe kivi, "
+                "which needs no calibration",
             )
 
 

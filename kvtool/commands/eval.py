@@ -160,21 +160,21 @@ def run(
             command=shlex.join(["kvtool", *sys.argv[1:]]),
             on_progress=lambda p: bar.update(p.done, p.total, "tokens"),
         )
-    for line in evaluation.notes[len(planned.notes) :]:
+    for line in evaluation.json["notes"][len(planned.notes) :]:
         output.note(line)
-    output.emit(evaluation.to_json(), render(evaluation), as_json)
+    output.emit(evaluation.json, render(evaluation), as_json)
     if as_json:
         for line in gate_lines([check.to_json() for check in evaluation.failed]):
             output.note(line)
     if html is not None:
-        _write_page(html, evaluation.to_json())
+        _write_page(html, evaluation.json)
     return GATE if evaluation.failed else DONE
 
 
 def render(evaluation: Evaluation) -> output.Lines:
     from kvtool.report.table import table
 
-    return output.Lines([table(evaluation.to_json())])
+    return output.Lines([table(evaluation.json)])
 
 
 def render_plan(plan: Plan) -> list[str]:

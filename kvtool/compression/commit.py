@@ -1,4 +1,4 @@
-"""Commits encoded segments: a document's manifest names the variant when its last segment is there."""
+"""Commits encoded segments: a document's manifest names the variant when its last segment is stored."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ class Committer:
         self.report.compressed.append(name)
 
     def _sources(self, document: Document) -> list[Variant | None]:
-        """What each segment's variant is made from."""
+        """The source of each segment's variant."""
         return [segment.variants.get(self.job.source) for segment in document.segments]

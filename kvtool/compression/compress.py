@@ -85,7 +85,7 @@ def compress(
         report.start(planned)
         report.compressed += planned.to_encode
     else:
-        # A store that is not there is not made by asking for one of its documents.
+        # Asking for a document does not create a missing store.
         with store.writing() if store else nullcontext():
             _run(store, job, chosen, replace, report, on_progress)
     if report.problems and names is not None and len(chosen) == 1:

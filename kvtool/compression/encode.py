@@ -19,7 +19,7 @@ from kvtool.store.segments import SegmentRef, encode_segment
 def encode(store: LocalStore, job: Job, refs: Sequence[SegmentRef]) -> Generator[Outcome, None, None]:
     """Yields each of ``refs`` with its artifact, or with why there is none.
 
-    Artifacts that an interrupted run has left, which no manifest names yet, are not made again.
+    Artifacts of an interrupted run, which no manifest names yet, are not made again.
     """
     remaining: list[SegmentRef] = []
     known = store.known() if refs else {}

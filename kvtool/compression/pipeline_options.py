@@ -34,21 +34,17 @@ def pipeline_of(
             for option, side in (("--keys", keys), ("--values", values))
         ]
         # Everything is checked before any calibration, which may have to be made first.
-        for name, given in (base, *choices):
-            find_recipe(name).check(given)
+        for name, options in (base, *choices):
+            find_recipe(name).check(options)
         first = _build(*choices[0], find)
         sides = [first, first if choices[0] == choices[1] else _build(*choices[1], find)]
     except CodecError as error:
         raise UsageError(None, error) from error
     if sides[0].layers != sides[1].layers:
-        raise UsageError(
-            "--keys and --values",
-            (
-                f"code {sides[0].layers or 'all'} and {sides[1].layers or 'all'} layers together, "
-                "expected the same"
-            ),
-            "take both sides from one recipe, or recipes that code layer by layer",
-        )
+        together = " and ".join(str(side.layers or "all") for side in sides)
+        reason = f"code {together} layers together, expected the same"
+        remedy = "take both sides from one recipe, or recipes that code layer by layer"
+        raise UsageError("--keys and --values", reason, remedy)
     return Pipeline(sides[0].keys, sides[1].values, sides[0].layers)
 
 
@@ -62,9 +58,8 @@ def _side(option: str, text: str, recipe: str, parameters: Parameters) -> tuple[
     name, _, bits = text.rpartition(":") if ":" in text or _is_number(text) else (text, "", "")
     kept = parameters if name in ("", recipe) else {}
     if bits and not _is_number(bits):
-        raise UsageError(
-            f"{option} {text}", f"{bits!r} is no number of bits", "expected BITS, RECIPE or RECIPE:BITS"
-        )
+        remedy = "expected BITS, RECIPE or RECIPE:BITS"
+        raise UsageError(f"{option} {text}", f"{bits!r} is no number of bits", remedy)
     return name or recipe, {**kept, **({"bits": int(bits)} if bits else {})}
 
 

@@ -30,11 +30,6 @@ class DocumentPlan:
     document: Document
     artifacts: tuple[Variant | None, ...]
 
-    @property
-    def done(self) -> int:
-        """Segments that need not be encoded."""
-        return sum(artifact is not None for artifact in self.artifacts)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -60,8 +55,9 @@ class Plan:
 
     @property
     def segments_done(self) -> int:
-        incomplete = sum(document.done for document in self.to_encode.values())
-        return incomplete + sum(sizes.segments for sizes in self.unchanged.values())
+        return self.segments_total - sum(
+            document.artifacts.count(None) for document in self.to_encode.values()
+        )
 
 
 def plan(store: Store, job: Job, names: Iterable[str], replace: bool = False) -> Plan:
@@ -99,11 +95,8 @@ def _plan_document(store: Store, job: Job, document: Document, replace: bool) ->
     for segment in document.segments:
         existing = segment.variants.get(job.variant)
         if existing and existing.recipe != job.record and not replace:
-            raise StoreError(
-                document.name,
-                f"has a variant {job.variant!r} made otherwise",
-                "give this one another --name, or --replace it",
-            )
+            reason = f"has a variant {job.variant!r} made otherwise"
+            raise StoreError(document.name, reason, "give this one another --name, or --replace it")
         is_made = existing is not None and existing.recipe == job.record and store.holds(existing)
         artifacts.append(existing if is_made else None)
     return DocumentPlan(document, tuple(artifacts))

@@ -19,10 +19,10 @@ from kvtool.model.model import Model
 from kvtool.store.base import Store
 
 TRIES = 10
-"""Tries at most."""
+"""The most settings that are tried."""
 
 CLOSE = 0.02
-"""How far below the target is near enough, as a share of it."""
+"""The distance below the target that is near enough, as a share of it."""
 
 Point = tuple[float, float]
 """A setting, and what was measured with it."""
@@ -41,10 +41,10 @@ def find_setting(
     ``build`` gives the pipeline for a value of the dial. Raises ``UsageError`` for KL without a model, and where no segment is
     long enough to measure KL on.
     """
-    found = recipe_of(recipe)
-    assert found.dial is not None
-    dial = found.dial.parameter
-    parameter = found.parameters[dial]
+    dialled = recipe_of(recipe)
+    assert dialled.dial is not None
+    dial = dialled.dial.parameter
+    parameter = dialled.parameters[dial]
     assert isinstance(parameter.allowed, Between)
     with _trial(target, store, names, model) as measure:
         return search(
@@ -59,19 +59,16 @@ def find_setting(
 
 @contextmanager
 def _trial(target: Target, store: Store, names: Sequence[str], model: Model | None) -> Iterator[Trial]:
-    """What measures a pipeline in the target's unit."""
+    """A function that measures a pipeline in the target's unit."""
     refs = sample_segments(store, names)
     if not target.needs_model:
         yield bits_trial(store, refs, model)
-        return
-    if model is None:
-        raise UsageError(
-            "--max-kl",
-            "is measured by running the documents' model",
-            "give --model, or compress(..., model=model)",
-        )
-    with kl_trial(store, refs, model) as measure:
-        yield measure
+    elif model is None:
+        reason = "is measured by running the documents' model"
+        raise UsageError("--max-kl", reason, "give --model, or compress(..., model=model)")
+    else:
+        with kl_trial(store, refs, model) as measure:
+            yield measure
 
 
 def search(
@@ -100,25 +97,16 @@ def search(
             good = (setting, measured)
         else:
             bad = (setting, measured)
-        if good and (is_close(good[1], limit) or good[0] == far):
+        if good and (good[1] >= (1 - CLOSE) * limit or good[0] == far):
             break
         if bad and bad[0] == safe:
             break
-        setting = _rounded(_next_setting(good, bad, limit, safe, far))
+        # Four digits: the setting is written into every artifact, and people type it again.
+        setting = float(f"{_next_setting(good, bad, limit, safe, far):.4g}")
     if good:
         return Setting(name, *good, met=True)
     assert bad is not None
     return Setting(name, *bad, met=False)
-
-
-def is_close(measured: float, limit: float) -> bool:
-    """Whether what meets the limit is near enough to it."""
-    return measured >= (1 - CLOSE) * limit
-
-
-def _rounded(setting: float) -> float:
-    """Four digits, so that what is written into every artifact can be typed again."""
-    return float(f"{setting:.4g}")
 
 
 def _next_setting(good: Point | None, bad: Point | None, limit: float, safe: float, far: float) -> float:

@@ -13,7 +13,7 @@ from kvtool.store.segments import SegmentRef
 
 @dataclass
 class Report:
-    """What a run has done so far.
+    """The work that a run has done so far.
 
     Bytes are those of the source of each document that has the variant now, of the variant, and of the calibrations that it
     needs, which all documents of a model share. ``fallback_segments`` are segments so unlike the calibration's text that the
@@ -42,7 +42,7 @@ class Report:
         return 8 * self.nbytes / self.n_elements if self.n_elements else 0.0
 
     def start(self, plan: Plan) -> None:
-        """Counts what a plan found."""
+        """Counts the documents and segments of a plan."""
         self.segments_total, self.segments_done = plan.segments_total, plan.segments_done
         self.problems += plan.refused
         self.unchanged += plan.unchanged
@@ -62,7 +62,7 @@ class Report:
             "compressed": list(self.compressed),
             "unchanged": list(self.unchanged),
             "fallback_segments": [
-                {"document": ref.document, "segment": ref.segment} for ref in self.fallback_segments
+                {"document": r.document, "segment": r.segment} for r in self.fallback_segments
             ],
             "problems": [error.to_json() for error in self.problems],
             "raw_bytes": self.raw_nbytes,

@@ -1,4 +1,4 @@
-"""What a caller asks of ``compress``, checked as far as that goes without a store."""
+"""A request to ``compress``, checked as far as that goes without a store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Request:
 
     @property
     def record(self) -> dict[str, object]:
-        """What a manifest keeps of how the variant was made, but for the pipeline."""
+        """The entry in a manifest of how the variant was made, without the pipeline."""
         record: dict[str, object] = {"name": self.recipe}
         if self.source != RAW:
             record["of"] = AVERAGED_IN_RECORDS

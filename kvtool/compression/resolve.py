@@ -26,7 +26,7 @@ ModelSource: TypeAlias = "Model | Callable[[], Model] | None"
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with every document. ``record`` is what manifests keep of how the variant was made.
+    """The work on every document. ``record`` tells manifests how the variant was made.
 
     ``model`` is None where none is needed. ``setting`` is that of the dial, None where it was not searched for.
     """
@@ -51,8 +51,8 @@ def resolve(
 ) -> Job:
     """Decides everything about compressing ``names`` but which of their segments are encoded.
 
-    A calibration that is missing is made, and put into the store, unless ``dry_run``; ``say`` is told so and
-    ``on_calibration`` gets its progress. Raises ``UsageError`` as ``compress`` says.
+    A calibration that is missing is made, and put into the store, unless ``dry_run``; ``say`` gets a line
+    about it, ``on_calibration`` its progress. Raises ``UsageError`` as ``compress`` says.
     """
     loaded = _model(request, store, names, model, dry_run)
     make = None if dry_run else maker(store, loaded, say, on_calibration)

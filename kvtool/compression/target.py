@@ -66,13 +66,13 @@ def split_target(recipe: str, parameters: Parameters) -> tuple[Target | None, di
     ``bits``, ``ratio``, ``max_kl`` and ``preset`` are targets unless the recipe has a parameter so called. A preset stands for
     a setting of the dial, and becomes that parameter. Raises ``UsageError`` for a recipe without a dial and for two targets.
     """
-    found = recipe_of(recipe)
-    targets = [unit for unit in (*UNITS, PRESET) if unit in parameters and unit not in found.parameters]
+    dialled = recipe_of(recipe)
+    targets = [unit for unit in (*UNITS, PRESET) if unit in parameters and unit not in dialled.parameters]
     if not targets:
         return None, dict(parameters)
-    dial = _dial(found, targets, parameters)
-    target, value = targets[0], parameters[targets[0]]
-    others = {name: given for name, given in parameters.items() if name != target}
+    dial = _dial(dialled, targets, parameters)
+    target, others = targets[0], dict(parameters)
+    value = others.pop(target)
     if target == PRESET:
         if value not in dial.presets:
             raise UsageError(f"--preset {value}", f"expected one of {', '.join(dial.presets)}")
@@ -94,10 +94,8 @@ def _dial(recipe: Recipe, targets: list[str], parameters: Parameters) -> Dial:
     """The recipe's dial. Raises ``UsageError`` where it has none, and where more than one thing is asked of it."""
     options = " and ".join(map(_option, targets))
     if recipe.dial is None:
-        known = ", ".join(recipe.parameters) or "none"
-        raise UsageError(
-            options, f"recipe {recipe.name!r} has no dial to turn", f"its parameters are: {known}"
-        )
+        remedy = f"its parameters are: {', '.join(recipe.parameters) or 'none'}"
+        raise UsageError(options, f"recipe {recipe.name!r} has no dial to turn", remedy)
     is_set = recipe.dial.parameter in parameters
     if len(targets) > 1 or is_set:
         also = f" and {recipe.dial.parameter}" if is_set else ""

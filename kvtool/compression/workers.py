@@ -56,11 +56,9 @@ def _encode_in_processes(
             try:
                 yield pending[future], future.result()
             except TerminatedWorkerError as error:
-                raise StoreError(
-                    store.root,
-                    "a process that was compressing was killed, perhaps for want of memory",
-                    "what was finished is stored, and the same command goes on from there",
-                ) from error
+                reason = "a process that was compressing was killed, perhaps for want of memory"
+                remedy = "what was finished is stored, and the same command goes on from there"
+                raise StoreError(store.root, reason, remedy) from error
     finally:
         executor.shutdown(wait=True, kill_workers=True)
 

@@ -98,11 +98,10 @@ class Coded:
     @property
     def identity(self) -> Json:
         stages = {type(stage) for stage in (*self.pipeline.keys, *self.pipeline.values)}
-        # A plug-in's stages are not among kvtool's own files, and change too.
-        plugins = sorted(
-            inspect.getfile(stage) for stage in stages if not stage.__module__.startswith("kvtool.")
-        )
-        return [self.pipeline.to_config(), *(digest(Path(file).read_bytes()) for file in plugins)]
+        # The journal knows kvtool's own files, but not those of plug-ins.
+        plugins = [stage for stage in stages if not stage.__module__.startswith("kvtool.")]
+        files = sorted(map(inspect.getfile, plugins))
+        return [self.pipeline.to_config(), *(digest(Path(file).read_bytes()) for file in files)]
 
     @property
     def variant(self) -> str | None:
@@ -125,13 +124,9 @@ def candidate(text: str, find: FindCalibration | None = None) -> Coded:
     """
     name, *options = text.split(":")
     if "=" in name:
-        raise UsageError(
-            f"--recipes {text}",
-            "is no recipe",
-            "parameters follow their recipe behind colons, as in kivi:bits=4:recent=32",
-        )
-    options = list(_joined(options))
-    parameters = parameters_of(options, f"--recipes {text}", "kivi:bits=4")
+        remedy = "parameters follow their recipe after colons, as in kivi:bits=4:recent=32"
+        raise UsageError(f"--recipes {text}", "is no recipe", remedy)
+    parameters = parameters_of(_joined(options), f"--recipes {text}", "kivi:bits=4")
     keys, values = (str(parameters.pop(side)) if side in parameters else None for side in ("keys", "values"))
     pipeline = pipeline_of(name, keys, values, find, **parameters)
     refuse_unmeasurable(name, pipeline)
@@ -141,49 +136,41 @@ def candidate(text: str, find: FindCalibration | None = None) -> Coded:
 
 def candidates(texts: Iterable[str], find: FindCalibration | None = None) -> list[Coded]:
     """The candidate for each of ``texts``, once. Raises ``UsageError`` as ``candidate`` does."""
-    given = [texts] if isinstance(texts, str) else texts
-    return [candidate(text, find) for text in dict.fromkeys(text.strip() for text in given) if text]
+    texts = [texts] if isinstance(texts, str) else texts
+    return [candidate(text, find) for text in dict.fromkeys(text.strip() for text in texts) if text]
 
 
 def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
     """The pipelines of the variants that ``names`` have. Raises ``UsageError`` for a variant made in different ways."""
     by_variant: dict[str, Coded] = {}
+    remedy = "name what to compare with --recipes"
     for name in names:
-        for variant, made in store[name].segments[0].variants.items():
+        for variant, artifact in store[name].segments[0].variants.items():
             # Variants made for blending are not read for a document without others.
-            if variant in (RAW, AVERAGED) or "of" in made.recipe:
+            if variant in (RAW, AVERAGED) or "of" in artifact.recipe:
                 continue
-            family = str(made.recipe.get("name", variant))
+            family = str(artifact.recipe.get("name", variant))
             try:
-                pipeline = Pipeline.from_config(made.recipe["pipeline"], store.calibrations)
+                pipeline = Pipeline.from_config(artifact.recipe["pipeline"], store.calibrations)
             except (CodecError, KeyError) as error:
                 raise UsageError(
-                    name,
-                    f"its variant {variant!r} cannot be made here ({error})",
-                    "name what to compare with --recipes",
+                    name, f"its variant {variant!r} cannot be made here ({error})", remedy
                 ) from error
-            known = recipes().get(family)
-            coded = Coded(
-                variant, family, pipeline, known.summary if known else "", known.paper if known else ""
-            )
+            recipe = recipes().get(family)
+            summary, paper = (recipe.summary, recipe.paper) if recipe else ("", "")
+            coded = Coded(variant, family, pipeline, summary, paper)
             if by_variant.setdefault(variant, coded).pipeline != pipeline:
-                raise UsageError(
-                    name,
-                    f"its variant {variant!r} was made otherwise than that of other documents",
-                    "name what to compare with --recipes",
-                )
+                reason = f"its variant {variant!r} was made otherwise than that of other documents"
+                raise UsageError(name, reason, remedy)
     return list(by_variant.values())
 
 
-def _joined(options: Sequence[str]) -> Iterable[str]:
+def _joined(options: Iterable[str]) -> list[str]:
     """Joins what was split at a colon within a value, as in ``keys=kvquant:3``."""
-    whole = ""
+    joined: list[str] = []
     for option in options:
-        if "=" in option:
-            if whole:
-                yield whole
-            whole = option
+        if "=" in option or not joined:
+            joined.append(option)
         else:
-            whole = f"{whole}:{option}" if whole else option
-    if whole:
-        yield whole
+            joined[-1] += f":{option}"
+    return [option for option in joined if option]

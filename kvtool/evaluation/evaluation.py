@@ -50,7 +50,7 @@ def evaluate(
     Raises ``UsageError``, ``StoreError``, ``MismatchError`` or ``ModelError`` before anything long starts.
     """
     planned = plan(store, names, model, recipes, questions, scope or Scope(), gate or Gate(), others, fresh)
-    return run_plan(planned, command=command, on_progress=on_progress).to_json()
+    return run_plan(planned, command=command, on_progress=on_progress).json
 
 
 def run_plan(plan: Plan, *, command: str, on_progress: OnProgress = lambda _: None) -> Evaluation:
@@ -69,9 +69,8 @@ def run_plan(plan: Plan, *, command: str, on_progress: OnProgress = lambda _: No
             measured.append(Measured(prompted, tuple(runner.measure(bench, prompted))))
         if plan.timed:
             with bench.holding(runner.kv(plan.timed)):
-                times = measure_times(
-                    bench, plan.timed, runner.candidates, plan.scope.repeats, runner.timed(plan.timed)
-                )
+                on_timed = runner.timed(plan.timed)
+                times = measure_times(bench, plan.timed, runner.candidates, plan.scope.repeats, on_timed)
     return result(plan, measured, times, command)
 
 
@@ -79,23 +78,21 @@ def _with_conversations(
     plan: Plan, bench: Bench, context: Context, questions: Sequence[UserQuestion]
 ) -> Context:
     """``context`` with its prompts. The turns before a question have to be answered first."""
-    runner = plan.runner
-    answers = recall_answers(runner.model, runner.prefix, context, questions, plan.scope, fresh=runner.fresh)
+    answers = recall_answers(bench, context, questions, plan.scope, fresh=plan.runner.fresh)
     if answers is None:
-        with bench.holding(runner.kv(context)):
+        with bench.holding(plan.runner.kv(context)):
             answers = hold_conversations(bench, context, questions, plan.scope)
-    return with_prompts(runner.model, runner.prefix, context, questions, answers, plan.scope)
+    return with_prompts(bench, context, questions, answers, plan.scope)
 
 
 def _try_candidates(plan: Plan, bench: Bench) -> None:
-    """Restores every candidate on a few tokens, so that one that cannot be used is found now and not after an hour."""
-    first = next(iter([*plan.contexts, *(context for context, _ in plan.questions)]))
+    """Restores every candidate on a few tokens, so that an unusable one is named at once and not after an hour."""
+    first = plan.all_contexts[0]
     short = replace(first, token_ids=first.token_ids[:TRIAL_TOKENS])
     with bench.holding(plan.runner.kv(short)):
         for candidate in plan.runner.candidates:
             try:
                 candidate.restore(bench)
             except KvtoolError as error:
-                raise UsageError(
-                    candidate.name, f"cannot be used with {plan.runner.model.name}: {error}"
-                ) from error
+                reason = f"cannot be used with {plan.runner.model.name}: {error}"
+                raise UsageError(candidate.name, reason) from error

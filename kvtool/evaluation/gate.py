@@ -12,6 +12,15 @@ from typing import Any
 from kvtool.errors import UsageError
 from kvtool.measurement.scope import Scope
 
+METRICS = {
+    "max_kl": "kl",
+    "max_dnll": "kl",
+    "min_top1": "kl",
+    "min_retrieval": "retrieval",
+    "min_answers": "answers",
+}
+"""The metric that must be measured for a limit."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -54,29 +63,18 @@ class Gate:
 
     def refuse_unmeasured(self, scope: Scope, has_questions: bool, names: Sequence[str]) -> None:
         """Raises ``UsageError`` for a limit on what is not going to be measured, of the candidates ``names``."""
-        for limit, metric in (
-            ("max_kl", "kl"),
-            ("max_dnll", "kl"),
-            ("min_top1", "kl"),
-            ("min_retrieval", "retrieval"),
-            ("min_answers", "answers"),
-        ):
+        for limit, metric in METRICS.items():
             if getattr(self, limit) is not None and metric not in scope.metrics:
-                raise UsageError(_flag(limit), f"needs the metric {metric}, which --metrics leaves out")
+                flag = f"--{limit.replace('_', '-')}"
+                raise UsageError(flag, f"needs the metric {metric}, which --metrics leaves out")
         if self.min_answers is not None and not has_questions:
             raise UsageError("--min-answers", "needs questions to answer", "give --questions FILE")
         if (self.max_ratio_loss is None) != (self.baseline is None):
-            raise UsageError(
-                "--max-ratio-loss and --baseline",
-                "one says how much smaller the ratio may be, the other than what",
-                "give both",
-            )
+            reason = "one says how much smaller the ratio may be, the other than what"
+            raise UsageError("--max-ratio-loss and --baseline", reason, "give both")
         if self.baseline is not None and (missing := [name for name in names if name not in self.baseline]):
-            raise UsageError(
-                "--baseline",
-                f"has no {', '.join(missing)}, only {', '.join(self.baseline)}",
-                "compare the same recipes, or make it again",
-            )
+            reason = f"has no {', '.join(missing)}, only {', '.join(self.baseline)}"
+            raise UsageError("--baseline", reason, "compare the same recipes, or make it again")
 
     def checks(self, candidates: Sequence[Mapping[str, Any]]) -> list[Check]:
         """Every limit against every candidate but the raw cache. ``candidates`` are an evaluation's, as JSON."""
@@ -92,30 +90,25 @@ class Gate:
     def _check(self, candidate: Mapping[str, Any], limit: str) -> Check:
         kind, _, metric = limit.partition("_")
         bound = getattr(self, limit)
-        estimate = self._measured(candidate, limit)
-        value, low, high, n = (estimate[part] for part in ("value", "low", "high", "n"))
-        # What was not measured has not been shown to keep the limit.
+        estimate = self._measured(candidate, metric) or {}
+        value, low, high, n = (estimate.get(part) for part in ("value", "low", "high", "n"))
+        # A limit on something that was not measured is not kept.
         passed = value is not None and (value <= bound if kind == "max" else value >= bound)
         # Bytes are counted, not estimated. One document or context says nothing of others.
         significant = n is None or (n > 1 and not low <= bound <= high)
         name = metric.replace("_", " ")
         return Check(candidate["name"], name, value, low, high, n, bound, passed, significant)
 
-    def _measured(self, candidate: Mapping[str, Any], limit: str) -> Mapping[str, Any]:
-        counted: dict[str, Any] = {"value": None, "low": None, "high": None, "n": None}
-        if limit == "min_ratio":
-            return counted | {"value": candidate["ratio"]}
-        if limit == "max_ratio_loss":
+    def _measured(self, candidate: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:
+        """The estimate of a metric, the ``value`` alone of what is counted, None for what was not measured."""
+        if metric == "ratio":
+            return {"value": candidate["ratio"]}
+        if metric == "ratio_loss":
             assert self.baseline is not None
-            return counted | {"value": 1 - candidate["ratio"] / self.baseline[candidate["name"]]}
-        estimate = {
-            "max_kl": lambda: candidate["kl"],
-            "max_dnll": lambda: candidate["dnll"],
-            "min_top1": lambda: candidate["top1"],
-            "min_retrieval": lambda: candidate["retrieval"] and candidate["retrieval"]["retention"],
-            "min_answers": lambda: candidate["answers"] and candidate["answers"]["f1"],
-        }[limit]()
-        return estimate or counted
+            return {"value": 1 - candidate["ratio"] / self.baseline[candidate["name"]]}
+        estimate: Mapping[str, Any] | None = candidate[metric]
+        part = {"retrieval": "retention", "answers": "f1"}.get(metric)
+        return estimate[part] if estimate and part else estimate
 
 
 def read_baseline(path: Path) -> dict[str, float]:
@@ -129,10 +122,5 @@ def read_baseline(path: Path) -> dict[str, float]:
     except OSError as error:
         raise UsageError(f"--baseline {path}", f"cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"--baseline {path}", f"is no evaluation ({error})", "expected what kvtool eval --json printed"
-        ) from error
-
-
-def _flag(limit: str) -> str:
-    return f"--{limit.replace('_', '-')}"
+        remedy = "expected what kvtool eval --json printed"
+        raise UsageError(f"--baseline {path}", f"is no evaluation ({error})", remedy) from error

@@ -23,13 +23,10 @@ def measure(bench: Bench, context: Context, candidate: Candidate, reference: Ref
     """
     restored = candidate.restore(bench)
     start = len(bench.prefix.token_ids)
+    sides = [side for layer in reference.cache.layers for side in (layer.keys, layer.values)]
     record: dict[str, Any] = {
         "nbytes": restored.nbytes,
-        "n_elements": sum(
-            side[:, :, start:].numel()
-            for layer in reference.cache.layers
-            for side in (layer.keys, layer.values)
-        ),
+        "n_elements": sum(side[:, :, start:].numel() for side in sides),
         "error": cache_error(reference.cache, restored.cache, start),
     }
     if context.prompts:

@@ -48,23 +48,21 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def all_contexts(self) -> list[Context]:
+        return [*self.contexts, *(context for context, _ in self.questions)]
+
+    @property
     def timed(self) -> Context | None:
         """The context on which times are measured."""
-        if "times" not in self.scope.metrics:
-            return None
-        return next(iter(longest(self._all_contexts)), None)
+        return next(iter(longest(self.all_contexts)), None) if "times" in self.scope.metrics else None
 
     @property
     def cost(self) -> int:
         """The cost in tokens, as progress is counted. Prompts of conversations are added when they are known."""
-        each = sum(context.cost for context in self._all_contexts)
+        each = sum(context.cost for context in self.all_contexts)
         prefill = sum(context.prefill_cost for context in self.contexts)
         rounds = self.scope.repeats * len(self.timed.token_ids) if self.timed else 0
         return prefill + each * len(self.runner.candidates) + rounds * (1 + len(self.runner.candidates))
-
-    @property
-    def _all_contexts(self) -> list[Context]:
-        return [*self.contexts, *(context for context, _ in self.questions)]
 
 
 def plan(
@@ -85,7 +83,7 @@ def plan(
     entries = [store[name] for name in documents]
     prefix = _prefix(model, store, entries)
     find = finder(store, documents)
-    coded = candidates(recipes, find) if recipes is not None else variants_of(store, documents)
+    coded = variants_of(store, documents) if recipes is None else candidates(recipes, find)
     compared = [*coded, *others]
     if not compared:
         raise UsageError(
@@ -96,9 +94,10 @@ def plan(
     gate.refuse_unmeasured(scope, questions is not None, [candidate.name for candidate in compared])
     segments = choose_segments(store, documents, scope)
     scope = scope.fitted(model, prefix, sum(ref.n_tokens(store) for ref in segments))
+    runner = Runner(store, model, prefix, entries[0].prefix_artifact, [Raw(), *compared], fresh)
     notes: list[str] = []
-    user_questions = _questions(store, documents, model, prefix, questions, scope, notes)
-    contexts = _contexts(store, segments, model, prefix, scope, notes, named=names is not None)
+    user_questions = _questions(runner, documents, questions, scope, notes)
+    contexts = _contexts(runner, segments, scope, notes, named=names is not None)
     if not contexts and not user_questions:
         raise UsageError(
             "nothing to measure", "--metrics answers needs questions to answer", "give --questions FILE"
@@ -106,7 +105,6 @@ def plan(
     total = sum(len(entry.segments) for entry in entries)
     if len(segments) < total and contexts:
         notes.append(f"{len(segments)} of {total} segments were drawn (--documents, --seed).")
-    runner = Runner(store, model, prefix, entries[0].prefix_artifact, [Raw(), *compared], fresh)
     return Plan(runner, scope, segments, contexts, user_questions, gate, notes)
 
 
@@ -125,78 +123,53 @@ def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
     if prefix.digest != entries[0].prefix["digest"]:
         raise UsageError(
             entries[0].name,
-            (
-                f"its prefix cannot be made again, since {model.name}'s chat template gives another one "
-                "now (one that prints the date, say)"
-            ),
+            f"its prefix cannot be made again, since {model.name}'s chat template gives another one now "
+            "(one that prints the date, say)",
             "prefill with --system, --prefix-file or --no-prefix",
         )
     return prefix
 
 
 def _contexts(
-    store: Store,
-    refs: Sequence[SegmentRef],
-    model: Model,
-    prefix: Prefix,
-    scope: Scope,
-    notes: list[str],
-    named: bool,
+    runner: Runner, refs: Sequence[SegmentRef], scope: Scope, notes: list[str], named: bool
 ) -> list[Context]:
-    """Texts for KL and times, haystacks for retrieval. What is left out is added to ``notes``."""
+    """Texts for KL and times, haystacks for retrieval. ``notes`` get a line for each omission."""
     contexts: list[Context] = []
     if "kl" in scope.metrics or "times" in scope.metrics:
-        contexts, short = text_contexts(store, refs, scope)
+        contexts, short = text_contexts(runner.store, refs, scope)
         if short and (named or not contexts):
-            raise too_short(short, store, scope)
+            raise too_short(short, runner.store, scope)
         if short and scope.fed:
             omitted = ", ".join(dict.fromkeys(ref.document for ref in short))
             notes.append(f"Too short to predict {scope.fed} tokens of, and left out: {omitted} (--tokens).")
         if scope.fed and len({context.segment.document for context in contexts if context.segment}) == 1:
             notes.append("KL, dNLL and top-1 come from one document: their intervals say nothing of others.")
     if "retrieval" in scope.metrics:
-        contexts += _haystacks(store, refs, model, prefix, scope, notes)
+        contexts += _haystacks(runner, refs, scope, notes)
     return contexts
 
 
-def _haystacks(
-    store: Store,
-    refs: Sequence[SegmentRef],
-    model: Model,
-    prefix: Prefix,
-    scope: Scope,
-    notes: list[str],
-) -> list[Context]:
-    texts = [model.tokenizer.decode(store.open(ref.document, segment=ref.segment).token_ids) for ref in refs]
-    turns = keeps_turns(model, prefix)
-    contexts = needle_contexts(model, prefix, texts, scope, later_turns=turns)
+def _haystacks(runner: Runner, refs: Sequence[SegmentRef], scope: Scope, notes: list[str]) -> list[Context]:
+    segments = [runner.store.open(ref.document, segment=ref.segment) for ref in refs]
+    texts = [runner.model.tokenizer.decode(segment.token_ids) for segment in segments]
+    turns = keeps_turns(runner.model, runner.prefix)
+    contexts = needle_contexts(runner.model, runner.prefix, texts, scope, later_turns=turns)
     if not turns:
-        notes.append(
-            "Later turns were not asked: the chat template does not keep earlier ones as they were said."
-        )
+        notes.append("Later turns were not asked, since the chat template does not keep earlier ones.")
     if repeated := sorted({context.length for context in contexts if context.repeated}):
-        notes.append(
-            f"Haystacks of {', '.join(map(str, repeated))} tokens repeat text: the documents are shorter."
-        )
+        lengths = ", ".join(map(str, repeated))
+        notes.append(f"Haystacks of {lengths} tokens repeat text: the documents are shorter.")
     return contexts
 
 
 def _questions(
-    store: Store,
-    documents: Sequence[str],
-    model: Model,
-    prefix: Prefix,
-    path: str | Path | None,
-    scope: Scope,
-    notes: list[str],
+    runner: Runner, documents: Sequence[str], path: str | Path | None, scope: Scope, notes: list[str]
 ) -> list[tuple[Context, list[UserQuestion]]]:
     """The questions of the file ``path``, by context."""
     if "answers" not in scope.metrics:
         if path is not None:
             raise UsageError(
-                f"--questions {path}",
-                "--metrics leaves out answers",
-                "add it, or leave out the questions",
+                f"--questions {path}", "--metrics leaves out answers", "add it, or leave out the questions"
             )
         return []
     if path is None:
@@ -204,11 +177,11 @@ def _questions(
         return []
     questions = read_questions(Path(path), documents)
     for question in questions:
-        _refuse_wrong_segment(path, question, len(store[question.document].segments))
-    by_context = question_contexts(store, questions)
-    for context, own in by_context:
-        for question in own:
-            _refuse_unanswerable(model, prefix, context, question, scope)
+        _refuse_wrong_segment(path, question, len(runner.store[question.document].segments))
+    by_context = question_contexts(runner.store, questions)
+    for context, about_context in by_context:
+        for question in about_context:
+            _refuse_unanswerable(runner, context, question, scope)
     return by_context
 
 
@@ -226,23 +199,17 @@ def _refuse_wrong_segment(path: str | Path, question: UserQuestion, count: int) 
         )
 
 
-def _refuse_unanswerable(
-    model: Model, prefix: Prefix, context: Context, question: UserQuestion, scope: Scope
-) -> None:
-    if len(question.turns) > 1 and not keeps_turns(model, prefix):
-        raise ModelError(
-            model.name,
-            "its chat template does not keep earlier turns as they were said",
-            "ask questions of one turn",
-        )
+def _refuse_unanswerable(runner: Runner, context: Context, question: UserQuestion, scope: Scope) -> None:
+    model = runner.model
+    if len(question.turns) > 1 and not keeps_turns(model, runner.prefix):
+        reason = "its chat template does not keep earlier turns as they were said"
+        raise ModelError(model.name, reason, "ask questions of one turn")
     tokens = sum(len(model.tokenizer(turn).input_ids) + scope.answer_tokens + 16 for turn in question.turns)
-    length = len(prefix.token_ids) + len(context.token_ids) + tokens
+    length = len(runner.prefix.token_ids) + len(context.token_ids) + tokens
     if length >= model.context:
         raise UsageError(
             context.name,
-            (
-                f"with {question.turns[0][:40]!r} it is about {length} tokens long, {model.name} has a "
-                f"context of {model.context}"
-            ),
+            f"with {question.turns[0][:40]!r} it is about {length} tokens long, {model.name} has a context of "
+            f"{model.context}",
             "ask less, or prefill with a smaller --segment-tokens",
         )

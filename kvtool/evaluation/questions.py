@@ -45,9 +45,8 @@ def read_questions(path: Path, names: Collection[str]) -> list[UserQuestion]:
         try:
             question = _question(line, names)
             if question.id is not None and (first := line_of.setdefault(question.id, number)) != number:
-                raise _Wrong(
-                    f"id {question.id!r} was given to line {first} already; expected another; change one"
-                )
+                reason = f"id {question.id!r} was given to line {first} already"
+                raise _Wrong(f"{reason}; expected another; change one")
         except _Wrong as wrong:
             raise UsageError(shown(path), f"line {number}: {wrong}") from None
         questions.append(question)
@@ -57,7 +56,7 @@ def read_questions(path: Path, names: Collection[str]) -> list[UserQuestion]:
 
 
 class _Wrong(ValueError):
-    """An error in a line. The file and the line are added by who reads them."""
+    """An error in a line. ``read_questions`` adds the file and the line."""
 
 
 def _text(path: Path) -> str:
@@ -66,20 +65,14 @@ def _text(path: Path) -> str:
     except DocumentError as error:
         raise UsageError(error.subject, error.reason, error.remedy) from None
     if len(data) > QUESTIONS_BYTES:
-        raise UsageError(
-            shown(path),
-            f"has {len(data):,} bytes; expected at most {QUESTIONS_BYTES:,}",
-            "split it into smaller files",
-        )
+        reason = f"has {len(data):,} bytes; expected at most {QUESTIONS_BYTES:,}"
+        raise UsageError(shown(path), reason, "split it into smaller files")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(
-            shown(path),
-            f"line {line}: byte {data[error.start]:#04x} is not UTF-8; expected UTF-8",
-            "save the file as that",
-        ) from None
+        reason = f"line {line}: byte {data[error.start]:#04x} is not UTF-8; expected UTF-8"
+        raise UsageError(shown(path), reason, "save the file as that") from None
 
 
 def _question(line: str, names: Collection[str]) -> UserQuestion:
@@ -93,9 +86,8 @@ def _question(line: str, names: Collection[str]) -> UserQuestion:
     if document not in names:
         hint = _near(document, names, "kvtool ls lists what is in the store")
         raise _Wrong(f"document {_short(document)}: is not among the documents that are evaluated; {hint}")
-    return UserQuestion(
-        document, _segment(fields), _turns(fields), _string(fields, "id") if "id" in fields else None
-    )
+    id = _string(fields, "id") if "id" in fields else None
+    return UserQuestion(document, _segment(fields), _turns(fields), id)
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -105,9 +97,8 @@ def _object(line: str) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:
         why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise _Wrong(
-            f"is not JSON ({why}): {_short(line)}; expected {EXAMPLE}; correct or remove it"
-        ) from None
+        reason = f"is not JSON ({why}): {_short(line)}"
+        raise _Wrong(f"{reason}; expected {EXAMPLE}; correct or remove it") from None
     if not isinstance(fields, dict):
         raise _Wrong(f"is {_short(fields)}; expected an object, {EXAMPLE}; correct or remove it")
     return fields
@@ -140,10 +131,8 @@ def _segment(fields: dict[str, Any]) -> int | None:
         return None
     segment = fields["segment"]
     if not isinstance(segment, int) or isinstance(segment, bool) or segment < 0:
-        raise _Wrong(
-            f"segment is {_short(segment)}; expected a whole number from 0 (kvtool show lists a document's segments); "
-            "correct it"
-        )
+        expected = "expected a whole number from 0 (kvtool show lists a document's segments)"
+        raise _Wrong(f"segment is {_short(segment)}; {expected}; correct it")
     return segment
 
 
@@ -153,9 +142,8 @@ def _string(fields: dict[str, Any], field: str) -> str:
         raise _Wrong(f"{field} is {_short(value)}; expected text; write it, or remove the line")
     # No tokenizer takes half of a surrogate pair, and what follows a NUL is lost in some.
     if re.search("[\0\ud800-\udfff]", value):
-        raise _Wrong(
-            f"{field} is {_short(value)}; expected text without NUL and lone surrogates; remove them"
-        )
+        reason = f"{field} is {_short(value)}"
+        raise _Wrong(f"{reason}; expected text without NUL and lone surrogates; remove them")
     return value
 
 

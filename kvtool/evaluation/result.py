@@ -26,20 +26,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, of which documents, and on which machine. ``candidates`` begin with the raw cache.
+    """Everything that was measured, as JSON whose ``candidates`` begin with the raw cache, and the gate's checks."""
 
-    All parts are JSON but ``checks``, which are the gate's.
-    """
-
-    command: str
-    created: str
-    machine: Mapping[str, Any]
-    model: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    documents: Sequence[Mapping[str, Any]]
-    candidates: Sequence[Mapping[str, Any]]
-    times: Mapping[str, Any] | None
-    notes: Sequence[str]
+    json: dict[str, Any]
     checks: Sequence[Check]
 
     @property
@@ -47,40 +36,30 @@ class Evaluation:
         """The checks that did not pass."""
         return [check for check in self.checks if not check.passed]
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "command": self.command,
-            "created": self.created,
-            "kvtool": version("kvtool"),
-            "machine": dict(self.machine),
-            "model": dict(self.model),
-            "settings": dict(self.settings),
-            "documents": [dict(document) for document in self.documents],
-            "candidates": [dict(candidate) for candidate in self.candidates],
-            "times": None if self.times is None else dict(self.times),
-            "notes": list(self.notes),
-            "gate": [check.to_json() for check in self.checks] or None,
-        }
-
 
 def result(plan: Plan, measured: Sequence[Measured], times: Times | None, command: str) -> Evaluation:
     """Sums up the records of ``measured``. ``command`` is what made them."""
     candidates = [candidate_summary(n, c, measured) for n, c in enumerate(plan.runner.candidates)]
-    for summary, candidate_times in zip(candidates, times.candidates if times else [], strict=False):
-        summary["times"] = candidate_times
-    return Evaluation(
-        command=command,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        machine=machine(plan.runner.model),
-        model=_model(plan),
-        settings={name: _listed(value) for name, value in asdict(plan.scope).items()},
-        documents=[_document(ref, measured) for ref in _segments(plan, measured)],
-        candidates=candidates,
-        times=times.conditions if times else None,
-        notes=[*plan.notes, *_notes(plan, measured, candidates)],
-        checks=plan.gate.checks(candidates),
-    )
+    if times:
+        for summary, candidate_times in zip(candidates, times.candidates, strict=True):
+            summary["times"] = candidate_times
+    checks = plan.gate.checks(candidates)
+    settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(plan.scope).items()}
+    json = {
+        "format": FORMAT,
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kvtool": version("kvtool"),
+        "machine": machine(plan.runner.model),
+        "model": _model(plan),
+        "settings": settings,
+        "documents": [_document(ref, measured) for ref in _segments(plan, measured)],
+        "candidates": candidates,
+        "times": times.conditions if times else None,
+        "notes": [*plan.notes, *_notes(plan, measured, candidates)],
+        "gate": [check.to_json() for check in checks] or None,
+    }
+    return Evaluation(json, checks)
 
 
 def machine(model: Model) -> dict[str, Any]:
@@ -109,7 +88,7 @@ def _model(plan: Plan) -> dict[str, Any]:
 
 
 def _notes(plan: Plan, measured: Sequence[Measured], candidates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader of the figures should know beside what the plan says."""
+    """Notes for readers of the figures, further to those of the plan."""
     notes = [
         f"{candidate.name}: its cache, or what is predicted over it, is not made of numbers (NaN)."
         for n, candidate in enumerate(plan.runner.candidates)
@@ -124,8 +103,8 @@ def _notes(plan: Plan, measured: Sequence[Measured], candidates: Sequence[Mappin
 
 
 def _segments(plan: Plan, measured: Sequence[Measured]) -> list[SegmentRef]:
-    """The segments that were measured, and those that haystacks have their text from."""
-    refs = [one.context.segment for one in measured if one.context.segment is not None]
+    """The segments that were measured, and those that gave text to haystacks."""
+    refs = [one.context.segment for one in measured if one.context.segment]
     return list(dict.fromkeys([*(plan.segments if "retrieval" in plan.scope.metrics else []), *refs]))
 
 
@@ -138,7 +117,3 @@ def _document(ref: SegmentRef, measured: Sequence[Measured]) -> dict[str, Any]:
         "cached_tokens": sum(len(context.token_ids) for context in contexts),
         "predicted_tokens": sum(len(context.fed) for context in contexts),
     }
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,13 @@ class Runner:
     fresh: bool = False
     on_progress: OnProgress = lambda _: None
     progress: Progress = field(default_factory=Progress)
-    _prefiller: Prefiller | None = None
 
     @contextmanager
     def bench(self) -> Iterator[Bench]:
         """A bench in a temporary directory."""
+        prefix_kv = self.store.open_artifact(self.prefix_artifact).kv() if self.prefix_artifact else None
         with tempfile.TemporaryDirectory(prefix="kvtool-eval-") as folder:
-            yield Bench(Path(folder), self.model, self.prefix, self._prefix_kv())
+            yield Bench(Path(folder), self.model, self.prefix, prefix_kv)
 
     def measure(self, bench: Bench, context: Context) -> list[dict[str, Any]]:
         """A record for each candidate, as ``kvtool.evaluation.measure.measure`` gives it."""
@@ -71,7 +72,7 @@ class Runner:
         self.progress.what = context.name
         kept = sum(record is not None for record in records)
         self.progress.kept += kept
-        # What is kept takes no time. Counted as done, it would promise too much for the rest.
+        # Kept measurements take no time. Counted as done, they would make the rest look too quick.
         self.progress.total -= context.cost * kept
         if kept == len(records):
             self.progress.total -= context.prefill_cost
@@ -90,7 +91,7 @@ class Runner:
     def kv(self, context: Context) -> KV:
         """The raw keys and values of a context: the first tokens of a stored segment, or prefilled now."""
         if context.segment is None:
-            return self._own_prefiller().one(context.token_ids)
+            return self._prefiller.one(context.token_ids)
         return first_tokens(self.store, context.segment, len(context.token_ids))
 
     def timed(self, context: Context) -> Callable[[str], None]:
@@ -106,12 +107,6 @@ class Runner:
         self.progress.done += cost
         self.on_progress(self.progress)
 
-    def _own_prefiller(self) -> Prefiller:
-        if self._prefiller is None:
-            self._prefiller = Prefiller(self.model, self.prefix.token_ids)
-        return self._prefiller
-
-    def _prefix_kv(self) -> KV | None:
-        if self.prefix_artifact is None:
-            return None
-        return self.store.open_artifact(self.prefix_artifact).kv()
+    @cached_property
+    def _prefiller(self) -> Prefiller:
+        return Prefiller(self.model, self.prefix.token_ids)

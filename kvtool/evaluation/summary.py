@@ -33,11 +33,9 @@ class Measured:
 
 def candidate_summary(index: int, candidate: Candidate, measured: Sequence[Measured]) -> dict[str, Any]:
     """The summary of the candidate at ``index``, without its times, which are not made of records."""
-    by_kind = {
-        kind: [one for one in measured if one.context.kind == kind]
-        for kind in ("text", "needles", "questions")
-    }
-    texts = by_kind["text"]
+    texts, needles, questions = (
+        [one for one in measured if one.context.kind == kind] for kind in ("text", "needles", "questions")
+    )
     return {
         "name": candidate.name,
         "kind": candidate.kind,
@@ -46,8 +44,8 @@ def candidate_summary(index: int, candidate: Candidate, measured: Sequence[Measu
         "paper": candidate.paper,
         **_size([one.records[index] for one in texts or measured]),
         **{metric: _over_tokens(metric, index, texts) for metric in TOKEN_METRICS},
-        "retrieval": _retrieval(index, by_kind["needles"]),
-        "answers": _answers(index, by_kind["questions"]),
+        "retrieval": _retrieval(index, needles),
+        "answers": _answers(index, questions),
         "relative_error": _relative_error([one.records[index] for one in measured]),
         "times": None,
         "by_document": [
@@ -172,13 +170,8 @@ def _split(
 def _answers(index: int, questions: Sequence[Measured]) -> Any:
     rows = [
         [
-            {
-                **prompt.about,
-                "raw": raw,
-                "answer": answer,
-                "f1": f1(answer, raw),
-                "exact_match": float(exact(answer, raw)),
-            }
+            {**prompt.about, "raw": raw, "answer": answer, "f1": f1(answer, raw)}
+            | {"exact_match": float(exact(answer, raw))}
             for prompt, answer, raw in _answered(index, one)
         ]
         for one in questions

@@ -83,12 +83,8 @@ def measure_times(
             with peak() as memory:
                 bench.load(candidate.variant)
             seconds.peak_nbytes = memory.nbytes
-    conditions = {
-        "document": context.name,
-        "tokens": len(context.token_ids),
-        "repeats": repeats,
-        "prefill_seconds": median(prefill),
-    }
+    conditions = {"document": context.name, "tokens": len(context.token_ids), "repeats": repeats}
+    conditions["prefill_seconds"] = median(prefill)
     return Times(conditions, [seconds.to_json(prefill) for seconds in rounds])
 
 

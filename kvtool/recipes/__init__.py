@@ -11,6 +11,6 @@ from importlib import import_module
 
 from kvtool.codecs.recipe import Recipe
 
-_MODULES = (import_module(found.name) for found in pkgutil.walk_packages(__path__, f"{__name__}."))
+_MODULES = (import_module(module.name) for module in pkgutil.walk_packages(__path__, f"{__name__}."))
 
 RECIPES: tuple[Recipe, ...] = tuple(module.RECIPE for module in _MODULES if hasattr(module, "RECIPE"))

@@ -79,8 +79,8 @@ def holds_zero(estimate: Json | None) -> bool:
     """Whether zero lies within the interval, unless the value is zero exactly."""
     return (
         estimate is not None
-        and estimate["low"] <= 0 <= estimate["high"]
         and estimate["low"] < estimate["high"]
+        and estimate["low"] <= 0 <= estimate["high"]
     )
 
 

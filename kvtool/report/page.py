@@ -20,7 +20,7 @@ from kvtool.report.text import cleaned
 
 @dataclass(frozen=True)
 class Panel:
-    """What a section shows of one candidate at a time."""
+    """The part of a section that shows one candidate."""
 
     index: int
     name: str
@@ -70,11 +70,8 @@ def _sections(evaluation: Json, shown: list[Json]) -> dict[str, Any]:
     errors = [e for _, c in erring for side in c["relative_error"].values() for heads in side for e in heads]
     # Beyond 1 nothing is worse than storing zeros; a broken candidate must not make the others look blank.
     most = min(1.0, max(filter(isfinite, errors), default=0.0)) or 1.0
-    mapped = [
-        (i, c)
-        for i, c in numbered
-        if raw["retrieval"] and c["retrieval"] and c["retrieval"]["by_length_and_depth"]
-    ]
+    asked = [(i, c) for i, c in numbered if raw["retrieval"] and c["retrieval"]]
+    mapped = [(i, c) for i, c in asked if c["retrieval"]["by_length_and_depth"]]
     prefill = evaluation["times"] and evaluation["times"]["prefill_seconds"]
     timed = prefill and any(c["times"] for c in shown)
     answered = [(i, c) for i, c in numbered if c["answers"] and c["answers"]["examples"]]

@@ -32,12 +32,12 @@ def table(evaluation: Json) -> str:
 
 def gate(checks: Sequence[Json]) -> list[str]:
     """One line for each limit: whether it was kept, and whether the difference to it is significant."""
-    return [
-        f"gate {'passed' if check['passed'] else 'FAILED'}: {printable(check['candidate'])}: {metric(check)} "
-        f"{measured(check)}, limit {plain(check['limit'])}"
-        + ("" if check["significant"] or check["value"] is None else "; cannot be told from the limit")
-        for check in checks
-    ]
+    lines = []
+    for check in checks:
+        subject = f"gate {'passed' if check['passed'] else 'FAILED'}: {printable(check['candidate'])}"
+        doubt = "" if check["significant"] or check["value"] is None else "; cannot be told from the limit"
+        lines.append(f"{subject}: {metric(check)} {measured(check)}, limit {plain(check['limit'])}{doubt}")
+    return lines
 
 
 def metric(check: Json) -> str:

@@ -22,9 +22,8 @@ class Table:
     @property
     def spreads(self) -> list[int]:
         """Characters of the longest spread in each column, so that all of a column's begin at one place."""
-        return [
-            max((len(cells[n].spread) for _, cells in self.rows), default=0) for n in range(len(self.head))
-        ]
+        columns = range(len(self.head))
+        return [max((len(cells[n].spread) for _, cells in self.rows), default=0) for n in columns]
 
 
 def of_columns(caption: str, shown: Sequence[Json], *keys: str) -> Table:
@@ -36,29 +35,15 @@ def of_columns(caption: str, shown: Sequence[Json], *keys: str) -> Table:
 
 
 def gate(checks: Iterable[Json]) -> Table:
-    rows = [
-        (
-            check["candidate"],
-            [
-                Cell(metric(check)),
-                Cell(measured(check), check["value"]),
-                number(check["limit"]),
-                Cell(("✓ passed" if check["passed"] else "✕ failed") + _doubt(check)),
-            ],
-        )
-        for check in checks
-    ]
-    return Table(
-        "Every limit, and what was measured", "candidate", ["metric", "measured", "limit", "result"], rows
-    )
-
-
-def _doubt(check: Json) -> str:
-    return (
-        ""
-        if check["significant"] or check["value"] is None
-        else ", but too near the limit to be told from it"
-    )
+    rows = []
+    for check in checks:
+        result = "✓ passed" if check["passed"] else "✕ failed"
+        if check["value"] is not None and not check["significant"]:
+            result += ", but too near the limit to be told from it"
+        value = Cell(measured(check), check["value"])
+        rows.append((check["candidate"], [Cell(metric(check)), value, number(check["limit"]), Cell(result)]))
+    head = ["metric", "measured", "limit", "result"]
+    return Table("Every limit, and what was measured", "candidate", head, rows)
 
 
 def by_document(shown: Sequence[Json]) -> Table:
@@ -106,38 +91,25 @@ def _turns(shown: Sequence[Json], part: str, metric: str) -> tuple[list[str], li
 
 def error(candidate: Json) -> Table:
     """Layers by heads; a layer may have fewer heads than another."""
-    both = [candidate["relative_error"][side] for side in ("keys", "values")]
-    heads = [max(map(len, layers)) for layers in both]
-    head = [
-        f"{side} {n}" for side, count in zip(("keys", "values"), heads, strict=True) for n in range(count)
-    ]
+    errors = candidate["relative_error"]
+    places = [(side, n) for side in ("keys", "values") for n in range(max(map(len, errors[side])))]
     rows = []
-    for layer in range(len(both[0])):
-        cells = [
-            Cell(plain(layers[layer][n]) if n < len(layers[layer]) else "")
-            for layers, count in zip(both, heads, strict=True)
-            for n in range(count)
-        ]
+    for layer in range(len(errors["keys"])):
+        heads = {side: errors[side][layer] for side in ("keys", "values")}
+        cells = [Cell(plain(heads[side][n]) if n < len(heads[side]) else "") for side, n in places]
         rows.append((str(layer), cells))
+    head = [f"{side} {n}" for side, n in places]
     return Table("Error of keys and values, by head", "layer", head, rows)
 
 
 def scores(raw: Json, candidate: Json) -> Table:
-    """Raw and own score at each length and depth."""
-    before = {
-        (cell["length"], cell["depth"]): cell["score"] for cell in raw["retrieval"]["by_length_and_depth"]
-    }
-    rows = [
-        (
-            f"{cell['length']:,} tokens, depth {100 * cell['depth']:.0f} %",
-            [
-                score(before.get((cell["length"], cell["depth"]))),
-                score(cell["score"]),
-                number(cell["questions"]),
-            ],
-        )
-        for cell in candidate["retrieval"]["by_length_and_depth"]
-    ]
+    """Scores of the raw cache and the candidate at each length and depth."""
+    before = words.scores(raw)
+    rows = []
+    for cell in candidate["retrieval"]["by_length_and_depth"]:
+        length, depth = cell["length"], cell["depth"]
+        cells = [score(before.get((length, depth))), score(cell["score"]), number(cell["questions"])]
+        rows.append((f"{length:,} tokens, depth {100 * depth:.0f} %", cells))
     return Table("Score by length and depth", "place", ["raw", "candidate", "questions"], rows)
 
 
@@ -149,13 +121,9 @@ def times(shown: Sequence[Json], prefill_seconds: float) -> Table:
             peak = c["times"]["peak_bytes"]
             cells = [columns.faster(c), *map(number, share)]
             rows.append((c["name"], [*cells, number(None if peak is None else peak / 1e6)]))
-    head = [
-        "first token, × sooner",
-        "encoding, % of prefill",
-        "loading, % of prefill",
-        "peak memory of loading, MB",
-    ]
-    return Table("Times relative to a full prefill, and memory", "candidate", head, rows)
+    head = ["first token, × sooner", "encoding, % of prefill", "loading, % of prefill"]
+    memory = "peak memory of loading, MB"
+    return Table("Times relative to a full prefill, and memory", "candidate", [*head, memory], rows)
 
 
 def number(value: float | None) -> Cell:
@@ -167,15 +135,10 @@ def score(value: float | None) -> Cell:
 
 
 def documents(evaluation: Json) -> Table:
-    rows = [
-        (
-            f"{d['name']}, segment {d['segment']}" if d["segment"] else d["name"],
-            [_count(d[k]) for k in ("cached_tokens", "predicted_tokens")],
-        )
-        for d in evaluation["documents"]
-    ]
+    rows = []
+    for document in evaluation["documents"]:
+        name, segment = document["name"], document["segment"]
+        counts = [document["cached_tokens"], document["predicted_tokens"]]
+        cells = [Cell(f"{count:,}", count) for count in counts]
+        rows.append((f"{name}, segment {segment}" if segment else name, cells))
     return Table("Documents", "document", ["tokens cached", "tokens predicted"], rows)
-
-
-def _count(value: int) -> Cell:
-    return Cell(f"{value:,}", value)

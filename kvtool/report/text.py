@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 from unicodedata import category
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
 
 def printable(text: str) -> str:
     """For a terminal: control characters could move the cursor or hide a line."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c.isprintable() else REPLACEMENT for c in text)
 
 
 def cleaned(value: Any) -> Any:
@@ -18,10 +20,8 @@ def cleaned(value: Any) -> Any:
     HTML has no way to write the first, UTF-8 none for the second. What has a meaning in HTML stays: that is escaped.
     """
     if isinstance(value, str):
-        return "".join(
-            c if c in "\n\t" or category(c) not in ("Cc", "Cs") else "\N{REPLACEMENT CHARACTER}"
-            for c in value
-        )
+        harmless = (c in "\n\t" or category(c) not in ("Cc", "Cs") for c in value)
+        return "".join(c if kept else REPLACEMENT for c, kept in zip(value, harmless, strict=True))
     if isinstance(value, Mapping):
         return {cleaned(key): cleaned(item) for key, item in value.items()}
     if isinstance(value, list):

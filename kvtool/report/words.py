@@ -19,19 +19,17 @@ def smallest(shown: Sequence[Json], most: float) -> Json | None:
 
 def smallest_like_raw(shown: Sequence[Json]) -> Json | None:
     """The candidate with the fewest bits whose retrieval cannot be told from the raw cache's."""
-    alike = [
-        c for c in shown if c["kind"] != "raw" and c["retrieval"] and not c["retrieval"]["differs_from_raw"]
-    ]
+    asked = [c for c in shown if c["kind"] != "raw" and c["retrieval"]]
+    alike = [c for c in asked if not c["retrieval"]["differs_from_raw"]]
     return min(alike, key=lambda c: float(c["bits_per_value"]), default=None)
 
 
 def rate(shown: Sequence[Json]) -> str:
     sentences = ["Left and low is better."]
     for limit in LIMITS:
-        if found := smallest(shown, limit):
-            sentences.append(
-                f"Within a KL of {plain(limit)}, {found['name']} is the smallest: {found['bits_per_value']:.2f} bits per value."
-            )
+        if best := smallest(shown, limit):
+            bits = f"{best['bits_per_value']:.2f} bits per value"
+            sentences.append(f"Within a KL of {plain(limit)}, {best['name']} is the smallest: {bits}.")
         else:
             sentences.append(f"Nothing stays within a KL of {plain(limit)}.")
     return " ".join(sentences)
@@ -41,18 +39,15 @@ def kept(shown: Sequence[Json]) -> str:
     measured = [c for c in shown if c["retrieval"] and is_finite(c["retrieval"]["retention"])]
     alike = [c for c in measured if not c["retrieval"]["differs_from_raw"]]
     worst = min(measured, key=lambda c: float(c["retrieval"]["retention"]["value"]))
-    sentences = ["Right and high is better."]
-    if found := smallest_like_raw(measured):
-        sentences.append(
+    if best := smallest_like_raw(measured):
+        marks = (
             f"Hollow marks, {len(alike)} of {len(measured)}, cannot be told from the raw cache; the smallest of them is "
-            f"{found['name']}, with a ratio of {found['ratio']:.2f}."
+            f"{best['name']}, with a ratio of {best['ratio']:.2f}."
         )
     else:
-        sentences.append("Every candidate loses more than chance would explain.")
-    sentences.append(
-        f"{worst['name']} keeps the least, {100 * worst['retrieval']['retention']['value']:.0f}\N{NO-BREAK SPACE}%."
-    )
-    return " ".join(sentences)
+        marks = "Every candidate loses more than chance would explain."
+    least = f"{100 * worst['retrieval']['retention']['value']:.0f}\N{NO-BREAK SPACE}%"
+    return f"Right and high is better. {marks} {worst['name']} keeps the least, {least}."
 
 
 def error(candidate: Json) -> str:
@@ -70,22 +65,18 @@ def _side(candidate: Json, side: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return _brief(100 * share)
-
-
-def _brief(percent: float) -> str:
-    return f"{plain(float(f'{percent:.2g}'))}\N{NO-BREAK SPACE}%"
+    return f"{plain(float(f'{100 * share:.2g}'))}\N{NO-BREAK SPACE}%"
 
 
 def lost_where(raw: Json, candidate: Json) -> str:
-    before = _scores(raw)
+    before = scores(raw)
     losses = [
         (before[place] - score, *place, before[place], score)
-        for place, score in _scores(candidate).items()
+        for place, score in scores(candidate).items()
         if place in before
     ]
-    scores = f"{candidate['retrieval']['score']['value']:.2f}, raw {raw['retrieval']['score']['value']:.2f}"
-    sentence = f"{candidate['name']} scores {scores}."
+    total, raw_total = (c["retrieval"]["score"]["value"] for c in (candidate, raw))
+    sentence = f"{candidate['name']} scores {total:.2f}, raw {raw_total:.2f}."
     loss, length, depth, raw_score, score = max(losses, default=(0, 0, 0, 0, 0))
     if loss > 0:
         where = f"{length:,} tokens, depth {_percent(depth)}"
@@ -93,7 +84,7 @@ def lost_where(raw: Json, candidate: Json) -> str:
     return sentence
 
 
-def _scores(candidate: Json) -> dict[tuple[int, float], float]:
+def scores(candidate: Json) -> dict[tuple[int, float], float]:
     """Retrieval score by length and depth."""
     cells = candidate["retrieval"]["by_length_and_depth"]
     return {(cell["length"], cell["depth"]): cell["score"] for cell in cells}
@@ -111,27 +102,20 @@ def percent(candidate: Json, name: str, prefill_seconds: float) -> float | None:
 
 
 def times(shown: Sequence[Json], prefill_seconds: float) -> str:
+    def span(name: str, *kinds: str) -> str | None:
+        """The shortest and the longest of these times."""
+        shares = [percent(c, name, prefill_seconds) for c in shown if c["kind"] in kinds]
+        known = [share / 100 for share in shares if share is not None]
+        return f"{_percent(min(known))} to {_percent(max(known))}" if known else None
+
     sentences = []
     sooner = [(ratio, c["name"]) for c in shown if (ratio := faster(c)) is not None]
     if sooner:
         (least, last), (most, first) = min(sooner), max(sooner)
-        sentences.append(
-            f"The first token comes {least:.1f} times ({last}) to {most:.1f} times ({first}) sooner than with a full prefill."
-        )
-    encode = [
-        t
-        for c in shown
-        if c["kind"] == "recipe" and (t := percent(c, "encode_seconds", prefill_seconds)) is not None
-    ]
-    if encode:
-        sentences.append(
-            f"Encoding takes {_brief(min(encode))} to {_brief(max(encode))} of a prefill's time, once."
-        )
-    load = [
-        t
-        for c in shown
-        if c["kind"] != "peer" and (t := percent(c, "load_seconds", prefill_seconds)) is not None
-    ]
-    if load:
-        sentences.append(f"Loading takes {_brief(min(load))} to {_brief(max(load))}, each time.")
+        ratios = f"{least:.1f} times ({last}) to {most:.1f} times ({first})"
+        sentences.append(f"The first token comes {ratios} sooner than with a full prefill.")
+    if encoding := span("encode_seconds", "recipe"):
+        sentences.append(f"Encoding takes {encoding} of a prefill's time, once.")
+    if loading := span("load_seconds", "raw", "recipe"):
+        sentences.append(f"Loading takes {loading}, each time.")
     return " ".join(sentences)

@@ -34,9 +34,8 @@ def long(store: LocalStore, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch)
     """With a document of several segments beside the three, and pieces of 60 tokens at most."""
     monkeypatch.setattr(pieces, "PIECE_TOKENS", 60)
     monkeypatch.setattr(pieces, "SHORTEST", 10)
-    Path("long.py").write_text(
-        "\n\n".join(f"Paragraph {n} is about the number {n}, and so on." for n in range(12))
-    )
+    paragraphs = [f"Paragraph {n} is about the number {n}, and so on." for n in range(12)]
+    Path("long.py").write_text("\n\n".join(paragraphs))
     kvtool.prefill(["long.py"], model=tiny, store=store, segment_tokens=150)
     return store
 
@@ -74,7 +73,7 @@ def test_pieces_are_spread_over_kinds_documents_and_segments(long: LocalStore, t
     assert {piece.source for piece in own} == {"docs/b.md"}
 
 
-def test_a_piece_is_what_the_store_holds_behind_its_prefix(store: LocalStore, tiny: kvtool.Model) -> None:
+def test_a_piece_is_what_the_store_holds_after_its_prefix(store: LocalStore, tiny: kvtool.Model) -> None:
     for piece in pieces_of_store(store, None, tiny, 10**6):
         *before, own = store.parts(piece.source)
         assert list(piece.token_ids) == own.token_ids.tolist()
@@ -88,7 +87,7 @@ def test_what_documents_hold_alike_counts_once(store: LocalStore, tiny: kvtool.M
     assert sorted(found) == THREE
 
 
-def test_texts_stand_behind_the_stores_prefix(store: LocalStore, tiny: kvtool.Model, tmp_path: Path) -> None:
+def test_texts_stand_after_the_stores_prefix(store: LocalStore, tiny: kvtool.Model, tmp_path: Path) -> None:
     (piece,) = pieces_of_texts(["Some words."], store, tiny, 100)
     (own,) = pieces_of_store(store, ["c.txt"], tiny, 100)
     assert piece.prefix_ids == own.prefix_ids
@@ -138,10 +137,8 @@ def test_what_would_take_too_much_memory_is_refused(
     store: LocalStore, tiny: kvtool.Model, centred: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samples, "KEPT_BYTES", 10_000)
-    with pytest.raises(
-        UsageError,
-        match=r"--tokens: .* tokens of tiny .* give 78 or fewer to kvtool calibrate, or .*--recipe kivi",
-    ):
+    message = r"--tokens: .* tokens of tiny .* give 78 or fewer to kvtool calibrate, or .*--recipe kivi"
+    with pytest.raises(UsageError, match=message):
         calibrate(store, model=tiny, recipe="centred")
     assert calibrate(store, model=tiny, recipe="centred", tokens=78)
 
@@ -174,7 +171,7 @@ def test_of_some_documents_or_of_texts_it_is_another(store: LocalStore, tiny: kv
     one = calibrate(store, "c.txt", model=tiny, recipe="centred")
     assert one.facts["source"]["documents"] == 1  # type: ignore[index,call-overload]
     text = calibrate(store, model=tiny, recipe="centred", texts=[Path("c.txt").read_text()])
-    # The same text behind the same prefix, by whichever way it comes.
+    # The same text after the same prefix, by whichever way it comes.
     assert text == one
     assert calibrate(store, model=tiny, recipe="centred", texts=["Other words."]) != one
     assert len(store.calibrations) == 2
@@ -214,10 +211,8 @@ def test_what_fit_refuses_names_the_option(
         raise CodecError("centred: 90 tokens are too few, expected 500")
 
     fitted_with(fit=fit)
-    with pytest.raises(
-        UsageError,
-        match=r"expected 500. It was given \d+ tokens of 3 documents; raise --tokens.* --recipe kivi",
-    ):
+    message = r"expected 500. It was given \d+ tokens of 3 documents; raise --tokens.* --recipe kivi"
+    with pytest.raises(UsageError, match=message):
         calibrate(store, model=tiny, recipe="centred")
     assert not store.calibrations
 
@@ -270,9 +265,8 @@ def test_compress_makes_what_is_missing_and_says_so(
     assert not store.calibrations
     # From all documents, whichever is compressed.
     assert kvtool.compress(store, "c.txt", recipe="centred", model=tiny).compressed == ["c.txt"]
-    assert (
-        caplog.text.count(f"no calibration for tiny yet: making one from {tokens} tokens of the store's") == 1
-    )
+    message = f"no calibration for tiny yet: making one from {tokens} tokens of the store's"
+    assert caplog.text.count(message) == 1
     (made,) = store.calibrations.values()
     assert made == calibrate(store, model=tiny, recipe="centred")
     caplog.clear()
@@ -285,9 +279,8 @@ def test_compress_makes_none_with_another_model(
     store: LocalStore, tmp_path: Path, make_model: Callable[..., Path]
 ) -> None:
     other = kvtool.load_model(make_model(tmp_path / "other", seed=1), device="cpu")
-    with pytest.raises(
-        MismatchError, match=r"'centred': needs a calibration for tiny .*, and other is .*--model tiny"
-    ):
+    message = r"'centred': needs a calibration for tiny .*, and other is .*--model tiny"
+    with pytest.raises(MismatchError, match=message):
         kvtool.compress(store, recipe="centred", model=other)
     assert not store.calibrations
 
@@ -328,10 +321,8 @@ def test_the_command_prints_what_it_made(cli: Cli, store: LocalStore) -> None:
 def test_the_command_takes_texts(cli: Cli, store: LocalStore) -> None:
     Path("more").mkdir()
     Path("more/x.md").write_text("Words of another kind.\n")
-    assert (
-        json.loads(cli("calibrate", "--recipe", "centred", "--text", "more", "--json").stdout)["documents"]
-        == 1
-    )
+    report = cli("calibrate", "--recipe", "centred", "--text", "more", "--json").stdout
+    assert json.loads(report)["documents"] == 1
     result = cli("calibrate", "--recipe", "centred", "--text", "more", "--text", "gone.md", code=PARTLY)
     assert "gone.md" in result.stderr
     assert "gone.md" in cli("calibrate", "--recipe", "centred", "--text", "gone.md", code=FAILED).stderr

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -210,9 +211,8 @@ def test_what_a_recipe_needs_is_measured_with_the_model(
 
 def test_a_recipe_that_needs_attention_is_refused_without_a_model(store: LocalStore) -> None:
     before = dict(store)
-    with pytest.raises(
-        UsageError, match=r"'mikv' needs attention and queries.*compress --recipe mikv --model MODEL"
-    ):
+    message = r"'mikv' needs attention and queries.*compress --recipe mikv --model MODEL"
+    with pytest.raises(UsageError, match=message):
         kvtool.compress(store, recipe="mikv")
     assert dict(store) == before
 
@@ -245,7 +245,7 @@ def test_what_is_there_is_not_measured_again(
     assert kvtool.compress(store, recipe="zipcache", model=tiny).unchanged == THREE
 
 
-def test_each_segment_is_measured_behind_its_prefix(store: LocalStore, tiny: kvtool.Model) -> None:
+def test_each_segment_is_measured_after_its_prefix(store: LocalStore, tiny: kvtool.Model) -> None:
     Path("long.md").write_text("\n\n".join(f"Paragraph {n} is about the number {n}." for n in range(4)))
     kvtool.prefill(["long.md"], model=tiny, store=store, segment_tokens=40)
     report = kvtool.compress(store, "long.md", recipe="zipcache", model=tiny)
@@ -258,32 +258,34 @@ def test_what_an_interrupted_run_left_is_taken_up(store: LocalStore, monkeypatch
         raise KeyboardInterrupt
 
     pipeline = pipeline_of("kivi")
-    left = encode_segment(store, SegmentRef("c.txt", 0), pipeline)
+    leftover = encode_segment(store, SegmentRef("c.txt", 0), pipeline)
     with pytest.raises(KeyboardInterrupt):
         kvtool.compress(store, ["docs/a.md", "docs/b.md"], recipe="kivi", on_progress=killed)
     assert "kivi" in store["docs/a.md"].variants
     monkeypatch.setattr(workers, "encode_segment", lambda *_: pytest.fail("encoded again"))
     assert kvtool.compress(store, ["c.txt"], recipe="kivi").compressed == ["c.txt"]
-    assert store["c.txt"].segments[0].variants["kivi"].artifact == left.artifact
+    assert store["c.txt"].segments[0].variants["kivi"].artifact == leftover.artifact
 
 
 @pytest.mark.slow
 def test_processes_give_the_same_bytes_and_name_what_went_wrong(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kvtool.compress(store, recipe="cachegen", name="here")
+    kvtool.compress(store, recipe="cachegen", name="alone")
     broken = store.path_of(store["docs/b.md"].segments[0].variants["raw"])
     content = bytearray(broken.read_bytes())
     content[-1] ^= 1
     broken.write_bytes(content)
     monkeypatch.setattr(workers, "WORTH_SECONDS", 0)
     monkeypatch.setattr(workers, "_cores", lambda: 2)
-    report = kvtool.compress(store, recipe="cachegen", sinks=0, recent=0, name="there")
+    report = kvtool.compress(store, recipe="cachegen", sinks=0, recent=0, name="parallel")
     for name in report.compressed:
-        here, there = (store[name].segments[0].variants[variant].artifact for variant in ("here", "there"))
-        assert here == there
-    # Its artifact is known already, so a run that finds it there has nothing to read.
-    store.discard(store["docs/b.md"].segments[0].variants["here"])
+        alone, parallel = (
+            store[name].segments[0].variants[variant].artifact for variant in ("alone", "parallel")
+        )
+        assert alone == parallel
+    # Its artifact is known already, so a run that finds it has nothing to read.
+    store.discard(store["docs/b.md"].segments[0].variants["alone"])
     report = kvtool.compress(store, recipe="cachegen", level=1, name="third")
     assert sorted(report.compressed) == ["c.txt", "docs/a.md"]
     assert len(report.problems) == 1
@@ -311,9 +313,11 @@ def test_what_was_prefilled_again_meanwhile_gets_no_variant_of_what_it_was(
 def test_progress_counts_what_was_there(store: LocalStore) -> None:
     kvtool.compress(store, ["c.txt"], recipe="kivi")
     seen: list[tuple[int, int]] = []
-    kvtool.compress(
-        store, recipe="kivi", on_progress=lambda r: seen.append((r.segments_done, r.segments_total))
-    )
+
+    def note(report: Report) -> None:
+        seen.append((report.segments_done, report.segments_total))
+
+    kvtool.compress(store, recipe="kivi", on_progress=note)
     assert seen == [(2, 3), (3, 3)]
     assert kvtool.compress(store, ["c.txt", "c.txt"], recipe="kivi").unchanged == ["c.txt"]
 
@@ -321,27 +325,22 @@ def test_progress_counts_what_was_there(store: LocalStore) -> None:
 def test_the_report_as_json(store: LocalStore) -> None:
     store.path_of(store["docs/a.md"].segments[0].variants["raw"]).unlink()
     report = kvtool.compress(store, recipe="kivi")
-    found = report.to_json()
-    assert json.loads(json.dumps(found)) == found
-    assert (found["variant"], found["dry_run"]) == ("kivi", False)
-    assert (found["compressed"], found["unchanged"]) == (["c.txt", "docs/b.md"], [])
-    assert found["bits_per_value"] == round(8 * report.nbytes / report.n_elements, 4)
-    (problem,) = found["problems"]
+    fields = report.to_json()
+    assert json.loads(json.dumps(fields)) == fields
+    assert (fields["variant"], fields["dry_run"]) == ("kivi", False)
+    assert (fields["compressed"], fields["unchanged"]) == (["c.txt", "docs/b.md"], [])
+    assert fields["bits_per_value"] == round(8 * report.nbytes / report.n_elements, 4)
+    (problem,) = fields["problems"]
     assert problem == report.problems[0].to_json()
     assert problem["subject"] == "docs/a.md"
 
 
 def test_a_model_is_loaded_only_where_it_is_needed(store: LocalStore, tiny: kvtool.Model) -> None:
-    loaded: list[kvtool.Model] = []
-
-    def load() -> kvtool.Model:
-        loaded.append(tiny)
-        return tiny
-
+    load = Mock(return_value=tiny)
     assert kvtool.compress(store, recipe="kivi", model=load).compressed == THREE
-    assert loaded == []
+    assert load.call_count == 0
     assert kvtool.compress(store, recipe="zipcache", model=load).compressed == THREE
-    assert loaded == [tiny]
+    assert load.call_count == 1
 
 
 def test_a_plan_says_what_is_encoded_unchanged_and_refused(store: LocalStore) -> None:

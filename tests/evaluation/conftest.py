@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,7 @@ from kvtool.measurement.bench import Bench
 from kvtool.measurement.scope import Scope
 from kvtool.store.local import LocalStore
 
-WORDS = (
-    "ship",
-    "left",
-    "harbour",
-    "at",
-    "dawn",
-    "with",
-    "seven",
-    "sailors",
-    "cargo",
-    "apples",
-    "bread",
-    "rope",
-)
+WORDS = "ship left harbour at dawn with seven sailors cargo apples bread rope"
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +34,7 @@ def lively(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 
 def prose(words: int, seed: int) -> str:
     drawn = random.Random(seed)
-    sentences = [" ".join(drawn.choices(WORDS, k=9)).capitalize() + "." for _ in range(words // 9)]
+    sentences = [" ".join(drawn.choices(WORDS.split(), k=9)).capitalize() + "." for _ in range(words // 9)]
     return " ".join(sentences) + "\n"
 
 
@@ -100,12 +87,10 @@ def swap_heads(cache: kvtool.DocumentCache, bench: Bench) -> None:
 
 def turn_by_one(cache: kvtool.DocumentCache, bench: Bench) -> None:
     """Every second layer's keys stand one position too far, as where RoPE is applied to wrong positions."""
-    for rope, layer in zip(
-        ropes(rope_description(bench.model), len(cache.layers)), cache.layers, strict=True
-    ):
-        cos, sin = dispatch.angles(
-            torch.ones(layer.keys.shape[2], dtype=torch.int64), torch.tensor(rope.inv_freq)
-        )
+    rotations = ropes(rope_description(bench.model), len(cache.layers))
+    for rope, layer in zip(rotations, cache.layers, strict=True):
+        positions = torch.ones(layer.keys.shape[2], dtype=torch.int64)
+        cos, sin = dispatch.angles(positions, torch.tensor(rope.inv_freq))
         keys = layer.keys[0].clone()
         dispatch.rotate(keys, cos, sin, rope.layout, keys)
         layer.keys[0].copy_(keys)
@@ -118,11 +103,9 @@ def add_noise(cache: kvtool.DocumentCache, bench: Bench) -> None:
             part.add_(0.05 * part.std() * torch.randn(part.shape, generator=generator))
 
 
-BROKEN = [
-    Broken("zeroed layer", zero_layer),
-    Broken("swapped heads", swap_heads),
-    Broken("RoPE off by one", turn_by_one),
-]
+ZEROED, SWAPPED = Broken("zeroed layer", zero_layer), Broken("swapped heads", swap_heads)
+TURNED = Broken("RoPE off by one", turn_by_one)
+BROKEN = [ZEROED, SWAPPED, TURNED]
 NOISY = Broken("noisy", add_noise)
 
 SMALL = Scope(context=500, tokens=64, lengths=(2400,), haystacks=1, answer_tokens=8, repeats=1)
@@ -131,17 +114,21 @@ KL = Scope(metrics=("kl",), context=500, tokens=64)
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    path = tmp_path / "questions.jsonl"
-    asked = [
+    lines = [
         {"document": "a.txt", "question": "What did the ship carry?"},
         {"document": "b.txt", "turns": ["Who left?", "When?", "With what?"]},
         {"document": "a.txt", "question": "How many sailors?"},
     ]
-    path.write_text("\n".join(map(json.dumps, asked)))
+    return write_questions(tmp_path, lines)
+
+
+def write_questions(folder: Path, lines: Sequence[dict[str, Any]]) -> Path:
+    path = folder / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
     return path
 
 
 def of(evaluation: Any, name: str) -> Any:
     """The candidate of that name."""
-    (found,) = (c for c in evaluation["candidates"] if c["name"] == name)
-    return found
+    (candidate,) = (c for c in evaluation["candidates"] if c["name"] == name)
+    return candidate

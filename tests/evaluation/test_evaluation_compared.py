@@ -18,10 +18,19 @@ from kvtool.store.local import LocalStore
 from .conftest import KL, of, prose
 
 
+def copy_of(store: LocalStore, folder: Path) -> LocalStore:
+    return LocalStore(shutil.copytree(store.root, folder / "store"))
+
+
+def evaluated(store: LocalStore, model: kvtool.Model, *recipes: str, **options: Any) -> Any:
+    """KL of a.txt over the caches of ``recipes``."""
+    return evaluate(store, "a.txt", model=model, recipes=recipes, scope=KL, **options)
+
+
 def test_variants_are_compared_by_default(
     documents: LocalStore, lively: kvtool.Model, tmp_path: Path
 ) -> None:
-    store = LocalStore(shutil.copytree(documents.root, tmp_path / "store"))
+    store = copy_of(documents, tmp_path)
     with pytest.raises(kvtool.KvtoolError, match="nothing to compare"):
         evaluate(store, model=lively, scope=KL)
     kvtool.compress(store, recipe="kivi", bits=4, name="small")
@@ -36,7 +45,7 @@ def test_a_variant_whose_stages_are_not_here_is_refused(
     documents: LocalStore, lively: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It must not be measured with another variant's pipeline."""
-    store = LocalStore(shutil.copytree(documents.root, tmp_path / "store"))
+    store = copy_of(documents, tmp_path)
     kvtool.compress(store, recipe="kivi", bits=4)
     kvtool.compress(store, recipe="nf4", name="plugin")
     known = Pipeline.from_config
@@ -47,9 +56,8 @@ def test_a_variant_whose_stages_are_not_here_is_refused(
         return known(config, *calibrations)
 
     monkeypatch.setattr(Pipeline, "from_config", without_plugins)
-    with pytest.raises(
-        kvtool.KvtoolError, match=r"its variant 'plugin' cannot be made here \(stage 'blockwise'"
-    ):
+    message = r"its variant 'plugin' cannot be made here \(stage 'blockwise'"
+    with pytest.raises(kvtool.KvtoolError, match=message):
         evaluate(store, model=lively, scope=KL)
 
 
@@ -57,9 +65,9 @@ def test_a_recipe_is_measured_with_the_calibration_that_the_store_holds(
     documents: LocalStore, lively: kvtool.Model, tmp_path: Path, centred: Recipe
 ) -> None:
     assert centred.fit
-    store = LocalStore(shutil.copytree(documents.root, tmp_path / "store"))
+    store = copy_of(documents, tmp_path)
     with pytest.raises(kvtool.KvtoolError, match="'centred': needs a calibration"):
-        evaluate(store, "a.txt", model=lively, recipes=["centred:bits=8"], scope=KL)
+        evaluated(store, lively, "centred:bits=8")
     calibration = centred.fit([Sample(store.read("a.txt"))]).made(model=lively.fingerprint, source=None)
     kvtool.compress(store, "a.txt", recipe="centred", bits=8, calibration=calibration)
     measured = [
@@ -75,16 +83,15 @@ def test_another_models_documents_in_the_store_do_not_matter(
 ) -> None:
     """Their prefix has the same tokens, but other keys and values."""
     monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path / "cache"))
-    store = LocalStore(shutil.copytree(documents.root, tmp_path / "store"))
+    store = copy_of(documents, tmp_path)
     (tmp_path / "0.txt").write_text(prose(60, 9))
     other = kvtool.load_model(lively.directory, device="cpu", dtype="bfloat16")
     monkeypatch.chdir(tmp_path)
     assert not kvtool.prefill("0.txt", model=other, store=store).problems
-    both = [evaluate(s, "a.txt", model=lively, recipes=["kivi:bits=2"], scope=KL) for s in (documents, store)]
-    fresh = evaluate(store, "a.txt", model=lively, recipes=["kivi:bits=2"], scope=KL, fresh=True)
-    assert (
-        of(both[0], "kivi:bits=2")["kl"] == of(both[1], "kivi:bits=2")["kl"] == of(fresh, "kivi:bits=2")["kl"]
-    )
+    alone, together = (evaluated(s, lively, "kivi:bits=2") for s in (documents, store))
+    fresh = evaluated(store, lively, "kivi:bits=2", fresh=True)
+    kl = [of(evaluation, "kivi:bits=2")["kl"] for evaluation in (alone, together, fresh)]
+    assert kl[0] == kl[1] == kl[2]
 
 
 def test_times_alone_predict_nothing(documents: LocalStore, lively: kvtool.Model) -> None:

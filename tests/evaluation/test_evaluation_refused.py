@@ -39,7 +39,7 @@ class Refused(Exception):
         ({"recipes": ["kiwi"]}, "kiwi"),
         ({"recipes": ["kivi:bits=99"]}, "bits is 99"),
         ({"recipes": ["kivi:bits"]}, "expected NAME=VALUE"),
-        ({"recipes": ["kivi", "recent=32"]}, "behind colons"),
+        ({"recipes": ["kivi", "recent=32"]}, "after colons"),
         ({"recipes": ["nf4"], "names": ["nowhere.txt"]}, "is not in the store"),
         ({"recipes": ["nf4"], "names": ["a.txt"], "scope": Scope(tokens=2000)}, "a.txt: segment 0 has"),
         ({"recipes": ["nf4"], "scope": Scope(tokens=2000)}, "2 more are as short"),

@@ -9,9 +9,14 @@ import pytest
 
 import kvtool
 from kvtool.evaluation.evaluation import evaluate
-from kvtool.evaluation.run import Progress
+from kvtool.evaluation.run import OnProgress, Progress
 
 from .conftest import KL, SMALL
+
+
+def copies(seen: list[Progress]) -> OnProgress:
+    """Adds a copy of each progress to ``seen``."""
+    return lambda progress: seen.append(copy.copy(progress))
 
 
 def test_progress_adds_up(
@@ -23,19 +28,10 @@ def test_progress_adds_up(
 ) -> None:
     monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path / "cache"))
 
-    def run() -> list[Progress]:
+    for _ in range(2):
         seen: list[Progress] = []
-        evaluate(
-            documents,
-            model=lively,
-            recipes=["nf4"],
-            questions=questions,
-            scope=SMALL,
-            on_progress=lambda p: seen.append(copy.copy(p)),
-        )
-        return seen
-
-    for seen in (run(), run()):
+        options = {"questions": questions, "scope": SMALL, "on_progress": copies(seen)}
+        evaluate(documents, model=lively, recipes=["nf4"], **options)
         assert [p.done for p in seen] == sorted(p.done for p in seen)
         assert all(p.done <= p.total for p in seen)
         assert seen[-1].done == seen[-1].total
@@ -54,9 +50,7 @@ def test_an_interrupted_run_goes_on(
     with pytest.raises(KeyboardInterrupt):
         evaluate(documents, model=lively, recipes=recipes, scope=KL, on_progress=stop)
     seen: list[Progress] = []
-    resumed = evaluate(
-        documents, model=lively, recipes=recipes, scope=KL, on_progress=lambda p: seen.append(copy.copy(p))
-    )
+    resumed = evaluate(documents, model=lively, recipes=recipes, scope=KL, on_progress=copies(seen))
     assert (seen[-1].kept, seen[-1].measured) == (4, 5)
     assert seen[-1].done == seen[-1].total
     fresh = evaluate(documents, model=lively, recipes=recipes, scope=KL, fresh=True)
@@ -71,7 +65,6 @@ def test_a_wider_run_adds_to_a_narrow_one(
     monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path))
     evaluate(documents, model=lively, recipes=["nf4"], scope=KL)
     seen: list[Progress] = []
-    evaluate(
-        documents, model=lively, recipes=["nf4", "lossless"], scope=KL, on_progress=lambda p: seen.append(p)
-    )
+    recipes = ["nf4", "lossless"]
+    evaluate(documents, model=lively, recipes=recipes, scope=KL, on_progress=copies(seen))
     assert (seen[-1].kept, seen[-1].measured) == (6, 3)

@@ -31,21 +31,11 @@ def read(file: Path, *lines: str | dict[str, Any]) -> list[UserQuestion]:
 
 
 def test_reads_questions_and_turns(file: Path) -> None:
-    asked = read(
-        file,
-        GOOD,
-        "",
-        {
-            "document": "docs/a.md",
-            "turns": ["What is red?", "And what does it cost?"],
-            "segment": 2,
-            "id": "x",
-        },
-        " \t",
-    )
-    assert asked == [
+    turns = ["What is red?", "And what does it cost?"]
+    conversation = {"document": "docs/a.md", "turns": turns, "segment": 2, "id": "x"}
+    assert read(file, GOOD, "", conversation, " \t") == [
         UserQuestion("c.txt", None, ("Where did the ships go?",)),
-        UserQuestion("docs/a.md", 2, ("What is red?", "And what does it cost?"), "x"),
+        UserQuestion("docs/a.md", 2, tuple(turns), "x"),
     ]
 
 

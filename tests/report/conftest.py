@@ -10,8 +10,9 @@ import pytest
 
 Evaluation = dict[str, Any]
 
-# name, family, kind, bits per value, KL
-CANDIDATES: tuple[tuple[str, str, str, float, float], ...] = (
+# Name, family, kind, bits per value, KL.
+Row = tuple[str, str, str, float, float]
+CANDIDATES: tuple[Row, ...] = (
     ("lossless", "lossless", "recipe", 25.31, 0.0),
     ("kivi:bits=4", "kivi", "recipe", 5.87, 0.0042),
     ("kivi:bits=2", "kivi", "recipe", 3.89, 0.061),
@@ -39,15 +40,13 @@ class Maker:
         return min(1.0, max(0.0, value))
 
     def candidate(self, name: str, family: str, kind: str, bits: float, kl: float) -> dict[str, Any]:
-        raw = kind == "raw"
+        raw, kivi = kind == "raw", family == "kivi"
         return {
             "name": name,
             "kind": kind,
             "family": family,
-            "summary": "min–max, keys per channel" if family == "kivi" else "",
-            "paper": "2402.02750 KIVI: A Tuning-Free Asymmetric 2bit Quantization"
-            if family == "kivi"
-            else "",
+            "summary": "min–max, keys per channel" if kivi else "",
+            "paper": "2402.02750 KIVI: A Tuning-Free Asymmetric 2bit Quantization" if kivi else "",
             "bits_per_value": bits,
             "ratio": 16 / bits,
             "kl": estimate(kl, kl * self.near(0.2)),
@@ -57,36 +56,25 @@ class Maker:
             "answers": self.answers(kl),
             "relative_error": self.error(kl),
             "times": self.times(raw, kind),
-            "by_document": [
-                {
-                    "name": n,
-                    "bits_per_value": bits,
-                    "kl": self.near(kl),
-                    "dnll": self.near(kl / 3),
-                    "top1": 0.98,
-                }
-                for n in ("docs/a.md", "docs/b.md")
-            ],
+            "by_document": [self.document(n, bits, kl) for n in ("docs/a.md", "docs/b.md")],
         }
 
+    def document(self, name: str, bits: float, kl: float) -> dict[str, Any]:
+        kl, dnll = self.near(kl), self.near(kl / 3)
+        return {"name": name, "bits_per_value": bits, "kl": kl, "dnll": dnll, "top1": 0.98}
+
     def retrieval(self, kl: float, raw: bool) -> dict[str, Any]:
-        left = self.share(1 - 2.2 * kl)
-        cells = [
-            {"length": n, "depth": i / max(1, self.depths - 1), "questions": 12}
-            | {
-                "score": round(
-                    self.share(self.near(0.9 - n / 8000, 0.1)) * (1 if kl == 0 else self.near(left, 0.1)), 3
-                )
-            }
-            for n in self.lengths
-            for i in range(self.depths)
-        ]
-        for cell in cells:
-            cell["score"] = self.share(cell["score"])
+        kept = self.share(1 - 2.2 * kl)
+        cells = []
+        for length in self.lengths:
+            for i in range(self.depths):
+                score = self.share(self.near(0.9 - length / 8000, 0.1)) * (self.near(kept, 0.1) if kl else 1)
+                place = {"length": length, "depth": i / max(1, self.depths - 1)}
+                cells.append({**place, "questions": 12, "score": self.share(round(score, 3))})
         score = sum(cell["score"] for cell in cells) / len(cells)
         return {
             "score": estimate(score, 0.04, 60),
-            "retention": None if raw else estimate(left, 0.0 if kl == 0 else min(0.03, 1 - left + 0.01), 60),
+            "retention": None if raw else estimate(kept, 0.0 if kl == 0 else min(0.03, 1 - kept + 0.01), 60),
             "differs_from_raw": not raw and kl > 0.02,
             "questions": 12 * len(cells),
             "tasks": {
@@ -94,14 +82,15 @@ class Maker:
                 for i, task in enumerate(TASKS)
             },
             "turns": [
-                {"turn": t, "score": self.share(score * (1.02 - 0.03 * t)), "questions": 40}
-                for t in (1, 2, 3)
+                {"turn": n, "score": self.share(score * (1.02 - 0.03 * n)), "questions": 40}
+                for n in (1, 2, 3)
             ],
             "by_length_and_depth": cells,
         }
 
     def answers(self, kl: float) -> dict[str, Any]:
         f1 = self.share(1 - 1.6 * kl**0.5)
+        exact = self.share(f1 - 0.2 if kl else 1)
         worst = [
             {
                 "document": "docs/faq.md",
@@ -113,18 +102,14 @@ class Maker:
             }
             for i in range(3 if kl else 0)
         ]
+        by_turn = {n: self.share(f1 - 0.01 * n if kl else 1) for n in (1, 2)}
         return {
-            "exact_match": estimate(self.share(f1 - 0.2 if kl else 1), 0.0 if kl == 0 else 0.05, 24),
+            "exact_match": estimate(exact, 0.0 if kl == 0 else 0.05, 24),
             "f1": estimate(f1, 0.0 if kl == 0 else 0.03, 24),
             "questions": 24,
             "turns": [
-                {
-                    "turn": t,
-                    "f1": self.share(f1 - 0.01 * t if kl else 1),
-                    "exact_match": self.share(f1 - 0.2 if kl else 1),
-                }
-                | {"questions": 12}
-                for t in (1, 2)
+                {"turn": n, "f1": value, "exact_match": exact, "questions": 12}
+                for n, value in by_turn.items()
             ],
             "examples": worst,
         }
@@ -154,7 +139,7 @@ class Maker:
 
 def evaluation(
     *,
-    candidates: tuple[tuple[str, str, str, float, float], ...] = CANDIDATES,
+    candidates: tuple[Row, ...] = CANDIDATES,
     layers: int = 4,
     heads: int = 2,
     lengths: tuple[int, ...] = (512, 1024),
@@ -164,45 +149,27 @@ def evaluation(
 ) -> Evaluation:
     """An evaluation of the raw cache and of ``candidates``, whole in every part; ``changed`` are its own fields."""
     maker = Maker(seed, layers, heads, lengths, depths)
-    made = [maker.candidate(*row) for row in (("raw", "raw", "raw", 32.0, 0.0), *candidates)]
+    summaries = [maker.candidate(*row) for row in (("raw", "raw", "raw", 32.0, 0.0), *candidates)]
     checks = [
-        {
-            "candidate": c["name"],
-            "metric": "kl",
-            **{k: c["kl"][k] for k in ("value", "low", "high")},
-            "n": c["kl"]["n"],
-            "limit": 0.05,
-        }
+        {"candidate": c["name"], "metric": "kl", **c["kl"], "limit": 0.05}
         | {"passed": c["kl"]["value"] <= 0.05, "significant": not c["kl"]["low"] <= 0.05 <= c["kl"]["high"]}
-        for c in made[1:]
+        for c in summaries[1:]
     ]
+    machine = {"system": "Linux 6.1", "processor": "x86_64", "cores": 2, "device": "cpu", "torch": "2.13.0"}
+    model = {"name": "SmolLM2-135M-Instruct", "dtype": "float32", "layers": layers, "kv_heads": heads}
     whole: Evaluation = {
         "format": 1,
         "command": "kvtool eval docs --recipes lossless,kivi:bits=4,kivi:bits=2 --max-kl 0.05 --html report.html",
         "created": "2026-11-22T07:00:00+00:00",
         "kvtool": "0.1.0",
-        "machine": {
-            "system": "Linux 6.1",
-            "processor": "x86_64",
-            "cores": 2,
-            "device": "cpu",
-            "python": "3.11.7",
-            "torch": "2.13.0",
-            "transformers": "5.23.0",
-        },
-        "model": {
-            "name": "SmolLM2-135M-Instruct",
-            "fingerprint": "5b2f" * 16,
-            "dtype": "float32",
-            "layers": layers,
-            "kv_heads": heads,
-        },
+        "machine": machine,
+        "model": {**model, "fingerprint": "5b2f" * 16},
         "settings": {"context": 1024, "tokens": 256, "lengths": list(lengths), "seed": seed, "repeats": 5},
         "documents": [
             {"name": "docs/a.md", "segment": 0, "cached_tokens": 1024, "predicted_tokens": 257},
             {"name": "docs/b.md", "segment": 0, "cached_tokens": 812, "predicted_tokens": 257},
         ],
-        "candidates": made,
+        "candidates": summaries,
         "times": {"document": "docs/a.md", "tokens": 1024, "repeats": 5, "prefill_seconds": 6.0},
         "gate": checks,
         "notes": ["kvpress:knorm: encode time was not measured, since it prunes while it prefills."],

@@ -47,9 +47,7 @@ RECIPE = Recipe(
     summary="all layers in the model's principal components, bits for each",
     make=kvtc,
     parameters={
-        "ratio": Parameter(
-            16, RATIOS, "of 16 bits to what is stored, before DEFLATE and without kept tokens"
-        ),
+        "ratio": Parameter(16, RATIOS, "of 16 bits to the stored ones, without DEFLATE and kept tokens"),
         "sinks": common.sinks(4),
         "recent": common.recent(128),
     },

@@ -49,14 +49,10 @@ RECIPE = Recipe(
     summary="deep neighbouring layers share directions, 4 bits",
     make=minicache,
     parameters={
-        "bits": Parameter(
-            4, range(9), "bits per code; 0 leaves what is merged in 16 bits, the rest as it is"
-        ),
+        "bits": Parameter(4, range(9), "bits per code; 0 merges without quantizing"),
         "group": Parameter(32, range(1, 1 << 31), "tokens (keys) or channels (values) that share a scale"),
         "start": Parameter(50, range(101), "percent of the model's depth from which layers are merged"),
-        "towards": Parameter(
-            60, range(101), "percent of the way from the lower layer's direction to the upper's"
-        ),
+        "towards": Parameter(60, range(101), "percent of the way from the lower layer to the upper"),
         "retained": Parameter(5, range(101), "percent of the tokens that stay unmerged"),
         "recent": common.recent(),
         "sinks": common.sinks(),

@@ -49,9 +49,7 @@ RECIPE = Recipe(
     parameters={
         "bits": Parameter(3, range(1, 9), "bits per code; the paper has 2, 3 and 4"),
         "outliers": Parameter(1, range(51), "percent of the entries kept sparse in 16 bits"),
-        "qnorm": Parameter(
-            "off", ("off", "on"), "whether levels keep mean and deviation; the paper's at 2 bits"
-        ),
+        "qnorm": Parameter("off", ("off", "on"), "levels keep mean and deviation, as the paper at 2 bits"),
         "recent": common.recent(),
         "sinks": common.sinks(1),
     },

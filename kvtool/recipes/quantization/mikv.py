@@ -38,9 +38,7 @@ RECIPE = Recipe(
     summary="attended tokens in 8 bits, the rest in 2, keys balanced",
     make=mikv,
     parameters={
-        "bits": Parameter(
-            2, range(1, 9), "bits per code of the tokens that would be evicted; the paper has 2 to 4"
-        ),
+        "bits": Parameter(2, range(1, 9), "bits per code of unimportant tokens; the paper has 2 to 4"),
         "high": Parameter(8, range(1, 9), "bits per code of important tokens, at least those of the others"),
         "important": Parameter(20, range(101), "percent of the tokens that are important"),
         "group": Parameter(0, range(1 << 16), "channels of a head that share a scale; 0 is all of them"),

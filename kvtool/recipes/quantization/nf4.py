@@ -4,7 +4,7 @@ from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.blockwise import Blockwise
 from kvtool.codecs.recipe import Parameter, Recipe
-from kvtool.recipes import common as common
+from kvtool.recipes import common
 
 
 def nf4(block: int, recent: int, sinks: int) -> Pipeline:

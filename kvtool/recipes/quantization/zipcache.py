@@ -34,8 +34,7 @@ def zipcache(bits: int, high: int, salient: int, recent: int, sinks: int) -> Pip
 
     window = common.window(sinks, recent)
     return Pipeline(
-        keys=(*window, quantize("token"), Pack()),
-        values=(*window, Normalize(), quantize("heads"), Pack()),
+        keys=(*window, quantize("token"), Pack()), values=(*window, Normalize(), quantize("heads"), Pack())
     )
 
 

@@ -32,12 +32,8 @@ class Box:
         return int(np.count_nonzero(across & (y > self.bottom - margin) & (y < self.top + margin)))
 
     def meets(self, other: Box) -> bool:
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.bottom < other.top
-            and other.bottom < self.top
-        )
+        across = self.left < other.right and other.left < self.right
+        return across and self.bottom < other.top and other.bottom < self.top
 
 
 def place(
@@ -65,7 +61,8 @@ def place(
         ]
         _, _, box, offset, point = min(choices, key=lambda choice: choice[:2])
         taken.append(box)
-        far = math.hypot(*offset) > RADII[0] + 1
+        line = {"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
+        is_far = math.hypot(*offset) > RADII[0] + 1
         axes.annotate(
             text,
             point,
@@ -75,9 +72,7 @@ def place(
             va="center",
             color=colour,
             gid=f"{name}-label-{index}",
-            arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
-            if far
-            else None,
+            arrowprops=line if is_far else None,
         )
 
 
@@ -97,20 +92,9 @@ def _box(text: str, point: Point, offset: Point) -> Box:
     return Box(left, middle[1] - 0.55 * SIZE, left + width, middle[1] + 0.55 * SIZE)
 
 
-def _cost(
-    box: Box,
-    radius: float,
-    inside: Box,
-    marks: Points,
-    lines: Points,
-    taken: Sequence[Box],
-) -> float:
-    outside = (
-        box.left < inside.left
-        or box.right > inside.right
-        or box.top > inside.top
-        or box.bottom < inside.bottom
-    )
+def _cost(box: Box, radius: float, inside: Box, marks: Points, lines: Points, taken: Sequence[Box]) -> float:
+    across = box.left < inside.left or box.right > inside.right
+    outside = across or box.top > inside.top or box.bottom < inside.bottom
     return (
         200 * outside
         + 60 * sum(box.meets(other) for other in taken)

@@ -15,7 +15,7 @@ from kvtool.report.numbers import Json, plain
 from kvtool.report.plots import style
 from kvtool.report.plots.svg import Picture, drawn
 
-# Of middling lightness, so that its shades go from the page's ground to it in light and in dark alike.
+# Of middling lightness, so that its shades show on a light page and on a dark one.
 LOSS = (201, 90, 26)
 ABSENT = (128, 128, 128, 70)
 STRONGEST = 0.7  # so that a number on top can be read
@@ -44,10 +44,8 @@ def error_map(candidate: Json, index: int, most: float) -> Picture:
             else:
                 axes.tick_params(labelleft=False)
         _scale(figure.add_axes((0.925, 0.45 / total, 0.018, height / total)), most)
-        says = words.error(candidate)
-        return Picture(
-            drawn(figure, name, f"Heat map of error by layer and head: {candidate['name']}", {}), says
-        )
+        label = f"Heat map of error by layer and head: {candidate['name']}"
+        return Picture(drawn(figure, name, label, {}), words.error(candidate))
 
 
 def retrieval_map(raw: Json, candidate: Json, index: int) -> Picture:
@@ -60,37 +58,27 @@ def retrieval_map(raw: Json, candidate: Json, index: int) -> Picture:
         total = height + 0.75
         figure = style.figure(total)
         titles = {}
-        for n, (side, title, whose) in enumerate(
-            (("raw", "raw", raw), ("own", candidate["name"], candidate))
-        ):
+        for n, (side, summary) in enumerate((("raw", raw), ("own", candidate))):
             axes = figure.add_axes((0.075 + 0.47 * n, 0.45 / total, 0.43, height / total))
             axes.set(xlim=(0, len(lengths)), ylim=(len(depths), 0), xlabel="length of the context, tokens")
-            axes.set_title(style.shortened(title, 50))
-            style.ticks(
-                axes,
-                "x",
-                f"{name}-{side}",
-                [i + 0.5 for i in range(len(lengths))],
-                [f"{x:,}" for x in lengths],
-            )
+            axes.set_title(style.shortened("raw" if n == 0 else candidate["name"], 50))
+            columns, rows = ([i + 0.5 for i in range(len(axis))] for axis in (lengths, depths))
+            style.ticks(axes, "x", f"{name}-{side}", columns, [f"{x:,}" for x in lengths])
             shares = [f"{100 * depth:.0f} %" if n == 0 else "" for depth in depths]
-            style.ticks(axes, "y", f"{name}-{side}", [i + 0.5 for i in range(len(depths))], shares)
+            style.ticks(axes, "y", f"{name}-{side}", rows, shares)
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
             if n == 0:
                 axes.set_ylabel("depth")
-            for i, cell in enumerate(whose["retrieval"]["by_length_and_depth"]):
+            for i, cell in enumerate(summary["retrieval"]["by_length_and_depth"]):
                 if cell["length"] in lengths and cell["depth"] in depths:
                     gid = f"{name}-{side}-{i}"
-                    _cell(
-                        axes, lengths.index(cell["length"]), depths.index(cell["depth"]), cell["score"], gid
-                    )
+                    column, row = lengths.index(cell["length"]), depths.index(cell["depth"])
+                    _cell(axes, column, row, cell["score"], gid)
                     titles[gid] = f"{cell['score']:.2f} of {cell['questions']} questions"
         says = words.lost_where(raw, candidate)
-        label = (
-            f"Map of retrieval by length of the context and depth of the fact: {candidate['name']} beside raw"
-        )
-        return Picture(drawn(figure, name, label, titles), says)
+        label = "Map of retrieval by length of the context and depth of the fact"
+        return Picture(drawn(figure, name, f"{label}: {candidate['name']} beside raw", titles), says)
 
 
 def grid(layers: Sequence[Sequence[float]]) -> NDArray[np.float64]:
@@ -123,20 +111,18 @@ def _counted(axes: Axes, shape: tuple[int, ...]) -> None:
 
 
 def _scale(axes: Axes, most: float) -> None:
-    """What the shades stand for."""
+    """The errors that the shades stand for."""
     values = np.linspace(most, 0, 256)[:, None]
     axes.imshow(shades(values, most), interpolation="none", aspect="auto", extent=(0, 1, 0, most))
     axes.set_xticks([])
-    axes.set_yticks(
-        [0, most / 4, most / 2, most], [plain(float(f"{share * most:.2g}")) for share in (0, 0.25, 0.5, 1)]
-    )
+    places = [0, most / 4, most / 2, most]
+    axes.set_yticks(places, [plain(float(f"{place:.2g}")) for place in places])
     axes.yaxis.tick_right()
     axes.spines[:].set_visible(True)
 
 
 def _cell(axes: Axes, column: int, row: int, score: float, gid: str) -> None:
     shade = to_rgba(style.LOSS, STRONGEST * (1 - score))
-    axes.add_patch(
-        Rectangle((column + 0.02, row + 0.03), 0.96, 0.94, fc=shade, ec=style.GRID, lw=0.6, gid=gid)
-    )
+    corner = column + 0.02, row + 0.03
+    axes.add_patch(Rectangle(corner, 0.96, 0.94, fc=shade, ec=style.GRID, lw=0.6, gid=gid))
     axes.text(column + 0.5, row + 0.5, f"{score:.2f}", ha="center", va="center", color=style.INK)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -50,17 +51,16 @@ def rate_distortion(shown: Sequence[Json]) -> Picture | None:
         axes.axhline(zero, color=style.MUTED, lw=0.8, ls=(0, (1, 3)))
         points = {i: (c["bits_per_value"], at(c["kl"]["value"])) for i, c in measured.items()}
         ranges = {i: (at(c["kl"]["low"]), at(c["kl"]["high"])) for i, c in measured.items()}
-        _families(axes, "rate", shown, points, ranges, lambda _: True, zero)
+        _families(axes, "rate", shown, points, ranges, set(points), zero)
         says = words.rate(shown)
         label = "Chart of KL against bits per value, both axes logarithmic"
         return Picture(drawn(figure, "rate", label, _titles("rate", measured, "bits", "kl")), says)
 
 
 def retrieval_kept(shown: Sequence[Json]) -> Picture | None:
-    """Share of the raw cache's retrieval still there, against ratio. Each mark has the id ``kept-<index in shown>``."""
-    measured = {
-        i: c for i, c in enumerate(shown) if c["retrieval"] and is_finite(c["retrieval"]["retention"])
-    }
+    """Share of the raw cache's retrieval that is kept, against ratio. Each mark has the id ``kept-<index in shown>``."""
+    asked = {i: c for i, c in enumerate(shown) if c["retrieval"]}
+    measured = {i: c for i, c in asked.items() if is_finite(c["retrieval"]["retention"])}
     if not measured:
         return None
     kept = {i: c["retrieval"]["retention"] for i, c in measured.items()}
@@ -78,12 +78,9 @@ def retrieval_kept(shown: Sequence[Json]) -> Picture | None:
         axes.grid(axis="y")
         axes.axhline(100, color=style.MUTED, lw=0.8)
         points = {i: (c["ratio"], 100 * kept[i]["value"]) for i, c in measured.items()}
-        ranges = {
-            i: (100 * max(0.0, estimate["low"]), 100 * estimate["high"]) for i, estimate in kept.items()
-        }
-        _families(
-            axes, "kept", shown, points, ranges, lambda i: shown[i]["retrieval"]["differs_from_raw"], 100
-        )
+        ranges = {i: (100 * max(0.0, share["low"]), 100 * share["high"]) for i, share in kept.items()}
+        differs = {i for i, c in measured.items() if c["retrieval"]["differs_from_raw"]}
+        _families(axes, "kept", shown, points, ranges, differs, 100)
         says = words.kept(shown)
         label = "Chart of the share of retrieval kept against ratio"
         return Picture(drawn(figure, "kept", label, _titles("kept", measured, "ratio", "kept")), says)
@@ -95,38 +92,34 @@ def _families(
     shown: Sequence[Json],
     points: dict[int, Point],
     ranges: dict[int, Point],
-    is_filled: Callable[[int], bool],
+    filled: set[int],
     level: float,
 ) -> None:
     """One line for each family, a bar and a mark for each candidate, and the families' names beside them.
 
-    A horizontal line is drawn at ``level`` already.
+    The marks of ``filled`` are filled, others hollow. A horizontal line is drawn at ``level`` already.
     """
     looks, named = style.series(shown), []
     covered = _along(axes, [(x, level) for x in axes.get_xlim()])
     for family, look in looks.items():
-        own = sorted((points[i], i) for i in points if shown[i]["family"] == family)
-        if not own:
+        members = sorted((points[i], i) for i in points if shown[i]["family"] == family)
+        if not members:
             continue
-        axes.plot(*zip(*(point for point, _ in own), strict=True), color=look.colour, lw=1.1, ls=look.dash)
-        for (x, y), i in own:
+        line = [point for point, _ in members]
+        axes.plot(*zip(*line, strict=True), color=look.colour, lw=1.1, ls=look.dash)
+        for (x, y), i in members:
             axes.vlines(x, *ranges[i], color=look.colour, lw=1.4, gid=f"{name}-range-{i}")
-            axes.plot(
-                [x],
-                [y],
-                ls="none",
-                marker=look.marker,
-                ms=6.5,
-                color=look.colour,
-                mfc=look.colour if is_filled(i) else style.PAPER,
-                mec=style.PAPER if is_filled(i) else look.colour,
-                mew=0.8 if is_filled(i) else 1.3,
-                gid=f"{name}-{i}",
-                zorder=3,
-            )
+            mark: dict[str, Any] = {
+                "color": look.colour,
+                "marker": look.marker,
+                "ms": 6.5,
+                "gid": f"{name}-{i}",
+            }
+            mark |= {"mec": style.PAPER, "mew": 0.8} if i in filled else {"mfc": style.PAPER, "mew": 1.3}
+            axes.plot([x], [y], ls="none", zorder=3, **mark)
             covered += [(x, end) for end in ranges[i]]
-        covered += _along(axes, [point for point, _ in own])
-        named.append((family, look.colour, [point for point, _ in own]))
+        covered += _along(axes, line)
+        named.append((family, look.colour, line))
     labels.place(axes, name, named, covered)
 
 
@@ -145,12 +138,12 @@ def _bits_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
 
 
 def _titles(name: str, measured: dict[int, Json], *keys: str) -> dict[str, str]:
-    """What is said over a mark: the candidate, and both its numbers."""
-    said = {}
+    """The text over each mark: the candidate, and both its numbers."""
+    titles = {}
     for i, candidate in measured.items():
         cells = [(BY_KEY[key], BY_KEY[key].cell(candidate)) for key in keys]
         numbers = [
             f"{c.title} {n.text}{f' ({n.interval})' if n.interval else ''} {c.unit}".strip() for c, n in cells
         ]
-        said[f"{name}-{i}"] = f"{candidate['name']}: {', '.join(numbers)}"
-    return said
+        titles[f"{name}-{i}"] = f"{candidate['name']}: {', '.join(numbers)}"
+    return titles

@@ -81,12 +81,12 @@ def figure(height: float) -> Figure:
 def series(shown: Iterable[Json]) -> dict[str, Series]:
     """One look for each family, the same in every picture. The raw cache has the colour of text."""
     looks = zip(cycle(HUES), cycle(MARKERS), cycle(DASHES), strict=False)
-    found: dict[str, Series] = {}
+    by_family: dict[str, Series] = {}
     for candidate in shown:
         family = candidate["family"]
-        if family not in found:
-            found[family] = Series(INK, "o", "-") if candidate["kind"] == "raw" else Series(*next(looks))
-    return found
+        if family not in by_family:
+            by_family[family] = Series(INK, "o", "-") if candidate["kind"] == "raw" else Series(*next(looks))
+    return by_family
 
 
 def ticks(

@@ -64,15 +64,15 @@ def _saved(figure: Figure) -> ElementTree.Element:
 
 def _referred(root: ElementTree.Element) -> set[str]:
     """Ids that something within the picture refers to."""
-    found = {element.get(XLINK, "").removeprefix("#") for element in root.iter()}
-    return found.union(*(REFERENCE.findall(v) for element in root.iter() for v in element.attrib.values()))
+    ids = {element.get(XLINK, "").removeprefix("#") for element in root.iter()}
+    return ids.union(*(REFERENCE.findall(v) for element in root.iter() for v in element.attrib.values()))
 
 
 def _rename(element: ElementTree.Element, name: str, referred: set[str]) -> None:
-    own = element.get("id", "")
-    if own in referred and own:
-        element.set("id", f"{name}-{own}")
-    elif own and not own.startswith(f"{name}-"):
+    id = element.get("id", "")
+    if id and id in referred:
+        element.set("id", f"{name}-{id}")
+    elif id and not id.startswith(f"{name}-"):
         del element.attrib["id"]
     if XLINK in element.attrib:
         target = element.attrib.pop(XLINK)
@@ -86,4 +86,4 @@ def _recolour(element: ElementTree.Element) -> None:
     look = element.get("style")
     if look:
         look = FONT_FAMILY.sub("", look)
-        element.set("style", STAND_IN.sub(lambda found: style.VARIABLES[found[0]], look))
+        element.set("style", STAND_IN.sub(lambda match: style.VARIABLES[match[0]], look))
