@@ -92,12 +92,8 @@ def opened(browser: Any, report: Path) -> Iterator[Any]:
 
 def test_asks_nothing_of_the_network(opened: Any) -> None:
     opened.wait_for_load_state("networkidle")
-    assert (
-        opened.evaluate(
-            "performance.getEntriesByType('resource').filter((e) => !e.name.startsWith('data:')).length"
-        )
-        == 0
-    )
+    fetched = "performance.getEntriesByType('resource').filter((e) => !e.name.startsWith('data:')).length"
+    assert opened.evaluate(fetched) == 0
 
 
 def test_hostile_text_does_nothing(browser: Any, make_evaluation: Make, tmp_path: Path) -> None:
@@ -156,12 +152,9 @@ def test_marks_lie_where_the_table_says(opened: Any, make_evaluation: Make) -> N
         assert along(0, "rate-x-4", "rate-x-32", x, True) == pytest.approx(bits, rel=0.01)
         assert along(1, "rate-y-0.001", "rate-y-1", y, True) == pytest.approx(kl, rel=0.03)
         x, y = middle(opened, f"kept-{index}")
-        assert along(0, "kept-x-1", "kept-x-4", x, True) == pytest.approx(
-            float(table[candidate["name"]][1]), rel=0.01
-        )
-        assert along(1, "kept-y-60", "kept-y-100", y, False) == pytest.approx(
-            100 * float(table[candidate["name"]][6]), abs=0.3
-        )
+        ratio, kept = (float(table[candidate["name"]][column]) for column in (1, 6))
+        assert along(0, "kept-x-1", "kept-x-4", x, True) == pytest.approx(ratio, rel=0.01)
+        assert along(1, "kept-y-60", "kept-y-100", y, False) == pytest.approx(100 * kept, abs=0.3)
 
 
 def test_bars_are_as_long_as_the_table_says(opened: Any, make_evaluation: Make) -> None:
@@ -170,9 +163,8 @@ def test_bars_are_as_long_as_the_table_says(opened: Any, make_evaluation: Make) 
     unit = (middle(opened, "time-faster-x-10")[0] - start) / 10
     for index, candidate in enumerate(shown):
         box = opened.locator(f"[id='time-faster-{index}']").bounding_box()
-        assert box["width"] / unit == pytest.approx(
-            candidate["times"]["ttft_speedup"]["value"], abs=1.5 / unit
-        )
+        speedup = candidate["times"]["ttft_speedup"]["value"]
+        assert box["width"] / unit == pytest.approx(speedup, abs=1.5 / unit)
     encoded = [c["times"]["encode_seconds"] is not None for c in shown]
     assert [opened.locator(f"[id='time-encode-{i}']").count() == 1 for i in range(len(shown))] == encoded
 
@@ -214,11 +206,12 @@ def test_the_table_is_sorted_by_keyboard(opened: Any) -> None:
     button.focus()
     opened.keyboard.press("Enter")
     cells = opened.locator("#candidates tbody tr td:nth-child(4)")
-    values = [float(v) for v in cells.evaluate_all("(all) => all.map((cell) => cell.dataset.value)")]
+    numbers = "(all) => all.map((cell) => Number(cell.dataset.value))"
+    values = cells.evaluate_all(numbers)
     assert head.get_attribute("aria-sort") == "ascending"
     assert values == sorted(values)
     opened.keyboard.press("Space")
-    values = [float(v) for v in cells.evaluate_all("(all) => all.map((cell) => cell.dataset.value)")]
+    values = cells.evaluate_all(numbers)
     assert head.get_attribute("aria-sort") == "descending"
     assert values == sorted(values, reverse=True)
     assert opened.locator("[aria-sort=none]").count() == opened.locator("#candidates thead th").count() - 1
@@ -258,14 +251,11 @@ def test_the_command_is_copied(browser: Any, report: Path, make_evaluation: Make
     shown = context.new_page()
     shown.goto(report.as_uri())
     shown.get_by_role("button", name="Copy").press("Enter")
-    shown.wait_for_function("document.getElementById('copied').textContent")
+    shown.locator("#copied:not(:empty)").wait_for()
     assert shown.inner_text("#copied") in ("Copied", "Selected: copy it with the keyboard")
-    copied = (
-        shown.evaluate("navigator.clipboard.readText()")
-        if shown.inner_text("#copied") == "Copied"
-        else shown.evaluate("getSelection().toString()")
-    )
-    assert copied == make_evaluation()["command"]
+    is_copied = shown.inner_text("#copied") == "Copied"
+    text = shown.evaluate("navigator.clipboard.readText()" if is_copied else "getSelection().toString()")
+    assert text == make_evaluation()["command"]
     context.close()
 
 
@@ -287,9 +277,8 @@ def test_the_page_never_scrolls_sideways(opened: Any, width: int) -> None:
     opened.set_viewport_size({"width": width, "height": 700})
     opened.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    boxes = opened.locator(".scroll").evaluate_all(
-        "(all) => all.filter((b) => b.scrollWidth > b.clientWidth).length"
-    )
+    scrolled = "(all) => all.filter((b) => b.scrollWidth > b.clientWidth).length"
+    boxes = opened.locator(".scroll").evaluate_all(scrolled)
     assert boxes > 0 if width == 360 else boxes >= 0
     # What scrolls can be reached by keyboard.
     assert opened.locator(".scroll:not([tabindex='0'])").count() == 0

@@ -141,9 +141,8 @@ def on_axis(soup: BeautifulSoup, name: str, side: str, *, log: bool) -> Callable
 
 def test_the_gates_result_is_said_in_words(soup: BeautifulSoup, make_evaluation: Make) -> None:
     assert "✕ Gate failed: 2 of 5 limits were not kept" in soup.find(class_="gate").get_text()
-    verdicts = {
-        name: cells[-1].get_text() for name, cells in rows_of(soup.select_one(".verdicts table")).items()
-    }
+    rows = rows_of(soup.select_one(".verdicts table"))
+    verdicts = {name: cells[-1].get_text() for name, cells in rows.items()}
     for check in make_evaluation()["gate"]:
         assert verdicts[check["candidate"]].startswith("✓ passed" if check["passed"] else "✕ failed")
         assert ("too near the limit" in verdicts[check["candidate"]]) != check["significant"]
@@ -184,10 +183,9 @@ def test_what_others_wrote_stays_text(make_evaluation: Make) -> None:
     )
     text = "".join(HOSTILE)
     evaluation |= {"command": text, "notes": [text], "settings": {text: text, "lengths": [text]}}
-    evaluation["model"]["name"] = evaluation["machine"]["processor"] = evaluation["documents"][0]["name"] = (
-        text
-    )
-    evaluation["times"]["document"] = text
+    for part, field in (("model", "name"), ("machine", "processor"), ("times", "document")):
+        evaluation[part][field] = text
+    evaluation["documents"][0]["name"] = text
     for candidate in evaluation["candidates"]:
         candidate |= {"summary": text, "paper": text}
         candidate["by_document"][0]["name"] = text

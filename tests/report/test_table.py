@@ -39,10 +39,7 @@ def test_each_line_has_the_candidates_numbers(make_evaluation: Make) -> None:
     evaluation = make_evaluation()
     for candidate in evaluation["candidates"]:
         line = lines_of(evaluation)[candidate["name"]]
-        found = [
-            float(n)
-            for n in re.findall(r"(?<![\w:=±.])-?\d+\.?\d*(?:e-\d+)?", line.removeprefix(candidate["name"]))
-        ]
+        numbers = re.findall(r"(?<![\w:=±.])-?\d+\.?\d*(?:e-\d+)?", line.removeprefix(candidate["name"]))
         kept = candidate["retrieval"]["retention"]
         expected = [
             candidate["bits_per_value"],
@@ -55,7 +52,7 @@ def test_each_line_has_the_candidates_numbers(make_evaluation: Make) -> None:
             candidate["answers"]["f1"]["value"],
             candidate["times"]["ttft_speedup"]["value"],
         ]
-        assert found == pytest.approx(expected, rel=0.15, abs=0.02)
+        assert list(map(float, numbers)) == pytest.approx(expected, rel=0.15, abs=0.02)
 
 
 def test_numbers_and_spreads_stand_below_each_other(make_evaluation: Make) -> None:
