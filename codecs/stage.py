@@ -97,7 +97,7 @@ class Stage(ABC):
         return inner
 
     def to_config(self) -> dict[str, Json]:
-        """Name, version and every field, as JSON values: ``registry.stage_from_config`` undoes it.
+        """Name, version and every field, as JSON values: ``stage_registry.stage_from_config`` undoes it.
 
         Of a calibration it is the digest.
         """

@@ -33,7 +33,7 @@ from kvtool.blending.averaged import NEIGHBOURS, make_averaged
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached
 from kvtool.calibration.lookup import MissingCalibration, finder
-from kvtool.codecs.registry import recipe as find_recipe
+from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.digest import digest_json
 from kvtool.engines.batching.generate_many import generate_many, logits_after
 from kvtool.engines.cache import DocumentCache
