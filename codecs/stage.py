@@ -10,13 +10,7 @@ import torch
 
 from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.spec import (
-    FLOATS,
-    Array,
-    Json,
-    Payload,
-    Spec,
-)
+from kvtool.codecs.spec import FLOATS, Array, Json, Payload, Spec
 
 Kind: TypeAlias = Literal["prune", "transform", "quantize", "entropy"]
 
