@@ -72,5 +72,5 @@ def test_any_exponent_decodes_to_finite_entries() -> None:
     }
     decoded = BlockFloat(bits=8).decode(y, spec(x))["x"]
     assert torch.isfinite(decoded).all()
-    with pytest.raises(CodecError, match="codes holds 255, expected below 128"):
+    with pytest.raises(CodecError, match="codes holds code 255, expected below 128"):
         BlockFloat(bits=7).decode(y, spec(x))

@@ -92,7 +92,7 @@ def test_codes_past_the_code_book_are_refused() -> None:
     x = sample(torch.float32)
     y = dict(NF4.encode({"x": x}, spec(x)))
     y["codes"][1, 2, 3] = 16
-    with pytest.raises(CodecError, match="codes holds 16, expected below 16"):
+    with pytest.raises(CodecError, match="codes holds code 16, expected below 16"):
         NF4.decode(y, spec(x))
 
 

@@ -92,7 +92,7 @@ def test_codes_past_the_code_book_are_refused() -> None:
     for name, stage in (("codes", LloydMax(bits=3)), ("signs", LloydMax(bits=3, sketch=True))):
         y = {n: tensor.clone() for n, tensor in stage.encode({"x": x}, spec(x)).items()}
         y[name][0, 1, 2] = 8
-        with pytest.raises(CodecError, match=f"{name} holds 8"):
+        with pytest.raises(CodecError, match=f"{name} holds code 8"):
             stage.decode(y, spec(x))
 
 
