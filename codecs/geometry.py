@@ -87,7 +87,11 @@ class Geometry:
         """Runs of equal layers are written once, with their ``count``."""
         runs: list[Json] = []
         for layer, run in groupby(self.layers):
-            sizes = {"tokens": layer.tokens, "keys": list(layer.keys), "values": list(layer.values)}
+            sizes: dict[str, Json] = {
+                "tokens": layer.tokens,
+                "keys": list(layer.keys),
+                "values": list(layer.values),
+            }
             runs.append({"count": len(list(run)), **sizes})
         dtype = str(self.dtype).removeprefix("torch.")
         return {"dtype": dtype, "n_tokens": self.n_tokens, "layers": runs}

@@ -67,8 +67,9 @@ def stage_from_config(config: Json, calibrations: Mapping[str, Calibration] = NO
         if not _fits(value, hint):
             raise CodecError(f"{label}: {field.name} is {value!r}, expected {field.type}")
         if hint is Calibration:
-            value = _calibration(str(value), calibrations, label)
-        arguments[field.name] = tuple(value) if isinstance(value, list) else value
+            arguments[field.name] = _calibration(str(value), calibrations, label)
+        else:
+            arguments[field.name] = tuple(value) if isinstance(value, list) else value
     if values:
         known = ", ".join(field.name for field in fields(cls)) or "none"
         raise CodecError(f"{label}: unknown field {min(values)!r}; its fields are: {known}")

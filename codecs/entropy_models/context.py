@@ -62,7 +62,8 @@ class Autoregression:
         aa, ab, bb, ay, by = self.sums
         aa, bb = aa + RIDGE * max(self.tokens, 1), bb + RIDGE * max(self.tokens, 1)
         solved = torch.stack([bb * ay - ab * by, aa * by - ab * ay], 1) / (aa * bb - ab * ab)[:, None]
-        return (128 * solved).round().clamp(-127, 127).to(torch.int8)
+        weights: Tensor = (128 * solved).round().clamp(-127, 127).to(torch.int8)
+        return weights
 
 
 def counts(codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, step: float) -> Tensor:

@@ -154,7 +154,7 @@ def test_the_recipe_conforms(law: Callable[..., None]) -> None:
 
 def test_the_stage_refuses_what_float16_cannot_hold() -> None:
     for x in (torch.tensor([[[65504.0, -65504.0]]]).half(), torch.tensor([[[1e5, 0.0]]])):
-        spec = Spec({"x": Array(tuple(x.shape), x.dtype)})
+        spec = Spec.of(x)
         with pytest.raises(CodecError, match=r"'clipped': .* beyond float16's"):
             clipped().encode({"x": x}, spec)
 
@@ -162,7 +162,7 @@ def test_the_stage_refuses_what_float16_cannot_hold() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_clipping_errs_less_than_plain_groups_do(bits: int) -> None:
     x, _ = keys_with_outliers()
-    spec = Spec({"x": Array(tuple(x.shape), x.dtype)})
+    spec = Spec.of(x)
     errors = []
     for stage in (clipped(bits=bits, group=32), Group(bits=bits, group=32, axis="channel")):
         decoded = stage.decode(stage.encode({"x": x}, spec), spec)["x"]
