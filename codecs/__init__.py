@@ -12,7 +12,7 @@ from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.plan import Plan
 from kvtool.codecs.recipe import Parameter, Recipe
-from kvtool.codecs.registry import recipe, recipes
+from kvtool.codecs.recipe_registry import recipe, recipes
 from kvtool.codecs.rope import Rope
 from kvtool.codecs.spec import Array, Json, Payload, Place, Spec
 from kvtool.codecs.stage import Stage

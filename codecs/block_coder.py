@@ -14,6 +14,7 @@ from torch import Tensor
 from kvtool.codecs import entropy_models
 from kvtool.codecs.entropy_models.model import Ints, Tables, cost
 from kvtool.codecs.errors import CodecError
+from kvtool.codecs.format.container import byte_tensor
 from kvtool.codecs.spec import Array
 from kvtool.kernels import dispatch
 
@@ -46,7 +47,7 @@ class Coding:
         """The bytes [n] uint8 of ``codes``. Raises CodecError for codes that are not below the levels."""
         self._check(codes)
         cut = codes.reshape(self._cut)
-        packed = torch.cat([as_tensor(bytes([PACKED])), dispatch.pack(cut.reshape(-1), self.array.bits)])
+        packed = torch.cat([byte_tensor(bytes([PACKED])), dispatch.pack(cut.reshape(-1), self.array.bits)])
         if self._levels < 2 or not codes.numel() or self._cells > CELLS_AT_MOST:
             return packed
         number, side, tables = self._fit(cut)
@@ -54,11 +55,11 @@ class Coding:
         for place in self._blocks:
             piece = cut[:, place.start : place.stop].contiguous()
             raw = dispatch.pack(piece.reshape(-1), self.array.bits)
-            coded = dispatch.rans_encode(piece, *self._coder(tables))
-            blocks.append(coded if len(coded) < len(raw) else raw)
+            block = dispatch.rans_encode(piece, *self._coder(tables))
+            blocks.append(block if len(block) < len(raw) else raw)
         head = struct.pack(f"<B{len(blocks) + 1}I", number, len(side), *map(len, blocks))
-        found = torch.cat([as_tensor(head), as_tensor(side), *blocks])
-        return found if len(found) < len(packed) else packed
+        coded = torch.cat([byte_tensor(head + side), *blocks])
+        return coded if len(coded) < len(packed) else packed
 
     def decode(self, data: Tensor, tokens: range | None = None) -> Tensor:
         """Undo ``encode``. Raises CodecError for bytes that it has not made.
@@ -101,22 +102,22 @@ class Coding:
 
     def _fit(self, codes: Tensor) -> tuple[int, bytes, Tables]:
         """The number, side bytes and tables of the model under which the codes take least."""
-        counts, found = self._counts(codes), []
+        counts, fits = self._counts(codes), []
         _, levels, tokens = self._sizes
         for number, model in enumerate(entropy_models.MODELS, 1):
             side = model.fit(counts, tokens)
             tables = model.tables(side, len(counts), levels, tokens)
             bits = cost(counts, tables.shares[tables.table]).sum() + 8 * len(side)
-            found.append((bits, number, side, tables))
-        _, number, side, tables = min(found, key=lambda one: one[0])
+            fits.append((bits, number, side, tables))
+        _, number, side, tables = min(fits, key=lambda fit: fit[0])
         return number, side, tables
 
     def _counts(self, codes: Tensor) -> Ints:
         rows, levels, _ = self._sizes
         flat = codes.transpose(1, 2).reshape(rows, -1).to(torch.int64)
         cells = flat + torch.arange(rows)[:, None] * levels
-        found: Ints = torch.bincount(cells.flatten(), minlength=rows * levels).view(rows, levels).numpy()
-        return found
+        counts: Ints = torch.bincount(cells.flatten(), minlength=rows * levels).view(rows, levels).numpy()
+        return counts
 
     def _unpack(self, packed: Tensor, n: int) -> Tensor:
         if len(packed) != self._packed(n):
@@ -130,8 +131,7 @@ class Coding:
             raise CodecError(f"holds code {largest}, expected below {self._levels}")
 
     def _coder(self, tables: Tables) -> tuple[Tensor, Tensor, int, int]:
-        bounds, table = (torch.from_numpy(x.astype(np.int32)) for x in (tables.cumulative, tables.table))
-        return bounds, table, entropy_models.precision(self._levels), self._lanes
+        return *tables.tensors(), entropy_models.precision(self._levels), self._lanes
 
     @cached_property
     def _cut(self) -> tuple[int, int, int]:
@@ -169,8 +169,7 @@ class Coding:
     @property
     def _cells(self) -> int:
         """Probabilities in all tables, if each row has its own."""
-        rows, levels, _ = self._sizes
-        return rows * levels
+        return self._sizes[0] * self._levels
 
     def _least_bytes(self, n: int) -> float:
         """Half of what ``n`` codes take where each has the largest share there can be; coding is not that precise."""
@@ -188,7 +187,3 @@ def read_lengths(data: Tensor, n: int, start: int) -> tuple[list[int], int]:
     if len(data) < end:
         raise CodecError(f"{len(data)} bytes are too few for {n} lengths")
     return list(struct.unpack(f"<{n}I", bytes(data[start:end].numpy()))), end
-
-
-def as_tensor(content: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())

@@ -29,7 +29,7 @@ class NeedsCalibration(CodecError):
 
 
 class MissingCalibration(CodecError):
-    """A stage's configuration names, by ``digest``, a calibration that is not there."""
+    """A stage's configuration names, by ``digest``, a calibration that is missing."""
 
     def __init__(self, stage: str, digest: str) -> None:
         self.digest = digest
@@ -37,3 +37,8 @@ class MissingCalibration(CodecError):
             f"{stage}: needs calibration {digest}, which is not here; get it from where the segment was encoded, or encode "
             "again with another"
         )
+
+
+def unexpected(name: str, value: object, expected: str) -> CodecError:
+    """The error for a value that is not what was expected; it is shown in 80 characters at most."""
+    return CodecError(f"{name} is {str(value)[:80]}, expected {expected}")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kvtool.codecs.stage import Stage
 
 FLOAT16 = torch.finfo(torch.float16)
+SMALLEST = FLOAT16.smallest_normal * FLOAT16.eps
+"""The smallest positive float16."""
 
 
 def window_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -35,7 +37,17 @@ def to_float16(stage: Stage, field: str, values: Tensor) -> Tensor:
     overflow = ~torch.isfinite(rounded)
     if overflow.any():
         worst = values[overflow].flatten()[0].item()
-        raise CodecError(
-            f"{stage.kind} stage {stage.name!r}: {field} is {worst:.6g}, beyond float16's {FLOAT16.max:g}"
-        )
+        raise CodecError(f"{stage.label}: {field} is {worst:.6g}, beyond float16's {FLOAT16.max:g}")
     return rounded
+
+
+def to_window(stage: Stage, field: str, values: Tensor) -> Tensor:
+    """``values`` in their ``window_dtype``, contiguous. Raises CodecError as ``to_float16`` does."""
+    return values.contiguous() if values.dtype.itemsize == 2 else to_float16(stage, field, values)
+
+
+def window_error(x: Tensor) -> float:
+    """The largest absolute error of entries of ``x`` that are stored in its ``window_dtype``."""
+    if x.dtype.itemsize == 2 or not x.numel():
+        return 0.0
+    return x.abs().amax().item() * FLOAT16.eps + FLOAT16.smallest_normal

@@ -9,7 +9,7 @@ from itertools import groupby
 
 import torch
 
-from kvtool.codecs.errors import CodecError
+from kvtool.codecs.errors import CodecError, unexpected
 from kvtool.codecs.kv import KV
 from kvtool.codecs.spec import Array, Json
 
@@ -58,27 +58,24 @@ class Geometry:
             k, v, tokens = layer.keys, layer.values, layer.positions.numel()
             if not (k.dtype == v.dtype == kv.dtype):
                 raise CodecError(f"layer {index}: keys are {k.dtype}, values {v.dtype}, expected {kv.dtype}")
-            if (
-                layer.positions.ndim != 1
-                or k.ndim != 3
-                or v.ndim != 3
-                or {k.shape[1], v.shape[1]} != {tokens}
-            ):
+            axes = layer.positions.ndim, k.ndim, v.ndim
+            if axes != (1, 3, 3) or {k.shape[1], v.shape[1]} != {tokens}:
                 raise CodecError(
                     f"layer {index}: keys are {list(k.shape)}, values {list(v.shape)} and positions "
                     f"{list(layer.positions.shape)}, expected [H, T, D], [H, T, Dv] and [T]"
                 )
             if tokens > kv.n_tokens:
                 raise CodecError(f"layer {index}: holds {tokens} tokens, but the segment has {kv.n_tokens}")
-            sizes = (k.shape[0], k.shape[2]), (v.shape[0], v.shape[2])
-            layers.append(LayerGeometry(tokens, *sizes))
+            layers.append(LayerGeometry(tokens, (k.shape[0], k.shape[2]), (v.shape[0], v.shape[2])))
         return cls(kv.dtype, kv.n_tokens, tuple(layers))
 
     def arrays(self, index: int) -> tuple[Array, Array]:
         """Keys [H, T, D] and values [H, T, Dv] of a layer."""
         layer = self.layers[index]
-        sides = ((heads, layer.tokens, channels) for heads, channels in (layer.keys, layer.values))
-        keys, values = (Array(shape, self.dtype) for shape in sides)
+        keys, values = (
+            Array((heads, layer.tokens, channels), self.dtype)
+            for heads, channels in (layer.keys, layer.values)
+        )
         return keys, values
 
     @property
@@ -88,19 +85,16 @@ class Geometry:
 
     def to_json(self) -> dict[str, Json]:
         """Runs of equal layers are written once, with their ``count``."""
-        return {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "n_tokens": self.n_tokens,
-            "layers": [
-                {
-                    "count": len(list(run)),
-                    "tokens": layer.tokens,
-                    "keys": list(layer.keys),
-                    "values": list(layer.values),
-                }
-                for layer, run in groupby(self.layers)
-            ],
-        }
+        runs: list[Json] = []
+        for layer, run in groupby(self.layers):
+            sizes: dict[str, Json] = {
+                "tokens": layer.tokens,
+                "keys": list(layer.keys),
+                "values": list(layer.values),
+            }
+            runs.append({"count": len(list(run)), **sizes})
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "n_tokens": self.n_tokens, "layers": runs}
 
     @classmethod
     def from_json(cls, value: Json) -> Geometry:
@@ -108,34 +102,33 @@ class Geometry:
         value = _object("geometry", value, {"dtype", "n_tokens", "layers"})
         dtype, runs, n_tokens = value["dtype"], value["layers"], _size("n_tokens", value["n_tokens"])
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise CodecError(f"geometry: dtype is {str(dtype)[:80]}, expected {', '.join(DTYPES)}")
+            raise unexpected("geometry: dtype", dtype, ", ".join(DTYPES))
         if not isinstance(runs, Sequence) or isinstance(runs, str) or not runs:
-            raise CodecError(f"geometry: layers is {str(runs)[:80]}, expected a list of runs of equal layers")
+            raise unexpected("geometry: layers", runs, "a list of runs of equal layers")
         layers: list[LayerGeometry] = []
         for item in runs:
             run = _object("geometry: layers", item, {"count", "tokens", "keys", "values"})
             count, tokens = _size("count", run["count"]), _size("tokens", run["tokens"])
             if len(layers) + count > LAYERS_AT_MOST or tokens > n_tokens:
                 raise CodecError(f"geometry: {count} layers of {tokens} tokens, of {n_tokens} in the segment")
-            layers += [
-                LayerGeometry(tokens, _pair("keys", run["keys"]), _pair("values", run["values"]))
-            ] * count
+            layer = LayerGeometry(tokens, _pair("keys", run["keys"]), _pair("values", run["values"]))
+            layers += [layer] * count
         return cls(DTYPES[dtype], n_tokens, tuple(layers))
 
 
 def _object(name: str, value: Json, fields: set[str]) -> Mapping[str, Json]:
     if not isinstance(value, Mapping) or value.keys() != fields:
-        raise CodecError(f"{name}: is {str(value)[:80]}, expected an object of {', '.join(sorted(fields))}")
+        raise unexpected(name, value, f"an object of {', '.join(sorted(fields))}")
     return value
 
 
 def _size(name: str, value: Json) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        raise CodecError(f"geometry: {name} is {str(value)[:80]}, expected an integer from 0 to 2**31 - 1")
+        raise unexpected(f"geometry: {name}", value, "an integer from 0 to 2**31 - 1")
     return value
 
 
 def _pair(name: str, value: Json) -> tuple[int, int]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise CodecError(f"geometry: {name} is {str(value)[:80]}, expected [heads, channels]")
+        raise unexpected(f"geometry: {name}", value, "[heads, channels]")
     return _size(name, value[0]), _size(name, value[1])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.calibration import NONE, Calibration
-from kvtool.codecs.errors import CodecError, NeedsError
+from kvtool.codecs.errors import CodecError, NeedsError, unexpected
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.plan import STAGES_AT_MOST, Plan, plan_side, stored_name
 from kvtool.codecs.spec import BY_TOKEN, POSITIONS, TOKEN_IDS, Array, Json, Payload, Place, Spec
@@ -58,12 +58,11 @@ class Pipeline:
         """Whether any of its stages may want another in its place."""
         return any(map(_chooses, self.keys + self.values))
 
-    def plan(self, keys: Array, values: Array, place: Place | None = None) -> Plan:
+    def plan(self, keys: Array, values: Array, place: Place = Place()) -> Plan:
         """Plan for keys [H, T, D] and values [H, T, Dv] of each layer at ``place``.
 
         Raises CodecError, naming the stage at fault.
         """
-        place = place or Place()
         sides = (("keys", self.keys, keys), ("values", self.values, values))
         return Plan(*(plan_side(side, stages, self._stacked(x, place), place) for side, stages, x in sides))
 
@@ -72,11 +71,10 @@ class Pipeline:
 
         Raises CodecError and NeedsError as ``encode`` does.
         """
-        plan = self.plan(_array(layers[0].keys), _array(layers[0].values), place)
-        given = self._given(layers, inputs)
+        plan, available = self._planned(layers, place, inputs)
         sides: dict[str, tuple[Stage, ...]] = {}
-        for side, stages, specs in (("keys", self.keys, plan.keys), ("values", self.values, plan.values)):
-            own, at_stage = list(stages), _inputs(stages, specs, given)
+        for side, stages, specs in self._sides(plan):
+            own, at_stage = list(stages), _inputs(stages, specs, available)
             payload: Payload = {"x": self._stack([getattr(layer, side) for layer in layers])}
             last = max((n for n, stage in enumerate(stages) if _chooses(stage)), default=-1)
             for n in range(last + 1):
@@ -88,27 +86,25 @@ class Pipeline:
         return Pipeline(**sides, layers=self.layers)
 
     def encode(
-        self, layers: Sequence[LayerKV], place: Place | None = None, inputs: Inputs | None = None
+        self, layers: Sequence[LayerKV], place: Place = Place(), inputs: Inputs | None = None
     ) -> dict[str, Tensor]:
         """The stored tensors of the layers at ``place``, named and ordered as ``Plan.arrays``.
 
         ``inputs`` has one tensor for each of ``layers``. Raises CodecError for NaN or infinity, with the layer
         and the token, and for what a stage refuses; NeedsError for an input that is wanted and not given.
         """
-        place = place or Place()
-        plan = self.plan(_array(layers[0].keys), _array(layers[0].values), place)
-        given = self._given(layers, inputs or {})
-        if missing := plan.needs - given.keys():
+        plan, available = self._planned(layers, place, inputs or {})
+        if missing := plan.needs - available.keys():
             raise NeedsError(missing)
         stored: dict[str, Tensor] = {}
-        for side, stages, specs in (("keys", self.keys, plan.keys), ("values", self.values, plan.values)):
+        for side, stages, specs in self._sides(plan):
             tensors = [getattr(layer, side) for layer in layers]
             for index, tensor in enumerate(tensors, place.first):
                 _check_finite(f"layer {index}: {side}", tensor)
             # Stages may rely on it; without any, a slice of a longer cache is stored uncopied.
             stacked = self._stack(tensors)
             payload: Payload = {"x": stacked.contiguous() if stages else stacked}
-            at_stage = _inputs(stages, specs, given)
+            at_stage = _inputs(stages, specs, available)
             for stage, (before, after), extra in zip(stages, pairwise(specs), at_stage, strict=True):
                 try:
                     payload = stage.encode({**payload, **extra}, before)
@@ -124,36 +120,33 @@ class Pipeline:
         keys: Array,
         values: Array,
         positions: Sequence[Tensor],
-        place: Place | None = None,
+        place: Place = Place(),
         tokens: range | None = None,
         token_ids: Tensor | None = None,
     ) -> list[LayerKV]:
         """Undo ``encode`` for layers whose keys and values were as ``keys`` and ``values`` say.
 
-        With ``tokens``, a range of them alone is given, and no more decoded than they need. ``token_ids`` [T] are
-        for stages that need them.
+        With ``tokens``, only that range is given, and no more is decoded than it needs. ``token_ids`` [T] are for
+        stages that need them.
 
         Names, dtypes and shapes are held against the plan before any content is read, so that nothing larger
         than planned is allocated. Raises CodecError, naming the tensor.
         """
-        place = place or Place()
         plan = self.plan(keys, values, place)
         Spec(plan.arrays).check(tensors, _label(place))
-        given = {POSITIONS: self._stack(positions)}
+        available = {POSITIONS: self._stack(positions)}
         if token_ids is not None:
-            given[TOKEN_IDS] = self._stack([token_ids] * len(positions))
-        if missing := plan.needs & {TOKEN_IDS} - given.keys():
+            available[TOKEN_IDS] = self._stack([token_ids] * len(positions))
+        if missing := plan.needs & {TOKEN_IDS} - available.keys():
             raise NeedsError(missing)
 
         def side_of(side: str, stages: tuple[Stage, ...], specs: tuple[Spec, ...]) -> Tensor:
             payload: Payload = {name: tensors[stored_name(side, name)] for name in specs[-1].arrays}
-            wanted = _wanted(stages, specs, tokens)
-            at_stage = _inputs(stages, specs, given)
-            for stage, (before, after), extra, own in reversed(
-                list(zip(stages, pairwise(specs), at_stage, wanted, strict=True))
-            ):
+            at_stage, wanted = _inputs(stages, specs, available), _wanted(stages, specs, tokens)
+            steps = list(zip(stages, pairwise(specs), at_stage, wanted, strict=True))
+            for stage, (before, after), extra, part in reversed(steps):
                 try:
-                    payload = stage.decode_tokens({**payload, **extra}, before, own)
+                    payload = stage.decode_tokens({**payload, **extra}, before, part)
                 except CodecError as error:
                     raise CodecError(f"{_label(place)}: {side}: {error}") from None
                 # What is pruned stays pruned.
@@ -161,8 +154,7 @@ class Pipeline:
                 expected.check(payload, f"{_label(place)}: {side}: decoded by stage {stage.name!r}")
             return payload["x"]
 
-        sides = (("keys", self.keys, plan.keys), ("values", self.values, plan.values))
-        calls = [partial(side_of, *side) for side in sides]
+        calls = [partial(side_of, *side) for side in self._sides(plan)]
         # Where all layers are one group there is nothing else to share the work by.
         decoded = [call() for call in calls] if self.layers else side_by_side(calls)
         apart = [list(x) if self.grouped else [x] for x in decoded]
@@ -170,22 +162,15 @@ class Pipeline:
         return whole if tokens is None else [layer.of(tokens) for layer in whole]
 
     def error(
-        self, layers: Sequence[LayerKV], place: Place | None = None, inputs: Inputs | None = None
+        self, layers: Sequence[LayerKV], place: Place = Place(), inputs: Inputs | None = None
     ) -> tuple[float, float]:
         """The largest absolute error that a decoded key, and a decoded value, may show."""
-        place = place or Place()
-        plan = self.plan(_array(layers[0].keys), _array(layers[0].values), place)
-        given = self._given(layers, inputs or {})
-        keys, values = (
-            _error(
-                stages,
-                specs,
-                {"x": self._stack([getattr(layer, side) for layer in layers])},
-                _inputs(stages, specs, given),
-            )
-            for side, stages, specs in (("keys", self.keys, plan.keys), ("values", self.values, plan.values))
-        )
-        return keys, values
+        plan, available = self._planned(layers, place, inputs or {})
+        errors = []
+        for side, stages, specs in self._sides(plan):
+            payload = {"x": self._stack([getattr(layer, side) for layer in layers])}
+            errors.append(_error(stages, specs, payload, _inputs(stages, specs, available)))
+        return errors[0], errors[1]
 
     def to_config(self) -> dict[str, Json]:
         sides: dict[str, Json] = {
@@ -199,29 +184,32 @@ class Pipeline:
     def from_config(cls, config: Json, calibrations: Mapping[str, Calibration] = NONE) -> Pipeline:
         """The pipeline that ``to_config`` described, its calibrations looked up by digest.
 
-        Raises CodecError, naming the stage and the field; MissingCalibration for a digest that is not there.
+        Raises CodecError, naming the stage and the field; MissingCalibration for a digest that is missing.
         """
         if not isinstance(config, Mapping) or config.keys() - {"layers"} != {"keys", "values"}:
-            raise CodecError(f"pipeline: is {str(config)[:80]}, expected an object of keys and values")
+            raise unexpected("pipeline:", config, "an object of keys and values")
         layers = config.get("layers", 1)
         if type(layers) is not int or layers < 0 or (layers == 1 and "layers" in config):
-            raise CodecError(
-                f"pipeline: layers is {str(layers)[:80]}, expected an integer from 2, or 0 for all"
-            )
+            raise unexpected("pipeline: layers", layers, "an integer from 2, or 0 for all")
         keys, values = (_stages(side, config[side], calibrations) for side in ("keys", "values"))
         return cls(keys, values, layers)
 
     def _stacked(self, x: Array, place: Place) -> Array:
         return Array((place.count, *x.shape), x.dtype) if self.grouped else x
 
-    def _given(self, layers: Sequence[LayerKV], inputs: Inputs) -> Payload:
-        found = {POSITIONS: self._stack([layer.positions for layer in layers])}
+    def _planned(self, layers: Sequence[LayerKV], place: Place, inputs: Inputs) -> tuple[Plan, Payload]:
+        """The plan for these layers, and all inputs of stages by name."""
+        plan = self.plan(_array(layers[0].keys), _array(layers[0].values), place)
+        available = {POSITIONS: self._stack([layer.positions for layer in layers])}
+        tokens = layers[0].keys.shape[1]
         for name, tensors in inputs.items():
-            found[name] = self._stack(tensors)
-            tokens = layers[0].keys.shape[1]
+            available[name] = self._stack(tensors)
             if name in BY_TOKEN and {t.shape[-1] for t in tensors} != {tokens}:
                 raise CodecError(f"pipeline: {name} is {list(tensors[0].shape)}, expected [..., {tokens}]")
-        return found
+        return plan, available
+
+    def _sides(self, plan: Plan) -> Sequence[tuple[str, tuple[Stage, ...], tuple[Spec, ...]]]:
+        return ("keys", self.keys, plan.keys), ("values", self.values, plan.values)
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(tuple(tensors)) if self.grouped else tensors[0]
@@ -233,28 +221,26 @@ def _chooses(stage: Stage) -> bool:
 
 def _stages(side: str, configs: Json, calibrations: Mapping[str, Calibration]) -> tuple[Stage, ...]:
     if not isinstance(configs, Sequence) or isinstance(configs, str) or len(configs) > STAGES_AT_MOST:
-        raise CodecError(
-            f"pipeline: {side} is {str(configs)[:80]}, expected a list of at most {STAGES_AT_MOST} stages"
-        )
+        raise unexpected(f"pipeline: {side}", configs, f"a list of at most {STAGES_AT_MOST} stages")
     return tuple(stage_from_config(config, calibrations) for config in configs)
 
 
 def _wanted(stages: tuple[Stage, ...], specs: tuple[Spec, ...], tokens: range | None) -> list[range | None]:
     """The tokens that each stage must decode of the next stage's payload."""
-    found: list[range | None] = []
+    wanted: list[range | None] = []
     for stage, spec in zip(stages, specs[:-1], strict=True):
-        found.append(tokens)
-        tokens = None if tokens is None else stage.behind(tokens, spec)
-    return found
+        wanted.append(tokens)
+        tokens = None if tokens is None else stage.tokens_after(tokens, spec)
+    return wanted
 
 
-def _inputs(stages: tuple[Stage, ...], specs: tuple[Spec, ...], given: Payload) -> list[Payload]:
+def _inputs(stages: tuple[Stage, ...], specs: tuple[Spec, ...], available: Payload) -> list[Payload]:
     """The inputs of each stage beyond its payload."""
-    found: list[Payload] = []
+    inputs: list[Payload] = []
     for stage, spec in zip(stages, specs[:-1], strict=True):
-        found.append({name: given[name] for name in stage.needs & given.keys()})
-        given = stage.inputs_behind(given, spec)
-    return found
+        inputs.append({name: available[name] for name in stage.needs & available.keys()})
+        available = stage.inputs_after(available, spec)
+    return inputs
 
 
 def _error(
@@ -277,9 +263,7 @@ def _check_finite(where: str, tensor: Tensor) -> None:
 
 def _array(tensor: Tensor) -> Array:
     if tensor.ndim != 3:
-        raise CodecError(
-            f"a layer's tensor has shape {list(tensor.shape)}, expected [heads, tokens, channels]"
-        )
+        raise unexpected("shape of a layer's tensor", list(tensor.shape), "[heads, tokens, channels]")
     return Array(tuple(tensor.shape), tensor.dtype)
 
 

@@ -25,10 +25,8 @@ class Plan:
     @property
     def arrays(self) -> dict[str, Array]:
         """The stored tensors of a layer or group, by name, in order: ``keys``, or ``keys.codes``, ``keys.scale``, …"""
-        sides = {"keys": self.keys[-1], "values": self.values[-1]}
-        return {
-            stored_name(side, n): array for side, spec in sides.items() for n, array in spec.arrays.items()
-        }
+        sides = (("keys", self.keys[-1]), ("values", self.values[-1]))
+        return {stored_name(side, n): array for side, spec in sides for n, array in spec.arrays.items()}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -51,8 +49,8 @@ def plan_side(side: str, stages: tuple[Stage, ...], x: Array, place: Place) -> t
         once = stage.kind in ("quantize", "entropy")
         if previous and ORDER[stage.kind] < ORDER[previous.kind] + once:
             raise CodecError(
-                f"pipeline: {side}: {stage.kind} stage {stage.name!r} is out of place after {previous.kind} "
-                f"stage {previous.name!r}; the order is prune* transform* quantize? entropy"
+                f"pipeline: {side}: {stage.label} is out of place after {previous.label}; "
+                "the order is prune* transform* quantize? entropy"
             )
         try:
             planned = stage.plan(specs[-1])
@@ -61,9 +59,7 @@ def plan_side(side: str, stages: tuple[Stage, ...], x: Array, place: Place) -> t
         specs.append(replace(planned, needs=planned.needs | stage.needs))
         previous = stage
     if previous and previous.kind != "entropy":
-        raise CodecError(
-            f"pipeline: {side}: ends in {previous.kind} stage {previous.name!r}, expected entropy"
-        )
+        raise CodecError(f"pipeline: {side}: ends in {previous.label}, expected entropy")
     return tuple(specs)
 
 

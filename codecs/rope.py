@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kvtool.codecs.errors import CodecError
+from kvtool.codecs.errors import CodecError, unexpected
 from kvtool.kernels import dispatch
 
 FREQUENCIES_AT_MOST = 4096
@@ -32,33 +32,25 @@ class Rope:
     up_to: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "inv_freq": list(self.inv_freq),
-            "scaling": self.scaling,
-            "layout": self.layout,
-            "start": self.start,
-            "up_to": self.up_to,
-        }
+        return {**vars(self), "inv_freq": list(self.inv_freq)}
 
     @classmethod
     def from_json(cls, value: Any) -> Rope:
         """Undo ``to_json``. Raises CodecError, naming the field."""
         if not isinstance(value, Mapping) or value.keys() != set(cls.__dataclass_fields__):
-            raise CodecError(
-                f"rope: a rotation is {str(value)[:80]}, expected {sorted(cls.__dataclass_fields__)}"
-            )
+            raise unexpected("rope: a rotation", value, str(sorted(cls.__dataclass_fields__)))
         frequencies, scaling, start, up_to = (value[f] for f in ("inv_freq", "scaling", "start", "up_to"))
         if not isinstance(frequencies, list) or len(frequencies) > FREQUENCIES_AT_MOST:
             raise CodecError(f"rope: inv_freq is no list of at most {FREQUENCIES_AT_MOST} numbers")
         if not all(_is_number(f) for f in frequencies):
-            raise CodecError(f"rope: inv_freq is {str(frequencies)[:80]}, expected a list of numbers")
+            raise unexpected("rope: inv_freq", frequencies, "a list of numbers")
         if not _is_number(scaling) or scaling <= 0:
-            raise CodecError(f"rope: scaling is {str(scaling)[:80]}, expected a number above 0")
+            raise unexpected("rope: scaling", scaling, "a number above 0")
         if value["layout"] not in ("half", "interleaved"):
-            raise CodecError(f"rope: layout is {str(value['layout'])[:80]}, expected half or interleaved")
+            raise unexpected("rope: layout", value["layout"], "half or interleaved")
         for name, size in (("start", start), ("up_to", 0 if up_to is None else up_to)):
             if type(size) is not int or size < 0:
-                raise CodecError(f"rope: {name} is {str(size)[:80]}, expected an integer from 0")
+                raise unexpected(f"rope: {name}", size, "an integer from 0")
         return cls(tuple(map(float, frequencies)), float(scaling), value["layout"], start, up_to)
 
 
@@ -87,15 +79,11 @@ def ropes(rope: Mapping[str, Any], n_layers: int) -> tuple[Rope, ...]:
         return ()
     kinds, of_layer = rope["rotations"], rope.get("rotation_of_layer")
     if not isinstance(kinds, Sequence) or not isinstance(of_layer, Sequence) or len(of_layer) != n_layers:
-        raise CodecError(
-            f"rope: rotation_of_layer is {str(of_layer)[:80]}, expected one index for each layer"
-        )
-    found = [Rope.from_json(kind) for kind in kinds]
-    if not all(type(index) is int and 0 <= index < len(found) for index in of_layer):
-        raise CodecError(
-            f"rope: rotation_of_layer is {str(of_layer)[:80]}, expected indices below {len(found)}"
-        )
-    return tuple(found[index] for index in of_layer)
+        raise unexpected("rope: rotation_of_layer", of_layer, "one index for each layer")
+    rotations = [Rope.from_json(kind) for kind in kinds]
+    if not all(type(index) is int and 0 <= index < len(rotations) for index in of_layer):
+        raise unexpected("rope: rotation_of_layer", of_layer, f"indices below {len(rotations)}")
+    return tuple(rotations[index] for index in of_layer)
 
 
 def _is_number(value: Any) -> bool:

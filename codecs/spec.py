@@ -73,9 +73,14 @@ class Array:
         fits = shape == self.shape or (self.at_most and len(shape) == 1 and shape[0] <= self.shape[0])
         if tensor.dtype != self.dtype or not fits:
             bound = "at most " if self.at_most else ""
-            raise CodecError(
-                f"{name} is {list(shape)} {tensor.dtype}, expected {bound}{list(self.shape)} {self.dtype}"
-            )
+            expected = f"{bound}{list(self.shape)} {self.dtype}"
+            raise CodecError(f"{name} is {list(shape)} {tensor.dtype}, expected {expected}")
+
+
+def check_codes(name: str, codes: Tensor, levels: int) -> None:
+    """Refuse codes that are not below ``levels``."""
+    if codes.numel() and (largest := int(codes.max())) >= levels:
+        raise CodecError(f"{name} holds code {largest}, expected below {levels}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,15 @@ class Spec:
     def nbytes(self) -> int:
         """An upper bound on the bytes of all tensors."""
         return sum(array.nbytes for array in self.arrays.values())
+
+    @classmethod
+    def of(cls, x: Tensor, place: Place = Place()) -> Spec:
+        """The spec of a payload that is ``x`` alone."""
+        return cls({"x": Array(tuple(x.shape), x.dtype)}, place=place)
+
+    def beside_x(self, payload: Payload) -> dict[str, Tensor]:
+        """The tensors beside ``x``: a stage that works on ``x`` passes them on."""
+        return {name: payload[name] for name in self.arrays if name != "x"}
 
     def replace(self, name: str, arrays: Mapping[str, Array], stage: str) -> Spec:
         """The spec with ``arrays`` in place of ``name``; the other tensors pass through under their names.

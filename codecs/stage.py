@@ -10,13 +10,7 @@ import torch
 
 from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.spec import (
-    FLOATS,
-    Array,
-    Json,
-    Payload,
-    Spec,
-)
+from kvtool.codecs.spec import FLOATS, Array, Json, Payload, Spec
 
 Kind: TypeAlias = Literal["prune", "transform", "quantize", "entropy"]
 
@@ -75,17 +69,16 @@ class Stage(ABC):
         """
         return self.decode(y, spec)
 
-    def inputs_behind(self, inputs: Payload, spec: Spec) -> Payload:
+    def inputs_after(self, inputs: Payload, spec: Spec) -> Payload:
         """``inputs`` cut to the tokens that this stage passes on, for the stages after it."""
         return inputs
 
-    def behind(self, tokens: range, spec: Spec) -> range | None:
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
         """The tokens of this stage's output that it needs to decode ``tokens`` of its input; None for all."""
         return None
 
     def suited(self, x: Payload, spec: Spec) -> Stage:
-        """The stage to encode ``x`` with: this one, or another if ``x`` is unlike all that its calibration was made
-        from."""
+        """The stage to encode ``x`` with: this one, or another if ``x`` is unlike the calibration's samples."""
         return self
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
@@ -96,13 +89,21 @@ class Stage(ABC):
         """
         return inner
 
-    def to_config(self) -> dict[str, Json]:
-        """Name, version and every field, as JSON values: ``registry.stage_from_config`` undoes it.
+    def trial(self, x: Payload, spec: Spec) -> tuple[Payload, float, float]:
+        """``x`` encoded; the largest error that its entries show when decoded, and their largest magnitude then."""
+        encoded = self.encode(x, spec)
+        decoded = self.decode({**x, **encoded}, spec)["x"].double()
+        return encoded, (decoded - x["x"]).abs().amax().item(), decoded.abs().amax().item()
 
-        Of a calibration it is the digest.
-        """
+    def to_config(self) -> dict[str, Json]:
+        """Name, version and every field as JSON values, a calibration as its digest; ``stage_from_config`` undoes it."""
         config: dict[str, Json] = {"name": self.name, "version": self.version}
         return config | {field.name: _to_json(getattr(self, field.name)) for field in fields(self)}
+
+    @property
+    def label(self) -> str:
+        """Its kind and name, for error messages."""
+        return f"{self.kind} stage {self.name!r}"
 
     @property
     def calibrations(self) -> tuple[Calibration, ...]:
@@ -113,7 +114,7 @@ class Stage(ABC):
     def x_of(self, spec: Spec, *axes: str) -> Array:
         """The planned ``x``: floats along these axes, after any others where the first is "...".
 
-        Raises CodecError, naming the stage, if it is something else or not there.
+        Raises CodecError, naming the stage, if it is missing or something else.
         """
         x = spec.arrays.get("x", Array((), torch.float32))
         open_front = axes[0] == "..."
@@ -125,7 +126,7 @@ class Stage(ABC):
     def require(self, holds: bool, field: str, value: object, expected: str) -> None:
         """Raise CodecError, naming the stage, the field, the value and the expectation, unless it holds."""
         if not holds:
-            raise CodecError(f"{self.kind} stage {self.name!r}: {field} is {value!r}, expected {expected}")
+            raise CodecError(f"{self.label}: {field} is {value!r}, expected {expected}")
 
 
 def _to_json(value: Json | Calibration) -> Json:

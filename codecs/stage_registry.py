@@ -46,7 +46,7 @@ def stages() -> Mapping[tuple[str, int], type[Stage]]:
 def stage_from_config(config: Json, calibrations: Mapping[str, Calibration] = NONE) -> Stage:
     """The stage that ``Stage.to_config`` described, its calibration looked up by digest.
 
-    Raises CodecError, naming the stage and the field; MissingCalibration for a digest that is not there.
+    Raises CodecError, naming the stage and the field; MissingCalibration for a digest that is missing.
     """
     if not isinstance(config, Mapping):
         raise CodecError(f"stage: is {config!r}, expected an object with name and version")
@@ -54,24 +54,25 @@ def stage_from_config(config: Json, calibrations: Mapping[str, Calibration] = NO
     if not isinstance(name, str) or type(version) is not int:
         raise CodecError(f"stage: name is {name!r} and version {version!r}, expected a string and an integer")
     cls = _find(name, version)
+    label = f"{cls.kind} stage {name!r}"
     hints, values = get_type_hints(cls), dict(config)
     del values["name"], values["version"]
     arguments: dict[str, Any] = {}
     for field in fields(cls):
         if field.name not in values:
             if field.default is MISSING and field.default_factory is MISSING:
-                raise CodecError(f"{cls.kind} stage {name!r}: {field.name} is missing")
+                raise CodecError(f"{label}: {field.name} is missing")
             continue
         value, hint = values.pop(field.name), hints[field.name]
         if not _fits(value, hint):
-            raise CodecError(f"{cls.kind} stage {name!r}: {field.name} is {value!r}, expected {field.type}")
+            raise CodecError(f"{label}: {field.name} is {value!r}, expected {field.type}")
         if hint is Calibration:
-            arguments[field.name] = _calibration(str(value), calibrations, f"{cls.kind} stage {name!r}")
-            continue
-        arguments[field.name] = tuple(value) if isinstance(value, list) else value
+            arguments[field.name] = _calibration(str(value), calibrations, label)
+        else:
+            arguments[field.name] = tuple(value) if isinstance(value, list) else value
     if values:
         known = ", ".join(field.name for field in fields(cls)) or "none"
-        raise CodecError(f"{cls.kind} stage {name!r}: unknown field {min(values)!r}; its fields are: {known}")
+        raise CodecError(f"{label}: unknown field {min(values)!r}; its fields are: {known}")
     return cls(**arguments)
 
 
@@ -89,13 +90,11 @@ def _find(name: str, version: int) -> type[Stage]:
     known = stages()
     versions = sorted(v for n, v in known if n == name)
     if not versions:
-        raise CodecError(
-            f"no stage is called {name!r}; there are: {', '.join(sorted({n for n, _ in known}))}"
-        )
+        names = ", ".join(sorted({n for n, _ in known}))
+        raise CodecError(f"no stage is called {name!r}; there are: {names}")
     if version > versions[-1]:
-        raise CodecError(
-            f"stage {name!r} has version {version}, newer than {versions[-1]}, the newest known here"
-        )
+        newest = f"{versions[-1]}, the newest known here"
+        raise CodecError(f"stage {name!r} has version {version}, newer than {newest}")
     if version not in versions:
         raise CodecError(f"stage {name!r} has no version {version}; there are: {versions}")
     return known[name, version]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels import cpu, reference
-from kvtool.kernels.reference import Layout, angles, packed_size
+from kvtool.kernels.reference import Conditions, Layout, angles, packed_size
 
 __all__ = [
+    "Conditions",
     "Kernels",
     "Layout",
     "angles",
@@ -62,11 +63,11 @@ class Kernels(Protocol):
 
 def implementations() -> dict[str, Kernels]:
     """Every implementation that can run here, by name. The first is the reference."""
-    found: dict[str, Kernels] = {"reference": reference, "cpu": cpu}
+    available: dict[str, Kernels] = {"reference": reference, "cpu": cpu}
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if find_spec("triton") and (interpreted or torch.cuda.is_available()):
-        found["triton"] = _triton()
-    return found
+        available["triton"] = _triton()
+    return available
 
 
 def _triton() -> Kernels:
@@ -134,50 +135,37 @@ def rans_decode(
 
     Raises ValueError for a block outside of ``stream``, and for one that ``rans_encode`` has not made.
     """
-    inside = (
-        (blocks >= 0).all() and (blocks[:, 1] <= len(stream)).all() and (blocks[:, 3] <= out.shape[1]).all()
-    )
-    if not inside or (blocks[:, 0] > blocks[:, 1]).any() or (blocks[:, 2] > blocks[:, 3]).any():
+    first, end, begin, stop = blocks.unbind(1)
+    inside = (blocks >= 0).all() and (end <= len(stream)).all() and (stop <= out.shape[1]).all()
+    if not inside or (first > end).any() or (begin > stop).any():
         raise ValueError(f"blocks {blocks.tolist()} of {len(stream)} bytes and {out.shape[1]} tokens")
     _for(out).rans_decode(stream, blocks, cumulative, table, precision, lanes, out)
 
 
-def context_count(
-    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, counts: Tensor
-) -> None:
+def context_count(codes: Tensor, conditions: Conditions, counts: Tensor) -> None:
     """Add to ``counts`` how often each symbol stands in each table; ``kvtool.kernels.reference.context`` says more."""
-    _check_context(codes, exponents)
-    cpu.context_count(codes, exponents, scales, weights, loudness, counts)
+    _check_context(codes, conditions)
+    cpu.context_count(codes, conditions, counts)
 
 
-def context_encode(
-    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, cumulative: Tensor
-) -> Tensor:
+def context_encode(codes: Tensor, conditions: Conditions, cumulative: Tensor) -> Tensor:
     """``codes`` [T, C] int16 as one block of bytes; ``kvtool.kernels.reference.context`` has the format."""
-    _check_context(codes, exponents)
-    return cpu.context_encode(codes, exponents, scales, weights, loudness, cumulative)
+    _check_context(codes, conditions)
+    return cpu.context_encode(codes, conditions, cumulative)
 
 
-def context_decode(
-    stream: Tensor,
-    exponents: Tensor,
-    scales: Tensor,
-    weights: Tensor,
-    loudness: Tensor,
-    cumulative: Tensor,
-    out: Tensor,
-) -> None:
+def context_decode(stream: Tensor, conditions: Conditions, cumulative: Tensor, out: Tensor) -> None:
     """Decode ``stream``, one block, into ``out`` [T, C] int16.
 
     Raises ValueError for a block that ``context_encode`` has not made with the same.
     """
-    _check_context(out, exponents)
-    cpu.context_decode(stream, exponents, scales, weights, loudness, cumulative, out)
+    _check_context(out, conditions)
+    cpu.context_decode(stream, conditions, cumulative, out)
 
 
-def _check_context(codes: Tensor, exponents: Tensor) -> None:
+def _check_context(codes: Tensor, conditions: Conditions) -> None:
     """Raises ValueError for a device that has no kernels, and for exponents that they do not take."""
     if codes.device.type != "cpu":
         raise ValueError(f"no kernels for a tensor on {codes.device}, expected one on the CPU")
-    if len(exponents) and int(exponents.max()) > reference.EXPONENTS:
-        raise ValueError(f"exponent {int(exponents.max())}, expected at most {reference.EXPONENTS}")
+    if len(conditions.exponents) and (largest := int(conditions.exponents.max())) > reference.EXPONENTS:
+        raise ValueError(f"exponent {largest}, expected at most {reference.EXPONENTS}")

@@ -22,7 +22,7 @@ with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
     importlib.import_module("triton.language")
 
 import kvtool
-from kvtool.codecs import KV, LayerKV, Recipe, registry, stage_registry
+from kvtool.codecs import KV, LayerKV, Recipe, recipe_registry, stage_registry
 from kvtool.store.local import LocalStore
 from kvtool.testing.tiny_model import save_model
 
@@ -170,11 +170,11 @@ def centred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         stage_registry._discover.cache_clear()
-        registry.recipes.cache_clear()
-        yield registry.recipe("centred")
+        recipe_registry.recipes.cache_clear()
+        yield recipe_registry.recipe("centred")
     stage_registry._stages.clear()
     stage_registry._stages.update(before)
-    registry.recipes.cache_clear()
+    recipe_registry.recipes.cache_clear()
     del sys.modules["centred"]
 
 

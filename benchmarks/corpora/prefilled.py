@@ -13,7 +13,7 @@ from benchmarks.common.output import Lines
 from benchmarks.corpora.texts import Text, for_calibration, write
 from kvtool.calibration.lookup import MissingCalibration, finder
 from kvtool.codecs import Calibration, Recipe
-from kvtool.codecs.registry import recipe as find_recipe
+from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.documents.find import find as find_documents
 from kvtool.errors import MismatchError
 from kvtool.evaluation.candidates import Candidate, Coded, Raw, candidates

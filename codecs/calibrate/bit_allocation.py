@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvtool.codecs.calibration import Calibration
-from kvtool.codecs.errors import CodecError
+from kvtool.codecs.errors import unexpected
 
 if TYPE_CHECKING:
     from kvtool.codecs.spec import Json
@@ -41,10 +41,8 @@ def runs_of(calibration: Calibration, name: str, ratio: int) -> tuple[Run, ...]:
     """
     rows = calibration.fact("blocks", name, str(ratio))
     if not isinstance(rows, list) or not all(map(_is_run, rows)):
-        where = f"blocks of {name} at {ratio}"
-        raise CodecError(
-            f"{calibration.label}: {where} are {str(rows)[:80]}, expected lists of blocks, size and bits"
-        )
+        field = f"{calibration.label}: blocks of {name} at {ratio}"
+        raise unexpected(field, rows, "lists of blocks, size and bits")
     return tuple(Run(blocks, size, bits) for blocks, size, bits in rows)
 
 
@@ -52,9 +50,7 @@ def rank_of(calibration: Calibration, name: str) -> int:
     """The number of components that the calibration has; the largest ratio's may be fewer."""
     rank = calibration.fact("rank", name)
     if type(rank) is not int or not 0 <= rank <= AT_MOST:
-        raise CodecError(
-            f"{calibration.label}: rank of {name} is {str(rank)[:80]}, expected an integer from 0"
-        )
+        raise unexpected(f"{calibration.label}: rank of {name}", rank, "an integer from 0")
     return rank
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvtool.codecs.calibrate.bit_allocation import WHOLE, Run
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.spec import Array, Spec
+from kvtool.codecs.spec import Spec
 
 SIZES = (16, 64, 256, 1024)
 """Components in a block that has codes; every one of 16 bits is a block of its own."""
@@ -89,7 +89,7 @@ def _errors(windows: Tensor, bits: int) -> Floats:
     """The squared error [n] of quantizing ``windows`` [T, n, size], one block for each token."""
     stage = Group(bits=bits, group=windows.shape[2], axis="channel")
     x = windows.flatten(1)[None]
-    spec = Spec({"x": Array(tuple(x.shape), x.dtype)})
+    spec = Spec.of(x)
     off = stage.decode(stage.encode({"x": x}, spec), spec)["x"] - x
     found: npt.NDArray[Any] = off.view(windows.shape).square().sum((0, 2)).numpy()
     return found

@@ -10,16 +10,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvtool.codecs.block_coder import as_tensor, read_lengths
+from kvtool.codecs.block_coder import read_lengths
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.entropy.rans import Rans
 from kvtool.codecs.entropy_models import context as model
 from kvtool.codecs.errors import CodecError
+from kvtool.codecs.format.container import byte_tensor
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
 from kvtool.kernels import dispatch
-from kvtool.kernels.reference.context_model import EXPONENTS, ONE
+from kvtool.kernels.reference.context_model import EXPONENTS, ONE, Conditions
 
 BYTES_OF_CODE = 7
 """At most: 16 bits for a symbol, 19 for what escapes, 15 low bits."""
@@ -81,30 +82,30 @@ class Context(Stage):
         loudness, sections = torch.full((len(codes),), ONE, dtype=torch.int32), [rest]
         for band in self._cut(spec):
             part = slice(band.start, band.stop)
-            given = exponents, scales[part], weights[part], loudness, tables
-            sections.append(dispatch.context_encode(codes[:, part], *given))
+            conditions = Conditions(exponents, scales[part], weights[part], loudness)
+            sections.append(dispatch.context_encode(codes[:, part], conditions, tables))
         lengths = struct.pack(f"<{len(sections)}I", *map(len, sections))
-        return {"x": torch.cat([as_tensor(lengths), *sections])}
+        return {"x": torch.cat([byte_tensor(lengths), *sections])}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         return self.decode_bands(y, spec, self.bands)
 
     def decode_bands(self, y: Payload, spec: Spec, bands: int) -> Payload:
-        """As ``decode``, but only the first ``bands``; codes of the others are 0, and their bytes need not be there."""
+        """As ``decode``, but only the first ``bands``; codes of the others are 0, and their bytes may be missing."""
         data = y["x"].cpu()
         (n_rest, *lengths), start = read_lengths(data, 1 + self.bands, 0)
         needed = start + n_rest + sum(lengths[:bands])
         if len(data) < needed or (bands >= self.bands and len(data) > needed):
-            raise self._refusal(f"{len(data)} bytes, expected {needed} for {bands} bands")
+            raise CodecError(f"{self.label}: x: {len(data)} bytes, expected {needed} for {bands} bands")
         tokens, components = self._sizes(spec)
         cut = self._cut(spec)[:bands]
         # Checked before memory is allocated for what the bands claim to hold.
         for band, length in zip(cut, lengths, strict=False):
-            if tokens * len(band) > CODES_IN_BYTE * length:
-                raise self._refusal(f"a band of {length} bytes cannot hold {tokens * len(band)} codes")
+            if (n := tokens * len(band)) > CODES_IN_BYTE * length:
+                raise CodecError(f"{self.label}: x: a band of {length} bytes cannot hold {n} codes")
         inner, section = self._rest(spec), data[start : start + n_rest]
         start += n_rest
-        Rans().plan(inner).check({"x": section}, f"entropy stage {self.name!r}")
+        Rans().plan(inner).check({"x": section}, self.label)
         out = dict(Rans().decode({"x": section}, inner))
         scales, weights, tables = self._held(spec)
         exponents = self._checked(out["exponents"])
@@ -114,10 +115,10 @@ class Context(Stage):
             part, stream = slice(band.start, band.stop), data[start : start + length]
             start += length
             try:
-                given = exponents, scales[part], weights[part], loudness, tables
-                dispatch.context_decode(stream, *given, codes[:, part])
+                conditions = Conditions(exponents, scales[part], weights[part], loudness)
+                dispatch.context_decode(stream, conditions, tables, codes[:, part])
             except ValueError as error:
-                raise self._refusal(str(error)) from None
+                raise CodecError(f"{self.label}: x: {error}") from None
         return {**out, "codes": codes}
 
     def _sizes(self, spec: Spec) -> tuple[int, int]:
@@ -128,19 +129,20 @@ class Context(Stage):
             fits = array.dtype == dtype and len(array.shape) == axes
             self.require(fits, name, (list(array.shape), array.dtype), f"{axes} axes of {dtype}")
         tokens, components = spec.arrays["codes"].shape
-        given = spec.arrays["exponents"].shape[0]
-        self.require(given == tokens, "length of exponents", given, f"{tokens}, one for each token")
+        length = spec.arrays["exponents"].shape[0]
+        self.require(length == tokens, "length of exponents", length, f"{tokens}, one for each token")
         return tokens, components
 
     def _held(self, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
         """Scales in steps [R] int32, weights of autoregression [R, 2] int8, and the tables."""
         components = self._sizes(spec)[1]
-        own, held = entry(spec.place.first, self.side), self.calibration
-        scales = self._first(f"{own}.scales", (components,), torch.uint8)
-        weights = torch.zeros(components, 2, dtype=torch.int8)
-        if f"{own}.autoregression" in held.tensors:
-            weights = self._first(f"{own}.autoregression", (components, 2), torch.int8)
-        roots = held.tensor("tables", Array(model.SHAPE, torch.uint8)) if "tables" in held.tensors else None
+        name, calibration = entry(spec.place.first, self.side), self.calibration
+        scales = self._first(f"{name}.scales", (components,), torch.uint8)
+        weights, roots = torch.zeros(components, 2, dtype=torch.int8), None
+        if f"{name}.autoregression" in calibration.tensors:
+            weights = self._first(f"{name}.autoregression", (components, 2), torch.int8)
+        if "tables" in calibration.tensors:
+            roots = calibration.tensor("tables", Array(model.SHAPE, torch.uint8))
         return model.in_steps(scales, self.step), weights, model.cumulative(roots)
 
     def _first(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -158,8 +160,5 @@ class Context(Stage):
 
     def _checked(self, exponents: Tensor) -> Tensor:
         if len(exponents) and (largest := int(exponents.max())) > EXPONENTS:
-            raise self._refusal(f"exponent {largest}, expected at most {EXPONENTS}")
+            raise CodecError(f"{self.label}: x: exponent {largest}, expected at most {EXPONENTS}")
         return exponents
-
-    def _refusal(self, problem: str) -> CodecError:
-        return CodecError(f"entropy stage {self.name!r}: x: {problem}")

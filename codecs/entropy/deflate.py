@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 
-from kvtool.codecs.block_coder import as_tensor
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format import container
@@ -49,14 +48,14 @@ class Deflate(Stage):
         packed = Pack().encode({name: x[name] for name in spec.arrays}, spec)
         raw = b"".join(container.raw_bytes(packed[name]) for name in sorted(packed))
         stream = zlib.compress(raw, self.level)
-        return {"x": as_tensor(stream if len(stream) < len(raw) else raw)}
+        return {"x": container.byte_tensor(stream if len(stream) < len(raw) else raw)}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         planned = Pack().plan(spec)
         content = y["x"]
         # A stream as long as its content is raw.
         if len(content) != planned.nbytes:
-            content = as_tensor(self._inflated(container.raw_bytes(content), planned.nbytes))
+            content = container.byte_tensor(self._inflated(container.raw_bytes(content), planned.nbytes))
         packed, start = {}, 0
         for name, array in sorted(planned.arrays.items()):
             # Copied, since entries of two bytes may start at an odd address.
@@ -67,17 +66,14 @@ class Deflate(Stage):
 
     def _inflated(self, stream: memoryview, nbytes: int) -> bytes:
         if nbytes > GROWTH * len(stream):
-            raise self._refusal(f"{len(stream)} bytes of DEFLATE cannot hold {nbytes}")
+            raise CodecError(f"{self.label}: x: {len(stream)} bytes of DEFLATE cannot hold {nbytes}")
         reader = zlib.decompressobj()
         try:
             content = reader.decompress(stream, nbytes)
             # The checksum may be still to come where the content is complete.
             more = reader.decompress(reader.unconsumed_tail, 1)
         except zlib.error as error:
-            raise self._refusal(str(error)) from None
+            raise CodecError(f"{self.label}: x: {error}") from None
         if more or len(content) != nbytes or not reader.eof or reader.unused_data:
-            raise self._refusal(f"a stream that does not end at {nbytes} bytes")
+            raise CodecError(f"{self.label}: x: a stream that does not end at {nbytes} bytes")
         return content
-
-    def _refusal(self, problem: str) -> CodecError:
-        return CodecError(f"entropy stage {self.name!r}: x: {problem}")

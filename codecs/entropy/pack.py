@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from kvtool.codecs.errors import CodecError
-from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.spec import Array, Payload, Spec, check_codes
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
 from kvtool.kernels import dispatch
@@ -33,7 +32,7 @@ class Pack(Stage):
         out = dict(x)
         for name, array in spec.arrays.items():
             if bits := _bits(array):
-                self._check(name, x[name], array)
+                check_codes(f"{self.label}: {name}", x[name], array.levels or 0)
                 out[name] = dispatch.pack(x[name].reshape(-1), bits)
         return out
 
@@ -43,22 +42,14 @@ class Pack(Stage):
             if bits := _bits(array):
                 out[name] = dispatch.unpack(y[name], array.numel, bits).view(array.shape)
                 if array.levels != 1 << bits:
-                    self._check(name, out[name], array)
+                    check_codes(f"{self.label}: {name}", out[name], array.levels or 0)
         return out
 
     def _packed(self, array: Array) -> Array:
         bits = _bits(array)
         return Array((dispatch.packed_size(array.numel, bits),), torch.uint8) if bits else array
 
-    def _check(self, name: str, codes: torch.Tensor, array: Array) -> None:
-        if codes.numel() and (largest := int(codes.max())) >= (array.levels or 0):
-            raise CodecError(
-                f"entropy stage {self.name!r}: {name} holds code {largest}, expected below {array.levels}"
-            )
-
 
 def _bits(array: Array) -> int:
     """Bits for each code, or 0 for a tensor that is not packed."""
-    if array.dtype != torch.uint8 or array.levels is None or not 1 <= array.levels <= 256:
-        return 0
-    return array.bits
+    return array.bits if array.dtype == torch.uint8 and 1 <= (array.levels or 0) <= 256 else 0

@@ -67,16 +67,16 @@ class Planes(Stage):
             frame = compressor.compress(plane)
             blocks.append(frame if len(frame) < len(plane) else plane)
         lengths = struct.pack(f"<{size}Q", *map(len, blocks))
-        return torch.frombuffer(bytearray(lengths + b"".join(blocks)), dtype=torch.uint8)
+        return container.byte_tensor(lengths + b"".join(blocks))
 
     def _decode(self, name: str, tensor: Tensor, array: Array) -> Tensor:
         size, entries = array.dtype.itemsize, array.numel
         data = container.raw_bytes(tensor)
         if len(data) < 8 * size:
-            raise self._refusal(name, f"{len(data)} bytes are too few for {size} lengths")
+            raise CodecError(f"{self.label}: {name}: {len(data)} bytes are too few for {size} lengths")
         lengths = struct.unpack_from(f"<{size}Q", data)
-        if sum(lengths) != len(data) - 8 * size:
-            raise self._refusal(name, f"blocks of {list(lengths)} bytes in {len(data) - 8 * size}")
+        if sum(lengths) != (held := len(data) - 8 * size):
+            raise CodecError(f"{self.label}: {name}: blocks of {list(lengths)} bytes in {held}")
         # All blocks are checked before memory is allocated for what they claim to hold.
         blocks, start = [], 8 * size
         for length in lengths:
@@ -93,13 +93,12 @@ class Planes(Stage):
         try:
             frame = zstandard.get_frame_parameters(block)
         except zstandard.ZstdError as error:
-            raise self._refusal(name, str(error)) from None
+            raise CodecError(f"{self.label}: {name}: {error}") from None
         if frame.content_size != entries or not frame.has_checksum or frame.dict_id:
-            raise self._refusal(
-                name, f"a frame of {frame.content_size} bytes, expected {entries} with checksum"
-            )
+            held = f"{frame.content_size} bytes, expected {entries} with checksum"
+            raise CodecError(f"{self.label}: {name}: a frame of {held}")
         if entries > len(block) // ZSTD_BLOCK_LEAST * ZSTD_BLOCK_BYTES:
-            raise self._refusal(name, f"{len(block)} bytes of zstd cannot hold {entries}")
+            raise CodecError(f"{self.label}: {name}: {len(block)} bytes of zstd cannot hold {entries}")
 
     def _plane(self, name: str, block: memoryview, entries: int) -> bytes | memoryview:
         if len(block) == entries:
@@ -107,10 +106,7 @@ class Planes(Stage):
         try:
             plane = zstandard.ZstdDecompressor().decompress(block, allow_extra_data=False)
         except zstandard.ZstdError as error:
-            raise self._refusal(name, str(error)) from None
+            raise CodecError(f"{self.label}: {name}: {error}") from None
         if len(plane) != entries:
-            raise self._refusal(name, f"a frame gave {len(plane)} bytes, expected {entries}")
+            raise CodecError(f"{self.label}: {name}: a frame gave {len(plane)} bytes, expected {entries}")
         return plane
-
-    def _refusal(self, name: str, problem: str) -> CodecError:
-        return CodecError(f"entropy stage {self.name!r}: {name}: {problem}")

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from kvtool.codecs.block_coder import Coding, as_tensor, read_lengths
+from kvtool.codecs.block_coder import Coding, read_lengths
 from kvtool.codecs.entropy.planes import Planes
 from kvtool.codecs.errors import CodecError
+from kvtool.codecs.format.container import byte_tensor
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
@@ -66,9 +67,9 @@ class Rans(Stage):
             try:
                 sections.append(Coding(array, self.block).encode(x[name]))
             except CodecError as error:
-                raise self._refusal(name, error) from None
+                raise CodecError(f"{self.label}: {name}: {error}") from None
         lengths = struct.pack(f"<{len(sections)}I", *map(len, sections))
-        return {"x": torch.cat([as_tensor(lengths), *sections])}
+        return {"x": torch.cat([byte_tensor(lengths), *sections])}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         return self.decode_tokens(y, spec, None)
@@ -77,7 +78,7 @@ class Rans(Stage):
         data, out = y["x"], {}
         lengths, start = read_lengths(data, len(spec.arrays), 0)
         if sum(lengths) != len(data) - start:
-            raise self._refusal("x", f"tensors of {lengths} bytes in {len(data) - start}")
+            raise CodecError(f"{self.label}: x: tensors of {lengths} bytes in {len(data) - start}")
         for (name, array), length in zip(sorted(spec.arrays.items()), lengths, strict=True):
             section = data[start : start + length]
             start += length
@@ -90,12 +91,9 @@ class Rans(Stage):
                     wanted = tokens if name in MAIN else None
                     out[name] = Coding(array, self.block).decode(section, wanted)
             except CodecError as error:
-                raise self._refusal(name, error) from None
+                raise CodecError(f"{self.label}: {name}: {error}") from None
         return out
 
     @property
     def _planes(self) -> Planes:
         return Planes(level=self.level)
-
-    def _refusal(self, name: str, problem: object) -> CodecError:
-        return CodecError(f"entropy stage {self.name!r}: {name}: {problem}")

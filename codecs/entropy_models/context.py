@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtool.codecs.entropy_models.model import Ints, shares
+from kvtool.codecs.entropy_models.model import Ints, Tables, shares
 from kvtool.kernels import dispatch
 from kvtool.kernels.reference.context import PRECISION
-from kvtool.kernels.reference.context_model import BUCKETS, CLASSES, ONE, QUIETEST, SLOW, SYMBOLS
+from kvtool.kernels.reference.context_model import BUCKETS, CLASSES, ONE, QUIETEST, SLOW, SYMBOLS, Conditions
 
 SHAPE = (BUCKETS, CLASSES, SYMBOLS)
 MIDDLE = 200
@@ -39,8 +39,7 @@ def in_steps(scales: Tensor, step: float) -> Tensor:
     """
     with localcontext(prec=30):
         eighths = int((8 * Decimal(repr(step)).ln() / Decimal(2).ln()).to_integral_value())
-    found: Tensor = (scales.to(torch.int32) - MIDDLE - eighths).clamp(LEAST, MOST)
-    return found
+    return (scales.to(torch.int32) - MIDDLE - eighths).clamp(LEAST, MOST)
 
 
 class Autoregression:
@@ -63,8 +62,8 @@ class Autoregression:
         aa, ab, bb, ay, by = self.sums
         aa, bb = aa + RIDGE * max(self.tokens, 1), bb + RIDGE * max(self.tokens, 1)
         solved = torch.stack([bb * ay - ab * by, aa * by - ab * ay], 1) / (aa * bb - ab * ab)[:, None]
-        found: Tensor = (128 * solved).round().clamp(-127, 127).to(torch.int8)
-        return found
+        weights: Tensor = (128 * solved).round().clamp(-127, 127).to(torch.int8)
+        return weights
 
 
 def counts(codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, step: float) -> Tensor:
@@ -72,10 +71,10 @@ def counts(codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, st
 
     ``codes`` [T, R] int16, ``exponents`` [T] uint8, ``scales`` [R] uint8, ``weights`` [R, 2] int8.
     """
-    found = torch.zeros(BUCKETS * CLASSES, SYMBOLS, dtype=torch.int64)
+    totals = torch.zeros(BUCKETS * CLASSES, SYMBOLS, dtype=torch.int64)
     loudness = torch.full((len(codes),), ONE, dtype=torch.int32)
-    dispatch.context_count(codes, exponents, in_steps(scales, step), weights, loudness, found)
-    return found.view(SHAPE)
+    dispatch.context_count(codes, Conditions(exponents, in_steps(scales, step), weights, loudness), totals)
+    return totals.view(SHAPE)
 
 
 def roots(counts: Tensor) -> Tensor:
@@ -95,8 +94,8 @@ def cumulative(roots: Tensor | None) -> Tensor:
     """The tables, [BUCKETS * CLASSES, SYMBOLS + 1] int32, as the kernels take them; Laplace's without roots."""
     weights = _laplace() if roots is None else roots.numpy().astype(np.int64) ** 2
     rows = weights.reshape(-1, SYMBOLS)
-    found = shares(rows + (rows.sum(1, keepdims=True) == 0), 1 << PRECISION).cumsum(1)
-    return torch.from_numpy(np.pad(found, ((0, 0), (1, 0))).astype(np.int32))
+    split = shares(rows + (rows.sum(1, keepdims=True) == 0), 1 << PRECISION)
+    return Tables(split, np.arange(len(split))).tensors()[0]
 
 
 @cache
@@ -105,7 +104,7 @@ def _laplace() -> Ints:
 
     A bucket is a sum of logarithms that have floors, so below a step the magnitude goes with its square root.
     """
-    found = np.zeros(SHAPE, np.int64)
+    weights = np.zeros(SHAPE, np.int64)
     with localcontext(prec=20):
         for b in range(BUCKETS):
             octaves = Decimal(b + QUIETEST) / 4
@@ -113,11 +112,10 @@ def _laplace() -> Ints:
             for kind, above in enumerate(ABOVE):
                 edge = Decimal("0.5") if kind >= NOT_NEAR_ZERO else Decimal("0.6")
                 # Symbol s ends here: codes lie around 0 where the prediction does.
-                ends = [
-                    s - 16 + (edge if s >= 16 else 1 - edge) - Decimal(above) / 64 for s in range(SYMBOLS - 1)
-                ]
+                edges = [1 - edge] * 16 + [edge] * (SYMBOLS - 17)
+                ends = [s - 16 + e - Decimal(above) / 64 for s, e in enumerate(edges)]
                 tails = [(-abs(end) / width).exp() / 2 for end in ends]
                 below = [tail if end < 0 else 1 - tail for end, tail in zip(ends, tails, strict=True)]
                 units = [0, *(int(y * (1 << 24)) for y in below), 1 << 24]
-                found[b, kind] = np.diff(units)
-    return found
+                weights[b, kind] = np.diff(units)
+    return weights

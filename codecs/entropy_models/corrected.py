@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -11,6 +9,7 @@ from kvtool.codecs.entropy_models.model import Floats, Ints, Tables, precision, 
 from kvtool.codecs.entropy_models.parametric import Parametric
 from kvtool.codecs.entropy_models.shared import Shared
 from kvtool.codecs.errors import CodecError
+from kvtool.codecs.format.container import byte_tensor
 from kvtool.kernels import dispatch
 
 FARTHEST = 15
@@ -19,7 +18,6 @@ LANES = 4
 """Few, since each costs two bytes and corrections are short."""
 
 
-@dataclass(frozen=True)
 class Corrected:
     """``Parametric``, and for each row and level the difference of the square roots of counts, in steps of 2.
 
@@ -46,24 +44,21 @@ class Corrected:
         expected = _expected(parameters, rows, levels, tokens)
         codes = torch.empty((1, rows * levels, 1), dtype=torch.uint8)
         whole = torch.tensor([[0, len(stream), 0, rows * levels]])
-        data = torch.from_numpy(np.frombuffer(stream, np.uint8).copy())
         try:
-            dispatch.rans_decode(data, whole, *_coder(histogram), codes)
+            dispatch.rans_decode(byte_tensor(stream), whole, *_coder(histogram), codes)
         except ValueError as error:
             raise CodecError(f"corrections: {error}") from None
         moved = codes.numpy().reshape(rows, levels).astype(np.int64) - FARTHEST
         root = np.maximum(_root(expected) + moved, 0)
         # Where nothing is left, a little of what was expected: the count has been 0 or 1.
         unseen = 1 + np.minimum(256, np.floor(expected * 1024)).astype(np.int64)
-        return Tables(
-            shares(np.where(root > 0, 4096 * root * root, unseen), 1 << precision(levels)), np.arange(rows)
-        )
+        weights = np.where(root > 0, 4096 * root * root, unseen)
+        return Tables(shares(weights, 1 << precision(levels)), np.arange(rows))
 
 
 def _expected(parameters: bytes, rows: int, levels: int, tokens: int) -> Floats:
-    """Counts [rows, levels] that the parameters let expect; exact, since it divides by a power of two."""
-    found = Parametric().tables(parameters, rows, levels, tokens).shares
-    return found * tokens / (1 << precision(levels))
+    """The counts [rows, levels] that follow from the parameters; exact, since it divides by a power of two."""
+    return Parametric().tables(parameters, rows, levels, tokens).shares * tokens / (1 << precision(levels))
 
 
 def _root(expected: Floats) -> Ints:
@@ -71,6 +66,4 @@ def _root(expected: Floats) -> Ints:
 
 
 def _coder(histogram: bytes) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-    tables = Shared().tables(histogram, 1, LEVELS, 1)
-    cumulative, table = (torch.from_numpy(x.astype(np.int32)) for x in (tables.cumulative, tables.table))
-    return cumulative, table, precision(LEVELS), LANES
+    return *Shared().tables(histogram, 1, LEVELS, 1).tensors(), precision(LEVELS), LANES

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from kvtool.kernels.cpu.jit import compiled
 
@@ -23,7 +25,13 @@ class Tables:
     @property
     def cumulative(self) -> Ints:
         """[K, levels + 1], from 0 to ``2**precision``."""
-        return np.concatenate([np.zeros((len(self.shares), 1), np.int64), self.shares.cumsum(1)], 1)
+        return np.pad(self.shares.cumsum(1), ((0, 0), (1, 0)))
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """``cumulative`` and ``table`` in int32, as kernels take them."""
+        return torch.from_numpy(self.cumulative.astype(np.int32)), torch.from_numpy(
+            self.table.astype(np.int32)
+        )
 
 
 class Model(Protocol):
@@ -31,15 +39,12 @@ class Model(Protocol):
 
     def fit(self, counts: Ints, tokens: int) -> bytes:
         """Side bytes that describe the rows' distributions."""
-        ...
 
     def nbytes(self, rows: int, levels: int, tokens: int) -> int:
         """How many side bytes there can be."""
-        ...
 
     def tables(self, side: bytes, rows: int, levels: int, tokens: int) -> Tables:
         """The tables that side bytes describe, whatever they are. Raises CodecError for a wrong number."""
-        ...
 
 
 def precision(levels: int) -> int:
@@ -51,17 +56,17 @@ def precision(levels: int) -> int:
 def shares(weights: Ints, total: int) -> Ints:
     """Positive shares of ``total`` for weights [K, levels] >= 0 below 2**40, not all 0 in a row."""
     tables, levels = weights.shape
-    found = np.empty((tables, levels), np.int64)
+    split = np.empty((tables, levels), np.int64)
     for k in range(tables):
-        whole, left, largest = weights[k].sum(), total, 0
+        whole, remainder, largest = weights[k].sum(), total, 0
         for s in range(levels):
-            found[k, s] = 1 + weights[k, s] * (total - levels) // whole
-            left -= found[k, s]
+            split[k, s] = 1 + weights[k, s] * (total - levels) // whole
+            remainder -= split[k, s]
             if weights[k, s] > weights[k, largest]:
                 largest = s
         # The remainder of rounding goes where it changes least.
-        found[k, largest] += left
-    return found
+        split[k, largest] += remainder
+    return split
 
 
 def cost(counts: Ints, table: Ints) -> Floats:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from kvtool.codecs.entropy_models.model import Ints, Tables, cost, precision, shares
@@ -12,7 +10,6 @@ from kvtool.codecs.errors import CodecError
 from kvtool.kernels.cpu.jit import compiled
 
 
-@dataclass(frozen=True)
 class Parametric:
     """A normal, logistic or Laplace distribution for each row, cut into levels.
 
@@ -25,13 +22,8 @@ class Parametric:
         n, code = np.maximum(counts.sum(1), 1), np.arange(levels)
         mean = (counts * code).sum(1) / n
         spread = np.sqrt(np.maximum((counts * (code - mean[:, None]) ** 2).sum(1) / n, 1e-3))
-        first = np.stack(
-            [
-                np.zeros(len(n)),
-                np.round(mean * STEPS / _mean_unit(levels)),
-                np.round((np.log2(spread) + 4) * 6),
-            ]
-        ).astype(np.int64)
+        moments = np.zeros(len(n)), mean * STEPS / _mean_unit(levels), (np.log2(spread) + 4) * 6
+        first = np.round(np.stack(moments)).astype(np.int64)
         best, bits = first, np.full(len(n), np.inf)
         # Widths first, for every shape: far from a bell, a curve fits better if it is narrower than its moments.
         moves = [(shape, 0, scale) for shape in range(3) for scale in range(-8, 4, 2)]
@@ -40,9 +32,9 @@ class Parametric:
             centre = best if around is None else around
             for move in steps:
                 tried = _clipped(centre + np.array(move)[:, None])
-                found = cost(counts, _shares(tried, levels))
-                best = np.where(found < bits, tried, best)
-                bits = np.minimum(found, bits)
+                tried_bits = cost(counts, _shares(tried, levels))
+                best = np.where(tried_bits < bits, tried, best)
+                bits = np.minimum(tried_bits, bits)
         shape, mean_code, scale = best
         return bytes(np.stack([mean_code, shape * SCALES + scale]).astype(np.uint8))
 
@@ -75,7 +67,7 @@ def _shares(parameters: Ints, levels: int) -> Ints:
 def _reached(parameters: Ints, unit: int, levels: int, curves: Ints, inverse: Ints) -> Ints:
     """The probability of each level [rows, levels], in units of ``ONE``; the outermost have the tails."""
     shape, mean, scale = parameters
-    found = np.empty((len(shape), levels), np.int64)
+    probabilities = np.empty((len(shape), levels), np.int64)
     for row in range(len(shape)):
         before = 0
         for s in range(levels):
@@ -83,6 +75,6 @@ def _reached(parameters: Ints, unit: int, levels: int, curves: Ints, inverse: In
             where = (edge * inverse[scale[row]]) >> 16
             where = min(max(where, -WIDTH * STEPS), WIDTH * STEPS) + WIDTH * STEPS
             reached = ONE if s == levels - 1 else curves[shape[row], where]
-            found[row, s] = reached - before
+            probabilities[row, s] = reached - before
             before = reached
-    return found
+    return probabilities

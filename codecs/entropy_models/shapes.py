@@ -37,15 +37,13 @@ def shapes() -> Ints:
         logistic = [1 / (1 + (-Decimal(i) / STEPS / width).exp()) - Decimal("0.5") for i in range(n + 1)]
         laplace = [(1 - (-Decimal(i) / STEPS * Decimal(2).sqrt()).exp()) / 2 for i in range(n + 1)]
         sides = [[int((y * ONE).to_integral_value()) for y in side] for side in (normal, logistic, laplace)]
-    return np.array(
-        [[ONE // 2 - y for y in reversed(side[1:])] + [ONE // 2 + y for y in side] for side in sides],
-        np.int64,
-    )
+    curves = [[ONE // 2 - y for y in reversed(side[1:])] + [ONE // 2 + y for y in side] for side in sides]
+    return np.array(curves, np.int64)
 
 
 @cache
 def inverse_scales() -> Ints:
     """1 / 2**(k / 6 - 4) for each k below ``SCALES``, in units of 2**-16."""
     with localcontext(prec=30):
-        found = [Decimal(2) ** (Decimal(20) - Decimal(k) / 6) for k in range(SCALES)]
-        return np.array([int(scale.to_integral_value()) for scale in found], np.int64)
+        scales = [Decimal(2) ** (Decimal(20) - Decimal(k) / 6) for k in range(SCALES)]
+        return np.array([int(scale.to_integral_value()) for scale in scales], np.int64)

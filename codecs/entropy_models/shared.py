@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from kvtool.codecs.entropy_models.model import Ints, Tables, precision, shares
 from kvtool.codecs.errors import CodecError
 
 
-@dataclass(frozen=True)
 class Shared:
     """A byte for each level: the square root of its frequency, where 255 stands for 1.
 
@@ -30,6 +27,5 @@ class Shared:
         if len(side) != levels:
             raise CodecError(f"a histogram of {len(side)} bytes, expected {levels}")
         roots = np.frombuffer(side, np.uint8).astype(np.int64)[None]
-        return Tables(
-            shares(roots * roots + (roots.sum() == 0), 1 << precision(levels)), np.zeros(rows, np.int64)
-        )
+        weights = roots * roots + (roots.sum() == 0)
+        return Tables(shares(weights, 1 << precision(levels)), np.zeros(rows, np.int64))

@@ -15,7 +15,7 @@ from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.recipe import Recipe, Value
-from kvtool.codecs.registry import recipe as find_recipe
+from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.codecs.spec import TOKEN_IDS, Json
 
 

@@ -36,9 +36,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def canonical_json(value: object) -> bytes:
     """Sorted keys, no spaces, no NaN, UTF-8: one value, one spelling. Raises ValueError for NaN and infinity."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
 
 
 def nbytes(entry: Entry) -> int:
@@ -95,6 +94,11 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's content as the container holds it: little-endian. No copy if it is contiguous."""
     data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
     return memoryview(data)
+
+
+def byte_tensor(content: bytes) -> Tensor:
+    """``content`` as a uint8 tensor of its own."""
+    return _tensor(content, torch.uint8, (len(content),))
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -117,10 +117,7 @@ class Contents:
         return tensors[TOKEN_IDS]
 
     def suited(
-        self,
-        layer: Callable[[int], LayerKV],
-        inputs: Inputs | None = None,
-        token_ids: Tensor | None = None,
+        self, layer: Callable[[int], LayerKV], inputs: Inputs | None = None, token_ids: Tensor | None = None
     ) -> Contents:
         """The same by a pipeline that suits the segment (``Pipeline.suited``); ``layer`` gives each of its layers."""
         pipeline = self.pipeline

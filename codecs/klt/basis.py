@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.entropy_models.context import MIDDLE
-from kvtool.codecs.errors import CodecError
+from kvtool.codecs.errors import CodecError, unexpected
 from kvtool.codecs.klt.compact import some_rows, whole_rows, whole_symmetric
 from kvtool.codecs.spec import Array
 
@@ -32,12 +32,11 @@ class Sizes:
     @classmethod
     def of(cls, calibration: Calibration, name: str) -> Sizes:
         """Raises CodecError if the calibration has none under that name, or sizes that make no sense."""
-        own, fields = calibration.fact("bases", name), set(cls.__dataclass_fields__)
-        if not isinstance(own, dict) or own.keys() != fields or not all(map(_is_size, own.values())):
-            raise CodecError(
-                f"{calibration.label}: sizes of {name} are {str(own)[:80]}, expected {sorted(fields)}, integers from 0"
-            )
-        return cls(**own)
+        sizes, fields = calibration.fact("bases", name), set(cls.__dataclass_fields__)
+        if not isinstance(sizes, dict) or sizes.keys() != fields or not all(map(_is_size, sizes.values())):
+            field = f"{calibration.label}: sizes of {name}"
+            raise unexpected(field, sizes, f"{sorted(fields)}, integers from 0")
+        return cls(**sizes)
 
     @property
     def width(self) -> int:
@@ -76,22 +75,20 @@ class Basis:
         return self.directions[2 * self.sizes.features :]
 
     def directions_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Directions of a token's own features, of the previous token's, and of the components: each [n, L, C], in
-        float32 or bfloat16."""
-        all_of_them = self.directions if dtype == torch.float32 else self._short
-        by_layer = all_of_them.view(-1, self.sizes.layers, self.sizes.channels)
-        n = self.sizes.features
+        """Directions of a token's features, of the previous token's, and of the components, each [n, L, C] of ``dtype``."""
+        directions = self.directions if dtype == torch.float32 else self._in_bfloat16
+        by_layer, n = directions.view(-1, self.sizes.layers, self.sizes.channels), self.sizes.features
         return by_layer[:n], by_layer[n : 2 * n], by_layer[2 * n :]
 
     @cached_property
-    def _short(self) -> Tensor:
+    def _in_bfloat16(self) -> Tensor:
         return self.directions.bfloat16()
 
     def predicted(self, token_ids: Tensor) -> Tensor:
-        """Rows [T, width] predicted from token ids [T]. A token that is missing in the table predicts nothing."""
+        """Rows [T, width] predicted from token ids [T]. A token missing in the table predicts nothing."""
         return self.mean + self.features(token_ids) @ self.prediction
 
-    def said(self, token_ids: Tensor) -> Tensor:
+    def own_features(self, token_ids: Tensor) -> Tensor:
         """[T, features]: the table's rows for these tokens, zeros for those beyond it."""
         shape = (self.sizes.vocabulary, self.sizes.features)
         if not all(shape):
@@ -100,14 +97,13 @@ class Basis:
 
     def features(self, token_ids: Tensor) -> Tensor:
         """[T, 2 · features]: those of each token and of the one before it; nothing stands before the first."""
-        return with_previous(self.said(token_ids))
+        return with_previous(self.own_features(token_ids))
 
     @cached_property
     def sensitivity(self) -> Tensor:
         """[L, C, C]: the cost of an error's outer product, layer by layer."""
-        return whole_symmetric(
-            self.calibration, f"{self.name}.sensitivity", self.sizes.layers, self.sizes.channels
-        )
+        name = f"{self.name}.sensitivity"
+        return whole_symmetric(self.calibration, name, self.sizes.layers, self.sizes.channels)
 
     @cached_property
     def analysis(self) -> Tensor:
@@ -116,8 +112,8 @@ class Basis:
         # The basis was orthonormal under these weights before it was stored in few bits; now it is nearly so.
         gram = (weighted @ self.synthesis.mT).double()
         gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-        found: Tensor = torch.linalg.solve(gram, weighted.double()).float()
-        return found.mT.contiguous()
+        coefficients: Tensor = torch.linalg.solve(gram, weighted.double()).float()
+        return coefficients.mT.contiguous()
 
     @cached_property
     def complement(self) -> Tensor:
@@ -135,19 +131,19 @@ class Basis:
 
     def coefficients(self, rows: Tensor, token_ids: Tensor, *, whole: bool) -> Tensor:
         """[T, rank], or [T, rank + width] with the complement's if ``whole``."""
-        left = rows - self.predicted(token_ids)
-        found = left @ self.analysis
+        residual = rows - self.predicted(token_ids)
+        kept = residual @ self.analysis
         if not whole:
-            return found
-        rest = (left - found @ self.synthesis).view(len(rows), self.sizes.layers, self.sizes.channels)
+            return kept
+        rest = (residual - kept @ self.synthesis).view(len(rows), self.sizes.layers, self.sizes.channels)
         apart = torch.linalg.solve(self.complement.double(), rest.transpose(0, 1).double(), left=False)
-        return torch.cat([found, apart.float().transpose(0, 1).flatten(1)[:, self.order]], 1)
+        return torch.cat([kept, apart.float().transpose(0, 1).flatten(1)[:, self.order]], 1)
 
     def left_out(self, rows: Tensor, token_ids: Tensor) -> float:
         """The mean of what the basis leaves out of ``rows`` [T, width], squared and weighted, over some 256 tokens."""
         every = max(1, len(rows) // 256)
-        left = rows[::every] - self.mean - self.features(token_ids)[::every] @ self.prediction
-        rest = left - left @ self.analysis @ self.synthesis
+        residual = rows[::every] - self.mean - self.features(token_ids)[::every] @ self.prediction
+        rest = residual - residual @ self.analysis @ self.synthesis
         return (self._weighted(rest) * rest).sum().item() / max(len(rest), 1)
 
     def _weighted(self, rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -22,7 +23,7 @@ from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.deadzone import Deadzone
 from kvtool.codecs.rope import Rope
-from kvtool.codecs.spec import Array, Json, Spec
+from kvtool.codecs.spec import Json, Spec
 
 SINKS = 4
 """Positions that the stage ``sinks`` takes apart; they would bend a basis towards themselves."""
@@ -87,15 +88,12 @@ def fit(
         sizes = Sizes(len(group), channels, kept, table.shape[1], len(table))
         facts[name] = asdict(sizes)
         tensors |= _under(
-            name,
-            {
-                "mean": learned.means[name],
-                **_under("basis", compact_rows(learned.unweighted(name, directions[:kept]))),
-                **_under("prediction", compact_rows(learned.unweighted(name, maps))),
-                **learned.complement(name, left, directions[:kept]),
-                **_under("sensitivity", compact_symmetric(learned.sensitivities[name])),
-            },
+            name, {"mean": learned.means[name], **learned.complement(name, left, directions[:kept])}
         )
+        basis = learned.weighted(name, directions[:kept], -0.5)
+        tensors |= _under(f"{name}.basis", compact_rows(basis))
+        tensors |= _under(f"{name}.prediction", compact_rows(learned.weighted(name, maps, -0.5)))
+        tensors |= _under(f"{name}.sensitivity", compact_symmetric(learned.sensitivities[name]))
     fitted = Calibration("klt", {"tokens": learned.tokens, "bases": facts}, tensors)
     return learned.with_statistics(fitted)
 
@@ -121,29 +119,27 @@ class _Learned:
         squares: dict[str, Tensor] = {}
         tokens = sloped = 0
         for sample in samples:
-            own = Contents.of(sample.kv, Pipeline(layers=0))
-            contents.append(own)
-            behind = _behind_sinks(own)
-            n = max(sample.kv.n_tokens - behind.start, 0)
+            contents.append(Contents.of(sample.kv, Pipeline(layers=0)))
+            after_sinks = _after_sinks(contents[-1])
+            n = max(sample.kv.n_tokens - after_sinks.start, 0)
             tokens += n
             sloped += n if sample.gradients else 0
-            for group in own.groups:
+            for group in contents[-1].groups:
                 for side in ("keys", "values"):
                     name = entry(group.start, side)
                     names.setdefault(name, (group, side))
-                    rows = cache_rows(sample, own, group, side, behind)
+                    rows = cache_rows(sample, contents[-1], group, side, after_sinks)
                     if name in sums and (len(sums[name]), names[name][0]) != (rows.shape[1], group):
                         raise CodecError("klt: samples are of several models; expected caches of one")
                     sums[name] = sums.get(name, 0) + rows.double().sum(0)
                     if sample.gradients:
-                        slopes = gradient_rows(sample, own, group, side, behind)
+                        slopes = gradient_rows(sample, contents[-1], group, side, after_sinks)
                         slopes = slopes.view(len(rows), len(group), -1)
                         square = torch.einsum("tlc,tld->lcd", slopes, slopes)
                         squares[name] = squares.get(name, 0) + square.double()
         if sloped < 2:
-            raise CodecError(
-                f"klt: gradients of {sloped} tokens are too few to say what errors cost, expected thousands; give more text"
-            )
+            few = f"gradients of {sloped} tokens are too few to say what errors cost"
+            raise CodecError(f"klt: {few}, expected thousands; give more text")
         means = {name: (total / tokens).float() for name, total in sums.items()}
         sensitivities = {name: _shrunk(square / sloped) for name, square in squares.items()}
         return cls(samples, contents, names, tokens, means, sensitivities)
@@ -153,17 +149,17 @@ class _Learned:
         moments = None
         if embedding is not None:
             ids = torch.cat([sample.kv.token_ids for sample in self.samples])
-            moments = prediction.Moments(prediction.embedded_tokens(embedding, ids))
+            moments = prediction.Moments.none(prediction.embedded_tokens(embedding, ids))
         covariances: dict[str, Tensor] = {}
         for sample, contents in zip(self.samples, self.contents, strict=True):
-            behind = _behind_sinks(contents)
+            after_sinks = _after_sinks(contents)
             features = None
             if moments is not None:
-                features = moments.both(sample.kv.token_ids[behind])
+                features = moments.both(sample.kv.token_ids[after_sinks])
                 moments.add(features)
             for name, (group, side) in self.names.items():
-                rows = cache_rows(sample, contents, group, side, behind) - self.means[name]
-                rows = self.weighted(name, rows)
+                rows = cache_rows(sample, contents, group, side, after_sinks) - self.means[name]
+                rows = self.weighted(name, rows, 0.5)
                 if moments is not None and features is not None:
                     moments.cross(name, features, rows)
                 square = rows.mT @ rows
@@ -173,7 +169,7 @@ class _Learned:
     def complement(self, name: str, covariance: Tensor, kept: Tensor) -> dict[str, Tensor]:
         """For each layer a basis [C, C] of what the components ``kept`` leave out, and all layers' common order.
 
-        Across layers little is left to win there, and what is stored is a matrix for each layer.
+        Across layers there is little left to gain, so a matrix is stored for each layer.
         """
         roots = self._root(name, -0.5)
         layers, channels, _ = roots.shape
@@ -188,8 +184,7 @@ class _Learned:
             rows.append(vectors.mT.float() @ root)
             variances.append(values)
         order = torch.cat(variances).argsort(descending=True, stable=True).to(torch.int32)
-        packed = _under("complement", compact_rows(torch.cat(rows)))
-        return {**packed, "order": order}
+        return {**_under("complement", compact_rows(torch.cat(rows))), "order": order}
 
     def with_statistics(self, fitted: Calibration) -> Calibration:
         """The third pass: statistics for the entropy coder (``kvtool.codecs.entropy_models.context``)."""
@@ -200,16 +195,16 @@ class _Learned:
         for sample, contents in zip(self.samples, self.contents, strict=True):
             if tokens >= CODED:
                 break
-            behind = _behind_sinks(contents)
-            tokens += max(sample.kv.n_tokens - behind.start, 0)
+            after_sinks = _after_sinks(contents)
+            tokens += max(sample.kv.n_tokens - after_sinks.start, 0)
             for name, (group, side) in self.names.items():
                 basis = basis_of(fitted, name)
-                rows = cache_rows(sample, contents, group, side, behind)
-                found = basis.coefficients(rows, sample.kv.token_ids[behind], whole=True)
-                sums[name] += found.abs().sum(0)
+                rows = cache_rows(sample, contents, group, side, after_sinks)
+                coefficients = basis.coefficients(rows, sample.kv.token_ids[after_sinks], whole=True)
+                sums[name] += coefficients.abs().sum(0)
                 # Rows of a complement are orthonormal under the weights.
-                left_out[name] += found[:, basis.sizes.rank :].square().sum().item()
-                kept[name].append(found.half())
+                left_out[name] += coefficients[:, basis.sizes.rank :].square().sum().item()
+                kept[name].append(coefficients.half())
         tensors = dict(fitted.tensors)
         total = torch.zeros(context.SHAPE, dtype=torch.int64)
         for name, parts in kept.items():
@@ -222,19 +217,11 @@ class _Learned:
             for codes, exponents, step in _coded(parts):
                 total += context.counts(codes, exponents, scales, weights, step)
             tensors |= _under(name, {"scales": scales, "autoregression": weights})
-        facts = {
-            **fitted.facts,
-            "left_out": {name: total / max(tokens, 1) for name, total in left_out.items()},
-        }
-        return Calibration(fitted.method, facts, {**tensors, "tables": context.roots(total)})
+        means = {name: total / max(tokens, 1) for name, total in left_out.items()}
+        tensors["tables"] = context.roots(total)
+        return Calibration(fitted.method, {**fitted.facts, "left_out": means}, tensors)
 
-    def weighted(self, name: str, rows: Tensor) -> Tensor:
-        return self._times(name, rows, 0.5)
-
-    def unweighted(self, name: str, rows: Tensor) -> Tensor:
-        return self._times(name, rows, -0.5)
-
-    def _times(self, name: str, rows: Tensor, power: float) -> Tensor:
+    def weighted(self, name: str, rows: Tensor, power: float) -> Tensor:
         """Rows [n, L · C] times a power of each layer's sensitivity."""
         roots = self._root(name, power)
         return torch.einsum("tlc,lcd->tld", rows.view(len(rows), *roots.shape[:2]), roots).flatten(1)
@@ -253,11 +240,11 @@ def _coded(parts: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, float]]:
     for coefficients in parts:
         for step in STEPS:
             stage, x = Deadzone(step=step), coefficients.float()
-            coded = stage.encode({"x": x}, Spec({"x": Array(tuple(x.shape), x.dtype)}))
+            coded = stage.encode({"x": x}, Spec.of(x))
             yield coded["codes"], coded["exponents"], step
 
 
-def _behind_sinks(contents: Contents) -> slice:
+def _after_sinks(contents: Contents) -> slice:
     return slice(max(SINKS - (contents.start or 0), 0), None)
 
 
@@ -282,16 +269,9 @@ def example() -> Calibration:
         return tuple(LayerKV(draw[2 * n], draw[2 * n + 1], torch.arange(9, 49)) for n in range(2))
 
     ids = torch.randint(0, 32, (40,), generator=generator)
-    fitted = fit(
-        [Sample(KV(layers(), ids, rope), layers())],
-        embedding=torch.randn(32, 8, generator=generator),
-        features=4,
-        rank=16,
-    )
+    sample = Sample(KV(layers(), ids, rope), layers())
+    fitted = fit([sample], embedding=torch.randn(32, 8, generator=generator), features=4, rank=16)
+    # The basis of layers 0 and 1 becomes that of 2 and 3.
     moved = {name.replace("0000.", "0002."): tensor for name, tensor in fitted.tensors.items()}
-    facts = dict(fitted.facts)
-    for name in ("bases", "left_out"):
-        found = facts[name]
-        assert isinstance(found, dict)
-        facts[name] = {entry.replace("0000.", "0002."): own for entry, own in found.items()}
+    facts = json.loads(json.dumps(fitted.facts).replace("0000.", "0002."))
     return Calibration("klt", facts, moved)

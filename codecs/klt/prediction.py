@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,12 +21,14 @@ class Moments:
     """Sums over tokens of products: of embedded tokens with one another, and with rows of each basis."""
 
     embedded: Tensor
-    seen: Tensor = field(init=False)
-    crossed: dict[str, Tensor] = field(default_factory=dict)
+    seen: Tensor
+    crossed: dict[str, Tensor]
 
-    def __post_init__(self) -> None:
-        n = 2 * self.embedded.shape[1]
-        self.seen = torch.zeros(n, n)
+    @classmethod
+    def none(cls, embedded: Tensor) -> Moments:
+        """Before the first token."""
+        n = 2 * embedded.shape[1]
+        return cls(embedded, torch.zeros(n, n), {})
 
     def both(self, token_ids: Tensor) -> Tensor:
         """[T, 2 · n]: each token's embedding and that of the one before."""
@@ -43,10 +45,8 @@ class Moments:
     def cut(self, directions: Tensor) -> Moments:
         """The same of fewer features: ``embedded @ directions``."""
         both = torch.kron(torch.eye(2), directions)
-        found = Moments(self.embedded @ directions)
-        found.seen = both.mT @ self.seen @ both
-        found.crossed = {name: both.mT @ crossed for name, crossed in self.crossed.items()}
-        return found
+        crossed = {name: both.mT @ crossed for name, crossed in self.crossed.items()}
+        return Moments(self.embedded @ directions, both.mT @ self.seen @ both, crossed)
 
 
 def embedded_tokens(embedding: Tensor, token_ids: Tensor) -> Tensor:
@@ -56,8 +56,8 @@ def embedded_tokens(embedding: Tensor, token_ids: Tensor) -> Tensor:
     if unit.shape[1] > EMBEDDED:
         some = unit[token_ids]
         unit = unit @ torch.linalg.eigh(some.mT @ some).eigenvectors[:, -EMBEDDED:]
-    found: Tensor = unit / unit[token_ids].square().mean().sqrt().clamp(min=1e-12)
-    return found
+    scaled: Tensor = unit / unit[token_ids].square().mean().sqrt().clamp(min=1e-12)
+    return scaled
 
 
 def directions(moments: Moments, features: int) -> Tensor:
@@ -72,16 +72,16 @@ def directions(moments: Moments, features: int) -> Tensor:
             own = root[:, None] * (vectors.mT @ half)
             predicted += own @ own.mT
     best = torch.linalg.eigh(predicted).eigenvectors.flip(1)[:, :features]
-    found: Tensor = (vectors @ (best / root[:, None])).float()
-    return found
+    directions: Tensor = (vectors @ (best / root[:, None])).float()
+    return directions
 
 
 def ridge(seen: Tensor, crossed: Tensor) -> Tensor:
     """The map [n, width] that predicts rows from features with the least squared error, kept small."""
     n = len(seen)
     damped = seen.double() + RIDGE * seen.diagonal().mean().double() * torch.eye(n, dtype=torch.float64)
-    found: Tensor = torch.linalg.solve(damped, crossed.double()).float()
-    return found
+    solution: Tensor = torch.linalg.solve(damped, crossed.double()).float()
+    return solution
 
 
 def residual(covariance: Tensor, seen: Tensor, crossed: Tensor, maps: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Allocated(Stage):
         return spec.replace("x", arrays, self.name)
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
-        rest = {name: tensor for name, tensor in x.items() if name != "x"}
+        rest = spec.beside_x(x)
         new = {name: array for name, array in self.plan(spec).arrays.items() if name not in rest}
         out = {n: torch.empty(a.shape, dtype=a.dtype, device=x["x"].device) for n, a in new.items()}
         for run, part, codes, block in self._places(spec):
@@ -67,7 +67,7 @@ class Allocated(Stage):
             if run.bits == WHOLE:
                 out["whole"][..., codes] = to_float16(self, "coefficient", values)
                 continue
-            coded = _group(run).encode({"x": values}, _spec(values.shape))
+            coded = _group(run).encode({"x": values}, Spec.of(values))
             out[_name(run.bits)][..., codes] = coded["codes"]
             out["scale"][..., block] = coded["scale"]
             out["zero"][..., block] = coded["zero"]
@@ -80,25 +80,22 @@ class Allocated(Stage):
             if run.bits == WHOLE:
                 x[..., part] = y["whole"][..., codes]
                 continue
-            given = {"codes": y[_name(run.bits)][..., codes]}
-            given |= {name: y[name][..., block] for name in ("scale", "zero")}
-            own = {name: tensor.contiguous() for name, tensor in given.items()}
-            x[..., part] = _group(run).decode(own, _spec((*array.shape[:2], run.channels)))["x"]
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+            coded = {"codes": y[_name(run.bits)][..., codes]}
+            coded |= {name: y[name][..., block] for name in ("scale", "zero")}
+            coded = {name: tensor.contiguous() for name, tensor in coded.items()}
+            values = Array((*array.shape[:2], run.channels), torch.float32)
+            x[..., part] = _group(run).decode(coded, Spec({"x": values}))["x"]
+        return spec.beside_x(y) | {"x": x}
 
-    def behind(self, tokens: range, spec: Spec) -> range | None:
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
         return tokens
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """Measured on ``x``, since each block has a step of its own."""
-        tensor = x["x"]
-        if not tensor.numel():
-            return inner
-        decoded = self.decode(self.encode({name: x[name] for name in spec.arrays}, spec), spec)["x"]
-        return inner + (decoded.double() - tensor.double()).abs().amax().item()
+        return inner + self.trial(x, spec)[1] if x["x"].numel() else inner
 
     def _places(self, spec: Spec) -> Iterator[tuple[Run, slice, slice, slice]]:
-        """Each run, with the places of its components in x and in the codes of its width, and of its blocks among the scales."""
+        """Each run; the places of its components in x and in the codes of its width, and of its blocks in the scales."""
         used: dict[str, int] = {}
 
         def next_of(name: str, count: int) -> slice:
@@ -118,7 +115,3 @@ def _name(bits: int) -> str:
 
 def _group(run: Run) -> Group:
     return Group(bits=run.bits, group=run.size, axis="channel")
-
-
-def _spec(shape: tuple[int, ...]) -> Spec:
-    return Spec({"x": Array(tuple(shape), torch.float32)})

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kvtool.codecs.errors import CodecError
 from kvtool.codecs.float16 import saturated
-from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.spec import Array, Payload, Spec, check_codes
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
 
@@ -63,19 +62,14 @@ class BlockFloat(Stage):
         half = 1 << (self.bits - 1)
         mantissas = (blocks * _power(-self._step(exponents))).round_().clamp_(-half, half - 1)
         codes = (mantissas + half).to(torch.uint8).flatten(-2)[..., : x["x"].shape[-1]].contiguous()
-        rest = {name: tensor for name, tensor in x.items() if name != "x"}
-        return rest | {"codes": codes, "exponents": exponents.to(torch.int8)}
+        return spec.beside_x(x) | {"codes": codes, "exponents": exponents.to(torch.int8)}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array, codes = spec.arrays["x"], y["codes"]
-        if codes.numel() and (largest := int(codes.max())) >= 1 << self.bits:
-            raise CodecError(
-                f"quantize stage {self.name!r}: codes holds {largest}, expected below {1 << self.bits}"
-            )
+        check_codes(f"{self.label}: codes", codes, 1 << self.bits)
         mantissas = self._blocks(codes.float() - (1 << (self.bits - 1)))
         x = (mantissas * _power(self._step(y["exponents"].int()))).flatten(-2)[..., : array.shape[-1]]
-        rest = {name: y[name] for name in spec.arrays if name != "x"}
-        return rest | {"x": saturated(x, array.dtype).contiguous()}
+        return spec.beside_x(y) | {"x": saturated(x, array.dtype).contiguous()}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """The widest step, since the largest mantissa is used for a value one step above it."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kvtool.codecs.errors import CodecError
-from kvtool.codecs.float16 import FLOAT16, to_float16, window_dtype
-from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.float16 import FLOAT16, SMALLEST, to_float16, window_dtype
+from kvtool.codecs.spec import Array, Payload, Spec, check_codes
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
 
@@ -72,20 +71,15 @@ class Blockwise(Stage):
         # A block of zeros would be 0 / 0, which is NaN.
         codes = torch.bucketize(blocks / absmax.clamp(min=1e-38)[:, None], middles, out_int32=True)
         codes = codes.to(torch.uint8).flatten()[: x["x"].numel()].view(x["x"].shape)
-        rest = {name: tensor for name, tensor in x.items() if name != "x"}
-        return rest | {"codes": codes, "absmax": stored.to(window_dtype(x["x"].dtype))}
+        return spec.beside_x(x) | {"codes": codes, "absmax": stored.to(window_dtype(x["x"].dtype))}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array, codes = spec.arrays["x"], y["codes"]
         book = code_book(self.data_type).to(codes.device)
-        if codes.numel() and (largest := int(codes.max())) >= len(book):
-            raise CodecError(
-                f"quantize stage {self.name!r}: codes holds {largest}, expected below {len(book)}"
-            )
+        check_codes(f"{self.label}: codes", codes, len(book))
         entries = self._blocks(book.index_select(0, codes.flatten().int()))
         x = entries.mul_(y["absmax"].float()[:, None]).flatten()[: array.numel]
-        rest = {name: y[name] for name in spec.arrays if name != "x"}
-        return rest | {"x": x.to(array.dtype).view(array.shape)}
+        return spec.beside_x(y) | {"x": x.to(array.dtype).view(array.shape)}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """Half the code book's widest gap, or how far it ends before -1; rounded in 16 bits and x's dtype."""
@@ -96,7 +90,7 @@ class Blockwise(Stage):
         gap = max((book.diff().max() / 2).item(), 1 + book[0].item())
         own = torch.finfo(tensor.dtype)
         rounding = max(own.eps, FLOAT16.eps) if tensor.dtype == torch.float32 else own.eps
-        return inner + tensor.abs().amax().item() * (gap + rounding) + FLOAT16.smallest_normal * FLOAT16.eps
+        return inner + tensor.abs().amax().item() * (gap + rounding) + SMALLEST
 
     def _blocks(self, entries: Tensor) -> Tensor:
         """``entries`` as [blocks, block]; zeros fill the last. A block is no longer than all entries."""

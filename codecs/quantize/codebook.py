@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtool.codecs.float16 import FLOAT16, saturated, to_float16
+from kvtool.codecs.float16 import SMALLEST, saturated, to_float16
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
@@ -79,14 +79,13 @@ class Codebook(Stage):
         entries = x["x"].float()
         zero, scale = self._ranges(entries)
         # A range below float16's smallest step has scale 0, and 0 / 0 would be NaN.
-        mapped = (entries - zero.float()) / scale.float().clamp(min=FLOAT16.smallest_normal * FLOAT16.eps)
+        mapped = (entries - zero.float()) / scale.float().clamp(min=SMALLEST)
         mapped.clamp_(-1, 1)
-        found = [self._quantized(layer) for layer in (mapped if mapped.ndim == 4 else mapped[None])]
-        codes, levels = (
-            torch.stack(parts) if mapped.ndim == 4 else parts[0] for parts in zip(*found, strict=True)
-        )
-        rest = {name: tensor for name, tensor in x.items() if name != "x"}
-        return rest | {"codes": codes, "levels": levels, "scale": scale, "zero": zero}
+        if mapped.ndim == 3:
+            codes, levels = self._quantized(mapped)
+        else:
+            codes, levels = map(torch.stack, zip(*map(self._quantized, mapped), strict=True))
+        return spec.beside_x(x) | {"codes": codes, "levels": levels, "scale": scale, "zero": zero}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
@@ -98,15 +97,11 @@ class Codebook(Stage):
             own = table[index[:-1]].index_select(0, y["codes"][index].flatten().int()).view(array.shape[-2:])
             own.mul_(y["scale"][index]).add_(y["zero"][index])
             x[index] = saturated(own, array.dtype)
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+        return spec.beside_x(y) | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """Measured on ``x``, since it depends on the levels."""
-        tensor = x["x"]
-        if not tensor.numel():
-            return inner
-        decoded = self.decode(self.encode(x, spec), spec)["x"]
-        return inner + float((decoded.double() - tensor.double()).abs().amax())
+        return inner + self.trial(x, spec)[1] if x["x"].numel() else inner
 
     def _ranges(self, entries: Tensor) -> tuple[Tensor, Tensor]:
         """Middle and half range of each vector, as they are stored."""
@@ -158,10 +153,8 @@ def matched(counts: Histogram, levels: Levels) -> Levels:
     sizes = np.diff(np.concatenate(([0], counts.cumsum()))[_cuts((levels + 1) * (BINS / 2) - 0.5)])
     if not counts.sum():
         return levels
-    (mean, deviation), (own_mean, own_deviation) = (
-        _moments(_value(np.arange(BINS)), counts),
-        _moments(levels, sizes),
-    )
+    mean, deviation = _moments(_value(np.arange(BINS)), counts)
+    own_mean, own_deviation = _moments(levels, sizes)
     return mean + (levels - own_mean) * (deviation / own_deviation if own_deviation else 1.0)
 
 

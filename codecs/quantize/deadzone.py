@@ -74,12 +74,11 @@ class Deadzone(Stage):
         codes = scaled.sign() * (magnitudes + self._rounding(magnitudes)).floor().clamp(min=0)
         if codes.numel() and (largest := codes.abs().max().item()) > LARGEST:
             self.require(False, "a coefficient in steps", largest, f"at most {LARGEST}; take a larger step")
-        kept = {name: t for name, t in x.items() if name not in ("x", *self.needs)}
-        return {**kept, "codes": codes.to(torch.int16), "exponents": exponents}
+        return spec.beside_x(x) | {"codes": codes.to(torch.int16), "exponents": exponents}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
-        kept = {name: y[name] for name in spec.arrays if name != "x"}
-        return {**kept, "x": (y["codes"].float() * self._steps(y["exponents"])).to(spec.arrays["x"].dtype)}
+        x = y["codes"].float() * self._steps(y["exponents"])
+        return spec.beside_x(y) | {"x": x.to(spec.arrays["x"].dtype)}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         tensor = x["x"]

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvtool.codecs.float16 import FLOAT16, to_float16
+from kvtool.codecs.float16 import FLOAT16, SMALLEST, to_float16
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
@@ -75,23 +75,23 @@ class Group(Stage):
         scale = to_float16(self, "scale", step)
         # Rounding may carry a group's upper end past what a float16 cache can hold.
         to_float16(self, "upper end of a group", zero.float() + scale.float() * ((1 << self.bits) - 1))
-        spread = [
-            t.float().repeat_interleave(self.group, dim=self.dim).narrow(self.dim, 0, entries.shape[self.dim])
+        length = entries.shape[self.dim]
+        spread_scale, spread_zero = (
+            t.float().repeat_interleave(self.group, self.dim).narrow(self.dim, 0, length)
             for t in (scale, zero)
-        ]
+        )
         # A group whose range is below float16's smallest step has scale 0, and 0 / 0 would be NaN.
-        codes = (entries - spread[1]) / spread[0].clamp(min=FLOAT16.smallest_normal * FLOAT16.eps)
+        codes = (entries - spread_zero) / spread_scale.clamp(min=SMALLEST)
         codes = codes.round_().clamp_(0, (1 << self.bits) - 1).to(torch.uint8)
-        rest = {name: tensor for name, tensor in x.items() if name != "x"}
-        return rest | {"codes": codes, "scale": scale, "zero": zero}
+        return spec.beside_x(x) | {"codes": codes, "scale": scale, "zero": zero}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
         x = torch.empty(array.shape, dtype=array.dtype, device=y["codes"].device)
         dispatch.dequantize(y["codes"], y["scale"], y["zero"], self.dim, self.group, x)
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+        return spec.beside_x(y) | {"x": x}
 
-    def behind(self, tokens: range, spec: Spec) -> range | None:
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
         return tokens
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
@@ -113,7 +113,5 @@ def _extremes(x: Tensor, dim: int, group: int) -> tuple[Tensor, Tensor]:
     blocks = [x.narrow(dim, 0, whole * group).reshape(shape)]
     if rest:
         blocks.append(x.narrow(dim, whole * group, rest).unsqueeze(dim))
-    return (
-        torch.cat([block.amin(dim + 1) for block in blocks], dim),
-        torch.cat([block.amax(dim + 1) for block in blocks], dim),
-    )
+    low, high = (torch.cat([f(block, dim + 1) for block in blocks], dim) for f in (torch.amin, torch.amax))
+    return low, high

@@ -40,15 +40,15 @@ class GroupV1(Stage):
         # Without a window of its own it stores an empty one, which must not take another's place.
         self.require("recent" not in spec.arrays, "tensors", sorted(spec.arrays), "none called recent")
         planned = self._group.plan(self._window.plan(spec))
-        arrays = dict(planned.arrays)
         x = spec.arrays["x"]
         none = Array((x.shape[0], 0, x.shape[2]), window_dtype(x.dtype))
+        arrays = dict(planned.arrays)
         recent = arrays.pop("recent", none)
         return planned.with_arrays({**arrays, "recent": recent})
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
         array = self.plan(spec).arrays["recent"]
-        empty = {"recent": torch.empty(array.shape, dtype=array.dtype)} if not self.recent else {}
+        empty = {} if self.recent else {"recent": torch.empty(array.shape, dtype=array.dtype)}
         return {**self._group.encode(self._window.encode(x, spec), self._window.plan(spec)), **empty}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:

@@ -10,9 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvtool.codecs.errors import CodecError
-from kvtool.codecs.float16 import FLOAT16, saturated, to_float16
-from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.float16 import SMALLEST, saturated, to_float16
+from kvtool.codecs.spec import Array, Payload, Spec, check_codes
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
 from kvtool.codecs.transform.hadamard import rotate, unrotate
@@ -95,9 +94,9 @@ class LloydMax(Stage):
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
         entries = x["x"].float()
-        out = {name: tensor for name, tensor in x.items() if name != "x"}
+        out = spec.beside_x(x)
         out["norm"] = to_float16(self, "length of a vector", entries.norm(dim=-1))
-        scale = _per_entry(out["norm"], entries.shape[-1]).clamp_(min=FLOAT16.smallest_normal * FLOAT16.eps)
+        scale = _per_entry(out["norm"], entries.shape[-1]).clamp_(min=SMALLEST)
         book = code_book(self.bits)
         middles = ((book[:-1] + book[1:]) / 2).to(entries.device)
         out["codes"] = torch.bucketize(entries / scale, middles, out_int32=True).to(torch.uint8)
@@ -110,25 +109,21 @@ class LloydMax(Stage):
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
         for name, levels in (("codes", 1 << self.bits), ("signs", 2)):
-            if name in y and y[name].numel() and (largest := int(y[name].max())) >= levels:
-                raise CodecError(
-                    f"quantize stage {self.name!r}: {name} holds {largest}, expected below {levels}"
-                )
+            if name in y:
+                check_codes(f"{self.label}: {name}", y[name], levels)
         x = self._decode_codes(y)
         if self.sketch:
             signs = unrotate(y["signs"].float().mul_(2).sub_(1), self.seed)
             # The entries of a random unit vector have a mean magnitude of √(2 / πD).
             x += signs * (_per_entry(y["rest_norm"], x.shape[-1]) * math.sqrt(math.pi / 2))
-        rest = {name: y[name] for name in spec.arrays if name != "x"}
-        return rest | {"x": saturated(x, array.dtype)}
+        return spec.beside_x(y) | {"x": saturated(x, array.dtype)}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """Measured on ``x``: beyond a code book's ends no bound holds for all vectors."""
         tensor = x["x"]
         if not tensor.numel():
             return inner
-        off = (self.decode(self.encode(x, spec), spec)["x"].double() - tensor.double()).abs().amax().item()
-        return inner + off + tensor.abs().amax().item() * torch.finfo(torch.float32).eps
+        return inner + self.trial(x, spec)[1] + tensor.abs().amax().item() * torch.finfo(torch.float32).eps
 
     def _decode_codes(self, y: Payload) -> Tensor:
         codes = y["codes"]

@@ -58,16 +58,14 @@ class LowRankResidual(Group):
         return backbone.replace("codes", {"codes": backbone.arrays["codes"], **factors}, self.name)
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
-        given = {**x, "x": x["x"].float()}
-        encoded = super().encode(given, spec)
-        lost = given["x"] - super().decode(encoded, _in_float32(spec))["x"]
+        entries = x["x"].float()
+        encoded = super().encode({**x, "x": entries}, spec)
+        lost = entries - super().decode(encoded, _in_float32(spec))["x"]
         with one_thread():
             left, right = self._factors(lost.double())
-        factors = {
-            "left": to_float16(self, "entry of the left factor", left).contiguous(),
-            "right": to_float16(self, "entry of the right factor", right).contiguous(),
-        }
-        return {**encoded, **factors}
+        factors = (("left", left), ("right", right))
+        stored = {n: to_float16(self, f"entry of the {n} factor", x).contiguous() for n, x in factors}
+        return {**encoded, **stored}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         decoded = dict(super().decode(y, _in_float32(spec)))
@@ -77,13 +75,10 @@ class LowRankResidual(Group):
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """The error on ``x``, and an ulp: a low rank bounds no single entry."""
-        tensor = x["x"]
-        if not tensor.numel():
+        if not x["x"].numel():
             return inner
-        own = {name: x[name] for name in spec.arrays}
-        decoded = self.decode(self.encode(own, spec), spec)["x"].double()
-        largest = decoded.abs().amax().item()
-        return inner + (decoded - tensor).abs().amax().item() + largest * torch.finfo(tensor.dtype).eps
+        _, own, largest = self.trial(x, spec)
+        return inner + own + largest * torch.finfo(x["x"].dtype).eps
 
     def _factors(self, lost: Tensor) -> tuple[Tensor, Tensor]:
         """Factors [H, T, r] and [H, r, D] of ``lost`` [H, T, D]."""

@@ -72,7 +72,7 @@ class Salient(Stage):
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
         salient = self._salient(x, spec)
-        out = {name: x[name] for name in spec.arrays if name != "x"} | {"salient": salient}
+        out = spec.beside_x(x) | {"salient": salient}
         tokens = self._split(x["x"], salient)
         for (part, group, folded), own in zip(self._parts(spec.arrays["x"]), tokens, strict=True):
             out |= {f"{name}_{part}": tensor for name, tensor in group.encode({"x": own}, folded).items()}
@@ -84,16 +84,14 @@ class Salient(Stage):
         x = torch.empty(array.shape, dtype=array.dtype, device=salient.device)
         for chosen, (part, group, folded) in zip((1, 0), self._parts(array), strict=True):
             mask, tokens = salient == chosen, folded.arrays["x"].shape[1]
-            if (found := int(mask.sum())) != tokens:
-                where = f"{self.kind} stage {self.name!r}"
-                raise CodecError(f"{where}: salient is {chosen} for {found} tokens, expected {tokens}")
-            own = group.decode({name: y[f"{name}_{part}"] for name in ("codes", "scale", "zero")}, folded)[
-                "x"
-            ]
+            if (count := int(mask.sum())) != tokens:
+                raise CodecError(f"{self.label}: salient is {chosen} for {count} tokens, expected {tokens}")
+            coded = {name: y[f"{name}_{part}"] for name in ("codes", "scale", "zero")}
+            own = group.decode(coded, folded)["x"]
             if self.axis == "heads":
                 own = own.view(tokens, heads, channels).transpose(0, 1)
             x[:, mask] = own
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+        return spec.beside_x(y) | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """The larger of both parts' errors, as ``Group`` states them."""

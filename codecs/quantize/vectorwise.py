@@ -63,15 +63,14 @@ class Vectorwise(Stage):
         # A token of zeros would be divided by 0.
         factor = half / largest.clamp(min=torch.finfo(torch.float32).tiny)
         codes = torch.round(entries * factor[:, None] + half).clamp_(0, 2 * half).to(torch.uint8)
-        rest = {name: tensor for name, tensor in x.items() if name != "x"}
-        return rest | {"codes": codes, "largest": kept}
+        return spec.beside_x(x) | {"codes": codes, "largest": kept}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array, half = spec.arrays["x"], self._half(spec)
         x = y["codes"].to(torch.float32).sub_(half).mul_((y["largest"].float() / half)[:, None])
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x.to(array.dtype)}
+        return spec.beside_x(y) | {"x": x.to(array.dtype)}
 
-    def behind(self, tokens: range, spec: Spec) -> range | None:
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
         return tokens
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvtool.codecs.float16 import FLOAT16, saturated, to_float16
+from kvtool.codecs.float16 import FLOAT16, SMALLEST, saturated, to_float16
 from kvtool.codecs.spec import Array, Payload, Spec, of_tokens
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
@@ -55,11 +55,10 @@ class Anchors(Stage):
         heads = entries[:, anchor]
         largest = heads.abs().amax((0, 2)) if heads.numel() else heads.new_zeros(len(anchor))
         scale = to_float16(self, "step of an anchor", largest / 127)
-        codes = torch.round(heads / scale.float().clamp(min=FLOAT16.smallest_normal * FLOAT16.eps)[:, None])
+        codes = torch.round(heads / scale.float().clamp(min=SMALLEST)[:, None])
         codes = (codes.clamp_(-127, 127) + 127).to(torch.uint8)
         deltas = entries[:, others] - _read(codes, scale)[:, of]
-        rest = {name: tensor for name, tensor in x.items() if name != "x"}
-        return rest | {"anchors": codes, "anchor_scale": scale, "x": deltas}
+        return spec.beside_x(x) | {"anchors": codes, "anchor_scale": scale, "x": deltas}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
@@ -76,13 +75,13 @@ class Anchors(Stage):
             x[:, whole * step + 1 :] = deltas[:, whole * (step - 1) :] + read[:, -1:]
         if array.dtype != x.dtype:
             x = saturated(x, array.dtype)
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+        return spec.beside_x(y) | {"x": x}
 
-    def inputs_behind(self, inputs: Payload, spec: Spec) -> Payload:
+    def inputs_after(self, inputs: Payload, spec: Spec) -> Payload:
         _, others, _ = self._split(spec.arrays["x"].shape[1])
         return of_tokens(inputs, others)
 
-    def behind(self, tokens: range, spec: Spec) -> range | None:
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
         # Of the tokens before n, ⌈n / group⌉ are anchors.
         start, stop = (n - -(-n // self.group) for n in (tokens.start, tokens.stop))
         return range(start, stop)

@@ -58,8 +58,7 @@ class CrossLayerSvd(Stage):
         with one_thread():
             left, right = _factors(side_by_side, self._rank(array))
         right = right.reshape(right.shape[0], layers, heads, channels).permute(1, 2, 0, 3)
-        rest = {name: tensor for name, tensor in x.items() if name != "x"}
-        return rest | {
+        return spec.beside_x(x) | {
             "x": to_float16(self, "coefficient", left)[None].contiguous(),
             "right": to_float16(self, "entry of the basis", right).contiguous(),
         }
@@ -71,19 +70,16 @@ class CrossLayerSvd(Stage):
         # at a time, since all of them would take several times the cache's bytes.
         for layer, right in zip(x, y["right"], strict=True):
             layer.copy_(saturated(y["x"].double() @ right.double(), array.dtype))
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+        return spec.beside_x(y) | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """The error on ``x``, ``inner`` once for each coefficient, and an ulp."""
         tensor = x["x"]
         if not tensor.numel():
             return inner
-        encoded = self.encode({name: x[name] for name in spec.arrays}, spec)
-        decoded = self.decode(encoded, spec)["x"].double()
-        own = (decoded - tensor).abs().amax().item()
+        encoded, own, largest = self.trial(x, spec)
         amplified = inner * encoded["right"].double().abs().sum(2).amax().item()
-        largest = decoded.abs().amax().item() + amplified
-        return own + amplified + largest * torch.finfo(tensor.dtype).eps
+        return own + amplified + (largest + amplified) * torch.finfo(tensor.dtype).eps
 
     def _rank(self, x: Array) -> int:
         layers, heads, tokens, channels = x.shape

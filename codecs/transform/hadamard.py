@@ -52,14 +52,14 @@ class Hadamard(Stage):
         rows = [rotate(rows, self.seed) for rows in split_heads(x["x"], self.heads)]
         rotated = join_heads(rows, spec.arrays["x"].shape)
         if not torch.isfinite(rotated).all():
-            raise CodecError(f"transform stage {self.name!r}: entries too large to be summed in float32")
-        return dict(x) | {"x": rotated}
+            raise CodecError(f"{self.label}: entries too large to be summed in float32")
+        return {**x, "x": rotated}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
         rows = [unrotate(rows, self.seed) for rows in split_heads(y["x"], self.heads)]
         x = saturated(join_heads(rows, array.shape), array.dtype)
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+        return spec.beside_x(y) | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """All of a row's errors may fall on one entry; each sum of a transform rounds a row by float32's ε."""
@@ -67,9 +67,8 @@ class Hadamard(Stage):
         if not tensor.numel():
             return inner
         n = min(self.heads, tensor.shape[-3]) * tensor.shape[-1]
-        longest: float = max(
-            rows.double().norm(dim=-1).amax().item() for rows in split_heads(tensor, self.heads)
-        )
+        rows = split_heads(tensor, self.heads)
+        longest: float = max(part.double().norm(dim=-1).amax().item() for part in rows)
         spread = inner * math.sqrt(n)
         sums = 4 * (n.bit_length() + 2) * torch.finfo(torch.float32).eps * (longest + spread)
         own = torch.finfo(tensor.dtype)

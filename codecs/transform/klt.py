@@ -56,12 +56,8 @@ class Klt(Stage):
         layers, heads, tokens, channels = self.x_of(spec, "layers", "heads", "tokens", "channels").shape
         sizes = Sizes.of(self.calibration, entry(spec.place.first, self.side))
         expected = [sizes.layers, sizes.channels]
-        self.require(
-            [layers, heads * channels] == expected,
-            "layers, channels",
-            [layers, heads * channels],
-            str(expected),
-        )
+        held = [layers, heads * channels]
+        self.require(held == expected, "layers, channels", held, str(expected))
         self.require(self.components <= sizes.rank, "components", self.components, f"at most {sizes.rank}")
         kept = sizes.components if self.whole else self.components or sizes.rank
         return spec.replace("x", {"x": Array((tokens, kept), torch.float32)}, self.name)
@@ -73,30 +69,31 @@ class Klt(Stage):
         if self.whole or not isinstance(expected, float) or not x["x"].numel():
             return self
         with one_thread():
-            found = self._basis(spec).left_out(_rows(x), _ids(x))
-        return replace(self, components=0, whole=True) if found > FAR * expected else self
+            left_out = self._basis(spec).left_out(_rows(x), _ids(x))
+        return replace(self, components=0, whole=True) if left_out > FAR * expected else self
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
-        basis, ids, rows = self._basis(spec), _ids(x), _rows(x)
-        kept = {name: tensor for name, tensor in x.items() if name != TOKEN_IDS}
         with one_thread():
-            found = basis.coefficients(rows, ids, whole=self.whole)
-        return {**kept, "x": found[:, : self.components].contiguous() if self.components else found}
+            coefficients = self._basis(spec).coefficients(_rows(x), _ids(x), whole=self.whole)
+        if self.components:
+            coefficients = coefficients[:, : self.components].contiguous()
+        return spec.beside_x(x) | {"x": coefficients}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         basis, ids, array = self._basis(spec), _ids(y), spec.arrays["x"]
         layers, heads, tokens, channels = array.shape
         # Small components are often 0 in all of a segment: those after the last that is not are left out.
-        found = y["x"][:, : basis.sizes.rank]
-        used = int(found.ne(0).any(0).nonzero().amax()) + 1 if found.any() else 0
+        coefficients = y["x"][:, : basis.sizes.rank]
+        used = int(coefficients.ne(0).any(0).nonzero().amax()) + 1 if coefficients.any() else 0
         # A text repeats tokens: the prediction from each is computed once.
         words, where = torch.unique(ids, return_inverse=True)
-        said = basis.said(words)
-        # A fine step is not to be blurred by 16 bits.
-        dtype = torch.float32 if self.whole else factors((tokens * used + said.numel()) * basis.sizes.width)
-        said, found = said.to(dtype), found[:, :used].to(dtype)
-        own_said, last_said, directions = basis.directions_in(dtype)
-        directions = directions[:used]
+        features = basis.own_features(words)
+        # 16 bits would blur a fine step.
+        products = (tokens * used + features.numel()) * basis.sizes.width
+        dtype = torch.float32 if self.whole else factors(products)
+        features, coefficients = features.to(dtype), coefficients[:, :used].to(dtype)
+        of_token, of_previous, of_components = basis.directions_in(dtype)
+        of_components = of_components[:used]
         rest = None
         if self.whole:
             rest = torch.empty(tokens, basis.sizes.width)
@@ -104,13 +101,13 @@ class Klt(Stage):
             rest = rest.view(tokens, layers, heads * channels)
         out = torch.empty(array.shape, dtype=array.dtype)
         for index in range(layers):
-            own = (found @ directions[:, index]).float() + basis.mean.view(layers, -1)[index]
-            own += (said @ own_said[:, index])[where]
-            own[1:] += (said @ last_said[:, index])[where[:-1]]
+            rows = (coefficients @ of_components[:, index]).float() + basis.mean.view(layers, -1)[index]
+            rows += (features @ of_token[:, index])[where]
+            rows[1:] += (features @ of_previous[:, index])[where[:-1]]
             if rest is not None:
-                own += rest[:, index] @ basis.complement[index]
-            out[index] = saturated(own.view(tokens, heads, channels).transpose(0, 1), array.dtype)
-        return {**{name: y[name] for name in spec.arrays if name != "x"}, "x": out}
+                rows += rest[:, index] @ basis.complement[index]
+            out[index] = saturated(rows.view(tokens, heads, channels).transpose(0, 1), array.dtype)
+        return spec.beside_x(y) | {"x": out}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """The part of ``x`` that the basis leaves out, ``inner`` once for each component, and rounding."""
@@ -118,15 +115,13 @@ class Klt(Stage):
         if not tensor.numel():
             return inner
         basis = self._basis(spec)
-        coefficients = self.encode(x, spec)["x"]
-        decoded = self.decode({**x, "x": coefficients}, spec)["x"]
-        own = (decoded.double() - tensor.double()).abs().amax().item()
+        encoded, own, _ = self.trial(x, spec)
         amplified = inner * basis.synthesis.abs().sum(0).amax().item()
         if self.whole:
             amplified += inner * basis.complement.abs().sum(1).amax().item()
         largest = tensor.abs().amax().item() + own + amplified + basis.mean.abs().amax().item()
         terms = basis.sizes.components + 2 * basis.sizes.features + 1
-        longest = coefficients.norm(dim=-1).amax().item() * basis.synthesis.norm(dim=0).amax().item()
+        longest = encoded["x"].norm(dim=-1).amax().item() * basis.synthesis.norm(dim=0).amax().item()
         eps = torch.finfo(torch.float32).eps
         rounding = terms * eps * (largest + longest) + largest * torch.finfo(tensor.dtype).eps
         if not self.whole:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.float16 import saturated, to_float16, window_dtype
+from kvtool.codecs.float16 import saturated, to_float16, to_window, window_dtype
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
@@ -65,7 +65,7 @@ class MergeLayers(Stage):
         return spec.replace("x", arrays, self.name)
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
-        rest = {name: tensor for name, tensor in x.items() if name != "x"}
+        rest = spec.beside_x(x)
         if not self._merges(spec):
             return rest | {"x": x["x"].flatten(0, 1).contiguous()}
         # Lengths in float64, since the square of a bfloat16 may be beyond float32.
@@ -74,27 +74,22 @@ class MergeLayers(Stage):
         angle = (units[0] * units[1]).sum(-1).clamp(-1, 1).acos()
         furthest = angle.mean(0).sort(descending=True, stable=True).indices
         index = furthest[: self._count(angle.shape[1])].sort().values
-        kept = x["x"][:, :, index]
         return rest | {
             "x": self._direction(units, angle).half(),
             "magnitude": to_float16(self, "length of a vector", vectors.norm(dim=-1)),
-            "retained": kept
-            if kept.dtype.itemsize == 2
-            else to_float16(self, "retained token's entry", kept),
+            "retained": to_window(self, "retained token's entry", x["x"][:, :, index]),
             "retained_index": index.to(torch.int32),
         }
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
-        rest = {name: y[name] for name in spec.arrays if name != "x"}
+        rest = spec.beside_x(y)
         if not self._merges(spec):
             return rest | {"x": y["x"].reshape(array.shape)}
         index, tokens = y["retained_index"].long(), array.shape[2]
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < tokens:
-            raise CodecError(
-                f"{self.kind} stage {self.name!r}: retained_index holds {int(index.min())} to "
-                f"{int(index.max())}, expected 0 to {tokens - 1}"
-            )
+            held = f"{int(index.min())} to {int(index.max())}"
+            raise CodecError(f"{self.label}: retained_index holds {held}, expected 0 to {tokens - 1}")
         x = saturated(y["magnitude"][..., None].float() * y["x"].float(), array.dtype)
         return rest | {"x": x.index_copy_(2, index, y["retained"].to(array.dtype))}
 
@@ -103,12 +98,9 @@ class MergeLayers(Stage):
         tensor = x["x"]
         if not tensor.numel() or not self._merges(spec):
             return inner
-        encoded = self.encode({name: x[name] for name in spec.arrays}, spec)
-        decoded = self.decode(encoded, spec)["x"].double()
+        encoded, own, largest = self.trial(x, spec)
         amplified = inner * encoded["magnitude"].amax().item()
-        largest = decoded.abs().amax().item() + amplified
-        own = (decoded - tensor).abs().amax().item()
-        return own + amplified + largest * torch.finfo(tensor.dtype).eps
+        return own + amplified + (largest + amplified) * torch.finfo(tensor.dtype).eps
 
     def _merges(self, spec: Spec) -> bool:
         return spec.arrays["x"].shape[0] == 2 and spec.place.first >= self.start * spec.place.total

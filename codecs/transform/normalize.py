@@ -39,12 +39,11 @@ class ChannelScale(Stage):
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
         factors = self._stored(x)
-        rest = {name: x[name] for name in spec.arrays if name != "x"}
-        return rest | {"x": x["x"].float() / factors.float(), self.side: factors}
+        return spec.beside_x(x) | {"x": x["x"].float() / factors.float(), self.side: factors}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         x = saturated(y["x"] * y[self.side].float(), spec.arrays["x"].dtype)
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+        return spec.beside_x(y) | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """``inner`` times the largest factor, and what float32 and x's own dtype round away."""

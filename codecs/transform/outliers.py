@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.float16 import FLOAT16, to_float16, window_dtype
+from kvtool.codecs.float16 import to_window, window_dtype, window_error
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
@@ -68,9 +68,8 @@ class Outliers(Stage):
         dtype = torch.uint8 if n <= 1 << 8 else torch.int16 if n <= 1 << 15 else torch.int32
         # A small index takes as few bits as its vector's length needs.
         index = Array(shape, dtype, levels=n if dtype == torch.uint8 and n else None)
-        return spec.replace(
-            "x", {"x": x, "outliers": Array(shape, window_dtype(x.dtype)), "outlier_index": index}, self.name
-        )
+        outliers = {"outliers": Array(shape, window_dtype(x.dtype)), "outlier_index": index}
+        return spec.replace("x", {"x": x, **outliers}, self.name)
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
         vectors = self._turned(x["x"]).contiguous()
@@ -79,28 +78,22 @@ class Outliers(Stage):
         apart = torch.zeros(vectors.shape, dtype=torch.bool, device=vectors.device).scatter_(-1, index, True)
         rest = torch.where(apart, _midpoint(vectors, apart), vectors)
         array = self.plan(spec).arrays["outlier_index"]
-        kept = taken if taken.dtype.itemsize == 2 else to_float16(self, "outlier", taken)
-        out = {"x": self._turned(rest).contiguous(), "outliers": kept, "outlier_index": index.to(array.dtype)}
-        return {**x, **out}
+        outliers = {"outliers": to_window(self, "outlier", taken), "outlier_index": index.to(array.dtype)}
+        return {**x, "x": self._turned(rest).contiguous(), **outliers}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array, index = spec.arrays["x"], y["outlier_index"].long()
         n = array.shape[self.dim]
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < n:
-            raise CodecError(
-                f"{self.kind} stage {self.name!r}: outlier_index holds {int(index.min())} to {int(index.max())}, "
-                f"expected 0 to {n - 1}"
-            )
+            held = f"{int(index.min())} to {int(index.max())}"
+            raise CodecError(f"{self.label}: outlier_index holds {held}, expected 0 to {n - 1}")
         vectors = self._turned(y["x"]).clone(memory_format=torch.contiguous_format)
         vectors.scatter_(-1, index, y["outliers"].to(array.dtype))
         x = self._turned(vectors).contiguous()
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+        return spec.beside_x(y) | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        tensor = x["x"]
-        if tensor.dtype.itemsize == 2 or not tensor.numel():
-            return inner
-        return max(inner, tensor.abs().amax().item() * FLOAT16.eps + FLOAT16.smallest_normal)
+        return max(inner, window_error(x["x"]))
 
     def _count(self, n: int) -> int:
         return math.ceil(self.fraction * n)
@@ -113,12 +106,10 @@ class Outliers(Stage):
         """Where each vector's outliers are, ascending. In a vector of equal entries one may come twice."""
         count = self._count(vectors.shape[-1])
         if self.sides == "magnitude":
-            found = vectors.abs().topk(count, dim=-1).indices
-        else:
-            largest = vectors.topk(count - count // 2, dim=-1).indices
-            smallest = vectors.topk(count // 2, dim=-1, largest=False).indices
-            found = torch.cat([largest, smallest], -1)
-        return found.sort(-1).values
+            return vectors.abs().topk(count, dim=-1).indices.sort(-1).values
+        largest = vectors.topk(count - count // 2, dim=-1).indices
+        smallest = vectors.topk(count // 2, dim=-1, largest=False).indices
+        return torch.cat([largest, smallest], -1).sort(-1).values
 
 
 def _midpoint(vectors: Tensor, apart: Tensor) -> Tensor:

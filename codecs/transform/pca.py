@@ -81,14 +81,12 @@ class Pca(Stage):
         if not tensor.numel():
             return inner
         basis, _ = self._held(spec)
-        coefficients = self.encode(x, spec)["x"]
-        decoded = self.decode({**x, "x": coefficients}, spec)["x"].double()
+        encoded, own, decoded = self.trial(x, spec)
         amplified: float = inner * basis.double().abs().sum(0).amax().item()
-        largest = decoded.abs().amax().item() + amplified
+        largest = decoded + amplified
         rank = basis.shape[0]
-        length: float = coefficients.double().norm(dim=-1).amax().item() + inner * rank**0.5
+        length: float = encoded["x"].double().norm(dim=-1).amax().item() + inner * rank**0.5
         rounding = (rank + 1) * torch.finfo(torch.float32).eps * (length + largest)
-        own: float = (decoded - tensor).abs().amax().item()
         return own + amplified + rounding + largest * torch.finfo(tensor.dtype).eps
 
     def _held(self, spec: Spec) -> tuple[Tensor, Tensor]:

@@ -36,9 +36,8 @@ class Reorder(Stage):
     heads: int = 1
 
     def __post_init__(self) -> None:
-        self.require(
-            self.by in ("max", "mean", "range", "signed"), "by", self.by, "'max', 'mean', 'range' or 'signed'"
-        )
+        fits = self.by in ("max", "mean", "range", "signed")
+        self.require(fits, "by", self.by, "'max', 'mean', 'range' or 'signed'")
         self.require(self.heads in range(1, 1 << 16), "heads", self.heads, "1 to 65535")
 
     @classmethod
@@ -61,7 +60,7 @@ class Reorder(Stage):
             orders.append(order)
         order = torch.cat(orders, -1).view(*shape[:-2], shape[-1])
         dtype = self.plan(spec).arrays["order"].dtype
-        return dict(x) | {"x": join_heads(moved, shape), "order": order.to(dtype)}
+        return {**x, "x": join_heads(moved, shape), "order": order.to(dtype)}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         shape = spec.arrays["x"].shape
@@ -70,10 +69,9 @@ class Reorder(Stage):
         for rows, order in zip(split_heads(y["x"], self.heads), orders, strict=True):
             ascending, inverse = order.sort(dim=-1)
             if not (ascending == torch.arange(order.shape[-1], device=order.device)).all():
-                raise CodecError(f"transform stage {self.name!r}: order is no permutation of the channels")
+                raise CodecError(f"{self.label}: order is no permutation of the channels")
             moved.append(rows.gather(-1, inverse.expand(rows.shape)))
-        rest = {name: y[name] for name in spec.arrays if name != "x"}
-        return rest | {"x": join_heads(moved, shape)}
+        return spec.beside_x(y) | {"x": join_heads(moved, shape)}
 
     def _sizes(self, rows: Tensor) -> Tensor:
         """How large each channel of ``rows`` [..., T, n] is: [..., n] float32."""

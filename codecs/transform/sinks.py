@@ -45,22 +45,22 @@ class Sinks(Stage):
     def encode(self, x: Payload, spec: Spec) -> Payload:
         n = self._n(spec)
         first = x["x"][..., :n, :].float()
-        scale = (
+        largest = (
             first.abs().amax(-1, keepdim=True) if first.numel() else first.new_zeros(*first.shape[:-1], 1)
-        ) / 127
+        )
+        scale = largest / 127
         codes = (first / torch.where(scale > 0, scale, 1)).round().to(torch.int8)
         return {**x, "x": x["x"][..., n:, :].contiguous(), "sinks": codes, "sink_scale": scale}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
         first = saturated(y["sinks"].float() * y["sink_scale"], array.dtype)
-        kept = {name: y[name] for name in spec.arrays if name != "x"}
-        return kept | {"x": torch.cat([first, y["x"].to(array.dtype)], dim=-2)}
+        return spec.beside_x(y) | {"x": torch.cat([first, y["x"].to(array.dtype)], dim=-2)}
 
-    def inputs_behind(self, inputs: Payload, spec: Spec) -> Payload:
+    def inputs_after(self, inputs: Payload, spec: Spec) -> Payload:
         return of_tokens(inputs, slice(self._n(spec), None))
 
-    def behind(self, tokens: range, spec: Spec) -> range | None:
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
         n = self._n(spec)
         return range(max(tokens.start - n, 0), max(tokens.stop - n, 0))
 

@@ -38,7 +38,7 @@ class Unrope(Stage):
         ropes = spec.place.ropes
         if not ropes:
             raise CodecError(
-                f"{self.kind} stage {self.name!r}: how the keys were rotated is not known; remove the document, collect "
+                f"{self.label}: how the keys were rotated is not known; remove the document, collect "
                 "and prefill it again (kvtool rm, gc, prefill), or take a recipe that leaves them rotated if the model "
                 "has no rotary embeddings or its own kind of them"
             )
@@ -54,21 +54,21 @@ class Unrope(Stage):
             last = int(positions.max()) if positions.numel() else 0
             if rope.up_to is not None and last >= rope.up_to:
                 raise CodecError(
-                    f"{self.kind} stage {self.name!r}: keys reach position {last}, and from {rope.up_to} on the model "
+                    f"{self.label}: keys reach position {last}, and from {rope.up_to} on the model "
                     "rotates otherwise; prefill again in shorter segments, or take a recipe that leaves them rotated"
                 )
         bare = _turned(x["x"], x["positions"], spec, undo=True)
         if not torch.isfinite(bare).all():
-            raise CodecError(f"{self.kind} stage {self.name!r}: entries too large to be rotated in float32")
-        return {name: tensor for name, tensor in x.items() if name != "positions"} | {"x": bare}
+            raise CodecError(f"{self.label}: entries too large to be rotated in float32")
+        return spec.beside_x(x) | {"x": bare}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
         x = saturated(_turned(y["x"], y["positions"], spec, undo=False), array.dtype)
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": x}
+        return spec.beside_x(y) | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        """Both errors of a pair may fall on one channel; each way there rounds a product and a sum."""
+        """Both errors of a pair may fall on one channel; each way rounds a product and a sum."""
         tensor = x["x"]
         if not tensor.numel():
             return inner

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from kvtool.codecs.float16 import FLOAT16, to_float16, window_dtype
+from kvtool.codecs.float16 import to_window, window_dtype, window_error
 from kvtool.codecs.spec import Array, Payload, Spec, of_tokens
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
@@ -54,39 +54,33 @@ class Window(Stage):
         sinks, between, recent = torch.split(x["x"], self._sizes(spec.arrays["x"]), dim=-2)
         out = dict(x) | {"x": between.contiguous()}
         if self.sinks:
-            out["sinks"] = self._kept("sink's entry", sinks)
+            out["sinks"] = to_window(self, "sink's entry", sinks)
         if self.recent:
-            out["recent"] = self._kept("recent token's entry", recent)
+            out["recent"] = to_window(self, "recent token's entry", recent)
         return out
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
         names = [name for name, kept in (("sinks", self.sinks), ("x", True), ("recent", self.recent)) if kept]
         whole = torch.cat([y[name].to(array.dtype) for name in names], dim=-2)
-        return {name: y[name] for name in spec.arrays if name != "x"} | {"x": whole}
+        return spec.beside_x(y) | {"x": whole}
 
-    def inputs_behind(self, inputs: Payload, spec: Spec) -> Payload:
+    def inputs_after(self, inputs: Payload, spec: Spec) -> Payload:
         sinks, between, _ = self._sizes(spec.arrays["x"])
         return of_tokens(inputs, slice(sinks, sinks + between))
 
-    def behind(self, tokens: range, spec: Spec) -> range | None:
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
         sinks, between, _ = self._sizes(spec.arrays["x"])
         return range(max(tokens.start - sinks, 0), min(max(tokens.stop - sinks, 0), between))
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
-        tensor = x["x"]
-        if tensor.dtype.itemsize == 2 or not tensor.numel():
-            return inner
-        return max(inner, tensor.abs().amax().item() * FLOAT16.eps + FLOAT16.smallest_normal)
+        return max(inner, window_error(x["x"]))
 
     def _sizes(self, x: Array) -> list[int]:
         tokens = x.shape[-2]
         sinks = min(self.sinks, tokens)
         recent = min(self.recent, tokens - sinks)
         return [sinks, tokens - sinks - recent, recent]
-
-    def _kept(self, field: str, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens.contiguous() if tokens.dtype.itemsize == 2 else to_float16(self, field, tokens)
 
 
 def _resized(x: Array, tokens: int) -> tuple[int, ...]:

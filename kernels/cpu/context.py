@@ -15,6 +15,7 @@ from torch import Tensor
 from kvtool.kernels.cpu.jit import compiled
 from kvtool.kernels.reference import context_model as model
 from kvtool.kernels.reference.context import LOWEST
+from kvtool.kernels.reference.context_model import Conditions
 
 Ints: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Int: TypeAlias = Any
@@ -39,35 +40,22 @@ U8, U16, U32, U48 = np.uint64(8), np.uint64(16), np.uint64(32), np.uint64(48)
 L, LOW16, LOW32 = np.uint64(LOWEST), np.uint64(0xFFFF), np.uint64(0xFFFFFFFF)
 
 
-def context_count(
-    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, counts: Tensor
-) -> None:
+def context_count(codes: Tensor, conditions: Conditions, counts: Tensor) -> None:
     """Add to ``counts`` [BUCKETS * CLASSES, SYMBOLS] int64 how often each symbol stands in each table."""
-    _count(*_given(codes.contiguous(), exponents, scales, weights, loudness), counts.numpy())
+    _count(*_arrays(codes, conditions), counts.numpy())
 
 
-def context_encode(
-    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, cumulative: Tensor
-) -> Tensor:
+def context_encode(codes: Tensor, conditions: Conditions, cumulative: Tensor) -> Tensor:
     """One block of bytes [n] uint8."""
     shares = np.empty(4 * codes.numel(), np.uint32)
-    given = _given(codes.contiguous(), exponents, scales, weights, loudness)
-    n = _shares(*given, _entries(cumulative), shares)
+    n = _shares(*_arrays(codes, conditions), _entries(cumulative), shares)
     words = np.empty(n, np.uint32)
     state, used = _encode(shares[:n], words)
     content = int(state).to_bytes(8, "little") + words[:used][::-1].astype("<u4").tobytes()
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def context_decode(
-    stream: Tensor,
-    exponents: Tensor,
-    scales: Tensor,
-    weights: Tensor,
-    loudness: Tensor,
-    cumulative: Tensor,
-    out: Tensor,
-) -> None:
+def context_decode(stream: Tensor, conditions: Conditions, cumulative: Tensor, out: Tensor) -> None:
     """Decode ``stream`` [n] uint8, one block, into ``out`` [T, C] int16.
 
     Raises ValueError for a block that ``context_encode`` has not made with these tables.
@@ -79,8 +67,8 @@ def context_decode(
     words[:-PADDING] = np.frombuffer(content[8:], "<u4")
     entries, codes = _entries(cumulative), torch.empty(out.shape, dtype=torch.int16)
     state = np.uint64(int.from_bytes(content[:8], "little"))
-    given = _given(codes, exponents, scales, weights, loudness)
-    state, read, fits = _decode(*given, entries, _first_symbols(entries), state, words)
+    tables = entries, _first_symbols(entries)
+    state, read, fits = _decode(*_arrays(codes, conditions), *tables, state, words)
     if not fits:
         raise ValueError(f"a block of {len(content)} bytes holds a code that 16 bits do not")
     if read > len(words) - PADDING:
@@ -90,12 +78,10 @@ def context_decode(
     out.copy_(codes)
 
 
-def _given(
-    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor
-) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-    wide = (x.to(torch.int64).contiguous().numpy() for x in (exponents, scales, weights))
-    first, second, third = wide
-    return codes.numpy(), first, second, third, loudness.numpy()
+def _arrays(codes: Tensor, conditions: Conditions) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+    """``codes`` and ``conditions`` as the loops take them; ``loudness`` is written to."""
+    exponents, scales, weights = (x.to(torch.int64).contiguous().numpy() for x in conditions[:3])
+    return codes.contiguous().numpy(), exponents, scales, weights, conditions.loudness.numpy()
 
 
 def _entries(cumulative: Tensor) -> Ints:
@@ -108,14 +94,14 @@ def _entries(cumulative: Tensor) -> Ints:
 def _first_symbols(entries: Ints) -> Ints:
     """For each table, the first symbol of each run of 2**RUN slots."""
     tables, symbols = entries.shape
-    found = np.empty((tables, 1 << (16 - RUN)), np.uint8)
+    first = np.empty((tables, 1 << (16 - RUN)), np.uint8)
     for k in range(tables):
         s = 0
         for run in range(1 << (16 - RUN)):
             while s + 1 < symbols and np.int64(entries[k, s + 1] & np.uint32(0xFFFF)) <= run << RUN:
                 s += 1
-            found[k, run] = s
-    return found
+            first[k, run] = s
+    return first
 
 
 @compiled

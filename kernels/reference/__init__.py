@@ -1,7 +1,7 @@
 """Reference kernels in plain torch: slow and obvious. Every other implementation is compared with them."""
 
 from kvtool.kernels.reference.context import context_count, context_decode, context_encode
-from kvtool.kernels.reference.context_model import EXPONENTS
+from kvtool.kernels.reference.context_model import EXPONENTS, Conditions
 from kvtool.kernels.reference.dequantize import dequantize
 from kvtool.kernels.reference.hadamard import hadamard
 from kvtool.kernels.reference.packing import pack, packed_size, sections, unpack
@@ -10,6 +10,7 @@ from kvtool.kernels.reference.rope import Layout, angles, rotate
 
 __all__ = [
     "EXPONENTS",
+    "Conditions",
     "Layout",
     "angles",
     "context_count",

@@ -1,13 +1,6 @@
 """Transform coefficients, each under a distribution that follows from those before it, and rANS (arXiv 1311.2540).
 
-``codes`` [T, C] int16 are coded token by token, in a token component by component:
-
-- token t was quantized with ``2**((exponents[t] - 32) / 2)`` of a common step; ``exponents`` [T] uint8, up to 64;
-- ``scales`` [C] int32 are log2 of a component's mean magnitude in common steps, in eighths of an octave, within 120;
-- ``weights`` [C, 2] int8 predict a component from its last value and from its running mean, in 128ths;
-- ``loudness`` [T] int32 says how large a token's components have been, relative to their scales. It starts at
-  ``ONE`` and keeps its last value for the components of the next band.
-
+``codes`` [T, C] int16 are coded token by token, in a token component by component, under ``Conditions``.
 ``kvtool.kernels.reference.context_model`` turns these into a table and an expected code. Symbol 16 is that code;
 0 and 32 are differences of 16 and more, and an Elias gamma code of the excess follows, and then the low bits.
 
@@ -25,25 +18,29 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kvtool.kernels.reference.context_model import SYMBOLS, Component, Expected, expect, learn, power
+from kvtool.kernels.reference.context_model import (
+    SYMBOLS,
+    Component,
+    Conditions,
+    Expected,
+    expect,
+    learn,
+    power,
+)
 
 PRECISION, LOWEST = 16, 1 << 32
 
 
-def context_count(
-    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, counts: Tensor
-) -> None:
+def context_count(codes: Tensor, conditions: Conditions, counts: Tensor) -> None:
     """Add to ``counts`` [BUCKETS * CLASSES, SYMBOLS] int64 how often each symbol stands in each table."""
-    for _, expected, code in _walk(codes, exponents, scales, weights, loudness):
+    for _, expected, code in _walk(codes, conditions):
         counts[expected.table, _symbol(expected, code)[0]] += 1
 
 
-def context_encode(
-    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor, cumulative: Tensor
-) -> Tensor:
+def context_encode(codes: Tensor, conditions: Conditions, cumulative: Tensor) -> Tensor:
     """One block of bytes [n] uint8."""
     bounds, shares = cumulative.tolist(), []
-    for _, expected, code in _walk(codes, exponents, scales, weights, loudness):
+    for _, expected, code in _walk(codes, conditions):
         symbol, extra = _symbol(expected, code)
         start, end = bounds[expected.table][symbol : symbol + 2]
         shares.append((start, end - start))
@@ -58,21 +55,13 @@ def context_encode(
     return torch.tensor(list(content), dtype=torch.uint8)
 
 
-def context_decode(
-    stream: Tensor,
-    exponents: Tensor,
-    scales: Tensor,
-    weights: Tensor,
-    loudness: Tensor,
-    cumulative: Tensor,
-    out: Tensor,
-) -> None:
+def context_decode(stream: Tensor, conditions: Conditions, cumulative: Tensor, out: Tensor) -> None:
     """Decode ``stream`` [n] uint8, one block, into ``out`` [T, C] int16.
 
     Raises ValueError for a block that ``context_encode`` has not made with these tables.
     """
     reader, bounds = _Reader(bytes(stream.tolist())), cumulative.tolist()
-    for (t, i), expected, _ in _walk(out, exponents, scales, weights, loudness):
+    for (t, i), expected, _ in _walk(out, conditions):
         slot = reader.slot()
         symbol = max(s for s in range(SYMBOLS) if bounds[expected.table][s] <= slot)
         start, end = bounds[expected.table][symbol : symbol + 2]
@@ -90,12 +79,11 @@ def context_decode(
     reader.end()
 
 
-def _walk(
-    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, loudness: Tensor
-) -> Iterator[tuple[tuple[int, int], Expected, int]]:
+def _walk(codes: Tensor, conditions: Conditions) -> Iterator[tuple[tuple[int, int], Expected, int]]:
     """Each code's place, its expectation, and the code, which is looked up again once it has been used."""
-    given = zip(scales.tolist(), weights.tolist(), strict=True)
-    components = [Component(scale, (last, mean), power(scale)) for scale, (last, mean) in given]
+    exponents, scales, weights, loudness = conditions
+    rows = zip(scales.tolist(), weights.tolist(), strict=True)
+    components = [Component(scale, (last, mean), power(scale)) for scale, (last, mean) in rows]
     for t, exponent in enumerate(exponents.tolist()):
         loud = int(loudness[t])
         for i, component in enumerate(components):

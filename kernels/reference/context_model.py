@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
+from typing import NamedTuple
+
+from torch import Tensor
 
 BUCKETS, CLASSES, SYMBOLS = 40, 7, 33
 QUIETEST = -31
@@ -45,6 +48,22 @@ def log2(x: int) -> int:
 def power(eighths: int) -> int:
     """2**(eighths / 8) in units of 2**-16, for -240 to 240."""
     return EIGHTHS[eighths & 7] << 30 >> (30 - (eighths >> 3))
+
+
+class Conditions(NamedTuple):
+    """What codes [T, C] of a band depend on.
+
+    Token t was quantized with ``2**((exponents[t] - 32) / 2)`` of a common step; ``exponents`` [T] uint8, up to 64.
+    ``scales`` [C] int32 are log2 of a component's mean magnitude in common steps, in eighths of an octave, within 120.
+    ``weights`` [C, 2] int8 predict a component from its last value and from its running mean, in 128ths. ``loudness``
+    [T] int32 says how large a token's components have been, relative to their scales: it starts at ``ONE``, is
+    written to, and keeps its last value for the components of the next band.
+    """
+
+    exponents: Tensor
+    scales: Tensor
+    weights: Tensor
+    loudness: Tensor
 
 
 @dataclass

@@ -13,20 +13,10 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, axis: int, group: int
     if not out.numel():
         return
     heads, tokens, channels = out.shape
-    dequantize_head[(blocks(tokens * channels), heads)](
-        codes.contiguous(),
-        scale.contiguous(),
-        zero.contiguous(),
-        out,
-        tokens,
-        channels,
-        scale.shape[axis],
-        group,
-        *out.stride(),
-        axis,
-        BLOCK,
-        **OPTIONS,
-    )
+    grid = blocks(tokens * channels), heads
+    sources = (t.contiguous() for t in (codes, scale, zero))
+    sizes = tokens, channels, scale.shape[axis], group
+    dequantize_head[grid](*sources, out, *sizes, *out.stride(), axis, BLOCK, **OPTIONS)
 
 
 @kernel

@@ -16,8 +16,8 @@ WARPS = 1
 
 def rans_encode(codes: Tensor, cumulative: Tensor, table: Tensor, precision: int, lanes: int) -> Tensor:
     """``codes`` as one block of bytes, made on the CPU: only decoding is ever waited for."""
-    given = (codes.cpu(), cumulative.cpu(), table.cpu())
-    return cpu.rans_encode(*given, precision, lanes).to(codes.device)
+    block = cpu.rans_encode(codes.cpu(), cumulative.cpu(), table.cpu(), precision, lanes)
+    return block.to(codes.device)
 
 
 def rans_decode(
@@ -32,23 +32,12 @@ def rans_decode(
     heads, tokens, channels = out.shape
     levels = cumulative.shape[1] - 1
     whole = torch.empty(len(blocks), dtype=torch.int32, device=out.device)
-    decode_block[(len(blocks),)](
-        stream.contiguous(),
-        blocks.to(out.device).contiguous(),
-        cumulative.to(out.device).contiguous(),
-        table.to(out.device).contiguous(),
-        out,
-        whole,
-        heads,
-        tokens,
-        channels,
-        levels,
-        LOWEST,
-        precision,
-        (levels - 1).bit_length(),
-        lanes,
-        num_warps=WARPS,
+    sources = (t.to(out.device).contiguous() for t in (stream, blocks, cumulative, table))
+    sizes, constants = (
+        (heads, tokens, channels, levels),
+        (LOWEST, precision, (levels - 1).bit_length(), lanes),
     )
+    decode_block[(len(blocks),)](*sources, out, whole, *sizes, *constants, num_warps=WARPS)
     for (first, end, _, _), ended in zip(blocks.tolist(), whole.tolist(), strict=True):
         if not ended:
             raise ValueError(f"a block of {end - first} bytes does not end where it was begun")

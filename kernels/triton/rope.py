@@ -15,19 +15,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor) -> 
     out[..., 2 * half :] = x[..., 2 * half :]
     if not len(x) * tokens * half:
         return
-    rotate_head[(blocks(tokens * half), len(x))](
-        x,
-        cos.contiguous(),
-        sin.contiguous(),
-        out,
-        tokens,
-        half,
-        *x.stride(),
-        *out.stride(),
-        layout == "interleaved",
-        BLOCK,
-        **OPTIONS,
-    )
+    grid, tensors = (blocks(tokens * half), len(x)), (x, cos.contiguous(), sin.contiguous(), out)
+    strides = *x.stride(), *out.stride()
+    rotate_head[grid](*tensors, tokens, half, *strides, layout == "interleaved", BLOCK, **OPTIONS)
 
 
 @kernel

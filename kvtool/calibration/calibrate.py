@@ -12,8 +12,8 @@ from kvtool.calibration.lookup import MakeCalibration
 from kvtool.calibration.pieces import Piece, pieces_of_store, pieces_of_texts
 from kvtool.calibration.samples import GRADIENT_TOKENS, Samples
 from kvtool.codecs import Calibration, CodecError, Recipe
-from kvtool.codecs.registry import recipe as find_recipe
-from kvtool.codecs.registry import recipes
+from kvtool.codecs.recipe_registry import recipe as find_recipe
+from kvtool.codecs.recipe_registry import recipes
 from kvtool.digest import Json, digest_json
 from kvtool.errors import KvtoolError, MismatchError, UsageError
 from kvtool.model.model import Model

@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """List the recipes with paper, needs and nominal bits, or show one with its parameters and its differences from the paper."""
     from kvtool.codecs import CodecError
-    from kvtool.codecs.registry import recipe, recipes
+    from kvtool.codecs.recipe_registry import recipe, recipes
 
     if name is None:
         every = list(recipes().values())

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from kvtool.calibration.lookup import FindCalibration
 from kvtool.codecs import CodecError, Pipeline
-from kvtool.codecs.registry import recipe as find_recipe
+from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.errors import UsageError
 
 Parameters: TypeAlias = Mapping[str, int | float | str]

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from kvtool.calibration.calibrate import OnProgress, maker
 from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
 from kvtool.codecs import Pipeline
-from kvtool.codecs.registry import recipes
+from kvtool.codecs.recipe_registry import recipes
 from kvtool.compression.rate_control import find_setting
 from kvtool.compression.request import Request
 from kvtool.compression.target import Setting

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvtool.codecs import CodecError, Recipe
 from kvtool.codecs.recipe import Dial
-from kvtool.codecs.registry import recipe as find_recipe
+from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.compression.pipeline_options import Parameters
 from kvtool.errors import UsageError
 

@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 from kvtool.calibration.lookup import FindCalibration
 from kvtool.codecs import CodecError, Pipeline
-from kvtool.codecs.registry import recipe as find_recipe
-from kvtool.codecs.registry import recipes
+from kvtool.codecs.recipe_registry import recipe as find_recipe
+from kvtool.codecs.recipe_registry import recipes
 from kvtool.compression.pipeline_options import parameters_of, pipeline_of
 from kvtool.digest import Json, digest
 from kvtool.engines.cache import DocumentCache

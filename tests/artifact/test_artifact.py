@@ -21,7 +21,7 @@ from kvtool.artifact.read import Artifact
 from kvtool.artifact.write import compressed_content, serialize
 from kvtool.codecs import KV, LayerKV
 from kvtool.codecs.format import container
-from kvtool.codecs.registry import recipe
+from kvtool.codecs.recipe_registry import recipe
 from kvtool.digest import canonical_json
 from kvtool.errors import ArtifactError
 from tests.artifact.conftest import UNDER, KVs, Write, read_all, same

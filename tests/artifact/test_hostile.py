@@ -18,7 +18,7 @@ from kvtool.artifact.write import compressed_content, digest_tensor, serialize
 from kvtool.codecs import KV, Pipeline
 from kvtool.codecs.entropy.planes import Planes
 from kvtool.codecs.format import container
-from kvtool.codecs.registry import recipe
+from kvtool.codecs.recipe_registry import recipe
 from kvtool.digest import canonical_json, digest
 from kvtool.errors import ArtifactError
 from tests.artifact.conftest import KVs, Write, read_all, same

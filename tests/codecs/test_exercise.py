@@ -29,7 +29,7 @@ from kvtool.codecs import (
     Stage,
     decode,
     encode,
-    registry,
+    recipe_registry,
     stage_registry,
 )
 from kvtool.codecs.entropy.pack import Pack
@@ -74,7 +74,7 @@ def entry_points() -> dict[str, list[EntryPoint]]:
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The page's files in a package of their own, known by its entry points alone."""
-    if "skvq" in registry.recipes():
+    if "skvq" in recipe_registry.recipes():
         pytest.skip("the exercise is being done in this very tree")
     package = tmp_path_factory.mktemp("plugin") / Path(PACKAGE).parent
     package.mkdir()
@@ -85,17 +85,17 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     found, points, before = importlib.metadata.entry_points, entry_points(), dict(stage_registry.stages())
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(package.parent)
-        for module in (registry, stage_registry):
+        for module in (recipe_registry, stage_registry):
             patch.setattr(module, "entry_points", lambda group: [*found(group=group), *points[group]])
         stage_registry._discover.cache_clear()
-        registry.recipes.cache_clear()
+        recipe_registry.recipes.cache_clear()
         yield
     stage_registry._stages.clear()
     stage_registry._stages.update(before)
-    registry.recipes.cache_clear()
+    recipe_registry.recipes.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == package.name]:
         del sys.modules[name]
-    assert "skvq" not in registry.recipes()
+    assert "skvq" not in recipe_registry.recipes()
     assert stage_registry.stages() == before
 
 
@@ -104,7 +104,7 @@ def clipped(**fields: int) -> Stage:
 
 
 def skvq() -> Recipe:
-    return registry.recipe("skvq")
+    return recipe_registry.recipe("skvq")
 
 
 def keys_with_outliers() -> tuple[torch.Tensor, KV]:
@@ -154,7 +154,7 @@ def test_the_recipe_conforms(law: Callable[..., None]) -> None:
 
 def test_the_stage_refuses_what_float16_cannot_hold() -> None:
     for x in (torch.tensor([[[65504.0, -65504.0]]]).half(), torch.tensor([[[1e5, 0.0]]])):
-        spec = Spec({"x": Array(tuple(x.shape), x.dtype)})
+        spec = Spec.of(x)
         with pytest.raises(CodecError, match=r"'clipped': .* beyond float16's"):
             clipped().encode({"x": x}, spec)
 
@@ -162,7 +162,7 @@ def test_the_stage_refuses_what_float16_cannot_hold() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_clipping_errs_less_than_plain_groups_do(bits: int) -> None:
     x, _ = keys_with_outliers()
-    spec = Spec({"x": Array(tuple(x.shape), x.dtype)})
+    spec = Spec.of(x)
     errors = []
     for stage in (clipped(bits=bits, group=32), Group(bits=bits, group=32, axis="channel")):
         decoded = stage.decode(stage.encode({"x": x}, spec), spec)["x"]

@@ -12,7 +12,7 @@ import pytest
 
 import kvtool
 from kvtool.codecs.quantize.deadzone import Deadzone
-from kvtool.codecs.registry import recipes
+from kvtool.codecs.recipe_registry import recipes
 from kvtool.codecs.transform.window import Window
 from kvtool.compression import workers
 from kvtool.compression.pipeline_options import pipeline_of

@@ -14,6 +14,7 @@ from torch import Tensor
 from kvtool.codecs.entropy_models.context import cumulative
 from kvtool.kernels import cpu, dispatch, reference
 from kvtool.kernels.reference import context_model as model
+from kvtool.kernels.reference.context_model import Conditions
 
 IMPLEMENTATIONS = {"reference": reference, "cpu": cpu}
 TABLES = cumulative(None)
@@ -22,8 +23,8 @@ UNTOUCHED = 77
 
 @pytest.fixture(params=list(IMPLEMENTATIONS.values()), ids=list(IMPLEMENTATIONS))
 def kernels(request: pytest.FixtureRequest) -> ModuleType:
-    found: ModuleType = request.param
-    return found
+    implementation: ModuleType = request.param
+    return implementation
 
 
 def given_of(tokens: int, components: int, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +51,7 @@ def outcome(kernels: Any, stream: Tensor, tokens: int, given: tuple[Tensor, Tens
     """The codes and the loudness that a stream leaves; None where it is refused."""
     out, loudness = torch.full((tokens, len(given[1])), UNTOUCHED, dtype=torch.int16), loudness_of(tokens)
     try:
-        kernels.context_decode(stream, *given, loudness, TABLES, out)
+        kernels.context_decode(stream, Conditions(*given, loudness), TABLES, out)
     except ValueError:
         return None
     return out.tolist(), loudness.tolist()
@@ -66,14 +67,14 @@ def test_the_reference_to_the_byte_and_back(kernels: Any, shape: tuple[int, int]
     if codes.numel() and largest == 32767:
         codes[0, 0], codes[-1, -1] = -32768, 32767
     loudness, expected = loudness_of(shape[0]), loudness_of(shape[0])
-    stream = kernels.context_encode(codes, *given, loudness, TABLES)
+    stream = kernels.context_encode(codes, Conditions(*given, loudness), TABLES)
     assert stream.dtype == torch.uint8
-    assert torch.equal(stream, reference.context_encode(codes, *given, expected, TABLES))
+    assert torch.equal(stream, reference.context_encode(codes, Conditions(*given, expected), TABLES))
     assert torch.equal(loudness, expected)
     assert outcome(kernels, stream, shape[0], given) == (codes.tolist(), loudness.tolist())
     counts, known = (torch.ones(len(TABLES), model.SYMBOLS, dtype=torch.int64) for _ in range(2))
-    kernels.context_count(codes, *given, loudness_of(shape[0]), counts)
-    reference.context_count(codes, *given, loudness_of(shape[0]), known)
+    kernels.context_count(codes, Conditions(*given, loudness_of(shape[0])), counts)
+    reference.context_count(codes, Conditions(*given, loudness_of(shape[0])), known)
     assert torch.equal(counts, known)
     assert counts.sum() - counts.numel() == codes.numel()
 
@@ -87,7 +88,9 @@ def test_exact_bytes(kernels: Any) -> None:
     def encoded(*codes: int) -> str:
         given = torch.full((1,), 32).byte(), torch.zeros(len(codes)).int(), torch.zeros(len(codes), 2).char()
         row = torch.tensor([codes], dtype=torch.int16)
-        return bytes(kernels.context_encode(row, *given, loudness_of(1), tables).tolist()).hex(" ", 4)
+        return bytes(kernels.context_encode(row, Conditions(*given, loudness_of(1)), tables).tolist()).hex(
+            " ", 4
+        )
 
     assert encoded() == "00000000 01000000"
     # 2**32 over 16 and times 2**16, and the symbol's start: 17 shares on, one of them large, or 15.
@@ -105,22 +108,22 @@ def test_powers_and_logarithms_are_what_they_are_called(eighths: int) -> None:
 def test_bands_go_on_where_those_in_front_of_them_ended(kernels: Any) -> None:
     codes, given = codes_of(30, 20, 50), given_of(30, 20)
     whole, parts = loudness_of(30), loudness_of(30)
-    kernels.context_encode(codes, *given, whole, TABLES)
+    kernels.context_encode(codes, Conditions(*given, whole), TABLES)
     for part in (slice(0, 9), slice(9, 20)):
         own = given[0], given[1][part], given[2][part]
-        kernels.context_encode(codes[:, part], *own, parts, TABLES)
+        kernels.context_encode(codes[:, part], Conditions(*own, parts), TABLES)
     assert torch.equal(whole, parts)
     out, loudness = torch.full((30, 20), UNTOUCHED, dtype=torch.int16), loudness_of(30)
     own = given[0], given[1][:9], given[2][:9]
-    stream = reference.context_encode(codes[:, :9], *own, loudness_of(30), TABLES)
-    kernels.context_decode(stream, *own, loudness, TABLES, out[:, :9])
+    stream = reference.context_encode(codes[:, :9], Conditions(*own, loudness_of(30)), TABLES)
+    kernels.context_decode(stream, Conditions(*own, loudness), TABLES, out[:, :9])
     assert torch.equal(out[:, :9], codes[:, :9])
     assert (out[:, 9:] == UNTOUCHED).all()
 
 
 def test_what_is_cut_off_or_goes_on_is_refused(kernels: Any) -> None:
     codes, given = codes_of(6, 9, 300), given_of(6, 9)
-    stream = reference.context_encode(codes, *given, loudness_of(6), TABLES)
+    stream = reference.context_encode(codes, Conditions(*given, loudness_of(6)), TABLES)
     assert len(stream) > 16
     for length in range(len(stream)):
         assert outcome(kernels, stream[:length], 6, given) is None
@@ -130,7 +133,7 @@ def test_what_is_cut_off_or_goes_on_is_refused(kernels: Any) -> None:
 
 def test_what_is_flipped_is_refused_or_gives_other_codes(kernels: Any) -> None:
     codes, given = codes_of(5, 7, 40), given_of(5, 7)
-    stream = reference.context_encode(codes, *given, loudness_of(5), TABLES)
+    stream = reference.context_encode(codes, Conditions(*given, loudness_of(5)), TABLES)
     for i in range(len(stream)):
         flipped = stream.clone()
         flipped[i] ^= 1 << i % 8
@@ -155,14 +158,13 @@ def test_all_codes_come_back_under_all_that_may_be_given(data: st.DataObject, sh
         return torch.tensor(entries).view(sizes)
 
     codes = drawn(-32768, 32767, *shape).short()
-    given = (
-        drawn(0, 64, shape[0]).byte(),
-        drawn(-45, 104, shape[1]).int(),
-        drawn(-128, 127, shape[1], 2).char(),
-    )
+    scales, weights = drawn(-45, 104, shape[1]).int(), drawn(-128, 127, shape[1], 2).char()
+    given = drawn(0, 64, shape[0]).byte(), scales, weights
     loudness = loudness_of(shape[0])
-    stream = cpu.context_encode(codes, *given, loudness, TABLES)
-    assert torch.equal(stream, reference.context_encode(codes, *given, loudness_of(shape[0]), TABLES))
+    stream = cpu.context_encode(codes, Conditions(*given, loudness), TABLES)
+    assert torch.equal(
+        stream, reference.context_encode(codes, Conditions(*given, loudness_of(shape[0])), TABLES)
+    )
     assert outcome(cpu, stream, shape[0], given) == (codes.tolist(), loudness.tolist())
 
 
@@ -170,6 +172,6 @@ def test_the_door_refuses_what_no_kernel_takes() -> None:
     codes, given = codes_of(2, 3, 5), given_of(2, 3)
     far = torch.tensor([32, 65], dtype=torch.uint8), *given[1:]
     with pytest.raises(ValueError, match="exponent 65, expected at most 64"):
-        dispatch.context_encode(codes, *far, loudness_of(2), TABLES)
+        dispatch.context_encode(codes, Conditions(*far, loudness_of(2)), TABLES)
     with pytest.raises(ValueError, match="no kernels for a tensor on meta"):
-        dispatch.context_encode(codes.to("meta"), *given, loudness_of(2), TABLES)
+        dispatch.context_encode(codes.to("meta"), Conditions(*given, loudness_of(2)), TABLES)

@@ -228,7 +228,7 @@ SPEC = Spec({"x": Array((4, 2, 10, 16), torch.float32)}, place=Place(0, 4, 4))
     [
         (("blocks",), None, "has no blocks 0000.keys"),
         (("blocks", "0000.keys"), {}, "has no blocks 0000.keys 16"),
-        (("blocks", "0000.keys", "16"), "x", "blocks of 0000.keys at 16 are x"),
+        (("blocks", "0000.keys", "16"), "x", "blocks of 0000.keys at 16 is x"),
         (("blocks", "0000.keys", "16"), [[1, 16, 9]], "expected lists of blocks, size and bits"),
         (("blocks", "0000.keys", "16"), [[1, 16]], "expected lists of blocks, size and bits"),
         (("blocks", "0000.keys", "16"), [[0, 16, 1]], "expected lists of blocks, size and bits"),

@@ -178,9 +178,7 @@ def test_samples_of_two_models_are_refused() -> None:
     assert other.gradients is not None
     half = Sample(
         dataclasses.replace(
-            other.kv,
-            layers=other.kv.layers[:2],
-            rope={**other.kv.rope, "rotation_of_layer": [0, 0]},
+            other.kv, layers=other.kv.layers[:2], rope={**other.kv.rope, "rotation_of_layer": [0, 0]}
         ),
         other.gradients[:2],
     )

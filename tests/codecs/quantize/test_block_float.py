@@ -5,27 +5,23 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kvtool.codecs import Array, CodecError, Spec
+from kvtool.codecs import CodecError, Spec
 from kvtool.codecs.quantize.block_float import BlockFloat
 from kvtool.codecs.transform.reorder import Reorder
 
 
-def spec(x: torch.Tensor) -> Spec:
-    return Spec({"x": Array(tuple(x.shape), x.dtype)})
-
-
 def off(stage: BlockFloat, x: torch.Tensor) -> torch.Tensor:
-    return stage.decode(stage.encode({"x": x}, spec(x)), spec(x))["x"] - x
+    return stage.decode(stage.encode({"x": x}, Spec.of(x)), Spec.of(x))["x"] - x
 
 
 def test_the_format_is_what_it_says() -> None:
     x = torch.tensor([[[5.0, -6.2, 0.4, 0.75, 0.1]]])
     stage = BlockFloat(bits=4, block=2)
-    y = stage.encode({"x": x}, spec(x))
+    y = stage.encode({"x": x}, Spec.of(x))
     assert y["exponents"].tolist() == [[[2, -1, -4]]]
     # Steps of 1, of 1/8 and of 1/64.
     assert (y["codes"].int() - 8).tolist() == [[[5, -6, 3, 6, 6]]]
-    assert stage.decode(y, spec(x))["x"].tolist() == [[[5.0, -6.0, 0.375, 0.75, 0.09375]]]
+    assert stage.decode(y, Spec.of(x))["x"].tolist() == [[[5.0, -6.0, 0.375, 0.75, 0.09375]]]
 
 
 def test_the_error_falls_by_half_with_each_bit() -> None:
@@ -46,7 +42,7 @@ def test_channels_in_order_of_their_size_spare_the_small_ones() -> None:
     x = torch.randn(2, 200, 64, generator=torch.Generator().manual_seed(1))
     x[:, :, ::8] *= 20
     stage = BlockFloat(bits=4, block=8)
-    y = Reorder().encode({"x": x}, spec(x))["x"]
+    y = Reorder().encode({"x": x}, Spec.of(x))["x"]
     small = torch.arange(64) % 8 != 0
     assert off(stage, y)[..., 8:].norm() < off(stage, x)[..., small].norm() / 5
     assert off(stage, y).norm() < off(stage, x).norm()
@@ -56,7 +52,7 @@ def test_channels_in_order_of_their_size_spare_the_small_ones() -> None:
 def test_the_ends_of_float32_stay_within_the_bound(value: float) -> None:
     x = torch.full((1, 2, 5), value)
     for stage in (BlockFloat(bits=2), BlockFloat(bits=8)):
-        assert off(stage, x).abs().max() <= stage.error({"x": x}, spec(x))
+        assert off(stage, x).abs().max() <= stage.error({"x": x}, Spec.of(x))
 
 
 def test_a_float16_cache_does_not_overflow_on_the_way_back() -> None:
@@ -70,7 +66,7 @@ def test_any_exponent_decodes_to_finite_entries() -> None:
         "exponents": torch.arange(-128, 128, dtype=torch.int8).view(1, 256, 1),
         "codes": torch.full((1, 256, 1), 255, dtype=torch.uint8),
     }
-    decoded = BlockFloat(bits=8).decode(y, spec(x))["x"]
+    decoded = BlockFloat(bits=8).decode(y, Spec.of(x))["x"]
     assert torch.isfinite(decoded).all()
-    with pytest.raises(CodecError, match="codes holds 255, expected below 128"):
-        BlockFloat(bits=7).decode(y, spec(x))
+    with pytest.raises(CodecError, match="codes holds code 255, expected below 128"):
+        BlockFloat(bits=7).decode(y, Spec.of(x))

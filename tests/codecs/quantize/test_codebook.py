@@ -11,12 +11,8 @@ import torch
 
 from kvtool.codecs.quantize.codebook import BINS, Codebook, lloyd, matched
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.spec import Array, Spec
+from kvtool.codecs.spec import Spec
 from kvtool.codecs.stage import Stage
-
-
-def spec_of(x: torch.Tensor) -> Spec:
-    return Spec({"x": Array(tuple(x.shape), x.dtype)})
 
 
 def normal(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -24,7 +20,7 @@ def normal(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def error(stage: Stage, x: torch.Tensor) -> float:
-    spec = spec_of(x)
+    spec = Spec.of(x)
     return float((stage.decode(stage.encode({"x": x}, spec), spec)["x"] - x).norm() / x.norm())
 
 
@@ -80,7 +76,7 @@ def test_it_errs_less_than_equal_steps_and_less_with_more_bits(axis: Any) -> Non
 
 def test_every_entry_has_the_code_of_its_nearest_level() -> None:
     x = normal(1, 60, 5)
-    payload = Codebook(bits=3).encode({"x": x}, spec_of(x))
+    payload = Codebook(bits=3).encode({"x": x}, Spec.of(x))
     mapped = (x - payload["zero"].float()) / payload["scale"].float()
     distances = (mapped.unsqueeze(-1) - payload["levels"].float()).abs()
     chosen = distances.gather(-1, payload["codes"].long().unsqueeze(-1)).squeeze(-1)
@@ -90,15 +86,15 @@ def test_every_entry_has_the_code_of_its_nearest_level() -> None:
 
 def test_layers_have_levels_of_their_own() -> None:
     x = torch.stack([normal(2, 90, 8), normal(2, 90, 8, seed=2).exp()])
-    payload = Codebook().encode({"x": x}, spec_of(x))
+    payload = Codebook().encode({"x": x}, Spec.of(x))
     assert payload["levels"].shape == (2, 8)
     for index in range(2):
-        alone = Codebook().encode({"x": x[index]}, spec_of(x[index]))
+        alone = Codebook().encode({"x": x[index]}, Spec.of(x[index]))
         assert all(torch.equal(alone[name], payload[name][index]) for name in alone)
 
 
 def test_codes_that_no_level_has_are_decoded_to_something() -> None:
     x = normal(1, 20, 4)
-    payload = Codebook(bits=2).encode({"x": x}, spec_of(x))
+    payload = Codebook(bits=2).encode({"x": x}, Spec.of(x))
     hostile = {**payload, "codes": torch.full_like(payload["codes"], 255)}
-    assert Codebook(bits=2).decode(hostile, spec_of(x))["x"].isfinite().all()
+    assert Codebook(bits=2).decode(hostile, Spec.of(x))["x"].isfinite().all()

@@ -15,12 +15,8 @@ DISTORTION = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497, 5: 0.002499}
 """Mean square errors on N(0, 1) from Max's table (1960); TurboQuant's theorem 1 quotes the first four."""
 
 
-def spec(x: torch.Tensor) -> Spec:
-    return Spec({"x": Array(tuple(x.shape), x.dtype)})
-
-
 def decoded(stage: LloydMax | Group, x: torch.Tensor) -> torch.Tensor:
-    return stage.decode(stage.encode({"x": x}, spec(x)), spec(x))["x"]
+    return stage.decode(stage.encode({"x": x}, Spec.of(x)), Spec.of(x))["x"]
 
 
 def relative(stage: LloydMax | Group, x: torch.Tensor) -> float:
@@ -50,7 +46,7 @@ def test_the_distortion_is_that_of_the_table(bits: int) -> None:
 def test_any_vectors_are_quantized_as_well_once_they_are_rotated() -> None:
     x = torch.ones(2, 300, 64) * 5 + normal(2, 300, 64)
     x[:, :, 3] *= 20
-    rotated = Hadamard().encode({"x": x}, spec(x))["x"]
+    rotated = Hadamard().encode({"x": x}, Spec.of(x))["x"]
     assert relative(LloydMax(bits=3), x) > 0.15
     assert relative(LloydMax(bits=3), rotated) < 0.06
     assert relative(LloydMax(bits=3), rotated) < relative(Group(bits=3, group=64, axis="channel"), x)
@@ -90,10 +86,10 @@ def test_lengths_are_kept_and_zeros_stay() -> None:
 def test_codes_past_the_code_book_are_refused() -> None:
     x = normal(1, 4, 8)
     for name, stage in (("codes", LloydMax(bits=3)), ("signs", LloydMax(bits=3, sketch=True))):
-        y = {n: tensor.clone() for n, tensor in stage.encode({"x": x}, spec(x)).items()}
+        y = {n: tensor.clone() for n, tensor in stage.encode({"x": x}, Spec.of(x)).items()}
         y[name][0, 1, 2] = 8
-        with pytest.raises(CodecError, match=f"{name} holds 8"):
-            stage.decode(y, spec(x))
+        with pytest.raises(CodecError, match=f"{name} holds code 8"):
+            stage.decode(y, Spec.of(x))
 
 
 def test_turboquant_spends_as_many_bits_on_keys_either_way() -> None:

@@ -12,7 +12,7 @@ from kvtool.codecs.quantize.residual import LowRankResidual
 
 
 def loss(stage: Group, x: Tensor) -> float:
-    spec = Spec({"x": Array(tuple(x.shape), x.dtype)})
+    spec = Spec.of(x)
     return (stage.decode(stage.encode({"x": x}, spec), spec)["x"] - x).norm().item()
 
 
@@ -35,7 +35,7 @@ def test_full_rank_leaves_what_float16_rounds_away(x: Tensor) -> None:
 
 
 def test_iterations_come_close_to_the_singular_vectors(x: Tensor) -> None:
-    spec = Spec({"x": Array(tuple(x.shape), x.dtype)})
+    spec = Spec.of(x)
     backbone = Group(bits=2)
     lost = x - backbone.decode(backbone.encode({"x": x}, spec), spec)["x"]
     best = torch.linalg.svdvals(lost)[:, 4:].norm().item()

@@ -16,7 +16,7 @@ from kvtool.codecs.transform.window import Window
 HEADS, TOKENS, CHANNELS = 2, 50, 16
 X = torch.randn(HEADS, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(1))
 ATTENTION = torch.rand(HEADS, TOKENS, generator=torch.Generator().manual_seed(2))
-SPEC = Spec({"x": Array(tuple(X.shape), X.dtype)})
+SPEC = Spec.of(X)
 
 
 def decoded(stage: Salient, attention: Tensor = ATTENTION) -> Tensor:

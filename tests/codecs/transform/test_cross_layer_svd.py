@@ -6,18 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.codecs import KV, Array, CodecError, LayerKV, Payload, Rope, Spec, Stage, decode, encode
+from kvtool.codecs import KV, CodecError, LayerKV, Payload, Rope, Spec, Stage, decode, encode
 from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.quantize.residual import LowRankResidual
 from kvtool.codecs.transform.cross_layer_svd import CrossLayerSvd
 
 
-def spec_of(x: Tensor) -> Spec:
-    return Spec({"x": Array(tuple(x.shape), x.dtype)})
-
-
 def round_trip(rank: float, x: Tensor) -> tuple[Payload, Tensor]:
-    stage, spec = CrossLayerSvd(rank=rank), spec_of(x)
+    stage, spec = CrossLayerSvd(rank=rank), Spec.of(x)
     encoded = stage.encode({"x": x}, spec)
     return encoded, stage.decode(encoded, spec)["x"]
 
@@ -63,7 +59,7 @@ def test_coefficients_come_in_the_order_of_what_they_say() -> None:
 
 def test_what_is_behind_it_errs_within_the_bound() -> None:
     x = torch.randn(2, 2, 100, 8, generator=torch.Generator().manual_seed(6))
-    stage, spec = CrossLayerSvd(rank=0.5), spec_of(x)
+    stage, spec = CrossLayerSvd(rank=0.5), Spec.of(x)
     encoded = stage.encode({"x": x}, spec)
     behind = stage.plan(spec)
     for bits in (2, 4, 8):
@@ -75,7 +71,7 @@ def test_what_is_behind_it_errs_within_the_bound() -> None:
 
 def test_one_layers_tensor_and_a_rank_past_full_are_refused() -> None:
     with pytest.raises(CodecError, match=r"shape of x is \[2, 5, 8\], expected \[layers,"):
-        CrossLayerSvd().plan(spec_of(torch.zeros(2, 5, 8)))
+        CrossLayerSvd().plan(Spec.of(torch.zeros(2, 5, 8)))
     for rank in (0.0, 1.5, float("nan")):
         with pytest.raises(CodecError, match="rank is"):
             CrossLayerSvd(rank=rank)
@@ -126,7 +122,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(stage: Stage, shape: t
         encoded = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            encoded.append(stage.encode({"x": x}, spec_of(x)))
+            encoded.append(stage.encode({"x": x}, Spec.of(x)))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

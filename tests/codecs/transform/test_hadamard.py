@@ -3,15 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvtool.codecs import Array, CodecError, Spec
+from kvtool.codecs import CodecError, Spec
 from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.transform.hadamard import Hadamard, rotate, unrotate
 
 SIZES = (1, 2, 3, 8, 33, 64, 80, 96, 192)
-
-
-def spec(x: torch.Tensor) -> Spec:
-    return Spec({"x": Array(tuple(x.shape), x.dtype)})
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -48,15 +44,15 @@ def test_outliers_cost_less_once_they_are_rotated_away() -> None:
     group = Group(bits=4, group=64, axis="channel")
 
     def error(y: torch.Tensor) -> torch.Tensor:
-        return (group.decode(group.encode({"x": y}, spec(y)), spec(y))["x"] - y).norm()
+        return (group.decode(group.encode({"x": y}, Spec.of(y)), Spec.of(y))["x"] - y).norm()
 
-    rotated = Hadamard().encode({"x": x}, spec(x))["x"]
+    rotated = Hadamard().encode({"x": x}, Spec.of(x))["x"]
     assert error(rotated) < error(x) / 1.5
 
 
 def test_heads_share_one_rotation() -> None:
     x = torch.randn(3, 5, 8)
-    y = Hadamard(heads=2).encode({"x": x}, spec(x))["x"]
+    y = Hadamard(heads=2).encode({"x": x}, Spec.of(x))["x"]
     torch.testing.assert_close(y[:2, 4].flatten(), rotate(x[:2, 4].flatten(), 0))
     torch.testing.assert_close(y[2], rotate(x[2], 0))
 
@@ -64,22 +60,22 @@ def test_heads_share_one_rotation() -> None:
 def test_an_error_behind_it_stays_within_the_bound() -> None:
     x = torch.randn(1, 40, 48)
     stage = Hadamard()
-    y = dict(stage.encode({"x": x}, spec(x)))
+    y = dict(stage.encode({"x": x}, Spec.of(x)))
     # The worst there is: every rotated entry is off towards one channel.
     y["x"] = y["x"] + 0.1 * rotate(torch.eye(48)[7], 0).sign()
-    off = (stage.decode(y, spec(x))["x"] - x).abs().amax().item()
-    bound = stage.error({"x": x}, spec(x), inner=0.1)
+    off = (stage.decode(y, Spec.of(x))["x"] - x).abs().amax().item()
+    bound = stage.error({"x": x}, Spec.of(x), inner=0.1)
     assert 0.5 * bound < off <= bound
 
 
 def test_a_float16_cache_does_not_overflow_on_the_way_back() -> None:
     x = torch.full((1, 1, 4), 65504.0, dtype=torch.float16)
-    y = Hadamard().encode({"x": x}, spec(x))
-    decoded = Hadamard().decode({"x": y["x"] * 1.01}, spec(x))["x"]
+    y = Hadamard().encode({"x": x}, Spec.of(x))
+    decoded = Hadamard().decode({"x": y["x"] * 1.01}, Spec.of(x))["x"]
     assert torch.isfinite(decoded).all()
 
 
 def test_sums_beyond_float32_are_refused() -> None:
     x = torch.full((1, 1, 4), 3e38)
     with pytest.raises(CodecError, match="too large"):
-        Hadamard().encode({"x": x}, spec(x))
+        Hadamard().encode({"x": x}, Spec.of(x))

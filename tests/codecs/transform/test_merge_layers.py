@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtool.codecs import KV, Array, CodecError, LayerKV, Payload, Place, Spec, decode, encode
+from kvtool.codecs import KV, CodecError, LayerKV, Payload, Place, Spec, decode, encode
 from kvtool.codecs.transform.merge_layers import MergeLayers
 
 UPPER = Place(first=2, count=2, total=4)
 
 
 def spec_of(x: Tensor, place: Place = UPPER) -> Spec:
-    return Spec({"x": Array(tuple(x.shape), x.dtype)}, place=place)
+    return Spec.of(x, place=place)
 
 
 def round_trip(stage: MergeLayers, x: Tensor) -> tuple[Payload, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvtool.codecs import CodecError
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.spec import Array, Payload, Spec
+from kvtool.codecs.spec import Payload, Spec
 from kvtool.codecs.stage import Stage
 from kvtool.codecs.transform.anchors import Anchors
 from kvtool.codecs.transform.balance import Balance
@@ -24,13 +24,9 @@ def with_outliers(heads: int = 2, tokens: int = 300, channels: int = 64) -> Tens
     return x
 
 
-def spec_of(x: Tensor) -> Spec:
-    return Spec({"x": Array(tuple(x.shape), x.dtype)})
-
-
 def through(stages: tuple[Stage, ...], given: Payload) -> Tensor:
     payload: Payload = {"x": given["x"]}
-    specs = [spec_of(given["x"])]
+    specs = [Spec.of(given["x"])]
     for stage in stages:
         extra = {name: given[name] for name in stage.needs}
         payload = stage.encode({**payload, **extra}, specs[-1])
@@ -84,7 +80,7 @@ def test_balanced_keys_are_coded_finely_where_queries_are_large() -> None:
 
 def test_both_sides_of_a_balanced_channel_are_of_one_size() -> None:
     keys, queries = with_outliers(1), torch.randn(3, 50, 64) * torch.logspace(-2, 2, 64)
-    scaled = Balance().encode({"x": keys, "queries": queries}, spec_of(keys))
+    scaled = Balance().encode({"x": keys, "queries": queries}, Spec.of(keys))
     balanced = scaled["x"].abs().amax((0, 1))
     answered = (queries * scaled["balancer"][0].float()).abs().amax((0, 1))
     assert torch.allclose(balanced, answered, rtol=2e-3)
@@ -94,9 +90,9 @@ def test_dead_channels_and_no_queries_leave_keys_as_they_are() -> None:
     keys, queries = with_outliers(), torch.randn(2, 5, 64)
     queries[..., 3] = 0
     keys[..., 4] = 0
-    factors = Balance().encode({"x": keys, "queries": queries}, spec_of(keys))["balancer"]
+    factors = Balance().encode({"x": keys, "queries": queries}, Spec.of(keys))["balancer"]
     assert (factors[..., 3:5] == 1).all()
-    none = Balance().encode({"x": keys, "queries": queries[:, :0]}, spec_of(keys))
+    none = Balance().encode({"x": keys, "queries": queries[:, :0]}, Spec.of(keys))
     assert torch.equal(none["x"], keys)
 
 
@@ -104,13 +100,13 @@ def test_dead_channels_and_no_queries_leave_keys_as_they_are() -> None:
 def test_queries_of_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
     keys = with_outliers()
     with pytest.raises(CodecError, match=r"balance.*shape of queries.*64 channels"):
-        Balance().encode({"x": keys, "queries": torch.zeros(shape)}, spec_of(keys))
+        Balance().encode({"x": keys, "queries": torch.zeros(shape)}, Spec.of(keys))
 
 
 @pytest.mark.parametrize("inner", [0.01, 1.0])
 def test_the_stated_error_covers_what_lies_behind(inner: float) -> None:
     x = with_outliers()
-    spec, stage = spec_of(x), Normalize()
+    spec, stage = Spec.of(x), Normalize()
     encoded = stage.encode({"x": x}, spec)
     worst = torch.where(torch.rand(x.shape) < 0.5, inner, -inner)
     decoded = stage.decode({**encoded, "x": encoded["x"] + worst}, spec)["x"]
@@ -121,7 +117,7 @@ def test_the_stated_error_covers_what_lies_behind(inner: float) -> None:
 def test_the_largest_entries_of_a_float16_cache_stay_finite(stage: Stage) -> None:
     x = torch.full((2, 40, 8), torch.finfo(torch.float16).max, dtype=torch.float16)
     x[:, ::2] *= -1
-    spec = Spec({"x": Array(tuple(x.shape), x.dtype)})
+    spec = Spec.of(x)
     encoded = dict(stage.encode({"x": x, "queries": torch.ones(2, 3, 8)}, spec))
     encoded["x"] = encoded["x"] * 1.01
     assert torch.isfinite(stage.decode(encoded, spec)["x"]).all()

@@ -15,10 +15,6 @@ from kvtool.codecs.transform.join import Join
 from kvtool.codecs.transform.outliers import Outliers
 
 
-def spec_of(x: torch.Tensor) -> Spec:
-    return Spec({"x": Array(tuple(x.shape), x.dtype)})
-
-
 def spiky(tokens: int = 200, channels: int = 32) -> torch.Tensor:
     """Normal entries, and in each channel of each head three that are far from all others."""
     generator = torch.Generator().manual_seed(3)
@@ -34,7 +30,7 @@ def spiky(tokens: int = 200, channels: int = 32) -> torch.Tensor:
 def test_they_are_the_largest_and_smallest_of_each_vector(axis: Any, fraction: Any) -> None:
     x = spiky()
     stage = Outliers(fraction=fraction, axis=axis)
-    payload = stage.encode({"x": x}, spec_of(x))
+    payload = stage.encode({"x": x}, Spec.of(x))
     vectors = x.mT if axis == "token" else x
     n = vectors.shape[-1]
     k = payload["outliers"].shape[-1]
@@ -53,7 +49,7 @@ def test_by_magnitude_one_side_may_have_them_all() -> None:
     cases: list[tuple[Any, list[float]]] = [("magnitude", [9.0, 8.0]), ("both", [0.5, 9.0])]
     for sides, kept in cases:
         stage = Outliers(fraction=0.04, sides=sides)
-        assert sorted(stage.encode({"x": x}, spec_of(x))["outliers"].flatten().tolist()) == sorted(kept)
+        assert sorted(stage.encode({"x": x}, Spec.of(x))["outliers"].flatten().tolist()) == sorted(kept)
 
 
 def test_quantization_of_the_rest_errs_less() -> None:
@@ -61,7 +57,7 @@ def test_quantization_of_the_rest_errs_less() -> None:
 
     def error(*stages: Stage) -> float:
         payload: Payload = {"x": x}
-        specs = [spec_of(x)]
+        specs = [Spec.of(x)]
         for stage in stages:
             payload = stage.encode(payload, specs[-1])
             specs.append(stage.plan(specs[-1]))
@@ -78,7 +74,7 @@ def test_quantization_of_the_rest_errs_less() -> None:
 )
 def test_places_take_as_little_as_the_vector_allows(tokens: int, dtype: torch.dtype) -> None:
     x = torch.zeros(1, tokens, 1)
-    assert Outliers().plan(spec_of(x)).arrays["outlier_index"].dtype == dtype
+    assert Outliers().plan(Spec.of(x)).arrays["outlier_index"].dtype == dtype
     wide = Spec({"x": Array((1, (1 << 15) + 1, 1), torch.float32)})
     assert Outliers().plan(wide).arrays["outlier_index"].dtype == torch.int32
 
@@ -86,24 +82,24 @@ def test_places_take_as_little_as_the_vector_allows(tokens: int, dtype: torch.dt
 @pytest.mark.parametrize("tokens", [200, 300])
 def test_places_outside_of_the_vector_are_refused(tokens: int) -> None:
     x = spiky(tokens)
-    payload = Outliers().encode({"x": x}, spec_of(x))
+    payload = Outliers().encode({"x": x}, Spec.of(x))
     for place in (tokens, -1):
         if place < 0 and payload["outlier_index"].dtype == torch.uint8:
             continue
         index = payload["outlier_index"].clone()
         index[1, 2, 0] = place
         with pytest.raises(CodecError, match=f"outlier_index holds .*expected 0 to {tokens - 1}"):
-            Outliers().decode({**payload, "outlier_index": index}, spec_of(x))
+            Outliers().decode({**payload, "outlier_index": index}, Spec.of(x))
 
 
 def test_sixteen_bits_are_kept_as_they_are_and_float32_within_float16() -> None:
     x = spiky()
     stage = Outliers(fraction=0.2)
     for dtype in (torch.bfloat16, torch.float16):
-        spec = spec_of(x.to(dtype))
+        spec = Spec.of(x.to(dtype))
         assert torch.equal(stage.decode(stage.encode({"x": x.to(dtype)}, spec), spec)["x"], x.to(dtype))
     with pytest.raises(CodecError, match=r"outlier is 1e\+06"):
-        stage.encode({"x": x.clone().index_fill(1, torch.tensor(5), 1e6)}, spec_of(x))
+        stage.encode({"x": x.clone().index_fill(1, torch.tensor(5), 1e6)}, Spec.of(x))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan"), 1])
@@ -114,6 +110,6 @@ def test_fractions_that_are_none_are_refused(fraction: Any) -> None:
 
 def test_joined_heads_give_vectors_over_all_of_a_tokens_channels() -> None:
     x = spiky()
-    joined = Join().encode({"x": x}, spec_of(x))["x"]
+    joined = Join().encode({"x": x}, Spec.of(x))["x"]
     assert joined.shape == (1, 200, 64)
     assert torch.equal(joined[0, 17], torch.cat([x[0, 17], x[1, 17]]))

@@ -74,7 +74,7 @@ def test_each_layer_of_a_group_is_turned_by_its_own_angles() -> None:
     ropes, bare = (ROPES["half"], ROPES["partial"]), bare_keys()
     positions = torch.stack([torch.arange(TOKENS), torch.arange(7, 7 + TOKENS)])
     keys = torch.stack([turned(bare, p, rope) for p, rope in zip(positions, ropes, strict=True)])
-    spec = Spec({"x": Array(tuple(keys.shape), keys.dtype)}, place=Place(count=2, total=2, ropes=ropes))
+    spec = Spec.of(keys, place=Place(count=2, total=2, ropes=ropes))
     encoded = Unrope().encode({"x": keys, "positions": positions}, spec)["x"]
     assert (encoded - bare).abs().max() < 1e-4
 
