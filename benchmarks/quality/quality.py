@@ -42,7 +42,7 @@ RECIPES = (*recipes(), "kivi:bits=4:recent=32", "klt:step=0.02")
 """Every recipe as its paper has it, KIVI in 4 bits, which many take, and ``klt`` at a finer setting."""
 
 CALIBRATION_TOKENS = 1024
-"""Of each of the 24 texts that recipes are calibrated with. They share no source with what is measured."""
+"""Of each text that recipes are calibrated with. These texts share no source with what is measured."""
 
 PEERS: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]] = {
     "cachegen_lmcache": [("lmcache-cachegen", {})],
