@@ -28,7 +28,7 @@ from kvtool.engines.cache import DocumentCache
 from kvtool.engines.capabilities import key_rotations
 from kvtool.engines.rope import Rotations, moved
 from kvtool.errors import ArtifactError, KvtoolError, MismatchError, ModelError, StoreError
-from kvtool.model.chat_template import SEPARATOR, Prefix, document_tokens, prefix_again
+from kvtool.model.chat_template import SEPARATOR, Prefix, document_tokens
 from kvtool.model.model import Model
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import AVERAGED, Document, Variant
@@ -91,7 +91,7 @@ def make_averaged(
     known: list[Neighbour] = []
     if not waiting:
         return report
-    prefix = prefix_again(model, dict(documents[waiting[0]].prefix["origin"]))
+    prefix = store.prefix(documents[waiting[0]].name, model)
     with store.writing():
         for name in waiting:
             document = documents[name]

@@ -25,7 +25,7 @@ from kvtool.engines.recompute import recompute_tokens
 from kvtool.engines.rope import Rotations
 from kvtool.engines.transformers import feed, windows
 from kvtool.errors import ModelError, UsageError
-from kvtool.model.chat_template import Prefix, prefix_again, question_tokens
+from kvtool.model.chat_template import Prefix, question_tokens
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.manifest import RAW
@@ -137,7 +137,7 @@ def assemble(
 
 def shared_prefix(layout: Layout, store: Store, model: Model) -> Prefix:
     """The prefix of ``layout``, which says how a question's prompt ends."""
-    return prefix_again(model, dict(store[layout.segments[-1].document].prefix["origin"]))
+    return store.prefix(layout.segments[-1].document, model)
 
 
 def _rotations(model: Model, layout: Layout) -> Rotations:

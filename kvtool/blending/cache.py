@@ -9,7 +9,6 @@ from kvtool.blending.layout import Layout
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.kv import slice_kv
 from kvtool.errors import StoreError, UsageError
-from kvtool.model.chat_template import prefix_again
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.local import writable
@@ -46,7 +45,7 @@ class BlendedCache(DocumentCache):
                 name, "is in the store already", "choose another name, or remove it first (kvtool rm)"
             )
         like = store[self.layout.segments[-1].document]
-        prefix = prefix_again(model, dict(like.prefix["origin"]))
+        prefix = store.prefix(like.name, model)
         start = self.layout.prefix_tokens
         ids = self.layout.token_ids[start:].tolist()
         kv = slice_kv(model, self, start, ids, start)

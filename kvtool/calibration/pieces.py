@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from kvtool.artifact.load import refuse_mismatch
-from kvtool.model.chat_template import document_tokens, prefix_again, prefix_of
+from kvtool.model.chat_template import document_tokens, prefix_of
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.manifest import RAW, Document
@@ -72,10 +72,11 @@ def pieces_of_texts(
 
     Their prefix is that of the store's first document of ``model``, or else the one that prefill gives documents.
     """
-    documents = (store[name] for name in store)
-    origins = (x.prefix["origin"] for x in documents if x.model["fingerprint"] == model.fingerprint)
-    origin = next(origins, None)
-    prefix = prefix_of(model) if origin is None else prefix_again(model, dict(origin))
+    names = (
+        document.name for document in store.values() if document.model["fingerprint"] == model.fingerprint
+    )
+    name = next(names, None)
+    prefix = prefix_of(model) if name is None else store.prefix(name, model)
     pieces: dict[str, list[Piece]] = {}
     for number, text in enumerate(texts):
         token_ids = document_tokens(model, text)

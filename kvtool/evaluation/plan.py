@@ -24,7 +24,7 @@ from kvtool.measurement.contexts import (
     too_short,
 )
 from kvtool.measurement.scope import Scope
-from kvtool.model.chat_template import Prefix, keeps_turns, prefix_again
+from kvtool.model.chat_template import Prefix, keeps_turns
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.manifest import Document
@@ -119,15 +119,7 @@ def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
                 f"was prefilled under another prefix than {entries[0].name}",
                 "evaluate them apart, or prefill both under one",
             )
-    prefix = prefix_again(model, dict(entries[0].prefix["origin"]))
-    if prefix.digest != entries[0].prefix["digest"]:
-        raise UsageError(
-            entries[0].name,
-            f"its prefix cannot be made again, since {model.name}'s chat template gives another one now "
-            "(one that prints the date, say)",
-            "prefill with --system, --prefix-file or --no-prefix",
-        )
-    return prefix
+    return store.prefix(entries[0].name, model)
 
 
 def _contexts(

@@ -23,7 +23,6 @@ from kvtool.measurement.contexts import Context, first_tokens, text_contexts
 from kvtool.measurement.distortion import distortion
 from kvtool.measurement.reference import logits_over, measure_reference
 from kvtool.measurement.scope import Scope
-from kvtool.model.chat_template import prefix_again
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.segments import SegmentRef
@@ -112,7 +111,7 @@ class _Reference:
 def _holding(store: Store, context: Context, ref: SegmentRef, model: Model) -> Iterator[_Reference]:
     with tempfile.TemporaryDirectory(prefix="kvtool-") as folder:
         *before, _ = store.parts(ref.document, ref.variant, ref.segment)
-        prefix = prefix_again(model, store[ref.document].prefix["origin"])
+        prefix = store.prefix(ref.document, model)
         bench = Bench(Path(folder), model, prefix, before[0].kv() if before else None)
         with bench.holding(first_tokens(store, ref, len(context.token_ids))):
             logits = measure_reference(bench, context).logits

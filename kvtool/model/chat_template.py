@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,13 +19,20 @@ SEPARATOR = "\n\n"
 # In place of a message's content while the chat template is rendered; no template treats it specially.
 _MARK = "\u2063kvtool\u2063"
 
+_TIME = "strftime_now"
+"""The function by which chat templates tell the time."""
+
+_PRINTED = f"""{{% macro {_TIME}(pattern) %}}{{{{ kvtool_times[pattern] if pattern in kvtool_times else \
+raise_exception("it prints the time in a pattern that is not written out") }}}}{{% endmacro %}}
+"""
+
 
 @dataclass(frozen=True)
 class Prefix:
     """The tokens before every segment.
 
-    ``tail`` is the text between a user's words and the answer. ``origin`` says how the prefix was made, as JSON, so that
-    ``prefix_again`` can make the same.
+    ``tail`` is the text between a user's words and the answer. ``origin`` says how the prefix was made, as JSON. Where the
+    chat template prints the time, ``now`` in it is that time.
     """
 
     token_ids: tuple[int, ...]
@@ -43,9 +52,16 @@ class Turn(NamedTuple):
 
 
 def prefix_of(
-    model: Model, *, system: str | None = None, text: str | None = None, none: bool = False
+    model: Model,
+    *,
+    system: str | None = None,
+    text: str | None = None,
+    none: bool = False,
+    now: datetime | None = None,
 ) -> Prefix:
     """The chat template up to the user's words, with ``system`` as system prompt if given.
+
+    A template that prints the time prints ``now``.
 
     ``text`` is a prefix of its own instead of the template. With ``none``, or without a chat template, the prefix is what
     the tokenizer itself puts first (BOS). Raises ``UsageError`` where more than one is given, and ``ModelError`` where the
@@ -61,21 +77,34 @@ def prefix_of(
             reason = "has no chat template, so --system cannot be placed"
             raise ModelError(model.name, reason, "use --prefix-file")
         return Prefix(first, "\n", {"kind": "none"})
-    head, tail = _around_user(model, system)
-    return Prefix(tuple(template_tokens(model, head)), tail, {"kind": "chat", "system": system})
+    now = now or datetime.now()
+    head, tail = _around_user(model, system, now)
+    origin: dict[str, Any] = {"kind": "chat", "system": system}
+    if prints_time(model):
+        origin["now"] = now.isoformat()
+    return Prefix(tuple(template_tokens(model, head)), tail, origin)
 
 
-def prefix_again(model: Model, origin: dict[str, Any]) -> Prefix:
-    """The prefix that ``origin`` describes. Raises ``ModelError`` for one of a later version."""
+def stored_prefix(model: Model, origin: Mapping[str, Any], token_ids: Sequence[int]) -> Prefix:
+    """The prefix of a stored document, whose ``token_ids`` are stored too.
+
+    They are not made again: the template may print the time, and older stores do not know which. Raises ``ModelError``
+    for an ``origin`` of a later version.
+    """
     match origin:
         case {"kind": "chat", "system": system}:
-            return prefix_of(model, system=system)
-        case {"kind": "text", "text": str(text)}:
-            return prefix_of(model, text=text)
-        case {"kind": "none"}:
-            return prefix_of(model, none=True)
-    kind = origin.get("kind")
-    raise ModelError(f"prefix of kind {kind!r}", "is not known to this version", "upgrade kvtool")
+            tail = _around_user(model, system, time_of(origin))[1]
+        case {"kind": "text" | "none"}:
+            tail = "\n"
+        case _:
+            kind = origin.get("kind")
+            raise ModelError(f"prefix of kind {kind!r}", "is not known to this version", "upgrade kvtool")
+    return Prefix(tuple(token_ids), tail, dict(origin))
+
+
+def time_of(origin: Mapping[str, Any]) -> datetime | None:
+    """The time that the chat template printed into the prefix of this ``origin``; None where it printed none."""
+    return datetime.fromisoformat(origin["now"]) if "now" in origin else None
 
 
 def document_tokens(model: Model, text: str) -> list[int]:
@@ -115,20 +144,41 @@ def keeps_turns(model: Model, prefix: Prefix) -> bool:
         return False
 
 
-def around_messages(model: Model, roles: Sequence[str], system: str | None = None) -> list[str]:
+def around_messages(
+    model: Model, roles: Sequence[str], system: str | None = None, now: datetime | None = None
+) -> list[str]:
     """The text that the chat template puts before, between and after messages of ``roles``, and before the answer.
 
     It is one string more than there are roles, unless the template leaves a message out or repeats one. ``system`` is the
-    text of a system message before them. Raises ``ModelError`` for messages that the template refuses.
+    text of a system message before them. A template that prints the time prints ``now``, by default the present. Raises
+    ``ModelError`` for messages that the template refuses.
     """
     messages = [{"role": role, "content": _MARK} for role in roles]
+    options: dict[str, Any] = {"add_generation_prompt": True}
+    if prints_time(model):
+        options |= _at(now or datetime.now(), model.tokenizer.get_chat_template())
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     try:
-        text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = model.tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # templates raise whatever they like
         raise ModelError(model.name, f"its chat template refuses these messages ({error})") from error
     return str(text).split(_MARK)
+
+
+def prints_time(model: Model) -> bool:
+    """Whether the chat template may print the time, so that it can differ from one day, or second, to the next."""
+    return model.tokenizer.chat_template is not None and _TIME in model.tokenizer.get_chat_template()
+
+
+def _at(now: datetime, template: str) -> dict[str, Any]:
+    """Options of ``apply_chat_template`` for which ``template`` prints ``now``.
+
+    Templates see plain data only. So a macro takes the place of the function that tells the time.
+    """
+    patterns = {match[2] for match in re.finditer(rf"""{_TIME}\(\s*(['"])(.+?)\1\s*\)""", template)}
+    times = {pattern: now.strftime(pattern) for pattern in patterns}
+    return {"chat_template": _PRINTED + template, "kvtool_times": times}
 
 
 def template_tokens(model: Model, text: str) -> list[int]:
@@ -140,15 +190,16 @@ def _turn_separator(model: Model, prefix: Prefix) -> str:
     """The text between an answer and the user's next words."""
     if prefix.origin["kind"] != "chat":
         return "\n\n"
-    parts = around_messages(model, ("user", "assistant", "user"), prefix.origin["system"])
+    roles, now = ("user", "assistant", "user"), time_of(prefix.origin)
+    parts = around_messages(model, roles, prefix.origin["system"], now)
     if len(parts) != 4 or parts[1] != prefix.tail:
         raise ModelError(model.name, "its chat template does not keep earlier turns as they were said")
     return parts[2]
 
 
-def _around_user(model: Model, system: str | None) -> tuple[str, str]:
+def _around_user(model: Model, system: str | None, now: datetime | None) -> tuple[str, str]:
     """The text before a user's words, and after them up to the answer."""
-    parts = around_messages(model, ("user",), system)
+    parts = around_messages(model, ("user",), system, now)
     if len(parts) != 2:
         raise ModelError(model.name, "its chat template does not keep the user's words", "use --no-prefix")
     return parts[0], parts[1]

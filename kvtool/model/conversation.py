@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from kvtool.errors import ModelError, UsageError
 from kvtool.model.chat_template import (
@@ -28,12 +29,15 @@ class Message:
     content: str
 
 
-def chat_tokens(model: Model, messages: Sequence[Message]) -> list[int]:
-    """A whole conversation, up to where the model answers. Raises ``UsageError`` for one that the template refuses."""
+def chat_tokens(model: Model, messages: Sequence[Message], now: datetime | None = None) -> list[int]:
+    """A whole conversation, up to where the model answers. A template that prints the time prints ``now``.
+
+    Raises ``UsageError`` for a conversation that the template refuses.
+    """
     if model.tokenizer.chat_template is None:
         raise UsageError(model.name, "has no chat template", "use /v1/completions")
     try:
-        first, *others = around_messages(model, [message.role for message in messages])
+        first, *others = around_messages(model, [message.role for message in messages], now=now)
     except ModelError as error:
         raise UsageError(error.subject, error.reason) from error
     if len(others) != len(messages):

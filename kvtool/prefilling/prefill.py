@@ -16,9 +16,10 @@ from kvtool.documents.find import find
 from kvtool.documents.read import read_text
 from kvtool.engines import transformers as engine
 from kvtool.errors import DocumentError, KvtoolError, MismatchError, StoreError, UsageError
-from kvtool.model.chat_template import Prefix, prefix_of
+from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
 from kvtool.prefilling.plan import Plan, plan_document
+from kvtool.prefilling.prefix import prefix_for
 from kvtool.prefilling.report import Report
 from kvtool.prefilling.run import Run
 from kvtool.store.base import Store
@@ -48,7 +49,7 @@ def prefill(
 ) -> Report:
     """Prefills the documents under ``paths`` that ``store`` does not hold yet.
 
-    Every segment is prefilled after one prefix (see ``chat_template.prefix_of``). Documents longer than
+    Every segment is prefilled after one prefix (see ``prefix_for``). Documents longer than
     ``segment_tokens`` (default: the model's context less the prefix and room for a question and its answer) are
     split at paragraph or sentence boundaries. A document that cannot be read is reported and the others go on.
     A name that has another model's or prefix's cache is left alone unless ``replace``.
@@ -64,7 +65,7 @@ def prefill(
     if step_tokens < 1 or pack_tokens < 0 or neighbours < 0:
         values = f"step tokens {step_tokens}, pack tokens {pack_tokens} and neighbours {neighbours}"
         raise UsageError(values, "expected at least 1, 0 and 0")
-    prefix = prefix_of(model, system=system, text=prefix_text, none=no_prefix)
+    prefix = prefix_for(store, model, system=system, text=prefix_text, none=no_prefix)
     limit = segment_limit(model, prefix, segment_tokens)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     report = _report(store, model, dry_run)

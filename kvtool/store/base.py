@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvtool.artifact.load import load_cache
 from kvtool.artifact.read import Artifact
 from kvtool.errors import StoreError
+from kvtool.model.chat_template import Prefix, stored_prefix
 from kvtool.store.backends.open import unknown_scheme
 from kvtool.store.calibrations import Calibrations
 from kvtool.store.catalog.catalog import Catalog
@@ -93,6 +94,21 @@ class Store(Catalog):
         document = self[name]
         parts = [document.prefix_artifact] if document.prefix_artifact else []
         return [self.open_artifact(part) for part in (*parts, self._variant(document, segment, variant))]
+
+    def prefix(self, name: str, model: Model) -> Prefix:
+        """The prefix that ``name`` was prefilled under, as it is stored.
+
+        Raises ``StoreError`` if its tokens are not those that the document says.
+        """
+        document = self[name]
+        variant = document.prefix_artifact
+        token_ids = self.open_artifact(variant).token_ids.tolist() if variant else []
+        prefix = stored_prefix(model, document.prefix["origin"], token_ids)
+        if prefix.digest != document.prefix["digest"]:
+            raise StoreError(
+                name, "its prefix's tokens are not those it was prefilled under", "prefill it again"
+            )
+        return prefix
 
     def known(self) -> dict[str, Variant]:
         """Identity → artifact, for all raw ones that readable manifests name and the store holds."""

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 import kvtool
 from kvtool.errors import ModelError, UsageError
-from kvtool.model.chat_template import document_tokens, prefix_again, prefix_of, question_tokens
+from kvtool.model.chat_template import document_tokens, prefix_of, question_tokens, stored_prefix
 
 WORDS = "What I say"
 
@@ -81,12 +81,12 @@ def test_one_prefix_only(tiny: kvtool.Model, options: Any) -> None:
 )
 def test_a_prefix_can_be_made_again(tiny: kvtool.Model, options: Any) -> None:
     prefix = prefix_of(tiny, **options)
-    assert prefix_again(tiny, prefix.origin) == prefix
+    assert stored_prefix(tiny, prefix.origin, prefix.token_ids) == prefix
 
 
 def test_prefixes_of_an_unknown_kind(tiny: kvtool.Model) -> None:
     with pytest.raises(ModelError, match="upgrade"):
-        prefix_again(tiny, {"kind": "song"})
+        stored_prefix(tiny, {"kind": "song"}, ())
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "nothing of what was said"])

@@ -11,8 +11,8 @@ from functools import partial
 
 from kvtool.engines.capabilities import rope_description
 from kvtool.errors import UsageError
-from kvtool.model.chat_template import prefix_of
 from kvtool.prefilling.prefill import prefill_text
+from kvtool.prefilling.prefix import prefix_for
 from kvtool.prefilling.report import Report
 from kvtool.server.cached_contents.store import Contents, Record
 from kvtool.server.http.errors import ApiError
@@ -85,7 +85,7 @@ class PrefillWorker:
         if record.text is None or record.fingerprint != self.model.fingerprint:
             reason = f"{record.model} was to prefill it, and this server has {self.model.name}"
             raise UsageError(record.name, reason)
-        prefix = prefix_of(self.model, system=record.system)
+        prefix = prefix_for(self.contents.store, self.model, system=record.system)
         # Artifacts hold it. It is found by running the model, which only the model's thread does.
         self.scheduler.call(lambda: rope_description(self.model)).result()
         with ExitStack() as held:

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
 from kvtool.errors import KvtoolError
+from kvtool.model.chat_template import time_of
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.catalog import remote as catalog
@@ -32,12 +34,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Match:
-    """A segment whose cache, its prefix included, begins with the first ``tokens`` of a prompt. ``is_whole``: ends there."""
+    """A segment whose cache, its prefix included, begins with the first ``tokens`` of a prompt. ``is_whole``: ends there.
+
+    ``prefix_tokens`` are those of the prefix alone.
+    """
 
     document: str
     segment: int
     tokens: int
     is_whole: bool
+    prefix_tokens: int
+
+    @property
+    def document_tokens(self) -> int:
+        """Tokens of the document that the prompt has, prefix not counted."""
+        return max(0, self.tokens - self.prefix_tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +56,7 @@ class _Entry:
     document: str
     segment: int
     token_ids: NDArray[np.int64]
+    prefix_tokens: int
 
 
 class PrefixIndex:
@@ -76,7 +88,14 @@ class PrefixIndex:
         if not matches:
             return None
         tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
-        return Match(entry.document, entry.segment, tokens, tokens == len(entry.token_ids))
+        is_whole = tokens == len(entry.token_ids)
+        return Match(entry.document, entry.segment, tokens, is_whole, entry.prefix_tokens)
+
+    def times(self) -> list[datetime]:
+        """The times that the chat template printed into the prefixes of the store's documents."""
+        self._follow()
+        times = (time_of(document.prefix["origin"]) for document in list(self._documents.values()))
+        return sorted(set(filter(None, times)))
 
     def _follow(self) -> None:
         if not isinstance(self.store, RemoteStore):
@@ -128,7 +147,7 @@ class PrefixIndex:
             if not all(part.is_exact for part in parts):
                 continue
             ids = np.concatenate([part.token_ids.numpy() for part in parts])
-            entry = _Entry(document.name, index, ids)
+            entry = _Entry(document.name, index, ids, document.prefix["tokens"])
             with self._lock:
                 self._entries.setdefault(document.name, []).append(entry)
                 for digest in _chain(ids):

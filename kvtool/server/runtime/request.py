@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import ClassVar, TypeAlias
 
 from kvtool.blending.layout import Cached
@@ -24,9 +25,9 @@ class ConversationPrompt:
     field: ClassVar[str] = "messages"
     """The request's field that errors name."""
 
-    def tokens(self, model: Model) -> Sequence[int]:
-        """The whole prompt, from its first token to where the model answers."""
-        return chat_tokens(model, self.messages)
+    def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
+        """The whole prompt, from its first token to where the model answers, at the time ``now``."""
+        return chat_tokens(model, self.messages, now)
 
     def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
         """The tokens after documents that were prefilled under ``prefix``."""
@@ -38,7 +39,7 @@ class TextPrompt:
     text: str
     field: ClassVar[str] = "prompt"
 
-    def tokens(self, model: Model) -> Sequence[int]:
+    def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
         return text_tokens(model, self.text, is_first=True)
 
     def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
@@ -50,7 +51,7 @@ class TokenPrompt:
     token_ids: Sequence[int]
     field: ClassVar[str] = "prompt"
 
-    def tokens(self, model: Model) -> Sequence[int]:
+    def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
         size = model.text_config.vocab_size
         if not all(0 <= token < size for token in self.token_ids):
             raise ApiError(400, f"prompt: expected token ids from 0 to {size - 1}", param="prompt")

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from kvtool.blending.blend import BlendOptions, shared_prefix
 from kvtool.blending.layout import Cached, Layout, lay_out
 from kvtool.errors import ArtifactError, MismatchError, StoreError
-from kvtool.model.chat_template import SEPARATOR
+from kvtool.model.chat_template import SEPARATOR, prints_time
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
 from kvtool.server.runtime.cache_manager import CacheManager
 from kvtool.server.runtime.cache_sources import Blended, CacheSource, Prefilled, Stored, Uncached
 from kvtool.server.runtime.load_policy import LoadPolicy
+from kvtool.server.runtime.prefix_index import Match
 from kvtool.server.runtime.request import Request
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.store.headers import headers_of
@@ -56,9 +57,9 @@ class Planner:
         """
         if documents is not None:
             return self._plan_after(documents, request, tenant)
-        token_ids = request.prompt.tokens(self.model)
+        token_ids, match = self._match(request, tenant)
         size = self._size(token_ids, request)
-        return RequestPlan(token_ids, self._by_prefix(token_ids, size, request, tenant), size.max_tokens)
+        return RequestPlan(token_ids, self._by_prefix(token_ids, match, size, tenant), size.max_tokens)
 
     def _plan_after(self, documents: Sequence[Cached], request: Request, tenant: Tenant) -> RequestPlan:
         blending = BlendOptions(request.recompute, request.policy)
@@ -84,11 +85,29 @@ class Planner:
             source = size.uncached(layout.documents)
         return RequestPlan(token_ids, (source,), size.max_tokens)
 
+    def _match(self, request: Request, tenant: Tenant) -> tuple[Sequence[int], Match | None]:
+        """The prompt's tokens, and what of the tenant's store they begin with.
+
+        A chat template that prints the time prints the present, or the time of a cached document that the prompt then
+        begins with.
+        """
+        token_ids = request.prompt.tokens(self.model)
+        if not self._uses_caches(request):
+            return token_ids, None
+        match = tenant.prefixes.longest(token_ids)
+        for now in tenant.prefixes.times() if prints_time(self.model) else ():
+            earlier_ids = request.prompt.tokens(self.model, now)
+            earlier = tenant.prefixes.longest(earlier_ids)
+            if earlier and earlier.document_tokens > max(
+                match.document_tokens if match else 0, MIN_CACHED_TOKENS
+            ):
+                token_ids, match = earlier_ids, earlier
+        return token_ids, match
+
     def _by_prefix(
-        self, token_ids: Sequence[int], size: _Size, request: Request, tenant: Tenant
+        self, token_ids: Sequence[int], match: Match | None, size: _Size, tenant: Tenant
     ) -> tuple[CacheSource, ...]:
         uncached = size.uncached()
-        match = tenant.prefixes.longest(token_ids) if self._uses_caches(request) else None
         # One token must be left, whose logits say what follows.
         tokens = min(match.tokens, len(token_ids) - 1) if match else 0
         if match is None or (tokens < MIN_CACHED_TOKENS and not match.is_whole):
