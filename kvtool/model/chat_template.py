@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import dropwhile
 from typing import Any, NamedTuple
 
 from kvtool.digest import digest_token_ids
@@ -69,20 +70,20 @@ def prefix_of(
     """
     if sum([system is not None, text is not None, none]) > 1:
         raise UsageError("--system, --prefix-file and --no-prefix", "exclude each other", "give one")
-    first = _first_tokens(model)
     if text is not None:
-        return Prefix((*first, *template_tokens(model, text)), "\n", {"kind": "text", "text": text})
+        ids = with_bos(model, template_tokens(model, text))
+        return Prefix(tuple(ids), "\n", {"kind": "text", "text": text})
     if model.tokenizer.chat_template is None or none:
         if system is not None:
             reason = "has no chat template, so --system cannot be placed"
             raise ModelError(model.name, reason, "use --prefix-file")
-        return Prefix(first, "\n", {"kind": "none"})
+        return Prefix(tuple(with_bos(model, ())), "\n", {"kind": "none"})
     now = now or datetime.now()
     head, tail = _around_user(model, system, now)
     origin: dict[str, Any] = {"kind": "chat", "system": system}
     if prints_time(model):
         origin["now"] = now.isoformat()
-    return Prefix(tuple(template_tokens(model, head)), tail, origin)
+    return Prefix(tuple(head_tokens(model, head)), tail, origin)
 
 
 def stored_prefix(model: Model, origin: Mapping[str, Any], token_ids: Sequence[int]) -> Prefix:
@@ -181,6 +182,31 @@ def _at(now: datetime, template: str) -> dict[str, Any]:
     return {"chat_template": _PRINTED + template, "kvtool_times": times}
 
 
+def with_bos(model: Model, ids: Sequence[int]) -> list[int]:
+    """A prompt's first tokens, with exactly one BOS if the model takes any, whether or not ``ids`` have one."""
+    bos = model.tokenizer.bos_token_id
+    rest = list(dropwhile(lambda token: token == bos, ids))
+    return [bos, *rest] if len(rest) < len(ids) or _takes_bos(model) else rest
+
+
+def _takes_bos(model: Model) -> bool:
+    """Whether the tokenizer puts BOS first, or leaves that to a chat template which does.
+
+    A template that begins with the same token but does not name it ``bos_token`` begins with a turn's marker.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer.bos_token_id is None:
+        return False
+    if tokenizer("", add_special_tokens=True).input_ids[:1] == [tokenizer.bos_token_id]:
+        return True
+    if tokenizer.chat_template is None or "bos_token" not in tokenizer.get_chat_template():
+        return False
+    try:
+        return _around_user(model, None, None)[0].startswith(str(tokenizer.bos_token))
+    except ModelError:
+        return False
+
+
 def template_tokens(model: Model, text: str) -> list[int]:
     """Token ids of a part of the chat template, in which special tokens are commands."""
     return list(model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -205,7 +231,7 @@ def _around_user(model: Model, system: str | None, now: datetime | None) -> tupl
     return parts[0], parts[1]
 
 
-def _first_tokens(model: Model) -> tuple[int, ...]:
-    ids = model.tokenizer("", add_special_tokens=True).input_ids
-    bos = model.tokenizer.bos_token_id
-    return (bos,) if bos is not None and ids[:1] == [bos] else ()
+def head_tokens(model: Model, head: str) -> list[int]:
+    """The beginning of a prompt as the chat template has it, but with one BOS where a system prompt spells out another."""
+    ids = template_tokens(model, head)
+    return with_bos(model, ids) if ids[:1] == [model.tokenizer.bos_token_id] else ids

@@ -16,7 +16,9 @@ from kvtool.model.chat_template import (
     around_messages,
     conversation_tokens,
     document_tokens,
+    head_tokens,
     template_tokens,
+    with_bos,
 )
 from kvtool.model.model import Model
 
@@ -42,7 +44,7 @@ def chat_tokens(model: Model, messages: Sequence[Message], now: datetime | None 
         raise UsageError(error.subject, error.reason) from error
     if len(others) != len(messages):
         raise UsageError(model.name, "its chat template does not keep all that these messages say")
-    ids = template_tokens(model, first)
+    ids = head_tokens(model, first)
     for message, part in zip(messages, others, strict=True):
         ids += document_tokens(model, message.content) + template_tokens(model, part)
     return ids
@@ -72,10 +74,14 @@ def tokens_after_documents(model: Model, prefix: Prefix, messages: Sequence[Mess
 
 
 def text_tokens(model: Model, text: str, *, is_first: bool) -> list[int]:
-    """Plain text; with what the tokenizer itself puts first (BOS) where the text ``is_first`` in a prompt."""
+    """Plain text. If it ``is_first`` in a prompt it begins with BOS, once, where the model takes that or the text has it."""
     if not is_first:
         return document_tokens(model, text)
-    return list(model.text_tokenizer(text, split_special_tokens=True, verbose=False).input_ids)
+    bos, rest = model.tokenizer.bos_token, text
+    while bos and rest.startswith(bos):
+        rest = rest.removeprefix(bos)
+    first = [model.tokenizer.bos_token_id] if rest != text else []
+    return with_bos(model, [*first, *document_tokens(model, rest)])
 
 
 def forget_words(model: Model) -> None:

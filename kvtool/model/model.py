@@ -98,11 +98,15 @@ class Model:
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        """A copy of ``tokenizer`` that takes special tokens for text.
+        """A copy of ``tokenizer`` that takes special tokens for text, those that it does not call special too.
 
-        A tokenizer remembers which of the two it does last: of two threads that share one, each could get the other's.
+        Only runs of white space stay tokens: some tokenizers have added them, and they command nothing. A tokenizer remembers
+        which of the two it does last: of two threads that share one, each could get the other's.
         """
         copied = copy.deepcopy(self.tokenizer)
+        added = copied.added_tokens_decoder.values()
+        unmarked = [token.content for token in added if not (token.special or token.content.isspace())]
+        copied.add_tokens(unmarked, special_tokens=True)
         copied("", split_special_tokens=True)
         return copied
 

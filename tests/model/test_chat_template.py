@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from transformers import LlamaConfig
 import kvtool
 from kvtool.errors import ModelError, UsageError
 from kvtool.model.chat_template import document_tokens, prefix_of, question_tokens, stored_prefix
+from kvtool.model.conversation import Message, chat_tokens, text_tokens
 
 WORDS = "What I say"
 
@@ -144,3 +148,68 @@ def test_threads_do_not_change_what_others_read(tiny: kvtool.Model) -> None:
         others = [pool.submit(commands) for _ in range(3)]
         assert all(document_tokens(tiny, text) == words for _ in range(1000))
         assert all(other.result() for other in others)
+
+
+@pytest.fixture(scope="module")
+def without_bos(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> kvtool.Model:
+    """The tiny model with a tokenizer that leaves BOS to the chat template."""
+    directory = tmp_path_factory.mktemp("models") / "without-bos"
+    shutil.copytree(tiny_dir, directory)
+    path = directory / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    template = directory / "chat_template.jinja"
+    template.write_text("{{ bos_token }}" + template.read_text().replace("<bos>", ""))
+    return kvtool.load_model(directory, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["tiny", "without_bos"])
+@pytest.mark.parametrize("spelled", ["", "<bos>", "<bos><bos>"])
+def test_every_door_puts_one_bos_first(name: str, spelled: str, request: pytest.FixtureRequest) -> None:
+    model: kvtool.Model = request.getfixturevalue(name)
+    bos = model.tokenizer.bos_token_id
+    facts = document_tokens(model, "Facts")
+    assert list(prefix_of(model, text=f"{spelled}Facts").token_ids) == [bos, *facts]
+    assert text_tokens(model, f"{spelled}Facts", is_first=True) == [bos, *facts]
+    assert text_tokens(model, "Facts", is_first=False) == facts
+    assert prefix_of(model, none=True).token_ids == (bos,)
+    assert prefix_of(model).token_ids.count(bos) == 1
+    assert chat_tokens(model, [Message("user", "Facts")]).count(bos) == 1
+
+
+def test_a_system_prompt_that_begins_with_bos(tiny_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_dir, tmp_path / "bare")
+    bare = "{{ bos_token }}{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    (tmp_path / "bare" / "chat_template.jinja").write_text(bare)
+    model = kvtool.load_model(tmp_path / "bare", device="cpu")
+    assert (
+        prefix_of(model, system="<bos>Be brief.").token_ids == prefix_of(model, system="Be brief.").token_ids
+    )
+
+
+@pytest.mark.slow
+def test_a_turn_marker_is_no_bos(embedded: kvtool.Model) -> None:
+    """The embedded model's tokenizer calls its turn marker BOS, and puts it nowhere by itself."""
+    assert prefix_of(embedded, none=True).token_ids == ()
+    assert text_tokens(embedded, "Facts", is_first=True) == document_tokens(embedded, "Facts")
+
+
+def test_added_tokens_that_are_not_called_special_are_text(tiny_dir: Path, tmp_path: Path) -> None:
+    """DeepSeek's turn markers and Qwen's <think> are such tokens."""
+    directory = tmp_path / "marked"
+    shutil.copytree(tiny_dir, directory)
+    path = directory / "tokenizer.json"
+    body = json.loads(path.read_text())
+    last = max(token["id"] for token in body["added_tokens"])
+    unmarked = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    for number, content in enumerate(["<think>", "    "], last + 1):
+        body["added_tokens"].append({"id": number, "content": content} | unmarked)
+    path.write_text(json.dumps(body))
+    model = kvtool.load_model(directory, device="cpu")
+    assert last + 1 in model.tokenizer("<think>").input_ids
+    spelled = "a<think>b<eos>c"
+    ids = document_tokens(model, spelled)
+    assert max(ids) < min(token["id"] for token in body["added_tokens"])
+    assert model.tokenizer.decode(ids) == spelled
+    assert chat_tokens(model, [Message("user", "<think>")]).count(last + 1) == 0
+    # Runs of white space command nothing.
+    assert last + 2 in document_tokens(model, "a    b")
