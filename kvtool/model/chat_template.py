@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -154,17 +154,44 @@ def around_messages(
     text of a system message before them. A template that prints the time prints ``now``, by default the present. Raises
     ``ModelError`` for messages that the template refuses.
     """
-    messages = [{"role": role, "content": _MARK} for role in roles]
+    texts, errors = [], []
+    # Templates of models that see images too may take contents as lists of parts only.
+    for content_of in (str, _parts):
+        try:
+            around = _rendered(model, roles, system, now, content_of).split(_MARK)
+        except ModelError as error:
+            errors.append(error)
+            continue
+        if len(around) == len(roles) + 1:
+            return around
+        texts.append(around)
+    if not texts:
+        raise errors[0]
+    return texts[0]
+
+
+def _rendered(
+    model: Model,
+    roles: Sequence[str],
+    system: str | None,
+    now: datetime | None,
+    content_of: Callable[[str], Any],
+) -> str:
+    """Messages as the chat template has them. ``content_of`` gives a text the form that the template takes."""
+    messages = [{"role": role, "content": content_of(_MARK)} for role in roles]
     options: dict[str, Any] = {"add_generation_prompt": True}
     if prints_time(model):
         options |= _at(now or datetime.now(), model.tokenizer.get_chat_template())
     if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
+        messages.insert(0, {"role": "system", "content": content_of(system)})
     try:
-        text = model.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return str(model.tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # templates raise whatever they like
         raise ModelError(model.name, f"its chat template refuses these messages ({error})") from error
-    return str(text).split(_MARK)
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
 
 def prints_time(model: Model) -> bool:

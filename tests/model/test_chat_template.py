@@ -213,3 +213,23 @@ def test_added_tokens_that_are_not_called_special_are_text(tiny_dir: Path, tmp_p
     assert chat_tokens(model, [Message("user", "<think>")]).count(last + 1) == 0
     # Runs of white space command nothing.
     assert last + 2 in document_tokens(model, "a    b")
+
+
+PARTS = "{% for m in messages %}<|{{ m.role }}|>{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "refusal", ["", "{% if messages[0].content is string %}{{ raise_exception('parts!') }}{% endif %}"]
+)
+def test_a_template_that_takes_lists_of_parts(tiny_dir: Path, tmp_path: Path, refusal: str) -> None:
+    directory = tmp_path / "parts"
+    shutil.copytree(tiny_dir, directory)
+    answer = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    (directory / "chat_template.jinja").write_text(refusal + PARTS + answer)
+    model = kvtool.load_model(directory, device="cpu")
+    prefix = prefix_of(model, system="Be brief.")
+    assert model.tokenizer.decode(prefix.token_ids).endswith("Be brief.<|end|><|user|>")
+    assert prefix.tail == "<|end|><|assistant|>"
+    messages = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    text = model.tokenizer.decode(chat_tokens(model, messages))
+    assert text.endswith("<|user|>a<|end|><|assistant|>b<|end|><|user|>c<|end|><|assistant|>")
