@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from kvtool.errors import ModelError
 from kvtool.model.grouped_attention import use_grouped_attention
 from kvtool.model.hf_logging import first_line, quiet
+from kvtool.model.run_settings import use_our_settings
 
 LoadIn = Literal["4bit", "8bit"]
 
@@ -59,6 +60,7 @@ def load_weights(
         raise ModelError(name, first_line(error)) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(name, f"cannot be loaded ({first_line(error)})") from error
+    use_our_settings(model)
     use_grouped_attention(model)
     return model.eval().requires_grad_(False)
 
