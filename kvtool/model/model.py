@@ -63,8 +63,13 @@ class Model:
 
     @property
     def context(self) -> int:
-        """The number of positions that the model was made for."""
-        return int(getattr(self.text_config, "max_position_embeddings", 0) or 2048)
+        """The number of positions that the model was made for, and rotates the keys of in one way.
+
+        LongRoPE turns every key by other angles once a prompt is longer than ``original_max_position_embeddings``. Keys
+        that were cached below cannot be used above, so the context ends there.
+        """
+        made_for = int(getattr(self.text_config, "max_position_embeddings", 0) or 2048)
+        return min([made_for, *_turning_points(_rope(self.text_config))])
 
     @cached_property
     def identity(self) -> Identity:
@@ -230,6 +235,13 @@ def _dtype(name: str, config: Any, device_map: str) -> torch.dtype:
 def _rope(config: Any) -> dict[str, Any]:
     parameters = getattr(config, "rope_parameters", None) or {}
     return {str(k): v for k, v in sorted(dict(parameters).items())}
+
+
+def _turning_points(rope: dict[str, Any]) -> list[int]:
+    """The lengths from which on LongRoPE rotates otherwise; ``rope`` has its parameters, or those of each kind of layer."""
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    long = [kind for kind in kinds if kind.get("rope_type", kind.get("type")) == "longrope"]
+    return [int(kind["original_max_position_embeddings"]) for kind in long]
 
 
 def _digest_adapter(directory: Path) -> str:

@@ -25,7 +25,9 @@ def change(file: Path, *, without: str = "", **tensors: torch.Tensor) -> None:
     save_file(kept | tensors, file, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("missing", [KEYS, "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize(
+    "missing", [KEYS, "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"]
+)
 def test_a_missing_tensor_is_refused_by_name(missing: str, tiny_dir: Path, tmp_path: Path) -> None:
     directory = copied(tiny_dir, tmp_path / "model")
     change(directory / "model.safetensors", without=missing)

@@ -84,7 +84,9 @@ def test_greedy_means_what_it_means_to_ask(
     directory = tmp_path / "penalties"
     shutil.copytree(served.directory, directory)
     path = directory / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 1.8, "use_cache": False}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 1.8, "use_cache": False})
+    )
     model = kvtool.load_model(directory, device="cpu")
     cache, ids = documents.load("docs/a.txt", model), list(range(40, 60))
     scheduler = Scheduler(model)
