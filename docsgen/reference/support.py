@@ -64,6 +64,10 @@ REFUSED = """## Models that are refused
 | recurrent and hybrid models | their state is not one key and one value for every token in every layer |
 | chunked attention, layers that share a cache | the same |
 | encoder-decoders | kvtool caches decoder-only models |
+| ALiBi, and forwards without `position_ids` (BLOOM, MPT) | they take positions from the cache, which questions share |
+| attention to later tokens | a document's keys and values would depend on the question |
+| an adapter beside the weights, a distributed checkpoint | transformers would load them, and no fingerprint would tell |
+| weights that lack tensors | transformers would fill in random numbers |
 | models with code of their own | kvtool never sets `trust_remote_code` |
 | weights in pickle files | only safetensors and GGUF are read |
 
@@ -76,7 +80,7 @@ PARTLY = """## What some models cannot do
 | attention that does not go through transformers' `AttentionInterface` | recipes and blend policies that measure attention |
 | keys rotated in no known form | recipes that code keys before RoPE; blending, unless everything is recomputed |
 | documents longer together than one rotation holds for | blending, unless everything is recomputed |
-| no 4-D attention mask (ALiBi, as in BLOOM) | several short documents in one pass: they are prefilled one by one |
+| rotations that change with the length (LongRoPE, as in Phi-3) | the context beyond `original_max_position_embeddings` |
 | latent attention (MLA) | recipes that need queries of the keys' size |"""
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import TextStreamer
 
 from kvtool.engines.attention.parallel_encoding import parallel_attention
+from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.transformers import device_of
 from kvtool.model.model import Model
@@ -27,7 +28,10 @@ def generate(
 ) -> list[int]:
     """The tokens that follow ``token_ids``, the first of which are in ``cache``; greedily unless ``temperature``."""
     ids = torch.tensor([token_ids], device=device_of(model))
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        # transformers alone would keep the 50 likeliest tokens; the server keeps all.
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
     if seed is not None:
         torch.manual_seed(seed)
     with parallel_attention(model, cache):
@@ -36,6 +40,7 @@ def generate(
             attention_mask=torch.ones_like(ids),
             past_key_values=cache,
             max_new_tokens=max_tokens,
+            eos_token_id=sorted(end_tokens(model)) or None,
             pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id,
             streamer=streamer,
             **sampling,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -34,11 +35,18 @@ def windows(model: Model) -> list[int | None]:
     """For each layer, how many positions back it sees, or None for all.
 
     Raises ``ModelError``, naming the family, for a model whose state is not one key and value for every token in
-    every layer: recurrent and hybrid models, chunked attention, layers that share a cache, encoder-decoders.
+    every layer, whatever comes after it: recurrent and hybrid models, chunked attention, layers that share a cache,
+    encoder-decoders, attention to later tokens. So for one that counts distances by places in the cache (ALiBi).
     """
     config, family = model.text_config, model.config.model_type
     if model.config.is_encoder_decoder:
         raise ModelError(model.name, f"{family} is an encoder-decoder", "kvtool caches decoder-only models")
+    # Families that see only some later tokens, such as those of one image, have a word here.
+    if getattr(config, "use_bidirectional_attention", None) is True:
+        reason = f"{family} with use_bidirectional_attention lets tokens see later ones"
+        raise ModelError(model.name, reason, "kvtool caches models with causal attention")
+    if getattr(config, "alibi", False):
+        raise _unplaced(model)
     kinds, options = get_layer_types_and_kwargs(config)
     if strange := sorted(set(kinds) - _KINDS):
         raise ModelError(
@@ -51,7 +59,19 @@ def windows(model: Model) -> list[int | None]:
 
 
 def new_cache(model: Model, capacity: int) -> DocumentCache:
-    return DocumentCache(len(windows(model)), capacity=capacity)
+    """An empty cache with room for ``capacity`` tokens. Raises as ``windows``, and for a model that takes no positions."""
+    layers = len(windows(model))
+    if "position_ids" not in signature(type(model.model.base_model).forward).parameters:
+        raise _unplaced(model)
+    return DocumentCache(layers, capacity=capacity)
+
+
+def _unplaced(model: Model) -> ModelError:
+    return ModelError(
+        model.name,
+        f"{model.config.model_type} takes a token's position from its place in the cache (ALiBi, or no position_ids)",
+        "kvtool caches models that are told each token's position",
+    )
 
 
 def at_once(forward: Callable[[], None]) -> None:

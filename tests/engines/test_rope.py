@@ -137,10 +137,10 @@ def test_keys_that_nothing_explains_have_no_rotations(
 
 
 def test_models_without_rotary_embeddings_have_none(save_model: Any, sizes: Any, tmp_path: Any) -> None:
-    for name, config in {"gpt2": t.GPT2Config(), "bloom": t.BloomConfig(n_layer=2, n_head=4)}.items():
-        for field, size in sizes.items():
-            setattr(config, field, size)
-        assert rope.describe_rotations(kvtool.load_model(save_model(tmp_path / name, config))) == {}
+    config = t.GPT2Config()
+    for field, size in sizes.items():
+        setattr(config, field, size)
+    assert rope.describe_rotations(kvtool.load_model(save_model(tmp_path / "gpt2", config))) == {}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -27,9 +27,9 @@ def test_a_model_that_the_artifacts_are_not_of_is_refused(name: str, model_of: A
 def test_a_family_outside_the_attention_interface_is_refused_by_name(
     name: str, save_model: Any, sizes: Any, tmp_path: Any, parts_of: Any
 ) -> None:
-    config = t.BloomConfig(**sizes, n_layer=2, n_head=4)
-    model = kvtool.load_model(save_model(tmp_path / "bloom", config))
-    with pytest.raises(ModelError, match=r"bloom.*AttentionInterface.*--recipe kivi"):
+    config = t.FalconConfig(**sizes)
+    model = kvtool.load_model(save_model(tmp_path / "falcon", config))
+    with pytest.raises(ModelError, match=r"falcon.*AttentionInterface.*--recipe kivi"):
         measure_artifact(model, parts_of(model), {name})
     assert model.model.config._attn_implementation != NAME
 

@@ -189,7 +189,7 @@ def test_sinks_are_refused(family: kvtool.Model, store: kvtool.Store) -> None:
     [
         (t.Gemma2Config, {"head_dim": 8, "sliding_window": 16}),
         (t.Gemma2Config, {"head_dim": 8, "sliding_window": 16, "initializer_range": 0.02}),
-        (t.BloomConfig, {"n_head": 4}),
+        (t.FalconConfig, {}),
     ],
 )
 def test_soft_caps_and_other_attention_are_refused(

@@ -3,6 +3,8 @@ others go on to use."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from starlette.testclient import TestClient
 
 import kvtool
+from kvtool.engines.generate import generate
 from kvtool.server.app import create_app
 from kvtool.server.runtime.sampling import Sampler, Sampling
 from kvtool.server.runtime.scheduler import Generation, Scheduler
@@ -73,6 +76,26 @@ def test_room_for_long_prompts_is_given_back(served: kvtool.Model, documents: Lo
     scheduler.stop()
     assert reason in ("length", "stop")
     assert room(cache) == before
+
+
+def test_greedy_means_what_it_means_to_ask(
+    served: kvtool.Model, documents: LocalStore, tmp_path: Path
+) -> None:
+    directory = tmp_path / "penalties"
+    shutil.copytree(served.directory, directory)
+    path = directory / "generation_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 1.8, "use_cache": False})
+    )
+    model = kvtool.load_model(directory, device="cpu")
+    cache, ids = documents.load("docs/a.txt", model), list(range(40, 60))
+    scheduler = Scheduler(model)
+    scheduler.start()
+    tokens, _ = ended(scheduler, cache, ids)
+    scheduler.stop()
+    prompt = [*cache.token_ids.tolist(), *ids]
+    for asked, loaded in ((model, cache), (model, None), (served, None)):
+        assert generate(asked, prompt, loaded, max_tokens=6)[: len(tokens)] == tokens
 
 
 def room(cache: kvtool.DocumentCache) -> int:

@@ -1,0 +1,59 @@
+"""Files that transformers would load by itself, though no digest of the identity covers them.
+
+A cache of a model with such files could be taken for one of the model without them, so the model is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers.configuration_utils import get_configuration_file
+from transformers.distributed.checkpoint import is_sharded_checkpoint
+from transformers.tokenization_utils_base import get_fast_tokenizer_file
+from transformers.utils import find_adapter_config_file
+
+from kvtool.errors import ModelError
+
+_CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+_TOKENIZER, _WEIGHTS = "tokenizer.json", "model.safetensors"
+
+
+def refuse_uncovered(directory: Path) -> None:
+    """Raises ``ModelError`` for a directory from which transformers would load more, or other files, than are hashed."""
+    if find_adapter_config_file(str(directory)):
+        raise ModelError(
+            directory,
+            "holds adapter_config.json, an adapter that transformers would apply by itself",
+            "move the adapter's files to a directory of their own, and name it with --adapter if it is wanted",
+        )
+    if is_sharded_checkpoint(directory):
+        raise ModelError(
+            directory,
+            "holds a distributed checkpoint (shard-…-model-….safetensors), which transformers loads in place of "
+            f"{_WEIGHTS}",
+            "save the model again with its save_pretrained()",
+        )
+    config, tokenizer_config = (_fields(directory / name) for name in (_CONFIG, _TOKENIZER_CONFIG))
+    _expect(directory / _CONFIG, "transformers_weights", config.get("transformers_weights"), _WEIGHTS)
+    if files := config.get("configuration_files"):
+        _expect(directory / _CONFIG, "configuration_files", get_configuration_file(files), _CONFIG)
+    if files := tokenizer_config.get("fast_tokenizer_files"):
+        chosen = get_fast_tokenizer_file(files)
+        _expect(directory / _TOKENIZER_CONFIG, "fast_tokenizer_files", chosen, _TOKENIZER)
+
+
+def _expect(path: Path, field: str, chosen: str | None, expected: str) -> None:
+    if chosen not in (None, expected):
+        reason = f"{field} makes transformers load {chosen}, kvtool expected {expected}"
+        raise ModelError(path, reason, f"remove the field, or save {chosen} as {expected}")
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """A JSON file's fields; none where it is missing or broken, which those who load it report."""
+    try:
+        fields = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
