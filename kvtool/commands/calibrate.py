@@ -10,7 +10,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, ModelFlags, load_model, with_settings
-from kvtool.errors import DocumentError, KvtoolError, UsageError
+from kvtool.errors import KvtoolError, UsageError
 
 if TYPE_CHECKING:
     from kvtool.calibration.calibrate import Report
@@ -69,20 +69,13 @@ def run(
 
 def _read_texts(paths: Sequence[str]) -> tuple[list[str], list[KvtoolError]]:
     """The texts of ``paths``, and what cannot be read. Raises KvtoolError if nothing can."""
-    from kvtool.documents.find import find
-    from kvtool.documents.read import read_text
+    from kvtool.documents.load import Account, load
 
-    documents, missing = find(paths)
-    problems: list[KvtoolError] = list(missing)
-    texts = []
-    for document in documents:
-        try:
-            texts.append(read_text(document.path))
-        except DocumentError as error:
-            problems.append(error)
+    account = Account()
+    texts = [text for _, text in load(paths, account)]
     if not texts:
-        raise problems[0] if problems else UsageError("--text", "names no files")
-    return texts, problems
+        raise account.problems[0] if account.problems else UsageError("--text", "names no files")
+    return texts, account.problems
 
 
 def render(report: Report) -> output.Lines:

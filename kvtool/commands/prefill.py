@@ -115,6 +115,8 @@ def render(report: Report) -> output.Lines:
         summary += f", {report.tokens:,} tokens in {report.seconds:.1f} s ({rate:,.0f} a second)"
     if report.unchanged:
         summary += f"; {len(report.unchanged)} were there already"
+    if empty := report.passed_over["empty"]:
+        summary += f"; passed over {empty} empty {'file' if empty == 1 else 'files'}"
     if report.averaged:
         summary += f"; {len(report.averaged)} averaged over neighbours, for blending"
     notes = [f"{summary} → {report.store}"]

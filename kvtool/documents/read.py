@@ -15,6 +15,10 @@ from kvtool.errors import DocumentError
 HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 
 
+class BlankFile(DocumentError):
+    """A file holds no bytes, or white space only."""
+
+
 def read_text(path: Path) -> str:
     """The text of a document: HTML as Markdown, the text of a PDF, anything else as it stands.
 
@@ -37,7 +41,8 @@ def read_text(path: Path) -> str:
         text = decode(data, name)
     if not text or text.isspace():
         reason = f"no text in its {len(data):,} bytes" if data else "it is empty (0 bytes)"
-        raise DocumentError(name, f"{reason}; expected a document with text", "fill the file or leave it out")
+        kind = DocumentError if data.strip() else BlankFile
+        raise kind(name, f"{reason}; expected a document with text", "fill the file or leave it out")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from kvtool.blending import averaged
-from kvtool.documents.find import find
-from kvtool.documents.read import read_text
+from kvtool.documents.load import Account, load
 from kvtool.engines import transformers as engine
-from kvtool.errors import DocumentError, KvtoolError, MismatchError, StoreError, UsageError
+from kvtool.errors import DocumentError, MismatchError, StoreError, UsageError
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
 from kvtool.prefilling.plan import Plan, plan_document
@@ -69,7 +68,9 @@ def prefill(
     limit = segment_limit(model, prefix, segment_tokens)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     report = _report(store, model, dry_run)
-    plans = _plan(paths, include, exclude, store, model, prefix, limit, replace, report.problems)
+    account = Account(report.problems, report.passed_over)
+    documents = load(paths, account, include=include, exclude=exclude)
+    plans = _plan(documents, store, model, prefix, limit, replace, report)
     if dry_run:
         known = store.known()
         for plan in plans:
@@ -127,28 +128,24 @@ def _report(store: Store, model: Model, dry_run: bool = False) -> Report:
 
 
 def _plan(
-    paths: Sequence[str | Path],
-    include: Sequence[str],
-    exclude: Sequence[str],
+    documents: Iterable[tuple[str, str]],
     store: Store,
     model: Model,
     prefix: Prefix,
     limit: int,
     replace: bool,
-    problems: list[KvtoolError],
+    report: Report,
 ) -> list[Plan]:
-    """A plan for each document that can be prefilled. Why others cannot is added to ``problems``."""
-    documents, missing = find(paths, include=include, exclude=exclude)
-    problems += missing
+    """A plan for each document that can be prefilled. Why others cannot is added to the report's problems."""
     plans = []
-    for document in documents:
+    for name, text in documents:
         try:
-            store.check_name(document.name)
-            plan = plan_document(document.name, read_text(document.path), model, prefix, limit)
+            store.check_name(name)
+            plan = plan_document(name, text, model, prefix, limit)
             _refuse_replacing(plan, store, model, prefix, replace)
             plans.append(plan)
         except (DocumentError, MismatchError, StoreError) as error:
-            problems.append(error)
+            report.problems.append(error)
     return plans
 
 

@@ -21,6 +21,7 @@ def test_prefill(cli: Cli) -> None:
         "averaged": [],
         "without_neighbours": [],
         "problems": [],
+        "passed_over": {},
         "tokens": "int",
         "seconds": "float",
     }
@@ -40,7 +41,7 @@ def test_prefill_dry_run_writes_nothing(cli: Cli, corpus: Path) -> None:
 
 
 def test_done_in_part(cli: Cli) -> None:
-    Path("docs/empty.md").write_text("")
+    Path("docs/binary.md").write_bytes(b"\0")
     result = cli("prefill", "docs", "missing.md", "--json", code=PARTLY)
     report = json.loads(result.stdout)
     assert sorted(report["prefilled"]) == THREE[1:]
@@ -49,8 +50,23 @@ def test_done_in_part(cli: Cli) -> None:
         assert problem.keys() == {"subject", "reason", "remedy", "message"}
         assert f"error: {problem['message']}" in result.stderr
     assert result.stderr.count("error: ") == 2
-    assert "docs/empty.md" in result.stderr
+    assert "docs/binary.md" in result.stderr
     assert list(Store("kv-store")) == THREE[1:]
+
+
+def test_empty_files_of_a_source_tree_do_not_end_a_pipeline(cli: Cli) -> None:
+    Path("docs/__init__.py").write_text("")
+    Path("docs/py.typed").write_text("\n")
+    report = json.loads(cli("prefill", "docs", "--json").stdout)
+    assert (report["problems"], report["passed_over"]) == ([], {"empty": 2})
+    assert "passed over 2 empty files" in cli("prefill", "docs").stderr
+
+
+def test_an_empty_file_that_is_named_is_an_error_though_a_walk_finds_it_too(cli: Cli) -> None:
+    Path("docs/__init__.py").write_text("")
+    for paths in (["docs", "docs/__init__.py"], ["docs/__init__.py", "docs"]):
+        result = cli("prefill", *paths, "--dry-run", code=PARTLY)
+        assert "docs/__init__.py: it is empty (0 bytes); expected a document with text" in result.stderr
 
 
 def test_nothing_done_is_failed(cli: Cli, corpus: Path) -> None:
