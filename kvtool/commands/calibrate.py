@@ -10,11 +10,12 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, ModelFlags, load_model, with_settings
-from kvtool.errors import KvtoolError, UsageError
+from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kvtool.calibration.calibrate import Report
     from kvtool.config import Settings
+    from kvtool.documents.load import Account
 
 
 @with_settings(ModelFlags)
@@ -42,12 +43,14 @@ def run(
     calibration that fits.
     """
     from kvtool.calibration.calibrate import Report, calibrate, calibrated_recipe
+    from kvtool.documents.load import Account
     from kvtool.store.open import open_store
 
     store = open_store(settings.store)
     # Raises for a recipe without a calibration, before the model is loaded.
     calibrated_recipe(recipe)
-    texts, problems = _read_texts(text) if text else (None, [])
+    account = Account()
+    texts = _read_texts(text, account) if text else None
     model = load_model(settings)
     started = time.monotonic()
     with output.Bar("calibrating") as bar:
@@ -62,20 +65,20 @@ def run(
             on_progress=output.calibration_progress(bar),
         )
     file = str(store.locate_calibration(calibration.digest))
-    report = Report(calibration, file, model, time.monotonic() - started, problems)
+    report = Report(calibration, file, model, time.monotonic() - started, account.problems, account.warnings)
     output.emit(report.to_json(), render(report), as_json)
-    return output.exit_code(problems, done=1)
+    output.print_warnings(report.warnings)
+    return output.exit_code(report.problems, done=1)
 
 
-def _read_texts(paths: Sequence[str]) -> tuple[list[str], list[KvtoolError]]:
-    """The texts of ``paths``, and what cannot be read. Raises KvtoolError if nothing can."""
-    from kvtool.documents.load import Account, load
+def _read_texts(paths: Sequence[str], account: Account) -> list[str]:
+    """The texts of ``paths``; ``account`` gets the rest. Raises KvtoolError if nothing can."""
+    from kvtool.documents.load import load
 
-    account = Account()
     texts = [text for _, text in load(paths, account)]
     if not texts:
         raise account.problems[0] if account.problems else UsageError("--text", "names no files")
-    return texts, account.problems
+    return texts
 
 
 def render(report: Report) -> output.Lines:

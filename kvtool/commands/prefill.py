@@ -12,6 +12,7 @@ from kvtool.commands.options import AsJson, DryRun, ModelFlags, load_model, with
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
+    from kvtool.errors import DocumentError
     from kvtool.prefilling.report import Report
 
 
@@ -83,6 +84,7 @@ def run(
     from kvtool.store.open import open_store
 
     store = open_store(settings.store)
+    prefix_warnings: list[DocumentError] = []
     model = load_model(settings)
     with output.Bar("prefilling") as bar:
         report = prefill(
@@ -90,7 +92,7 @@ def run(
             model=model,
             store=store,
             system=settings.system,
-            prefix_text=read_text(settings.prefix_file) if settings.prefix_file else None,
+            prefix_text=read_text(settings.prefix_file, prefix_warnings) if settings.prefix_file else None,
             no_prefix=settings.no_prefix,
             include=settings.include,
             exclude=settings.exclude,
@@ -102,9 +104,11 @@ def run(
             dry_run=dry_run,
             on_progress=lambda r: bar.update(r.tokens, r.tokens_total, "tokens"),
         )
+    report.warnings[:0] = prefix_warnings
     if report.model_tokens:
         remember(model.fingerprint, report.model_tokens, report.model_seconds)
     output.emit(report.to_json(), render(report), as_json)
+    output.print_warnings(report.warnings)
     return output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
 
 

@@ -16,10 +16,12 @@ from kvtool.errors import DocumentError, KvtoolError
 class Account:
     """What became of the files that are not simply texts now.
 
-    `problems` are those that cannot be read. `passed_over` counts what a walk left out, by reason or suffix.
+    `problems` are those that cannot be read, `warnings` those that were not read wholly, or not surely.
+    `passed_over` counts what a walk left out, by reason or suffix.
     """
 
     problems: list[KvtoolError] = field(default_factory=list)
+    warnings: list[DocumentError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
@@ -40,7 +42,7 @@ def load(
     account.passed_over.update(passed_over)
     for document in documents:
         try:
-            text = read_text(document.path)
+            text = read_text(document.path, account.warnings)
         except BlankFile as error:
             if document.walked:
                 account.passed_over["empty"] += 1

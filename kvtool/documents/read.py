@@ -19,13 +19,14 @@ class BlankFile(DocumentError):
     """A file holds no bytes, or white space only."""
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, warnings: list[DocumentError]) -> str:
     """The text of a document: HTML as Markdown, the text of a PDF, anything else as it stands.
 
     The byte order mark is taken off and newlines become `\\n`. Nothing else is changed in plain text.
 
     Args:
         path: the file; its suffix says whether it is HTML or PDF.
+        warnings: gets what the text may lack, or may have got wrong.
 
     Raises:
         DocumentError: the file cannot be read, is too large, is binary, is broken, or holds no text.
@@ -36,7 +37,7 @@ def read_text(path: Path) -> str:
     if data and suffix == ".pdf":
         text = pdf_text(data, name)
     elif suffix in HTML_SUFFIXES:
-        text = html_text(decode(data, name, declared_encoding(data)), name)
+        text = html_text(decode(data, name, declared_encoding(data)), name, warnings)
     else:
         text = decode(data, name)
     if not text or text.isspace():

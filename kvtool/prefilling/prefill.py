@@ -68,7 +68,7 @@ def prefill(
     limit = segment_limit(model, prefix, segment_tokens)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     report = _report(store, model, dry_run)
-    account = Account(report.problems, report.passed_over)
+    account = Account(report.problems, report.warnings, report.passed_over)
     documents = load(paths, account, include=include, exclude=exclude)
     plans = _plan(documents, store, model, prefix, limit, replace, report)
     if dry_run:

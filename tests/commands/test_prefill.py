@@ -21,6 +21,7 @@ def test_prefill(cli: Cli) -> None:
         "averaged": [],
         "without_neighbours": [],
         "problems": [],
+        "warnings": [],
         "passed_over": {},
         "tokens": "int",
         "seconds": "float",
@@ -67,6 +68,17 @@ def test_an_empty_file_that_is_named_is_an_error_though_a_walk_finds_it_too(cli:
     for paths in (["docs", "docs/__init__.py"], ["docs/__init__.py", "docs"]):
         result = cli("prefill", *paths, "--dry-run", code=PARTLY)
         assert "docs/__init__.py: it is empty (0 bytes); expected a document with text" in result.stderr
+
+
+def test_a_page_that_shrinks_to_its_title_is_a_warning(cli: Cli) -> None:
+    Path("docs/app.html").write_text("<title>Opening hours</title><script>draw()</script>")
+    result = cli("prefill", "docs", "--json")
+    report = json.loads(result.stdout)
+    assert "docs/app.html" in report["prefilled"]
+    (warning,) = report["warnings"]
+    assert "holds nothing but its title, in 51 characters" in warning["reason"]
+    assert f"warning: {warning['message']}" in result.stderr
+    assert "warning: " in cli("prefill", "docs").stderr
 
 
 def test_nothing_done_is_failed(cli: Cli, corpus: Path) -> None:

@@ -22,7 +22,26 @@ from kvtool.errors import DocumentError
 def read(tmp_path: Path) -> Any:
     def read(name: str, data: bytes) -> str:
         (tmp_path / name).write_bytes(data)
-        return read_text(tmp_path / name)
+        warnings: list[DocumentError] = []
+        text = read_text(tmp_path / name, warnings)
+        assert warnings == []
+        return text
+
+    return read
+
+
+@pytest.fixture
+def read_with_warning(tmp_path: Path) -> Any:
+    """The text of a file, and the one-line warning about it, which must name the file."""
+
+    def read(name: str, data: bytes) -> tuple[str, str]:
+        (tmp_path / name).write_bytes(data)
+        warnings: list[DocumentError] = []
+        text = read_text(tmp_path / name, warnings)
+        (warning,) = map(str, warnings)
+        assert warning.startswith(f"{tmp_path / name}: ")
+        assert "\n" not in warning
+        return text, warning
 
     return read
 
@@ -35,7 +54,7 @@ def error(tmp_path: Path) -> Any:
         if data is not None:
             (tmp_path / name).write_bytes(data)
         with pytest.raises(DocumentError) as caught:
-            read_text(tmp_path / name)
+            read_text(tmp_path / name, [])
         message = str(caught.value)
         assert message.startswith(f"{tmp_path / name}: ")
         assert "\n" not in message
@@ -110,7 +129,7 @@ def test_any_bytes_are_text_or_a_document_error(
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"
     path.write_bytes(data)
     try:
-        text = read_text(path)
+        text = read_text(path, [])
     except DocumentError as error:
         message = str(error)
         text = None
@@ -219,7 +238,7 @@ def test_a_file_that_grows_while_it_is_read_is_bounded(error: Any, monkeypatch: 
 def test_a_name_with_a_newline_stays_on_one_line(tmp_path: Path) -> None:
     (tmp_path / "new\nline.txt").write_bytes(b"")
     with pytest.raises(DocumentError, match=r"new\\nline.txt'") as caught:
-        read_text(tmp_path / "new\nline.txt")
+        read_text(tmp_path / "new\nline.txt", [])
     assert "\n" not in str(caught.value)
 
 
@@ -236,6 +255,34 @@ def test_html_becomes_markdown(read: Any, suffix: Any) -> None:
         "Guide\n\n## Start here\n\nUse snake_case, a link and **bold**.\n\n- one\n- two\n\n"
         "```\nif x < 1:\n    pass\n```\n\n| k |\n| --- |\n| v |"
     )
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<!doctype html><html><head><meta charset=utf-8><title>T</title>\n<body><h1>H</h1><p>wifi 4711</html>",
+        "<head><title>T</title><h1>H</h1><p>wifi 4711",
+        "<head><title>T</title><style>css</style><noscript><img src=x></noscript><h1>H</h1>wifi 4711",
+        "<html><head><title>T</title></head><h1>H</h1><p>wifi 4711",
+        "<title>T</title><h1>H</h1><p>wifi 4711",
+        "<head><link rel=x href=y><body><title>T</title><title>icon</title><h1>H</h1><p>wifi 4711</body>",
+    ],
+)
+def test_the_body_of_html_is_read_whatever_tags_are_left_out(read: Any, page: str) -> None:
+    assert read("a.html", page.encode()) == "T\n\n# H\n\nwifi 4711"
+
+
+def test_text_that_follows_the_head_without_a_tag_is_body(read: Any) -> None:
+    assert read("a.html", b"<head><title>T</title>wifi 4711") == "T\n\nwifi 4711"
+
+
+@pytest.mark.parametrize(
+    "body", [b"<script>draw()</script>", b"<frameset><frame src=x></frameset>", b"<noscript>Turn it on"]
+)
+def test_html_that_is_only_a_title_is_warned_of(read_with_warning: Any, body: bytes) -> None:
+    text, warning = read_with_warning("a.html", b"<html><head><title>T</title></head>" + body)
+    assert text == "T"
+    assert "holds nothing but its title, in " in warning
 
 
 def test_html_that_is_only_a_fragment_warns_of_nothing(read: Any, recwarn: Any) -> None:
