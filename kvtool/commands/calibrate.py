@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, DocumentNames, ModelFlags, load_model, with_settings
+from kvtool.commands.options import AsJson, DocumentNames, TextFlags, load_model, with_settings
 from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvtool.documents.load import Account
 
 
-@with_settings(ModelFlags)
+@with_settings(TextFlags)
 def run(
     names: DocumentNames = None,
     text: Annotated[
@@ -50,7 +50,7 @@ def run(
     # Raises for a recipe without a calibration, before the model is loaded.
     calibrated_recipe(recipe)
     account = Account()
-    texts = _read_texts(text, account) if text else None
+    texts = _read_texts(text, account, settings.encoding) if text else None
     model = load_model(settings)
     started = time.monotonic()
     with output.Bar("calibrating") as bar:
@@ -71,11 +71,11 @@ def run(
     return output.exit_code(report.problems, done=1)
 
 
-def _read_texts(paths: Sequence[str], account: Account) -> list[str]:
+def _read_texts(paths: Sequence[str], account: Account, encoding: str | None) -> list[str]:
     """The texts of ``paths``; ``account`` gets the rest. Raises KvtoolError if nothing can."""
     from kvtool.documents.load import load
 
-    texts = [text for _, text in load(paths, account)]
+    texts = [text for _, text in load(paths, account, encoding=encoding)]
     if not texts:
         raise account.problems[0] if account.problems else UsageError("--text", "names no files")
     return texts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, DryRun, ModelFlags, load_model, with_settings
+from kvtool.commands.options import AsJson, DryRun, TextFlags, load_model, with_settings
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kvtool.prefilling.report import Report
 
 
-class PrefillFlags(ModelFlags):
+class PrefillFlags(TextFlags):
     """Choice of documents, their prefix, and the division of their tokens into segments and passes."""
 
     system: Annotated[
@@ -96,6 +96,7 @@ def run(
             no_prefix=settings.no_prefix,
             include=settings.include,
             exclude=settings.exclude,
+            encoding=settings.encoding,
             segment_tokens=settings.segment_tokens,
             step_tokens=settings.step_tokens,
             pack_tokens=settings.pack_tokens,

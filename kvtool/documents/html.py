@@ -6,7 +6,6 @@ from typing import Any
 from warnings import catch_warnings, simplefilter
 
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning, ParserRejectedMarkup, XMLParsedAsHTMLWarning
-from bs4.dammit import EncodingDetector
 from bs4.element import PreformattedString
 from markdownify import MarkdownConverter
 
@@ -37,11 +36,6 @@ class Soup(BeautifulSoup):
         while self.currentTag is not None and self.currentTag.name in CLOSED_BY.get(name, ()):
             self.handle_endtag(self.currentTag.name)
         return super().handle_starttag(name, *args, **kwargs)
-
-
-def declared_encoding(data: bytes) -> str | None:
-    """The encoding an HTML file says it has, in its `<meta>` or XML declaration."""
-    return EncodingDetector.find_declared_encoding(data, is_html=True)
 
 
 def html_text(markup: str, name: str, warnings: list[DocumentError]) -> str:

@@ -31,6 +31,7 @@ def load(
     *,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    encoding: str | None = None,
 ) -> Iterator[tuple[str, str]]:
     """The name and text of each document under `paths` (see `find`), one at a time; `account` gets the rest.
 
@@ -42,7 +43,7 @@ def load(
     account.passed_over.update(passed_over)
     for document in documents:
         try:
-            text = read_text(document.path, account.warnings)
+            text = read_text(document.path, account.warnings, encoding)
         except BlankFile as error:
             if document.walked:
                 account.passed_over["empty"] += 1

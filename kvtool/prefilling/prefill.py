@@ -38,6 +38,7 @@ def prefill(
     no_prefix: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    encoding: str | None = None,
     segment_tokens: int | None = None,
     step_tokens: int = engine.STEP_TOKENS,
     pack_tokens: int = PACK_TOKENS,
@@ -52,6 +53,9 @@ def prefill(
     ``segment_tokens`` (default: the model's context less the prefix and room for a question and its answer) are
     split at paragraph or sentence boundaries. A document that cannot be read is reported and the others go on.
     A name that has another model's or prefix's cache is left alone unless ``replace``.
+
+    Text is read as UTF-8 or in the encoding that a file declares; ``encoding`` overrules both. What may not have been
+    read wholly or rightly is among the report's ``warnings``.
 
     With ``neighbours`` each segment is prefilled after that many other documents of the store too. The mean is kept as a
     variant of its own, for blending (``kvtool.blending.averaged``).
@@ -69,7 +73,7 @@ def prefill(
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     report = _report(store, model, dry_run)
     account = Account(report.problems, report.warnings, report.passed_over)
-    documents = load(paths, account, include=include, exclude=exclude)
+    documents = load(paths, account, include=include, exclude=exclude, encoding=encoding)
     plans = _plan(documents, store, model, prefix, limit, replace, report)
     if dry_run:
         known = store.known()

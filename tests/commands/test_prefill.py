@@ -81,6 +81,15 @@ def test_a_page_that_shrinks_to_its_title_is_a_warning(cli: Cli) -> None:
     assert "warning: " in cli("prefill", "docs").stderr
 
 
+def test_an_encoding_that_was_guessed_is_said_and_can_be_set(cli: Cli) -> None:
+    Path("name.txt").write_bytes("Łukasz".encode("cp1250"))
+    result = cli("prefill", "name.txt", "--json")
+    (warning,) = json.loads(result.stdout)["warnings"]
+    assert f"warning: {warning['message']}" in result.stderr
+    assert "its encoding was guessed: " in warning["reason"]
+    assert json.loads(cli("prefill", "name.txt", "--json", "--encoding", "cp1250").stdout)["warnings"] == []
+
+
 def test_nothing_done_is_failed(cli: Cli, corpus: Path) -> None:
     Path("empty.md").write_text(" \n")
     assert "empty.md" in error_of(cli("prefill", "empty.md", code=FAILED))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import builtins
-import codecs
 import io
 import os
 import re
@@ -16,51 +15,6 @@ from hypothesis import strategies as st
 from kvtool import limits
 from kvtool.documents.read import read_text
 from kvtool.errors import DocumentError
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Any:
-    def read(name: str, data: bytes) -> str:
-        (tmp_path / name).write_bytes(data)
-        warnings: list[DocumentError] = []
-        text = read_text(tmp_path / name, warnings)
-        assert warnings == []
-        return text
-
-    return read
-
-
-@pytest.fixture
-def read_with_warning(tmp_path: Path) -> Any:
-    """The text of a file, and the one-line warning about it, which must name the file."""
-
-    def read(name: str, data: bytes) -> tuple[str, str]:
-        (tmp_path / name).write_bytes(data)
-        warnings: list[DocumentError] = []
-        text = read_text(tmp_path / name, warnings)
-        (warning,) = map(str, warnings)
-        assert warning.startswith(f"{tmp_path / name}: ")
-        assert "\n" not in warning
-        return text, warning
-
-    return read
-
-
-@pytest.fixture
-def error(tmp_path: Path) -> Any:
-    """The one-line message for a file, which must name the file."""
-
-    def error(name: str, data: bytes | None = None) -> str:
-        if data is not None:
-            (tmp_path / name).write_bytes(data)
-        with pytest.raises(DocumentError) as caught:
-            read_text(tmp_path / name, [])
-        message = str(caught.value)
-        assert message.startswith(f"{tmp_path / name}: ")
-        assert "\n" not in message
-        return message
-
-    return error
 
 
 def pdf(*pages: str, encrypt: str | None = None) -> bytes:
@@ -94,33 +48,6 @@ def test_plain_text_is_left_as_it_is(read: Any) -> None:
     assert read("a.md", text.encode()) == text
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-8"])
-def test_unicode_encodings(read: Any, encoding: Any) -> None:
-    assert read("a.txt", "é漢😀\r\nb\rc\n".encode(encoding)) == "é漢😀\nb\nc\n"
-
-
-@pytest.mark.parametrize(
-    ("mark", "encoding"), [(codecs.BOM_UTF16_BE, "utf-16-be"), (codecs.BOM_UTF32_BE, "utf-32-be")]
-)
-def test_big_endian_byte_order_marks(read: Any, mark: Any, encoding: Any) -> None:
-    assert read("a.txt", mark + "é漢".encode(encoding)) == "é漢"
-
-
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [
-        ("café", "latin-1"),
-        ("L'été dernier, à la plage — où l'eau était très chaude.", "cp1252"),
-        ("Привет, как дела? Это текст.", "cp1251"),
-        ("Привет, как дела? Это текст.", "koi8-r"),
-        ("日本語のテキストです。これは文書です", "shift_jis"),
-        ("这是一个中文文档。", "gb18030"),
-    ],
-)
-def test_older_encodings_are_recognized(read: Any, text: str, encoding: Any) -> None:
-    assert read("a.txt", text.encode(encoding)) == text
-
-
 @settings(max_examples=100)
 @given(data=st.binary(max_size=200), suffix=st.sampled_from([".txt", ".html", ".pdf"]))
 def test_any_bytes_are_text_or_a_document_error(
@@ -150,11 +77,6 @@ def test_any_bytes_are_text_or_a_document_error(
 def test_binary(error: Any, data: Any) -> None:
     message = error("a.txt", data)
     assert "is binary; expected text, Markdown, HTML or PDF; convert it to text or leave it out" in message
-
-
-def test_bytes_that_belie_their_byte_order_mark(error: Any) -> None:
-    message = error("a.txt", codecs.BOM_UTF16_LE + b"\x00\xd8")
-    assert "byte order mark of UTF-16-LE, but byte 2 is not UTF-16-LE; save it again as UTF-8" in message
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.html", "a.pdf"])
@@ -299,25 +221,6 @@ def test_end_tags_that_html_lets_one_leave_out(read: Any) -> None:
         read("c.html", b"<table><tr><th>a<th>b<tr><td>1<td>2</table>")
         == "| a | b |\n| --- | --- |\n| 1 | 2 |"
     )
-
-
-@pytest.mark.parametrize(
-    ("label", "encoding"),
-    [
-        ("shift_jis", "shift_jis"),
-        ("iso-8859-1", "cp1252"),
-        ("utf-16", "utf-8"),
-        ("punycode", "utf-8"),
-        ("?", "utf-8"),
-    ],
-)
-def test_the_declared_encoding_of_html(read: Any, label: Any, encoding: Any) -> None:
-    text = "“quoted”" if encoding == "cp1252" else "日本語"
-    assert read("a.html", f'<meta charset="{label}"><p>{text}</p>'.encode(encoding)) == text
-
-
-def test_html_without_a_declaration_is_utf_8(read: Any) -> None:
-    assert read("a.html", "<p>naïve</p>".encode()) == "naïve"
 
 
 def test_html_nested_too_deeply(error: Any) -> None:
