@@ -38,7 +38,7 @@ def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = 
     data = read_bytes(path)
     suffix = path.suffix.lower()
     if data and suffix == ".pdf":
-        text = pdf_text(data, name)
+        text = pdf_text(data, name, warnings)
     else:
         html = suffix in HTML_SUFFIXES
         declared = declared_encoding(data, suffix, html=html)

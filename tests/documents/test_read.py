@@ -238,7 +238,22 @@ def test_html_that_the_parser_turns_down(error: Any) -> None:
 
 
 def test_pdf(read: Any) -> None:
-    assert read("a.PDF", pdf("first page", "", "second page")) == "first page\n\nsecond page"
+    assert read("a.PDF", pdf("first page", "second page")) == "first page\n\nsecond page"
+
+
+@pytest.mark.parametrize(
+    ("pages", "expected"),
+    [
+        (["text", "", ""], "no text on 2 of its 3 pages (2-3), which are blank or scanned images; run OCR"),
+        (["", "text", "", "", "", "text", ""], "no text on 5 of its 7 pages (1, 3-5, 7), which"),
+    ],
+)
+def test_pages_of_a_pdf_without_text_are_named(
+    read_with_warning: Any, pages: list[str], expected: str
+) -> None:
+    text, warning = read_with_warning("a.pdf", pdf(*pages))
+    assert text == "\n\n".join(page for page in pages if page)
+    assert expected in warning
 
 
 def test_a_pdf_that_opens_without_a_password_though_encrypted(read: Any) -> None:
