@@ -10,7 +10,6 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, TextFlags, load_model, with_settings
-from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kvtool.calibration.calibrate import Report
@@ -77,7 +76,7 @@ def _read_texts(paths: Sequence[str], account: Account, encoding: str | None) ->
 
     texts = [text for _, text in load(paths, account, encoding=encoding)]
     if not texts:
-        raise account.problems[0] if account.problems else UsageError("--text", "names no files")
+        raise account.problems[0]
     return texts
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvtool.documents.find import find
-from kvtool.documents.read import BlankFile, read_text
+from kvtool.documents.read import BlankFile, read_text, shown
 from kvtool.errors import DocumentError, KvtoolError
 
 
@@ -36,8 +36,11 @@ def load(
     """The name and text of each document under `paths` (see `find`), one at a time; `account` gets the rest.
 
     An empty file that a walk came upon is passed over: an `__init__.py` has no text, and nobody asked for it. One
-    that is named outright is a problem.
+    that is named outright is a problem. So are paths under which there is nothing to read: as with a pattern that
+    matches nothing, a wrong folder or an ignore rule is the likely cause, and later steps must not run on nothing.
     """
+    paths = list(paths)
+    n_texts = 0
     documents, errors, passed_over = find(paths, include=include, exclude=exclude)
     account.problems += errors
     account.passed_over.update(passed_over)
@@ -52,4 +55,15 @@ def load(
         except DocumentError as error:
             account.problems.append(error)
         else:
+            n_texts += 1
             yield document.name, text
+    if not n_texts and not account.problems:
+        account.problems.append(_nothing_to_read(paths, account.passed_over))
+
+
+def _nothing_to_read(paths: Sequence[str | Path], passed_over: Counter[str]) -> DocumentError:
+    """Names what was looked through, and what was passed over there, the most frequent first."""
+    subject = ", ".join(map(shown, paths[:3])) + (", …" if len(paths) > 3 else "")
+    counts = ", ".join(f"{count:,} {what}" for what, count in passed_over.most_common())
+    reason = f"no documents found; passed over: {counts or 'nothing, it is empty'}"
+    return DocumentError(subject, reason, "check the path and the ignore rules, or name the files themselves")

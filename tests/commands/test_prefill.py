@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from kvtool import Store
 from kvtool.errors import FAILED, PARTLY
 from tests.commands.conftest import THREE, Cli, error_of, typed
@@ -88,6 +90,29 @@ def test_an_encoding_that_was_guessed_is_said_and_can_be_set(cli: Cli) -> None:
     assert f"warning: {warning['message']}" in result.stderr
     assert "its encoding was guessed: " in warning["reason"]
     assert json.loads(cli("prefill", "name.txt", "--json", "--encoding", "cp1250").stdout)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("files", "counts"),
+    [
+        ([], "nothing, it is empty"),
+        (["a.jpg", "b.jpg", ".hidden.md"], "2 .jpg, 1 hidden"),
+        (["ignored.log", "store/kvtool-store.json"], "1 ignored, 1 store"),
+        (["__init__.py"], "1 empty"),
+        (["a.pem"], "1 excluded"),
+    ],
+)
+def test_nothing_found_is_failed_and_says_what_was_passed_over(
+    cli: Cli, corpus: Path, files: list[str], counts: str
+) -> None:
+    Path(".kvtoolignore").write_text("*.log")
+    for file in ("", *files):
+        path = Path("folder") / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if file else path.mkdir()
+    error = error_of(cli("prefill", "folder", "--exclude", "*.pem", code=FAILED))
+    assert f"folder: no documents found; passed over: {counts}; check the path and the ignore rules" in error
+    assert not (corpus / "kv-store").exists()
 
 
 def test_nothing_done_is_failed(cli: Cli, corpus: Path) -> None:
