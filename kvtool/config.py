@@ -73,6 +73,10 @@ class Settings(BaseSettings):
     exclude: tuple[str, ...] = Field(
         (), description="Leave out documents whose names match, as in .gitignore."
     )
+    encoding: str | None = Field(
+        None,
+        description="Read text and HTML files in this encoding, instead of what each declares, else UTF-8, else a guess.",
+    )
     segment_tokens: int | None = Field(
         None, description="Split documents into segments of at most this many tokens."
     )

@@ -44,13 +44,14 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Report:
-    """A calibration that was made. ``problems`` are the texts that could not be read."""
+    """A calibration that was made. ``problems`` are the texts that could not be read, ``warnings`` those not read wholly."""
 
     calibration: Calibration
     file: str
     model: Model
     seconds: float
     problems: Sequence[KvtoolError] = field(default=())
+    warnings: Sequence[KvtoolError] = field(default=())
 
     @property
     def source(self) -> dict[str, Any]:
@@ -68,6 +69,7 @@ class Report:
             "bytes": self.calibration.nbytes,
             "seconds": round(self.seconds, 3),
             "problems": [error.to_json() for error in self.problems],
+            "warnings": [warning.to_json() for warning in self.warnings],
         }
 
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, DocumentNames, ModelFlags, load_model, with_settings
-from kvtool.errors import DocumentError, KvtoolError, UsageError
+from kvtool.commands.options import AsJson, DocumentNames, TextFlags, load_model, with_settings
 
 if TYPE_CHECKING:
     from kvtool.calibration.calibrate import Report
     from kvtool.config import Settings
+    from kvtool.documents.load import Account
 
 
-@with_settings(ModelFlags)
+@with_settings(TextFlags)
 def run(
     names: DocumentNames = None,
     text: Annotated[
@@ -42,12 +42,14 @@ def run(
     calibration that fits.
     """
     from kvtool.calibration.calibrate import Report, calibrate, calibrated_recipe
+    from kvtool.documents.load import Account
     from kvtool.store.open import open_store
 
     store = open_store(settings.store)
     # Raises for a recipe without a calibration, before the model is loaded.
     calibrated_recipe(recipe)
-    texts, problems = _read_texts(text) if text else (None, [])
+    account = Account()
+    texts = _read_texts(text, account, settings.encoding) if text else None
     model = load_model(settings)
     started = time.monotonic()
     with output.Bar("calibrating") as bar:
@@ -62,27 +64,20 @@ def run(
             on_progress=output.calibration_progress(bar),
         )
     file = str(store.locate_calibration(calibration.digest))
-    report = Report(calibration, file, model, time.monotonic() - started, problems)
+    report = Report(calibration, file, model, time.monotonic() - started, account.problems, account.warnings)
     output.emit(report.to_json(), render(report), as_json)
-    return output.exit_code(problems, done=1)
+    output.print_warnings(report.warnings)
+    return output.exit_code(report.problems, done=1)
 
 
-def _read_texts(paths: Sequence[str]) -> tuple[list[str], list[KvtoolError]]:
-    """The texts of ``paths``, and what cannot be read. Raises KvtoolError if nothing can."""
-    from kvtool.documents.find import find
-    from kvtool.documents.read import read_text
+def _read_texts(paths: Sequence[str], account: Account, encoding: str | None) -> list[str]:
+    """The texts of ``paths``; ``account`` gets the rest. Raises KvtoolError if nothing can."""
+    from kvtool.documents.load import load
 
-    documents, missing = find(paths)
-    problems: list[KvtoolError] = list(missing)
-    texts = []
-    for document in documents:
-        try:
-            texts.append(read_text(document.path))
-        except DocumentError as error:
-            problems.append(error)
+    texts = [text for _, text in load(paths, account, encoding=encoding)]
     if not texts:
-        raise problems[0] if problems else UsageError("--text", "names no files")
-    return texts, problems
+        raise account.problems[0]
+    return texts
 
 
 def render(report: Report) -> output.Lines:

@@ -64,6 +64,18 @@ class ModelFlags(StoreFlags):
     adapter: Annotated[Path | None, typer.Option(help="Apply the PEFT adapter in this directory.")]
 
 
+class TextFlags(ModelFlags):
+    """For a command that runs a model over files."""
+
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="Read text and HTML files in this encoding, such as cp1250 (default: what each declares, else UTF-8, else a "
+            "guess, which is named in a warning)."
+        ),
+    ]
+
+
 def with_settings(flags: type[StoreFlags]) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Decorates a command: its parameter ``settings`` becomes one parameter for each of ``flags``.
 

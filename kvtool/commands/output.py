@@ -51,6 +51,12 @@ def print_error(error: object) -> None:
     note(f"error: {' '.join(str(error).split())}")
 
 
+def print_warnings(warnings: Iterable[KvtoolError]) -> None:
+    """Prints what was done, but may not be what is wanted."""
+    for warning in warnings:
+        note(f"warning: {' '.join(str(warning).split())}")
+
+
 def exit_code(problems: Iterable[KvtoolError], done: int) -> int:
     """Prints what could not be done. Returns the exit code of a run that did ``done`` other things."""
     failed = list(problems)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, DryRun, ModelFlags, load_model, with_settings
+from kvtool.commands.options import AsJson, DryRun, TextFlags, load_model, with_settings
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
+    from kvtool.errors import DocumentError
     from kvtool.prefilling.report import Report
 
 
-class PrefillFlags(ModelFlags):
+class PrefillFlags(TextFlags):
     """Choice of documents, their prefix, and the division of their tokens into segments and passes."""
 
     system: Annotated[
@@ -83,6 +84,7 @@ def run(
     from kvtool.store.open import open_store
 
     store = open_store(settings.store)
+    prefix_warnings: list[DocumentError] = []
     model = load_model(settings)
     with output.Bar("prefilling") as bar:
         report = prefill(
@@ -90,10 +92,11 @@ def run(
             model=model,
             store=store,
             system=settings.system,
-            prefix_text=read_text(settings.prefix_file) if settings.prefix_file else None,
+            prefix_text=read_text(settings.prefix_file, prefix_warnings) if settings.prefix_file else None,
             no_prefix=settings.no_prefix,
             include=settings.include,
             exclude=settings.exclude,
+            encoding=settings.encoding,
             segment_tokens=settings.segment_tokens,
             step_tokens=settings.step_tokens,
             pack_tokens=settings.pack_tokens,
@@ -102,9 +105,11 @@ def run(
             dry_run=dry_run,
             on_progress=lambda r: bar.update(r.tokens, r.tokens_total, "tokens"),
         )
+    report.warnings[:0] = prefix_warnings
     if report.model_tokens:
         remember(model.fingerprint, report.model_tokens, report.model_seconds)
     output.emit(report.to_json(), render(report), as_json)
+    output.print_warnings(report.warnings)
     return output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
 
 
@@ -115,6 +120,8 @@ def render(report: Report) -> output.Lines:
         summary += f", {report.tokens:,} tokens in {report.seconds:.1f} s ({rate:,.0f} a second)"
     if report.unchanged:
         summary += f"; {len(report.unchanged)} were there already"
+    if empty := report.passed_over["empty"]:
+        summary += f"; passed over {empty} empty {'file' if empty == 1 else 'files'}"
     if report.averaged:
         summary += f"; {len(report.averaged)} averaged over neighbours, for blending"
     notes = [f"{summary} → {report.store}"]

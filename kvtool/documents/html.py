@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning, ParserRejectedMarkup, XMLParsedAsHTMLWarning
-from bs4.dammit import EncodingDetector
 from bs4.element import PreformattedString
 from markdownify import MarkdownConverter
 
@@ -39,30 +38,25 @@ class Soup(BeautifulSoup):
         return super().handle_starttag(name, *args, **kwargs)
 
 
-def declared_encoding(data: bytes) -> str | None:
-    """The encoding an HTML file says it has, in its `<meta>` or XML declaration."""
-    return EncodingDetector.find_declared_encoding(data, is_html=True)
+def html_text(markup: str, name: str, warnings: list[DocumentError]) -> str:
+    """The title and body of a page as Markdown. A page that has a title only goes to `warnings`.
 
-
-def html_text(markup: str, name: str) -> str:
-    """The title and body of a page as Markdown.
+    What a browser would print is the body, wherever it stands: an author may leave `</head>` and `<body>` out.
 
     Raises:
         DocumentError: the page is nested too deeply, or is no HTML.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
-            warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)
+        with catch_warnings():
+            simplefilter("ignore", MarkupResemblesLocatorWarning)
+            simplefilter("ignore", XMLParsedAsHTMLWarning)
             soup = Soup(markup, "html.parser")
         for element in soup(NOT_TEXT):
             element.decompose()
         # Comments, and also declarations, which markdownify would print.
         for string in soup.find_all(string=lambda string: isinstance(string, PreformattedString)):
             string.extract()
-        title = soup.title.extract().get_text(" ", strip=True) if soup.title else ""
-        if soup.head:
-            soup.head.decompose()
+        titles = [element.extract().get_text(" ", strip=True) for element in soup("title")]
         body = MarkdownConverter(
             heading_style="atx",
             bullets="-",
@@ -76,4 +70,10 @@ def html_text(markup: str, name: str) -> str:
     except ParserRejectedMarkup as error:
         reason = f"is not HTML that can be read ({str(error).splitlines()[-1].strip()}); expected a web page"
         raise DocumentError(name, reason, "save it as text or Markdown instead") from error
-    return "\n\n".join(part for part in (title, body.strip()) if part)
+    title, body = titles[0] if titles else "", body.strip()
+    if title and not body:
+        reason = (
+            f"holds nothing but its title, in {len(markup):,} characters; scripts and frames are not read"
+        )
+        warnings.append(DocumentError(name, reason, "save the page as a browser shows it, or leave it out"))
+    return "\n\n".join(part for part in (title, body) if part)

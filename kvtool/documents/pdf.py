@@ -9,8 +9,8 @@ from kvtool import limits
 from kvtool.errors import DocumentError
 
 
-def pdf_text(data: bytes, name: str) -> str:
-    """The text of all pages, a blank line between them.
+def pdf_text(data: bytes, name: str, warnings: list[DocumentError]) -> str:
+    """The text of all pages, a blank line between them. Pages without text go to `warnings`.
 
     Raises:
         DocumentError: pypdf is not installed; the PDF needs a password, is broken, or holds no text.
@@ -46,6 +46,21 @@ def pdf_text(data: bytes, name: str) -> str:
     if not size:
         reason = f"has no text in its {len(pages)} pages, probably scanned images; expected a PDF with text"
         raise DocumentError(name, reason, "run OCR on it (for example ocrmypdf) or leave it out")
+    if blank := [number for number, page in enumerate(pages, 1) if not page]:
+        numbers = _ranges(blank)
+        reason = f"has no text on {len(blank):,} of its {len(pages):,} pages ({numbers}), which are blank or scanned images"
+        warnings.append(DocumentError(name, reason, "run OCR on it (for example ocrmypdf) if they hold text"))
     # Fonts can map glyphs to halves of a surrogate pair, which no tokenizer takes.
     text = "\n\n".join(page for page in pages if page)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Rising numbers in words, such as "2-4, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)

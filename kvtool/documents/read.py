@@ -7,37 +7,48 @@ import stat
 from pathlib import Path
 
 from kvtool import limits
-from kvtool.documents.encoding import decode
-from kvtool.documents.html import declared_encoding, html_text
+from kvtool.documents.encoding import declared_encoding, decode, given_encoding
+from kvtool.documents.html import html_text
 from kvtool.documents.pdf import pdf_text
 from kvtool.errors import DocumentError
 
 HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 
 
-def read_text(path: Path) -> str:
+class BlankFile(DocumentError):
+    """A file holds no bytes, or white space only."""
+
+
+def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = None) -> str:
     """The text of a document: HTML as Markdown, the text of a PDF, anything else as it stands.
 
     The byte order mark is taken off and newlines become `\\n`. Nothing else is changed in plain text.
 
     Args:
         path: the file; its suffix says whether it is HTML or PDF.
+        warnings: gets what the text may lack, or may have got wrong.
+        encoding: that of a text or HTML file, whatever it declares; by default it is found out.
 
     Raises:
         DocumentError: the file cannot be read, is too large, is binary, is broken, or holds no text.
+        UsageError: `encoding` is no encoding.
     """
+    given = given_encoding(encoding) if encoding else None
     name = shown(path)
     data = read_bytes(path)
     suffix = path.suffix.lower()
     if data and suffix == ".pdf":
-        text = pdf_text(data, name)
-    elif suffix in HTML_SUFFIXES:
-        text = html_text(decode(data, name, declared_encoding(data)), name)
+        text = pdf_text(data, name, warnings)
     else:
-        text = decode(data, name)
+        html = suffix in HTML_SUFFIXES
+        declared = declared_encoding(data, suffix, html=html)
+        text = decode(data, name, warnings, given=given, declared=declared)
+        if html:
+            text = html_text(text, name, warnings)
     if not text or text.isspace():
         reason = f"no text in its {len(data):,} bytes" if data else "it is empty (0 bytes)"
-        raise DocumentError(name, f"{reason}; expected a document with text", "fill the file or leave it out")
+        kind = DocumentError if data.strip() else BlankFile
+        raise kind(name, f"{reason}; expected a document with text", "fill the file or leave it out")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +97,12 @@ def rules_above(folder: Path, cwd: Path, errors: list[DocumentError]) -> Rules:
     return Rules() if rules.ignore(folder, folder=True) else rules
 
 
-def walk(top: Path, cwd: Path, errors: list[DocumentError]) -> list[Path]:
-    """The files below `top` that may be documents, sorted. Folders that cannot be read go to `errors`."""
+def walk(top: Path, cwd: Path, errors: list[DocumentError], passed_over: Counter[str]) -> list[Path]:
+    """The files below `top` that may be documents, sorted.
+
+    Folders that cannot be read go to `errors`. `passed_over` counts the entries that are left out, by reason or
+    suffix; a folder counts once, whatever it holds.
+    """
     files: list[Path] = []
     folders = [(top, rules_above(top, cwd, errors))]
     while folders:
@@ -110,19 +115,26 @@ def walk(top: Path, cwd: Path, errors: list[DocumentError]) -> list[Path]:
             errors.append(DocumentError(shown(folder), reason, "change its permissions or leave it out"))
             continue
         if any(entry.name == STORE_MARKER for entry in entries):
+            passed_over["store"] += 1
             continue
         rules = above.within(folder, errors)
         for entry in entries:
             path = folder / entry.name
             is_folder = entry.is_dir(follow_symlinks=False)
-            if entry.name.startswith(".") or rules.ignore(path, folder=is_folder):
-                continue
-            if is_folder:
+            if entry.name.startswith("."):
+                passed_over["hidden"] += 1
+            elif rules.ignore(path, folder=is_folder):
+                passed_over["ignored"] += 1
+            elif is_folder:
                 folders.append((path, rules))
-            elif path.suffix.lower() not in NOT_TEXT:
+            elif (suffix := path.suffix.lower()) in NOT_TEXT:
+                passed_over[suffix] += 1
+            else:
                 try:
                     if stat.S_ISREG(entry.stat().st_mode):
                         files.append(path)
+                    else:
+                        passed_over["special"] += 1
                 except OSError as error:
                     reason = f"cannot be opened ({error.strerror or error}); expected a file or a link to one"
                     errors.append(DocumentError(shown(path), reason, "mend the link or delete it"))

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from kvtool.blending import averaged
-from kvtool.documents.find import find
-from kvtool.documents.read import read_text
+from kvtool.documents.load import Account, load
 from kvtool.engines import transformers as engine
-from kvtool.errors import DocumentError, KvtoolError, MismatchError, StoreError, UsageError
+from kvtool.errors import DocumentError, MismatchError, StoreError, UsageError
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
 from kvtool.prefilling.plan import Plan, plan_document
@@ -39,6 +38,7 @@ def prefill(
     no_prefix: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    encoding: str | None = None,
     segment_tokens: int | None = None,
     step_tokens: int = engine.STEP_TOKENS,
     pack_tokens: int = PACK_TOKENS,
@@ -53,6 +53,9 @@ def prefill(
     ``segment_tokens`` (default: the model's context less the prefix and room for a question and its answer) are
     split at paragraph or sentence boundaries. A document that cannot be read is reported and the others go on.
     A name that has another model's or prefix's cache is left alone unless ``replace``.
+
+    Text is read as UTF-8 or in the encoding that a file declares; ``encoding`` overrules both. What may not have been
+    read wholly or rightly is among the report's ``warnings``.
 
     With ``neighbours`` each segment is prefilled after that many other documents of the store too. The mean is kept as a
     variant of its own, for blending (``kvtool.blending.averaged``).
@@ -69,7 +72,9 @@ def prefill(
     limit = segment_limit(model, prefix, segment_tokens)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     report = _report(store, model, dry_run)
-    plans = _plan(paths, include, exclude, store, model, prefix, limit, replace, report.problems)
+    account = Account(report.problems, report.warnings, report.passed_over)
+    documents = load(paths, account, include=include, exclude=exclude, encoding=encoding)
+    plans = _plan(documents, store, model, prefix, limit, replace, report)
     if dry_run:
         known = store.known()
         for plan in plans:
@@ -127,28 +132,24 @@ def _report(store: Store, model: Model, dry_run: bool = False) -> Report:
 
 
 def _plan(
-    paths: Sequence[str | Path],
-    include: Sequence[str],
-    exclude: Sequence[str],
+    documents: Iterable[tuple[str, str]],
     store: Store,
     model: Model,
     prefix: Prefix,
     limit: int,
     replace: bool,
-    problems: list[KvtoolError],
+    report: Report,
 ) -> list[Plan]:
-    """A plan for each document that can be prefilled. Why others cannot is added to ``problems``."""
-    documents, missing = find(paths, include=include, exclude=exclude)
-    problems += missing
+    """A plan for each document that can be prefilled. Why others cannot is added to the report's problems."""
     plans = []
-    for document in documents:
+    for name, text in documents:
         try:
-            store.check_name(document.name)
-            plan = plan_document(document.name, read_text(document.path), model, prefix, limit)
+            store.check_name(name)
+            plan = plan_document(name, text, model, prefix, limit)
             _refuse_replacing(plan, store, model, prefix, replace)
             plans.append(plan)
         except (DocumentError, MismatchError, StoreError) as error:
-            problems.append(error)
+            report.problems.append(error)
     return plans
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvtool.errors import KvtoolError
+from kvtool.errors import DocumentError, KvtoolError
 
 
 @dataclass
 class Report:
     """Results of a run so far. ``problems`` say which documents could not be prefilled, and why.
+
+    ``warnings`` say which were prefilled though their text may lack something, or be wrong. ``passed_over`` counts what was
+    left out of folders, by reason (empty, hidden, ignored, excluded, store, special) or suffix.
 
     ``tokens`` are those that the model ran: whole passes, though some of their documents were in the store already.
     ``model_seconds`` is the part of ``seconds`` in which the model prefilled documents without others, ``model_tokens`` of
@@ -27,6 +31,8 @@ class Report:
     averaged: list[str] = field(default_factory=list)
     without_neighbours: list[str] = field(default_factory=list)
     problems: list[KvtoolError] = field(default_factory=list)
+    warnings: list[DocumentError] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     tokens_total: int = 0
     seconds: float = 0.0
@@ -43,6 +49,8 @@ class Report:
             "averaged": list(self.averaged),
             "without_neighbours": list(self.without_neighbours),
             "problems": [error.to_json() for error in self.problems],
+            "warnings": [warning.to_json() for warning in self.warnings],
+            "passed_over": dict(self.passed_over),
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
         }

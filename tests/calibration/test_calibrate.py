@@ -312,7 +312,7 @@ def test_the_command_prints_what_it_made(cli: Cli, store: LocalStore) -> None:
     made = store.calibrations[found["digest"]]
     assert Path(found["file"]).read_bytes() == made.to_bytes()
     assert (found["method"], found["tokens"], found["documents"]) == ("mean", 20, 1)
-    assert (found["bytes"], found["problems"]) == (made.nbytes, [])
+    assert (found["bytes"], found["problems"], found["warnings"]) == (made.nbytes, [], [])
     assert found["model"]["fingerprint"] == made.model
     assert found["seconds"] > 0
 

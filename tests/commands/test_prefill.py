@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from kvtool import Store
 from kvtool.errors import FAILED, PARTLY
 from tests.commands.conftest import THREE, Cli, error_of, typed
@@ -21,6 +23,8 @@ def test_prefill(cli: Cli) -> None:
         "averaged": [],
         "without_neighbours": [],
         "problems": [],
+        "warnings": [],
+        "passed_over": {},
         "tokens": "int",
         "seconds": "float",
     }
@@ -40,7 +44,7 @@ def test_prefill_dry_run_writes_nothing(cli: Cli, corpus: Path) -> None:
 
 
 def test_done_in_part(cli: Cli) -> None:
-    Path("docs/empty.md").write_text("")
+    Path("docs/binary.md").write_bytes(b"\0")
     result = cli("prefill", "docs", "missing.md", "--json", code=PARTLY)
     report = json.loads(result.stdout)
     assert sorted(report["prefilled"]) == THREE[1:]
@@ -49,8 +53,66 @@ def test_done_in_part(cli: Cli) -> None:
         assert problem.keys() == {"subject", "reason", "remedy", "message"}
         assert f"error: {problem['message']}" in result.stderr
     assert result.stderr.count("error: ") == 2
-    assert "docs/empty.md" in result.stderr
+    assert "docs/binary.md" in result.stderr
     assert list(Store("kv-store")) == THREE[1:]
+
+
+def test_empty_files_of_a_source_tree_do_not_end_a_pipeline(cli: Cli) -> None:
+    Path("docs/__init__.py").write_text("")
+    Path("docs/py.typed").write_text("\n")
+    report = json.loads(cli("prefill", "docs", "--json").stdout)
+    assert (report["problems"], report["passed_over"]) == ([], {"empty": 2})
+    assert "passed over 2 empty files" in cli("prefill", "docs").stderr
+
+
+def test_an_empty_file_that_is_named_is_an_error_though_a_walk_finds_it_too(cli: Cli) -> None:
+    Path("docs/__init__.py").write_text("")
+    for paths in (["docs", "docs/__init__.py"], ["docs/__init__.py", "docs"]):
+        result = cli("prefill", *paths, "--dry-run", code=PARTLY)
+        assert "docs/__init__.py: it is empty (0 bytes); expected a document with text" in result.stderr
+
+
+def test_a_page_that_shrinks_to_its_title_is_a_warning(cli: Cli) -> None:
+    Path("docs/app.html").write_text("<title>Opening hours</title><script>draw()</script>")
+    result = cli("prefill", "docs", "--json")
+    report = json.loads(result.stdout)
+    assert "docs/app.html" in report["prefilled"]
+    (warning,) = report["warnings"]
+    assert "holds nothing but its title, in 51 characters" in warning["reason"]
+    assert f"warning: {warning['message']}" in result.stderr
+    assert "warning: " in cli("prefill", "docs").stderr
+
+
+def test_an_encoding_that_was_guessed_is_said_and_can_be_set(cli: Cli) -> None:
+    Path("name.txt").write_bytes("Łukasz".encode("cp1250"))
+    result = cli("prefill", "name.txt", "--json")
+    (warning,) = json.loads(result.stdout)["warnings"]
+    assert f"warning: {warning['message']}" in result.stderr
+    assert "its encoding was guessed: " in warning["reason"]
+    assert json.loads(cli("prefill", "name.txt", "--json", "--encoding", "cp1250").stdout)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("files", "counts"),
+    [
+        ([], "nothing, it is empty"),
+        (["a.jpg", "b.jpg", ".hidden.md"], "2 .jpg, 1 hidden"),
+        (["ignored.log", "store/kvtool-store.json"], "1 ignored, 1 store"),
+        (["__init__.py"], "1 empty"),
+        (["a.pem"], "1 excluded"),
+    ],
+)
+def test_nothing_found_is_failed_and_says_what_was_passed_over(
+    cli: Cli, corpus: Path, files: list[str], counts: str
+) -> None:
+    Path(".kvtoolignore").write_text("*.log")
+    for file in ("", *files):
+        path = Path("folder") / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if file else path.mkdir()
+    error = error_of(cli("prefill", "folder", "--exclude", "*.pem", code=FAILED))
+    assert f"folder: no documents found; passed over: {counts}; check the path and the ignore rules" in error
+    assert not (corpus / "kv-store").exists()
 
 
 def test_nothing_done_is_failed(cli: Cli, corpus: Path) -> None:

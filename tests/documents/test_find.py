@@ -29,14 +29,14 @@ def tree(tmp_path: Path) -> Any:
 
 
 def names(arguments: Any, cwd: Any, **options: Any) -> Any:
-    documents, errors = find(arguments, cwd=cwd, **options)
+    documents, errors, _ = find(arguments, cwd=cwd, **options)
     assert [str(error) for error in errors] == []
     assert all(document.path.is_file() and document.path.is_absolute() for document in documents)
     return [document.name for document in documents]
 
 
 def only_error(arguments: Any, cwd: Any, **options: Any) -> str:
-    _, errors = find(arguments, cwd=cwd, **options)
+    _, errors, _ = find(arguments, cwd=cwd, **options)
     assert [type(error) for error in errors] == [DocumentError]
     assert "\n" not in str(errors[0])
     return str(errors[0])
@@ -56,7 +56,20 @@ def test_a_folder_is_walked_in_sorted_order_and_named_from_the_working_directory
 
 def test_the_path_is_absolute_and_leads_to_the_file(tree: Any) -> None:
     here = tree("docs/a.md")
-    assert find(["docs/a.md"], cwd=here) == ([Found("docs/a.md", here / "docs/a.md")], [])
+    assert find(["docs/a.md"], cwd=here)[0] == [Found("docs/a.md", here / "docs/a.md")]
+
+
+def test_what_a_walk_passes_over_is_counted(tree: Any) -> None:
+    here = tree(
+        "docs/a.md", "docs/.b.md", "docs/c.JPG", "docs/d/e.jpg", "docs/f.md", "docs/g.log", "docs/s/x.md"
+    )
+    tree("docs/s/kvtool-store.json")
+    tree("docs/.gitignore", text="*.log")
+    (here / "docs/link").symlink_to(here / "docs/d")
+    documents, errors, passed_over = find(["docs"], cwd=here, exclude=["f.md"])
+    assert ([document.name for document in documents], errors) == (["docs/a.md"], [])
+    expected = {"hidden": 2, ".jpg": 2, "excluded": 1, "ignored": 1, "store": 1, "special": 1}
+    assert passed_over == expected
 
 
 def test_the_process_working_directory_is_the_default(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +244,7 @@ def test_an_argument_that_is_no_document_is_an_error_and_the_others_go_on(
 
 def test_two_files_of_one_name(tree: Any) -> None:
     here = tree("../x/docs/a.md", "../y/docs/a.md")
-    documents, errors = find(["../x/docs", "../y/docs"], cwd=here)
+    documents, errors, _ = find(["../x/docs", "../y/docs"], cwd=here)
     assert [document.name for document in documents] == ["docs/a.md"]
     (message,) = map(str, errors)
     assert f"{here.parent}/y/docs/a.md: would be named 'docs/a.md', as {here.parent}/x/docs/a.md" in message
@@ -269,7 +282,7 @@ def test_what_may_not_be_looked_into_is_an_error(tree: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "scandir", refusing_scandir)
     monkeypatch.setattr(Path, "open", refusing_open)
-    documents, errors = find(["docs"], cwd=here)
+    documents, errors, _ = find(["docs"], cwd=here)
     assert [document.name for document in documents] == ["docs/a.md"]
     ignore, secret = map(str, errors)
     assert "docs/.gitignore: permission denied" in ignore

@@ -1,0 +1,69 @@
+"""Loads documents: what paths name becomes texts, with an account of what was not read, or not wholly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvtool.documents.find import find
+from kvtool.documents.read import BlankFile, read_text, shown
+from kvtool.errors import DocumentError, KvtoolError
+
+
+@dataclass
+class Account:
+    """What became of the files that are not simply texts now.
+
+    `problems` are those that cannot be read, `warnings` those that were not read wholly, or not surely.
+    `passed_over` counts what a walk left out, by reason or suffix.
+    """
+
+    problems: list[KvtoolError] = field(default_factory=list)
+    warnings: list[DocumentError] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def load(
+    paths: Iterable[str | Path],
+    account: Account,
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    encoding: str | None = None,
+) -> Iterator[tuple[str, str]]:
+    """The name and text of each document under `paths` (see `find`), one at a time; `account` gets the rest.
+
+    An empty file that a walk came upon is passed over: an `__init__.py` has no text, and nobody asked for it. One
+    that is named outright is a problem. So are paths under which there is nothing to read: as with a pattern that
+    matches nothing, a wrong folder or an ignore rule is the likely cause, and later steps must not run on nothing.
+    """
+    paths = list(paths)
+    n_texts = 0
+    documents, errors, passed_over = find(paths, include=include, exclude=exclude)
+    account.problems += errors
+    account.passed_over.update(passed_over)
+    for document in documents:
+        try:
+            text = read_text(document.path, account.warnings, encoding)
+        except BlankFile as error:
+            if document.walked:
+                account.passed_over["empty"] += 1
+            else:
+                account.problems.append(error)
+        except DocumentError as error:
+            account.problems.append(error)
+        else:
+            n_texts += 1
+            yield document.name, text
+    if not n_texts and not account.problems:
+        account.problems.append(_nothing_to_read(paths, account.passed_over))
+
+
+def _nothing_to_read(paths: Sequence[str | Path], passed_over: Counter[str]) -> DocumentError:
+    """Names what was looked through, and what was passed over there, the most frequent first."""
+    subject = ", ".join(map(shown, paths[:3])) + (", …" if len(paths) > 3 else "")
+    counts = ", ".join(f"{count:,} {what}" for what, count in passed_over.most_common())
+    reason = f"no documents found; passed over: {counts or 'nothing, it is empty'}"
+    return DocumentError(subject, reason, "check the path and the ignore rules, or name the files themselves")
