@@ -7,6 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from kvtool.server.http.cross_site import is_from_page
 from kvtool.server.http.errors import ApiError
 
 _MAX_MISTAKES = 1000
@@ -16,7 +17,13 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 async def parse_body(request: Request, schema: type[Body]) -> Body:
-    """Parses the body. Raises ``ApiError``, naming the field, for one that does not fit ``schema``."""
+    """Parses the body. Raises ``ApiError``, naming the field, for one that does not fit ``schema``.
+
+    A page must say that it sends JSON, for which its browser asks first. curl sends it as a form unless told otherwise.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if is_from_page(request) and kind != "application/json":
+        raise ApiError(415, f"Content-Type {kind[:80]!r}: expected application/json")
     try:
         return schema.model_validate_json(await request.body())
     except ValidationError as error:
