@@ -160,7 +160,7 @@ def test_logprobs_are_the_models(client: TestClient, served: kvtool.Model) -> No
         ({"recompute": 2}, 400, "recompute"),
         ({"policy": "evne", "documents": ["docs/a.txt"]}, 400, "did you mean even"),
         ({"n": 0}, 400, "n"),
-        ({"stop": ""}, 400, "stop"),
+        ({"stop": ""}, 400, "stop: String should have at least 1 character"),
         ({"use_cache": 0}, 400, "use_cache"),
     ],
     ids=str,
