@@ -37,6 +37,13 @@ def run(
             "STORE/tenants/NAME. Needed for other addresses than loopback."
         ),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Let pages of this origin, such as https://chat.example, use the server from a browser. Give it again for "
+            "each further one."
+        ),
+    ] = None,
     variant: Annotated[
         str | None,
         typer.Option(
@@ -82,12 +89,14 @@ def run(
         from kvtool.server.app import create_app
         from kvtool.server.http import logs
         from kvtool.server.http.auth import read_tokens
+        from kvtool.server.http.cross_site import read_origins
         from kvtool.server.http.server import Server, listen
         from kvtool.server.runtime.load_policy import LoadOptions
         from kvtool.server.runtime.service import Limits, Service
     except ModuleNotFoundError as error:
         raise ModelError("serve-cache", f"needs {error.name}", "pip install 'kvtool[serve]'") from error
     tenants = read_tokens(tokens) if tokens else {}
+    origins = read_origins(allow_origin or [])
     model = load_model(settings)
     service = Service.over(
         settings.store,
@@ -107,7 +116,7 @@ def run(
         service.is_draining = True
 
     logs.set_up(as_json=log is Log.json)
-    server = Server(create_app(service, tenants), drain=drain, on_ready=started, on_drain=stopping)
+    server = Server(create_app(service, tenants, origins), drain=drain, on_ready=started, on_drain=stopping)
     # uvicorn, once it has shut down, raises again what it was stopped by.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     server.run([listening])

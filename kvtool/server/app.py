@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
@@ -22,6 +23,7 @@ from kvtool.server.cached_contents.store import Contents, records_in
 from kvtool.server.cached_contents.worker import PrefillWorker
 from kvtool.server.http.auth import METRICS, Authentication
 from kvtool.server.http.body_limits import BodyLimits
+from kvtool.server.http.cross_site import CrossSiteGuard
 from kvtool.server.http.errors import ApiError
 from kvtool.server.http.logs import Logged
 from kvtool.server.http.openapi import JSON, Operation, Resource, describe
@@ -83,11 +85,24 @@ ROUTES: list[BaseRoute] = [
     *web.ROUTES,
 ]
 
+# Headers that OpenAI's client sends, and those of answers that a page must be let read by name.
+_CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+    "allow_headers": ["*"],
+    "expose_headers": ["X-Request-Id", "Retry-After", "ETag", "Content-Range", "Accept-Ranges"],
+    "allow_private_network": True,
+}
+
 _OPEN = [route.path for route in ROUTES if isinstance(route, Resource) and route.is_open]
 
 
-def create_app(service: Service, tokens: Mapping[str, str] | None = None) -> Starlette:
-    """An ASGI application that runs the model of ``service`` while it lives. ``tokens`` are the tenants' names by token."""
+def create_app(
+    service: Service, tokens: Mapping[str, str] | None = None, origins: Sequence[str] = ()
+) -> Starlette:
+    """An ASGI application that runs the model of ``service`` while it lives.
+
+    ``tokens`` are the tenants' names by token. Pages of ``origins`` may use it from a browser, beside its own page.
+    """
     if len(service.tenants) > 1:
         forget_words(service.model)
     contents = {tenant.name: Contents(records_in(tenant.store)) for tenant in service.tenants.values()}
@@ -110,6 +125,8 @@ def create_app(service: Service, tokens: Mapping[str, str] | None = None) -> Sta
         exception_handlers={HTTPException: _no_such_route, KvtoolError: respond, ApiError: respond},
         middleware=[
             Middleware(Logged, metrics=service.metrics),
+            Middleware(CrossSiteGuard, origins=origins, open_paths=open_paths, names_are_checked=not tokens),
+            *([Middleware(CORSMiddleware, allow_origins=origins, **_CORS)] if origins else []),
             Middleware(Authentication, tenants=service.tenants, tokens=tokens or {}, open_paths=open_paths),
             Middleware(BodyLimits, seconds=limits.REQUEST_SECONDS, streamed=artifacts.UPLOADS),
         ],

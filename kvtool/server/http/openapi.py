@@ -143,9 +143,10 @@ def _described(resource: Resource, operation: Operation, schemas: _Schemas) -> J
 
 
 def _errors(resource: Resource, operation: Operation) -> list[int]:
-    of_tokens = [] if resource.is_open else [401, 403]
+    of_tokens = [] if resource.is_open else [401]
     of_bodies = [408, 413] if operation.request else []
-    return sorted({400, *of_tokens, *of_bodies, *operation.errors})
+    of_bodies += [415] if JSON in (operation.request or {}) else []
+    return sorted({400, 403, *of_tokens, *of_bodies, *operation.errors})
 
 
 def _response(status: int | None, content: Content, schemas: _Schemas) -> Json:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
+from kvtool.server.http.errors import ApiError
 from kvtool.server.http.openapi import JSON, Operation, Resource
 from kvtool.server.runtime.errors import model_missing
 from kvtool.server.runtime.service import Service
@@ -35,7 +36,10 @@ async def list_models(request: Request) -> Response:
 
 async def retrieve_model(request: Request) -> Response:
     service: Service = request.app.state.service
-    if (name := request.path_params["name"]) != service.model.name:
+    if not (name := request.path_params["name"]):
+        message = f"{request.url.path}: a model's name is missing at its end; this server has {service.model.name!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    if name != service.model.name:
         raise model_missing(name, service.model.name)
     return JSONResponse(_entry(service))
 

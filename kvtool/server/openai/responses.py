@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from kvtool.server.runtime.generation import Choice, Completion, Delta
-from kvtool.server.runtime.sampling import SampledToken
+from kvtool.server.runtime.detokenize import TokenText
+from kvtool.server.runtime.generation import AnsweredToken, Choice, Completion, Delta
 
 FinishReason = Literal["stop", "length"]
 Json = dict[str, Any]
@@ -36,7 +36,7 @@ class AssistantMessage(TypedDict):
 class TokenLogprob(TypedDict):
     token: str
     logprob: float | None
-    bytes: list[int]
+    bytes: list[int] | None
 
 
 class ChosenTokenLogprob(TokenLogprob):
@@ -103,7 +103,6 @@ class Responses:
     def __init__(self, completion: Completion, model: str) -> None:
         self.completion, self.model = completion, model
         self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
-        self.tokenizer = completion.service.model.tokenizer
 
     def whole(self, choices: Sequence[Choice]) -> Json:
         shown = [self.choice(choice) for choice in choices]
@@ -167,43 +166,63 @@ class ChatResponses(Responses):
         end = {"index": delta.index, "delta": {}, "logprobs": None, "finish_reason": delta.finish}
         return [text] * bool(delta.text or delta.sampled) + [end] * bool(delta.finish)
 
-    def _logprobs(self, sampled: Sequence[tuple[SampledToken, str]]) -> ChatLogprobs | None:
+    def _logprobs(self, sampled: Sequence[AnsweredToken]) -> ChatLogprobs | None:
         if not self.has_logprobs:
             return None
-        return {"content": [self._chosen(token, text) for token, text in sampled], "refusal": None}
-
-    def _chosen(self, token: SampledToken, text: str) -> ChosenTokenLogprob:
-        top = [_logprob(self.tokenizer.decode([other]), logprob) for other, logprob in token.top]
-        return {**_logprob(text, token.logprob), "top_logprobs": top}
+        return {"content": [_chosen(token) for token in sampled], "refusal": None}
 
 
-def _logprob(text: str, logprob: float | None) -> TokenLogprob:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _chosen(token: AnsweredToken) -> ChosenTokenLogprob:
+    top = [_logprob(text, logprob) for text, logprob in token.top]
+    return {**_logprob(token.text, token.logprob), "top_logprobs": top}
+
+
+def _logprob(token: TokenText, logprob: float | None) -> TokenLogprob:
+    data = None if token.bytes is None else list(token.bytes)
+    return {"token": token.text, "logprob": logprob, "bytes": data}
 
 
 class TextResponses(Responses):
     id_prefix, object, chunk = "cmpl", "text_completion", "text_completion"
 
+    def __init__(self, completion: Completion, model: str) -> None:
+        super().__init__(completion, model)
+        self._offsets = [TextOffsets() for _ in completion.request.samplings]
+
     def choice(self, choice: Choice | Delta) -> Mapping[str, Any]:
         return {
             "index": choice.index,
             "text": choice.text,
-            "logprobs": self._logprobs(choice.sampled),
+            "logprobs": self._logprobs(choice.sampled, self._offsets[choice.index]),
             "finish_reason": choice.finish,
         }
 
     def delta(self, delta: Delta) -> list[Json]:
         return [dict(self.choice(delta))]
 
-    def _logprobs(self, sampled: Sequence[tuple[SampledToken, str]]) -> TextLogprobs | None:
+    def _logprobs(self, sampled: Sequence[AnsweredToken], offsets: TextOffsets) -> TextLogprobs | None:
         if not self.has_logprobs:
             return None
-        decode, texts = self.tokenizer.decode, [text for _, text in sampled]
         return {
-            "tokens": texts,
-            "token_logprobs": [token.logprob for token, _ in sampled],
-            "top_logprobs": [
-                {decode([other]): logprob for other, logprob in token.top} for token, _ in sampled
-            ],
-            "text_offset": [0, *accumulate(map(len, texts))][:-1],
+            "tokens": [token.text.name for token in sampled],
+            "token_logprobs": [token.logprob for token in sampled],
+            "top_logprobs": [{text.name: logprob for text, logprob in token.top} for token in sampled],
+            "text_offset": [offsets.add(token.text) for token in sampled],
         }
+
+
+class TextOffsets:
+    """Where tokens begin in the text that they make, in characters."""
+
+    def __init__(self) -> None:
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._end = 0
+
+    def add(self, token: TokenText) -> int:
+        """Where ``token`` begins, after those that were added before."""
+        data = token.bytes or b""
+        is_unfinished = bool(self._decoder.getstate()[0])
+        # A character that is not finished by this token is in the text as U+FFFD, before it.
+        start = self._end + (is_unfinished and bool(data) and not 0x80 <= data[0] < 0xC0)
+        self._end += len(self._decoder.decode(data))
+        return start

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from kvtool import limits
 from kvtool.blending.blend import RECOMPUTE
 from kvtool.blending.policies import DEFAULT
-from kvtool.model.conversation import Message
+from kvtool.server.openai.messages import Body, ChatMessage, Nothing
 from kvtool.server.runtime.request import (
     ConversationPrompt,
     HeldDocument,
@@ -30,11 +30,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: StrictBool | None = None
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-
-class _Request(_Body):
+class _Request(Body):
     """The fields that both APIs have; those from ``documents`` on are kvtool's."""
 
     model: StrictStr
@@ -103,7 +99,7 @@ class CompletionRequest(_Request):
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
-    suffix: None = None
+    suffix: Nothing = None
 
     def to_prompt(self) -> Prompt:
         return TextPrompt(self.prompt) if isinstance(self.prompt, str) else TokenPrompt(self.prompt)
@@ -117,29 +113,13 @@ class CompletionRequest(_Request):
         return 16 if self.max_tokens is None else self.max_tokens
 
 
-class TextPart(_Body):
-    type: Literal["text"]
-    text: StrictStr
-
-
-class ChatMessage(_Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | list[TextPart]
-    name: StrictStr | None = None
-
-    @property
-    def message(self) -> Message:
-        """With its parts joined, and OpenAI's "developer" as the role that chat templates know."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return Message("system" if self.role == "developer" else self.role, text)
-
-
-class TextFormat(_Body):
+class TextFormat(Body):
     type: Literal["text"]
 
 
 class ChatRequest(_Request):
+    """A request for the next message. The fields after ``safety_identifier`` may be there, and change no answer."""
+
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MESSAGES)]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
@@ -147,6 +127,24 @@ class ChatRequest(_Request):
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
     metadata: dict[str, StrictStr] | None = None
+    prompt_cache_key: StrictStr | None = None
+    safety_identifier: StrictStr | None = None
+
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    tools: Nothing = None
+    functions: Nothing = None
+    audio: Nothing = None
+    moderation: Nothing = None
+    prediction: Nothing = None
+    prompt_cache_options: Nothing = None
+    prompt_cache_retention: Nothing = None
+    reasoning_effort: Nothing = None
+    verbosity: Nothing = None
+    web_search_options: Nothing = None
 
     def to_prompt(self) -> Prompt:
         return ConversationPrompt([message.message for message in self.messages])

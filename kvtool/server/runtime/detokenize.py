@@ -1,14 +1,24 @@
-"""Tokens → text, as they come: whole characters only, and nothing from a stop sequence on."""
+"""Tokens → text, as they come: whole characters only, and nothing from a stop sequence on. Single tokens, to the byte."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 _RECENT_TOKENS = 64
 """Tokens that are decoded again with each new one, before the older half of them is settled."""
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+_BEFORE = "a"
+"""A token that is decoded before another, which then keeps the space that it begins with."""
 
 
 class TextStream:
@@ -69,3 +79,58 @@ class TextStream:
                 if text.endswith(stop[:size]):
                     longest = max(longest, size)
         return longest
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """A token's name for people, and its bytes; those of an answer's tokens, joined, are the answer. Special tokens have none."""
+
+    text: str
+    bytes: bytes | None
+
+    @property
+    def name(self) -> str:
+        """The text, unless that would be no text: then the bytes, as OpenAI's completions write them."""
+        try:
+            return self.text if self.bytes is None else self.bytes.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.bytes or b"")
+
+
+class TokenTexts:
+    """Texts of a tokenizer's tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._special = frozenset(
+            token for token, added in tokenizer.added_tokens_decoder.items() if added.special
+        )
+        self._decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+        kinds = set(_kinds(json.loads(self._decoder.__getstate__()))) if self._decoder else set()
+        self._has_alphabet, self._has_byte_tokens = "ByteLevel" in kinds, "ByteFallback" in kinds
+
+    def of(self, token: int, *, is_first: bool) -> TokenText:
+        """The text of ``token``; ``is_first`` where it begins what is decoded."""
+        if token in self._special:
+            return TokenText(str(self.tokenizer.decode([token])), None)
+        data = self._bytes(token, is_first)
+        return TokenText(data.decode(errors="replace"), data)
+
+    def _bytes(self, token: int, is_first: bool) -> bytes:
+        # A model may have more logits than its tokenizer has tokens.
+        name = self.tokenizer.convert_ids_to_tokens(token) or ""
+        if self._has_alphabet:
+            # Added tokens are written as they are. The decoder decides by the same rule.
+            return bytes(_BYTES[each] for each in name) if _BYTES.keys() >= set(name) else name.encode()
+        if self._has_byte_tokens and (byte := _BYTE.fullmatch(name)):
+            return bytes.fromhex(byte[1])
+        if self._decoder is None:
+            return str(self.tokenizer.decode([token])).encode()
+        if is_first:
+            return str(self._decoder.decode([name])).encode()
+        return str(self._decoder.decode([_BEFORE, name])).removeprefix(_BEFORE).encode()
+
+
+def _kinds(decoder: Any) -> list[str]:
+    """The kinds of decoders that a decoder of ``tokenizers`` is made of."""
+    return [decoder["type"], *(kind for each in decoder.get("decoders", ()) for kind in _kinds(each))]

@@ -48,7 +48,7 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
 
 
 def document_missing(name: str) -> ApiError:
-    message = f"{name}: there is no such document; GET /v1/documents lists them"
+    message = f"{name or 'the empty name'}: there is no such document; GET /v1/documents lists them"
     return ApiError(404, message, param="documents", code="document_not_found")
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from kvtool.server.http.logs import RequestLog
 from kvtool.server.runtime.cache_manager import OpenCache
-from kvtool.server.runtime.detokenize import TextStream
+from kvtool.server.runtime.detokenize import TextStream, TokenText, TokenTexts
 from kvtool.server.runtime.request import Request
 from kvtool.server.runtime.request_plan import RequestPlan
 from kvtool.server.runtime.sampling import SampledToken
@@ -20,13 +20,22 @@ from kvtool.server.runtime.service import Service
 from kvtool.server.runtime.tenant import Tenant
 
 
+@dataclass(frozen=True)
+class AnsweredToken:
+    """A token with its text, and the texts of those that were the likeliest in its place."""
+
+    text: TokenText
+    logprob: float | None
+    top: Sequence[tuple[TokenText, float]]
+
+
 @dataclass
 class Choice:
-    """One answer, as far as it has come. ``sampled`` are tokens with their text, where log probabilities were asked for."""
+    """One answer, as far as it has come. ``sampled`` are its tokens, where log probabilities were asked for."""
 
     index: int
     text: str = ""
-    sampled: list[tuple[SampledToken, str]] = field(default_factory=list)
+    sampled: list[AnsweredToken] = field(default_factory=list)
     finish: str | None = None
 
 
@@ -36,7 +45,7 @@ class Delta:
 
     index: int
     text: str
-    sampled: list[tuple[SampledToken, str]]
+    sampled: list[AnsweredToken]
     finish: str | None
 
 
@@ -89,7 +98,8 @@ class Completion:
         tokenizer = self.service.model.tokenizer
         streams = [TextStream(tokenizer, self.request.stop) for _ in self._generations]
         is_done = [False] * len(streams)
-        pending: list[list[tuple[SampledToken, str]]] = [[] for _ in streams]
+        pending: list[list[AnsweredToken]] = [[] for _ in streams]
+        texts, n_tokens = TokenTexts(tokenizer), [0] * len(streams)
         while not all(is_done):
             index, event = await self._next()
             if is_done[index]:
@@ -99,7 +109,8 @@ class Completion:
                 self._count_token()
                 text = stream.push(event.token)
                 if event.logprob is not None:
-                    pending[index].append((event, tokenizer.decode([event.token])))
+                    pending[index].append(_answered(texts, event, is_first=not n_tokens[index]))
+                n_tokens[index] += 1
                 if stream.stopped:
                     self._generations[index].cancel()
                     finish = "stop"
@@ -166,6 +177,11 @@ class Completion:
             "cached_tokens": self.cached_tokens,
             "completion_tokens": self.completion_tokens,
         }
+
+
+def _answered(texts: TokenTexts, token: SampledToken, *, is_first: bool) -> AnsweredToken:
+    top = [(texts.of(other, is_first=is_first), logprob) for other, logprob in token.top]
+    return AnsweredToken(texts.of(token.token, is_first=is_first), token.logprob, top)
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def test_no_operation_lacks_anything(described: Any) -> None:
         error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
         failed = {status for status in responses if status not in succeeded}
         assert {"400", "default"} <= failed
-        assert {"401", "403"} <= failed or operation["security"] == []
+        assert "403" in failed
+        assert "401" in failed or operation["security"] == []
         assert all(responses[status] == error for status in failed - {"503"}), path
         if "requestBody" in operation:
             assert {"408", "413"} <= failed

@@ -144,6 +144,38 @@ def test_logprobs_are_the_models(client: TestClient, served: kvtool.Model) -> No
     assert len(logprobs["tokens"]) == len(logprobs["text_offset"]) == 4
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_bytes_of_logprobs_are_the_answers(client: TestClient, stream: bool) -> None:
+    """The tiny model's tokens are bytes, and most of its answers parts of characters."""
+    more = {"logprobs": True, "top_logprobs": 3, "max_tokens": 40, "temperature": 1, "seed": 3}
+    answer = post_chat(client, **more, stream=stream)
+    if stream:
+        lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if "{" in line]
+        choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+        text = "".join(choice["delta"].get("content", "") for choice in choices)
+    else:
+        choices = answer.json()["choices"]
+        text = choices[0]["message"]["content"]
+    tokens = [token for choice in choices if choice["logprobs"] for token in choice["logprobs"]["content"]]
+    assert bytes(byte for token in tokens for byte in token["bytes"] or []).decode(errors="replace") == text
+    assert any(token["bytes"] != list(token["token"].encode()) for token in tokens)
+    assert all(len(token["top_logprobs"]) == 3 for token in tokens)
+
+
+def test_offsets_of_tokens_are_those_in_the_text(client: TestClient) -> None:
+    body = {"model": "served", "prompt": "One", "temperature": 0, "max_tokens": 30, "logprobs": 5}
+    choice = client.post("/v1/completions", json=body).json()["choices"][0]
+    logprobs = choice["logprobs"]
+    for token, start in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        assert token.startswith(("bytes:", "<|")) or choice["text"].startswith(token, start)
+    # Parts of characters are different tokens.
+    assert {len(top) for top in logprobs["top_logprobs"]} == {5}
+    streamed = client.post("/v1/completions", json=body | {"stream": True}).text.split("\n\n")
+    events = [json.loads(line.removeprefix("data: ")) for line in streamed if "{" in line]
+    pieces = [event["choices"][0]["logprobs"] for event in events]
+    assert [offset for piece in pieces for offset in piece["text_offset"]] == logprobs["text_offset"]
+
+
 @pytest.mark.parametrize(
     ("more", "status", "says"),
     [
@@ -160,7 +192,7 @@ def test_logprobs_are_the_models(client: TestClient, served: kvtool.Model) -> No
         ({"recompute": 2}, 400, "recompute"),
         ({"policy": "evne", "documents": ["docs/a.txt"]}, 400, "did you mean even"),
         ({"n": 0}, 400, "n"),
-        ({"stop": ""}, 400, "stop"),
+        ({"stop": ""}, 400, "stop: String should have at least 1 character"),
         ({"use_cache": 0}, 400, "use_cache"),
     ],
     ids=str,
