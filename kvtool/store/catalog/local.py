@@ -127,7 +127,7 @@ class LocalCatalog(Catalog):
     # Removing
 
     def remove(self, name: str) -> None:
-        """Forgets a document. Its artifacts stay until ``collect``, since others may share them."""
+        """Forgets a document. Its artifacts stay until ``collect``."""
         self[name]
         path = self._manifest_path(name)
         with files.as_store_errors(path):
@@ -155,23 +155,33 @@ class LocalCatalog(Catalog):
                     path.unlink()
         return unused
 
-    def purge(self, name: str) -> bool:
-        """Forgets a document, and removes the artifacts that no other refers to; nothing if somebody is writing.
+    def free(self, names: Iterable[str]) -> list[Path]:
+        """Forgets documents, and removes the artifacts that they named and no other does. Waits for writers to end.
 
-        Returns whether it is gone now.
+        What nobody names stays: an interrupted run goes on from it. Returns the paths of the artifacts removed.
         """
+        with files.as_store_errors(self.root), files.locked(self._lock):
+            return self._free(names)
+
+    def purge(self, name: str) -> bool:
+        """``free`` for one document; nothing if somebody is writing. Returns whether it is gone now."""
         if name not in self:
             return True
         with files.as_store_errors(self.root), files.locked_if_free(self._lock) as is_alone:
             if is_alone:
-                artifacts = self[name].artifacts
-                # The manifest first: an artifact too many is collected one day, one that is missing is an error.
-                self.remove(name)
-                used = artifacts_of(self.values())
-                for variant in artifacts:
-                    if variant.artifact not in used:
-                        self.discard(variant)
+                self._free([name])
         return is_alone
+
+    def _free(self, names: Iterable[str]) -> list[Path]:
+        documents = {name: self[name] for name in names}
+        # The manifests first: an artifact too many is collected one day, one that is missing is an error.
+        for name in documents:
+            self.remove(name)
+        freed = artifacts_of(documents.values()) - artifacts_of(self.values())
+        paths = sorted(path for path in map(self.artifact_path, freed) if path.is_file())
+        for path in paths:
+            path.unlink()
+        return paths
 
     def _artifact_files(self) -> list[Path]:
         return sorted((self.root / ARTIFACTS).glob("??/*.safetensors"))
