@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kvtool.blending import averaged
 from kvtool.documents.find import find
-from kvtool.documents.read import read_text
+from kvtool.documents.read import read_text, shown
 from kvtool.engines import transformers as engine
 from kvtool.errors import DocumentError, KvtoolError, MismatchError, StoreError, UsageError
 from kvtool.model.chat_template import Prefix
@@ -52,7 +52,7 @@ def prefill(
     Every segment is prefilled after one prefix (see ``prefix_for``). Documents longer than
     ``segment_tokens`` (default: the model's context less the prefix and room for a question and its answer) are
     split at paragraph or sentence boundaries. A document that cannot be read is reported and the others go on.
-    A name that has another model's or prefix's cache is left alone unless ``replace``.
+    A name that has another model's or prefix's cache, or another file's text, is left alone unless ``replace``.
 
     With ``neighbours`` each segment is prefilled after that many other documents of the store too. The mean is kept as a
     variant of its own, for blending (``kvtool.blending.averaged``).
@@ -130,7 +130,7 @@ def _plan(
     paths: Sequence[str | Path],
     include: Sequence[str],
     exclude: Sequence[str],
-    store: Store,
+    store: LocalStore,
     model: Model,
     prefix: Prefix,
     limit: int,
@@ -144,7 +144,7 @@ def _plan(
     for document in documents:
         try:
             store.check_name(document.name)
-            plan = plan_document(document.name, read_text(document.path), model, prefix, limit)
+            plan = plan_document(document.name, read_text(document.path), model, prefix, limit, document.path)
             _refuse_replacing(plan, store, model, prefix, replace)
             plans.append(plan)
         except (DocumentError, MismatchError, StoreError) as error:
@@ -167,7 +167,7 @@ def _average(
     report.averaged, report.without_neighbours = result.made, result.without_neighbours
 
 
-def _refuse_replacing(plan: Plan, store: Store, model: Model, prefix: Prefix, replace: bool) -> None:
+def _refuse_replacing(plan: Plan, store: LocalStore, model: Model, prefix: Prefix, replace: bool) -> None:
     if replace or plan.name not in store:
         return
     existing = store[plan.name]
@@ -178,3 +178,8 @@ def _refuse_replacing(plan: Plan, store: Store, model: Model, prefix: Prefix, re
         if old != new:
             reason = f"the store holds it for another {what} ({old[:12]}…, this one is {new[:12]}…)"
             raise MismatchError(plan.name, reason, "use another --store, or --replace")
+    other = plan.path and store.sources.other(existing, plan.path)
+    if other and other.exists() and existing.text_digest != plan.text_digest:
+        reason = f"the store holds it from {shown(other)}, and {shown(plan.path or '')} has another text"
+        remedy = "work from a folder that holds both, use another --store, or --replace"
+        raise MismatchError(plan.name, reason, remedy)

@@ -14,6 +14,7 @@ from kvtool.system import files as fs
 FORMAT = 1
 MARKER = "kvtool-store.json"
 MANIFESTS, ARTIFACTS, CALIBRATIONS = "manifests", "artifacts", "calibrations"
+SOURCES = "sources"
 
 _FILE_NAME_BYTES = 255
 _SAFE = " !#$&'()+,-.;=@[]^_`{}~"
@@ -53,6 +54,11 @@ def manifest_file(name: str) -> str:
         )
         raise StoreError(name, f"cannot be stored: {length}", "rename the document")
     return "/".join([MANIFESTS, *files])
+
+
+def source_file(name: str) -> str:
+    """The record of the file that a document was made from. Raises as ``manifest_file`` does."""
+    return SOURCES + manifest_file(name).removeprefix(MANIFESTS)
 
 
 def document_name(file: str) -> str:

@@ -18,6 +18,7 @@ def test_prefill(cli: Cli) -> None:
         "dry_run": "bool",
         "prefilled": ["str"],
         "unchanged": [],
+        "replaced": {},
         "averaged": [],
         "without_neighbours": [],
         "problems": [],

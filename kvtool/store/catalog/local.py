@@ -13,6 +13,7 @@ from kvtool import limits
 from kvtool.digest import canonical_json
 from kvtool.errors import StoreError
 from kvtool.store.catalog.catalog import Catalog
+from kvtool.store.catalog.sources import Sources
 from kvtool.store.layout import (
     ARTIFACTS,
     FORMAT,
@@ -35,6 +36,7 @@ class LocalCatalog(Catalog):
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self.sources = Sources(self.root)
         self._marker, self._lock = self.root / MARKER, self.root / "lock"
         # The marker is looked for again last: a first writer may be making the store just now.
         if self.root.exists() and not (
@@ -133,6 +135,7 @@ class LocalCatalog(Catalog):
         with files.as_store_errors(path):
             path.unlink()
             files.fsync_directory(path.parent)
+            self.sources.discard(name)
 
     def discard(self, variant: Variant) -> None:
         """Removes an artifact's file, so that it will be made again."""
