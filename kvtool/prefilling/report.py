@@ -15,8 +15,9 @@ class Report:
 
     ``tokens`` are those that the model ran: whole passes, though some of their documents were in the store already.
     ``model_seconds`` is the part of ``seconds`` in which the model prefilled documents without others, ``model_tokens`` of
-    them. ``replaced`` are prefilled documents whose name stood for another file, and that file. ``averaged`` are the documents that got a variant for blending. ``without_neighbours`` are those that got none,
-    since no other document fits before them in the model's context.
+    them. ``replaced`` are prefilled documents whose name stood for another file, and that file. ``averaged`` are the documents
+    that got a variant for blending. ``without_neighbours`` are those that got none, since no other document fits before them in
+    the model's context.
     """
 
     store: str = ""
