@@ -146,7 +146,11 @@ class Bar:
         elif now - self.last >= self.EVERY and done < total:
             self.last = now
             # So slow a rate is 0 in floating point, and the time left would have no end.
-            pace = f", {rate:,.{0 if rate >= 10 else 1}f} a second, {(total - done) / rate:,.0f} s left" if rate > 1e-9 else ""
+            pace = (
+                f", {rate:,.{0 if rate >= 10 else 1}f} a second, {(total - done) / rate:,.0f} s left"
+                if rate > 1e-9
+                else ""
+            )
             note(f"{self.label}: {max(done, 0):,.0f} of {total:,.0f} {unit}{pace}")
 
 
