@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     PyprojectTomlConfigSettingsSource,
     SettingsConfigDict,
@@ -28,6 +29,38 @@ from kvtool.errors import UsageError
 def user_file() -> Path:
     """The user's ``kvtool.toml``, for all directories."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kvtool" / "kvtool.toml"
+
+
+PREFIX = ("system", "prefix_file", "no_prefix")
+"""Settings of which one counts: that of the strongest source that has any."""
+
+
+class _OnePrefix(PydanticBaseSettingsSource):
+    """A source without its prefix where a stronger one has chosen another."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = super().__call__()
+        stronger = {name: value for name, value in self.current_state.items() if name in PREFIX}
+        if stronger and not (stronger.keys() == {"no_prefix"} and _is_no(stronger["no_prefix"])):
+            return {name: value for name, value in values.items() if name not in PREFIX}
+        return values
+
+
+class _Environment(_OnePrefix, EnvSettingsSource):
+    pass
+
+
+class _Toml(_OnePrefix, TomlConfigSettingsSource):
+    pass
+
+
+class _Pyproject(_OnePrefix, PyprojectTomlConfigSettingsSource):
+    pass
+
+
+def _is_no(value: object) -> bool:
+    """Whether ``no_prefix`` is turned off, in the words that pydantic takes for that."""
+    return str(value).lower() in ("false", "0", "no", "off", "f", "n")
 
 
 class Settings(BaseSettings):
@@ -97,10 +130,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (
             init_settings,
-            env_settings,
-            TomlConfigSettingsSource(settings_cls, Path("kvtool.toml")),
-            PyprojectTomlConfigSettingsSource(settings_cls),
-            TomlConfigSettingsSource(settings_cls, user_file()),
+            _Environment(settings_cls),
+            _Toml(settings_cls, Path("kvtool.toml")),
+            _Pyproject(settings_cls),
+            _Toml(settings_cls, user_file()),
         )
 
 

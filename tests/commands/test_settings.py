@@ -37,6 +37,38 @@ def test_what_is_nearer_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings(model="flag").device == "cpu"
 
 
+PREFIXES = ("system", "prefix_file", "no_prefix")
+
+
+@pytest.mark.parametrize("weaker", PREFIXES)
+@pytest.mark.parametrize("stronger", PREFIXES)
+@pytest.mark.parametrize("source", ["flag", "environment", "kvtool.toml"])
+def test_the_prefix_of_the_strongest_source_counts(
+    monkeypatch: pytest.MonkeyPatch, source: str, stronger: str, weaker: str
+) -> None:
+    toml = {"system": 'system = "no"', "prefix_file": 'prefix_file = "p"', "no_prefix": "no_prefix = true"}
+    (user_file() if source == "kvtool.toml" else Path("kvtool.toml")).write_text(toml[weaker])
+    flags = {}
+    if source == "flag":
+        flags = {stronger: {"system": "no", "prefix_file": Path("p"), "no_prefix": True}[stronger]}
+    elif source == "environment":
+        monkeypatch.setenv(f"KVTOOL_{stronger.upper()}", {"no_prefix": "true"}.get(stronger, "no"))
+    else:
+        Path("kvtool.toml").write_text(toml[stronger])
+    chosen = settings(**flags)
+    assert [name for name in PREFIXES if getattr(chosen, name)] == [stronger]
+
+
+def test_a_prefix_that_is_not_turned_off_leaves_the_weaker_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("kvtool.toml").write_text('system = "Be brief."')
+    monkeypatch.setenv("KVTOOL_NO_PREFIX", "False")
+    assert settings().system == "Be brief."
+    # Two of one source are left to exclude each other.
+    Path("kvtool.toml").write_text('system = "Be brief."\nno_prefix = true')
+    monkeypatch.delenv("KVTOOL_NO_PREFIX")
+    assert (settings().system, settings().no_prefix) == ("Be brief.", True)
+
+
 def test_every_kind_of_value_from_a_file() -> None:
     Path("kvtool.toml").write_text(
         'store = "s"\ninclude = ["*.md"]\nno_prefix = true\nsegment_tokens = 100\nload_in = "4bit"\nprefix_file = "p"'
