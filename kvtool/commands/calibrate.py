@@ -44,7 +44,7 @@ def run(
     from kvtool.calibration.calibrate import Report, calibrate, calibrated_recipe
     from kvtool.store.open import open_store
 
-    store = open_store(settings.store)
+    store = open_store(settings.store, existing=not text)
     # Raises for a recipe without a calibration, before the model is loaded.
     calibrated_recipe(recipe)
     texts, problems = _read_texts(text) if text else (None, [])

@@ -32,6 +32,18 @@ def scheme(root: str | Path) -> str:
     return match[1] if match else ""
 
 
+def refuse_missing(root: str | Path) -> None:
+    """Raises ``StoreError`` if ``root`` is a directory that does not exist. Says where there is one of that name."""
+    path = Path(root)
+    if scheme(root) or path.exists():
+        return
+    here = Path.cwd()
+    others = [] if path.is_absolute() else [folder / path for folder in here.parents]
+    near = next((other for other in others if (other / MARKER).exists()), None)
+    remedy = f"there is one at {near}" if near else "run kvtool prefill first, or name another with --store"
+    raise StoreError(path, f"there is no store at {here / path}", remedy)
+
+
 def artifact_file(digest: str) -> str:
     return f"{ARTIFACTS}/{digest[:2]}/{digest}.safetensors"
 
