@@ -153,5 +153,15 @@ def entry(first: int, side: str) -> str:
     return f"{first:04d}.{side}"
 
 
+def refuse_too_few(method: str, tokens: int, channels: int, tokens_are: str = "tokens") -> None:
+    """Raises CodecError for fewer tokens than a layer's keys or values have channels.
+
+    Fewer do not span even one layer, and what is estimated from them is mostly chance.
+    """
+    if tokens < channels:
+        expected = f"expected at least {channels}, one for each channel of a layer's keys or values"
+        raise CodecError(f"{method}: {tokens} {tokens_are} are too few, {expected}")
+
+
 NONE: Mapping[str, Calibration] = MappingProxyType({})
 """The empty mapping of calibrations by digest."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     PyprojectTomlConfigSettingsSource,
     SettingsConfigDict,
@@ -28,6 +31,53 @@ from kvtool.errors import UsageError
 def user_file() -> Path:
     """The user's ``kvtool.toml``, for all directories."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kvtool" / "kvtool.toml"
+
+
+OTHER_VARIABLES = ("KVTOOL_CACHE_DIR", "KVTOOL_TOKEN")
+"""Variables that are read where they are needed."""
+
+PREFIX = ("system", "prefix_file", "no_prefix")
+"""Settings of which one counts: that of the strongest source that has any."""
+
+
+class _OnePrefix(PydanticBaseSettingsSource):
+    """A source without its prefix where a stronger one has chosen another."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = super().__call__()  # type: ignore[safe-super]
+        stronger = {name: value for name, value in self.current_state.items() if name in PREFIX}
+        if stronger and not (stronger.keys() == {"no_prefix"} and _is_no(stronger["no_prefix"])):
+            return {name: value for name, value in values.items() if name not in PREFIX}
+        return values
+
+
+class _Environment(_OnePrefix, EnvSettingsSource):
+    pass
+
+
+class _Toml(_OnePrefix, TomlConfigSettingsSource):
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        return _toml(file_path)
+
+
+class _Pyproject(_OnePrefix, PyprojectTomlConfigSettingsSource):
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        return _toml(file_path)
+
+
+def _toml(path: Path | Traversable) -> dict[str, Any]:
+    """The file's values. Windows' editors put a byte order mark before them, which TOML does not know."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(path, f"is not TOML ({error})") from error
+    except OSError as error:
+        raise UsageError(path, f"cannot be read ({error.strerror})", "check its permissions") from error
+
+
+def _is_no(value: object) -> bool:
+    """Whether ``no_prefix`` is turned off, in the words that pydantic takes for that."""
+    return str(value).lower() in ("false", "0", "no", "off", "f", "n")
 
 
 class Settings(BaseSettings):
@@ -101,18 +151,20 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (
             init_settings,
-            env_settings,
-            TomlConfigSettingsSource(settings_cls, Path("kvtool.toml")),
-            PyprojectTomlConfigSettingsSource(settings_cls),
-            TomlConfigSettingsSource(settings_cls, user_file()),
+            _Environment(settings_cls),
+            _Toml(settings_cls, Path("kvtool.toml")),
+            _Pyproject(settings_cls),
+            _Toml(settings_cls, user_file()),
         )
 
 
 def settings(**flags: Any) -> Settings:
     """Reads the settings. ``flags`` that are None or empty count as not given.
 
-    Raises ``UsageError``, naming the field and where it can be set, for an unknown one and for a value of the wrong kind.
+    Raises ``UsageError``, naming the field and where it can be set, for an unknown one and for a value of the wrong kind;
+    for a file that is not TOML.
     """
+    _refuse_unknown_variables()
     try:
         return Settings(**{name: value for name, value in flags.items() if value not in (None, [])})
     except ValidationError as error:
@@ -130,13 +182,22 @@ def settings(**flags: Any) -> Settings:
         raise UsageError(subject, first["msg"].lower(), remedy) from error
     except SettingsError as error:
         raise UsageError(error, 'expected JSON for a list in KVTOOL_*, such as ["*.md"]') from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"kvtool.toml, pyproject.toml or {user_file()}", f"is not TOML ({error})") from error
+
+
+def _refuse_unknown_variables() -> None:
+    """Raises ``UsageError`` for a variable that looks like one of kvtool's and is none, such as KVTOOL_MODLE."""
+    known = [*OTHER_VARIABLES, *(f"KVTOOL_{name.upper()}" for name in Settings.model_fields)]
+    for name in sorted(os.environ):
+        # Kubernetes sets KVTOOL_SERVICE_HOST, KVTOOL_PORT and more beside a service called kvtool.
+        if re.match(r"KVTOOL_(?!(SERVICE|PORT)(_|$))", name.upper()) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"unset it; known are {', '.join(known)}"
+            raise UsageError(name, "unknown variable in the environment", remedy)
 
 
 def _file_with(field: str) -> Path:
     """The file that sets ``field``."""
     for path in (Path("kvtool.toml"), user_file()):
-        if path.is_file() and field in tomllib.loads(path.read_text()):
+        if path.is_file() and field in _toml(path):
             return path
     return Path("pyproject.toml")

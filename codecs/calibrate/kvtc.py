@@ -11,7 +11,7 @@ from torch import Tensor
 from kvtool.codecs.calibrate.bits import allocate
 from kvtool.codecs.calibrate.principal import mean_of, principal
 from kvtool.codecs.calibrate.rows import cache_rows
-from kvtool.codecs.calibration import Calibration, Sample, entry
+from kvtool.codecs.calibration import Calibration, Sample, entry, refuse_too_few
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.pipeline import Pipeline
@@ -29,7 +29,8 @@ def fit(
 
     The first ``sinks`` and the last ``recent`` tokens of each sample are left out, as ``kvtc`` leaves them whole.
     At most ``rank`` components are looked for; those that no ratio has bits for are not kept. One sample at a time
-    is worked on, several times over. Raises CodecError for samples whose layers differ or that are all too short.
+    is worked on, several times over. Raises CodecError for samples whose layers differ or that are all too short, and for
+    fewer tokens than a layer has channels.
     """
     contents = [Contents.of(sample.kv, Pipeline(layers=0)) for sample in samples]
     if len({one.groups for one in contents}) != 1:
@@ -48,6 +49,9 @@ def fit(
                     f"kvtc: no sample has more than {sinks + recent} tokens, those at both ends that are kept whole; give "
                     "longer documents"
                 )
+            refuse_too_few(
+                "kvtc", tokens, rows.sizes[1] * rows.sizes[2], "tokens between the ends of samples"
+            )
             centred = _Centred(rows, mean)
             basis = principal(centred, rows.width, min(rank, rows.width, tokens), seed).half()
             seen = _some(centred, tokens) @ basis.float().mT

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvtool.codecs.calibrate.principal import leading
 from kvtool.codecs.calibrate.rows import cache_rows, gradient_rows
-from kvtool.codecs.calibration import Calibration, Sample, entry
+from kvtool.codecs.calibration import Calibration, Sample, entry, refuse_too_few
 from kvtool.codecs.entropy_models import context
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format.segment_spec import Contents
@@ -60,7 +60,8 @@ def fit(
     components are kept, by default 1,536, those whose standard deviation is not too small. Samples without gradients
     count for the basis and the predictions alone.
     ``samples`` is gone through three times, and gradients are used the first time only, so it may be lazy. Raises
-    CodecError for samples of several models, for gradients of too few tokens, and for fewer tokens than ``rank``.
+    CodecError for samples of several models, for gradients of fewer tokens than a layer has channels, and for fewer
+    tokens than ``rank``.
     """
     learned = _Learned.of(samples)
     if rank is not None and learned.tokens < rank:
@@ -137,9 +138,8 @@ class _Learned:
                         slopes = slopes.view(len(rows), len(group), -1)
                         square = torch.einsum("tlc,tld->lcd", slopes, slopes)
                         squares[name] = squares.get(name, 0) + square.double()
-        if sloped < 2:
-            few = f"gradients of {sloped} tokens are too few to say what errors cost"
-            raise CodecError(f"klt: {few}, expected thousands; give more text")
+        channels = max((len(sums[name]) // len(group) for name, (group, _) in names.items()), default=1)
+        refuse_too_few("klt", sloped, channels, "tokens with gradients")
         means = {name: (total / tokens).float() for name, total in sums.items()}
         sensitivities = {name: _shrunk(square / sloped) for name, square in squares.items()}
         return cls(samples, contents, names, tokens, means, sensitivities)

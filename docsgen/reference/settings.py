@@ -21,8 +21,10 @@ variable in the environment. The first place that names it wins:
 5. `kvtool/kvtool.toml` in the user's configuration directory (`$XDG_CONFIG_HOME`, or `~/.config`),
 6. the default.
 
+`system`, `prefix_file` and `no_prefix` exclude each other: the first place that names one of them decides.
+
 In the environment a list is JSON: `KVTOOL_INCLUDE='["*.md"]'`. In TOML it is a TOML list. A name that is not in this table
-is refused, with the nearest one that is."""
+is refused, with the nearest one that is; so is a variable `KVTOOL_…` that is not on this page."""
 
 OTHERS = """## Other variables
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kvtool.calibration.lookup import MakeCalibration
@@ -92,8 +94,9 @@ def calibrate(
     them piece by piece, at most 1,024 tokens at a time, the first 16,384 with gradients if the recipe wants them. Their keys
     and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of the recipe's ``fit``.
 
-    Raises ``UsageError`` for a recipe that takes no calibration, for a store or texts without tokens, and for too few
-    of them; ``MismatchError`` for documents of another model; ``ModelError`` for a model without gradients.
+    Raises ``UsageError`` for a recipe that takes no calibration, for a store or texts without tokens, for too few of them,
+    and for a path in place of a text; ``MismatchError`` for documents of another model; ``ModelError`` for a model without
+    gradients.
     """
     store = writable(store)
     chosen = calibrated_recipe(recipe)
@@ -198,7 +201,14 @@ def _pieces(
     if texts is not None:
         if names is not None:
             raise UsageError("documents of the store and --text", "exclude each other", "give one")
-        pieces = pieces_of_texts([texts] if isinstance(texts, str) else texts, store, model, tokens, seed)
+        texts = [texts] if isinstance(texts, (str, os.PathLike)) else texts
+        for text in texts:
+            if _is_path(text):
+                reason = "is a path, expected the text itself"
+                raise UsageError(
+                    f"text {str(text)!r}", reason, "read the file, or use kvtool calibrate --text"
+                )
+        pieces = pieces_of_texts(texts, store, model, tokens, seed)
         if not pieces:
             raise UsageError("--text", "has no tokens", "give text of the kind that will be compressed")
         return pieces
@@ -206,3 +216,11 @@ def _pieces(
         reason = "is empty, so that there is nothing to calibrate on"
         raise UsageError(str(store), reason, "run kvtool prefill first, or give --text")
     return pieces_of_store(store, [names] if isinstance(names, str) else names, model, tokens, seed)
+
+
+def _is_path(text: str) -> bool:
+    """Whether ``text`` names a file or a folder."""
+    try:
+        return isinstance(text, os.PathLike) or (bool(text) and Path(text).exists())
+    except (OSError, ValueError):
+        return False  # Too long for a name, or with a null byte: a text.

@@ -102,7 +102,7 @@ def run(
     if len(questions) > 1 and (temperature or seed is not None or no_cache or compare):
         remedy = "ask one at a time with --temperature, --seed, --no-cache or --compare"
         raise UsageError(f"{len(questions)} questions", "are answered greedily, from the cache", remedy)
-    store = open_store(settings.store)
+    store = open_store(settings.store, existing=True)
     documents = [chosen_document(store, name, segment) for name in doc]
     model = load_model(settings)
     timeline = Trace()

@@ -45,7 +45,7 @@ def run(
     from kvtool.documents.load import Account
     from kvtool.store.open import open_store
 
-    store = open_store(settings.store)
+    store = open_store(settings.store, existing=not text)
     # Raises for a recipe without a calibration, before the model is loaded.
     calibrated_recipe(recipe)
     account = Account()

@@ -100,7 +100,7 @@ def run(
     from kvtool.compression.compress import compress
     from kvtool.store.open import open_store
 
-    store = open_store(settings.store)
+    store = open_store(settings.store, existing=True)
     targets = given(bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, preset=preset)
     settings_of_recipe = {**targets, **given(recent=recent, sinks=sinks), **_parse(parameters or [])}
     with output.Bars() as bars:

@@ -148,7 +148,7 @@ def run(
     if html is not None:
         _check_page(html, replace)
     model = load_model(settings)
-    store = open_store(settings.store)
+    store = open_store(settings.store, existing=True)
     planned = plan(store, names or None, model, _split(recipes), questions, scope, gate, fresh=fresh)
     for line in render_plan(planned):
         output.note(line)

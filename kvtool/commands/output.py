@@ -144,14 +144,20 @@ class Bar:
             self.bar.stop()
 
     def update(self, done: float, total: float, unit: str) -> None:
+        """Shows any progress: late, none yet, backwards, past the end, of nothing."""
         now = time.monotonic()
-        rate = done / max(now - self.started, 1e-9)
+        rate = max(done, 0) / max(now - self.started, 1e-9)
         if self.bar:
             self.bar.update(self.task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
-        elif now - self.last >= self.EVERY and 0 < done < total:
+        elif now - self.last >= self.EVERY and done < total:
             self.last = now
-            pace = f"{rate:,.0f} a second, {(total - done) / rate:,.0f} s left"
-            note(f"{self.label}: {done:,.0f} of {total:,.0f} {unit}, {pace}")
+            # So slow a rate is 0 in floating point, and the time left would have no end.
+            pace = (
+                f", {rate:,.{0 if rate >= 10 else 1}f} a second, {(total - done) / rate:,.0f} s left"
+                if rate > 1e-9
+                else ""
+            )
+            note(f"{self.label}: {max(done, 0):,.0f} of {total:,.0f} {unit}{pace}")
 
 
 class Bars:

@@ -69,7 +69,8 @@ def run(
     *,
     settings: Settings,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace what the store holds for another model or prefix.")
+        bool,
+        typer.Option("--replace", help="Replace what the store holds for another model, prefix or file."),
     ] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -125,6 +126,7 @@ def render(report: Report) -> output.Lines:
     if report.averaged:
         summary += f"; {len(report.averaged)} averaged over neighbours, for blending"
     notes = [f"{summary} → {report.store}"]
+    notes += [f"{name} replaced: it came from {path}" for name, path in report.replaced.items()]
     if report.without_neighbours:
         notes.append(
             f"{', '.join(report.without_neighbours)}: no neighbours that fit the model's context, so nothing was averaged for "

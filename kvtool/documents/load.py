@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from kvtool.documents.find import find
 from kvtool.documents.read import BlankFile, read_text, shown
@@ -16,13 +17,21 @@ from kvtool.errors import DocumentError, KvtoolError
 class Account:
     """What became of the files that are not simply texts now.
 
-    `problems` are those that cannot be read, `warnings` those that were not read wholly, or not surely.
-    `passed_over` counts what a walk left out, by reason or suffix.
+    ``problems`` are those that cannot be read, ``warnings`` those that were not read wholly, or not surely.
+    ``passed_over`` counts what a walk left out, by reason or suffix.
     """
 
     problems: list[KvtoolError] = field(default_factory=list)
     warnings: list[DocumentError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+
+
+class Loaded(NamedTuple):
+    """A document's text, and the file that it is from."""
+
+    name: str
+    text: str
+    path: Path
 
 
 def load(
@@ -32,10 +41,10 @@ def load(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     encoding: str | None = None,
-) -> Iterator[tuple[str, str]]:
-    """The name and text of each document under `paths` (see `find`), one at a time; `account` gets the rest.
+) -> Iterator[Loaded]:
+    """The name and text of each document under ``paths`` (see ``find``), one at a time; ``account`` gets the rest.
 
-    An empty file that a walk came upon is passed over: an `__init__.py` has no text, and nobody asked for it. One
+    An empty file that a walk came upon is passed over: an ``__init__.py`` has no text, and nobody asked for it. One
     that is named outright is a problem. So are paths under which there is nothing to read: as with a pattern that
     matches nothing, a wrong folder or an ignore rule is the likely cause, and later steps must not run on nothing.
     """
@@ -56,7 +65,7 @@ def load(
             account.problems.append(error)
         else:
             n_texts += 1
-            yield document.name, text
+            yield Loaded(document.name, text, document.path)
     if not n_texts and not account.problems:
         account.problems.append(_nothing_to_read(paths, account.passed_over))
 

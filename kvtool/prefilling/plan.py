@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from kvtool.artifact.identity import segment_identity
 from kvtool.digest import digest
@@ -27,14 +28,17 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A document to prefill: its name, the digest of its text, its segments."""
+    """A document to prefill: its name, the digest of its text, its segments; ``path`` if its text is a file's."""
 
     name: str
     text_digest: str
     pieces: tuple[Piece, ...]
+    path: Path | None = None
 
 
-def plan_document(name: str, text: str, model: Model, prefix: Prefix, limit: int) -> Plan:
+def plan_document(
+    name: str, text: str, model: Model, prefix: Prefix, limit: int, path: Path | None = None
+) -> Plan:
     """Splits a document into pieces of at most ``limit`` tokens.
 
     Raises ``DocumentError`` for a text that has no tokens, or that cannot be split so.
@@ -53,7 +57,7 @@ def plan_document(name: str, text: str, model: Model, prefix: Prefix, limit: int
             pieces.append(Piece(ids, part.start, part.end, identity, source))
     if not pieces:
         raise DocumentError(name, "has no tokens", "nothing to prefill")
-    return Plan(name, text_digest, tuple(pieces))
+    return Plan(name, text_digest, tuple(pieces), path)
 
 
 def passes(pieces: Iterable[Piece], pack_tokens: int) -> list[list[Piece]]:

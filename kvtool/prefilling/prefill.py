@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from kvtool.blending import averaged
-from kvtool.documents.load import Account, load
+from kvtool.documents.load import Account, Loaded, load
+from kvtool.documents.read import shown
 from kvtool.engines import transformers as engine
 from kvtool.errors import DocumentError, MismatchError, StoreError, UsageError
 from kvtool.model.chat_template import Prefix
@@ -52,7 +53,7 @@ def prefill(
     Every segment is prefilled after one prefix (see ``prefix_for``). Documents longer than
     ``segment_tokens`` (default: the model's context less the prefix and room for a question and its answer) are
     split at paragraph or sentence boundaries. A document that cannot be read is reported and the others go on.
-    A name that has another model's or prefix's cache is left alone unless ``replace``.
+    A name that has another model's or prefix's cache, or another file's text, is left alone unless ``replace``.
 
     Text is read as UTF-8 or in the encoding that a file declares; ``encoding`` overrules both. What may not have been
     read wholly or rightly is among the report's ``warnings``.
@@ -132,8 +133,8 @@ def _report(store: Store, model: Model, dry_run: bool = False) -> Report:
 
 
 def _plan(
-    documents: Iterable[tuple[str, str]],
-    store: Store,
+    documents: Iterable[Loaded],
+    store: LocalStore,
     model: Model,
     prefix: Prefix,
     limit: int,
@@ -142,10 +143,10 @@ def _plan(
 ) -> list[Plan]:
     """A plan for each document that can be prefilled. Why others cannot is added to the report's problems."""
     plans = []
-    for name, text in documents:
+    for document in documents:
         try:
-            store.check_name(name)
-            plan = plan_document(name, text, model, prefix, limit)
+            store.check_name(document.name)
+            plan = plan_document(document.name, document.text, model, prefix, limit, document.path)
             _refuse_replacing(plan, store, model, prefix, replace)
             plans.append(plan)
         except (DocumentError, MismatchError, StoreError) as error:
@@ -168,7 +169,7 @@ def _average(
     report.averaged, report.without_neighbours = result.made, result.without_neighbours
 
 
-def _refuse_replacing(plan: Plan, store: Store, model: Model, prefix: Prefix, replace: bool) -> None:
+def _refuse_replacing(plan: Plan, store: LocalStore, model: Model, prefix: Prefix, replace: bool) -> None:
     if replace or plan.name not in store:
         return
     existing = store[plan.name]
@@ -179,3 +180,8 @@ def _refuse_replacing(plan: Plan, store: Store, model: Model, prefix: Prefix, re
         if old != new:
             reason = f"the store holds it for another {what} ({old[:12]}…, this one is {new[:12]}…)"
             raise MismatchError(plan.name, reason, "use another --store, or --replace")
+    other = plan.path and store.sources.other(existing, plan.path)
+    if other and other.exists() and existing.text_digest != plan.text_digest:
+        reason = f"the store holds it from {shown(other)}, and {shown(plan.path or '')} has another text"
+        remedy = "work from a folder that holds both, use another --store, or --replace"
+        raise MismatchError(plan.name, reason, remedy)

@@ -19,8 +19,9 @@ class Report:
 
     ``tokens`` are those that the model ran: whole passes, though some of their documents were in the store already.
     ``model_seconds`` is the part of ``seconds`` in which the model prefilled documents without others, ``model_tokens`` of
-    them. ``averaged`` are the documents that got a variant for blending. ``without_neighbours`` are those that got none,
-    since no other document fits before them in the model's context.
+    them. ``replaced`` are prefilled documents whose name stood for another file, and that file. ``averaged`` are the documents
+    that got a variant for blending. ``without_neighbours`` are those that got none, since no other document fits before them in
+    the model's context.
     """
 
     store: str = ""
@@ -28,6 +29,7 @@ class Report:
     dry_run: bool = False
     prefilled: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    replaced: dict[str, str] = field(default_factory=dict)
     averaged: list[str] = field(default_factory=list)
     without_neighbours: list[str] = field(default_factory=list)
     problems: list[KvtoolError] = field(default_factory=list)
@@ -46,6 +48,7 @@ class Report:
             "dry_run": self.dry_run,
             "prefilled": list(self.prefilled),
             "unchanged": list(self.unchanged),
+            "replaced": dict(self.replaced),
             "averaged": list(self.averaged),
             "without_neighbours": list(self.without_neighbours),
             "problems": [error.to_json() for error in self.problems],

@@ -102,8 +102,13 @@ class Run:
             except StoreError:
                 old = None  # A broken manifest comes this far only to be replaced.
             document = self._document(plan, old)
+            other = self.store.sources.other(old, plan.path) if old and plan.path else None
+            if old and other and old.text_digest != plan.text_digest:
+                self.report.replaced[plan.name] = str(other)
             if document != old:
                 self.store.commit(document)
+            if plan.path and (document != old or not other):
+                self.store.sources.put(document, plan.path)
         (self.report.unchanged if document == old else self.report.prefilled).append(plan.name)
 
     def _document(self, plan: Plan, old: Document | None) -> Document:

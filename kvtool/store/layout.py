@@ -14,6 +14,7 @@ from kvtool.system import files as fs
 FORMAT = 1
 MARKER = "kvtool-store.json"
 MANIFESTS, ARTIFACTS, CALIBRATIONS = "manifests", "artifacts", "calibrations"
+SOURCES = "sources"
 
 _FILE_NAME_BYTES = 255
 _SAFE = " !#$&'()+,-.;=@[]^_`{}~"
@@ -29,6 +30,18 @@ def scheme(root: str | Path) -> str:
     """The scheme that ``root`` begins with, such as s3; "" for a directory."""
     match = re.match(r"(\w{2,})://", address(root))
     return match[1] if match else ""
+
+
+def refuse_missing(root: str | Path) -> None:
+    """Raises ``StoreError`` if ``root`` is a directory that does not exist. Says where there is one of that name."""
+    path = Path(root)
+    if scheme(root) or path.exists():
+        return
+    here = Path.cwd()
+    others = [] if path.is_absolute() else [folder / path for folder in here.parents]
+    near = next((other for other in others if (other / MARKER).exists()), None)
+    remedy = f"there is one at {near}" if near else "run kvtool prefill first, or name another with --store"
+    raise StoreError(path, f"there is no store at {here / path}", remedy)
 
 
 def artifact_file(digest: str) -> str:
@@ -53,6 +66,11 @@ def manifest_file(name: str) -> str:
         )
         raise StoreError(name, f"cannot be stored: {length}", "rename the document")
     return "/".join([MANIFESTS, *files])
+
+
+def source_file(name: str) -> str:
+    """The record of the file that a document was made from. Raises as ``manifest_file`` does."""
+    return SOURCES + manifest_file(name).removeprefix(MANIFESTS)
 
 
 def document_name(file: str) -> str:

@@ -217,6 +217,26 @@ def test_what_fit_refuses_names_the_option(
     assert not store.calibrations
 
 
+@pytest.mark.parametrize(("recipe", "needed"), [("klt", 16), ("kvtc", 16)])
+def test_too_few_tokens_are_refused_with_the_number_needed(
+    store: LocalStore, tiny: kvtool.Model, recipe: str, needed: int
+) -> None:
+    texts = ["x" * 145] if recipe == "kvtc" else ["Too few."]
+    message = rf"{recipe}: \d+ tokens .* are too few, expected at least {needed}, .* It was given \d+ tokens of 1 documents"
+    with pytest.raises(UsageError, match=message):
+        calibrate(store, model=tiny, recipe=recipe, texts=texts)
+    assert not store.calibrations
+
+
+@pytest.mark.usefixtures("centred")
+@pytest.mark.parametrize("texts", ["docs", ["Words.", "c.txt"], [Path("c.txt")], Path("nowhere")])
+def test_a_path_in_place_of_a_text_is_refused(store: LocalStore, tiny: kvtool.Model, texts: Any) -> None:
+    with pytest.raises(UsageError, match="is a path, expected the text itself; read the file"):
+        calibrate(store, model=tiny, recipe="centred", texts=texts)
+    for text in ("Words.\0", "x" * 5000, "docs and other words"):
+        assert calibrate(store, model=tiny, recipe="centred", texts=[text])
+
+
 @pytest.mark.usefixtures("centred")
 def test_bad_input(store: LocalStore, tiny: kvtool.Model, tmp_path: Path) -> None:
     empty = LocalStore(tmp_path / "none")

@@ -15,10 +15,25 @@ from kvtool.store.local import LocalStore
 from tests.commands.conftest import Cli, error_of
 
 
-@pytest.mark.parametrize("command", [["ls"], ["verify"], ["gc"], ["compress"]], ids=" ".join)
-def test_a_store_that_is_not_there_is_empty(cli: Cli, corpus: Path, command: list[str]) -> None:
-    cli(*command, "--store", "none")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ls"], ["show", "c.txt"], ["verify"], ["gc"], ["gc", "--dry-run"], ["rm", "c.txt"], ["compress"], ["calibrate"],
+        ["ask", "What?", "--doc", "c.txt"], ["eval"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_store_that_does_not_exist_is_said_to(cli: Cli, corpus: Path, command: list[str]) -> None:
+    error = error_of(cli(*command, "--store", "none", code=FAILED))
+    assert f"none: there is no store at {corpus / 'none'}; run kvtool prefill first" in error
     assert not (corpus / "none").exists()
+
+
+def test_the_store_of_a_folder_above_is_named(
+    cli: Cli, store: LocalStore, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(corpus / "docs")
+    assert f"there is one at {corpus / 'kv-store'}" in error_of(cli("ls", code=FAILED))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 
-from kvtool.commands.output import Lines, emit, exit_code, size, table
+from kvtool.commands.output import Bar, Lines, emit, exit_code, size, table
 from kvtool.errors import DONE, FAILED, PARTLY, StoreError
 
 
@@ -43,3 +44,35 @@ def test_a_table_is_aligned_and_has_no_spaces_at_the_end() -> None:
 )
 def test_size(nbytes: float, text: str) -> None:
     assert size(nbytes) == text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_any_progress_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(Bar, "EVERY", 0.0)
+    amounts = [5, 0, -3, 1e-300, 1e-9, 0.5, 100, 7, 1e18]
+    with Bar("evaluating") as bar:
+        assert bool(bar.bar) == terminal
+        for done, total in product(amounts, amounts):
+            bar.update(done, total, "tokens")
+        bar.started += 1e9  # a clock that went backwards
+        bar.update(5, 10, "tokens")
+    assert terminal or "evaluating: 0 of 5 tokens\n" in capsys.readouterr().err
+
+
+def test_the_first_progress_may_come_late_with_nothing_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("kvtool.commands.output.time.monotonic", lambda: now)
+    with Bar("evaluating") as bar:
+        now += 30
+        bar.update(0, 40, "trials")
+        now += 10
+        bar.update(20, 40, "trials")
+    assert capsys.readouterr().err == (
+        "evaluating: 0 of 40 trials\nevaluating: 20 of 40 trials, 0.5 a second, 40 s left\n"
+    )

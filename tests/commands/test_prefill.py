@@ -20,6 +20,7 @@ def test_prefill(cli: Cli) -> None:
         "dry_run": "bool",
         "prefilled": ["str"],
         "unchanged": [],
+        "replaced": {},
         "averaged": [],
         "without_neighbours": [],
         "problems": [],
@@ -41,6 +42,15 @@ def test_prefill_dry_run_writes_nothing(cli: Cli, corpus: Path) -> None:
     result = cli("prefill", "docs", "c.txt", "--dry-run")
     assert sorted(result.stdout.splitlines()) == THREE
     assert sorted(corpus.rglob("*")) == before
+
+
+def test_a_flag_overrules_the_prefix_of_a_file(cli: Cli) -> None:
+    Path("kvtool.toml").write_text('system = "Answer briefly."')
+    cli("prefill", "c.txt", "--no-prefix")
+    assert Store("kv-store")["c.txt"].prefix["origin"]["kind"] == "none"
+    Path("prefix.txt").write_text("Before.")
+    cli("prefill", "c.txt", "--prefix-file", "prefix.txt", "--replace")
+    assert Store("kv-store")["c.txt"].prefix["origin"]["kind"] == "text"
 
 
 def test_done_in_part(cli: Cli) -> None:

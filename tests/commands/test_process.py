@@ -55,7 +55,7 @@ def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
     assert (usage.returncode, usage.stdout) == (2, "")
     failed = run("show", "x", cwd=tmp_path)
     assert (failed.returncode, failed.stdout) == (1, "")
-    missing = "x: is not in the store kv-store; the store is empty: run kvtool prefill first"
+    missing = f"kv-store: there is no store at {tmp_path}/kv-store; run kvtool prefill first, or name another with --store"
     assert failed.stderr == f"error: {missing}\n"
 
 

@@ -7,8 +7,9 @@ from typing import get_type_hints
 
 import pytest
 
+from docsgen.reference.settings import VARIABLES
 from kvtool.commands.prefill import PrefillFlags
-from kvtool.config import Settings, settings, user_file
+from kvtool.config import OTHER_VARIABLES, Settings, settings, user_file
 from kvtool.errors import UsageError
 
 
@@ -35,6 +36,38 @@ def test_what_is_nearer_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings(model="flag").model == "flag"
     assert settings(model=None).model == "env"
     assert settings(model="flag").device == "cpu"
+
+
+PREFIXES = ("system", "prefix_file", "no_prefix")
+
+
+@pytest.mark.parametrize("weaker", PREFIXES)
+@pytest.mark.parametrize("stronger", PREFIXES)
+@pytest.mark.parametrize("source", ["flag", "environment", "kvtool.toml"])
+def test_the_prefix_of_the_strongest_source_counts(
+    monkeypatch: pytest.MonkeyPatch, source: str, stronger: str, weaker: str
+) -> None:
+    toml = {"system": 'system = "no"', "prefix_file": 'prefix_file = "p"', "no_prefix": "no_prefix = true"}
+    (user_file() if source == "kvtool.toml" else Path("kvtool.toml")).write_text(toml[weaker])
+    flags = {}
+    if source == "flag":
+        flags = {stronger: {"system": "no", "prefix_file": Path("p"), "no_prefix": True}[stronger]}
+    elif source == "environment":
+        monkeypatch.setenv(f"KVTOOL_{stronger.upper()}", {"no_prefix": "true"}.get(stronger, "no"))
+    else:
+        Path("kvtool.toml").write_text(toml[stronger])
+    chosen = settings(**flags)
+    assert [name for name in PREFIXES if getattr(chosen, name)] == [stronger]
+
+
+def test_a_prefix_that_is_not_turned_off_leaves_the_weaker_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("kvtool.toml").write_text('system = "Be brief."')
+    monkeypatch.setenv("KVTOOL_NO_PREFIX", "False")
+    assert settings().system == "Be brief."
+    # Two of one source are left to exclude each other.
+    Path("kvtool.toml").write_text('system = "Be brief."\nno_prefix = true')
+    monkeypatch.delenv("KVTOOL_NO_PREFIX")
+    assert (settings().system, settings().no_prefix) == ("Be brief.", True)
 
 
 def test_every_kind_of_value_from_a_file() -> None:
@@ -98,6 +131,48 @@ def test_a_file_that_is_not_toml_is_named(place: str, data: bytes) -> None:
     (user_file() if place == "user" else Path(place)).write_bytes(data)
     with pytest.raises(UsageError, match="is not TOML"):
         settings()
+
+
+@pytest.mark.parametrize("place", ["kvtool.toml", "pyproject.toml", "user"])
+def test_a_byte_order_mark_is_taken_off(place: str) -> None:
+    text = '[tool.kvtool]\nmodel = "m"' if place == "pyproject.toml" else 'model = "m"'
+    path = user_file() if place == "user" else Path(place)
+    path.write_text(text, encoding="utf-8-sig")
+    assert settings().model == "m"
+    path.write_text(text.replace("model", "modle"), encoding="utf-8-sig")
+    with pytest.raises(UsageError, match=rf"{path}: unknown setting modle"):
+        settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("KVTOOL_MODLE", "did you mean KVTOOL_MODEL"),
+        ("kvtool_stor", "KVTOOL_STORE"),
+        ("KVTOOL_QZW", "known are"),
+    ],
+)
+def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
+    monkeypatch.setenv(name, "")
+    with pytest.raises(UsageError, match=rf"{name}: unknown variable .*{says}"):
+        settings()
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "KVTOOLS",
+        "KVTOOL",
+        "KVTOOL_TOKEN",
+        "KVTOOL_CACHE_DIR",
+        "KVTOOL_SERVICE_HOST",
+        "KVTOOL_PORT_80_TCP",
+    ):
+        monkeypatch.setenv(name, "x")
+    assert settings() == Settings()
+
+
+def test_every_other_variable_is_documented() -> None:
+    assert tuple(VARIABLES) == OTHER_VARIABLES
 
 
 def test_another_tools_pyproject_is_left_alone() -> None:

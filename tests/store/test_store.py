@@ -226,7 +226,11 @@ def test_collect_removes_only_what_nothing_refers_to(store: LocalStore) -> None:
     assert all(p.exists() for p in unused)
     assert store.collect() == unused
     after = bytes_of(store.root)
-    assert before.keys() - after.keys() == {"manifests/c.txt.json", str(unused[0].relative_to(store.root))}
+    assert before.keys() - after.keys() == {
+        "manifests/c.txt.json",
+        "sources/c.txt.json",
+        str(unused[0].relative_to(store.root)),
+    }
     assert all(after[name] == before[name] for name in after)
 
 
@@ -261,7 +265,7 @@ def test_purge_removes_a_document_and_what_only_it_uses(store: LocalStore) -> No
     assert list(store) == ["c.txt", "docs/b.md"]
     assert not own.exists()
     # The prefix is everyone's, and c.txt is what its twin was.
-    assert len(bytes_of(store.root)) == len(before) - 3
+    assert len(bytes_of(store.root)) == len(before) - 4
     assert store.read("c.txt").n_tokens
     assert store.purge("docs/a.md")
 

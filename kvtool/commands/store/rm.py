@@ -27,9 +27,8 @@ def run(
     # One unknown name, and none is removed.
     for name in names:
         store[name]
+    freed = None if dry_run else store.free(names)
     for name in names:
-        if not dry_run:
-            store.remove(name)
         output.note(f"{'would remove' if dry_run else 'removed'} {name}")
-    if not dry_run:
-        output.note(f"freed {len(store.collect())} artifacts")
+    if freed is not None:
+        output.note(f"freed {len(freed)} artifacts")

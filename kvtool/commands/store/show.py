@@ -24,7 +24,7 @@ def run(
     """Show a document's model, prefix, segments, variants and their calibrations, to the byte."""
     from kvtool.store.open import open_store
 
-    description = describe(open_store(settings.store), name)
+    description = describe(open_store(settings.store, existing=True), name)
     output.emit(description, render(description), as_json)
 
 

@@ -66,7 +66,7 @@ def run(
     """
     from kvtool.store.open import open_store
 
-    store = open_store(settings.store)
+    store = open_store(settings.store, existing=True)
     report = Report()
     _check_documents(store, names, remove, report)
     if not names:

@@ -13,6 +13,7 @@ from kvtool import limits
 from kvtool.digest import canonical_json
 from kvtool.errors import StoreError
 from kvtool.store.catalog.catalog import Catalog
+from kvtool.store.catalog.sources import Sources
 from kvtool.store.layout import (
     ARTIFACTS,
     FORMAT,
@@ -35,6 +36,7 @@ class LocalCatalog(Catalog):
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self.sources = Sources(self.root)
         self._marker, self._lock = self.root / MARKER, self.root / "lock"
         # The marker is looked for again last: a first writer may be making the store just now.
         if self.root.exists() and not (
@@ -127,12 +129,13 @@ class LocalCatalog(Catalog):
     # Removing
 
     def remove(self, name: str) -> None:
-        """Forgets a document. Its artifacts stay until ``collect``, since others may share them."""
+        """Forgets a document. Its artifacts stay until ``collect``."""
         self[name]
         path = self._manifest_path(name)
         with files.as_store_errors(path):
             path.unlink()
             files.fsync_directory(path.parent)
+            self.sources.discard(name)
 
     def discard(self, variant: Variant) -> None:
         """Removes an artifact's file, so that it will be made again."""
@@ -155,23 +158,33 @@ class LocalCatalog(Catalog):
                     path.unlink()
         return unused
 
-    def purge(self, name: str) -> bool:
-        """Forgets a document, and removes the artifacts that no other refers to; nothing if somebody is writing.
+    def free(self, names: Iterable[str]) -> list[Path]:
+        """Forgets documents, and removes the artifacts that they named and no other does. Waits for writers to end.
 
-        Returns whether it is gone now.
+        What nobody names stays: an interrupted run goes on from it. Returns the paths of the artifacts removed.
         """
+        with files.as_store_errors(self.root), files.locked(self._lock):
+            return self._free(names)
+
+    def purge(self, name: str) -> bool:
+        """``free`` for one document; nothing if somebody is writing. Returns whether it is gone now."""
         if name not in self:
             return True
         with files.as_store_errors(self.root), files.locked_if_free(self._lock) as is_alone:
             if is_alone:
-                artifacts = self[name].artifacts
-                # The manifest first: an artifact too many is collected one day, one that is missing is an error.
-                self.remove(name)
-                used = artifacts_of(self.values())
-                for variant in artifacts:
-                    if variant.artifact not in used:
-                        self.discard(variant)
+                self._free([name])
         return is_alone
+
+    def _free(self, names: Iterable[str]) -> list[Path]:
+        documents = {name: self[name] for name in names}
+        # The manifests first: an artifact too many is collected one day, one that is missing is an error.
+        for name in documents:
+            self.remove(name)
+        freed = artifacts_of(documents.values()) - artifacts_of(self.values())
+        paths = sorted(path for path in map(self.artifact_path, freed) if path.is_file())
+        for path in paths:
+            path.unlink()
+        return paths
 
     def _artifact_files(self) -> list[Path]:
         return sorted((self.root / ARTIFACTS).glob("??/*.safetensors"))

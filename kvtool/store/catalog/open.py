@@ -7,11 +7,12 @@ from pathlib import Path
 from kvtool.store.catalog.catalog import Catalog
 from kvtool.store.catalog.local import LocalCatalog, read_only
 from kvtool.store.catalog.remote import RemoteCatalog
-from kvtool.store.layout import scheme
+from kvtool.store.layout import refuse_missing, scheme
 
 
 def open_catalog(root: str | Path) -> Catalog:
-    """The documents of the store that ``open_store`` opens there; raises the same errors."""
+    """The documents of the existing store that ``open_store`` opens there; raises the same errors."""
+    refuse_missing(root)
     return RemoteCatalog(root) if scheme(root) else LocalCatalog(root)
 
 

@@ -209,6 +209,11 @@ def test_components_of_no_ratio_are_not_kept(calibration: Calibration) -> None:
 def test_samples_that_do_not_fit_together_or_are_too_short_are_refused() -> None:
     with pytest.raises(CodecError, match="no sample has more than 132 tokens"):
         kvtc.fit([Sample(make_kv(132, 1))])
+    with pytest.raises(
+        CodecError, match=r"kvtc: 31 tokens between .* are too few, expected at least 32, one"
+    ):
+        kvtc.fit([Sample(make_kv(132 + 31, 1))])
+    assert kvtc.fit([Sample(make_kv(132 + 32, 1))])
     assert kvtc.fit([Sample(make_kv(132, 1)), Sample(make_kv(200, 2))]).facts["tokens"] == 68
     for others in ([], [make_kv(300, 1), make_kv(300, 1, ((2, 16),) * 3)]):
         with pytest.raises(CodecError, match="samples are of several models, or there are none"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+import kvtool
 from kvtool.errors import FAILED
 from kvtool.store.local import LocalStore
 from tests.commands.conftest import THREE, Cli, error_of
@@ -29,3 +32,36 @@ def test_rm_and_gc(cli: Cli, store: LocalStore) -> None:
 def test_rm_of_one_unknown_name_removes_none(cli: Cli, store: LocalStore) -> None:
     assert "docs/a.md" in error_of(cli("rm", "c.txt", "docs/a.mb", code=FAILED))
     assert list(store) == THREE
+
+
+def test_rm_leaves_what_an_interrupted_prefill_of_another_document_has_finished(
+    cli: Cli, store: LocalStore, tiny: kvtool.Model, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus / "long.md").write_text("".join(f"Row {n} costs 3 crowns.\n" for n in range(60)))
+    put, finished = LocalStore.put, 0
+
+    def interrupted(self: LocalStore, content: object) -> object:
+        nonlocal finished
+        if finished == 3:
+            raise KeyboardInterrupt
+        finished += 1
+        return put(self, content)  # type: ignore[arg-type]
+
+    options = {"model": tiny, "store": store, "segment_tokens": 100, "pack_tokens": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kvtool.prefill("long.md", **options)  # type: ignore[arg-type]
+    assert "freed 1 artifacts" in cli("rm", "c.txt", "c.txt").stderr
+    assert "long.md" not in store
+    report = kvtool.prefill("long.md", **options)  # type: ignore[arg-type]
+    segments = store["long.md"].segments
+    assert report.tokens == sum(segment.n_tokens for segment in segments[finished:]) > 0
+
+
+def test_rm_leaves_what_another_document_uses(cli: Cli, store: LocalStore, tiny: kvtool.Model) -> None:
+    Path("copy.txt").write_bytes(Path("c.txt").read_bytes())
+    kvtool.prefill("copy.txt", model=tiny, store=store)
+    assert "freed 0 artifacts" in cli("rm", "c.txt").stderr
+    assert store.read("copy.txt").n_tokens == 30
+    assert "freed 1 artifacts" in cli("rm", "copy.txt").stderr
