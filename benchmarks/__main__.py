@@ -12,6 +12,7 @@ MODULES = {
     "quality": "quality.quality",
     "rate_distortion": "quality.rate_distortion",
     "blend": "quality.blend",
+    "exactness": "quality.exactness",
     "ttft": "speed.ttft",
     "prefill": "speed.prefill",
     "memory": "speed.memory",

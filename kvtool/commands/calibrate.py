@@ -74,7 +74,7 @@ def _read_texts(paths: Sequence[str], account: Account, encoding: str | None) ->
     """The texts of ``paths``; ``account`` gets the rest. Raises KvtoolError if nothing can."""
     from kvtool.documents.load import load
 
-    texts = [text for _, text in load(paths, account, encoding=encoding)]
+    texts = [document.text for document in load(paths, account, encoding=encoding)]
     if not texts:
         raise account.problems[0]
     return texts

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tests.server.asking import QUESTION, chat, text_of
 
 ROLES = ["system", "developer", "user", "assistant"]
-SILENT = {
+SILENT: dict[str, Any] = {
     "refusal": None,
     "annotations": [],
     "audio": None,
@@ -58,7 +58,12 @@ def test_streamed_deltas_can_be_sent_back(openai_client: openai.OpenAI) -> None:
 def test_fields_that_say_nothing(client: TestClient, role: str) -> None:
     asked = {"role": "user", "content": QUESTION}
     expected = chat(client, messages=[{"role": role, "content": "So."}, asked])
-    for silent in (SILENT, dict.fromkeys(SILENT), {"refusal": "", "tool_calls": None, "audio": {}}):
+    fields: list[dict[str, Any]] = [
+        SILENT,
+        dict.fromkeys(SILENT),
+        {"refusal": "", "tool_calls": None, "audio": {}},
+    ]
+    for silent in fields:
         answer = chat(client, messages=[{"role": role, "content": "So.", **silent}, asked])
         assert text_of(answer) == text_of(expected)
         assert answer["usage"] == expected["usage"]
