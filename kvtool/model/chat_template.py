@@ -17,7 +17,7 @@ SEPARATOR = "\n\n"
 """The text between documents of one prompt."""
 
 # In place of a message's content while the chat template is rendered; no template treats it specially.
-_MARK = "\u2063kvtool\u2063"
+MARK = "\u2063kvtool\u2063"
 
 _TIME = "strftime_now"
 """The function by which chat templates tell the time."""
@@ -153,17 +153,26 @@ def around_messages(
     text of a system message before them. A template that prints the time prints ``now``, by default the present. Raises
     ``ModelError`` for messages that the template refuses.
     """
-    messages = [{"role": role, "content": _MARK} for role in roles]
+    messages = [(role, MARK) for role in roles]
+    if system is not None:
+        messages.insert(0, ("system", system))
+    return render(model, messages, now).split(MARK)
+
+
+def render(model: Model, messages: Sequence[tuple[str, str]], now: datetime | None = None) -> str:
+    """The text that the chat template makes of ``messages``, each a role and what it says, up to where the model answers.
+
+    Time and errors are those of ``around_messages``.
+    """
     options: dict[str, Any] = {"add_generation_prompt": True}
     if prints_time(model):
         options |= _at(now or datetime.now(), model.tokenizer.get_chat_template())
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
+    chat = [{"role": role, "content": content} for role, content in messages]
     try:
-        text = model.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        text = model.tokenizer.apply_chat_template(chat, tokenize=False, **options)
     except Exception as error:  # templates raise whatever they like
         raise ModelError(model.name, f"its chat template refuses these messages ({error})") from error
-    return str(text).split(_MARK)
+    return str(text)
 
 
 def prints_time(model: Model) -> bool:
