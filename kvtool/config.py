@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     )
     encoding: str | None = Field(
         None,
-        description="Read text and HTML files in this encoding, instead of what each declares, else UTF-8, else a guess.",
+        description="Read text and HTML files in this encoding, such as cp1250.",
     )
     segment_tokens: int | None = Field(
         None, description="Split documents into segments of at most this many tokens."

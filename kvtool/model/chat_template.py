@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import dropwhile
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ SEPARATOR = "\n\n"
 """The text between documents of one prompt."""
 
 # In place of a message's content while the chat template is rendered; no template treats it specially.
-_MARK = "\u2063kvtool\u2063"
+MARK = "\u2063kvtool\u2063"
 
 _TIME = "strftime_now"
 """The function by which chat templates tell the time."""
@@ -154,40 +154,40 @@ def around_messages(
     text of a system message before them. A template that prints the time prints ``now``, by default the present. Raises
     ``ModelError`` for messages that the template refuses.
     """
-    texts, errors = [], []
-    # Templates of models that see images too may take contents as lists of parts only.
-    for content_of in (str, _parts):
-        try:
-            around = _rendered(model, roles, system, now, content_of).split(_MARK)
-        except ModelError as error:
-            errors.append(error)
-            continue
-        if len(around) == len(roles) + 1:
-            return around
-        texts.append(around)
-    if not texts:
-        raise errors[0]
-    return texts[0]
+    messages = [(role, MARK) for role in roles]
+    if system is not None:
+        messages.insert(0, ("system", system))
+    return render(model, messages, now).split(MARK)
 
 
-def _rendered(
-    model: Model,
-    roles: Sequence[str],
-    system: str | None,
-    now: datetime | None,
-    content_of: Callable[[str], Any],
-) -> str:
-    """Messages as the chat template has them. ``content_of`` gives a text the form that the template takes."""
-    messages = [{"role": role, "content": content_of(_MARK)} for role in roles]
+def render(model: Model, messages: Sequence[tuple[str, str]], now: datetime | None = None) -> str:
+    """The text that the chat template makes of ``messages``, each a role and what it says, up to where the model answers.
+
+    Time and errors are those of ``around_messages``.
+    """
     options: dict[str, Any] = {"add_generation_prompt": True}
     if prints_time(model):
         options |= _at(now or datetime.now(), model.tokenizer.get_chat_template())
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": content_of(system)})
+    content_of = _parts if _takes_parts(model.tokenizer, str(model.tokenizer.chat_template)) else str
+    chat = [{"role": role, "content": content_of(content)} for role, content in messages]
     try:
-        return str(model.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        text = model.tokenizer.apply_chat_template(chat, tokenize=False, **options)
     except Exception as error:  # templates raise whatever they like
         raise ModelError(model.name, f"its chat template refuses these messages ({error})") from error
+    return str(text)
+
+
+@lru_cache(maxsize=16)
+def _takes_parts(tokenizer: Any, template: str) -> bool:
+    """Whether the template, the tokenizer's, takes contents only as lists of parts, as some do that see images too."""
+    kept = []
+    for content_of in (str, _parts):
+        try:
+            chat = [{"role": "user", "content": content_of(MARK)}]
+            kept.append(MARK in str(tokenizer.apply_chat_template(chat, tokenize=False)))
+        except Exception:  # templates raise whatever they like
+            kept.append(False)
+    return kept == [False, True]
 
 
 def _parts(text: str) -> list[dict[str, str]]:

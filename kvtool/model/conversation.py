@@ -1,6 +1,7 @@
 """Conversations as token ids.
 
-Messages are text throughout: a special token that is spelled out in one is no command.
+Messages are text throughout: a special token that is spelled out in one is no command. What the chat template leaves out of a
+message, such as the reasoning in earlier answers, is left out.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from kvtool.errors import ModelError, UsageError
 from kvtool.model.chat_template import (
+    MARK,
     Prefix,
     Turn,
     around_messages,
     conversation_tokens,
     document_tokens,
     head_tokens,
+    render,
     template_tokens,
+    time_of,
     with_bos,
 )
 from kvtool.model.model import Model
@@ -31,6 +36,13 @@ class Message:
     content: str
 
 
+class Span(NamedTuple):
+    """A part of a text, in characters."""
+
+    start: int
+    stop: int
+
+
 def chat_tokens(model: Model, messages: Sequence[Message], now: datetime | None = None) -> list[int]:
     """A whole conversation, up to where the model answers. A template that prints the time prints ``now``.
 
@@ -38,16 +50,14 @@ def chat_tokens(model: Model, messages: Sequence[Message], now: datetime | None 
     """
     if model.tokenizer.chat_template is None:
         raise UsageError(model.name, "has no chat template", "use /v1/completions")
-    try:
-        first, *others = around_messages(model, [message.role for message in messages], now=now)
-    except ModelError as error:
-        raise UsageError(error.subject, error.reason) from error
-    if len(others) != len(messages):
-        raise UsageError(model.name, "its chat template does not keep all that these messages say")
-    ids = head_tokens(model, first)
-    for message, part in zip(messages, others, strict=True):
-        ids += document_tokens(model, message.content) + template_tokens(model, part)
-    return ids
+    text, spans = _rendered(model, messages, now)
+    ids, end = list[int](), 0
+    for span in spans:
+        tokens = template_tokens if ids else head_tokens
+        ids += tokens(model, text[end : span.start])
+        ids += document_tokens(model, text[span.start : span.stop])
+        end = span.stop
+    return ids + template_tokens(model, text[end:])
 
 
 def tokens_after_documents(model: Model, prefix: Prefix, messages: Sequence[Message]) -> list[int]:
@@ -68,9 +78,61 @@ def tokens_after_documents(model: Model, prefix: Prefix, messages: Sequence[Mess
     if len(spoken) % 2 == 0 or [message.role for message in spoken] != expected:
         reason = "expected user and assistant in turn, the user's first and last"
         raise UsageError("messages over documents", reason)
-    pairs = zip(spoken[::2], spoken[1::2], strict=False)
-    turns = [Turn(question.content, answer.content) for question, answer in pairs]
+    answers = [answer.content for answer in spoken[1::2]]
+    if answers and prefix.origin["kind"] == "chat":
+        text, spans = _rendered(model, spoken, time_of(prefix.origin))
+        answers = [text[span.start : span.stop] for span in spans[1::2]]
+    turns = [Turn(question.content, answer) for question, answer in zip(spoken[::2], answers, strict=False)]
     return conversation_tokens(model, prefix, turns, spoken[-1].content)
+
+
+def _rendered(model: Model, messages: Sequence[Message], now: datetime | None) -> tuple[str, list[Span]]:
+    """What the chat template makes of ``messages``, and where in it is what it keeps of each.
+
+    All else in it is the template's, whatever the messages say. Raises ``UsageError`` where that cannot be told.
+    """
+    now = now or datetime.now()
+    said = [(message.role, message.content) for message in messages]
+    try:
+        parts = around_messages(model, [message.role for message in messages], now=now)
+        text = render(model, said, now)
+        if len(parts) != len(said) + 1:
+            raise ModelError(model.name, "its chat template does not keep all that these messages say")
+        spans, end = [], 0
+        for part, (_, content) in zip(parts, said, strict=False):
+            spans.append(Span(end + len(part), end := end + len(part) + len(content)))
+        if text == "".join(
+            part + content for part, (_, content) in zip(parts, [*said, ("", "")], strict=True)
+        ):
+            return text, spans
+        return text, _kept(model, said, text, now)
+    except ModelError as error:
+        raise UsageError(error.subject, error.reason) from error
+
+
+def _kept(model: Model, said: Sequence[tuple[str, str]], text: str, now: datetime) -> list[Span]:
+    """Where in ``text`` is what the chat template keeps of each message.
+
+    Each message in turn is replaced by a mark. What is before and after the mark is the same for any message, and the rest
+    of ``text`` is what was kept of this one. So nothing that a message says can pass for the template's own words.
+    """
+    mark = MARK
+    while any(mark in content for _, content in said):
+        mark += MARK
+    spans, end = list[Span](), 0
+    for number, (role, _) in enumerate(said):
+        marked = [*said[:number], (role, mark), *said[number + 1 :]]
+        before, *after = render(model, marked, now).split(mark)
+        if len(after) != 1:
+            raise ModelError(model.name, "its chat template does not keep all that these messages say")
+        span = Span(len(before), len(text) - len(after[0]))
+        is_around = text.startswith(before) and text.endswith(after[0])
+        if not (is_around and end <= span.start <= span.stop):
+            reason = f"its chat template changes more than message {number + 1} because of what that says"
+            raise ModelError(model.name, reason)
+        spans.append(span)
+        end = span.stop
+    return spans
 
 
 def text_tokens(model: Model, text: str, *, is_first: bool) -> list[int]:

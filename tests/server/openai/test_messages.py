@@ -58,12 +58,9 @@ def test_streamed_deltas_can_be_sent_back(openai_client: openai.OpenAI) -> None:
 def test_fields_that_say_nothing(client: TestClient, role: str) -> None:
     asked = {"role": "user", "content": QUESTION}
     expected = chat(client, messages=[{"role": role, "content": "So."}, asked])
-    fields: list[dict[str, Any]] = [
-        SILENT,
-        dict.fromkeys(SILENT),
-        {"refusal": "", "tool_calls": None, "audio": {}},
-    ]
-    for silent in fields:
+    empty: dict[str, Any] = {"refusal": "", "tool_calls": None, "audio": {}}
+    nulls: dict[str, Any] = dict.fromkeys(SILENT)
+    for silent in (SILENT, nulls, empty):
         answer = chat(client, messages=[{"role": role, "content": "So.", **silent}, asked])
         assert text_of(answer) == text_of(expected)
         assert answer["usage"] == expected["usage"]
@@ -77,7 +74,7 @@ def test_requests_with_fields_that_say_nothing(client: TestClient) -> None:
         "temperature",
         "max_tokens",
     }
-    silent = dict.fromkeys(fields)
+    silent: dict[str, Any] = dict.fromkeys(fields)
     spoken = {"tools": [], "tool_choice": "auto", "modalities": ["text"], "service_tier": "auto"}
     expected = text_of(chat(client))
     assert text_of(chat(client, **silent)) == text_of(chat(client, **spoken)) == expected
