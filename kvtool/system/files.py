@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from kvtool.errors import StoreError
+from kvtool.system.cache_dir import cache_dir
 
 TEMPORARY = ".tmp-"
 
@@ -57,7 +58,10 @@ def write_error(path: Path, error: OSError) -> StoreError:
             "and run the same command again: it goes on where it stopped"
         )
         return DiskFull(path, reason)
-    return StoreError(path, f"cannot be written ({error.strerror})", "check that the directory is writable")
+    remedy = "check that the directory is writable"
+    if path.is_relative_to(cache_dir()):
+        remedy = "set KVTOOL_CACHE_DIR to a directory that is writable"
+    return StoreError(path, f"cannot be written ({error.strerror})", remedy)
 
 
 @contextmanager

@@ -130,6 +130,39 @@ def test_an_unexpected_error_is_one_line_too(
     assert isinstance(CliRunner().invoke(app, ["--debug", "ls"]).exception, ZeroDivisionError)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prefill", "c.txt", "--model", "embedded"],
+        ["ls", "--store", "http://127.0.0.1:9"],
+        ["prefill", "c.txt"],
+    ],
+    ids=" ".join,
+)
+def test_a_cache_directory_that_cannot_be_written(
+    cli: Cli, corpus: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may write anywhere, but not below a file.
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(corpus / "c.txt" / "cache"))
+    if command == ["prefill", "c.txt"]:
+        cli(*command)
+        return
+    error = error_of(cli(*command, code=FAILED))
+    if "embedded" in command:
+        assert f"{corpus}/c.txt/cache/converted" in error
+        assert "set KVTOOL_CACHE_DIR to a directory that is writable" in error
+
+
+def test_a_path_that_the_system_refuses_is_an_error_of_the_user(
+    cli: Cli, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "kv-store/manifests")
+
+    monkeypatch.setattr(LocalCatalog, "__iter__", refused)
+    assert "kv-store/manifests: Permission denied; check the path" in error_of(cli("ls", code=FAILED))
+
+
 def test_an_error_of_many_lines_is_shown_as_one(cli: Cli, store: LocalStore) -> None:
     assert "\\n" in error_of(cli("show", "../a\nb", code=FAILED))
 
