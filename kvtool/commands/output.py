@@ -37,14 +37,19 @@ def emit(value: object, lines: Lines, as_json: bool) -> None:
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
         return
     for line in lines.data:
-        typer.echo(line)
+        typer.echo(escaped(line))
     for line in lines.notes:
         note(line)
 
 
 def note(line: str) -> None:
     """Prints one line for people, to stderr, since stdout is for data."""
-    typer.echo(line, err=True)
+    typer.echo(escaped(line), err=True)
+
+
+def escaped(line: str) -> str:
+    """``line`` with what a terminal would not show, or would obey, written as in Python: newlines, bidi controls."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def print_error(error: object) -> None:

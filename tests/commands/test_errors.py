@@ -91,6 +91,8 @@ def test_failures(
         ["ask"],
         ["ask", "What?"],
         ["ls", "--colour"],
+        ["ask", "\udcff", "--doc", "c.txt"],
+        ["ask", "What?", "\udcff", "--doc", "c.txt"],
         ["ask", "What?", "--doc", "c.txt", "--max-tokens", "0"],
         ["ask", "What?", "--doc", "c.txt", "--temperature", "-1"],
         ["ask", "What?", "--doc", "c.txt", "--recompute", "1.5"],
