@@ -93,6 +93,11 @@ def run(
     from kvtool.store.open import open_store
     from kvtool.system.trace import Trace
 
+    for question in questions:
+        try:
+            question.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"question {question!r}", "is not UTF-8", "expected text in UTF-8") from None
     options = BlendOptions(**given(recompute=recompute, policy=policy))
     if recompute is not None and options.recompute != recompute:
         reason = f"policy {options.policy!r} always has {options.recompute:g}"
@@ -168,5 +173,7 @@ def render_several(answers: Answers) -> output.Lines:
         f"{len(answers.texts)} answers in {answers.seconds:.2f} s, {answers.load_seconds:.2f} of them for the cache "
         f"({answers.cached_tokens} tokens, {answers.recomputed_tokens} of them recomputed)"
     )
-    pairs = zip(answers.questions, answers.texts, strict=True)
-    return output.Lines([f"{question}\n{answer.strip()}\n" for question, answer in pairs], [summary])
+    lines: list[str] = []
+    for question, answer in zip(answers.questions, answers.texts, strict=True):
+        lines += [question, *answer.strip().split("\n"), ""]
+    return output.Lines(lines, [summary])

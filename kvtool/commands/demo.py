@@ -52,4 +52,5 @@ def run(
 
 
 def _announce(command: str) -> None:
-    output.note(f"\n$ kvtool {command}")
+    output.note("")
+    output.note(f"$ kvtool {command}")

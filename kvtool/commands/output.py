@@ -37,14 +37,19 @@ def emit(value: object, lines: Lines, as_json: bool) -> None:
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
         return
     for line in lines.data:
-        typer.echo(line)
+        typer.echo(escaped(line))
     for line in lines.notes:
         note(line)
 
 
 def note(line: str) -> None:
     """Prints one line for people, to stderr, since stdout is for data."""
-    typer.echo(line, err=True)
+    typer.echo(escaped(line), err=True)
+
+
+def escaped(line: str) -> str:
+    """``line`` with what a terminal would not show, or would obey, written as in Python: newlines, bidi controls."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def print_error(error: object) -> None:
@@ -89,6 +94,10 @@ def guarded(function: Callable[..., int | None], name: str) -> Callable[..., Non
         except Exception as error:
             if debug:
                 raise
+            if isinstance(error, OSError) and error.filename:
+                # The system refused a path: the user can do something about that.
+                print_error(KvtoolError(error.filename, error.strerror, "check the path and its permissions"))
+                raise typer.Exit(FAILED) from None
             hint = "This is not expected; run with kvtool --debug for a traceback"
             note(f"kvtool: {type(error).__name__}: {error}. {hint}")
             code = FAILED

@@ -21,6 +21,7 @@ from kvtool.errors import ModelError
 from kvtool.model.fingerprint import digest_file
 from kvtool.model.hf_logging import quiet
 from kvtool.system.cache_dir import cache_dir
+from kvtool.system.files import as_store_errors
 
 # Part of the directory's name: raised when the conversion's result changes.
 CONVERSION = "bf16-1"
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 def converted(path: Path) -> Path:
     """The directory of safetensors that ``path`` converts to, made now if it is missing.
 
-    Raises ``ModelError`` if the file is no GGUF, or of an architecture that transformers cannot unpack.
+    Raises ``ModelError`` if the file is no GGUF, or of an architecture that transformers cannot unpack;
+    ``StoreError`` where the cache directory cannot be written to.
     """
     target = cache_dir() / "converted" / f"{digest_file(path)}-{CONVERSION}"
     if target.is_dir():
@@ -40,6 +42,9 @@ def converted(path: Path) -> Path:
         if file.read(4) != b"GGUF":
             raise ModelError(path, "is not a GGUF file", "download it again")
     temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
+    # Before the half minute that converting takes.
+    with as_store_errors(target):
+        temporary.mkdir(parents=True)
     try:
         _convert(path, temporary)
         # Two processes may convert at once; the results are equal, the first to arrive stays.
@@ -66,6 +71,6 @@ def _convert(path: Path, target: Path) -> None:
         except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
             reason = f"transformers cannot convert this GGUF ({error})"
             raise ModelError(path, reason, "use the model's safetensors instead") from error
-        target.mkdir(parents=True)
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+        with as_store_errors(target):
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)

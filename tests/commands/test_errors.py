@@ -91,6 +91,8 @@ def test_failures(
         ["ask"],
         ["ask", "What?"],
         ["ls", "--colour"],
+        ["ask", "\udcff", "--doc", "c.txt"],
+        ["ask", "What?", "\udcff", "--doc", "c.txt"],
         ["ask", "What?", "--doc", "c.txt", "--max-tokens", "0"],
         ["ask", "What?", "--doc", "c.txt", "--temperature", "-1"],
         ["ask", "What?", "--doc", "c.txt", "--recompute", "1.5"],
@@ -128,6 +130,39 @@ def test_an_unexpected_error_is_one_line_too(
         "kvtool: ZeroDivisionError: division by zero. This is not expected; run with kvtool --debug for a traceback"
     ]
     assert isinstance(CliRunner().invoke(app, ["--debug", "ls"]).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prefill", "c.txt", "--model", "embedded"],
+        ["ls", "--store", "http://127.0.0.1:9"],
+        ["prefill", "c.txt"],
+    ],
+    ids=" ".join,
+)
+def test_a_cache_directory_that_cannot_be_written(
+    cli: Cli, corpus: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may write anywhere, but not below a file.
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(corpus / "c.txt" / "cache"))
+    if command == ["prefill", "c.txt"]:
+        cli(*command)
+        return
+    error = error_of(cli(*command, code=FAILED))
+    if "embedded" in command:
+        assert f"{corpus}/c.txt/cache/converted" in error
+        assert "set KVTOOL_CACHE_DIR to a directory that is writable" in error
+
+
+def test_a_path_that_the_system_refuses_is_an_error_of_the_user(
+    cli: Cli, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "kv-store/manifests")
+
+    monkeypatch.setattr(LocalCatalog, "__iter__", refused)
+    assert "kv-store/manifests: Permission denied; check the path" in error_of(cli("ls", code=FAILED))
 
 
 def test_an_error_of_many_lines_is_shown_as_one(cli: Cli, store: LocalStore) -> None:

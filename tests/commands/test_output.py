@@ -76,3 +76,10 @@ def test_the_first_progress_may_come_late_with_nothing_done(
     assert capsys.readouterr().err == (
         "evaluating: 0 of 40 trials\nevaluating: 20 of 40 trials, 0.5 a second, 40 s left\n"
     )
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\nb\u202e\x1b[31m\udcff ünï 文.md"
+    emit({}, Lines([name], [name]), as_json=False)
+    line = "a\\nb\\u202e\\x1b[31m\\udcff ünï 文.md\n"
+    assert capsys.readouterr() == (line, line)

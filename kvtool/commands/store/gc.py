@@ -21,12 +21,16 @@ def run(*, settings: Settings, dry_run: DryRun = False, as_json: AsJson = False)
     """
     from kvtool.store.catalog.open import open_to_write
 
-    removed = open_to_write(settings.store).collect(dry_run=dry_run)
-    report = {"dry_run": dry_run, "removed": [str(path) for path in removed]}
-    output.emit(report, render(removed, dry_run), as_json)
+    store = open_to_write(settings.store)
+    writers = store.writers() if dry_run else []
+    removed = store.collect(dry_run=dry_run)
+    report = {"dry_run": dry_run, "removed": [str(path) for path in removed], "writers": writers}
+    output.emit(report, render(removed, dry_run, writers), as_json)
 
 
-def render(removed: Sequence[Path], dry_run: bool) -> output.Lines:
+def render(removed: Sequence[Path], dry_run: bool, writers: Sequence[str]) -> output.Lines:
     if dry_run:
-        return output.Lines(list(map(str, removed)), [f"would remove {len(removed)} artifacts"])
+        notes = [f"would remove {len(removed)} artifacts"]
+        notes += [f"what {writer} has not committed yet is among them" for writer in writers]
+        return output.Lines(list(map(str, removed)), notes)
     return output.Lines(notes=[f"removed {len(removed)} artifacts"])

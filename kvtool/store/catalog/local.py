@@ -145,18 +145,29 @@ class LocalCatalog(Catalog):
     def collect(self, *, dry_run: bool = False) -> list[Path]:
         """Removes the artifacts that no document refers to, and returns their paths. Waits for writers to end.
 
-        Calibrations stay: each was made on purpose, and serves documents to come.
+        Calibrations stay: each was made on purpose, and serves documents to come. A ``dry_run`` waits for nobody, and counts
+        what ``writers`` have not committed yet.
         """
+        if dry_run:
+            return self._unused()
         if not self._lock.exists():
             return []
         with files.as_store_errors(self.root), files.locked(self._lock):
-            used = artifacts_of(self.values())
-            unused = [path for path in self._artifact_files() if path.stem not in used]
-            if not dry_run:
-                files.remove_temporaries(self.root)
-                for path in unused:
-                    path.unlink()
+            unused = self._unused()
+            files.remove_temporaries(self.root)
+            for path in unused:
+                path.unlink()
         return unused
+
+    def writers(self) -> list[str]:
+        """The processes that are writing now, where the system tells."""
+        return files.holders(self._lock)
+
+    def _unused(self) -> list[Path]:
+        # Listed before the manifests are read: what is committed meanwhile is in use.
+        artifacts = self._artifact_files()
+        used = artifacts_of(self.values())
+        return [path for path in artifacts if path.stem not in used]
 
     def free(self, names: Iterable[str]) -> list[Path]:
         """Forgets documents, and removes the artifacts that they named and no other does. Waits for writers to end.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,3 +69,42 @@ def test_rm_leaves_what_another_document_uses(cli: Cli, store: LocalStore, tiny:
     assert "freed 0 artifacts" in cli("rm", "c.txt").stderr
     assert store.read("copy.txt").n_tokens == 30
     assert "freed 1 artifacts" in cli("rm", "copy.txt").stderr
+
+
+HOLD = "import sys, kvtool\nwith kvtool.Store(sys.argv[1]).writing():\n    print('held', flush=True)\n    sys.stdin.read()"
+
+
+@pytest.fixture
+def writer(store: LocalStore) -> Iterator[subprocess.Popen[str]]:
+    """Another process that writes to the store until its input ends."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(store.root)], **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.stdin.close()
+
+
+def test_a_dry_run_waits_for_nobody(cli: Cli, store: LocalStore, writer: subprocess.Popen[str]) -> None:
+    cli("rm", "c.txt", "--dry-run")
+    store.remove("c.txt")
+    report = json.loads(cli("gc", "--dry-run", "--json").stdout)
+    assert len(report["removed"]) == 1
+    assert [name.endswith(f"(process {writer.pid})") for name in report["writers"]] == [True]
+    assert f"(process {writer.pid}) has not committed yet" in cli("gc", "--dry-run").stderr
+
+
+@pytest.mark.parametrize("command", [["gc"], ["rm", "c.txt"]], ids=" ".join)
+def test_who_is_waited_for_is_said_before_anything_is_done(
+    store: LocalStore, writer: subprocess.Popen[str], command: list[str]
+) -> None:
+    line = [sys.executable, "-m", "kvtool", *command]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        first = waiting.stderr.readline()
+        assert first.startswith("kv-store/lock: waiting for ")
+        assert first.endswith(f"(process {writer.pid})\n")
+        assert "c.txt" in store
+        assert writer.stdin is not None
+        writer.stdin.close()
+        assert "freed 1" in waiting.stderr.read() or command == ["gc"]
+        assert waiting.wait() == 0
