@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -55,7 +54,6 @@ def load_weights(
             )
             _check_tensors(name, report["missing_keys"], report["unexpected_keys"])
             if adapter is not None:
-                _refuse_chance(adapter)
                 loaded = model.load_adapter(str(adapter))
                 _check_tensors(str(adapter), loaded.missing_keys, loaded.unexpected_keys)
     except ImportError as error:
@@ -65,19 +63,6 @@ def load_weights(
     use_our_settings(model)
     use_grouped_attention(model)
     return model.eval().requires_grad_(False)
-
-
-def _refuse_chance(adapter: Path) -> None:
-    """Refuses an adapter at whose load peft changes the model's own weights by a randomized decomposition."""
-    path = adapter / "adapter_config.json"
-    if "_niter_" in str(start := json.loads(path.read_bytes()).get("init_lora_weights")):
-        reason = (
-            f"init_lora_weights {start} makes peft change the model's weights by random numbers at each load"
-        )
-        remedy = (
-            "convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of save_pretrained)"
-        )
-        raise ModelError(path, reason, remedy)
 
 
 def _check_tensors(source: str, missing: Collection[str], unexpected: Collection[str]) -> None:

@@ -1,6 +1,6 @@
 """All that transformers and peft may do to a model at load, by their own lists, and what becomes of each with kvtool.
 
-IDENTITY: the fingerprint changes with it. REFUSED: a ``ModelError``. UNDONE: kvtool puts its own setting in its place.
+IDENTITY: the fingerprint covers it. REFUSED: a ``ModelError``. UNDONE: kvtool puts its own setting in its place.
 WARNED: said in the log. NOTHING: it changes neither weights nor tokens nor how they are run. A name that a new version of
 the libraries adds fails here until someone decides.
 """
@@ -8,7 +8,6 @@ the libraries adds fails here until someone decides.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,11 +88,12 @@ PROMPT_LEARNING = {
 }
 WEIGHTS = {
     *("LORA", "ADALORA", "ADAMSS", "BOFT", "IA3", "BEFT", "LILY", "LOHA", "LOKR", "OFT", "POLY", "LN_TUNING"),
-    *("VERA", "FROD", "PVERA", "FOURIERFT", "GLORA", "XLORA", "HRA", "VBLORA", "UNILORA", "MISS", "RANDLORA"),
+    *("VERA", "FROD", "PVERA", "FOURIERFT", "GLORA", "HRA", "VBLORA", "UNILORA", "MISS", "RANDLORA"),
     *("ROAD", "TRAINABLE_TOKENS", "HIRA", "SHIRA", "C3A", "WAVEFT", "OSF", "DELORA", "GRALORA", "TINYLORA"),
-    *("PSOFT", "PEANUT", "SHADOW", "SUPERTUNING", "DEFT"),
+    *("PSOFT", "PEANUT", "SUPERTUNING", "DEFT"),
 }
-PEFT = dict.fromkeys(WEIGHTS, IDENTITY) | dict.fromkeys(PROMPT_LEARNING, REFUSED)
+OF_MORE_FILES = {"XLORA", "SHADOW"}
+PEFT = dict.fromkeys(WEIGHTS, IDENTITY) | dict.fromkeys(PROMPT_LEARNING | OF_MORE_FILES, REFUSED)
 
 
 def test_every_file_that_transformers_knows_is_decided() -> None:
@@ -205,6 +205,10 @@ def test_no_causal_family_has_files_of_its_own() -> None:
 def test_every_kind_of_adapter_is_decided() -> None:
     peft = pytest.importorskip("peft")
     assert {kind.name for kind in peft.PeftType} == set(PEFT)
+    configs = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    learned = {kind.name for kind, config in configs.items() if issubclass(config, peft.PromptLearningConfig)}
+    # peft's injection refuses both by these two properties.
+    assert learned | {"ADAPTION_PROMPT"} == PROMPT_LEARNING
 
 
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"])
@@ -226,6 +230,13 @@ def test_an_adapters_config_is_in_the_identity(field: str, tiny_dir: Path, adapt
     before = kvtool.load_model(tiny_dir, adapter=adapter).fingerprint
     edit(adapter / "adapter_config.json", **{field: 5})
     assert kvtool.load_model(tiny_dir, adapter=adapter).fingerprint != before
+
+
+@pytest.mark.parametrize("kind", sorted(OF_MORE_FILES))
+def test_adapters_that_load_other_files_are_refused(kind: str, tiny_dir: Path, adapter: Path) -> None:
+    edit(adapter / "adapter_config.json", peft_type=kind)
+    with pytest.raises(ModelError, match=rf"peft_type {kind} "):
+        kvtool.load_model(tiny_dir, adapter=adapter)
 
 
 def test_chance_and_nonsense_in_an_adapters_config_are_refused(tiny_dir: Path, adapter: Path) -> None:
