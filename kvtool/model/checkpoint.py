@@ -12,12 +12,14 @@ from typing import Any
 from transformers.configuration_utils import get_configuration_file
 from transformers.distributed.checkpoint import is_sharded_checkpoint
 from transformers.tokenization_utils_base import get_fast_tokenizer_file
-from transformers.utils import find_adapter_config_file
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
 
 from kvtool.errors import ModelError
 
 _CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 _TOKENIZER, _WEIGHTS = "tokenizer.json", "model.safetensors"
+_OF_MORE_FILES = ("XLORA", "SHADOW")
+"""Adapters that name others, or a model, in their config."""
 
 
 def refuse_uncovered(directory: Path) -> None:
@@ -42,6 +44,23 @@ def refuse_uncovered(directory: Path) -> None:
     if files := tokenizer_config.get("fast_tokenizer_files"):
         chosen = get_fast_tokenizer_file(files)
         _expect(directory / _TOKENIZER_CONFIG, "fast_tokenizer_files", chosen, _TOKENIZER)
+
+
+def check_adapter(directory: Path) -> None:
+    """Raises ``ModelError`` for an adapter that lacks files, or at whose load peft uses more than its files."""
+    for file in (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME):
+        if not (directory / file).is_file():
+            raise ModelError(directory, f"has no {file}", "name a PEFT adapter's directory")
+    path = directory / ADAPTER_CONFIG_NAME
+    fields = _fields(path)
+    if (kind := fields.get("peft_type")) in _OF_MORE_FILES:
+        reason = f"peft_type {kind} makes peft load other adapters or models, which no fingerprint covers"
+        raise ModelError(path, reason, "use an adapter whose directory holds all of it, such as LoRA")
+    if "_niter_" in str(start := fields.get("init_lora_weights")):
+        reason = (
+            f"init_lora_weights {start} makes peft change the model's weights by random numbers at each load"
+        )
+        raise ModelError(path, reason, "let peft's save_pretrained() convert the adapter to plain LoRA")
 
 
 def _expect(path: Path, field: str, chosen: str | None, expected: str) -> None:

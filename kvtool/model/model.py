@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from kvtool.digest import digest, digest_json
 from kvtool.errors import ModelError, UsageError
-from kvtool.model.checkpoint import refuse_uncovered
+from kvtool.model.checkpoint import check_adapter, refuse_uncovered
 from kvtool.model.fingerprint import Identity, digest_config, digest_tokenizer, digest_weights
 from kvtool.model.gguf import converted
 from kvtool.model.hf_logging import first_line, quiet
@@ -163,9 +163,7 @@ def load_model(
         adapter = Path(adapter)
         if importlib.util.find_spec("peft") is None:
             raise ModelError("--adapter", "needs the peft package", "pip install 'kvtool[adapters]'")
-        for file in ("adapter_config.json", "adapter_model.safetensors"):
-            if not (adapter / file).is_file():
-                raise ModelError(adapter, f"has no {file}", "name a PEFT adapter's directory")
+        check_adapter(adapter)
     if load_in not in (None, "4bit", "8bit"):
         raise UsageError(f"load-in {load_in!r}", "expected 4bit or 8bit")
     return Model(directory, name=name, device=device, dtype=dtype, load_in=load_in, adapter=adapter)

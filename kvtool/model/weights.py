@@ -58,7 +58,7 @@ def load_weights(
                 _check_tensors(str(adapter), loaded.missing_keys, loaded.unexpected_keys)
     except ImportError as error:
         raise ModelError(name, first_line(error)) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(name, f"cannot be loaded ({first_line(error)})") from error
     use_our_settings(model)
     use_grouped_attention(model)
