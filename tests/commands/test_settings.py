@@ -139,8 +139,8 @@ def test_a_byte_order_mark_is_taken_off(place: str) -> None:
     path = user_file() if place == "user" else Path(place)
     path.write_text(text, encoding="utf-8-sig")
     assert settings().model == "m"
-    path.write_text(text.replace("model", "modle"), encoding="utf-8-sig")
-    with pytest.raises(UsageError, match=rf"{path}: unknown setting modle"):
+    path.write_text(text.replace("model", "moodel"), encoding="utf-8-sig")
+    with pytest.raises(UsageError, match=rf"{path}: unknown setting moodel"):
         settings()
 
 
