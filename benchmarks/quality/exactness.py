@@ -1,6 +1,6 @@
 """Greedy answers over a raw cache that equal those after a full prefill, token by token, for each dtype.
 
-python -m benchmarks exactness [--dtypes float32 bfloat16 float16] [--documents 10] [--write docs/explanation/faq.md]
+python -m benchmarks exactness [--dtypes float32 bfloat16 float16] [--documents 10]
 
 Short documents share passes of the model, as in ``kvtool prefill``, or have one each (--pack-tokens 0). To compare with, the
 prompt is also prefilled in two passes instead of one, without any stored cache.
@@ -14,10 +14,9 @@ from itertools import chain
 from pathlib import Path
 
 import kvtool
-from benchmarks.common.arguments import command, make_parser
+from benchmarks.common.arguments import make_parser
 from benchmarks.common.output import machine, print_table
 from benchmarks.corpora.texts import Text, held_out, write
-from benchmarks.pages import tables
 from kvtool.engines.generate import generate
 from kvtool.engines.transformers import feed, new_cache
 from kvtool.model.chat_template import question_tokens
@@ -34,19 +33,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--documents", type=int, default=10, help="of each of five kinds")
     parser.add_argument("--tokens", type=int, default=110, help="of each document")
     parser.add_argument("--answer-tokens", type=int, default=24)
-    parser.add_argument("--write", type=Path, help="a page that has the markers")
     arguments = parser.parse_args(argv)
     print(machine(), flush=True)
     texts = list(chain(*held_out(kvtool.load_model(), arguments.tokens, arguments.documents).values()))
-    rows = []
     for dtype in arguments.dtypes:
         model = kvtool.load_model(dtype=dtype)
-        rows.append([dtype, *map(str, equal_answers(model, texts, arguments.answer_tokens))])
-        print_table(HEADER, rows[-1:])
-    if arguments.write:
-        body = f"`{command('exactness', argv)}`; {machine()}.\n\n{tables.table(HEADER, rows)}"
-        page, name = arguments.write.read_text(), kvtool.load_model().name
-        arguments.write.write_text(tables.replaced(page, "exactness", name, body))
+        print_table(HEADER, [[dtype, *equal_answers(model, texts, arguments.answer_tokens)]])
 
 
 def equal_answers(model: kvtool.Model, texts: Sequence[Text], answer_tokens: int) -> list[int]:
