@@ -152,7 +152,9 @@ def render(answer: Answer, uncached: Answer | None, model: Model) -> output.Line
     )
     if uncached:
         ratio = uncached.first_token_seconds / answer.first_token_seconds
-        line += f"; {uncached.first_token_seconds:.2f} s without it: {ratio:.0f}× faster"
+        line += (
+            f"; {uncached.first_token_seconds:.2f} s without it: {ratio:.{0 if ratio >= 2 else 1}f}× faster"
+        )
     elif rate := recall(model.fingerprint):
         seconds = answer.prompt_tokens / rate
         line += f"; without it about {seconds:.1f} s, at the last prefill's {rate:,.0f} tokens a second"

@@ -140,6 +140,22 @@ def candidates(texts: Iterable[str], find: FindCalibration | None = None) -> lis
     return [candidate(text, find) for text in dict.fromkeys(text.strip() for text in texts) if text]
 
 
+def chosen(
+    texts: Iterable[str], store: Store, names: Sequence[str], find: FindCalibration | None = None
+) -> list[Coded]:
+    """``candidates``, where ``texts`` may name variants of ``names`` too, and the raw cache, which is compared anyway."""
+    texts = [texts] if isinstance(texts, str) else texts
+    variants: dict[str, Coded] | None = None
+    coded: list[Coded] = []
+    for text in dict.fromkeys(text.strip() for text in texts):
+        if text in ("", RAW):
+            continue
+        if text.split(":")[0] not in recipes():
+            variants = variants or {variant.name: variant for variant in variants_of(store, names)}
+        coded.append((variants or {}).get(text) or candidate(text, find))
+    return coded
+
+
 def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
     """The pipelines of the variants that ``names`` have. Raises ``UsageError`` for a variant made in different ways."""
     by_variant: dict[str, Coded] = {}

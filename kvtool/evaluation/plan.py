@@ -10,7 +10,7 @@ from kvtool.artifact.load import refuse_mismatch
 from kvtool.calibration.lookup import finder
 from kvtool.engines import transformers as engine
 from kvtool.errors import ModelError, UsageError
-from kvtool.evaluation.candidates import Candidate, Raw, candidates, variants_of
+from kvtool.evaluation.candidates import Candidate, Raw, chosen, variants_of
 from kvtool.evaluation.conversations import question_contexts
 from kvtool.evaluation.gate import Gate
 from kvtool.evaluation.questions import UserQuestion, read_questions
@@ -83,7 +83,7 @@ def plan(
     entries = [store[name] for name in documents]
     prefix = _prefix(model, store, entries)
     find = finder(store, documents)
-    coded = variants_of(store, documents) if recipes is None else candidates(recipes, find)
+    coded = variants_of(store, documents) if recipes is None else chosen(recipes, store, documents, find)
     compared = [*coded, *others]
     if not compared:
         raise UsageError(

@@ -11,6 +11,7 @@ import pytest
 
 import kvtool
 from kvtool.codecs import CodecError, Pipeline, Recipe, Sample
+from kvtool.errors import UsageError
 from kvtool.evaluation.evaluation import evaluate
 from kvtool.measurement.scope import Scope
 from kvtool.store.local import LocalStore
@@ -157,3 +158,14 @@ def test_documents_are_drawn_by_the_seed(documents: LocalStore, lively: kvtool.M
 
     assert names(0) == names(0)
     assert len({name for seed in range(8) for name in names(seed)}) > 1
+
+
+def test_raw_and_variants_are_named_among_recipes(
+    documents: LocalStore, lively: kvtool.Model, tmp_path: Path
+) -> None:
+    store = copy_of(documents, tmp_path)
+    kvtool.compress(store, "a.txt", recipe="kivi", bits=4, name="mine")
+    report = evaluate(store, "a.txt", model=lively, recipes=["raw", "mine", "kivi:bits=2"], scope=KL)
+    assert [candidate["name"] for candidate in report["candidates"]] == ["raw", "mine", "kivi:bits=2"]
+    with pytest.raises(UsageError, match="other"):
+        evaluate(store, "a.txt", model=lively, recipes=["raw", "other"], scope=KL)
