@@ -29,7 +29,7 @@ MEASURED = [
     (re.compile(r"\d[\d,.]* s\b"), "# s"),
     (re.compile(r"\(\d[\d,]* a second\)"), "(# a second)"),
     (re.compile(r"\d[\d,]* tokens a second"), "# tokens a second"),
-    (re.compile(r"\d+× faster"), "#× faster"),
+    (re.compile(r"[\d.]+× faster"), "#× faster"),
     (re.compile(r"\S*/kv-store"), "kv-store"),
 ]
 # Processors round the embedded model's last bits differently. Digests are then others, what is entropy coded takes some
