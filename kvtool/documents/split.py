@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from semchunk import chunk
@@ -12,6 +12,13 @@ from kvtool.errors import DocumentError
 
 CHARACTERS_PER_TOKEN = 8
 """More than ordinary text has, so that a window of this many characters a token is nearly always too long."""
+
+COUNTED_PER_CHARACTER = 32
+"""Characters that may be counted for each of a text, to find its boundaries. Ordinary text takes 3 to 15."""
+
+
+class _TooMuchCounted(Exception):
+    """A text has no structure that is worth more counting."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +30,8 @@ class Piece:
     end: int
 
 
-def split(text: str, *, count_tokens: Callable[[str], int], limit: int) -> list[Piece]:
-    """Cut `text` into pieces of at most `limit` tokens.
+def split(text: str, *, count_tokens: Callable[[str], int], limit: int) -> Iterator[Piece]:
+    """Cut ``text`` into pieces of at most ``limit`` tokens, which come as soon as they are found.
 
     The pieces partition the text: joined in order they are the text again, white space included. A text that
     fits is one piece, and so is an empty one.
@@ -35,18 +42,19 @@ def split(text: str, *, count_tokens: Callable[[str], int], limit: int) -> list[
         limit: the most tokens a piece may have, at least 1.
 
     Raises:
-        ValueError: `limit` is below 1.
-        DocumentError: a single character has more tokens than `limit`.
+        ValueError: ``limit`` is below 1.
+        DocumentError: a single character has more tokens than ``limit``.
     """
     if limit < 1:
         raise ValueError(f"limit is {limit}; a piece needs room for at least 1 token")
-    if count_tokens(text) <= limit:
-        return [Piece(text, 0, len(text))]
     count = bounded(count_tokens, limit)
-    pieces: list[Piece] = []
+    if count(text) <= limit:
+        yield Piece(text, 0, len(text))
+        return
+    piece: Piece | None = None
     tokens = 0
     start = 0
-    for end in _boundaries(text, count, limit):
+    for end in _boundaries(text, count_tokens, limit):
         while start < end:
             stop, added = end, count(text[start:end])
             if added > limit:
@@ -54,25 +62,38 @@ def split(text: str, *, count_tokens: Callable[[str], int], limit: int) -> list[
                 added = count(text[start:stop])
             # semchunk leaves a short rest wherever it had to cut one level deeper. The sum is a cheap
             # estimate that spares most counts; merging across the cut can change the number either way.
-            if pieces and tokens + added <= limit:
-                joined = text[pieces[-1].start : stop]
+            if piece and tokens + added <= limit:
+                joined = text[piece.start : stop]
                 if (joint := count(joined)) <= limit:
-                    pieces[-1] = Piece(joined, pieces[-1].start, stop)
+                    piece = Piece(joined, piece.start, stop)
                     tokens, start = joint, stop
                     continue
-            pieces.append(Piece(text[start:stop], start, stop))
+            if piece:
+                yield piece
+            piece = Piece(text[start:stop], start, stop)
             tokens, start = added, stop
-    return pieces
+    if piece:
+        yield piece
 
 
-def _boundaries(text: str, count: Callable[[str], int], limit: int) -> list[int]:
+def _boundaries(text: str, count_tokens: Callable[[str], int], limit: int) -> list[int]:
     """Ends of the pieces that semchunk finds, white space counted to the piece before it."""
+    characters = 0
+
+    def count_within_bounds(part: str) -> int:
+        nonlocal characters
+        characters += len(part)
+        if characters > COUNTED_PER_CHARACTER * len(text):
+            raise _TooMuchCounted
+        return count_tokens(part)
+
     # semchunk drops the white space between its chunks, which is put back here: a little room is kept for it.
     room = limit - min(8, limit // 8)
     try:
-        _, offsets = chunk(text, room, count, memoize=False, offsets=True)
-    except RecursionError:
-        # One level for each length of white space run: a text can have thousands of lengths.
+        _, offsets = chunk(text, room, bounded(count_within_bounds, limit), memoize=False, offsets=True)
+    except (RecursionError, _TooMuchCounted):
+        # One level for each length of white space run, and each counts the whole rest of the text: a text can have
+        # thousands of lengths.
         offsets = []
     return [*(start for start, _ in offsets[1:]), len(text)]
 

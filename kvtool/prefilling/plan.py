@@ -45,11 +45,11 @@ def plan_document(
     """
     text_digest = digest(text.encode())
     try:
-        cut = split(text, count_tokens=lambda part: len(document_tokens(model, part)), limit=limit)
+        parts = list(split(text, count_tokens=lambda part: len(document_tokens(model, part)), limit=limit))
     except DocumentError as error:
         raise DocumentError(name, error) from error
     pieces = []
-    for part in cut:
+    for part in parts:
         if ids := array("q", document_tokens(model, part.text)):
             identity = segment_identity(model.fingerprint, prefix.digest, ids)
             place = {"start": part.start, "end": part.end}

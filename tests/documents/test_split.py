@@ -7,8 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtool.documents.split import Piece, split
+from kvtool.documents import split as splitting
+from kvtool.documents.split import Piece
 from kvtool.errors import DocumentError
+
+
+def split(text: str, *, count_tokens: Any, limit: int) -> list[Piece]:
+    return list(splitting.split(text, count_tokens=count_tokens, limit=limit))
 
 
 def words(text: str) -> int:
@@ -86,6 +91,25 @@ def test_more_lengths_of_white_space_than_python_recurses() -> None:
     pieces = split(text, count_tokens=len, limit=64)
     assert_partition(pieces, text)
     assert all(len(piece.text) <= 64 for piece in pieces)
+
+
+def test_white_space_of_ever_longer_runs_is_not_counted_at_each_length() -> None:
+    text = "".join("word" + " " * length for length in range(1, 401))
+    counted = 0
+
+    def count(part: str) -> int:
+        nonlocal counted
+        counted += len(part)
+        return len(part.split()) + part.count(" " * 64)
+
+    assert_partition(split(text, count_tokens=count, limit=1000), text)
+    assert counted < 64 * len(text)
+
+
+def test_pieces_come_while_the_rest_is_still_to_be_cut() -> None:
+    text = "one two three. " * 1000
+    first = next(splitting.split(text, count_tokens=words, limit=30))
+    assert (first.start, words(first.text)) == (0, 27)
 
 
 def test_characters_counted_stay_a_small_multiple_of_the_text() -> None:
