@@ -174,7 +174,7 @@ def run(
 def render(evaluation: Evaluation) -> output.Lines:
     from kvtool.report.table import table
 
-    return output.Lines([table(evaluation.json)])
+    return output.Lines(table(evaluation.json).splitlines())
 
 
 def render_plan(plan: Plan) -> list[str]:

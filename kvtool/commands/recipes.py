@@ -63,7 +63,12 @@ def render_list(recipes: Sequence[Recipe]) -> output.Lines:
 
 def render(recipe: Recipe) -> output.Lines:
     parameters = [f"  {name}={p.default}  {p.help}; {p.choices}" for name, p in recipe.parameters.items()]
-    about = [f"{recipe.name}: {recipe.summary}", "", inspect.getdoc(recipe.make) or "", ""]
+    about = [
+        f"{recipe.name}: {recipe.summary}",
+        "",
+        *inspect.cleandoc(recipe.make.__doc__ or "").split("\n"),
+        "",
+    ]
     return output.Lines([*about, *parameters])
 
 
