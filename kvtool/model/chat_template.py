@@ -168,9 +168,9 @@ def render(model: Model, messages: Sequence[tuple[str, str]], now: datetime | No
     options: dict[str, Any] = {"add_generation_prompt": True}
     if prints_time(model):
         options |= _at(now or datetime.now(), model.tokenizer.get_chat_template())
-    content_of = _parts if _takes_parts(model.tokenizer, str(model.tokenizer.chat_template)) else str
-    chat = [{"role": role, "content": content_of(content)} for role, content in messages]
     try:
+        content_of = _parts if _takes_parts(model.tokenizer, model.tokenizer.get_chat_template()) else str
+        chat = [{"role": role, "content": content_of(content)} for role, content in messages]
         text = model.tokenizer.apply_chat_template(chat, tokenize=False, **options)
     except Exception as error:  # templates raise whatever they like
         raise ModelError(model.name, f"its chat template refuses these messages ({error})") from error
@@ -179,12 +179,13 @@ def render(model: Model, messages: Sequence[tuple[str, str]], now: datetime | No
 
 @lru_cache(maxsize=16)
 def _takes_parts(tokenizer: Any, template: str) -> bool:
-    """Whether the template, the tokenizer's, takes contents only as lists of parts, as some do that see images too."""
+    """Whether ``template`` takes contents only as lists of parts, as some do for models that see images too."""
     kept = []
     for content_of in (str, _parts):
         try:
             chat = [{"role": "user", "content": content_of(MARK)}]
-            kept.append(MARK in str(tokenizer.apply_chat_template(chat, tokenize=False)))
+            text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+            kept.append(MARK in str(text))
         except Exception:  # templates raise whatever they like
             kept.append(False)
     return kept == [False, True]

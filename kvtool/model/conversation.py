@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 from kvtool.errors import ModelError, UsageError
@@ -26,6 +27,8 @@ from kvtool.model.chat_template import (
     with_bos,
 )
 from kvtool.model.model import Model
+
+_NOT_KEPT = "its chat template does not keep all that these messages say"
 
 
 @dataclass(frozen=True)
@@ -92,39 +95,36 @@ def _rendered(model: Model, messages: Sequence[Message], now: datetime | None) -
     All else in it is the template's, whatever the messages say. Raises ``UsageError`` where that cannot be told.
     """
     now = now or datetime.now()
-    said = [(message.role, message.content) for message in messages]
+    contents = [message.content for message in messages]
     try:
-        parts = around_messages(model, [message.role for message in messages], now=now)
-        text = render(model, said, now)
-        if len(parts) != len(said) + 1:
-            raise ModelError(model.name, "its chat template does not keep all that these messages say")
-        spans, end = [], 0
-        for part, (_, content) in zip(parts, said, strict=False):
-            spans.append(Span(end + len(part), end := end + len(part) + len(content)))
-        if text == "".join(
-            part + content for part, (_, content) in zip(parts, [*said, ("", "")], strict=True)
-        ):
-            return text, spans
-        return text, _kept(model, said, text, now)
+        text = _render(model, messages, contents, now)
+        around = around_messages(model, [message.role for message in messages], now=now)
+        if len(around) != len(contents) + 1:
+            raise ModelError(model.name, _NOT_KEPT)
+        pieces = list(chain.from_iterable(zip(around, contents, strict=False)))
+        if text != "".join([*pieces, around[-1]]):
+            return text, _kept(model, messages, text, now)
     except ModelError as error:
         raise UsageError(error.subject, error.reason) from error
+    edges = list(accumulate(map(len, pieces)))
+    return text, [Span(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _kept(model: Model, said: Sequence[tuple[str, str]], text: str, now: datetime) -> list[Span]:
+def _kept(model: Model, messages: Sequence[Message], text: str, now: datetime) -> list[Span]:
     """Where in ``text`` is what the chat template keeps of each message.
 
     Each message in turn is replaced by a mark. What is before and after the mark is the same for any message, and the rest
     of ``text`` is what was kept of this one. So nothing that a message says can pass for the template's own words.
     """
-    mark = MARK
-    while any(mark in content for _, content in said):
+    contents, mark = [message.content for message in messages], MARK
+    while any(mark in content for content in contents):
         mark += MARK
     spans, end = list[Span](), 0
-    for number, (role, _) in enumerate(said):
-        marked = [*said[:number], (role, mark), *said[number + 1 :]]
-        before, *after = render(model, marked, now).split(mark)
+    for number in range(len(messages)):
+        marked = [*contents[:number], mark, *contents[number + 1 :]]
+        before, *after = _render(model, messages, marked, now).split(mark)
         if len(after) != 1:
-            raise ModelError(model.name, "its chat template does not keep all that these messages say")
+            raise ModelError(model.name, _NOT_KEPT)
         span = Span(len(before), len(text) - len(after[0]))
         is_around = text.startswith(before) and text.endswith(after[0])
         if not (is_around and end <= span.start <= span.stop):
@@ -133,6 +133,11 @@ def _kept(model: Model, said: Sequence[tuple[str, str]], text: str, now: datetim
         spans.append(span)
         end = span.stop
     return spans
+
+
+def _render(model: Model, messages: Sequence[Message], contents: Sequence[str], now: datetime) -> str:
+    """The text of ``messages`` with other ``contents``."""
+    return render(model, [(m.role, content) for m, content in zip(messages, contents, strict=True)], now)
 
 
 def text_tokens(model: Model, text: str, *, is_first: bool) -> list[int]:
