@@ -97,9 +97,9 @@ def guarded(function: Callable[..., int | None], name: str) -> Callable[..., Non
             if isinstance(error, OSError) and error.filename:
                 # The system refused a path: the user can do something about that.
                 print_error(KvtoolError(error.filename, error.strerror, "check the path and its permissions"))
-                raise typer.Exit(FAILED) from None
-            hint = "This is not expected; run with kvtool --debug for a traceback"
-            note(f"kvtool: {type(error).__name__}: {error}. {hint}")
+            else:
+                hint = "This is not expected; run with kvtool --debug for a traceback"
+                note(f"kvtool: {type(error).__name__}: {error}. {hint}")
             code = FAILED
         raise typer.Exit(code or DONE)
 

@@ -43,7 +43,7 @@ DECLARATIONS = {".py": COMMENT, ".pyi": COMMENT, ".rb": COMMENT, ".css": AT_CHAR
 """How files of a suffix declare their encoding, besides XML, which does it the same way under any name."""
 
 STRAY = re.compile(r"[\udc80-\udcff]")
-"""A byte that fits no character, as Python's error handler `surrogateescape` shows it."""
+"""A byte that fits no character, as Python's error handler ``surrogateescape`` shows it."""
 
 
 def decode(
@@ -54,13 +54,13 @@ def decode(
     given: str | None = None,
     declared: str | None = None,
 ) -> str:
-    """Bytes as text: by byte order mark, as `given` or `declared`, as UTF-8, or by charset_normalizer's guess.
+    """Bytes as text: by byte order mark, as ``given`` or ``declared``, as UTF-8, or by charset_normalizer's guess.
 
-    Single bytes that do not fit an encoding which the rest is in are replaced by U+FFFD. `warnings` gets how many and
+    Single bytes that do not fit an encoding which the rest is in are replaced by U+FFFD. ``warnings`` gets how many and
     where, an encoding that was guessed, and one that was not UTF-8 though the bytes are that too.
 
     Raises:
-        DocumentError: the bytes are binary, or not what their byte order mark or `given` says.
+        DocumentError: the bytes are binary, or not what their byte order mark or ``given`` says.
     """
     for mark, encoding in BYTE_ORDER_MARKS:
         if data.startswith(mark):
@@ -158,7 +158,7 @@ def _decode_but_for_strays(
 
 
 def declared_encoding(data: bytes, suffix: str, *, html: bool) -> str | None:
-    """The encoding that a file says it has: in its XML declaration, `<meta>`, or a comment at its beginning."""
+    """The encoding that a file says it has: in its XML declaration, ``<meta>``, or a comment at its beginning."""
     if label := EncodingDetector.find_declared_encoding(data, is_html=html):
         return label
     pattern = DECLARATIONS.get(suffix)

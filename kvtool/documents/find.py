@@ -19,9 +19,9 @@ from kvtool.errors import DocumentError, UsageError
 
 @dataclass(frozen=True)
 class Found:
-    """A document's name in the store, with `/` on every system, and the absolute path of its file.
+    """A document's name in the store, with ``/`` on every system, and the absolute path of its file.
 
-    `walked` says that a folder or pattern led to it, so that nobody asked for this very file.
+    ``walked`` says that a folder or pattern led to it, so that nobody asked for this very file.
     """
 
     name: str
@@ -36,13 +36,13 @@ def find(
     exclude: Iterable[str] = (),
     cwd: str | os.PathLike[str] | None = None,
 ) -> tuple[list[Found], list[DocumentError], Counter[str]]:
-    """The documents that `arguments` name, in the order of the arguments, sorted within each.
+    """The documents that ``arguments`` name, in the order of the arguments, sorted within each.
 
     A folder is walked by git's ignore rules; a file named outright is never ignored. A document is named by
-    its path from `cwd`, or, outside of it, from the parent of the argument it came by.
+    its path from ``cwd``, or, outside of it, from the parent of the argument it came by.
 
     Args:
-        arguments: files, folders, or glob patterns such as `docs/**/*.md`, which match as in a .gitignore.
+        arguments: files, folders, or glob patterns such as ``docs/**/*.md``, which match as in a .gitignore.
         include: patterns as in a .gitignore on the document's name; where there are any, one must match.
         exclude: the same, and none may match.
         cwd: the working directory, by default the process's.
@@ -52,7 +52,7 @@ def find(
         were passed over, by reason (hidden, ignored, excluded, store, special) or suffix.
 
     Raises:
-        UsageError: `include` or `exclude` holds an invalid pattern.
+        UsageError: ``include`` or ``exclude`` holds an invalid pattern.
     """
     here = Path(os.path.realpath(cwd or "."))
     included, excluded = _patterns("include", include), _patterns("exclude", exclude)
@@ -86,9 +86,9 @@ def find(
 def _expand(
     argument: str, cwd: Path, errors: list[DocumentError], passed_over: Counter[str]
 ) -> tuple[list[tuple[Path, Path]], bool]:
-    """The files of an argument, each with the folder that names it if it is outside `cwd`; and whether it was walked.
+    """The files of an argument, each with the folder that names it if it is outside ``cwd``; and whether it was walked.
 
-    Raises ``DocumentError`` if it names none. Folders in it that cannot be read go to `errors`.
+    Raises ``DocumentError`` if it names none. Folders in it that cannot be read go to ``errors``.
     """
     if not argument or "\0" in argument:
         raise DocumentError(f"{argument!r}", "is not a path", "expected a file, a folder or a pattern")
@@ -128,7 +128,7 @@ def _expand_glob(argument: str, cwd: Path, errors: list[DocumentError]) -> list[
 
 
 def _absolute(argument: str, cwd: Path) -> Path:
-    """An absolute path without `..`; a symbolic link keeps its own name, by which the user knows it."""
+    """An absolute path without ``..``; a symbolic link keeps its own name, by which the user knows it."""
     path = cwd / argument
     if path.name == "..":
         return Path(os.path.realpath(path))

@@ -39,9 +39,9 @@ class Soup(BeautifulSoup):
 
 
 def html_text(markup: str, name: str, warnings: list[DocumentError]) -> str:
-    """The title and body of a page as Markdown. A page that has a title only goes to `warnings`.
+    """The title and body of a page as Markdown. A page that has a title only goes to ``warnings``.
 
-    What a browser would print is the body, wherever it stands: an author may leave `</head>` and `<body>` out.
+    What a browser would print is the body, wherever it stands: an author may leave ``</head>`` and ``<body>`` out.
 
     Raises:
         DocumentError: the page is nested too deeply, or is no HTML.

@@ -10,7 +10,7 @@ from kvtool.errors import DocumentError
 
 
 def pdf_text(data: bytes, name: str, warnings: list[DocumentError]) -> str:
-    """The text of all pages, a blank line between them. Pages without text go to `warnings`.
+    """The text of all pages, a blank line between them. Pages without text go to ``warnings``.
 
     Raises:
         DocumentError: pypdf is not installed; the PDF needs a password, is broken, or holds no text.

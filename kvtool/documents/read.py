@@ -22,7 +22,7 @@ class BlankFile(DocumentError):
 def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = None) -> str:
     """The text of a document: HTML as Markdown, the text of a PDF, anything else as it stands.
 
-    The byte order mark is taken off and newlines become `\\n`. Nothing else is changed in plain text.
+    The byte order mark is taken off and newlines become ``\\n``. Nothing else is changed in plain text.
 
     Args:
         path: the file; its suffix says whether it is HTML or PDF.
@@ -31,7 +31,7 @@ def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = 
 
     Raises:
         DocumentError: the file cannot be read, is too large, is binary, is broken, or holds no text.
-        UsageError: `encoding` is no encoding.
+        UsageError: ``encoding`` is no encoding.
     """
     given = given_encoding(encoding) if encoding else None
     name = shown(path)
@@ -53,7 +53,7 @@ def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = 
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file of at most `limits.DOCUMENT_BYTES`.
+    """The bytes of a regular file of at most ``limits.DOCUMENT_BYTES``.
 
     Raises:
         DocumentError: it is too large, is no regular file, is gone, or may not be read.

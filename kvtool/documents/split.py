@@ -23,7 +23,7 @@ class _TooMuchCounted(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """`text[start:end]` of the whole text; offsets count characters, not bytes."""
+    """``text[start:end]`` of the whole text; offsets count characters, not bytes."""
 
     text: str
     start: int
@@ -99,7 +99,7 @@ def _boundaries(text: str, count_tokens: Callable[[str], int], limit: int) -> li
 
 
 def _longest_fit(text: str, start: int, end: int, count: Callable[[str], int], limit: int) -> int:
-    """The end of the longest run of characters from `start` that fits, for text without a better cut."""
+    """The end of the longest run of characters from ``start`` that fits, for text without a better cut."""
     stops = range(start + 1, min(end, start + CHARACTERS_PER_TOKEN * limit) + 1)
     fitting = bisect_right(stops, limit, key=lambda stop: count(text[start:stop]))
     if not fitting:
@@ -112,7 +112,7 @@ def _longest_fit(text: str, start: int, end: int, count: Callable[[str], int], l
 
 
 def bounded(count_tokens: Callable[[str], int], limit: int) -> Callable[[str], int]:
-    """`count_tokens`, but for a text far above the limit only more than the limit, from its beginning alone.
+    """``count_tokens``, but for a text far above the limit only more than the limit, from its beginning alone.
 
     Without it, each level of a split would tokenize the whole document again, and a server whatever it is sent.
     """

@@ -41,7 +41,7 @@ class Rules:
     patterns: tuple[tuple[Path, tuple[GitIgnoreSpecPattern, ...]], ...] = ()
 
     def within(self, folder: Path, errors: list[DocumentError]) -> Rules:
-        """These rules and those of `folder`; an ignore file that cannot be read is an error entry."""
+        """These rules and those of ``folder``; an ignore file that cannot be read is an error entry."""
         patterns: list[GitIgnoreSpecPattern] = []
         for file in (folder / name for name in IGNORE_FILES):
             if not os.path.lexists(file):
@@ -72,7 +72,7 @@ def _matches(pattern: GitIgnoreSpecPattern, name: str, *, folder: bool) -> bool:
     """Whether the pattern is about this very entry, not about a folder that contains it.
 
     pathspec's own matching counts both, for names without a walk. In a walk, as in git's, folders have had
-    their turn, and a `!folder/` must not bring back files that another rule ignores. The group `ps_d` of a
+    their turn, and a ``!folder/`` must not bring back files that another rule ignores. The group ``ps_d`` of a
     pattern's regex is the slash after a folder's name.
     """
     if pattern.regex is None:  # a comment or an empty line
@@ -85,7 +85,7 @@ def _matches(pattern: GitIgnoreSpecPattern, name: str, *, folder: bool) -> bool:
 
 
 def rules_above(folder: Path, cwd: Path, errors: list[DocumentError]) -> Rules:
-    """The rules that apply to `folder`: from its git root, else from `cwd`, down to its parent."""
+    """The rules that apply to ``folder``: from its git root, else from ``cwd``, down to its parent."""
     line = [folder, *folder.parents]
     roots = [place for place in line if os.path.lexists(place / ".git")] or [
         place for place in line if place == cwd
@@ -98,9 +98,9 @@ def rules_above(folder: Path, cwd: Path, errors: list[DocumentError]) -> Rules:
 
 
 def walk(top: Path, cwd: Path, errors: list[DocumentError], passed_over: Counter[str]) -> list[Path]:
-    """The files below `top` that may be documents, sorted.
+    """The files below ``top`` that may be documents, sorted.
 
-    Folders that cannot be read go to `errors`. `passed_over` counts the entries that are left out, by reason or
+    Folders that cannot be read go to ``errors``. ``passed_over`` counts the entries that are left out, by reason or
     suffix; a folder counts once, whatever it holds.
     """
     files: list[Path] = []
