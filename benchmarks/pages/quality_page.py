@@ -23,6 +23,8 @@ here from texts that share no source with the documents:
 
 {calibrations}
 
+The columns:
+
 - **bits**: per key or value, all that is stored of a document's first {context} tokens. **ratio**: 16 ÷ bits. Where a
   recipe keeps a window of fixed size, both are different for haystacks.
 - **KL**, **ΔNLL**: nats per token, against the raw cache. **top-1**: share of equal next tokens.
@@ -31,7 +33,8 @@ here from texts that share no source with the documents:
 - **TTFT**: how many times sooner the first token comes from the artifact than with a full prefill, at {timed} tokens,
   with the range of {repeats} rounds. **encode**, **load**: their time ÷ that of the prefill.
 
-Recipes have their papers' defaults. So `kivi` has 2 bits, and a row with 4 bits is added because many people use it.
+Recipes have their papers' defaults. So `kivi` has 2 bits, and a row with 4 bits is added because many people use it. A
+second row of `klt` shows a finer setting.
 
 Other tools are in bold. They run in processes of their own, so their times include no reading and checking of a file.
 What they are given is rounded to float16 first. kvpress is set to drop half of all tokens, although its own default
