@@ -36,6 +36,11 @@ class KvtoolError(Exception):
         return {"subject": subject, "reason": self.reason, "remedy": self.remedy, "message": str(self)}
 
 
+def first_line(error: BaseException) -> str:
+    """What a library says is wrong, without the advice after it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class UsageError(KvtoolError):
     """The command line or a call's arguments do not make sense, whatever the files hold."""
 

@@ -17,7 +17,8 @@ from kvtool.commands.options import (
     load_model,
     with_settings,
 )
-from kvtool.errors import GATE, UsageError
+from kvtool.commands.repeats import Repeatable
+from kvtool.errors import DONE, GATE, UsageError
 
 if TYPE_CHECKING:
     from kvtool.compression.report import Report
@@ -97,6 +98,20 @@ def run(
     Some recipes measure attention: for these, the model that the documents were prefilled with is run. klt, the default,
     is one of them, and makes a calibration of that model first, once. kivi is quick and needs no model.
     """
+    from kvtool.compression.inputs import compress_inputs, variant_name
+
+    chosen, variant = names or None, variant_name(recipe, name, source)
+    command = Repeatable(
+        "compress",
+        settings,
+        compress_inputs(settings.store, chosen, variant),
+        documents=chosen,
+        recipe=[recipe, bits, ratio, max_kl, preset, keys, values, recent, sinks, parameters],
+        variant=[calibration, name, source, replace],
+    )
+    if not dry_run and command.replay(as_json):
+        return DONE
+
     from kvtool.compression.compress import compress
     from kvtool.store.open import open_store
 
@@ -106,7 +121,7 @@ def run(
     with output.Bars() as bars:
         report = compress(
             store,
-            names or None,
+            chosen,
             recipe=recipe,
             keys=keys,
             values=values,
@@ -124,10 +139,14 @@ def run(
             **settings_of_recipe,
         )
     output.emit(report.to_json(), render(report, store), as_json)
-    if report.setting:
-        output.note(_reached(report))
     code = output.exit_code(report.problems, len(report.compressed) + len(report.unchanged))
-    return max(GATE, code) if report.setting and not report.setting.met else code
+    if report.setting and not report.setting.met:
+        return max(GATE, code)
+    if code == DONE and report.entries and not dry_run:
+        again = report.repeated()
+        after = compress_inputs(settings.store, chosen, variant)
+        command.remember(after, report.entries, again.to_json(), render(again, store))
+    return code
 
 
 def _whole(number: float | None) -> float | None:
@@ -153,7 +172,7 @@ def _parse(options: Sequence[str]) -> Mapping[str, int | float | str]:
 def render(report: Report, store: Store) -> output.Lines:
     if report.dry_run:
         summary = f"{report.variant}: would compress {len(report.compressed)} documents"
-        return output.Lines(report.compressed, [summary])
+        return output.Lines(report.compressed, [summary, *_reached(report)])
     notes = []
     if report.n_elements:
         notes.append(_summary(report))
@@ -167,7 +186,7 @@ def render(report: Report, store: Store) -> output.Lines:
             f"{report.variant}: {len(fallback)} segments are unlike the calibration's text and were coded by the fallback, "
             f"in more bytes: {some}{more}; kvtool calibrate on documents like these makes them smaller"
         )
-    return output.Lines(notes=notes)
+    return output.Lines(notes=[*notes, *_reached(report)])
 
 
 def _summary(report: Report) -> str:
@@ -185,12 +204,12 @@ def _summary(report: Report) -> str:
     return line
 
 
-def _reached(report: Report) -> str:
-    """The setting that rate control chose, and how near that comes to the target."""
-    assert report.setting is not None
-    assert report.target is not None
+def _reached(report: Report) -> list[str]:
+    """The setting that rate control chose, and how near that comes to the target; nothing where it chose none."""
+    if report.setting is None or report.target is None:
+        return []
     setting = f"{report.setting.name}={report.setting.value:g}"
     measured = report.target.describe(report.setting.measured)
     if report.setting.met:
-        return f"{report.variant}: {setting}, {measured} on a few segments"
-    return f"{report.variant}: {setting} comes nearest to the target, with {measured}"
+        return [f"{report.variant}: {setting}, {measured} on a few segments"]
+    return [f"{report.variant}: {setting} comes nearest to the target, with {measured}"]

@@ -9,6 +9,8 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DryRun, TextFlags, load_model, with_settings
+from kvtool.commands.repeats import Repeatable
+from kvtool.errors import DONE
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -79,6 +81,13 @@ def run(
 
     What is already there is skipped, by content. An interrupted run, started again, goes on where it stopped.
     """
+    from kvtool.prefilling.inputs import prefill_inputs
+
+    inputs = prefill_inputs(paths, settings)
+    command = Repeatable("prefill", settings, inputs, paths=list(paths), replace=replace)
+    if not dry_run and command.replay(as_json):
+        return DONE
+
     from kvtool.documents.read import read_text
     from kvtool.model.prefill_speed import remember
     from kvtool.prefilling.prefill import prefill
@@ -111,7 +120,12 @@ def run(
         remember(model.fingerprint, report.model_tokens, report.model_seconds)
     output.emit(report.to_json(), render(report), as_json)
     output.print_warnings(report.warnings)
-    return output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
+    code = output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
+    if code == DONE and not dry_run:
+        again = report.repeated()
+        lines, after = render(again), prefill_inputs(paths, settings)
+        command.remember(after, report.entries, again.to_json(), lines, again.warnings)
+    return code
 
 
 def render(report: Report) -> output.Lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvtool.compression.inputs import compared
 from kvtool.compression.plan import Plan, sizes
 from kvtool.compression.report import Report
 from kvtool.compression.resolve import Job
@@ -51,6 +52,7 @@ class Committer:
             for index, artifact in enumerate(artifacts):
                 document = document.with_variant(index, self.job.variant, artifact)
             self.store.commit(document)
+        self.report.entries[name] = document.state(compared(self.job.variant))
         self.report.count(sizes(self.store, self.job.source, document, artifacts))
         self.report.compressed.append(name)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvtool.codecs import Calibration
+from kvtool.compression.inputs import compared
 from kvtool.compression.resolve import Job
 from kvtool.errors import KvtoolError, MismatchError, StoreError
 from kvtool.store.base import Store
@@ -33,11 +34,15 @@ class DocumentPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The documents to encode, and those with the variant, by name; and why others are refused."""
+    """The documents to encode, and those with the variant, by name; and why others are refused.
+
+    ``entries`` are the states of the entries of those with the variant (``Document.state``).
+    """
 
     to_encode: Mapping[str, DocumentPlan]
     unchanged: Mapping[str, Sizes]
     refused: Sequence[KvtoolError]
+    entries: Mapping[str, str]
 
     def segments(self, source: str) -> list[SegmentRef]:
         """The segments to encode, from the variant ``source``."""
@@ -65,16 +70,18 @@ def plan(store: Store, job: Job, names: Iterable[str], replace: bool = False) ->
     to_encode: dict[str, DocumentPlan] = {}
     unchanged: dict[str, Sizes] = {}
     refused: list[KvtoolError] = []
+    entries: dict[str, str] = {}
     for name in names:
         try:
             document = _plan_document(store, job, store[name], replace)
             if all(document.artifacts):
                 unchanged[name] = sizes(store, job.source, document.document, document.artifacts)
+                entries[name] = document.document.state(compared(job.variant))
             else:
                 to_encode[name] = document
         except KvtoolError as error:
             refused.append(error)
-    return Plan(to_encode, unchanged, refused)
+    return Plan(to_encode, unchanged, refused, entries)
 
 
 def sizes(store: Store, source: str, document: Document, artifacts: Sequence[Variant | None]) -> Sizes:

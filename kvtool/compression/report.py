@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvtool.compression.plan import Plan, Sizes
@@ -17,7 +17,7 @@ class Report:
 
     Bytes are those of the source of each document that has the variant now, of the variant, and of the calibrations that it
     needs, which all documents of a model share. ``fallback_segments`` are segments so unlike the calibration's text that the
-    fallback coded them, in more bytes.
+    fallback coded them, in more bytes. ``entries`` are the states of the documents' entries as this run left them.
     """
 
     variant: str = ""
@@ -26,6 +26,7 @@ class Report:
     unchanged: list[str] = field(default_factory=list)
     fallback_segments: list[SegmentRef] = field(default_factory=list)
     problems: list[KvtoolError] = field(default_factory=list)
+    entries: dict[str, str] = field(default_factory=dict)
     documents_total: int = 0
     segments_total: int = 0
     segments_done: int = 0
@@ -46,6 +47,7 @@ class Report:
         self.segments_total, self.segments_done = plan.segments_total, plan.segments_done
         self.problems += plan.refused
         self.unchanged += plan.unchanged
+        self.entries |= plan.entries
         for sizes in plan.unchanged.values():
             self.count(sizes)
 
@@ -54,6 +56,11 @@ class Report:
         self.raw_nbytes += sizes.raw_nbytes
         self.nbytes += sizes.nbytes
         self.n_elements += sizes.n_elements
+
+    def repeated(self) -> Report:
+        """The report of the same run, done again: there is nothing left to do."""
+        unchanged = [*self.unchanged, *self.compressed]
+        return replace(self, unchanged=unchanged, compressed=[], fallback_segments=[], seconds=0.0)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from kvtool.calibration.lookup import FindCalibration
 from kvtool.codecs import Calibration, Pipeline
+from kvtool.compression.inputs import variant_name
 from kvtool.compression.pipeline_options import Parameters, pipeline_of
 from kvtool.compression.target import Target, split_target
 from kvtool.errors import UsageError
-from kvtool.store.manifest import AVERAGED, AVERAGED_IN_RECORDS, RAW, averaged_name
+from kvtool.store.manifest import AVERAGED_IN_RECORDS, RAW
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,3 @@ def make_request(
             f"compress that, and then --source {source} with the setting that was found",
         )
     return Request(recipe, others, target, keys, values, calibration, variant, source)
-
-
-def variant_name(recipe: str, name: str | None, source: str = RAW) -> str:
-    """The variant's name. Raises ``UsageError`` for names that prefill uses, and for a source that it does not make."""
-    if source not in (RAW, AVERAGED):
-        raise UsageError(f"--source {source}", f"expected {RAW} or {AVERAGED}, which prefill makes")
-    variant = name or recipe
-    if variant in (RAW, AVERAGED, AVERAGED_IN_RECORDS):
-        raise UsageError(f"--name {variant}", "is kept for what prefill made", "choose another")
-    return variant if source == RAW else averaged_name(variant)

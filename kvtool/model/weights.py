@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+import transformers
 
-from kvtool.errors import ModelError
+from kvtool.errors import ModelError, first_line
 from kvtool.model.grouped_attention import use_grouped_attention
-from kvtool.model.hf_logging import first_line, quiet
+from kvtool.model.hf_logging import quiet
 from kvtool.model.run_settings import use_our_settings
 
 LoadIn = Literal["4bit", "8bit"]
@@ -42,7 +42,7 @@ def load_weights(
         options["quantization_config"] = _quantization(load_in, dtype)
     try:
         with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=dtype,
                 device_map=device_map,
@@ -87,5 +87,7 @@ def _quantization(load_in: LoadIn, dtype: torch.dtype) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(f"--load-in {load_in}", "needs the bitsandbytes package", "pip install bitsandbytes")
     if load_in == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )

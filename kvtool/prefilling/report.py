@@ -17,6 +17,8 @@ class Report:
     ``warnings`` say which were prefilled though their text may lack something, or be wrong. ``passed_over`` counts what was
     left out of folders, by reason (empty, hidden, ignored, excluded, store, special) or suffix.
 
+    ``entries`` are the states of the documents' entries, as this run left them (``Document.state``).
+
     ``tokens`` are those that the model ran: whole passes, though some of their documents were in the store already.
     ``model_seconds`` is the part of ``seconds`` in which the model prefilled documents without others, ``model_tokens`` of
     them. ``replaced`` are prefilled documents whose name stood for another file, and that file. ``averaged`` are the documents
@@ -35,11 +37,23 @@ class Report:
     problems: list[KvtoolError] = field(default_factory=list)
     warnings: list[DocumentError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+    entries: dict[str, str] = field(default_factory=dict)
     tokens: int = 0
     tokens_total: int = 0
     seconds: float = 0.0
     model_tokens: int = 0
     model_seconds: float = 0.0
+
+    def repeated(self) -> Report:
+        """The report of the same run, done again: there is nothing left to do."""
+        return Report(
+            self.store,
+            self.model,
+            unchanged=[*self.unchanged, *self.prefilled],
+            without_neighbours=self.without_neighbours,
+            warnings=self.warnings,
+            passed_over=self.passed_over,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -15,6 +15,7 @@ from kvtool.engines.prefiller import Prefiller
 from kvtool.errors import StoreError
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
+from kvtool.prefilling.inputs import PREFILLED
 from kvtool.prefilling.plan import Piece, Plan, passes
 from kvtool.prefilling.report import Report
 from kvtool.store.local import LocalStore
@@ -109,6 +110,7 @@ class Run:
                 self.store.commit(document)
             if plan.path and (document != old or not other):
                 self.store.sources.put(document, plan.path)
+        self.report.entries[plan.name] = document.state(PREFILLED)
         (self.report.unchanged if document == old else self.report.prefilled).append(plan.name)
 
     def _document(self, plan: Plan, old: Document | None) -> Document:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvtool.digest import canonical_json, digest_json, is_digest
+from kvtool.digest import canonical_json, digest, digest_json, is_digest
 from kvtool.errors import StoreError
 
 FORMAT = 1
@@ -78,6 +78,14 @@ class Document:
         segment = self.segments[index]
         changed = replace(segment, variants={**segment.variants, name: variant})
         return replace(self, segments=(*self.segments[:index], changed, *self.segments[index + 1 :]))
+
+    def state(self, variants: Collection[str]) -> str:
+        """Digest of the entry as if it had no variants but ``variants``."""
+        segments = [
+            replace(s, variants={name: v for name, v in s.variants.items() if name in variants})
+            for s in self.segments
+        ]
+        return digest(replace(self, segments=tuple(segments)).to_bytes())
 
     def to_bytes(self) -> bytes:
         body = {
@@ -154,7 +162,7 @@ def _variant_json(variant: Variant) -> dict[str, Any]:
 
 
 def _variant(body: Mapping[str, Any]) -> Variant:
-    digest = body["artifact"]
-    if not is_digest(digest):
-        raise ValueError(f"artifact {digest!r} is not a digest")
-    return Variant(digest, int(body["bytes"]), body["recipe"])
+    artifact = body["artifact"]
+    if not is_digest(artifact):
+        raise ValueError(f"artifact {artifact!r} is not a digest")
+    return Variant(artifact, int(body["bytes"]), body["recipe"])

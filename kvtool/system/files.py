@@ -80,6 +80,12 @@ def as_store_errors(path: Path) -> Iterator[None]:
         raise write_error(path, error) from error
 
 
+def file_state(path: Path) -> list[str | int]:
+    """What differs once a file has been changed: its address, size, times and inode."""
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
 def make_directory(path: Path) -> None:
     """Like ``mkdir -p``, durable: a new directory's entry is synced too."""
     if not path.is_dir():

@@ -10,10 +10,7 @@ import torch
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kvtool.model import grouped_attention
-from kvtool.model.grouped_attention import NAME, use_grouped_attention
-
-attend = ALL_ATTENTION_FUNCTIONS[NAME]
+from kvtool.model.grouped_attention import NAME, attend, use_grouped_attention
 
 
 def states(n_queries: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -40,7 +37,12 @@ def test_what_is_not_repeated_or_needs_gradients_is_left_to_transformers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = []
-    monkeypatch.setattr(grouped_attention, "sdpa_attention_forward", lambda *a, **k: (calls.append(k), None))
+
+    def own(*_: Any, **options: Any) -> tuple[None, None]:
+        calls.append(options)
+        return None, None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", own)
     query, key, value = states(7, torch.float32)
     mask = torch.ones(1, 1, 7, 50, dtype=torch.bool)
     grouped, single = SimpleNamespace(num_key_value_groups=3), SimpleNamespace(num_key_value_groups=1)

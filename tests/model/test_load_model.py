@@ -21,6 +21,7 @@ from kvtool.ask import ask
 from kvtool.engines.prefiller import Prefiller
 from kvtool.errors import MismatchError, ModelError, UsageError
 from kvtool.model import model as models
+from kvtool.model.locate import embedded_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -155,7 +156,7 @@ def test_a_gguf_file_that_is_cut_off(size: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_embedded_packages_own_gguf(embedded: kvtool.Model) -> None:
-    file = models._embedded_file()
+    file = embedded_file()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KVTOOL_CACHE_DIR", str(embedded.directory.parent.parent))
         model = kvtool.load_model(file)

