@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvtool.documents.find import find
+from kvtool.documents.office.convert import INSTALL, missing_library
 from kvtool.documents.read import BlankFile, read_text, shown
 from kvtool.errors import DocumentError, KvtoolError
 
@@ -53,6 +54,10 @@ def load(
     documents, errors, passed_over = find(paths, include=include, exclude=exclude)
     account.problems += errors
     account.passed_over.update(passed_over)
+    for suffix, count in passed_over.items():
+        if library := missing_library(suffix):
+            reason = f"{count:,} of these files were passed over, since {library} is missing"
+            account.warnings.append(DocumentError(suffix, reason, INSTALL))
     for document in documents:
         try:
             text = read_text(document.path, account.warnings, encoding)

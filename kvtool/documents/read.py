@@ -9,6 +9,7 @@ from pathlib import Path
 from kvtool import limits
 from kvtool.documents.encoding import declared_encoding, decode, given_encoding
 from kvtool.documents.html import html_text
+from kvtool.documents.office.convert import FORMATS, office_text
 from kvtool.documents.pdf import pdf_text
 from kvtool.errors import DocumentError
 
@@ -16,16 +17,16 @@ HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 
 
 class BlankFile(DocumentError):
-    """A file holds no bytes, or white space only."""
+    """A file holds no bytes, or white space only; an office document, neither text nor pictures."""
 
 
 def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = None) -> str:
-    """The text of a document: HTML as Markdown, the text of a PDF, anything else as it stands.
+    """The text of a document: HTML and office documents as Markdown, the text of a PDF, anything else as it stands.
 
     The byte order mark is taken off and newlines become ``\\n``. Nothing else is changed in plain text.
 
     Args:
-        path: the file; its suffix says whether it is HTML or PDF.
+        path: the file; its suffix says whether it is HTML, PDF or an office document.
         warnings: gets what the text may lack, or may have got wrong.
         encoding: that of a text or HTML file, whatever it declares; by default it is found out.
 
@@ -39,6 +40,8 @@ def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = 
     suffix = path.suffix.lower()
     if data and suffix == ".pdf":
         text = pdf_text(data, name, warnings)
+    elif data and suffix in FORMATS:
+        text = office_text(data, suffix, name, warnings)
     else:
         html = suffix in HTML_SUFFIXES
         declared = declared_encoding(data, suffix, html=html)
@@ -47,7 +50,7 @@ def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = 
             text = html_text(text, name, warnings)
     if not text or text.isspace():
         reason = f"no text in its {len(data):,} bytes" if data else "it is empty (0 bytes)"
-        kind = DocumentError if data.strip() else BlankFile
+        kind = BlankFile if suffix in FORMATS or not data.strip() else DocumentError
         raise kind(name, f"{reason}; expected a document with text", "fill the file or leave it out")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
