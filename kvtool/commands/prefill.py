@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +11,11 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DryRun, TextFlags, load_model, with_settings
+from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
+    from kvtool.documents.load import NamedBytes
     from kvtool.errors import DocumentError
     from kvtool.prefilling.report import Report
 
@@ -64,7 +68,10 @@ class PrefillFlags(TextFlags):
 @with_settings(PrefillFlags)
 def run(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH…", help="Prefill these files, folders or glob patterns.")
+        list[str],
+        typer.Argument(
+            metavar="PATH…", help="Prefill these files, folders or glob patterns; - reads standard input."
+        ),
     ],
     *,
     settings: Settings,
@@ -72,6 +79,10 @@ def run(
         bool,
         typer.Option("--replace", help="Replace what the store holds for another model, prefix or file."),
     ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Call what - reads so; the ending says what format it is in, such as page.html."),
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
@@ -84,12 +95,13 @@ def run(
     from kvtool.prefilling.prefill import prefill
     from kvtool.store.open import open_store
 
+    documents = _documents(paths, name)
     store = open_store(settings.store)
     prefix_warnings: list[DocumentError] = []
     model = load_model(settings)
     with output.Bar("prefilling") as bar:
         report = prefill(
-            paths,
+            documents,
             model=model,
             store=store,
             system=settings.system,
@@ -112,6 +124,25 @@ def run(
     output.emit(report.to_json(), render(report), as_json)
     output.print_warnings(report.warnings)
     return output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
+
+
+def _documents(paths: list[str], name: str | None) -> Sequence[str | NamedBytes]:
+    """The paths, or what standard input holds in place of ``-``."""
+    from kvtool.documents.load import NamedBytes
+    from kvtool.documents.read import read_stream
+
+    if "-" not in paths:
+        if name is not None:
+            raise UsageError("--name", "is for what - reads from standard input; files have names")
+        return paths
+    if len(paths) > 1:
+        raise UsageError("-", "reads one document from standard input; expected no other paths")
+    if not name:
+        raise UsageError("-", "reads a document that has no name; expected --name, such as --name page.html")
+    if not sys.stdin or sys.stdin.isatty():
+        reason = "reads standard input, which is closed or the terminal"
+        raise UsageError("-", reason, "pipe a document into kvtool, or name a file")
+    return [NamedBytes(name, read_stream(sys.stdin.buffer, name))]
 
 
 def render(report: Report) -> output.Lines:

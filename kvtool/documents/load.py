@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from kvtool.documents.encoding import given_encoding
 from kvtool.documents.find import find
 from kvtool.documents.office.convert import INSTALL, missing_library
-from kvtool.documents.read import BlankFile, read_text, shown
+from kvtool.documents.read import BlankFile, read_text, shown, text_of
 from kvtool.errors import DocumentError, KvtoolError
 
 
@@ -28,29 +29,46 @@ class Account:
 
 
 class Loaded(NamedTuple):
-    """A document's text, and the file that it is from."""
+    """A document's text, and the file that it is from, if it is a file's."""
 
     name: str
     text: str
-    path: Path
+    path: Path | None
+
+
+class NamedBytes(NamedTuple):
+    """The bytes of a document that is no file, and a name, whose ending says what format they are in."""
+
+    name: str
+    data: bytes
 
 
 def load(
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path | NamedBytes],
     account: Account,
     *,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     encoding: str | None = None,
 ) -> Iterator[Loaded]:
-    """The name and text of each document under ``paths`` (see ``find``), one at a time; ``account`` gets the rest.
+    """The name and text of each document in or under ``paths`` (see ``find``), one at a time; ``account`` gets the rest.
 
     An empty file that a walk came upon is passed over: an ``__init__.py`` has no text, and nobody asked for it. One
     that is named outright is a problem. So are paths under which there is nothing to read: as with a pattern that
     matches nothing, a wrong folder or an ignore rule is the likely cause, and later steps must not run on nothing.
     """
-    paths = list(paths)
+    given = given_encoding(encoding) if encoding else None
+    everything = list(paths)
+    paths = [path for path in everything if not isinstance(path, NamedBytes)]
     n_texts = 0
+    for name, data in (path for path in everything if isinstance(path, NamedBytes)):
+        try:
+            text = text_of(data, PurePosixPath(name).suffix, shown(name), account.warnings, given)
+        except DocumentError as error:
+            account.problems.append(error)
+        else:
+            n_texts += 1
+            yield Loaded(name, text, None)
     documents, errors, passed_over = find(paths, include=include, exclude=exclude)
     account.problems += errors
     account.passed_over.update(passed_over)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from kvtool import limits
 from kvtool.documents.encoding import declared_encoding, decode, given_encoding
@@ -35,9 +36,17 @@ def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = 
         UsageError: ``encoding`` is no encoding.
     """
     given = given_encoding(encoding) if encoding else None
-    name = shown(path)
-    data = read_bytes(path)
-    suffix = path.suffix.lower()
+    return text_of(read_bytes(path), path.suffix, shown(path), warnings, given)
+
+
+def text_of(
+    data: bytes, suffix: str, name: str, warnings: list[DocumentError], given: str | None = None
+) -> str:
+    """The text of a document's bytes, as ``read_text`` gives it; ``given`` is Python's name of an encoding.
+
+    Raises ``DocumentError`` as ``read_text`` does.
+    """
+    suffix = suffix.lower()
     if data and suffix == ".pdf":
         text = pdf_text(data, name, warnings)
     elif data and suffix in FORMATS:
@@ -61,17 +70,16 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DocumentError: it is too large, is no regular file, is gone, or may not be read.
     """
-    name, limit = shown(path), limits.DOCUMENT_BYTES
+    name = shown(path)
     try:
         status = path.stat()
         # Opening a named pipe would wait for a writer, so the kind is checked first.
         if kind := special_kind(status.st_mode):
             raise DocumentError(name, f"is a {kind}; expected a regular file", "name a file instead")
         size = status.st_size
-        if size <= limit:
+        if size <= limits.DOCUMENT_BYTES:
             with path.open("rb") as file:
-                data = file.read(limit + 1)
-            size = len(data)  # the file may have grown since, and some report no size at all
+                return read_stream(file, name)  # which may have grown since, and some report no size at all
     except FileNotFoundError:
         reason = "no such file, or it has vanished; expected a file"
         raise DocumentError(name, reason, "check the path") from None
@@ -81,10 +89,20 @@ def read_bytes(path: Path) -> bytes:
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error}); expected a readable file"
         raise DocumentError(name, reason, "check the path and the disk") from error
-    if size > limit:
-        reason = f"too large, {size:,} bytes or more; expected at most {limit:,}"
-        raise DocumentError(name, reason, "split it into smaller files")
+    raise _too_large(name, size)
+
+
+def read_stream(stream: BinaryIO, name: str) -> bytes:
+    """The bytes of a stream of at most ``limits.DOCUMENT_BYTES``. Raises ``DocumentError`` where there are more."""
+    data = stream.read(limits.DOCUMENT_BYTES + 1)
+    if len(data) > limits.DOCUMENT_BYTES:
+        raise _too_large(name, len(data))
     return data
+
+
+def _too_large(name: str, size: int) -> DocumentError:
+    reason = f"too large, {size:,} bytes or more; expected at most {limits.DOCUMENT_BYTES:,}"
+    return DocumentError(name, reason, "split it into smaller files")
 
 
 def special_kind(mode: int) -> str | None:
