@@ -99,7 +99,7 @@ def run(
     store = open_store(settings.store)
     prefix_warnings: list[DocumentError] = []
     model = load_model(settings)
-    with output.Bar("prefilling") as bar:
+    with output.Bars() as bars:
         report = prefill(
             documents,
             model=model,
@@ -116,7 +116,7 @@ def run(
             neighbours=settings.neighbours,
             replace=replace,
             dry_run=dry_run,
-            on_progress=lambda r: bar.update(r.tokens, r.tokens_total, "tokens"),
+            on_progress=lambda r: _show(bars, r),
         )
     report.warnings[:0] = prefix_warnings
     if report.model_tokens:
@@ -124,6 +124,13 @@ def run(
     output.emit(report.to_json(), render(report), as_json)
     output.print_warnings(report.warnings)
     return output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
+
+
+def _show(bars: output.Bars, report: Report) -> None:
+    if report.files_read < report.files_total:
+        bars.show("planning").update(report.files_read, report.files_total, "documents")
+    else:
+        bars.show("prefilling").update(report.tokens, report.tokens_total, "tokens")
 
 
 def _documents(paths: list[str], name: str | None) -> Sequence[str | NamedBytes]:

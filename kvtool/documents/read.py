@@ -35,17 +35,14 @@ def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = 
         DocumentError: the file cannot be read, is too large, is binary, is broken, or holds no text.
         UsageError: ``encoding`` is no encoding.
     """
-    given = given_encoding(encoding) if encoding else None
-    return text_of(read_bytes(path), path.suffix, shown(path), warnings, given)
+    return text_of(read_bytes(path), path.suffix, shown(path), warnings, encoding)
 
 
 def text_of(
-    data: bytes, suffix: str, name: str, warnings: list[DocumentError], given: str | None = None
+    data: bytes, suffix: str, name: str, warnings: list[DocumentError], encoding: str | None = None
 ) -> str:
-    """The text of a document's bytes, as ``read_text`` gives it; ``given`` is Python's name of an encoding.
-
-    Raises ``DocumentError`` as ``read_text`` does.
-    """
+    """The text of a document's bytes, as ``read_text`` gives it. Raises as that does."""
+    given = given_encoding(encoding) if encoding else None
     suffix = suffix.lower()
     if data and suffix == ".pdf":
         text = pdf_text(data, name, warnings)

@@ -75,8 +75,13 @@ def prefill(
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     report = _report(store, model, dry_run)
     account = Account(report.problems, report.warnings, report.passed_over)
-    documents = load(paths, account, include=include, exclude=exclude, encoding=encoding)
-    plans = _plan(documents, store, model, prefix, limit, replace, report)
+
+    def reading(done: int, total: int) -> None:
+        report.files_read, report.files_total = done, total
+        on_progress(report)
+
+    documents = load(paths, account, include=include, exclude=exclude, encoding=encoding, on_progress=reading)
+    plans = _plan(documents, store, model, prefix, limit, replace, report, on_progress)
     if dry_run:
         known = store.known()
         for plan in plans:
@@ -141,13 +146,15 @@ def _plan(
     limit: int,
     replace: bool,
     report: Report,
+    on_progress: Callable[[Report], None],
 ) -> list[Plan]:
     """A plan for each document that can be prefilled. Why others cannot is added to the report's problems."""
     plans = []
     for document in documents:
         try:
             store.check_name(document.name)
-            plan = plan_document(document.name, document.text, model, prefix, limit, document.path)
+            name, text, path = document
+            plan = plan_document(name, text, model, prefix, limit, path, lambda: on_progress(report))
             _refuse_replacing(plan, store, model, prefix, replace)
             plans.append(plan)
         except (DocumentError, MismatchError, StoreError) as error:
