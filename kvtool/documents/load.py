@@ -59,17 +59,22 @@ def load(
 
     ``on_progress`` gets how many files are done and how many there are, before each and after the last.
     """
-    everything = list(paths)
-    paths = [path for path in everything if not isinstance(path, NamedBytes)]
+    sent: list[NamedBytes] = []
+    names: list[str | Path] = []
+    for path in paths:
+        if isinstance(path, NamedBytes):
+            sent.append(path)
+        else:
+            names.append(path)
     n_texts = 0
-    files, errors, passed_over = find(paths, include=include, exclude=exclude)
+    files, errors, passed_over = find(names, include=include, exclude=exclude)
     account.problems += errors
     account.passed_over.update(passed_over)
     for suffix, count in passed_over.items():
         if library := missing_library(suffix):
             reason = f"{count:,} of these files were passed over, since {library} is missing"
             account.warnings.append(DocumentError(suffix, reason, INSTALL))
-    documents = [*(path for path in everything if isinstance(path, NamedBytes)), *files]
+    documents: list[Found | NamedBytes] = [*sent, *files]
     for done, document in enumerate(documents):
         on_progress(done, len(documents))
         try:
@@ -86,7 +91,7 @@ def load(
             yield loaded
     on_progress(len(documents), len(documents))
     if not n_texts and not account.problems:
-        account.problems.append(_nothing_to_read(paths, account.passed_over))
+        account.problems.append(_nothing_to_read(names, account.passed_over))
 
 
 def _read(document: Found | NamedBytes, warnings: list[DocumentError], encoding: str | None) -> Loaded:

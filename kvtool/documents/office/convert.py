@@ -10,6 +10,7 @@ from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
+from warnings import catch_warnings
 
 # Unlike the standard library's, loky's processes do not run the caller's script again.
 from loky.process_executor import ProcessPoolExecutor
@@ -91,7 +92,9 @@ def convert(data: bytes, suffix: str, name: str) -> tuple[str, list[DocumentErro
     warnings: list[DocumentError] = []
     kind = FORMATS[suffix].kind
     try:
-        text = FORMATS[suffix].read(data, name, warnings)
+        # What openpyxl says of features that it skips would come without the file's name.
+        with catch_warnings(action="ignore"):
+            text = FORMATS[suffix].read(data, name, warnings)
     except (DocumentError, MemoryError):
         raise
     except Exception as error:
