@@ -9,6 +9,15 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 DOCUMENT_BYTES = 64 * MIB
 """One source file. Larger files are named and left out."""
 
+UNPACKED_BYTES = 512 * MIB
+"""The parts of a source file that is a zip file, such as a Word document, all together."""
+
+CONVERSION_SECONDS = 300.0
+"""Converting an office document, an e-book or a notebook to text."""
+
+CONVERSION_BYTES = 4 * GIB
+"""Memory of the process that converts these."""
+
 HEADER_BYTES = 64 * MIB
 """An artifact's header: the safetensors header with the metadata inside."""
 

@@ -21,7 +21,19 @@ PICTURE = ROOT / "docs" / "explanation" / "packages.svg"
 FOLDERS = ("kvtool", "codecs", "kernels", "benchmarks", "docsgen", "tests")
 FILES_AT_MOST, LINES_AT_MOST, PACKAGES_AT_MOST = 14, 400, 30
 OPTIONAL = frozenset(
-    {"matplotlib", "obstore", "peft", "prometheus_client", "pypdf", "starlette", "triton", "uvicorn"}
+    {
+        "mammoth",
+        "matplotlib",
+        "obstore",
+        "openpyxl",
+        "peft",
+        "prometheus_client",
+        "pypdf",
+        "starlette",
+        "striprtf",
+        "triton",
+        "uvicorn",
+    }
 )
 """Dependencies of pyproject's extras: what needs them imports them where it is used."""
 

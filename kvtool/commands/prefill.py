@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +12,11 @@ import typer
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DryRun, TextFlags, load_model, with_settings
 from kvtool.commands.repeats import Repeatable
-from kvtool.errors import DONE
+from kvtool.errors import DONE, UsageError
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
+    from kvtool.documents.load import NamedBytes
     from kvtool.errors import DocumentError
     from kvtool.prefilling.report import Report
 
@@ -66,7 +69,10 @@ class PrefillFlags(TextFlags):
 @with_settings(PrefillFlags)
 def run(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH…", help="Prefill these files, folders or glob patterns.")
+        list[str],
+        typer.Argument(
+            metavar="PATH…", help="Prefill these files, folders or glob patterns; - reads standard input."
+        ),
     ],
     *,
     settings: Settings,
@@ -74,6 +80,10 @@ def run(
         bool,
         typer.Option("--replace", help="Replace what the store holds for another model, prefix or file."),
     ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Call what - reads so; the ending says what format it is in, such as page.html."),
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
@@ -83,8 +93,9 @@ def run(
     """
     from kvtool.prefilling.inputs import prefill_inputs
 
-    inputs = prefill_inputs(paths, settings)
-    command = Repeatable("prefill", settings, inputs, paths=list(paths), replace=replace)
+    documents = _documents(paths, name)
+    inputs = prefill_inputs(documents, settings)
+    command = Repeatable("prefill", settings, inputs, paths=list(paths), name=name, replace=replace)
     if not dry_run and command.replay(as_json):
         return DONE
 
@@ -96,9 +107,9 @@ def run(
     store = open_store(settings.store)
     prefix_warnings: list[DocumentError] = []
     model = load_model(settings)
-    with output.Bar("prefilling") as bar:
+    with output.Bars() as bars:
         report = prefill(
-            paths,
+            documents,
             model=model,
             store=store,
             system=settings.system,
@@ -113,7 +124,7 @@ def run(
             neighbours=settings.neighbours,
             replace=replace,
             dry_run=dry_run,
-            on_progress=lambda r: bar.update(r.tokens, r.tokens_total, "tokens"),
+            on_progress=lambda r: _show(bars, r),
         )
     report.warnings[:0] = prefix_warnings
     if report.model_tokens:
@@ -123,9 +134,35 @@ def run(
     code = output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
     if code == DONE and not dry_run:
         again = report.repeated()
-        lines, after = render(again), prefill_inputs(paths, settings)
+        lines, after = render(again), prefill_inputs(documents, settings)
         command.remember(after, report.entries, again.to_json(), lines, again.warnings)
     return code
+
+
+def _show(bars: output.Bars, report: Report) -> None:
+    if report.files_read < report.files_total:
+        bars.show("planning").update(report.files_read, report.files_total, "documents")
+    else:
+        bars.show("prefilling").update(report.tokens, report.tokens_total, "tokens")
+
+
+def _documents(paths: list[str], name: str | None) -> Sequence[str | NamedBytes]:
+    """The paths, or what standard input holds in place of ``-``."""
+    from kvtool.documents.load import NamedBytes
+    from kvtool.documents.read import read_stream
+
+    if "-" not in paths:
+        if name is not None:
+            raise UsageError("--name", "is for what - reads from standard input; files have names")
+        return paths
+    if len(paths) > 1:
+        raise UsageError("-", "reads one document from standard input; expected no other paths")
+    if not name:
+        raise UsageError("-", "reads a document that has no name; expected --name, such as --name page.html")
+    if not sys.stdin or sys.stdin.isatty():
+        reason = "reads standard input, which is closed or the terminal"
+        raise UsageError("-", reason, "pipe a document into kvtool, or name a file")
+    return [NamedBytes(name, read_stream(sys.stdin.buffer, name))]
 
 
 def render(report: Report) -> output.Lines:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from kvtool import limits
 from kvtool.documents.encoding import declared_encoding, decode, given_encoding
 from kvtool.documents.html import html_text
+from kvtool.documents.office.convert import FORMATS, office_text
 from kvtool.documents.pdf import pdf_text
 from kvtool.errors import DocumentError
 
@@ -16,16 +18,16 @@ HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 
 
 class BlankFile(DocumentError):
-    """A file holds no bytes, or white space only."""
+    """A file holds no bytes, or white space only; an office document, neither text nor pictures."""
 
 
 def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = None) -> str:
-    """The text of a document: HTML as Markdown, the text of a PDF, anything else as it stands.
+    """The text of a document: HTML and office documents as Markdown, the text of a PDF, anything else as it stands.
 
     The byte order mark is taken off and newlines become ``\\n``. Nothing else is changed in plain text.
 
     Args:
-        path: the file; its suffix says whether it is HTML or PDF.
+        path: the file; its suffix says whether it is HTML, PDF or an office document.
         warnings: gets what the text may lack, or may have got wrong.
         encoding: that of a text or HTML file, whatever it declares; by default it is found out.
 
@@ -33,12 +35,19 @@ def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = 
         DocumentError: the file cannot be read, is too large, is binary, is broken, or holds no text.
         UsageError: ``encoding`` is no encoding.
     """
+    return text_of(read_bytes(path), path.suffix, shown(path), warnings, encoding)
+
+
+def text_of(
+    data: bytes, suffix: str, name: str, warnings: list[DocumentError], encoding: str | None = None
+) -> str:
+    """The text of a document's bytes, as ``read_text`` gives it. Raises as that does."""
     given = given_encoding(encoding) if encoding else None
-    name = shown(path)
-    data = read_bytes(path)
-    suffix = path.suffix.lower()
+    suffix = suffix.lower()
     if data and suffix == ".pdf":
         text = pdf_text(data, name, warnings)
+    elif data and suffix in FORMATS:
+        text = office_text(data, suffix, name, warnings)
     else:
         html = suffix in HTML_SUFFIXES
         declared = declared_encoding(data, suffix, html=html)
@@ -47,7 +56,7 @@ def read_text(path: Path, warnings: list[DocumentError], encoding: str | None = 
             text = html_text(text, name, warnings)
     if not text or text.isspace():
         reason = f"no text in its {len(data):,} bytes" if data else "it is empty (0 bytes)"
-        kind = DocumentError if data.strip() else BlankFile
+        kind = BlankFile if suffix in FORMATS or not data.strip() else DocumentError
         raise kind(name, f"{reason}; expected a document with text", "fill the file or leave it out")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -58,17 +67,16 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DocumentError: it is too large, is no regular file, is gone, or may not be read.
     """
-    name, limit = shown(path), limits.DOCUMENT_BYTES
+    name = shown(path)
     try:
         status = path.stat()
         # Opening a named pipe would wait for a writer, so the kind is checked first.
         if kind := special_kind(status.st_mode):
             raise DocumentError(name, f"is a {kind}; expected a regular file", "name a file instead")
         size = status.st_size
-        if size <= limit:
+        if size <= limits.DOCUMENT_BYTES:
             with path.open("rb") as file:
-                data = file.read(limit + 1)
-            size = len(data)  # the file may have grown since, and some report no size at all
+                return read_stream(file, name)  # which may have grown since, and some report no size at all
     except FileNotFoundError:
         reason = "no such file, or it has vanished; expected a file"
         raise DocumentError(name, reason, "check the path") from None
@@ -78,10 +86,20 @@ def read_bytes(path: Path) -> bytes:
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error}); expected a readable file"
         raise DocumentError(name, reason, "check the path and the disk") from error
-    if size > limit:
-        reason = f"too large, {size:,} bytes or more; expected at most {limit:,}"
-        raise DocumentError(name, reason, "split it into smaller files")
+    raise _too_large(name, size)
+
+
+def read_stream(stream: BinaryIO, name: str) -> bytes:
+    """The bytes of a stream of at most ``limits.DOCUMENT_BYTES``. Raises ``DocumentError`` where there are more."""
+    data = stream.read(limits.DOCUMENT_BYTES + 1)
+    if len(data) > limits.DOCUMENT_BYTES:
+        raise _too_large(name, len(data))
     return data
+
+
+def _too_large(name: str, size: int) -> DocumentError:
+    reason = f"too large, {size:,} bytes or more; expected at most {limits.DOCUMENT_BYTES:,}"
+    return DocumentError(name, reason, "split it into smaller files")
 
 
 def special_kind(mode: int) -> str | None:

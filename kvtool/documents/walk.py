@@ -11,6 +11,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
+from kvtool.documents.office.convert import missing_library
 from kvtool.documents.read import read_bytes, shown
 from kvtool.errors import DocumentError
 
@@ -31,7 +32,9 @@ NOT_TEXT = frozenset((
     ".xz", ".zip", ".zst",
 ))
 # fmt: on
-"""Suffixes that a walk passes over: images, sound, video, fonts, archives, programs, weights, tables."""
+"""Suffixes that a walk passes over: images, sound, video, fonts, archives, programs, weights, tables.
+
+So are office documents, as long as the library that reads them is missing."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def rules_above(folder: Path, cwd: Path, errors: list[DocumentError]) -> Rules:
 
 
 def walk(top: Path, cwd: Path, errors: list[DocumentError], passed_over: Counter[str]) -> list[Path]:
-    """The files below ``top`` that may be documents, sorted.
+    """The files below ``top`` that may be documents and can be read, sorted.
 
     Folders that cannot be read go to ``errors``. ``passed_over`` counts the entries that are left out, by reason or
     suffix; a folder counts once, whatever it holds.
@@ -121,13 +124,14 @@ def walk(top: Path, cwd: Path, errors: list[DocumentError], passed_over: Counter
         for entry in entries:
             path = folder / entry.name
             is_folder = entry.is_dir(follow_symlinks=False)
-            if entry.name.startswith("."):
+            # Office marks an open file with another whose name begins so.
+            if entry.name.startswith((".", "~$")):
                 passed_over["hidden"] += 1
             elif rules.ignore(path, folder=is_folder):
                 passed_over["ignored"] += 1
             elif is_folder:
                 folders.append((path, rules))
-            elif (suffix := path.suffix.lower()) in NOT_TEXT:
+            elif (suffix := path.suffix.lower()) in NOT_TEXT or missing_library(suffix):
                 passed_over[suffix] += 1
             else:
                 try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from kvtool.config import Settings
 from kvtool.digest import digest
 from kvtool.documents.find import find
+from kvtool.documents.load import NamedBytes
 from kvtool.errors import KvtoolError
 from kvtool.model.locate import model_state
 from kvtool.store.catalog.local import LocalCatalog
@@ -18,23 +18,27 @@ PREFILLED = (RAW, AVERAGED)
 """The variants that a prefill makes."""
 
 
-def prefill_inputs(paths: Iterable[str | Path], settings: Settings) -> dict[str, Any] | None:
+def prefill_inputs(paths: Sequence[str | NamedBytes], settings: Settings) -> dict[str, Any] | None:
     """The files to prefill, the model's, and what the store holds for them, as JSON; None where any cannot be read.
 
     Equal inputs give equal results.
     """
     try:
         catalog = LocalCatalog(settings.store)
-        documents, errors, passed_over = find(paths, include=settings.include, exclude=settings.exclude)
+        sent = [source for source in paths if isinstance(source, NamedBytes)]
+        files = [source for source in paths if isinstance(source, str)]
+        documents, errors, passed_over = find(files, include=settings.include, exclude=settings.exclude)
         if errors:
             return None
+        names = [source.name for source in (*documents, *sent)]
         return {
             "model": model_state(settings.model, settings.adapter),
             "documents": [[d.name, str(d.path), d.walked, digest(d.path.read_bytes())] for d in documents],
+            "sent": [[source.name, digest(source.data)] for source in sent],
             "passed_over": dict(passed_over),
             "prefix_file": settings.prefix_file and digest(settings.prefix_file.read_bytes()),
-            "entries": {d.name: catalog.state(d.name, PREFILLED) for d in documents},
-            "others": _others(catalog, settings, [document.name for document in documents]),
+            "entries": {name: catalog.state(name, PREFILLED) for name in names},
+            "others": _others(catalog, settings, names),
         }
     except (KvtoolError, OSError):
         return None

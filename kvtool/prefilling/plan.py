@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +37,26 @@ class Plan:
 
 
 def plan_document(
-    name: str, text: str, model: Model, prefix: Prefix, limit: int, path: Path | None = None
+    name: str,
+    text: str,
+    model: Model,
+    prefix: Prefix,
+    limit: int,
+    path: Path | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """Splits a document into pieces of at most ``limit`` tokens.
+    """Splits a document into pieces of at most ``limit`` tokens, and calls ``on_progress`` again and again meanwhile.
 
     Raises ``DocumentError`` for a text that has no tokens, or that cannot be split so.
     """
+
+    def count_tokens(part: str) -> int:
+        on_progress()
+        return len(document_tokens(model, part))
+
     text_digest = digest(text.encode())
     try:
-        parts = list(split(text, count_tokens=lambda part: len(document_tokens(model, part)), limit=limit))
+        parts = list(split(text, count_tokens=count_tokens, limit=limit))
     except DocumentError as error:
         raise DocumentError(name, error) from error
     pieces = []

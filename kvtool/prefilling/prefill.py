@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from kvtool.blending import averaged
-from kvtool.documents.load import Account, Loaded, load
+from kvtool.documents.load import Account, Loaded, NamedBytes, load
 from kvtool.documents.read import shown
 from kvtool.engines import transformers as engine
 from kvtool.errors import DocumentError, MismatchError, StoreError, UsageError
@@ -23,6 +23,7 @@ from kvtool.prefilling.prefix import prefix_for
 from kvtool.prefilling.report import Report
 from kvtool.prefilling.run import Run
 from kvtool.store.base import Store
+from kvtool.store.catalog.sources import other_file
 from kvtool.store.local import LocalStore, writable
 
 PACK_TOKENS = 512
@@ -30,7 +31,7 @@ PACK_TOKENS = 512
 
 
 def prefill(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path | NamedBytes],
     *,
     model: Model,
     store: Store,
@@ -48,7 +49,7 @@ def prefill(
     dry_run: bool = False,
     on_progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
-    """Prefills the documents under ``paths`` that ``store`` does not hold yet.
+    """Prefills the documents in or under ``paths`` that ``store`` does not hold yet.
 
     Every segment is prefilled after one prefix (see ``prefix_for``). Documents longer than
     ``segment_tokens`` (default: the model's context less the prefix and room for a question and its answer) are
@@ -74,8 +75,13 @@ def prefill(
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     report = _report(store, model, dry_run)
     account = Account(report.problems, report.warnings, report.passed_over)
-    documents = load(paths, account, include=include, exclude=exclude, encoding=encoding)
-    plans = _plan(documents, store, model, prefix, limit, replace, report)
+
+    def reading(done: int, total: int) -> None:
+        report.files_read, report.files_total = done, total
+        on_progress(report)
+
+    documents = load(paths, account, include=include, exclude=exclude, encoding=encoding, on_progress=reading)
+    plans = _plan(documents, store, model, prefix, limit, replace, report, on_progress)
     if dry_run:
         known = store.known()
         for plan in plans:
@@ -140,13 +146,15 @@ def _plan(
     limit: int,
     replace: bool,
     report: Report,
+    on_progress: Callable[[Report], None],
 ) -> list[Plan]:
     """A plan for each document that can be prefilled. Why others cannot is added to the report's problems."""
     plans = []
     for document in documents:
         try:
             store.check_name(document.name)
-            plan = plan_document(document.name, document.text, model, prefix, limit, document.path)
+            name, text, path = document
+            plan = plan_document(name, text, model, prefix, limit, path, lambda: on_progress(report))
             _refuse_replacing(plan, store, model, prefix, replace)
             plans.append(plan)
         except (DocumentError, MismatchError, StoreError) as error:
@@ -180,8 +188,9 @@ def _refuse_replacing(plan: Plan, store: LocalStore, model: Model, prefix: Prefi
         if old != new:
             reason = f"the store holds it for another {what} ({old[:12]}…, this one is {new[:12]}…)"
             raise MismatchError(plan.name, reason, "use another --store, or --replace")
-    other = plan.path and store.sources.other(existing, plan.path)
+    other = other_file(store.sources.get(existing), plan.path)
     if other and other.exists() and existing.text_digest != plan.text_digest:
-        reason = f"the store holds it from {shown(other)}, and {shown(plan.path or '')} has another text"
+        new = shown(plan.path) if plan.path else "what was sent"
+        reason = f"the store holds it from {shown(other)}, and {new} has another text"
         remedy = "work from a folder that holds both, use another --store, or --replace"
         raise MismatchError(plan.name, reason, remedy)

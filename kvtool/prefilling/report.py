@@ -23,7 +23,7 @@ class Report:
     ``model_seconds`` is the part of ``seconds`` in which the model prefilled documents without others, ``model_tokens`` of
     them. ``replaced`` are prefilled documents whose name stood for another file, and that file. ``averaged`` are the documents
     that got a variant for blending. ``without_neighbours`` are those that got none, since no other document fits before them in
-    the model's context.
+    the model's context. ``files_read`` and ``files_total`` tell how far planning is, which comes before the model runs.
     """
 
     store: str = ""
@@ -38,6 +38,8 @@ class Report:
     warnings: list[DocumentError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     entries: dict[str, str] = field(default_factory=dict)
+    files_read: int = 0
+    files_total: int = 0
     tokens: int = 0
     tokens_total: int = 0
     seconds: float = 0.0

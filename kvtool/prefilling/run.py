@@ -18,6 +18,7 @@ from kvtool.model.model import Model
 from kvtool.prefilling.inputs import PREFILLED
 from kvtool.prefilling.plan import Piece, Plan, passes
 from kvtool.prefilling.report import Report
+from kvtool.store.catalog.sources import other_file
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Document, Segment, Variant
 from kvtool.store.new_document import new_document
@@ -103,12 +104,15 @@ class Run:
             except StoreError:
                 old = None  # A broken manifest comes this far only to be replaced.
             document = self._document(plan, old)
-            other = self.store.sources.other(old, plan.path) if old and plan.path else None
+            source = self.store.sources.get(old) if old else None
+            other = other_file(source, plan.path)
             if old and other and old.text_digest != plan.text_digest:
                 self.report.replaced[plan.name] = str(other)
             if document != old:
                 self.store.commit(document)
-            if plan.path and (document != old or not other):
+            if old and old.text_digest != plan.text_digest:
+                source = None  # The record is one of another text.
+            if plan.path and source != plan.path and (document != old or not other):
                 self.store.sources.put(document, plan.path)
         self.report.entries[plan.name] = document.state(PREFILLED)
         (self.report.unchanged if document == old else self.report.prefilled).append(plan.name)

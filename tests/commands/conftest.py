@@ -22,8 +22,8 @@ def cli(corpus: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.setenv("KVTOOL_DEVICE", "cpu")
     monkeypatch.setenv("COLUMNS", "200")
 
-    def cli(*args: str, code: int = DONE) -> Result:
-        result = CliRunner().invoke(app, args)
+    def cli(*args: str, code: int = DONE, stdin: bytes | None = None) -> Result:
+        result = CliRunner().invoke(app, args, input=stdin)
         assert result.exit_code == code, (args, result.stdout, result.stderr)
         assert "Traceback" not in result.stderr
         assert "not expected" not in result.stderr

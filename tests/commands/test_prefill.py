@@ -129,3 +129,16 @@ def test_nothing_done_is_failed(cli: Cli, corpus: Path) -> None:
     Path("empty.md").write_text(" \n")
     assert "empty.md" in error_of(cli("prefill", "empty.md", code=FAILED))
     assert not (corpus / "kv-store").exists()
+
+
+def test_planning_is_shown_before_the_model_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtool.commands.output.Bar.EVERY", 0.0)
+    Path("long.md").write_text("A row with some words.\n" * 400)
+    lines = cli("prefill", "docs", "long.md").stderr.splitlines()
+    planning = [line for line in lines if line.startswith("planning: ")]
+    assert planning[0] == "planning: 0 of 3 documents"
+    # A long document gives signs of life while it is cut.
+    assert sum(line.startswith("planning: 2 of 3 documents, ") for line in planning) > 3
+    assert lines.index(planning[-1]) < next(
+        n for n, line in enumerate(lines) if line.startswith("prefilling: ")
+    )

@@ -35,18 +35,17 @@ class Sources:
             pass  # No record is needed to read a document, so a broken one is none.
         return None
 
-    def other(self, document: Document, path: Path) -> Path | None:
-        """The file, if it is known and is not the one at ``path``."""
-        source = self.get(document)
-        if source is None or source == path or (source.exists() and source.samefile(path)):
-            return None
-        return source
-
     def put(self, document: Document, path: Path) -> None:
-        if self.get(document) != path:
-            relative = os.path.relpath(path, os.path.realpath(self.root))
-            record = {"text": document.text_digest, "path": relative}
-            files.write_atomic(self.root / source_file(document.name), [canonical_json(record) + b"\n"])
+        relative = os.path.relpath(path, os.path.realpath(self.root))
+        record = {"text": document.text_digest, "path": relative}
+        files.write_atomic(self.root / source_file(document.name), [canonical_json(record) + b"\n"])
 
     def discard(self, name: str) -> None:
         (self.root / source_file(name)).unlink(missing_ok=True)
+
+
+def other_file(source: Path | None, path: Path | None) -> Path | None:
+    """The ``source`` of a document, if it is known and is not the file at ``path``, which is None for what is no file's."""
+    if source is None or source == path or (path and source.exists() and source.samefile(path)):
+        return None
+    return source
