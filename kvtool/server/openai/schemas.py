@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic_core import PydanticCustomError
 
 from kvtool import limits
 from kvtool.blending.blend import RECOMPUTE
 from kvtool.blending.policies import DEFAULT
+from kvtool.engines.sampling import Sampling
 from kvtool.server.openai.messages import Body, ChatMessage, Nothing
 from kvtool.server.runtime.request import (
     ConversationPrompt,
@@ -19,9 +22,20 @@ from kvtool.server.runtime.request import (
     TextPrompt,
     TokenPrompt,
 )
-from kvtool.server.runtime.sampling import Sampling
 
-Zero = Annotated[StrictFloat, Field(ge=0, le=0)]
+Penalty = Annotated[StrictFloat, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[StrictFloat, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+_TOKEN = "^(0|[1-9][0-9]{0,8})$"
+
+
+def _token_id(name: str) -> str:
+    if not re.match(_TOKEN, name):
+        raise PydanticCustomError("token_id", 'expected a token\'s id as a string, such as "40"')
+    return name
+
+
+TokenId = Annotated[str, Field(pattern=_TOKEN), BeforeValidator(_token_id)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=limits.STOP_CHARACTERS)]
 
 
@@ -31,7 +45,7 @@ class StreamOptions(BaseModel):
 
 
 class _Request(Body):
-    """The fields that both APIs have; those from ``documents`` on are kvtool's."""
+    """The fields that both APIs have; those from ``top_k`` on are vLLM's, those from ``documents`` on kvtool's."""
 
     model: StrictStr
     stream: StrictBool | None = None
@@ -42,10 +56,17 @@ class _Request(Body):
     top_p: Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=limits.CHOICES)] | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=limits.LOGIT_BIASES)] | None = None
     user: StrictStr | None = None
+
+    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
+    min_p: Annotated[StrictFloat, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
+    min_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    ignore_eos: StrictBool | None = None
+    stop_token_ids: Annotated[list[StrictInt], Field(max_length=limits.STOP_TOKENS)] | None = None
 
     documents: Annotated[list[StrictStr], Field(min_length=1, max_length=limits.DOCUMENTS)] | None = None
     cached_content: StrictStr | None = None
@@ -89,6 +110,15 @@ class _Request(Body):
             # Choices of one seed differ from each other, and are the same each time.
             seed=None if self.seed is None else self.seed + choice,
             logprobs=self.n_logprobs,
+            top_k=self.top_k or 0,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
         )
 
 

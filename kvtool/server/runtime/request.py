@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, TypeAlias
 
 from kvtool.blending.layout import Cached
+from kvtool.engines.sampling import Sampling
 from kvtool.model.chat_template import Prefix
 from kvtool.model.conversation import Message, chat_tokens, text_tokens, tokens_after_documents
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
-from kvtool.server.runtime.sampling import Sampling
 
 HeldDocument: TypeAlias = Callable[[], AbstractContextManager[Cached]]
 """Gives a document that is not removed within the context. Raises ``ApiError`` where it is missing."""
@@ -52,13 +52,18 @@ class TokenPrompt:
     field: ClassVar[str] = "prompt"
 
     def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
-        size = model.text_config.vocab_size
-        if not all(0 <= token < size for token in self.token_ids):
-            raise ApiError(400, f"prompt: expected token ids from 0 to {size - 1}", param="prompt")
+        refuse_unknown_tokens(model, self.token_ids, self.field)
         return self.token_ids
 
     def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
         return self.tokens(model)
+
+
+def refuse_unknown_tokens(model: Model, token_ids: Iterable[int], field: str) -> None:
+    """Raises ``ApiError``, naming the request's ``field``, for ids that are none of the model's tokens."""
+    size = model.text_config.vocab_size
+    if not all(0 <= token < size for token in token_ids):
+        raise ApiError(400, f"{field}: expected token ids from 0 to {size - 1}", param=field)
 
 
 Prompt: TypeAlias = ConversationPrompt | TextPrompt | TokenPrompt

@@ -19,7 +19,7 @@ from kvtool.server.runtime.cache_manager import CacheManager
 from kvtool.server.runtime.cache_sources import Blended, CacheSource, Prefilled, Stored, Uncached
 from kvtool.server.runtime.load_policy import LoadPolicy
 from kvtool.server.runtime.prefix_index import Match
-from kvtool.server.runtime.request import Request
+from kvtool.server.runtime.request import Request, refuse_unknown_tokens
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.store.headers import headers_of
 from kvtool.store.manifest import RAW
@@ -55,6 +55,9 @@ class Planner:
 
         Raises ``ApiError`` for what the model cannot take, and what ``kvtool.blend`` raises.
         """
+        for sampling in request.samplings:
+            refuse_unknown_tokens(self.model, sampling.logit_bias, "logit_bias")
+            refuse_unknown_tokens(self.model, sampling.stop_token_ids, "stop_token_ids")
         if documents is not None:
             return self._plan_after(documents, request, tenant)
         token_ids, match = self._match(request, tenant)
@@ -138,6 +141,9 @@ class Planner:
             message = f"This model's maximum context length is {context} tokens; {size}"
             raise ApiError(400, message, param=field, code="context_length_exceeded")
         max_tokens = request.max_tokens or min(self.answer_tokens, context - n_tokens)
+        if any(sampling.min_tokens > max_tokens for sampling in request.samplings):
+            message = f"min_tokens: an answer to this request has at most {max_tokens} tokens"
+            raise ApiError(400, message, param="min_tokens")
         return _Size(n_tokens, max_tokens, len(request.samplings), self.caches.token_bytes)
 
 

@@ -14,9 +14,11 @@ import torch
 from starlette.testclient import TestClient
 
 import kvtool
+from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.engines.generate import generate
+from kvtool.engines.sampling import GREEDY
 from kvtool.server.app import create_app
-from kvtool.server.runtime.sampling import Sampler, Sampling
+from kvtool.server.runtime.sampling import Sampler
 from kvtool.server.runtime.scheduler import Generation, Scheduler
 from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
@@ -28,9 +30,9 @@ def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> 
     tokens: list[int] = []
     ends: list[Any] = []
     held = len(cache.token_ids)
-    greedy = Sampling(temperature=0)
+    sampler = Sampler(GREEDY, [*cache.token_ids.tolist(), *ids], end_tokens(scheduler.model))
     generation = Generation(
-        cache, ids, held, 6, greedy, lambda sampled: tokens.append(sampled.token), ends.append
+        cache, ids, held, 6, sampler, lambda sampled: tokens.append(sampled.token), ends.append
     )
     scheduler.submit(generation)
     scheduler.call(lambda: None).result()
