@@ -70,11 +70,7 @@ def run(
     ] = None,
     min_p: Annotated[
         float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Sample from tokens with at least this share of the likeliest one's probability.",
-        ),
+        typer.Option(help="Sample from tokens with at least this share of the likeliest one's probability."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Make sampling repeatable, by this seed.")] = None,
     no_cache: Annotated[
@@ -121,8 +117,13 @@ def run(
     if trace is not None and no_cache:
         raise UsageError("--trace", "shows how caches are read", "leave it out with --no-cache")
     limits = given(top_p=top_p, top_k=top_k, min_p=min_p)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UsageError(f"--top-p {top_p:g}", "is no share", "expected a number above 0, up to 1")
+    for flag, share in (("--top-p", top_p), ("--min-p", min_p)):
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"{flag} {share:g}", "is no share", "expected a number above 0, up to 1")
+    if not temperature >= 0:
+        raise UsageError(
+            f"--temperature {temperature:g}", "is no temperature", "expected a number, 0 or more"
+        )
     if limits and not temperature:
         names = " and ".join("--" + name.replace("_", "-") for name in limits)
         raise UsageError(

@@ -96,6 +96,8 @@ def test_failures(
         ["ask", "What?", "--doc", "c.txt", "--max-tokens", "0"],
         ["ask", "What?", "--doc", "c.txt", "--temperature", "-1"],
         ["ask", "What?", "--doc", "c.txt", "--temperature", "1", "--top-p", "0"],
+        ["ask", "What?", "--doc", "c.txt", "--temperature", "1", "--min-p", "nan"],
+        ["ask", "What?", "--doc", "c.txt", "--temperature", "nan"],
         ["ask", "What?", "--doc", "c.txt", "--top-k", "3"],
         ["ask", "What?", "--doc", "c.txt", "--recompute", "1.5"],
         ["ask", "What?", "--doc", "c.txt", "--recompute", "nan"],
