@@ -6,7 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 from pydantic_core import PydanticCustomError
 
 from kvtool import limits
@@ -154,6 +163,7 @@ class ChatRequest(_Request):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    chat_template_kwargs: dict[StrictStr, JsonValue] | None = None
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
     metadata: dict[str, StrictStr] | None = None
@@ -177,7 +187,8 @@ class ChatRequest(_Request):
     web_search_options: Nothing = None
 
     def to_prompt(self) -> Prompt:
-        return ConversationPrompt([message.message for message in self.messages])
+        messages = [message.message for message in self.messages]
+        return ConversationPrompt(messages, self.chat_template_kwargs or {})
 
     @property
     def n_logprobs(self) -> int | None:

@@ -28,7 +28,7 @@ def named(name: str) -> Iterator[Cached]:
 
 def asked(*names: str, content: str = "How many?", **more: Any) -> Request:
     fields: dict[str, Any] = {
-        "prompt": ConversationPrompt([Message("user", content)]),
+        "prompt": ConversationPrompt([Message("user", content)], {}),
         "samplings": [Sampling(), Sampling()],
         "max_tokens": 12,
         "stop": [],
