@@ -205,8 +205,14 @@ def _render(
     return render(model, said, now, arguments)
 
 
-def text_tokens(model: Model, text: str, *, is_first: bool) -> list[int]:
-    """Plain text. If it ``is_first`` in a prompt it begins with BOS, once, where the model takes that or the text has it."""
+def text_tokens(model: Model, text: str, *, is_first: bool, parse_special: bool = False) -> list[int]:
+    """Plain text, or with ``parse_special`` text whose special tokens are commands, as in a chat template.
+
+    If it ``is_first`` in a prompt it begins with BOS, once, where the model takes that or the text has it.
+    """
+    if parse_special:
+        ids = template_tokens(model, text)
+        return with_bos(model, ids) if is_first else ids
     if not is_first:
         return document_tokens(model, text)
     bos, rest = model.tokenizer.bos_token, text

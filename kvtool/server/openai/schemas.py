@@ -132,16 +132,23 @@ class _Request(Body):
 
 
 class CompletionRequest(_Request):
-    """A request for the continuation of ``prompt``, text or token ids. A list of prompts is refused."""
+    """A request for the continuation of ``prompt``, text or token ids. A list of prompts is refused.
+
+    ``parse_special`` is llama.cpp's name: with it, special tokens that the text spells out are commands. vLLM has none, and
+    its ``add_special_tokens`` means those that a tokenizer puts first.
+    """
 
     prompt: StrictStr | Annotated[list[StrictInt], Field(min_length=1)]
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: Nothing = None
+    parse_special: StrictBool | None = None
 
     def to_prompt(self) -> Prompt:
-        return TextPrompt(self.prompt) if isinstance(self.prompt, str) else TokenPrompt(self.prompt)
+        if isinstance(self.prompt, str):
+            return TextPrompt(self.prompt, bool(self.parse_special))
+        return TokenPrompt(self.prompt)
 
     @property
     def n_logprobs(self) -> int | None:

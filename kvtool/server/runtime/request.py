@@ -66,18 +66,21 @@ class ConversationPrompt:
 
 @dataclass(frozen=True)
 class TextPrompt:
+    """With ``parse_special``, special tokens that are spelled out in it are commands."""
+
     text: str
+    parse_special: bool = False
     field: ClassVar[str] = "prompt"
     has_system: ClassVar[bool] = False
 
     def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
-        return text_tokens(model, self.text, is_first=True)
+        return text_tokens(model, self.text, is_first=True, parse_special=self.parse_special)
 
     def prefix(self, model: Model, stored: Prefix) -> Prefix:
         return stored
 
     def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
-        return text_tokens(model, self.text, is_first=False)
+        return text_tokens(model, self.text, is_first=False, parse_special=self.parse_special)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,30 @@ def test_other_policies_take_another_prefix_too(client: TestClient, policy: str)
     assert 0 < cached_tokens(answer) < answer["usage"]["prompt_tokens"]
 
 
+def test_a_template_that_the_client_applied(
+    client: TestClient, served: kvtool.Model, texts: dict[str, str]
+) -> None:
+    content = f"{texts[DOCUMENT]}\n\n{QUESTION}"
+    prompt = served.tokenizer.decode(prefilled(served, [texts[DOCUMENT]], None))
+    body: dict[str, Any] = {"model": "served", "prompt": prompt, "temperature": 0, "max_tokens": 12}
+    parsed = client.post("/v1/completions", json=body | {"parse_special": True}).json()
+    expected = chat(client, content)
+    assert parsed["choices"][0]["text"] == text_of(expected)
+    assert parsed["usage"] == expected["usage"]
+    assert cached_tokens(parsed) > 64
+    for plain in ({}, {"parse_special": False}, {"parse_special": None}):
+        answer = client.post("/v1/completions", json=body | plain).json()
+        assert answer["usage"]["prompt_tokens"] > parsed["usage"]["prompt_tokens"]
+    after = {"prompt": "<|end|>", "documents": [DOCUMENT], "max_tokens": 1}
+    lengths = [
+        client.post("/v1/completions", json=body | after | {"parse_special": parse}).json()["usage"][
+            "prompt_tokens"
+        ]
+        for parse in (True, False)
+    ]
+    assert lengths[1] - lengths[0] == len("<|end|>") - 1
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tokenize": True}, "tokenize: is given to the chat template by the server; leave it out"),
     ({"messages": []}, "messages: is given to the chat template by the server; leave it out"),
