@@ -34,7 +34,7 @@ def generate(
         {"do_sample": True, "top_k": 0} if sampling.temperature else {"do_sample": False}
     )
     if sampling.seed is not None:
-        torch.manual_seed(sampling.seed)
+        torch.manual_seed(sampling.seed % (1 << 63))
     with parallel_attention(model, cache):
         out = model.model.generate(
             ids,

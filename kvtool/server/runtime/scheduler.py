@@ -232,7 +232,13 @@ class Scheduler:
 
     def _sample(self, group: _Group, number: int, logits: torch.Tensor) -> None:
         member = group.members[number]
-        sampled = member.sampler.sample(logits)
+        try:
+            sampled = member.sampler.sample(logits)
+        except Exception as error:
+            # What one request asks of its sampling ends no other's answer.
+            _log.exception("a token could not be chosen")
+            self._end(group, number, error)
+            return
         if sampled.token in member.sampler.ends:
             self._end(group, number, "stop")
             return
