@@ -259,10 +259,14 @@ def _after_messages(model: Model, prefix: Prefix, turns: int) -> list[str]:
         return [prefix.tail]
     if prefix.origin["kind"] != "chat":
         return [*[prefix.tail, "\n\n"] * turns, prefix.tail]
-    roles, now = [*["user", "assistant"] * turns, "user"], time_of(prefix.origin)
-    _, *after = around_messages(model, roles, prefix.origin["system"], now, prefix.arguments)
+    roles, system = [*["user", "assistant"] * turns, "user"], prefix.origin["system"]
+    now = time_of(prefix.origin) or datetime.now()
+    before, *after = around_messages(model, roles, system, now, prefix.arguments)
     if len(after) != len(roles):
         raise ModelError(model.name, "its chat template does not keep earlier turns as they were said")
+    # Some put the system prompt before the last question, so that no prefix has it.
+    if before != around_user(model, system, now, prefix.arguments)[0]:
+        raise ModelError(model.name, "its chat template begins otherwise where there are earlier turns")
     return after
 
 

@@ -20,6 +20,12 @@ ARGUED = (
     + REASONING
     + "{% if thinks is false %}<think></think>{% endif %}"
 )
+LATE = (
+    "{% set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set ns.system = m.content + ': ' %}{% else %}"
+    "<|{{ m.role }}|>{% if loop.last %}{{ ns.system }}{% endif %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "<|assistant|>"
+)
 MOODY = "{% if 'loud' in messages[0].content %}LOUD {% endif %}" + REASONING
 
 THOUGHT = "<think>\nTwo and two.\n</think>\n\n4"
@@ -117,6 +123,17 @@ def test_special_tokens_in_messages_are_text(templated: Any, number: int, spelle
     messages[number] = Message(TURNS[number].role, TURNS[number].content + spelled)
     special = [token for token in chat_tokens(model, messages) if token >= 256]
     assert special == [token for token in chat_tokens(model, TURNS) if token >= 256]
+
+
+def test_a_template_that_puts_the_system_prompt_last_keeps_no_turns_after_documents(templated: Any) -> None:
+    model, system = templated(LATE), Message("system", "Add.")
+    question = Message("user", "\n\nAnd 3?")
+    made = prefix_over(model, prefix_of(model), [system, question])
+    ids = [*made.token_ids, *tokens_after_documents(model, made, [system, Message("user", "And 3?")])]
+    assert ids == expected(model, [system, question])
+    with pytest.raises(UsageError, match="begins otherwise"):
+        tokens_after_documents(model, made, [system, *TURNS])
+    assert tokens_after_documents(model, prefix_of(model), TURNS)
 
 
 def test_a_template_that_changes_its_own_words_is_refused(templated: Any) -> None:
