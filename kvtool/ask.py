@@ -14,6 +14,7 @@ from kvtool.engines.batching.generate_many import generate_many
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.capabilities import key_rotations
 from kvtool.engines.generate import TextStream, generate
+from kvtool.engines.sampling import GREEDY, Sampling
 from kvtool.errors import UsageError
 from kvtool.model.chat_template import SEPARATOR, question_tokens
 from kvtool.model.model import Model
@@ -72,13 +73,12 @@ def ask(
     options: BlendOptions = BlendOptions(),
     separator: str = SEPARATOR,
     max_tokens: int = 200,
-    temperature: float = 0.0,
-    seed: int | None = None,
+    sampling: Sampling = GREEDY,
     cached: bool = True,
     trace: Trace | None = None,
     on_text: Callable[[str], None] = lambda _: None,
 ) -> Answer:
-    """Generates the answer to ``question`` over ``documents``, greedily unless ``temperature``.
+    """Generates the answer to ``question`` over ``documents``; ``sampling`` says how its tokens are chosen.
 
     Several documents, or one of several segments, are blended as ``options`` say, with ``separator`` between them.
     ``cached=False`` runs the same tokens through a full prefill. Raises ``UsageError`` if the question does not fit after
@@ -103,8 +103,7 @@ def ask(
         [*layout.token_ids.tolist(), *prompt],
         cache,
         max_tokens=min(max_tokens, model.context - length),
-        temperature=temperature,
-        seed=seed,
+        sampling=sampling,
         streamer=stream,
     )
     return Answer(

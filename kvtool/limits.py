@@ -78,6 +78,12 @@ MESSAGES = 1024
 STOP_CHARACTERS = 256
 """One stop sequence."""
 
+LOGIT_BIASES = 10_000
+"""Tokens whose logits one request changes."""
+
+STOP_TOKENS = 1024
+"""Tokens that end one request's answers."""
+
 CACHED_CONTENTS = 1000
 """Cached contents of one tenant."""
 

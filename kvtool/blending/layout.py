@@ -148,25 +148,33 @@ class Layout:
 
 
 def lay_out(
-    store: Store, parts: str | Part | Iterable[Part], model: Model, *, variant: str = RAW, separator: str = ""
+    store: Store,
+    parts: str | Part | Iterable[Part],
+    model: Model,
+    *,
+    variant: str = RAW,
+    separator: str = "",
+    prefix: Sequence[int] | None = None,
 ) -> Layout:
     """The place of each of ``parts`` in one prompt; ``separator`` is a text between any two of them.
 
     ``variant`` is that of documents that name none. A moved segment is taken in the variant made for blending, if there is
-    one. Raises ``StoreError`` for a document, variant or segment that the store does not have, ``MismatchError`` for one of
+    one. ``prefix`` are tokens that stand in the place of the prefixes that the documents were prefilled under; they have no
+    cache. Raises ``StoreError`` for a document, variant or segment that the store does not have, ``MismatchError`` for one of
     another model or prefix, ``UsageError`` if there is none, or if all together are longer than the model's context.
     """
-    pieces = list(_pieces(store, listed(parts), model, variant, separator))
+    is_moved = prefix is not None
+    pieces = list(_pieces(store, listed(parts), model, variant, separator, is_moved=is_moved))
     segments = [piece for piece in pieces if isinstance(piece, Placed)]
     if not segments:
         raise UsageError("no document to blend", "name at least one of the store's (kvtool ls shows them)")
     for segment in segments:
         refuse_mismatch(segment.artifact, model)
         _refuse_pruned(segment)
-    prefix = _shared_prefix(store, segments)
+    first = _shared_prefix(store, segments) if prefix is None else [list(prefix)]
     placed: list[Placed] = []
     ids: list[int] = []
-    for piece in [*prefix, *pieces]:
+    for piece in [*first, *pieces]:
         if isinstance(piece, Placed):
             placed.append(replace(piece, start=len(ids)))
             ids += piece.artifact.token_ids.tolist()
@@ -174,12 +182,12 @@ def lay_out(
             ids += piece
     if len(ids) >= model.context:
         raise _too_long(store, segments, len(ids), model)
-    n_prefix = sum(len(segment.artifact.token_ids) for segment in prefix)
+    n_prefix = sum(len(piece.artifact.token_ids if isinstance(piece, Placed) else piece) for piece in first)
     return Layout(torch.tensor(ids, dtype=torch.int64), tuple(placed), n_prefix)
 
 
 def _pieces(
-    store: Store, parts: Sequence[Part], model: Model, variant: str, separator: str
+    store: Store, parts: Sequence[Part], model: Model, variant: str, separator: str, *, is_moved: bool
 ) -> Iterator[Placed | list[int]]:
     """Segments, not placed yet, and the tokens of texts."""
     gap = document_tokens(model, separator) if separator else []
@@ -194,8 +202,12 @@ def _pieces(
         segments = range(len(document.segments)) if cached.segment is None else [cached.segment]
         for m, segment in enumerate(segments):
             chosen = cached.variant or variant
-            # The variant made for blending is the better one everywhere but right after the prefix.
-            if cached.variant is None and (n or m) and _has(store, document, segment, averaged_name(variant)):
+            # The variant made for blending is the better one everywhere but right after its prefix.
+            if (
+                cached.variant is None
+                and (is_moved or n or m)
+                and _has(store, document, segment, averaged_name(variant))
+            ):
                 chosen = averaged_name(variant)
             yield Placed(cached.name, chosen, store.open(cached.name, chosen, segment), 0)
 

@@ -61,6 +61,17 @@ def run(
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Sample at this temperature; 0 is greedy.")
     ] = 0.0,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the likeliest tokens that together have this probability."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample from this many of the likeliest tokens.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from tokens with at least this share of the likeliest one's probability."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Make sampling repeatable, by this seed.")] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Prefill the documents now, without their caches.")
@@ -90,6 +101,7 @@ def run(
     from kvtool.ask import ask, ask_each
     from kvtool.blending.blend import BlendOptions
     from kvtool.blending.layout import chosen_document
+    from kvtool.engines.sampling import Sampling
     from kvtool.store.open import open_store
     from kvtool.system.trace import Trace
 
@@ -104,6 +116,19 @@ def run(
         raise UsageError(f"--recompute {recompute:g}", reason, "leave one of the two out")
     if trace is not None and no_cache:
         raise UsageError("--trace", "shows how caches are read", "leave it out with --no-cache")
+    limits = given(top_p=top_p, top_k=top_k, min_p=min_p)
+    for flag, share in (("--top-p", top_p), ("--min-p", min_p)):
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"{flag} {share:g}", "is no share", "expected a number above 0, up to 1")
+    if not temperature >= 0:
+        raise UsageError(
+            f"--temperature {temperature:g}", "is no temperature", "expected a number, 0 or more"
+        )
+    if limits and not temperature:
+        names = " and ".join("--" + name.replace("_", "-") for name in limits)
+        raise UsageError(
+            names, "says how to sample, and greedy answers are not sampled", "give --temperature"
+        )
     if len(questions) > 1 and (temperature or seed is not None or no_cache or compare):
         remedy = "ask one at a time with --temperature, --seed, --no-cache or --compare"
         raise UsageError(f"{len(questions)} questions", "are answered greedily, from the cache", remedy)
@@ -111,6 +136,7 @@ def run(
     documents = [chosen_document(store, name, segment) for name in doc]
     model = load_model(settings)
     timeline = Trace()
+    sampling = Sampling(temperature, seed=seed, **limits)
     blending = {"variant": variant, "options": options, **given(separator=separator)}
 
     if len(questions) > 1:
@@ -127,9 +153,7 @@ def run(
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    once = functools.partial(
-        ask, questions[0], documents, model, store, temperature=temperature, seed=seed, **blending
-    )
+    once = functools.partial(ask, questions[0], documents, model, store, sampling=sampling, **blending)
     answer = once(cached=not no_cache, max_tokens=max_tokens, on_text=stream, trace=timeline)
     if not as_json:
         typer.echo()

@@ -12,6 +12,7 @@ from transformers import TextStreamer
 from kvtool.engines.attention.parallel_encoding import parallel_attention
 from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.sampling import GREEDY, Sampling
 from kvtool.engines.transformers import device_of
 from kvtool.model.model import Model
 
@@ -22,28 +23,29 @@ def generate(
     cache: DocumentCache | None,
     *,
     max_tokens: int,
-    temperature: float = 0.0,
-    seed: int | None = None,
+    sampling: Sampling = GREEDY,
     streamer: TextStreamer | None = None,
 ) -> list[int]:
-    """The tokens that follow ``token_ids``, the first of which are in ``cache``; greedily unless ``temperature``."""
-    ids = torch.tensor([token_ids], device=device_of(model))
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        # transformers alone would keep the 50 likeliest tokens; the server keeps all.
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
-    if seed is not None:
-        torch.manual_seed(seed)
+    """The tokens that follow ``token_ids``, the first of which are in ``cache``, chosen as ``sampling`` says."""
+    device = device_of(model)
+    ids, ends = torch.tensor([token_ids], device=device), sampling.ends(end_tokens(model))
+    # transformers alone would keep the 50 likeliest tokens.
+    drawing: dict[str, Any] = (
+        {"do_sample": True, "top_k": 0} if sampling.temperature else {"do_sample": False}
+    )
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed % (1 << 63))
     with parallel_attention(model, cache):
         out = model.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             past_key_values=cache,
             max_new_tokens=max_tokens,
-            eos_token_id=sorted(end_tokens(model)) or None,
+            eos_token_id=sorted(ends) or None,
             pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id,
             streamer=streamer,
-            **sampling,
+            **drawing,
+            logits_processor=sampling.processors(len(token_ids), ends, device),
         )
     return [int(token) for token in out[0, len(token_ids) :]]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, lru_cache
-from itertools import dropwhile
+from itertools import chain, dropwhile
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kvtool.digest import digest_token_ids
@@ -28,17 +29,23 @@ raise_exception("it prints the time in a pattern that is not written out") }}}}{
 """
 
 
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
+"""Arguments of the chat template, such as ``enable_thinking``, where none are given."""
+
+
 @dataclass(frozen=True)
 class Prefix:
     """The tokens before every segment.
 
     ``tail`` is the text between a user's words and the answer. ``origin`` says how the prefix was made, as JSON. Where the
-    chat template prints the time, ``now`` in it is that time.
+    chat template prints the time, ``now`` in it is that time. ``arguments`` are those of the chat template that one request
+    gives; no stored prefix has any.
     """
 
     token_ids: tuple[int, ...]
     tail: str
     origin: dict[str, Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -79,7 +86,7 @@ def prefix_of(
             raise ModelError(model.name, reason, "use --prefix-file")
         return Prefix(tuple(with_bos(model, ())), "\n", {"kind": "none"})
     now = now or datetime.now()
-    head, tail = _around_user(model, system, now)
+    head, tail = around_user(model, system, now)
     origin: dict[str, Any] = {"kind": "chat", "system": system}
     if prints_time(model):
         origin["now"] = now.isoformat()
@@ -94,7 +101,7 @@ def stored_prefix(model: Model, origin: Mapping[str, Any], token_ids: Sequence[i
     """
     match origin:
         case {"kind": "chat", "system": system}:
-            tail = _around_user(model, system, time_of(origin))[1]
+            tail = around_user(model, system, time_of(origin))[1]
         case {"kind": "text" | "none"}:
             tail = "\n"
         case _:
@@ -126,46 +133,52 @@ def conversation_tokens(
 
     ``lead`` is how the model's answer begins. Raises ``ModelError`` for a chat template that does not keep earlier turns.
     """
-    tail = template_tokens(model, prefix.tail)
+    messages = [*chain.from_iterable(turns), question]
+    messages[0] = f"\n\n{messages[0]}"
     ids: list[int] = []
-    if turns:
-        separator = template_tokens(model, _turn_separator(model, prefix))
-    for n, (asked, answer) in enumerate(turns):
-        ids += document_tokens(model, f"\n\n{asked}" if n == 0 else asked) + tail
-        ids += document_tokens(model, answer) + separator
-    ids += document_tokens(model, question if turns else f"\n\n{question}") + tail
+    for message, after in zip(messages, _after_messages(model, prefix, len(turns)), strict=True):
+        ids += document_tokens(model, message) + template_tokens(model, after)
     return ids + document_tokens(model, lead) if lead else ids
 
 
 def keeps_turns(model: Model, prefix: Prefix) -> bool:
     """Whether a conversation of several turns can be put after a document."""
     try:
-        return bool(_turn_separator(model, prefix))
+        return bool(_after_messages(model, prefix, 1))
     except ModelError:
         return False
 
 
 def around_messages(
-    model: Model, roles: Sequence[str], system: str | None = None, now: datetime | None = None
+    model: Model,
+    roles: Sequence[str],
+    system: str | None = None,
+    now: datetime | None = None,
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
 ) -> list[str]:
     """The text that the chat template puts before, between and after messages of ``roles``, and before the answer.
 
     It is one string more than there are roles, unless the template leaves a message out or repeats one. ``system`` is the
-    text of a system message before them. A template that prints the time prints ``now``, by default the present. Raises
-    ``ModelError`` for messages that the template refuses.
+    text of a system message before them. A template that prints the time prints ``now``, by default the present. It sees
+    ``arguments`` too. Raises ``ModelError`` for messages that the template refuses.
     """
     messages = [(role, MARK) for role in roles]
     if system is not None:
         messages.insert(0, ("system", system))
-    return render(model, messages, now).split(MARK)
+    return render(model, messages, now, arguments).split(MARK)
 
 
-def render(model: Model, messages: Sequence[tuple[str, str]], now: datetime | None = None) -> str:
+def render(
+    model: Model,
+    messages: Sequence[tuple[str, str]],
+    now: datetime | None = None,
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
+) -> str:
     """The text that the chat template makes of ``messages``, each a role and what it says, up to where the model answers.
 
-    Time and errors are those of ``around_messages``.
+    Time, arguments and errors are those of ``around_messages``.
     """
-    options: dict[str, Any] = {"add_generation_prompt": True}
+    options: dict[str, Any] = {**arguments, "add_generation_prompt": True}
     if prints_time(model):
         options |= _at(now or datetime.now(), model.tokenizer.get_chat_template())
     try:
@@ -230,7 +243,7 @@ def _takes_bos(model: Model) -> bool:
     if tokenizer.chat_template is None or "bos_token" not in tokenizer.get_chat_template():
         return False
     try:
-        return _around_user(model, None, None)[0].startswith(str(tokenizer.bos_token))
+        return around_user(model, None, None)[0].startswith(str(tokenizer.bos_token))
     except ModelError:
         return False
 
@@ -240,20 +253,31 @@ def template_tokens(model: Model, text: str) -> list[int]:
     return list(model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
-def _turn_separator(model: Model, prefix: Prefix) -> str:
-    """The text between an answer and the user's next words."""
+def _after_messages(model: Model, prefix: Prefix, turns: int) -> list[str]:
+    """The text after each message of ``turns`` and a last question."""
+    if not turns:
+        return [prefix.tail]
     if prefix.origin["kind"] != "chat":
-        return "\n\n"
-    roles, now = ("user", "assistant", "user"), time_of(prefix.origin)
-    parts = around_messages(model, roles, prefix.origin["system"], now)
-    if len(parts) != 4 or parts[1] != prefix.tail:
+        return [*[prefix.tail, "\n\n"] * turns, prefix.tail]
+    roles, system = [*["user", "assistant"] * turns, "user"], prefix.origin["system"]
+    now = time_of(prefix.origin) or datetime.now()
+    before, *after = around_messages(model, roles, system, now, prefix.arguments)
+    if len(after) != len(roles):
         raise ModelError(model.name, "its chat template does not keep earlier turns as they were said")
-    return parts[2]
+    # Some put the system prompt before the last question, so that no prefix has it.
+    if before != around_user(model, system, now, prefix.arguments)[0]:
+        raise ModelError(model.name, "its chat template begins otherwise where there are earlier turns")
+    return after
 
 
-def _around_user(model: Model, system: str | None, now: datetime | None) -> tuple[str, str]:
+def around_user(
+    model: Model,
+    system: str | None,
+    now: datetime | None,
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
+) -> tuple[str, str]:
     """The text before a user's words, and after them up to the answer."""
-    parts = around_messages(model, ("user",), system, now)
+    parts = around_messages(model, ("user",), system, now, arguments)
     if len(parts) != 2:
         raise ModelError(model.name, "its chat template does not keep the user's words", "use --no-prefix")
     return parts[0], parts[1]

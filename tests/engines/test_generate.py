@@ -14,6 +14,7 @@ import kvtool
 from kvtool.engines.batching.generate_many import end_tokens, generate_many
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.generate import generate
+from kvtool.engines.sampling import Sampling
 from kvtool.engines.transformers import feed, new_cache
 
 DOCUMENT = [256, *b"Values follow keys, and keys follow values."]
@@ -118,5 +119,5 @@ def test_without_end_tokens_of_its_own_a_model_ends_with_its_tokenizers(
 
 def test_sampling_may_draw_any_token(tiny: kvtool.Model) -> None:
     ids = [*DOCUMENT, *QUESTION]
-    draws = {generate(tiny, ids, None, max_tokens=1, temperature=50.0, seed=n)[0] for n in range(150)}
+    draws = {generate(tiny, ids, None, max_tokens=1, sampling=Sampling(50.0, seed=n))[0] for n in range(150)}
     assert len(draws) > 60

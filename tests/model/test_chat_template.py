@@ -164,6 +164,20 @@ def without_bos(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> kvt
 
 @pytest.mark.parametrize("name", ["tiny", "without_bos"])
 @pytest.mark.parametrize("spelled", ["", "<bos>", "<bos><bos>"])
+def test_special_tokens_are_parsed_where_that_is_asked_for(
+    name: str, spelled: str, request: pytest.FixtureRequest
+) -> None:
+    model: kvtool.Model = request.getfixturevalue(name)
+    bos, text = model.tokenizer.bos_token_id, f"<user>{WORDS}<eos>"
+    user, end = (model.tokenizer.convert_tokens_to_ids(token) for token in ("<user>", "<eos>"))
+    parsed = [user, *document_tokens(model, WORDS), end]
+    assert text_tokens(model, spelled + text, is_first=True, parse_special=True) == [bos, *parsed]
+    assert text_tokens(model, text, is_first=False, parse_special=True) == parsed
+    assert text_tokens(model, text, is_first=True) == [bos, *document_tokens(model, text)]
+
+
+@pytest.mark.parametrize("name", ["tiny", "without_bos"])
+@pytest.mark.parametrize("spelled", ["", "<bos>", "<bos><bos>"])
 def test_every_door_puts_one_bos_first(name: str, spelled: str, request: pytest.FixtureRequest) -> None:
     model: kvtool.Model = request.getfixturevalue(name)
     bos = model.tokenizer.bos_token_id

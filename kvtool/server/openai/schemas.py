@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
+from pydantic_core import PydanticCustomError
 
 from kvtool import limits
 from kvtool.blending.blend import RECOMPUTE
 from kvtool.blending.policies import DEFAULT
+from kvtool.engines.sampling import Sampling
 from kvtool.server.openai.messages import Body, ChatMessage, Nothing
 from kvtool.server.runtime.request import (
     ConversationPrompt,
@@ -19,9 +31,20 @@ from kvtool.server.runtime.request import (
     TextPrompt,
     TokenPrompt,
 )
-from kvtool.server.runtime.sampling import Sampling
 
-Zero = Annotated[StrictFloat, Field(ge=0, le=0)]
+Penalty = Annotated[StrictFloat, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[StrictFloat, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+_TOKEN = "^(0|[1-9][0-9]{0,8})$"
+
+
+def _token_id(name: str) -> str:
+    if not re.match(_TOKEN, name):
+        raise PydanticCustomError("token_id", 'expected a token\'s id as a string, such as "40"')
+    return name
+
+
+TokenId = Annotated[str, Field(pattern=_TOKEN), BeforeValidator(_token_id)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=limits.STOP_CHARACTERS)]
 
 
@@ -31,7 +54,7 @@ class StreamOptions(BaseModel):
 
 
 class _Request(Body):
-    """The fields that both APIs have; those from ``documents`` on are kvtool's."""
+    """The fields that both APIs have; those from ``top_k`` on are vLLM's, those from ``documents`` on kvtool's."""
 
     model: StrictStr
     stream: StrictBool | None = None
@@ -42,10 +65,17 @@ class _Request(Body):
     top_p: Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=limits.CHOICES)] | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=limits.LOGIT_BIASES)] | None = None
     user: StrictStr | None = None
+
+    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
+    min_p: Annotated[StrictFloat, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
+    min_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    ignore_eos: StrictBool | None = None
+    stop_token_ids: Annotated[list[StrictInt], Field(max_length=limits.STOP_TOKENS)] | None = None
 
     documents: Annotated[list[StrictStr], Field(min_length=1, max_length=limits.DOCUMENTS)] | None = None
     cached_content: StrictStr | None = None
@@ -89,20 +119,36 @@ class _Request(Body):
             # Choices of one seed differ from each other, and are the same each time.
             seed=None if self.seed is None else self.seed + choice,
             logprobs=self.n_logprobs,
+            top_k=self.top_k or 0,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
         )
 
 
 class CompletionRequest(_Request):
-    """A request for the continuation of ``prompt``, text or token ids. A list of prompts is refused."""
+    """A request for the continuation of ``prompt``, text or token ids. A list of prompts is refused.
+
+    ``parse_special`` is llama.cpp's name: with it, special tokens that the text spells out are commands. vLLM has none, and
+    its ``add_special_tokens`` means those that a tokenizer puts first.
+    """
 
     prompt: StrictStr | Annotated[list[StrictInt], Field(min_length=1)]
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: Nothing = None
+    parse_special: StrictBool | None = None
 
     def to_prompt(self) -> Prompt:
-        return TextPrompt(self.prompt) if isinstance(self.prompt, str) else TokenPrompt(self.prompt)
+        if isinstance(self.prompt, str):
+            return TextPrompt(self.prompt, bool(self.parse_special))
+        return TokenPrompt(self.prompt)
 
     @property
     def n_logprobs(self) -> int | None:
@@ -124,6 +170,7 @@ class ChatRequest(_Request):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    chat_template_kwargs: dict[StrictStr, JsonValue] | None = None
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
     metadata: dict[str, StrictStr] | None = None
@@ -147,7 +194,8 @@ class ChatRequest(_Request):
     web_search_options: Nothing = None
 
     def to_prompt(self) -> Prompt:
-        return ConversationPrompt([message.message for message in self.messages])
+        messages = [message.message for message in self.messages]
+        return ConversationPrompt(messages, self.chat_template_kwargs or {})
 
     @property
     def n_logprobs(self) -> int | None:

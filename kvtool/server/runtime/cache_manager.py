@@ -16,6 +16,7 @@ from kvtool.artifact.read import Artifact
 from kvtool.blending.blend import assemble
 from kvtool.engines import transformers as engine
 from kvtool.engines.cache import ROOM, DocumentCache
+from kvtool.engines.capabilities import key_rotations
 from kvtool.errors import ArtifactError, MismatchError, StoreError
 from kvtool.model.model import Model
 from kvtool.model.prefill_speed import recall
@@ -151,16 +152,26 @@ class CacheManager:
 
     @contextmanager
     def _blended(self, source: Blended) -> Iterator[OpenCache]:
-        """One request's alone: what is recomputed depends on its question."""
+        """One request's alone: what is recomputed depends on its question.
+
+        Empty, so that all is prefilled, where it is not known how to move the model's keys to another place.
+        """
         layout = source.layout
         nbytes = source.nbytes + self.token_bytes * (source.tokens + ROOM)
         with self.memory.reserved(nbytes, timeout=self.wait):
+            if source.blending.recompute < 1 and not self._moves_keys():
+                prompt_tokens = source.tokens + len(source.question)
+                yield OpenCache(engine.new_cache(self.model, prompt_tokens + ROOM), 0)
+                return
             with self.metrics.blends.time():
                 blend = partial(assemble, layout, self.model, source.blending, [source.question])
                 blended = self.scheduler.call(blend).result()
             self.metrics.bytes_read.inc(sum(segment.artifact.nbytes for segment in layout.segments))
             self.metrics.hits.inc()
             yield OpenCache(blended, source.tokens, blended.recomputed)
+
+    def _moves_keys(self) -> bool:
+        return self.scheduler.call(partial(key_rotations, self.model)).result() is not None
 
     def _shared(
         self, key: Hashable, tokens: int, load: Callable[[], DocumentCache], private: int

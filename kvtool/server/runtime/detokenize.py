@@ -25,11 +25,11 @@ class TextStream:
     """The text of an answer, sent piece by piece and never taken back.
 
     A character whose bytes have not all come is held back, and so is what may become a stop sequence, until the next tokens
-    decide.
+    decide. None is looked for before there are more than ``min_tokens``.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stop = tokenizer, tuple(stop)
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
+        self.tokenizer, self.stop, self.min_tokens = tokenizer, tuple(stop), min_tokens
         self.stopped = False
         self._tokens: list[int] = []
         self._sent = 0
@@ -49,7 +49,8 @@ class TextStream:
         return "" if self.stopped else self._up_to_stop(text, len(text))
 
     def _up_to_stop(self, text: str, end: int) -> str:
-        if starts := [at for stop in self.stop if (at := text.find(stop, self._sent)) >= 0]:
+        stops = self.stop if len(self._tokens) > self.min_tokens else ()
+        if starts := [at for stop in stops if (at := text.find(stop, self._sent)) >= 0]:
             self.stopped = True
             end = min(starts)
         new = text[self._sent : end]

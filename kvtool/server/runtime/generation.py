@@ -9,12 +9,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.server.http.logs import RequestLog
 from kvtool.server.runtime.cache_manager import OpenCache
 from kvtool.server.runtime.detokenize import TextStream, TokenText, TokenTexts
 from kvtool.server.runtime.request import Request
 from kvtool.server.runtime.request_plan import RequestPlan
-from kvtool.server.runtime.sampling import SampledToken
+from kvtool.server.runtime.sampling import SampledToken, Sampler
 from kvtool.server.runtime.scheduler import Generation
 from kvtool.server.runtime.service import Service
 from kvtool.server.runtime.tenant import Tenant
@@ -83,7 +84,8 @@ class Completion:
         for index, sampling in enumerate(self.request.samplings):
             push = partial(self._push, index)
             rest = plan.token_ids[cache.tokens :]
-            generation = Generation(cache.cache, rest, cache.tokens, plan.max_tokens, sampling, push, push)
+            sampler = Sampler(sampling, plan.token_ids, end_tokens(self.service.model))
+            generation = Generation(cache.cache, rest, cache.tokens, plan.max_tokens, sampler, push, push)
             self._generations.append(generation)
             self._running += 1
             self.service.scheduler.submit(generation)
@@ -96,7 +98,8 @@ class Completion:
     async def deltas(self) -> AsyncIterator[Delta]:
         """Text as soon as it is certain. Raises what went wrong in the model's thread."""
         tokenizer = self.service.model.tokenizer
-        streams = [TextStream(tokenizer, self.request.stop) for _ in self._generations]
+        stop, samplings = self.request.stop, self.request.samplings
+        streams = [TextStream(tokenizer, stop, sampling.min_tokens) for sampling in samplings]
         is_done = [False] * len(streams)
         pending: list[list[AnsweredToken]] = [[] for _ in streams]
         texts, n_tokens = TokenTexts(tokenizer), [0] * len(streams)

@@ -51,8 +51,13 @@ class LoadPolicy:
     def __init__(self, caches: CacheManager, options: LoadOptions) -> None:
         self.caches, self.options = caches, options
 
-    def choose(self, documents: Sequence[Cached], blending: BlendOptions, tenant: Tenant) -> LoadChoice:
-        """The variant that the operator or the request names, or else the choice that is best as measured."""
+    def choose(
+        self, documents: Sequence[Cached], blending: BlendOptions, tenant: Tenant, *, is_moved: bool = False
+    ) -> LoadChoice:
+        """The variant that the operator or the request names, or else the choice that is best as measured.
+
+        ``is_moved`` where another prefix than theirs stands before the documents, so that a single one is blended too.
+        """
         if self.options.variant is not None or any(document.variant for document in documents):
             return LoadChoice(self.options.variant or RAW)
         manifests = [tenant.store[document.name] for document in documents]
@@ -61,7 +66,7 @@ class LoadPolicy:
             return LoadChoice(RAW)
         max_seconds = self.options.max_load_seconds
         best = finest_within(estimates, max_seconds)
-        is_alone = sum(len(manifest.segments) for manifest in manifests) == 1
+        is_alone = not is_moved and sum(len(manifest.segments) for manifest in manifests) == 1
         tokens = sum(manifest.n_tokens for manifest in manifests)
         load, prefill = best.seconds, self.caches.prefill_seconds(tokens)
         if not is_alone:

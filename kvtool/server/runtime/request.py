@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from kvtool.blending.layout import Cached
+from kvtool.engines.sampling import Sampling
+from kvtool.errors import UsageError
 from kvtool.model.chat_template import Prefix
-from kvtool.model.conversation import Message, chat_tokens, text_tokens, tokens_after_documents
+from kvtool.model.conversation import (
+    Message,
+    chat_tokens,
+    prefix_over,
+    system_of,
+    text_tokens,
+    tokens_after_documents,
+)
 from kvtool.model.model import Model
+from kvtool.model.template_arguments import refuse_arguments
 from kvtool.server.http.errors import ApiError
-from kvtool.server.runtime.sampling import Sampling
 
 HeldDocument: TypeAlias = Callable[[], AbstractContextManager[Cached]]
 """Gives a document that is not removed within the context. Raises ``ApiError`` where it is missing."""
@@ -21,44 +30,81 @@ HeldDocument: TypeAlias = Callable[[], AbstractContextManager[Cached]]
 
 @dataclass(frozen=True)
 class ConversationPrompt:
+    """``arguments`` are those of the chat template."""
+
     messages: Sequence[Message]
+    arguments: Mapping[str, Any]
     field: ClassVar[str] = "messages"
     """The request's field that errors name."""
 
     def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
         """The whole prompt, from its first token to where the model answers, at the time ``now``."""
-        return chat_tokens(model, self.messages, now)
+        self._check(model)
+        return chat_tokens(model, self.messages, now, self.arguments)
+
+    def prefix(self, model: Model, stored: Prefix) -> Prefix:
+        """The prefix of this prompt with documents that were prefilled under ``stored``."""
+        self._check(model)
+        return prefix_over(model, stored, self.messages, self.arguments)
+
+    @property
+    def has_system(self) -> bool:
+        """Whether it says itself which system prompt it has."""
+        return system_of(self.messages) is not None
+
+    def _check(self, model: Model) -> None:
+        try:
+            refuse_arguments(model, self.arguments)
+        except UsageError as error:
+            field = "chat_template_kwargs"
+            raise ApiError(400, f"{field}.{error}", param=field) from error
 
     def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
-        """The tokens after documents that were prefilled under ``prefix``."""
+        """The tokens after documents, before which ``prefix`` stands."""
         return tokens_after_documents(model, prefix, self.messages)
 
 
 @dataclass(frozen=True)
 class TextPrompt:
+    """With ``parse_special``, special tokens that are spelled out in it are commands."""
+
     text: str
+    parse_special: bool = False
     field: ClassVar[str] = "prompt"
+    has_system: ClassVar[bool] = False
 
     def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
-        return text_tokens(model, self.text, is_first=True)
+        return text_tokens(model, self.text, is_first=True, parse_special=self.parse_special)
+
+    def prefix(self, model: Model, stored: Prefix) -> Prefix:
+        return stored
 
     def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
-        return text_tokens(model, self.text, is_first=False)
+        return text_tokens(model, self.text, is_first=False, parse_special=self.parse_special)
 
 
 @dataclass(frozen=True)
 class TokenPrompt:
     token_ids: Sequence[int]
     field: ClassVar[str] = "prompt"
+    has_system: ClassVar[bool] = False
 
     def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
-        size = model.text_config.vocab_size
-        if not all(0 <= token < size for token in self.token_ids):
-            raise ApiError(400, f"prompt: expected token ids from 0 to {size - 1}", param="prompt")
+        refuse_unknown_tokens(model, self.token_ids, self.field)
         return self.token_ids
+
+    def prefix(self, model: Model, stored: Prefix) -> Prefix:
+        return stored
 
     def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
         return self.tokens(model)
+
+
+def refuse_unknown_tokens(model: Model, token_ids: Iterable[int], field: str) -> None:
+    """Raises ``ApiError``, naming the request's ``field``, for ids that are none of the model's tokens."""
+    size = model.text_config.vocab_size
+    if not all(0 <= token < size for token in token_ids):
+        raise ApiError(400, f"{field}: expected token ids from 0 to {size - 1}", param=field)
 
 
 Prompt: TypeAlias = ConversationPrompt | TextPrompt | TokenPrompt

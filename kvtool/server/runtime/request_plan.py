@@ -9,18 +9,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvtool.blending.blend import BlendOptions, shared_prefix
+from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached, Layout, lay_out
 from kvtool.errors import ArtifactError, MismatchError, StoreError
-from kvtool.model.chat_template import SEPARATOR, prints_time
+from kvtool.model.chat_template import SEPARATOR, Prefix, prints_time
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
 from kvtool.server.runtime.cache_manager import CacheManager
 from kvtool.server.runtime.cache_sources import Blended, CacheSource, Prefilled, Stored, Uncached
 from kvtool.server.runtime.load_policy import LoadPolicy
 from kvtool.server.runtime.prefix_index import Match
-from kvtool.server.runtime.request import Request
+from kvtool.server.runtime.request import Request, refuse_unknown_tokens
 from kvtool.server.runtime.tenant import Tenant
+from kvtool.store.base import Store
 from kvtool.store.headers import headers_of
 from kvtool.store.manifest import RAW
 
@@ -55,6 +56,9 @@ class Planner:
 
         Raises ``ApiError`` for what the model cannot take, and what ``kvtool.blend`` raises.
         """
+        for sampling in request.samplings:
+            refuse_unknown_tokens(self.model, sampling.logit_bias, "logit_bias")
+            refuse_unknown_tokens(self.model, sampling.stop_token_ids, "stop_token_ids")
         if documents is not None:
             return self._plan_after(documents, request, tenant)
         token_ids, match = self._match(request, tenant)
@@ -63,15 +67,25 @@ class Planner:
 
     def _plan_after(self, documents: Sequence[Cached], request: Request, tenant: Tenant) -> RequestPlan:
         blending = BlendOptions(request.recompute, request.policy)
-        choice = self.policy.choose(documents, blending, tenant)
+        prefix, is_moved = self._prefix(documents, request, headers_of(tenant.store))
+        choice = self.policy.choose(documents, blending, tenant, is_moved=is_moved)
         is_loaded = self._uses_caches(request) and not choice.is_prefilled
         store = tenant.store if is_loaded else headers_of(tenant.store)
         try:
-            layout = lay_out(store, documents, self.model, variant=choice.variant, separator=SEPARATOR)
+            layout = lay_out(
+                store,
+                documents,
+                self.model,
+                variant=choice.variant,
+                separator=SEPARATOR,
+                prefix=prefix.token_ids if is_moved else None,
+            )
         except MismatchError as error:
-            message = "documents: they were prefilled by another model, or under different system prompts; name others"
+            message = (
+                "documents: they were prefilled by another model, or their variant lacks tokens; name others"
+            )
             raise ApiError(400, message, param="documents") from error
-        question = request.prompt.tokens_after(self.model, shared_prefix(layout, store, self.model))
+        question = request.prompt.tokens_after(self.model, prefix)
         token_ids = [*layout.token_ids.tolist(), *question]
         size = self._size(token_ids, request)
         if not self._uses_caches(request):
@@ -84,6 +98,19 @@ class Planner:
         else:
             source = size.uncached(layout.documents)
         return RequestPlan(token_ids, (source,), size.max_tokens)
+
+    def _prefix(self, documents: Sequence[Cached], request: Request, store: Store) -> tuple[Prefix, bool]:
+        """The prefix of ``request`` over ``documents``, and whether any of these was prefilled under another one."""
+        names = {store[document.name].prefix["digest"]: document.name for document in documents}
+        prefixes = [
+            request.prompt.prefix(self.model, store.prefix(name, self.model)) for name in names.values()
+        ]
+        if len({prefix.digest for prefix in prefixes}) > 1 and not request.prompt.has_system:
+            message = (
+                "they were prefilled under different system prompts; send a system message, or name others"
+            )
+            raise ApiError(400, f"documents: {message}", param="documents")
+        return prefixes[0], names.keys() != {prefixes[0].digest}
 
     def _match(self, request: Request, tenant: Tenant) -> tuple[Sequence[int], Match | None]:
         """The prompt's tokens, and what of the tenant's store they begin with.
@@ -138,6 +165,9 @@ class Planner:
             message = f"This model's maximum context length is {context} tokens; {size}"
             raise ApiError(400, message, param=field, code="context_length_exceeded")
         max_tokens = request.max_tokens or min(self.answer_tokens, context - n_tokens)
+        if any(sampling.min_tokens > max_tokens for sampling in request.samplings):
+            message = f"min_tokens: an answer to this request has at most {max_tokens} tokens"
+            raise ApiError(400, message, param="min_tokens")
         return _Size(n_tokens, max_tokens, len(request.samplings), self.caches.token_bytes)
 
 

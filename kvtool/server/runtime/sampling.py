@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are sampled.
-
-    ``temperature`` 0 is greedy. ``top_p`` keeps the likeliest tokens that together have that probability.
-
-    ``logprobs`` is how many of the likeliest tokens are given with their log probabilities, None for not even the chosen
-    one's. These are of the model itself, before temperature and ``top_p``, as OpenAI has them.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    logprobs: int | None = None
+from kvtool.engines.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -34,10 +21,16 @@ class SampledToken:
 
 
 class Sampler:
-    """One answer's sampling: the same seed and the same logits give the same tokens, whoever else is being served."""
+    """One answer's sampling: the same seed and the same logits give the same tokens, whoever else is being served.
 
-    def __init__(self, sampling: Sampling) -> None:
-        self.sampling = sampling
+    ``prompt`` are all tokens before the answer, cached ones too. ``end_tokens`` are those that end the model's turn; ``ends``
+    are those that end this answer.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], end_tokens: Collection[int]) -> None:
+        self.sampling, self.ends = sampling, sampling.ends(end_tokens)
+        self._processors = sampling.processors(len(prompt), self.ends)
+        self._token_ids = torch.tensor(prompt, dtype=torch.int64)[None]
         self._random = torch.Generator()
         if sampling.seed is None:
             self._random.seed()
@@ -46,9 +39,11 @@ class Sampler:
             self._random.manual_seed(sampling.seed % (1 << 63))
 
     def sample(self, logits: Tensor) -> SampledToken:
-        """Samples from ``logits`` [V]."""
+        """Samples from ``logits`` [V], those that follow the prompt and what was sampled before."""
         logits = logits.float()
-        token = int(logits.argmax()) if self.sampling.temperature == 0 else self._draw(logits)
+        scores = self._processors(self._token_ids, logits[None])[0]
+        token = int(scores.argmax()) if self.sampling.temperature == 0 else self._draw(scores)
+        self._token_ids = torch.cat([self._token_ids, torch.tensor([[token]])], 1)
         if self.sampling.logprobs is None:
             return SampledToken(token)
         logprobs = logits.log_softmax(-1)
@@ -56,12 +51,5 @@ class Sampler:
         top = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
         return SampledToken(token, float(logprobs[token]), tuple(top))
 
-    def _draw(self, logits: Tensor) -> int:
-        # From the largest down and in float64, so that the smallest temperature there is makes no infinity of it.
-        scaled = (logits.double() - logits.max()) / self.sampling.temperature
-        probabilities, tokens = scaled.softmax(-1).sort(descending=True)
-        if self.sampling.top_p < 1:
-            # The token that crosses the threshold is in, and the likeliest always.
-            before = probabilities.cumsum(-1) - probabilities
-            probabilities[1:][before[1:] >= self.sampling.top_p] = 0
-        return int(tokens[probabilities.cpu().multinomial(1, generator=self._random)])
+    def _draw(self, scores: Tensor) -> int:
+        return int(scores.softmax(-1).cpu().multinomial(1, generator=self._random))

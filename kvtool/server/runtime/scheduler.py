@@ -15,12 +15,11 @@ from typing import TypeVar
 
 import torch
 
-from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.engines.batching.multi_cache import feed_batches, supports_multi_cache
 from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.model import Model
-from kvtool.server.runtime.sampling import SampledToken, Sampler, Sampling
+from kvtool.server.runtime.sampling import SampledToken, Sampler
 
 PASS_TOKENS = 512
 """Tokens of new prompts that are prefilled in one pass: other answers wait for it with their next token."""
@@ -41,16 +40,13 @@ class Generation:
     prompt: Sequence[int]
     cached_tokens: int
     max_tokens: int
-    sampling: Sampling
+    sampler: Sampler
     on_token: Callable[[SampledToken], None]
     on_end: Callable[[str | BaseException], None]
     cancelled: bool = False
     generated: int = 0
     prefilled: int = 0
     next_tokens: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.sampler = Sampler(self.sampling)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -78,7 +74,6 @@ class Scheduler:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.on_pass: Callable[[int, float], None] = lambda tokens, seconds: None
-        self._ends = end_tokens(model)
         self._is_fed_together = False
         self._arrived: queue.SimpleQueue[Generation | Callable[[], None] | None] = queue.SimpleQueue()
         self._groups: dict[int, _Group] = {}
@@ -237,8 +232,14 @@ class Scheduler:
 
     def _sample(self, group: _Group, number: int, logits: torch.Tensor) -> None:
         member = group.members[number]
-        sampled = member.sampler.sample(logits)
-        if sampled.token in self._ends:
+        try:
+            sampled = member.sampler.sample(logits)
+        except Exception as error:
+            # What one request asks of its sampling ends no other's answer.
+            _log.exception("a token could not be chosen")
+            self._end(group, number, error)
+            return
+        if sampled.token in member.sampler.ends:
             self._end(group, number, "stop")
             return
         member.generated += 1

@@ -174,6 +174,20 @@ def test_several_are_prefilled_where_that_is_sooner(
     assert answer == alone.text
 
 
+def test_a_document_after_another_prefix_is_prefilled_where_that_is_sooner(
+    client: TestClient, service: Service
+) -> None:
+    system, user = ({"role": role, "content": QUESTION} for role in ("system", "user"))
+    more = {"documents": ["docs/a.txt"], "messages": [system, user]}
+    assert asking.cached_tokens(asking.chat(client, **more)) > 0
+    service.caches.throughput.prefill = Rate(1e6)
+    # What is prefilled of it under its own prefix is of no use.
+    chat(client, "docs/a.txt")
+    answer = asking.chat(client, **more)
+    assert asking.cached_tokens(answer) == 0
+    assert asking.text_of(answer) == asking.text_of(asking.chat(client, **more, use_cache=False))
+
+
 def test_what_a_prompt_begins_with_is_prefilled_where_that_is_sooner(
     client: TestClient, service: Service, documents: LocalStore
 ) -> None:

@@ -11,12 +11,12 @@ import pytest
 
 import kvtool
 from kvtool.blending.layout import Cached
+from kvtool.engines.sampling import Sampling
 from kvtool.model.conversation import Message
 from kvtool.server.http.errors import ApiError
 from kvtool.server.runtime.cache_sources import Blended, Stored, Uncached
 from kvtool.server.runtime.request import ConversationPrompt, Request, TokenPrompt
 from kvtool.server.runtime.request_plan import RequestPlan
-from kvtool.server.runtime.sampling import Sampling
 from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
 
@@ -28,7 +28,7 @@ def named(name: str) -> Iterator[Cached]:
 
 def asked(*names: str, content: str = "How many?", **more: Any) -> Request:
     fields: dict[str, Any] = {
-        "prompt": ConversationPrompt([Message("user", content)]),
+        "prompt": ConversationPrompt([Message("user", content)], {}),
         "samplings": [Sampling(), Sampling()],
         "max_tokens": 12,
         "stop": [],

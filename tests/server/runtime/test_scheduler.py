@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from starlette.testclient import TestClient
 
 import kvtool
+from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.engines.generate import generate
+from kvtool.engines.sampling import GREEDY
 from kvtool.server.app import create_app
-from kvtool.server.runtime.sampling import Sampler, Sampling
+from kvtool.server.runtime.sampling import SampledToken, Sampler
 from kvtool.server.runtime.scheduler import Generation, Scheduler
 from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
@@ -28,9 +31,9 @@ def ended(scheduler: Scheduler, cache: kvtool.DocumentCache, ids: list[int]) -> 
     tokens: list[int] = []
     ends: list[Any] = []
     held = len(cache.token_ids)
-    greedy = Sampling(temperature=0)
+    sampler = Sampler(GREEDY, [*cache.token_ids.tolist(), *ids], end_tokens(scheduler.model))
     generation = Generation(
-        cache, ids, held, 6, greedy, lambda sampled: tokens.append(sampled.token), ends.append
+        cache, ids, held, 6, sampler, lambda sampled: tokens.append(sampled.token), ends.append
     )
     scheduler.submit(generation)
     scheduler.call(lambda: None).result()
@@ -109,6 +112,24 @@ def test_a_round_that_fails_ends_no_other(client: TestClient, service: Service) 
     chat(client, status=500)
     scheduler._leave_cancelled = broken  # type: ignore[method-assign]
     chat(client)
+
+
+def test_a_token_that_cannot_be_chosen_ends_no_other(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = Sampler.sample
+
+    def fail(sampler: Sampler, logits: torch.Tensor) -> SampledToken:
+        return choose(sampler, logits / 0 if sampler.sampling.seed == 13 else logits)
+
+    monkeypatch.setattr(Sampler, "sample", fail)
+    more: dict[str, Any] = {"documents": ["docs/a.txt"], "max_tokens": 400, "ignore_eos": True}
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(chat, client, **more)
+        while not service.scheduler.running:
+            pass
+        chat(client, status=500, documents=["docs/a.txt"], temperature=1, seed=13)
+        assert other.result()["usage"]["completion_tokens"] == 400
 
 
 def test_no_other_thread_runs_the_model(
