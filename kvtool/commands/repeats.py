@@ -19,9 +19,9 @@ Inputs = Mapping[str, Any]
 class Repeatable:
     """A command with its arguments, and the ``inputs`` that decide its outcome; None where they cannot be read."""
 
-    def __init__(self, name: str, settings: Settings, inputs: Inputs | None, **arguments: Any) -> None:
+    def __init__(self, verb: str, settings: Settings, inputs: Inputs | None, **arguments: Any) -> None:
         store = os.path.realpath(settings.store)
-        common = {"command": name, "directory": str(Path.cwd()), "at": store}
+        common = {"command": verb, "directory": str(Path.cwd()), "at": store}
         self.command = {**settings.model_dump(mode="json"), **arguments, **common}
         self.inputs = inputs
 
