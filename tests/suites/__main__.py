@@ -1,4 +1,4 @@
-"""Runs a whole suite and prints what came of it: python -m tests.suites families [--write PAGE].
+"""Runs a whole suite and prints what came of it: python -m tests.suites families|encodings [--write PAGE].
 
 Ends with 1 where an answer or a text is silently wrong, or something ends with an error that is none of kvtool's own.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
 
 from kvtool.model.hf_logging import quiet
-from tests.suites import families_report
+from tests.suites import encodings_report, families_report
 
-SUITES = {"families": families_report}
+SUITES = {"families": families_report, "encodings": encodings_report}
 
 
 def main() -> int:
