@@ -42,8 +42,8 @@ GB 18030 and Latin-1 for Windows-1252."""
 
 MADE = """## Made texts
 
-{languages} languages, each in every one of Python's {encodings} encodings that has its characters. Undeclared Hebrew in the EBCDIC of code
-page 424 is left out: its bytes are those of letters in ASCII, so it is read as such without a word."""
+{languages} languages, each in every one of Python's {encodings} encodings that has its characters. Undeclared Hebrew in the
+EBCDIC of code page 424 is left out: its bytes are those of letters in ASCII, so it is read as such without a word."""
 
 TAKEN = """## chardet's test files
 
