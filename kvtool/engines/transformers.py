@@ -36,8 +36,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 _KINDS = {"full_attention", "sliding_attention"}
 
-_causal: WeakSet[Model] = WeakSet()
-"""Models that were found to be causal."""
+_fitting: WeakSet[Model] = WeakSet()
+"""Models that were run, and are known to fit."""
 
 
 def windows(model: Model) -> list[int | None]:
@@ -81,17 +81,22 @@ def new_cache(model: Model, capacity: int) -> DocumentCache:
     lets tokens see later ones.
     """
     seen = windows(model)
-    body = type(model.model.base_model)
-    if "position_ids" not in signature(body.forward).parameters:
+    if model not in _fitting:
+        _refuse_unfit(model, seen)
+        _fitting.add(model)
+    return DocumentCache(len(seen), capacity=capacity)
+
+
+def _refuse_unfit(model: Model, seen: Sequence[int | None]) -> None:
+    body = model.model.base_model
+    if "position_ids" not in signature(type(body).forward).parameters:
         raise _unplaced(model)
+    sources = {sys.modules[type(module).__module__] for module in body.modules()}
     # transformers would cut its own cache to a window that the model's masks do not have.
-    if any(seen) and not hasattr(sys.modules[body.__module__], "create_sliding_window_causal_mask"):
+    if any(seen) and not any(hasattr(source, "create_sliding_window_causal_mask") for source in sources):
         reason = f"{model.config.model_type} is configured with a sliding window that its code does not apply"
         raise ModelError(model.name, reason, "kvtool caches models that mask what is outside of a window")
-    if model not in _causal:
-        _refuse_sight_of_later_tokens(model, len(seen))
-        _causal.add(model)
-    return DocumentCache(len(seen), capacity=capacity)
+    _refuse_sight_of_later_tokens(model, len(seen))
 
 
 def _refuse_sight_of_later_tokens(model: Model, n_layers: int) -> None:
