@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import re
 import tomllib
@@ -54,8 +53,9 @@ FAMILIES = """## Model families
 Each family is tested with a small random model: prefill, store and load give what a plain prefill by transformers gives. The
 embedded model (SmolLM2-135M-Instruct, from a GGUF of 4 bits) is tested with its real weights.
 
-A family that is not in the table may work. kvtool knows no family by name. It looks at the configuration and at what a pass
-leaves in the cache, and refuses a model that does not fit."""
+kvtool knows no family by name. It looks at the configuration and at what a pass leaves in the cache, and refuses a model that
+does not fit. Answers of every other family that transformers has were compared, too, or the family was refused:
+[families tried](../results/families.md)."""
 
 REFUSED = """## Models that are refused
 
@@ -64,14 +64,14 @@ REFUSED = """## Models that are refused
 | recurrent and hybrid models | their state is not one key and one value for every token in every layer |
 | chunked attention, layers that share a cache | the same |
 | encoder-decoders | kvtool caches decoder-only models |
-| ALiBi, and forwards without `position_ids` (BLOOM, MPT) | they take positions from the cache, which questions share |
-| attention to later tokens | a document's keys and values would depend on the question |
+| ALiBi, GPT-Neo's local attention, no `position_ids` (BLOOM, MPT) | they take positions from the cache, which questions share |
+| attention to later tokens, as in BERT | a document's keys and values would depend on the question |
+| a sliding window that the model's code ignores (Moshi) | transformers cuts its own cache to the window, and answers otherwise |
+| models that token ids alone do not run | kvtool caches text |
 | an adapter beside the weights, a distributed checkpoint | transformers would load them, and no fingerprint would tell |
 | weights that lack tensors | transformers would fill in random numbers |
 | models with code of their own | kvtool never sets `trust_remote_code` |
-| weights in pickle files | only safetensors and GGUF are read |
-
-Refused by name in the tests: {names}."""
+| weights in pickle files | only safetensors and GGUF are read |"""
 
 PARTLY = """## What some models cannot do
 
@@ -95,7 +95,7 @@ def page() -> str:
         DEVICES,
         FAMILIES,
         table(("family", "configuration", "attention"), families()),
-        REFUSED.format(names=", ".join(map(code, refused()))),
+        REFUSED,
         PARTLY,
     )
 
@@ -136,11 +136,3 @@ def attention(options: dict[str, Any]) -> str:
     experts = ", experts" if {"num_local_experts", "n_routed_experts"} & options.keys() else ""
     scaled = ", scaled RoPE" if "rope_parameters" in options else ""
     return seen + scaled + experts
-
-
-def refused() -> list[str]:
-    """The keys of ``OTHERS`` in the tests of families."""
-    for statement in ast.parse((ROOT / "tests/engines/test_families.py").read_text()).body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "OTHERS":
-            return [ast.literal_eval(key) for key in statement.value.keys]
-    raise LookupError("tests/engines/test_families.py has no OTHERS")

@@ -37,6 +37,12 @@ SUPERSETS = {
 }
 # fmt: on
 
+# Of the encodings with escapes, each Japanese one has what those before it lack.
+ESCAPED = ("iso2022_jp_2", "iso2022_kr", "iso2022_jp_ext", "iso2022_jp_3", "iso2022_jp_2004")
+
+MAYBE = {"hz": re.compile(rb"~\{[!-w][!-~]"), "utf_7": re.compile(rb"\+[A-Za-z0-9+/]{3}")}
+"""Encodings whose every byte is ASCII, as plain text is, and what text in them has in it."""
+
 COMMENT = re.compile(rb"\A(?:[ \t\f]*#[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*([-\w.]+)")
 AT_CHARSET = re.compile(rb'\A@charset "([^"]+)";')
 DECLARATIONS = {".py": COMMENT, ".pyi": COMMENT, ".rb": COMMENT, ".css": AT_CHARSET}
@@ -81,6 +87,8 @@ def decode(
     if b"\0" in data:
         raise binary
     encodings = [encoding for encoding in (text_encoding(declared), "utf-8") if encoding]
+    if len(encodings) == 1 and data.isascii() and (text_or_none := _decode_seven_bits(data, name, warnings)):
+        return text_or_none
     for encoding in encodings:
         try:
             text = data.decode(encoding)
@@ -100,13 +108,40 @@ def decode(
     # Compressed data can pass for an old code page; text has no control characters but these.
     if guess is None or any(byte < 32 and byte not in b"\t\n\v\f\r\x1a\x1b" for byte in data[:65536]):
         raise binary
-    reason = (
-        f"its encoding was guessed: {guess.encoding}; expected UTF-8, or a file that declares its encoding"
-    )
-    warnings.append(
-        DocumentError(name, reason, "check the text, and set another with --encoding if it is wrong")
-    )
+    warnings.append(_guessed(name, guess.encoding))
     return str(guess)
+
+
+def _guessed(name: str, encoding: str) -> DocumentError:
+    reason = f"its encoding was guessed: {encoding}; expected UTF-8, or a file that declares its encoding"
+    return DocumentError(name, reason, "check the text, and set another with --encoding if it is wrong")
+
+
+def _decode_seven_bits(data: bytes, name: str, warnings: list[DocumentError]) -> str | None:
+    """The text of ASCII bytes whose escapes mean other characters, or None for plain text.
+
+    Escapes of ISO 2022 are in no other text. What HZ and UTF-7 use instead may be: there is only a warning.
+    """
+    if b"\x1b$" in data or b"\x1b(" in data:
+        for encoding in ESCAPED:
+            text = _decoded(data, encoding)
+            # A codec leaves what it does not know as it is: escapes, and the shift to Korean.
+            if text and not {"\x1b", "\x0e"} & set(text):
+                warnings.append(_guessed(name, encoding))
+                return text
+    for encoding, sign in MAYBE.items():
+        text = _decoded(data, encoding) if sign.search(data) else None
+        if text and all(character.isascii() or character.isprintable() for character in text):
+            reason = f"is plain ASCII, and was read as that, but may be in {encoding}"
+            warnings.append(DocumentError(name, reason, f"set --encoding {encoding} if the text is wrong"))
+    return None
+
+
+def _decoded(data: bytes, encoding: str) -> str | None:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
 
 
 def _decode_as_given(data: bytes, name: str, encoding: str) -> str:
@@ -189,6 +224,7 @@ def text_encoding(label: str | None) -> str | None:
     """
     key = normalize_encoding(label or "").lower().removeprefix("x_")
     encoding = aliases.get(key, key)
-    if encoding not in aliases.values() or encoding.startswith("utf_") or encoding.endswith("_codec"):
+    wide = encoding.startswith("utf_") and encoding != "utf_7"
+    if encoding not in aliases.values() or wide or encoding.endswith("_codec"):
         return None
     return SUPERSETS.get(encoding, encoding)

@@ -6,18 +6,21 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-import torch
-
 from kvtool.codecs import KV
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.kv import append_kv, slice_kv
-from kvtool.engines.transformers import STEP_TOKENS, Runner, at_once, feed, feed_packed, new_cache
+from kvtool.engines.transformers import (
+    STEP_TOKENS,
+    TOLERANCE,
+    Runner,
+    at_once,
+    feed,
+    feed_packed,
+    new_cache,
+)
 from kvtool.model.model import Model
 
 log = logging.getLogger(__name__)
-
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""The largest difference, relative to the largest element, that another order of summation explains."""
 
 OnStep = Callable[[int], None]
 

@@ -6,10 +6,12 @@ public forward (``position_ids``, a 4-D ``attention_mask``, a cache).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
 from kvtool.engines.cache import DocumentCache
 from kvtool.errors import ModelError
+from kvtool.model.hf_logging import first_line
 from kvtool.model.model import Model
 
 STEP_TOKENS = 1024
@@ -28,7 +31,13 @@ SHARED = -1
 Runner = Callable[[Callable[[], None]], object]
 """Runs one pass of the model and returns when it is done: at once, or in the model's own thread."""
 
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""The largest difference, relative to the largest element, that another order of summation explains."""
+
 _KINDS = {"full_attention", "sliding_attention"}
+
+_fitting: WeakSet[Model] = WeakSet()
+"""Models that were run, and are known to fit."""
 
 
 def windows(model: Model) -> list[int | None]:
@@ -36,7 +45,8 @@ def windows(model: Model) -> list[int | None]:
 
     Raises ``ModelError``, naming the family, for a model whose state is not one key and value for every token in
     every layer, whatever comes after it: recurrent and hybrid models, chunked attention, layers that share a cache,
-    encoder-decoders, attention to later tokens. So for one that counts distances by places in the cache (ALiBi).
+    encoder-decoders, attention to later tokens. So for one that counts distances by places in the cache (ALiBi, the
+    local attention of GPT-Neo).
     """
     config, family = model.text_config, model.config.model_type
     if model.config.is_encoder_decoder:
@@ -45,9 +55,15 @@ def windows(model: Model) -> list[int | None]:
     if getattr(config, "use_bidirectional_attention", None) is True:
         reason = f"{family} with use_bidirectional_attention lets tokens see later ones"
         raise ModelError(model.name, reason, "kvtool caches models with causal attention")
-    if getattr(config, "alibi", False):
+    if getattr(config, "alibi", False) or "local" in (getattr(config, "attention_layers", None) or ()):
         raise _unplaced(model)
-    kinds, options = get_layer_types_and_kwargs(config)
+    try:
+        kinds, options = get_layer_types_and_kwargs(config)
+    except (AttributeError, ValueError) as error:
+        reason = (
+            f"the configuration of {family} does not say of what kind its layers are ({first_line(error)})"
+        )
+        raise ModelError(model.name, reason, "kvtool caches models of one stack of layers") from error
     if strange := sorted(set(kinds) - _KINDS):
         raise ModelError(
             model.name,
@@ -59,17 +75,58 @@ def windows(model: Model) -> list[int | None]:
 
 
 def new_cache(model: Model, capacity: int) -> DocumentCache:
-    """An empty cache with room for ``capacity`` tokens. Raises as ``windows``, and for a model that takes no positions."""
-    layers = len(windows(model))
-    if "position_ids" not in signature(type(model.model.base_model).forward).parameters:
+    """An empty cache with room for ``capacity`` tokens.
+
+    Raises as ``windows``, and for a model that takes no positions, has windows that its code does not know, cannot be run, or
+    lets tokens see later ones.
+    """
+    seen = windows(model)
+    if model not in _fitting:
+        _refuse_unfit(model, seen)
+        _fitting.add(model)
+    return DocumentCache(len(seen), capacity=capacity)
+
+
+def _refuse_unfit(model: Model, seen: Sequence[int | None]) -> None:
+    body = model.model.base_model
+    if "position_ids" not in signature(type(body).forward).parameters:
         raise _unplaced(model)
-    return DocumentCache(layers, capacity=capacity)
+    sources = {sys.modules[type(module).__module__] for module in body.modules()}
+    # transformers would cut its own cache to a window that the model's masks do not have.
+    if any(seen) and not any(hasattr(source, "create_sliding_window_causal_mask") for source in sources):
+        reason = f"{model.config.model_type} is configured with a sliding window that its code does not apply"
+        raise ModelError(model.name, reason, "kvtool caches models that mask what is outside of a window")
+    _refuse_sight_of_later_tokens(model, len(seen))
+
+
+def _refuse_sight_of_later_tokens(model: Model, n_layers: int) -> None:
+    """Runs a few tokens with and without others after them: what layers after attention keep of them must be the same.
+
+    Configurations have many words for it, and those of encoders are often silent.
+    """
+    family, n_tokens = model.config.model_type, 4
+    caches = [DocumentCache(n_layers), DocumentCache(n_layers)]
+    for number, cache in enumerate(caches, 1):
+        try:
+            feed(model, range(1, 1 + number * n_tokens), cache)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{family} cannot be run on token ids and a cache alone ({first_line(error)})"
+            raise ModelError(model.name, reason, "kvtool caches language models of text") from error
+    alone, followed = (cache.layers[min(1, n_layers - 1)].keys[:, :, :n_tokens] for cache in caches)
+    # Weights of 8 bits round a pass's tokens by what the largest of them are.
+    tolerance = max(TOLERANCE.values()) if model.load_in else TOLERANCE[alone.dtype]
+    if (alone - followed).abs().max() > tolerance * alone.abs().max():
+        reason = f"{family} lets tokens see later ones, as an encoder does"
+        raise ModelError(model.name, reason, "kvtool caches models with causal attention")
 
 
 def _unplaced(model: Model) -> ModelError:
     return ModelError(
         model.name,
-        f"{model.config.model_type} takes a token's position from its place in the cache (ALiBi, or no position_ids)",
+        f"{model.config.model_type} takes a token's position from its place in the cache (ALiBi, local attention, or "
+        "no position_ids)",
         "kvtool caches models that are told each token's position",
     )
 

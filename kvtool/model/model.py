@@ -64,8 +64,9 @@ class Model:
         LongRoPE turns every key by other angles once a prompt is longer than ``original_max_position_embeddings``. Keys
         that were cached below cannot be used above, so the context ends there.
         """
-        made_for = int(getattr(self.text_config, "max_position_embeddings", 0) or 2048)
-        return min([made_for, *_turning_points(_rope(self.text_config))])
+        made_for = int(getattr(self.text_config, "max_position_embeddings", 0) or 0)
+        # Families without an end, such as XLNet, have 0 or -1 here.
+        return min([made_for if made_for > 0 else 2048, *_turning_points(_rope(self.text_config))])
 
     @cached_property
     def identity(self) -> Identity:

@@ -43,6 +43,52 @@ def test_older_encodings_are_guessed_with_a_warning(read_with_warning: Any, text
 
 
 @pytest.mark.parametrize(
+    ("text", "encoding", "guess"),
+    [
+        ("これは文書です", "iso2022_jp", "iso2022_jp_2"),
+        ("ｶﾀｶﾅ", "iso2022_jp_ext", "iso2022_jp_ext"),
+        ("이것은 문서입니다", "iso2022_kr", "iso2022_kr"),
+    ],
+)
+def test_escapes_for_other_characters_are_not_text(
+    read: Any, read_with_warning: Any, text: str, encoding: str, guess: str
+) -> None:
+    data = text.encode(encoding)
+    assert data.isascii()
+    guessed, warning = read_with_warning("a.txt", data)
+    assert guessed == text
+    assert f"its encoding was guessed: {guess}; " in warning
+    page = f"<?xml version='1.0' encoding='{encoding}'?>{text}"
+    assert read("a.xml", page.encode(encoding)) == page
+
+
+@pytest.mark.parametrize(("text", "encoding"), [("x 己所不欲。 y", "hz"), ("L'été à la plage", "utf_7")])
+def test_ascii_that_may_be_more_is_warned_of(
+    read: Any, read_with_warning: Any, text: str, encoding: str
+) -> None:
+    data = text.encode(encoding)
+    plain, warning = read_with_warning("a.txt", data)
+    assert plain.encode() == data
+    assert f"may be in {encoding}; set --encoding {encoding} if the text is wrong" in warning
+    page = f"<meta charset={encoding.replace('_', '-')}><p>".encode() + data
+    assert read("a.html", page) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b[31mred\x1b[0m \x1b(B",
+        "a += b; c++ - d",
+        "+420-123-456-789 +49 30 123456-78",
+        "~{a}~} ~{x",
+        "a+bc-d+ef-",
+    ],
+)
+def test_plain_ascii_is_nothing_else(read: Any, text: str) -> None:
+    assert read("a.txt", text.encode()) == text
+
+
+@pytest.mark.parametrize(
     ("text", "encoding"), [("温度是三十七度", "gb18030"), ("Łukasz", "cp1250"), ("a\nb", "utf-16-le")]
 )
 def test_the_encoding_can_be_given(tmp_path: Path, text: str, encoding: str) -> None:
