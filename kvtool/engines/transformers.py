@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
 from kvtool.engines.cache import DocumentCache
-from kvtool.errors import ModelError
-from kvtool.model.hf_logging import first_line
+from kvtool.errors import ModelError, first_line
 from kvtool.model.model import Model
 
 STEP_TOKENS = 1024
