@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvtool.blending.blend import BlendOptions, assemble, shared_prefix
@@ -13,7 +13,7 @@ from kvtool.blending.layout import Layout, Part, Text, lay_out, listed
 from kvtool.engines.batching.generate_many import generate_many
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.capabilities import key_rotations
-from kvtool.engines.generate import TextStream, generate
+from kvtool.engines.generate import TextStream, generate, warm_up
 from kvtool.engines.sampling import GREEDY, Sampling
 from kvtool.errors import UsageError
 from kvtool.model.chat_template import SEPARATOR, question_tokens
@@ -29,7 +29,7 @@ class Answer:
 
     ``documents`` are the names that were asked for, ``variants`` those of their segments, each in order. ``cached`` is
     whether their caches were used. ``first_token_seconds`` runs from opening the artifacts (or, without caches, from the
-    prompt) to the first token; loading the model's weights is not part of it.
+    prompt) to the first token; loading the model and running it for the first time are not part of it.
     """
 
     text: str
@@ -44,6 +44,11 @@ class Answer:
     load_seconds: float
     first_token_seconds: float
     seconds: float
+
+    def timed_as(self, other: Answer) -> Answer:
+        """This answer with the times of ``other``, up to the first token."""
+        load, first = other.load_seconds, other.first_token_seconds
+        return replace(self, load_seconds=load, first_token_seconds=first)
 
     def to_json(self, uncached: Answer | None = None) -> dict[str, Any]:
         """The value that ``kvtool ask --json`` prints. ``uncached`` is the same question without caches, if it was asked."""
@@ -89,12 +94,15 @@ def ask(
     opening = time.monotonic()
     parts = listed(documents)
     layout = lay_out(store, parts, model, variant=variant if cached else RAW, separator=separator)
+    opened = time.monotonic()
     (prompt,) = _prompts([question], layout, model, store)
     length = len(layout.token_ids) + len(prompt)
-    opened = time.monotonic() - opening
-    # The times below are without those of loading the model and of finding its rotations.
-    _ = model.model if layout.is_alone or not cached else key_rotations(model)
-    started = time.monotonic() - (opened if cached else 0.0)
+    prepared = time.monotonic() - (opening if cached else opened)
+    # The times below are without those of loading the model, of its first run and of finding its rotations.
+    warm_up(model)
+    if not layout.is_alone and cached:
+        key_rotations(model)
+    started = time.monotonic() - prepared
     cache = assemble(layout, model, options, [prompt], trace) if cached else None
     loaded = time.monotonic()
     stream = TextStream(model.tokenizer, on_text)

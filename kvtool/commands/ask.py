@@ -159,7 +159,11 @@ def run(
         typer.echo()
     if trace is not None:
         timeline.write(trace)
-    other = once(cached=no_cache, max_tokens=1) if compare else None
+    other = None
+    if compare:
+        # Whatever a first run alone has to do, such as reading files from the disk, is done now for both.
+        again, other = (once(cached=cached, max_tokens=1) for cached in (not no_cache, no_cache))
+        answer = answer.timed_as(again)
     lines = render_uncached(answer, other) if no_cache else render(answer, other, model)
     output.emit(answer.to_json(other), lines, as_json)
 
@@ -175,16 +179,28 @@ def render(answer: Answer, uncached: Answer | None, model: Model) -> output.Line
         f"({answer.cached_tokens} tokens{recomputed})"
     )
     if uncached:
-        ratio = uncached.first_token_seconds / answer.first_token_seconds
-        line += (
-            f"; {uncached.first_token_seconds:.2f} s without it: {ratio:.{0 if ratio >= 2 else 1}f}× faster"
-        )
+        seconds = uncached.first_token_seconds
+        line += f"; {seconds:.2f} s without it: {faster(answer, seconds)}"
     elif rate := recall(model.fingerprint):
         seconds = answer.prompt_tokens / rate
         line += f"; without it about {seconds:.1f} s, at the last prefill's {rate:,.0f} tokens a second"
+        if seconds < answer.first_token_seconds:
+            line += f": {faster(answer, seconds)}"
     else:
         line += "; --compare measures it without"
     return output.Lines(notes=[line])
+
+
+def faster(answer: Answer, uncached_seconds: float) -> str:
+    """How many times as fast the cache was; where it was slower, why, and from how many tokens on it is faster."""
+    ratio = uncached_seconds / answer.first_token_seconds
+    if ratio >= 1:
+        return f"{ratio:.{0 if ratio >= 2 else 1}f}× faster"
+    prefill, load = uncached_seconds / answer.prompt_tokens, answer.load_seconds / answer.cached_tokens
+    if load >= prefill:
+        return "slower, since loading these tokens takes longer than prefilling them on this machine"
+    tokens = (answer.first_token_seconds - answer.load_seconds) / (prefill - load)
+    return f"slower, since so few tokens save less than a cache costs; it pays from about {tokens:,.0f} tokens on"
 
 
 def render_uncached(answer: Answer, cached: Answer | None) -> output.Lines:

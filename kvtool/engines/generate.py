@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from transformers import TextStreamer
@@ -15,6 +16,9 @@ from kvtool.engines.cache import DocumentCache
 from kvtool.engines.sampling import GREEDY, Sampling
 from kvtool.engines.transformers import device_of
 from kvtool.model.model import Model
+
+_WARM_UP_TOKENS = 16
+_warm: WeakSet[Model] = WeakSet()
 
 
 def generate(
@@ -48,6 +52,14 @@ def generate(
             logits_processor=sampling.processors(len(token_ids), ends, device),
         )
     return [int(token) for token in out[0, len(token_ids) :]]
+
+
+def warm_up(model: Model) -> None:
+    """Runs ``model``, if it has not run here before: a first run takes longer, and times must not depend on the order."""
+    if model not in _warm:
+        with torch.no_grad():
+            model.model(torch.zeros(1, _WARM_UP_TOKENS, dtype=torch.int64, device=device_of(model)))
+        _warm.add(model)
 
 
 class TextStream(TextStreamer):  # type: ignore[misc]
