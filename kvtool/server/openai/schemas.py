@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, Discriminator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, Tag
 
 from kvtool import limits
 from kvtool.blending.blend import RECOMPUTE
 from kvtool.blending.policies import DEFAULT
+from kvtool.server.http.errors import ApiError
 from kvtool.server.openai.messages import Body, ChatMessage, Nothing
 from kvtool.server.runtime.request import (
     ConversationPrompt,
@@ -23,6 +25,32 @@ from kvtool.server.runtime.sampling import Sampling
 
 Zero = Annotated[StrictFloat, Field(ge=0, le=0)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=limits.STOP_CHARACTERS)]
+
+_Item = TypeVar("_Item")
+_List = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
+"""A list that is given up at its first mistake: each mistake is an object, and lists may be long."""
+
+
+def _prompt_kind(prompt: object) -> str | None:
+    """Of which kind a prompt is, by its first item: errors are those of this kind alone."""
+    if isinstance(prompt, str):
+        return "str"
+    if not isinstance(prompt, list):
+        return None
+    return {str: "list[str]", list: "list[list[int]]"}.get(type(prompt[0]) if prompt else int, "list[int]")
+
+
+_Prompts = Annotated[
+    Annotated[StrictStr, Tag("str")]
+    | Annotated[_List[StrictInt], Tag("list[int]")]
+    | Annotated[_List[StrictStr], Tag("list[str]")]
+    | Annotated[_List[_List[StrictInt]], Tag("list[list[int]]")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_type",
+        custom_error_message="expected a text, token ids, or a list of either",
+    ),
+]
 
 
 class StreamOptions(BaseModel):
@@ -57,9 +85,13 @@ class _Request(Body):
     def wants_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def to_request(self, documents: Sequence[HeldDocument] | None) -> Request:
+    def to_requests(self, documents: Sequence[HeldDocument] | None) -> list[Request]:
+        """One for each prompt. Raises ``ApiError`` for fields that do not go together."""
+        return [self._request(prompt, documents) for prompt in self.to_prompts()]
+
+    def _request(self, prompt: Prompt, documents: Sequence[HeldDocument] | None) -> Request:
         return Request(
-            prompt=self.to_prompt(),
+            prompt=prompt,
             samplings=[self._sampling(choice) for choice in range(self.n or 1)],
             max_tokens=self.max_answer_tokens,
             stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
@@ -69,7 +101,7 @@ class _Request(Body):
             use_cache=self.use_cache,
         )
 
-    def to_prompt(self) -> Prompt:
+    def to_prompts(self) -> list[Prompt]:
         raise NotImplementedError
 
     @property
@@ -93,16 +125,39 @@ class _Request(Body):
 
 
 class CompletionRequest(_Request):
-    """A request for the continuation of ``prompt``, text or token ids. A list of prompts is refused."""
+    """A request for the continuation of ``prompt``: a text, token ids, or a list of either.
 
-    prompt: StrictStr | Annotated[list[StrictInt], Field(min_length=1)]
+    ``echo`` gives the prompt back before its continuation, and with ``logprobs`` those of its tokens. Then ``max_tokens`` may
+    be 0.
+    """
+
+    prompt: _Prompts
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] | None = None
+    echo: StrictBool | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
     best_of: Literal[1] | None = None
     suffix: Nothing = None
 
-    def to_prompt(self) -> Prompt:
-        return TextPrompt(self.prompt) if isinstance(self.prompt, str) else TokenPrompt(self.prompt)
+    def to_requests(self, documents: Sequence[HeldDocument] | None) -> list[Request]:
+        if self.max_tokens == 0 and not self.echo:
+            raise ApiError(
+                400, "max_tokens: 0 is for prompts with echo; expected at least 1", param="max_tokens"
+            )
+        requests = super().to_requests(documents)
+        n_answers = len(requests) * (self.n or 1)
+        if n_answers > limits.ANSWERS:
+            message = f"prompt: {n_answers:,} answers to its prompts, n to each; expected at most {limits.ANSWERS:,}"
+            raise ApiError(400, message, param="prompt")
+        return [replace(request, echo=bool(self.echo)) for request in requests]
+
+    def to_prompts(self) -> list[Prompt]:
+        if isinstance(self.prompt, str):
+            return [TextPrompt(self.prompt)]
+        if isinstance(self.prompt[0], int):
+            return [TokenPrompt(self.prompt)]
+        fields = [f"prompt.{n}" for n in range(len(self.prompt))]
+        kind = TextPrompt if isinstance(self.prompt[0], str) else TokenPrompt
+        return [kind(prompt, field) for prompt, field in zip(self.prompt, fields, strict=True)]
 
     @property
     def n_logprobs(self) -> int | None:
@@ -146,8 +201,8 @@ class ChatRequest(_Request):
     verbosity: Nothing = None
     web_search_options: Nothing = None
 
-    def to_prompt(self) -> Prompt:
-        return ConversationPrompt([message.message for message in self.messages])
+    def to_prompts(self) -> list[Prompt]:
+        return [ConversationPrompt([message.message for message in self.messages])]
 
     @property
     def n_logprobs(self) -> int | None:

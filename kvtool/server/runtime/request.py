@@ -37,7 +37,7 @@ class ConversationPrompt:
 @dataclass(frozen=True)
 class TextPrompt:
     text: str
-    field: ClassVar[str] = "prompt"
+    field: str = "prompt"
 
     def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
         return text_tokens(model, self.text, is_first=True)
@@ -49,12 +49,13 @@ class TextPrompt:
 @dataclass(frozen=True)
 class TokenPrompt:
     token_ids: Sequence[int]
-    field: ClassVar[str] = "prompt"
+    field: str = "prompt"
 
     def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
         size = model.text_config.vocab_size
         if not all(0 <= token < size for token in self.token_ids):
-            raise ApiError(400, f"prompt: expected token ids from 0 to {size - 1}", param="prompt")
+            message = f"{self.field}: expected token ids from 0 to {size - 1}"
+            raise ApiError(400, message, param=self.field)
         return self.token_ids
 
     def tokens_after(self, model: Model, prefix: Prefix) -> Sequence[int]:
@@ -72,6 +73,8 @@ class Request:
 
     ``documents`` stand before the prompt; None where none are named. Of several, ``recompute`` is the share of tokens that is
     recomputed, and ``policy`` says which, as ``kvtool.blend`` has them. Without ``use_cache`` everything is prefilled.
+
+    With ``echo`` the prompt itself comes before each answer, with log probabilities where ``samplings`` ask for them.
     """
 
     prompt: Prompt
@@ -82,3 +85,9 @@ class Request:
     recompute: float
     policy: str
     use_cache: bool
+    echo: bool = False
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the prompt's tokens are given with their log probabilities."""
+        return self.echo and self.samplings[0].logprobs is not None

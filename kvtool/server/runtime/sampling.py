@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,10 +52,7 @@ class Sampler:
         token = int(logits.argmax()) if self.sampling.temperature == 0 else self._draw(logits)
         if self.sampling.logprobs is None:
             return SampledToken(token)
-        logprobs = logits.log_softmax(-1)
-        likeliest = logprobs.topk(min(self.sampling.logprobs, len(logprobs)))
-        top = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        return SampledToken(token, float(logprobs[token]), tuple(top))
+        return score(logits[None], [token], self.sampling.logprobs)[0]
 
     def _draw(self, logits: Tensor) -> int:
         # From the largest down and in float64, so that the smallest temperature there is makes no infinity of it.
@@ -65,3 +63,24 @@ class Sampler:
             before = probabilities.cumsum(-1) - probabilities
             probabilities[1:][before[1:] >= self.sampling.top_p] = 0
         return int(tokens[probabilities.cpu().multinomial(1, generator=self._random)])
+
+
+_ROWS = 32
+"""Tokens that are scored at a time."""
+
+
+def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[SampledToken]:
+    """``tokens`` [S] with their log probabilities by ``logits`` [S, V], and the ``top`` likeliest in the place of each."""
+    scored = []
+    # A few at a time, so that there is no second tensor as large as the logits.
+    for start in range(0, len(tokens), _ROWS):
+        chosen = tokens[start : start + _ROWS]
+        logprobs = logits[start : start + len(chosen)].float().log_softmax(-1)
+        own = logprobs.gather(1, torch.tensor(chosen, device=logprobs.device)[:, None])[:, 0]
+        likeliest = logprobs.topk(min(top, logprobs.shape[1]))
+        rows = zip(chosen, own.tolist(), likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        scored += [
+            SampledToken(token, logprob, tuple(zip(ids, values, strict=True)))
+            for token, logprob, ids, values in rows
+        ]
+    return scored
