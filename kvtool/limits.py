@@ -72,6 +72,9 @@ DOCUMENTS = 64
 MESSAGES = 1024
 """Messages of one conversation."""
 
+STOPS = 16
+"""Stop sequences of one completion. A chat may have 4, as OpenAI's."""
+
 STOP_CHARACTERS = 256
 """One stop sequence."""
 

@@ -27,10 +27,10 @@ class Choice:
 
 
 class Completions:
-    """Answers to ``requests``, which differ in their prompts: ``start``, then ``deltas`` or ``whole``, and ``close`` in any case.
+    """Answers to ``requests``, which differ in their prompts alone.
 
-    The choices of the first prompt come first, then those of the second. As many are generated at a time as a single prompt
-    may have. ``started`` is as of ``Completion``.
+    Call ``start``, then ``deltas`` or ``whole``, and ``close`` in any case. The choices of the first prompt come first, then
+    those of the second. As many are generated at a time as a single prompt may have. ``started`` is as of ``Completion``.
     """
 
     def __init__(
@@ -117,5 +117,6 @@ class Completions:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for part in self.parts:
             await part.close()
-        names = ("prompt_tokens", "cached_tokens", "completion_tokens")
-        self.log.tokens = {name: getattr(self, name) for name in names}
+        if self.prompt_tokens:
+            names = ("prompt_tokens", "cached_tokens", "completion_tokens")
+            self.log.tokens = {name: getattr(self, name) for name in names}

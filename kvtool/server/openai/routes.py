@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -72,7 +73,8 @@ async def _whole(request: Request, bodies: Responses) -> Response:
         choices = generating.result()
     finally:
         await bodies.completions.close()
-    return JSONResponse(bodies.whole(choices))
+    # In a thread: the scores of long prompts are megabytes, and other answers go on meanwhile.
+    return await run_in_threadpool(lambda: JSONResponse(bodies.whole(choices)))
 
 
 async def _client_gone(request: Request) -> None:

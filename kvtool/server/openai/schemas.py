@@ -135,6 +135,7 @@ class CompletionRequest(_Request):
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: StrictBool | None = None
     max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=limits.STOPS)] | None = None
     best_of: Literal[1] | None = None
     suffix: Nothing = None
 

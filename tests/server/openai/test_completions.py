@@ -179,7 +179,7 @@ def test_a_stream_of_several_prompts_says_the_same(client: TestClient) -> None:
 
 def test_stop_sequences_are_not_looked_for_in_the_prompt(client: TestClient) -> None:
     prompt = "One. Two."
-    answer = post(client, prompt, echo=True, max_tokens=3, stop=["."])
+    answer = post(client, prompt, echo=True, max_tokens=3, stop=[".", "One", "Two", ". ", "two", "six"])
     assert answer["choices"][0]["text"].startswith(prompt)
     assert answer["usage"]["completion_tokens"] > 0
 
@@ -213,6 +213,7 @@ def test_no_pass_has_more_logits_than_it_may(
     [
         ("One", {"max_tokens": 0}, "max_tokens: 0 is for prompts with echo"),
         ("One", {"echo": "yes"}, "echo"),
+        ("One", {"stop": ["."] * 17}, "stop: List should have at most 16 items"),
         (3, {}, "prompt: expected a text, token ids, or a list of either"),
         ([], {}, "prompt: List should have at least 1 item"),
         ([[]], {}, "prompt.0: List should have at least 1 item"),
