@@ -1,6 +1,6 @@
 """Scores of EleutherAI's lm-evaluation-harness on the plain model, and over the server with documents cached and without.
 
-python -m benchmarks lm_eval [--documents 3] [--questions 4] [--concurrent 4]
+python -m benchmarks lm_eval [--documents 2] [--questions 4] [--concurrent 4]
 
 lm_eval runs in an environment of its own, build/peers/lm_eval, which is made the first time. Two small tasks are made up:
 choices are scored by their log-likelihood after a document and a question, answers are generated. Fails where scores or
@@ -65,7 +65,7 @@ class Scores:
 
 def main(argv: Sequence[str]) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--documents", type=int, default=3)
+    parser.add_argument("--documents", type=int, default=2)
     parser.add_argument("--questions", type=int, default=4, help="of each document")
     parser.add_argument("--concurrent", type=int, default=4, help="requests at a time")
     arguments = parser.parse_args(argv)
@@ -158,9 +158,9 @@ def _scored(folder: Path, backend: str, **arguments: str) -> Scores:
         command += ["--model_args", *(f"{name}={value}" for name, value in arguments.items())]
         command += ["--tasks", *TASKS, "--include_path", str(folder / "tasks"), "--apply_chat_template"]
         command += ["--batch_size", "1", "--log_samples", "--output_path", out]
-        # Its data sets are files here, and are not kept.
+        # Its data sets are files here, and are not kept. Threads that spin while they wait slow down all others.
         settings = {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{folder}/huggingface", "CUDA_VISIBLE_DEVICES": ""}
-        environment = {**os.environ, **settings}
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **settings}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
         if done.returncode:

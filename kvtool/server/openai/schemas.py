@@ -31,13 +31,13 @@ _List = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
 """A list that is given up at its first mistake: each mistake is an object, and lists may be long."""
 
 
-def _prompt_kind(prompt: object) -> str | None:
+def _prompt_kind(prompt: Any) -> str | None:
     """Of which kind a prompt is, by its first item: errors are those of this kind alone."""
-    if isinstance(prompt, str):
-        return "str"
-    if not isinstance(prompt, list):
-        return None
-    return {str: "list[str]", list: "list[list[int]]"}.get(type(prompt[0]) if prompt else int, "list[int]")
+    if isinstance(prompt, list):
+        first = prompt[0] if prompt else 0
+        kinds = {"list[str]": str, "list[list[int]]": list}
+        return next((kind for kind, item in kinds.items() if isinstance(first, item)), "list[int]")
+    return "str" if isinstance(prompt, str) else None
 
 
 _Prompts = Annotated[
@@ -152,13 +152,9 @@ class CompletionRequest(_Request):
         return [replace(request, echo=bool(self.echo)) for request in requests]
 
     def to_prompts(self) -> list[Prompt]:
-        if isinstance(self.prompt, str):
-            return [TextPrompt(self.prompt)]
-        if isinstance(self.prompt[0], int):
-            return [TokenPrompt(self.prompt)]
-        fields = [f"prompt.{n}" for n in range(len(self.prompt))]
-        kind = TextPrompt if isinstance(self.prompt[0], str) else TokenPrompt
-        return [kind(prompt, field) for prompt, field in zip(self.prompt, fields, strict=True)]
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [_prompt(self.prompt, "prompt")]
+        return [_prompt(prompt, f"prompt.{n}") for n, prompt in enumerate(self.prompt)]
 
     @property
     def n_logprobs(self) -> int | None:
@@ -167,6 +163,10 @@ class CompletionRequest(_Request):
     @property
     def max_answer_tokens(self) -> int | None:
         return 16 if self.max_tokens is None else self.max_tokens
+
+
+def _prompt(prompt: Any, field: str) -> Prompt:
+    return TextPrompt(prompt, field) if isinstance(prompt, str) else TokenPrompt(prompt, field)
 
 
 class TextFormat(Body):

@@ -74,9 +74,9 @@ class Completion:
         return self._plan
 
     def _planned(self) -> RequestPlan:
-        documents = self.request.documents
-        if documents is not None:
-            documents = [self._held.enter_context(hold()) for hold in documents]
+        documents = None
+        if self.request.documents is not None:
+            documents = [self._held.enter_context(hold()) for hold in self.request.documents]
         return self.service.planner.plan(self.request, documents, self.tenant)
 
     async def start(self) -> None:

@@ -267,7 +267,7 @@ class Scheduler:
             batches = [(group.rows, fed) for group, fed in feeds.items()]
             logits = feed_batches(self.model, batches, scored)
             rows = [
-                each.split([len(ids) if number in scored else 1 for number, ids in fed])
+                torch.split(each, [len(ids) if number in scored else 1 for number, ids in fed])
                 for (_, fed), each in zip(batches, logits, strict=True)
             ]
             last = [torch.stack([row[-1] for row in each]).float().cpu() for each in rows]
