@@ -46,7 +46,7 @@ ANSWER = """output_type: generate_until
 doc_to_target: answer
 generation_kwargs: {until: ["\\n"], max_gen_toks: 24, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-filter_list: [{name: number, filter: [{function: regex, regex_pattern: '([0-9]+)'}, {function: take_first}]}]
+filter_list: [{name: number, filter: [{function: regex, regex_pattern: '([0-9]+) crowns'}, {function: take_first}]}]
 """
 TASKS = {"inns_choice": CHOICE, "inns_answer": ANSWER}
 
@@ -122,7 +122,7 @@ def _prepared(folder: Path, model: kvtool.Model, documents: int, questions: int)
             items.append(
                 {
                     "document": text,
-                    "question": f"What does a night at the {inn} cost? Answer with the number of crowns alone.",
+                    "question": f"What does a night at the {inn} cost?",
                     "choices": [str(choice) for choice in choices],
                     "label": choices.index(price),
                     "answer": str(price),

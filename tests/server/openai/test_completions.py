@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -250,6 +251,32 @@ def test_an_error_in_one_of_several_prompts_ends_them_all(
     monkeypatch.setattr(service.caches, "opened", failing)
     post(client, ["One"] * 40, 500, max_tokens=4)
     service.scheduler.call(lambda: None).result()
+    assert service.scheduler.running == service.waiting == service.memory.used == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_before_all_prompts_are_answered_holds_nothing(client: TestClient, stream: bool) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+
+    async def ask_and_leave() -> None:
+        body = {"model": "served", "prompt": ["One"] * 40, "max_tokens": 200, "stream": stream}
+        messages = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+
+        async def receive() -> Any:
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(message: Any) -> None:
+            if message.get("body"):
+                raise OSError
+
+        path = "/v1/completions"
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+        with suppress(Exception):
+            await client.app(scope | {"app": client.app}, receive, send)
+
+    assert client.portal is not None
+    client.portal.call(ask_and_leave)
+    service.preparing.submit(lambda: None).result()
     assert service.scheduler.running == service.waiting == service.memory.used == 0
 
 
