@@ -28,7 +28,7 @@ from benchmarks.common.server import served
 from benchmarks.peers import environments
 
 NAME = "lm_eval"
-INNS = 12
+INNS = 8
 """Facts of one document."""
 
 ANIMALS = ["bear", "crane", "deer", "eagle", "fox", "goat", "hare", "kite", "lynx", "otter", "raven", "seal"]
@@ -122,7 +122,7 @@ def _prepared(folder: Path, model: kvtool.Model, documents: int, questions: int)
             items.append(
                 {
                     "document": text,
-                    "question": f"What does a night at the {inn} cost?",
+                    "question": f"How many crowns does a night at the {inn} cost?",
                     "choices": [str(choice) for choice in choices],
                     "label": choices.index(price),
                     "answer": str(price),
