@@ -20,6 +20,7 @@ MODULES = {
     "serve": "serving.serve",
     "loading": "serving.loading",
     "tenants": "serving.tenants",
+    "lm_eval": "serving.harness",
     "peers": "peers.environments",
 }
 """Name → module, which has ``main(argv)``. It is imported when it is run: each needs other packages."""

@@ -67,13 +67,22 @@ RANGES = 2048
 """Parts of a file in one answer. Few more could be asked for within ``HEAD_BYTES``; who asks for more gets the whole file."""
 
 CHOICES = 16
-"""Answers to one request."""
+"""Answers to one prompt, and of one request that are generated at a time."""
+
+ANSWERS = 1024
+"""Answers to all prompts of one request."""
+
+SCORED_TOKENS = 256 * KIB
+"""Tokens of prompts whose log probabilities one request asks for. Those of each choice count."""
 
 DOCUMENTS = 64
 """Documents of one request."""
 
 MESSAGES = 1024
 """Messages of one conversation."""
+
+STOPS = 16
+"""Stop sequences of one completion. A chat may have 4, as OpenAI's."""
 
 STOP_CHARACTERS = 256
 """One stop sequence."""

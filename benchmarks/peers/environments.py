@@ -46,9 +46,9 @@ def python(name: str) -> Path:
     return FOLDER / name / "bin" / "python"
 
 
-def make(name: str) -> bool:
-    """Whether there was anything to do."""
-    requirements, made = HERE / f"{name}{REQUIREMENTS}", FOLDER / name / "requirements.txt"
+def make(name: str, folder: Path | None = None) -> bool:
+    """Makes the environment that ``folder`` has requirements for. Returns whether there was anything to do."""
+    requirements, made = (folder or HERE) / f"{name}{REQUIREMENTS}", FOLDER / name / "requirements.txt"
     if made.exists() and made.read_text() == requirements.read_text():
         return False
     _run([sys.executable, "-m", "venv", "--clear", str(FOLDER / name)])

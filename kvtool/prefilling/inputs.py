@@ -30,7 +30,7 @@ def prefill_inputs(paths: Sequence[str | NamedBytes], settings: Settings) -> dic
         documents, errors, passed_over = find(files, include=settings.include, exclude=settings.exclude)
         if errors:
             return None
-        names = [source.name for source in (*documents, *sent)]
+        names = [*(d.name for d in documents), *(source.name for source in sent)]
         return {
             "model": model_state(settings.model, settings.adapter),
             "documents": [[d.name, str(d.path), d.walked, digest(d.path.read_bytes())] for d in documents],

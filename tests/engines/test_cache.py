@@ -13,6 +13,7 @@ import kvtool
 import kvtool.artifact.load as loading
 import kvtool.engines.cache
 from kvtool.ask import ask
+from kvtool.engines.sampling import Sampling
 from kvtool.errors import UsageError
 from kvtool.model.chat_template import document_tokens
 from tests.caches import assert_close, full_prefill
@@ -208,9 +209,10 @@ def test_ask_is_repeatable_with_a_seed(model: kvtool.Model, store: kvtool.Store)
     greedy = ask("Why?", **options)
     assert greedy.token_ids == ask("Why?", **options, cached=False).token_ids
     assert greedy.cached_tokens == len(store.load(NAME, model).token_ids)
-    warm = [ask("Why?", **options, temperature=1.5, seed=seed).token_ids for seed in (1, 1, 2)]
+    drawn = [Sampling(1.5, seed=seed) for seed in (1, 1, 2)]
+    warm = [ask("Why?", **options, sampling=sampling).token_ids for sampling in drawn]
     assert warm[0] == warm[1] != warm[2]
-    assert ask("Why?", **options, temperature=1.5, seed=1, cached=False).token_ids == warm[0]
+    assert ask("Why?", **options, sampling=drawn[0], cached=False).token_ids == warm[0]
 
 
 def test_a_question_that_does_not_fit_is_refused(model: kvtool.Model, store: kvtool.Store) -> None:

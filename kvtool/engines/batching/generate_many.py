@@ -28,7 +28,7 @@ def logits_after(
     pruning it is larger.
     """
     with SequenceBatch(model, cache, position) as batch:
-        return batch.feed([(0, token_ids)], every=True).float().cpu()
+        return batch.feed([(0, token_ids)], every=[0]).float().cpu()
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ model can is found out by running it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +27,17 @@ TOLERANCE = 1e-4
 """The largest difference of logits, relative to the largest, that the order of summation explains."""
 
 
-def feed_batches(model: Model, feeds: Sequence[tuple[SequenceBatch, Feed]]) -> list[Tensor]:
+def feed_batches(
+    model: Model, feeds: Sequence[tuple[SequenceBatch, Feed]], every: Collection[int] = ()
+) -> list[Tensor]:
     """``SequenceBatch.feed`` of each, in one pass.
 
     Only for a model of which ``supports_multi_cache`` is true. No two batches may share a cache.
     """
     if len(feeds) == 1:
         ((batch, feed),) = feeds
-        return [batch.feed(feed)]
-    passes = [batch.plan(feed) for batch, feed in feeds]
+        return [batch.feed(feed, every)]
+    passes = [batch.plan(feed, every) for batch, feed in feeds]
     ends = torch.tensor([len(step.token_ids) for step in passes]).cumsum(0).tolist()
     parts = [
         _Part(batch.cache, slice(end - len(step.token_ids), end), step.masks(model))
@@ -59,15 +61,15 @@ def feed_batches(model: Model, feeds: Sequence[tuple[SequenceBatch, Feed]]) -> l
 
     ids = torch.cat([step.token_ids for step in passes])
     positions = torch.cat([step.positions for step in passes])
-    last = torch.cat([step.last + part.tokens.start for step, part in zip(passes, parts, strict=True)])
+    kept = torch.cat([step.kept + part.tokens.start for step, part in zip(passes, parts, strict=True)])
     mask = causal_masks(model, torch.arange(len(ids)), len(ids))
     refusal = ModelError(model.name, f"the attention of {model.config.model_type} cannot be replaced")
     with override_attention(model, attention, refusal):
         cache = Cache(layers=layers)
-        out = run_masked(model, ids, positions, mask, cache, logits_to_keep=last.to(device_of(model)))
+        out = run_masked(model, ids, positions, mask, cache, logits_to_keep=kept.to(device_of(model)))
     for (batch, _), step in zip(feeds, passes, strict=True):
         batch.commit(step)
-    return list(out.logits[0].split([len(step.last) for step in passes]))
+    return list(out.logits[0].split([len(step.kept) for step in passes]))
 
 
 @dataclass(frozen=True)

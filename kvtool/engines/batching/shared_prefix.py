@@ -6,8 +6,9 @@ tokens of one stand after the cache, among those of others, and are removed when
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
@@ -28,16 +29,16 @@ Feed: TypeAlias = Sequence[tuple[int, Sequence[int]]]
 
 @dataclass(frozen=True)
 class Pass:
-    """The tensors of one pass over S tokens of R sequences, and the N keys that there are in it.
+    """The tensors of one pass over S tokens, and the N keys that there are in it.
 
-    ``token_ids`` [S] stand at ``positions`` [S]; ``last`` [R] are the indices of each sequence's last token. ``visible``
+    ``token_ids`` [S] stand at ``positions`` [S]; ``kept`` [K] are the indices of those whose logits are wanted. ``visible``
     [S, N] says which keys each token sees. Keys are those of sequences ``owners`` [N] at ``key_positions`` [N], the pass's own
     included.
     """
 
     token_ids: Tensor
     positions: Tensor
-    last: Tensor
+    kept: Tensor
     visible: Tensor
     owners: Tensor
     key_positions: Tensor
@@ -83,10 +84,10 @@ class SequenceBatch:
         self.lengths.clear()
         self.seen.clear()
 
-    def feed(self, feed: Feed, *, every: bool = False) -> Tensor:
-        """Logits at the last token of each sequence, or at ``every`` token."""
-        step, model = self.plan(feed), self.model
-        kept = 0 if every else step.last.to(device_of(model))
+    def feed(self, feed: Feed, every: Collection[int] = ()) -> Tensor:
+        """Logits at the last token of each sequence, and of those in ``every`` at all their tokens."""
+        step, model = self.plan(feed, every), self.model
+        kept = step.kept.to(device_of(model))
         with parallel_attention(model, self.cache):
             out = run_masked(
                 model, step.token_ids, step.positions, step.masks(model), self.cache, logits_to_keep=kept
@@ -94,7 +95,7 @@ class SequenceBatch:
         self.commit(step)
         return out.logits[0]  # type: ignore[no-any-return]
 
-    def plan(self, feed: Feed) -> Pass:
+    def plan(self, feed: Feed, every: Collection[int] = ()) -> Pass:
         """The pass that runs ``feed``. Once the model has run it, call ``commit``."""
         row = torch.cat([torch.full((len(ids),), n) for n, ids in feed])
         positions = torch.cat([self._next_positions(n, len(ids)) for n, ids in feed])
@@ -104,8 +105,14 @@ class SequenceBatch:
         same = same_row(owners, key_positions, row, positions)
         visible = same | (torch.arange(len(owners))[None, :] < limits[:, None])
         ids = torch.tensor([token for _, tokens in feed for token in tokens])
-        last = torch.tensor([len(tokens) for _, tokens in feed]).cumsum(0) - 1
-        return Pass(ids, positions, last, visible, owners, key_positions)
+        ends = list(accumulate(len(tokens) for _, tokens in feed))
+        kept = torch.cat(
+            [
+                torch.arange(end - (len(tokens) if n in every else 1), end)
+                for end, (n, tokens) in zip(ends, feed, strict=True)
+            ]
+        )
+        return Pass(ids, positions, kept, visible, owners, key_positions)
 
     def commit(self, step: Pass) -> None:
         self.owners, self.key_positions = step.owners, step.key_positions

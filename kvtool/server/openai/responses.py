@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from kvtool.server.openai.completions import Choice, Completions
 from kvtool.server.runtime.detokenize import TokenText
-from kvtool.server.runtime.generation import AnsweredToken, Choice, Completion, Delta
+from kvtool.server.runtime.generation import AnsweredToken, Delta
 
 FinishReason = Literal["stop", "length"]
 Json = dict[str, Any]
@@ -67,7 +68,7 @@ class ChatCompletion(TypedDict):
 class TextLogprobs(TypedDict):
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -94,14 +95,14 @@ class ChunkEvent(TypedDict):
 
 
 class Responses:
-    """The bodies of one completion's answer, as one of the two APIs has them."""
+    """The bodies of one request's answers, as one of the two APIs has them."""
 
     id_prefix: str
     object: str
     chunk: str
 
-    def __init__(self, completion: Completion, model: str) -> None:
-        self.completion, self.model = completion, model
+    def __init__(self, completions: Completions, model: str) -> None:
+        self.completions, self.model = completions, model
         self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
 
     def whole(self, choices: Sequence[Choice]) -> Json:
@@ -113,16 +114,16 @@ class Responses:
         return {**self._head(self.chunk), "choices": choices, **more}
 
     def _head(self, kind: str) -> Json:
-        return {"id": self.id, "object": kind, "created": self.completion.created, "model": self.model}
+        return {"id": self.id, "object": kind, "created": self.completions.created, "model": self.model}
 
     @property
     def usage(self) -> Usage:
-        completion = self.completion
+        prompt, answers = self.completions.prompt_tokens, self.completions.completion_tokens
         return {
-            "prompt_tokens": completion.prompt_tokens,
-            "completion_tokens": completion.completion_tokens,
-            "total_tokens": completion.prompt_tokens + completion.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": completion.cached_tokens},
+            "prompt_tokens": prompt,
+            "completion_tokens": answers,
+            "total_tokens": prompt + answers,
+            "prompt_tokens_details": {"cached_tokens": self.completions.cached_tokens},
         }
 
     def choice(self, choice: Choice) -> Mapping[str, Any]:
@@ -135,10 +136,6 @@ class Responses:
     def delta(self, delta: Delta) -> list[Json]:
         """Choices of the chunks that ``delta`` becomes, one each."""
         raise NotImplementedError
-
-    @property
-    def has_logprobs(self) -> bool:
-        return self.completion.request.samplings[0].logprobs is not None
 
 
 class ChatResponses(Responses):
@@ -154,7 +151,7 @@ class ChatResponses(Responses):
 
     def first(self) -> list[Json]:
         start = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-        return [{"index": index, **start} for index in range(len(self.completion.request.samplings))]
+        return [{"index": index, **start} for index in self.completions.indices]
 
     def delta(self, delta: Delta) -> list[Json]:
         text = {
@@ -167,7 +164,7 @@ class ChatResponses(Responses):
         return [text] * bool(delta.text or delta.sampled) + [end] * bool(delta.finish)
 
     def _logprobs(self, sampled: Sequence[AnsweredToken]) -> ChatLogprobs | None:
-        if not self.has_logprobs:
+        if not self.completions.has_logprobs:
             return None
         return {"content": [_chosen(token) for token in sampled], "refusal": None}
 
@@ -185,9 +182,9 @@ def _logprob(token: TokenText, logprob: float | None) -> TokenLogprob:
 class TextResponses(Responses):
     id_prefix, object, chunk = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, completion: Completion, model: str) -> None:
-        super().__init__(completion, model)
-        self._offsets = [TextOffsets() for _ in completion.request.samplings]
+    def __init__(self, completions: Completions, model: str) -> None:
+        super().__init__(completions, model)
+        self._offsets = [TextOffsets() for _ in completions.indices]
 
     def choice(self, choice: Choice | Delta) -> Mapping[str, Any]:
         return {
@@ -201,14 +198,27 @@ class TextResponses(Responses):
         return [dict(self.choice(delta))]
 
     def _logprobs(self, sampled: Sequence[AnsweredToken], offsets: TextOffsets) -> TextLogprobs | None:
-        if not self.has_logprobs:
+        if not self.completions.has_logprobs:
             return None
         return {
             "tokens": [token.text.name for token in sampled],
             "token_logprobs": [token.logprob for token in sampled],
-            "top_logprobs": [{text.name: logprob for text, logprob in token.top} for token in sampled],
+            "top_logprobs": [_top(token) for token in sampled],
             "text_offset": [offsets.add(token.text) for token in sampled],
         }
+
+
+def _top(token: AnsweredToken) -> dict[str, float] | None:
+    """The likeliest tokens in the place of ``token``, and itself; None for a prompt's first, which has nothing before it.
+
+    Of tokens with the same name the likeliest is shown.
+    """
+    if token.logprob is None:
+        return None
+    logprobs = dict[str, float]()
+    for text, logprob in [*token.top, (token.text, token.logprob)]:
+        logprobs.setdefault(text.name, logprob)
+    return logprobs
 
 
 class TextOffsets:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from kvtool.server.http.errors import ApiError
 from kvtool.server.http.json_body import parse_body
 from kvtool.server.http.openapi import EVENTS, JSON, Operation, Resource
+from kvtool.server.openai.completions import Completions
 from kvtool.server.openai.documents import named_documents
 from kvtool.server.openai.responses import (
     ChatCompletion,
@@ -26,7 +28,6 @@ from kvtool.server.openai.responses import (
 )
 from kvtool.server.openai.schemas import AnyRequest, ChatRequest, CompletionRequest
 from kvtool.server.runtime.errors import api_error, model_missing
-from kvtool.server.runtime.generation import Completion
 from kvtool.server.runtime.service import Service
 
 
@@ -47,13 +48,13 @@ async def _answer(request: Request, body: AnyRequest, responses: type[Responses]
         raise ApiError(429, "too many requests are being answered; try again later", Retry_After="1")
     contents = request.app.state.contents[tenant.name]
     documents = named_documents(body, tenant.store, contents, service.model)
-    completion = Completion(service, tenant, body.to_request(documents), started, request.state.log)
-    service.waiting += 1
+    completions = Completions(service, tenant, body.to_requests(documents), started, request.state.log)
     try:
-        await completion.start()
-    finally:
-        service.waiting -= 1
-    bodies = responses(completion, body.model)
+        await completions.start()
+    except BaseException:
+        await completions.close()
+        raise
+    bodies = responses(completions, body.model)
     if body.stream:
         return _Stream(bodies, with_usage=body.wants_usage)
     return await _whole(request, bodies)
@@ -63,7 +64,7 @@ async def _whole(request: Request, bodies: Responses) -> Response:
     """Waits for the answer, or until the client goes away."""
     try:
         watching = asyncio.ensure_future(_client_gone(request))
-        generating = asyncio.ensure_future(bodies.completion.whole())
+        generating = asyncio.ensure_future(bodies.completions.whole())
         await asyncio.wait({watching, generating}, return_when=asyncio.FIRST_COMPLETED)
         watching.cancel()
         if not generating.done():
@@ -71,8 +72,9 @@ async def _whole(request: Request, bodies: Responses) -> Response:
             return Response(status_code=499)
         choices = generating.result()
     finally:
-        await bodies.completion.close()
-    return JSONResponse(bodies.whole(choices))
+        await bodies.completions.close()
+    # In a thread: the scores of long prompts are megabytes, and other answers go on meanwhile.
+    return await run_in_threadpool(lambda: JSONResponse(bodies.whole(choices)))
 
 
 async def _client_gone(request: Request) -> None:
@@ -82,19 +84,19 @@ async def _client_gone(request: Request) -> None:
 
 async def _events(bodies: Responses, *, with_usage: bool) -> AsyncIterator[str]:
     """Server-sent events, the last of them [DONE]. An error on the way is an event too."""
-    completion = bodies.completion
+    completions = bodies.completions
     usage: dict[str, Any] = {"usage": None} if with_usage else {}
     try:
         if first := bodies.first():
             yield _event(bodies.event(first, **usage))
-        async for delta in completion.deltas():
+        async for delta in completions.deltas():
             for choice in bodies.delta(delta):
                 yield _event(bodies.event([choice], **usage))
         if with_usage:
             yield _event(bodies.event([], usage=bodies.usage))
         yield "data: [DONE]\n\n"
     except Exception as error:
-        completion.log.error = error
+        completions.log.error = error
         yield f"data: {json.dumps(api_error(error).body)}\n\n"
 
 
@@ -105,14 +107,14 @@ def _event(body: dict[str, Any]) -> str:
 class _Stream(StreamingResponse):
     def __init__(self, bodies: Responses, *, with_usage: bool) -> None:
         super().__init__(_events(bodies, with_usage=with_usage), media_type=EVENTS)
-        self.completion = bodies.completion
+        self.completions = bodies.completions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             # Here, since a generator that nobody began never ends. Shielded, since a client that goes away cancels this.
-            await asyncio.shield(self.completion.close())
+            await asyncio.shield(self.completions.close())
 
 
 def _resource(

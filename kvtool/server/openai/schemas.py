@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    Discriminator,
     Field,
     JsonValue,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
+    Tag,
 )
 from pydantic_core import PydanticCustomError
 
@@ -22,6 +25,7 @@ from kvtool import limits
 from kvtool.blending.blend import RECOMPUTE
 from kvtool.blending.policies import DEFAULT
 from kvtool.engines.sampling import Sampling
+from kvtool.server.http.errors import ApiError
 from kvtool.server.openai.messages import Body, ChatMessage, Nothing
 from kvtool.server.runtime.request import (
     ConversationPrompt,
@@ -46,6 +50,32 @@ def _token_id(name: str) -> str:
 
 TokenId = Annotated[str, Field(pattern=_TOKEN), BeforeValidator(_token_id)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=limits.STOP_CHARACTERS)]
+
+_Item = TypeVar("_Item")
+_List = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
+"""A list that is given up at its first mistake: each mistake is an object, and lists may be long."""
+
+
+def _prompt_kind(prompt: Any) -> str | None:
+    """Of which kind a prompt is, by its first item: errors are those of this kind alone."""
+    if isinstance(prompt, list):
+        first = prompt[0] if prompt else 0
+        kinds = {"list[str]": str, "list[list[int]]": list}
+        return next((kind for kind, item in kinds.items() if isinstance(first, item)), "list[int]")
+    return "str" if isinstance(prompt, str) else None
+
+
+_Prompts = Annotated[
+    Annotated[StrictStr, Tag("str")]
+    | Annotated[_List[StrictInt], Tag("list[int]")]
+    | Annotated[_List[StrictStr], Tag("list[str]")]
+    | Annotated[_List[_List[StrictInt]], Tag("list[list[int]]")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_type",
+        custom_error_message="expected a text, token ids, or a list of either",
+    ),
+]
 
 
 class StreamOptions(BaseModel):
@@ -87,9 +117,13 @@ class _Request(Body):
     def wants_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def to_request(self, documents: Sequence[HeldDocument] | None) -> Request:
+    def to_requests(self, documents: Sequence[HeldDocument] | None) -> list[Request]:
+        """One for each prompt. Raises ``ApiError`` for fields that do not go together."""
+        return [self._request(prompt, documents) for prompt in self.to_prompts()]
+
+    def _request(self, prompt: Prompt, documents: Sequence[HeldDocument] | None) -> Request:
         return Request(
-            prompt=self.to_prompt(),
+            prompt=prompt,
             samplings=[self._sampling(choice) for choice in range(self.n or 1)],
             max_tokens=self.max_answer_tokens,
             stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
@@ -99,7 +133,7 @@ class _Request(Body):
             use_cache=self.use_cache,
         )
 
-    def to_prompt(self) -> Prompt:
+    def to_prompts(self) -> list[Prompt]:
         raise NotImplementedError
 
     @property
@@ -132,23 +166,45 @@ class _Request(Body):
 
 
 class CompletionRequest(_Request):
-    """A request for the continuation of ``prompt``, text or token ids. A list of prompts is refused.
+    """A request for the continuation of ``prompt``: a text, token ids, or a list of either.
 
     ``parse_special`` is llama.cpp's name: with it, special tokens that the text spells out are commands. vLLM has none, and
     its ``add_special_tokens`` means those that a tokenizer puts first.
+
+    ``echo`` gives the prompt back before its continuation, and with ``logprobs`` those of its tokens. Then ``max_tokens`` may
+    be 0.
     """
 
-    prompt: StrictStr | Annotated[list[StrictInt], Field(min_length=1)]
+    prompt: _Prompts
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] | None = None
+    echo: StrictBool | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=limits.STOPS)] | None = None
     best_of: Literal[1] | None = None
     suffix: Nothing = None
     parse_special: StrictBool | None = None
 
-    def to_prompt(self) -> Prompt:
-        if isinstance(self.prompt, str):
-            return TextPrompt(self.prompt, bool(self.parse_special))
-        return TokenPrompt(self.prompt)
+    def to_requests(self, documents: Sequence[HeldDocument] | None) -> list[Request]:
+        if self.max_tokens == 0 and not self.echo:
+            raise ApiError(
+                400, "max_tokens: 0 is for prompts with echo; expected at least 1", param="max_tokens"
+            )
+        requests = super().to_requests(documents)
+        n_answers = len(requests) * (self.n or 1)
+        if n_answers > limits.ANSWERS:
+            message = f"prompt: {n_answers:,} answers to its prompts, n to each; expected at most {limits.ANSWERS:,}"
+            raise ApiError(400, message, param="prompt")
+        return [replace(request, echo=bool(self.echo)) for request in requests]
+
+    def to_prompts(self) -> list[Prompt]:
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self._prompt(self.prompt, "prompt")]
+        return [self._prompt(prompt, f"prompt.{n}") for n, prompt in enumerate(self.prompt)]
+
+    def _prompt(self, prompt: Any, field: str) -> Prompt:
+        if isinstance(prompt, str):
+            return TextPrompt(prompt, bool(self.parse_special), field)
+        return TokenPrompt(prompt, field)
 
     @property
     def n_logprobs(self) -> int | None:
@@ -193,9 +249,9 @@ class ChatRequest(_Request):
     verbosity: Nothing = None
     web_search_options: Nothing = None
 
-    def to_prompt(self) -> Prompt:
+    def to_prompts(self) -> list[Prompt]:
         messages = [message.message for message in self.messages]
-        return ConversationPrompt(messages, self.chat_template_kwargs or {})
+        return [ConversationPrompt(messages, self.chat_template_kwargs or {})]
 
     @property
     def n_logprobs(self) -> int | None:

@@ -36,6 +36,13 @@ class TextStream:
         # Decoding everything for each token would take quadratic time: text before the mark is settled.
         self._mark, self._settled = 0, ""
 
+    def echo(self, prompt: Sequence[int]) -> str:
+        """The text of a ``prompt`` that is sent before its answer. Stop sequences are looked for in the answer alone."""
+        self._tokens = list(prompt)
+        text = self._text().rstrip(_UNFINISHED)
+        self._sent = len(text)
+        return text
+
     def push(self, token: int) -> str:
         """The text that is certain now. Once ``stopped``, it ends before the stop sequence."""
         self._tokens.append(token)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.server.http.logs import RequestLog
@@ -30,19 +31,12 @@ class AnsweredToken:
     top: Sequence[tuple[TokenText, float]]
 
 
-@dataclass
-class Choice:
-    """One answer, as far as it has come. ``sampled`` are its tokens, where log probabilities were asked for."""
-
-    index: int
-    text: str = ""
-    sampled: list[AnsweredToken] = field(default_factory=list)
-    finish: str | None = None
-
-
 @dataclass(frozen=True)
 class Delta:
-    """The new part of a choice. With ``finish`` it is the choice's last."""
+    """The new part of a choice. With ``finish`` it is the choice's last.
+
+    ``sampled`` are its tokens, where log probabilities were asked for.
+    """
 
     index: int
     text: str
@@ -50,33 +44,45 @@ class Delta:
     finish: str | None
 
 
-class Completion:
-    """A request's answers: ``start``, then ``deltas`` or ``whole``, and ``close`` in any case.
+_Event: TypeAlias = SampledToken | list[SampledToken] | str | BaseException
+"""A token, log probabilities of tokens that are none of the answer's, or how the answer ended."""
 
-    ``started`` is when the request came, of ``time.monotonic``. Tokens and times are noted in ``log``.
+_T = TypeVar("_T")
+
+
+class Completion:
+    """A request's answers: ``plan``, ``start``, then ``deltas``, and ``close`` in any case.
+
+    ``started`` is when the request came, of ``time.monotonic``. The time to the first token is noted in ``log``.
     """
 
     def __init__(
         self, service: Service, tenant: Tenant, request: Request, started: float, log: RequestLog
     ) -> None:
-        self.service, self.request, self.started, self.log = service, request, started, log
-        self.created = int(time.time())
+        self.service, self.tenant, self.request = service, tenant, request
+        self.started, self.log = started, log
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, SampledToken | str | BaseException]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, _Event]] = asyncio.Queue()
         self._generations: list[Generation] = []
         self._running = 0
-        self._prepared = _prepared(service, request, tenant)
+        self._held = ExitStack()
+        self._preparing: asyncio.Future[Any] | None = None
+
+    async def plan(self) -> RequestPlan:
+        """Plans the request, whose documents are held from here on."""
+        self._plan = await self._in_thread(self._planned)
+        return self._plan
+
+    def _planned(self) -> RequestPlan:
+        documents = None
+        if self.request.documents is not None:
+            documents = [self._held.enter_context(hold()) for hold in self.request.documents]
+        return self.service.planner.plan(self.request, documents, self.tenant)
 
     async def start(self) -> None:
-        """Plans the request and opens its cache, in a thread, and hands its generations to the scheduler."""
-        entering = self._loop.run_in_executor(self.service.preparing, self._prepared.__enter__)
-        try:
-            plan, cache = await asyncio.shield(entering)
-        except asyncio.CancelledError:
-            # The client is gone. Its documents and cache must still be released.
-            entering.add_done_callback(self._release_late)
-            raise
+        """Opens the plan's cache and hands the request's generations to the scheduler."""
+        plan, cache = self._plan, await self._in_thread(self._opened)
         self.prompt_tokens, self.cached_tokens = len(plan.token_ids), cache.cached_tokens
         self._has_cache = cache.tokens > 0
         self.service.metrics.prompt_tokens.inc(self.prompt_tokens)
@@ -86,11 +92,26 @@ class Completion:
             rest = plan.token_ids[cache.tokens :]
             sampler = Sampler(sampling, plan.token_ids, end_tokens(self.service.model))
             generation = Generation(cache.cache, rest, cache.tokens, plan.max_tokens, sampler, push, push)
+            if self.request.is_scored:
+                generation.on_scores = push
+                generation.scored_from = plan.document_tokens - cache.tokens
             self._generations.append(generation)
             self._running += 1
             self.service.scheduler.submit(generation)
 
-    def _push(self, index: int, event: SampledToken | str | BaseException) -> None:
+    def _opened(self) -> OpenCache:
+        return self._held.enter_context(self.service.caches.opened(self._plan.sources, self.tenant))
+
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+        """Runs ``function``, to its end even if the client goes: what it holds must then be released."""
+        self._preparing = preparing = self._loop.run_in_executor(self.service.preparing, function)
+        self.service.waiting += 1
+        try:
+            return await asyncio.shield(preparing)
+        finally:
+            self.service.waiting -= 1
+
+    def _push(self, index: int, event: _Event) -> None:
         # The loop is gone only when the whole server is.
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
@@ -103,12 +124,22 @@ class Completion:
         is_done = [False] * len(streams)
         pending: list[list[AnsweredToken]] = [[] for _ in streams]
         texts, n_tokens = TokenTexts(tokenizer), [0] * len(streams)
+        if self.request.echo:
+            prompt = self._plan.token_ids[self._plan.document_tokens :]
+            for index, stream in enumerate(streams):
+                yield Delta(index, stream.echo(prompt), [], None)
         while not all(is_done):
             index, event = await self._next()
             if is_done[index]:
                 continue
-            stream, finish = streams[index], None
-            if isinstance(event, SampledToken):
+            stream, text, finish = streams[index], "", None
+            if isinstance(event, list):
+                pending[index] += [
+                    _answered(texts, token, is_first=not (n_tokens[index] + n))
+                    for n, token in enumerate(event)
+                ]
+                n_tokens[index] += len(event)
+            elif isinstance(event, SampledToken):
                 self._count_token()
                 text = stream.push(event.token)
                 if event.logprob is not None:
@@ -129,70 +160,41 @@ class Completion:
 
     def _count_token(self) -> None:
         if not self.completion_tokens:
-            self.log.time_to_first_token = time.monotonic() - self.started
+            self._first_token = time.monotonic() - self.started
             cached = "yes" if self._has_cache else "no"
-            self.service.metrics.first_token.labels(cached).observe(self.log.time_to_first_token)
+            self.service.metrics.first_token.labels(cached).observe(self._first_token)
+            self.log.time_to_first_token = self.log.time_to_first_token or self._first_token
         self.completion_tokens += 1
 
-    async def _next(self) -> tuple[int, SampledToken | str | BaseException]:
+    async def _next(self) -> tuple[int, _Event]:
         index, event = await self._events.get()
-        if not isinstance(event, SampledToken):
+        if not isinstance(event, SampledToken | list):
             self._running -= 1
         return index, event
 
-    async def whole(self) -> list[Choice]:
-        """All answers, once they are finished. Raises as ``deltas`` does."""
-        choices = [Choice(index) for index in range(len(self.request.samplings))]
-        async for delta in self.deltas():
-            choice = choices[delta.index]
-            choice.text += delta.text
-            choice.sampled += delta.sampled
-            choice.finish = delta.finish
-        return choices
-
     async def close(self) -> None:
-        """Releases the request's documents and cache, once the model's thread is done with them."""
+        """Releases the request's documents and cache, once the model's thread is done with them. May be called again."""
         for generation in self._generations:
             generation.cancel()
         while self._running:
             await self._next()
-        self._observe()
+        if self._generations:
+            self._observe()
         # They know this object and the cache: within that circle the cache would outlive what is counted for it.
         self._generations.clear()
-        self._release()
-
-    def _release_late(self, entering: asyncio.Future[tuple[RequestPlan, OpenCache]]) -> None:
-        if not entering.exception():
-            self._release()
-
-    def _release(self) -> None:
-        self._prepared.__exit__(None, None, None)
+        if self._preparing and not self._preparing.done():
+            self._preparing.add_done_callback(lambda _: self._held.close())
+        else:
+            self._held.close()
 
     def _observe(self) -> None:
-        metrics, first_token = self.service.metrics, self.log.time_to_first_token
-        seconds = time.monotonic() - self.started
+        metrics, seconds = self.service.metrics, time.monotonic() - self.started
         metrics.generation_tokens.inc(self.completion_tokens)
         metrics.latency.observe(seconds)
-        if first_token is not None and self.completion_tokens > 1:
-            metrics.output_token.observe((seconds - first_token) / (self.completion_tokens - 1))
-        self.log.tokens = {
-            "prompt_tokens": self.prompt_tokens,
-            "cached_tokens": self.cached_tokens,
-            "completion_tokens": self.completion_tokens,
-        }
+        if self.completion_tokens > 1:
+            metrics.output_token.observe((seconds - self._first_token) / (self.completion_tokens - 1))
 
 
 def _answered(texts: TokenTexts, token: SampledToken, *, is_first: bool) -> AnsweredToken:
     top = [(texts.of(other, is_first=is_first), logprob) for other, logprob in token.top]
     return AnsweredToken(texts.of(token.token, is_first=is_first), token.logprob, top)
-
-
-@contextmanager
-def _prepared(service: Service, request: Request, tenant: Tenant) -> Iterator[tuple[RequestPlan, OpenCache]]:
-    """The plan of ``request`` and its cache; documents and cache are held within the context."""
-    with ExitStack() as held:
-        documents = None
-        if request.documents is not None:
-            documents = [held.enter_context(hold()) for hold in request.documents]
-        plan = service.planner.plan(request, documents, tenant)
-        yield plan, held.enter_context(service.caches.opened(plan.sources, tenant))

@@ -70,7 +70,7 @@ class TextPrompt:
 
     text: str
     parse_special: bool = False
-    field: ClassVar[str] = "prompt"
+    field: str = "prompt"
     has_system: ClassVar[bool] = False
 
     def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
@@ -86,7 +86,7 @@ class TextPrompt:
 @dataclass(frozen=True)
 class TokenPrompt:
     token_ids: Sequence[int]
-    field: ClassVar[str] = "prompt"
+    field: str = "prompt"
     has_system: ClassVar[bool] = False
 
     def tokens(self, model: Model, now: datetime | None = None) -> Sequence[int]:
@@ -118,6 +118,8 @@ class Request:
 
     ``documents`` stand before the prompt; None where none are named. Of several, ``recompute`` is the share of tokens that is
     recomputed, and ``policy`` says which, as ``kvtool.blend`` has them. Without ``use_cache`` everything is prefilled.
+
+    With ``echo`` the prompt itself comes before each answer, with log probabilities where ``samplings`` ask for them.
     """
 
     prompt: Prompt
@@ -128,3 +130,9 @@ class Request:
     recompute: float
     policy: str
     use_cache: bool
+    echo: bool = False
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the prompt's tokens are given with their log probabilities."""
+        return self.echo and self.samplings[0].logprobs is not None

@@ -35,7 +35,8 @@ MIN_CACHED_TOKENS = 64
 class RequestPlan:
     """The tokens of a request, and the sources of its cache.
 
-    ``token_ids`` are the whole prompt, ``max_tokens`` each answer's length at most. ``sources`` are in the order of
+    ``token_ids`` are the whole prompt, ``document_tokens`` of them those of the documents that the request names, and
+    ``max_tokens`` each answer's length at most. ``sources`` are in the order of
     preference: the next one is for the case that one is broken. Each says how many tokens it has, and how many bytes of
     memory the request takes beside it.
     """
@@ -43,6 +44,7 @@ class RequestPlan:
     token_ids: Sequence[int]
     sources: tuple[CacheSource, ...]
     max_tokens: int
+    document_tokens: int = 0
 
 
 class Planner:
@@ -62,7 +64,7 @@ class Planner:
         if documents is not None:
             return self._plan_after(documents, request, tenant)
         token_ids, match = self._match(request, tenant)
-        size = self._size(token_ids, request)
+        size = self._size(token_ids, request, len(token_ids))
         return RequestPlan(token_ids, self._by_prefix(token_ids, match, size, tenant), size.max_tokens)
 
     def _plan_after(self, documents: Sequence[Cached], request: Request, tenant: Tenant) -> RequestPlan:
@@ -87,7 +89,7 @@ class Planner:
             raise ApiError(400, message, param="documents") from error
         question = request.prompt.tokens_after(self.model, prefix)
         token_ids = [*layout.token_ids.tolist(), *question]
-        size = self._size(token_ids, request)
+        size = self._size(token_ids, request, len(question))
         if not self._uses_caches(request):
             source: CacheSource = size.uncached()
         elif not choice.is_prefilled:
@@ -97,7 +99,7 @@ class Planner:
             source = _prefilled(layout, segment.identity, size)
         else:
             source = size.uncached(layout.documents)
-        return RequestPlan(token_ids, (source,), size.max_tokens)
+        return RequestPlan(token_ids, (source,), size.max_tokens, len(layout.token_ids))
 
     def _prefix(self, documents: Sequence[Cached], request: Request, store: Store) -> tuple[Prefix, bool]:
         """The prefix of ``request`` over ``documents``, and whether any of these was prefilled under another one."""
@@ -119,7 +121,8 @@ class Planner:
         begins with.
         """
         token_ids = request.prompt.tokens(self.model)
-        if not self._uses_caches(request):
+        # A cache has no logits, so that it cannot tell how likely its own tokens are.
+        if not self._uses_caches(request) or request.is_scored:
             return token_ids, None
         match = tenant.prefixes.longest(token_ids)
         for now in tenant.prefixes.times() if prints_time(self.model) else ():
@@ -154,17 +157,18 @@ class Planner:
     def _uses_caches(self, request: Request) -> bool:
         return self.policy.options.use_caches and request.use_cache
 
-    def _size(self, token_ids: Sequence[int], request: Request) -> _Size:
-        """Raises ``ApiError`` for a prompt that leaves no room for its answer."""
+    def _size(self, token_ids: Sequence[int], request: Request, n_own: int) -> _Size:
+        """Raises ``ApiError`` for a prompt that leaves no room for its answer, or has no tokens of its ``own``."""
         field, n_tokens, context = request.prompt.field, len(token_ids), self.model.context
-        if not n_tokens:
+        if not n_own:
             raise ApiError(400, f"{field}: expected at least one token", param=field)
-        wanted = request.max_tokens or 1
+        wanted = 1 if request.max_tokens is None else request.max_tokens
         if n_tokens + wanted > context:
             size = f"the prompt has {n_tokens}, and {wanted} were asked for"
             message = f"This model's maximum context length is {context} tokens; {size}"
             raise ApiError(400, message, param=field, code="context_length_exceeded")
-        max_tokens = request.max_tokens or min(self.answer_tokens, context - n_tokens)
+        longest = min(self.answer_tokens, context - n_tokens)
+        max_tokens = longest if request.max_tokens is None else request.max_tokens
         if any(sampling.min_tokens > max_tokens for sampling in request.samplings):
             message = f"min_tokens: an answer to this request has at most {max_tokens} tokens"
             raise ApiError(400, message, param="min_tokens")

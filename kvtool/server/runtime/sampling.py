@@ -46,10 +46,28 @@ class Sampler:
         self._token_ids = torch.cat([self._token_ids, torch.tensor([[token]])], 1)
         if self.sampling.logprobs is None:
             return SampledToken(token)
-        logprobs = logits.log_softmax(-1)
-        likeliest = logprobs.topk(min(self.sampling.logprobs, len(logprobs)))
-        top = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        return SampledToken(token, float(logprobs[token]), tuple(top))
+        return score(logits[None], [token], self.sampling.logprobs)[0]
 
     def _draw(self, scores: Tensor) -> int:
         return int(scores.softmax(-1).cpu().multinomial(1, generator=self._random))
+
+
+_ROWS = 32
+"""Tokens that are scored at a time."""
+
+
+def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[SampledToken]:
+    """``tokens`` [S] with their log probabilities by ``logits`` [S, V], and the ``top`` likeliest in the place of each."""
+    scored = []
+    # A few at a time, so that there is no second tensor as large as the logits.
+    for start in range(0, len(tokens), _ROWS):
+        chosen = tokens[start : start + _ROWS]
+        logprobs = logits[start : start + len(chosen)].float().log_softmax(-1)
+        own = logprobs.gather(1, torch.tensor(chosen, device=logprobs.device)[:, None])[:, 0]
+        likeliest = logprobs.topk(min(top, logprobs.shape[1]))
+        rows = zip(chosen, own.tolist(), likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        scored += [
+            SampledToken(token, logprob, tuple(zip(ids, values, strict=True)))
+            for token, logprob, ids, values in rows
+        ]
+    return scored

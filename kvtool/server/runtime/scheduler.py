@@ -8,10 +8,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -19,10 +19,13 @@ from kvtool.engines.batching.multi_cache import feed_batches, supports_multi_cac
 from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.model import Model
-from kvtool.server.runtime.sampling import SampledToken, Sampler
+from kvtool.server.runtime.sampling import SampledToken, Sampler, score
 
 PASS_TOKENS = 512
 """Tokens of new prompts that are prefilled in one pass: other answers wait for it with their next token."""
+
+SCORED_TOKENS = 128
+"""Tokens of prompts that are scored in one pass: each has as many logits as there are tokens in the vocabulary."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -34,6 +37,9 @@ class Generation:
 
     ``on_token`` is called in the model's thread with each new token. ``on_end`` is called once, with the reason ("stop",
     "length" or "cancelled"), or with what went wrong. ``cancel`` may be called from any thread.
+
+    Where ``on_scores`` is given, it is called with the log probabilities of ``prompt`` from ``scored_from`` on, piece by
+    piece; the first token has none. After the answer it is called with the token that ended it, if one did.
     """
 
     cache: DocumentCache
@@ -43,6 +49,8 @@ class Generation:
     sampler: Sampler
     on_token: Callable[[SampledToken], None]
     on_end: Callable[[str | BaseException], None]
+    on_scores: Callable[[list[SampledToken]], None] | None = None
+    scored_from: int = 0
     cancelled: bool = False
     generated: int = 0
     prefilled: int = 0
@@ -55,6 +63,29 @@ class Generation:
     def is_prefilling(self) -> bool:
         return self.prefilled < len(self.prompt)
 
+    @property
+    def is_scored_next(self) -> bool:
+        """Whether the prompt's next tokens are scored."""
+        return self.on_scores is not None and self.prefilled >= self.scored_from
+
+    def take_prompt(self, room: int) -> list[int]:
+        """The next tokens to prefill, ``room`` at most: all of them are scored, or none."""
+        start, end = self.prefilled, self.prefilled + room
+        if self.on_scores and not self.is_scored_next:
+            end = min(end, self.scored_from)
+        tokens = list(self.prompt[start:end])
+        self.prefilled += len(tokens)
+        return tokens
+
+    def score(self, tokens: int, logits: torch.Tensor) -> None:
+        """Scores what follows each of the last ``tokens`` that were prefilled, by the ``logits`` [tokens, V] there."""
+        assert self.on_scores is not None
+        start, end = self.prefilled - tokens, self.prefilled
+        following = self.prompt[start + 1 : end + 1]
+        first = [SampledToken(self.prompt[start])] if start == self.scored_from else []
+        top = self.sampler.sampling.logprobs or 0
+        self.on_scores(first + score(logits[: len(following)], following, top))
+
 
 class _Group:
     """All generations after one cache."""
@@ -62,6 +93,10 @@ class _Group:
     def __init__(self, model: Model, cache: DocumentCache) -> None:
         self.rows = SequenceBatch(model, cache)
         self.members: dict[int, Generation] = {}
+
+
+_Feeds: TypeAlias = dict[_Group, list[tuple[int, list[int]]]]
+"""A pass: for each cache the sequences after it, by number, with their next tokens."""
 
 
 class Scheduler:
@@ -191,33 +226,46 @@ class Scheduler:
 
     def _round(self) -> None:
         """One token for every answer, and some of the prompts that came first."""
-        feeds: dict[_Group, list[tuple[int, list[int]]]] = {}
+        feeds: _Feeds = {}
         for group in self._groups.values():
             if fed := [(n, member.next_tokens) for n, member in group.members.items() if member.next_tokens]:
                 feeds[group] = fed
-        self._add_prompts(feeds)
+        scored = self._add_prompts(feeds)
         apart = [group for group in feeds if not self._is_fed_together or group.rows.cache.parallel]
         for groups in ([group for group in feeds if group not in apart], *([group] for group in apart)):
             if groups:
-                self._feed({group: feeds[group] for group in groups})
+                self._feed({group: feeds[group] for group in groups}, scored)
 
-    def _add_prompts(self, feeds: dict[_Group, list[tuple[int, list[int]]]]) -> None:
-        room = PASS_TOKENS
-        while room and self._prefilling:
+    def _add_prompts(self, feeds: _Feeds) -> set[int]:
+        """Adds prompts' tokens to ``feeds``. Returns whose are scored."""
+        room, scored_room, scored = PASS_TOKENS, SCORED_TOKENS, set[int]()
+        while self._prefilling:
             group, number = self._prefilling[0]
             if member := group.members.get(number):
-                tokens = list(member.prompt[member.prefilled : member.prefilled + room])
-                member.prefilled += len(tokens)
+                is_scored = member.is_scored_next
+                tokens = member.take_prompt(min(room, scored_room) if is_scored else room)
+                if not tokens:
+                    break
                 room -= len(tokens)
+                if is_scored:
+                    scored_room -= len(tokens)
+                    scored.add(number)
                 feeds.setdefault(group, []).append((number, tokens))
-            if member is None or not member.is_prefilling:
-                self._prefilling.popleft()
+                if member.is_prefilling:
+                    break
+            self._prefilling.popleft()
+        return scored
 
-    def _feed(self, feeds: dict[_Group, list[tuple[int, list[int]]]]) -> None:
+    def _feed(self, feeds: _Feeds, scored: Collection[int]) -> None:
         started = time.monotonic()
         try:
-            logits = feed_batches(self.model, [(group.rows, fed) for group, fed in feeds.items()])
-            logits = [each.float().cpu() for each in logits]
+            batches = [(group.rows, fed) for group, fed in feeds.items()]
+            logits = feed_batches(self.model, batches, scored)
+            rows = [
+                torch.split(each, [len(ids) if number in scored else 1 for number, ids in fed])
+                for (_, fed), each in zip(batches, logits, strict=True)
+            ]
+            last = [torch.stack([row[-1] for row in each]).float().cpu() for each in rows]
         except Exception as error:
             # Answers that share a pass share its failure.
             _log.exception("a pass of the model failed")
@@ -225,13 +273,19 @@ class Scheduler:
             return
         tokens = sum(len(ids) for fed in feeds.values() for _, ids in fed)
         self.on_pass(tokens, time.monotonic() - started)
-        for (group, fed), rows in zip(feeds.items(), logits, strict=True):
-            for (number, _), row in zip(fed, rows, strict=True):
-                if not group.members[number].is_prefilling:
-                    self._sample(group, number, row)
+        for (group, fed), every, ends in zip(feeds.items(), rows, last, strict=True):
+            for (number, ids), row, end in zip(fed, every, ends, strict=True):
+                member = group.members[number]
+                if number in scored:
+                    member.score(len(ids), row)
+                if not member.is_prefilling:
+                    self._sample(group, number, end)
 
     def _sample(self, group: _Group, number: int, logits: torch.Tensor) -> None:
         member = group.members[number]
+        if not member.max_tokens:
+            self._end(group, number, "length")
+            return
         try:
             sampled = member.sampler.sample(logits)
         except Exception as error:
@@ -240,6 +294,8 @@ class Scheduler:
             self._end(group, number, error)
             return
         if sampled.token in member.sampler.ends:
+            if member.on_scores:
+                member.on_scores([sampled])
             self._end(group, number, "stop")
             return
         member.generated += 1

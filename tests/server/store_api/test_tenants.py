@@ -65,3 +65,19 @@ def test_what_another_has_is_as_if_nobody_had_it(
     assert second.put(f"/v1/artifacts/{artifact}", content=data).status_code == 201
     assert first.put(f"/v1/artifacts/{artifact}", content=data).status_code == 200
     assert second.get("/v1/documents", headers={"Authorization": "Bearer x"}).status_code == 401
+
+
+def test_prompts_are_scored_without_what_another_has(
+    two: dict[str, TestClient], served: kvtool.Model, texts: dict[str, str]
+) -> None:
+    ids = chat_tokens(served, [Message("user", texts["docs/a.txt"])])
+    body = {"model": "served", "prompt": ids, "echo": True, "max_tokens": 1, "temperature": 0}
+    cached, scored = [], []
+    for client in two.values():
+        answer = client.post("/v1/completions", json=body).json()
+        cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0)
+        scored.append(client.post("/v1/completions", json=body | {"logprobs": 1}).json()["choices"])
+    assert cached == [True, False]
+    assert scored[0] == scored[1]
+    named = body | {"documents": ["docs/a.txt"], "logprobs": 1}
+    assert [client.post("/v1/completions", json=named).status_code for client in two.values()] == [200, 404]

@@ -1,0 +1,122 @@
+"""The answers to all prompts of one request: some at a time, and numbered through."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from kvtool import limits
+from kvtool.server.http.errors import ApiError
+from kvtool.server.http.logs import RequestLog
+from kvtool.server.runtime.generation import AnsweredToken, Completion, Delta
+from kvtool.server.runtime.request import Request
+from kvtool.server.runtime.service import Service
+from kvtool.server.runtime.tenant import Tenant
+
+
+@dataclass
+class Choice:
+    """One answer, as far as it has come. ``sampled`` are its tokens, where log probabilities were asked for."""
+
+    index: int
+    text: str = ""
+    sampled: list[AnsweredToken] = field(default_factory=list)
+    finish: str | None = None
+
+
+class Completions:
+    """Answers to ``requests``, which differ in their prompts alone.
+
+    Call ``start``, then ``deltas`` or ``whole``, and ``close`` in any case. The choices of the first prompt come first, then
+    those of the second. As many are generated at a time as a single prompt may have. ``started`` is as of ``Completion``.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        tenant: Tenant,
+        requests: Sequence[Request],
+        started: float,
+        log: RequestLog,
+    ) -> None:
+        self.log, self.created = log, int(time.time())
+        self.parts = [Completion(service, tenant, request, started, log) for request in requests]
+        self.n_choices = len(requests[0].samplings)
+        self.has_logprobs = requests[0].samplings[0].logprobs is not None
+        self._room = asyncio.Semaphore(limits.CHOICES // self.n_choices)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def indices(self) -> range:
+        return range(len(self.parts) * self.n_choices)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(part.prompt_tokens for part in self.parts)
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(part.cached_tokens for part in self.parts)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(part.completion_tokens for part in self.parts)
+
+    async def start(self) -> None:
+        """Plans all, so that a request that is refused takes no time of the model's, and starts the first."""
+        scored = 0
+        for part in self.parts:
+            plan = await part.plan()
+            scored += (len(plan.token_ids) - plan.document_tokens) * self.n_choices
+            if part.request.is_scored and scored > limits.SCORED_TOKENS:
+                size = f"more than {limits.SCORED_TOKENS:,} tokens, those of each choice counted"
+                message = f"prompt: log probabilities of {size}, are too many for one request; send several"
+                raise ApiError(400, message, param="prompt")
+        await self.parts[0].start()
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Text as soon as it is certain. Raises what goes wrong with any of the prompts."""
+        events: asyncio.Queue[Delta | asyncio.Task[None]] = asyncio.Queue()
+        self._tasks = [asyncio.create_task(self._answer(number, events)) for number in range(len(self.parts))]
+        for task in self._tasks:
+            task.add_done_callback(events.put_nowait)
+        running = len(self._tasks)
+        while running:
+            event = await events.get()
+            if isinstance(event, Delta):
+                yield event
+            else:
+                event.result()
+                running -= 1
+
+    async def _answer(self, number: int, events: asyncio.Queue[Delta | asyncio.Task[None]]) -> None:
+        part = self.parts[number]
+        async with self._room:
+            if number:
+                await part.start()
+            async for delta in part.deltas():
+                events.put_nowait(replace(delta, index=number * self.n_choices + delta.index))
+            await part.close()
+
+    async def whole(self) -> list[Choice]:
+        """All answers, once they are finished. Raises as ``deltas`` does."""
+        choices = [Choice(index) for index in self.indices]
+        async for delta in self.deltas():
+            choice = choices[delta.index]
+            choice.text += delta.text
+            choice.sampled += delta.sampled
+            choice.finish = delta.finish
+        return choices
+
+    async def close(self) -> None:
+        """Releases what the answers hold, and notes their tokens in ``log``."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for part in self.parts:
+            await part.close()
+        if self.prompt_tokens:
+            names = ("prompt_tokens", "cached_tokens", "completion_tokens")
+            self.log.tokens = {name: getattr(self, name) for name in names}
