@@ -26,6 +26,10 @@ from kvtool.server.http.metrics import Metrics
 
 _CLIENT_GONE = 499
 _PLACES = 6
+
+TOKEN_COUNTS = ("prompt_tokens", "cached_tokens", "matched_tokens", "stored_tokens", "completion_tokens")
+"""Those of the prompt that equal the beginning of a cached document are matched; stored ones are all of that document's."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +97,7 @@ def _fields(scope: Scope, log: RequestLog, status: int, seconds: float) -> dict[
         "path": path[:256],
         "status": status,
         "seconds": round(seconds, 4),
-        **{name: log.tokens.get(name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
+        **{name: log.tokens.get(name) for name in TOKEN_COUNTS},
         "time_to_first_token_seconds": None if first_token is None else round(first_token, 4),
         "error": None if log.error is None else describe(log.error),
     }

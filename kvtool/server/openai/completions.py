@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from kvtool import limits
 from kvtool.server.http.errors import ApiError
-from kvtool.server.http.logs import RequestLog
+from kvtool.server.http.logs import TOKEN_COUNTS, RequestLog
 from kvtool.server.runtime.generation import AnsweredToken, Completion, Delta
 from kvtool.server.runtime.request import Request
 from kvtool.server.runtime.service import Service
@@ -54,15 +54,18 @@ class Completions:
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(part.prompt_tokens for part in self.parts)
+        return self._sum("prompt_tokens")
 
     @property
     def cached_tokens(self) -> int:
-        return sum(part.cached_tokens for part in self.parts)
+        return self._sum("cached_tokens")
 
     @property
     def completion_tokens(self) -> int:
-        return sum(part.completion_tokens for part in self.parts)
+        return self._sum("completion_tokens")
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(part, name) for part in self.parts)
 
     async def start(self) -> None:
         """Plans all, so that a request that is refused takes no time of the model's, and starts the first."""
@@ -118,5 +121,4 @@ class Completions:
         for part in self.parts:
             await part.close()
         if self.prompt_tokens:
-            names = ("prompt_tokens", "cached_tokens", "completion_tokens")
-            self.log.tokens = {name: getattr(self, name) for name in names}
+            self.log.tokens = {name: self._sum(name) for name in TOKEN_COUNTS}

@@ -62,6 +62,7 @@ class Completion:
         self.service, self.tenant, self.request = service, tenant, request
         self.started, self.log = started, log
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self.matched_tokens = self.stored_tokens = 0
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, _Event]] = asyncio.Queue()
         self._generations: list[Generation] = []
@@ -78,7 +79,10 @@ class Completion:
         documents = None
         if self.request.documents is not None:
             documents = [self._held.enter_context(hold()) for hold in self.request.documents]
-        return self.service.planner.plan(self.request, documents, self.tenant)
+        plan = self.service.planner.plan(self.request, documents, self.tenant)
+        if plan.match:
+            self.matched_tokens, self.stored_tokens = plan.match.tokens, plan.match.segment_tokens
+        return plan
 
     async def start(self) -> None:
         """Opens the plan's cache and hands the request's generations to the scheduler."""

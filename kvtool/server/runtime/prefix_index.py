@@ -34,16 +34,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Match:
-    """A segment whose cache, its prefix included, begins with the first ``tokens`` of a prompt. ``is_whole``: ends there.
+    """A segment whose cache, its prefix included, begins with the first ``tokens`` of a prompt.
 
-    ``prefix_tokens`` are those of the prefix alone.
+    ``segment_tokens`` are all that the cache has, ``prefix_tokens`` those of the prefix alone.
     """
 
     document: str
     segment: int
     tokens: int
-    is_whole: bool
+    segment_tokens: int
     prefix_tokens: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the prompt has all of the cache's tokens."""
+        return self.tokens == self.segment_tokens
 
     @property
     def document_tokens(self) -> int:
@@ -88,8 +93,7 @@ class PrefixIndex:
         if not matches:
             return None
         tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
-        is_whole = tokens == len(entry.token_ids)
-        return Match(entry.document, entry.segment, tokens, is_whole, entry.prefix_tokens)
+        return Match(entry.document, entry.segment, tokens, len(entry.token_ids), entry.prefix_tokens)
 
     def times(self) -> list[datetime]:
         """The times that the chat template printed into the prefixes of the store's documents."""

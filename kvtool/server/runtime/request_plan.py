@@ -38,13 +38,14 @@ class RequestPlan:
     ``token_ids`` are the whole prompt, ``document_tokens`` of them those of the documents that the request names, and
     ``max_tokens`` each answer's length at most. ``sources`` are in the order of
     preference: the next one is for the case that one is broken. Each says how many tokens it has, and how many bytes of
-    memory the request takes beside it.
+    memory the request takes beside it. ``match`` is what of the store the prompt begins with, used or not.
     """
 
     token_ids: Sequence[int]
     sources: tuple[CacheSource, ...]
     max_tokens: int
     document_tokens: int = 0
+    match: Match | None = None
 
 
 class Planner:
@@ -65,7 +66,8 @@ class Planner:
             return self._plan_after(documents, request, tenant)
         token_ids, match = self._match(request, tenant)
         size = self._size(token_ids, request, len(token_ids))
-        return RequestPlan(token_ids, self._by_prefix(token_ids, match, size, tenant), size.max_tokens)
+        sources = self._by_prefix(token_ids, match, size, tenant)
+        return RequestPlan(token_ids, sources, size.max_tokens, match=match)
 
     def _plan_after(self, documents: Sequence[Cached], request: Request, tenant: Tenant) -> RequestPlan:
         blending = BlendOptions(request.recompute, request.policy)
