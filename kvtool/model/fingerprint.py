@@ -65,9 +65,7 @@ def digest_config(directory: Path) -> str:
 def digest_tokenizer(directory: Path) -> str:
     digests: dict[str, str] = {}
     if (path := directory / "tokenizer.json").exists():
-        whole = _read_json(path)
-        # Every call of the tokenizer sets these.
-        digests[path.name] = digest_json({**whole, "truncation": None, "padding": None})
+        digests[path.name] = str(_remembered(path, _hash_tokenizer))
     if (path := directory / "tokenizer_config.json").exists():
         config = _without_volatile(_read_json(path))
         config.pop("chat_template", None)
@@ -146,6 +144,11 @@ def _hash_tensors(path: Path) -> dict[str, Any]:
         reason = f"is not a whole safetensors file ({str(error)[:200]})"
         raise ModelError(path, reason, _DOWNLOAD_AGAIN) from error
     return result
+
+
+def _hash_tokenizer(path: Path) -> str:
+    # Every call of the tokenizer sets these.
+    return digest_json({**_read_json(path), "truncation": None, "padding": None})
 
 
 def _hash_file(path: Path) -> str:
