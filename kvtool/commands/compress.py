@@ -142,9 +142,9 @@ def run(
     code = output.exit_code(report.problems, len(report.compressed) + len(report.unchanged))
     if report.setting and not report.setting.met:
         return max(GATE, code)
-    if code == DONE and report.entries and not dry_run:
-        again = report.repeated()
-        after = compress_inputs(settings.store, chosen, variant)
+    after = compress_inputs(settings.store, chosen, variant) if code == DONE and not dry_run else None
+    if after and report.entries:
+        again = report.repeated(after["names"])
         command.remember(after, report.entries, again.to_json(), render(again, store))
     return code
 

@@ -82,6 +82,16 @@ def test_the_same_input_twice(
     assert files(Path("twice")) == undisturbed
 
 
+PRELOADED = [
+    "kvtool.commands.prefill",
+    "kvtool.prefilling.prefill",
+    "transformers.distributed.checkpoint",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation.utils",
+]
+
 # ``kvtool`` in a process that has done its imports.
 COMMAND = """
 import contextlib, os, sys
@@ -98,7 +108,7 @@ with open("out.json", "w") as file, contextlib.redirect_stdout(file):
 def test_killed_again_and_again(folder: Any, tiny_dir: Path, undisturbed: Any) -> None:
     # Importing torch takes longer than the run: a server that has done so forks a process for every run.
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["kvtool.commands.prefill", "kvtool.prefill", "transformers.models.llama"])
+    server.set_forkserver_preload(PRELOADED)
     draw = random.Random(11)
     script = folder / "command.py"
     script.write_text(COMMAND)
