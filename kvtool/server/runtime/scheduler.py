@@ -237,23 +237,26 @@ class Scheduler:
                 self._feed({group: feeds[group] for group in groups}, scored)
 
     def _add_prompts(self, feeds: _Feeds) -> set[int]:
-        """Adds prompts' tokens to ``feeds``. Returns whose are scored."""
+        """Adds prompts' tokens to ``feeds``: first those that came first, and others after what may be scored in one pass.
+
+        Returns whose are scored.
+        """
         room, scored_room, scored = PASS_TOKENS, SCORED_TOKENS, set[int]()
-        while self._prefilling:
-            group, number = self._prefilling[0]
-            if member := group.members.get(number):
-                is_scored = member.is_scored_next
-                tokens = member.take_prompt(min(room, scored_room) if is_scored else room)
-                if not tokens:
-                    break
+        unfinished: list[tuple[_Group, int]] = []
+        while self._prefilling and room:
+            group, number = self._prefilling.popleft()
+            if (member := group.members.get(number)) is None:
+                continue
+            is_scored = member.is_scored_next
+            if tokens := member.take_prompt(min(room, scored_room) if is_scored else room):
                 room -= len(tokens)
                 if is_scored:
                     scored_room -= len(tokens)
                     scored.add(number)
                 feeds.setdefault(group, []).append((number, tokens))
-                if member.is_prefilling:
-                    break
-            self._prefilling.popleft()
+            if member.is_prefilling:
+                unfinished.append((group, number))
+        self._prefilling.extendleft(reversed(unfinished))
         return scored
 
     def _feed(self, feeds: _Feeds, scored: Collection[int]) -> None:
