@@ -264,11 +264,9 @@ class Scheduler:
         try:
             batches = [(group.rows, fed) for group, fed in feeds.items()]
             logits = feed_batches(self.model, batches, scored)
-            rows = [
-                torch.split(each, [len(ids) if number in scored else 1 for number, ids in fed])
-                for (_, fed), each in zip(batches, logits, strict=True)
-            ]
-            last = [torch.stack([row[-1] for row in each]).float().cpu() for each in rows]
+            sizes = [[len(ids) if number in scored else 1 for number, ids in fed] for _, fed in batches]
+            rows = [torch.split(each, size) for each, size in zip(logits, sizes, strict=True)]
+            last = [_last_rows(each, size) for each, size in zip(logits, sizes, strict=True)]
         except Exception as error:
             # Answers that share a pass share its failure.
             _log.exception("a pass of the model failed")
@@ -317,3 +315,10 @@ class Scheduler:
                 # The answers' room goes with them; the cache stays.
                 member.cache.fit()
             member.on_end(reason)
+
+
+def _last_rows(logits: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The last of each sequence's rows, of which there are ``sizes``. Without scores these are all, and are not copied."""
+    if len(logits) != len(sizes):
+        logits = logits[torch.tensor(sizes).cumsum(0).to(logits.device) - 1]
+    return logits.float().cpu()
