@@ -69,7 +69,7 @@ class Completions:
 
     async def start(self) -> None:
         """Plans all, so that a request that is refused takes no time of the model's, and starts the first."""
-        scored = 0
+        scored = planned = 0
         for number, part in enumerate(self.parts):
             plan = await part.plan()
             scored += (len(plan.token_ids) - plan.document_tokens) * self.n_choices
@@ -78,7 +78,8 @@ class Completions:
                 message = f"prompt: log probabilities of {size}, are too many for one request; send several"
                 raise ApiError(400, message, param="prompt")
             # A plan has the tokens of the documents too: a thousand of them together may be larger than any cache.
-            if number:
+            planned += len(plan.token_ids)
+            if number and planned > limits.PLANNED_TOKENS:
                 part.forget_plan()
         await self.parts[0].start()
         self._answering += 1

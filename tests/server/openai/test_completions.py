@@ -284,6 +284,7 @@ def test_a_list_holds_no_more_than_its_running_answers_need(
         return made
 
     monkeypatch.setattr(owner, name, watched)
+    monkeypatch.setattr(limits, "PLANNED_TOKENS", 10)
     post(client, ["One"] * 40, max_tokens=2)
     assert len(held) >= 40
     assert max(held) <= 2 * limits.CHOICES
