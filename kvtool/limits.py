@@ -75,6 +75,9 @@ ANSWERS = 1024
 SCORED_TOKENS = 256 * KIB
 """Tokens of prompts whose log probabilities one request asks for. Those of each choice count."""
 
+PLANNED_TOKENS = 1 * MIB
+"""Tokens of prompts and their documents that one request keeps planned. Further prompts are planned again when they start."""
+
 DOCUMENTS = 64
 """Documents of one request."""
 

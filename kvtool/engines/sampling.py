@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,8 @@ from torch import Tensor
 from transformers.generation.logits_process import (
     LogitsProcessor,
     LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
-    SequenceBiasLogitsProcessor,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
@@ -56,6 +55,13 @@ class Sampling:
         """The tokens that end an answer, where ``end_tokens`` are the model's."""
         return frozenset(self.stop_token_ids) | frozenset(() if self.ignore_eos else end_tokens)
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it looks at the tokens of prompt and answer, and not at the logits alone."""
+        return bool(
+            self.min_tokens or self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
+        )
+
     def processors(
         self, prompt_tokens: int, ends: Collection[int], device: torch.device | str = "cpu"
     ) -> LogitsProcessorList:
@@ -65,12 +71,9 @@ class Sampling:
         """
         steps: list[LogitsProcessor] = []
         if self.logit_bias:
-            biases = [[[token], float(bias)] for token, bias in self.logit_bias.items()]
-            steps.append(SequenceBiasLogitsProcessor(biases))
+            steps.append(LogitBias(self.logit_bias, device))
         if self.min_tokens and ends:
-            steps.append(
-                MinNewTokensLengthLogitsProcessor(prompt_tokens, self.min_tokens, sorted(ends), str(device))
-            )
+            steps.append(MinTokens(prompt_tokens + self.min_tokens, ends, device))
         if self.repetition_penalty != 1:
             steps.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
         if self.frequency_penalty or self.presence_penalty:
@@ -88,6 +91,27 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+
+
+class LogitBias(LogitsProcessor):  # type: ignore[misc]
+    """Adds to each token's logit its ``bias``; transformers' own is for sequences, and takes long to make of thousands."""
+
+    def __init__(self, bias: Mapping[int, float], device: torch.device | str) -> None:
+        self.tokens = torch.tensor(list(bias), device=device)
+        self.values = torch.tensor(list(bias.values()), dtype=torch.float32, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.index_add(1, self.tokens, self.values[None].to(scores.dtype))
+
+
+class MinTokens(LogitsProcessor):  # type: ignore[misc]
+    """No ``ends`` before there are ``length`` tokens; transformers' own costs as much for every token after them."""
+
+    def __init__(self, length: int, ends: Collection[int], device: torch.device | str) -> None:
+        self.length, self.ends = length, torch.tensor(sorted(ends), device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores if input_ids.shape[1] >= self.length else scores.index_fill(1, self.ends, -math.inf)
 
 
 class AnswerPenalties(LogitsProcessor):  # type: ignore[misc]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from kvtool import limits
 from kvtool.server.http.errors import ApiError
 from kvtool.server.http.logs import TOKEN_COUNTS, RequestLog
+from kvtool.server.runtime.cache_memory import Busy
 from kvtool.server.runtime.generation import AnsweredToken, Completion, Delta
 from kvtool.server.runtime.request import Request
 from kvtool.server.runtime.service import Service
@@ -46,6 +47,8 @@ class Completions:
         self.n_choices = len(requests[0].samplings)
         self.has_logprobs = requests[0].samplings[0].logprobs is not None
         self._room = asyncio.Semaphore(limits.CHOICES // self.n_choices)
+        self._starting = asyncio.Lock()
+        self._answering = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -69,39 +72,65 @@ class Completions:
 
     async def start(self) -> None:
         """Plans all, so that a request that is refused takes no time of the model's, and starts the first."""
-        scored = 0
-        for part in self.parts:
+        scored = planned = 0
+        for number, part in enumerate(self.parts):
             plan = await part.plan()
             scored += (len(plan.token_ids) - plan.document_tokens) * self.n_choices
             if part.request.is_scored and scored > limits.SCORED_TOKENS:
                 size = f"more than {limits.SCORED_TOKENS:,} tokens, those of each choice counted"
                 message = f"prompt: log probabilities of {size}, are too many for one request; send several"
                 raise ApiError(400, message, param="prompt")
+            # A plan has the tokens of the documents too: a thousand of them together may be larger than any cache.
+            planned += len(plan.token_ids)
+            if number and planned > limits.PLANNED_TOKENS:
+                part.forget_plan()
         await self.parts[0].start()
+        self._answering += 1
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """Text as soon as it is certain. Raises what goes wrong with any of the prompts."""
-        events: asyncio.Queue[Delta | asyncio.Task[None]] = asyncio.Queue()
+        # Bounded, so that no further prompt is begun for a client that does not take the answers.
+        events: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(limits.CHOICES)
         self._tasks = [asyncio.create_task(self._answer(number, events)) for number in range(len(self.parts))]
-        for task in self._tasks:
-            task.add_done_callback(events.put_nowait)
         running = len(self._tasks)
         while running:
             event = await events.get()
-            if isinstance(event, Delta):
-                yield event
-            else:
-                event.result()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
                 running -= 1
+            else:
+                yield event
 
-    async def _answer(self, number: int, events: asyncio.Queue[Delta | asyncio.Task[None]]) -> None:
-        part = self.parts[number]
-        async with self._room:
-            if number:
-                await part.start()
-            async for delta in part.deltas():
-                events.put_nowait(replace(delta, index=number * self.n_choices + delta.index))
-            await part.close()
+    async def _answer(self, number: int, events: asyncio.Queue[Delta | Exception | None]) -> None:
+        """Puts the answers to one prompt, and at their end None or what went wrong."""
+        part, end = self.parts[number], None
+        try:
+            async with self._room:
+                if number:
+                    await self._start(part)
+                async for delta in part.deltas():
+                    await events.put(replace(delta, index=number * self.n_choices + delta.index))
+                await part.close()
+                self._answering -= 1
+        except Exception as error:
+            end = error
+        await events.put(end)
+
+    async def _start(self, part: Completion) -> None:
+        """Starts ``part``, once those before it leave room for it in the memory for caches.
+
+        One at a time: of the threads that prepare requests, a list takes no more than a single prompt does.
+        """
+        async with self._starting:
+            while True:
+                try:
+                    await part.start()
+                    self._answering += 1
+                    return
+                except Busy:
+                    if not self._answering:
+                        raise
 
     async def whole(self) -> list[Choice]:
         """All answers, once they are finished. Raises as ``deltas`` does."""

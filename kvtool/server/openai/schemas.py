@@ -119,12 +119,16 @@ class _Request(Body):
 
     def to_requests(self, documents: Sequence[HeldDocument] | None) -> list[Request]:
         """One for each prompt. Raises ``ApiError`` for fields that do not go together."""
-        return [self._request(prompt, documents) for prompt in self.to_prompts()]
+        # Made once: biases are many, and so are prompts and choices.
+        samplings = self._samplings()
+        return [self._request(prompt, samplings, documents) for prompt in self.to_prompts()]
 
-    def _request(self, prompt: Prompt, documents: Sequence[HeldDocument] | None) -> Request:
+    def _request(
+        self, prompt: Prompt, samplings: Sequence[Sampling], documents: Sequence[HeldDocument] | None
+    ) -> Request:
         return Request(
             prompt=prompt,
-            samplings=[self._sampling(choice) for choice in range(self.n or 1)],
+            samplings=samplings,
             max_tokens=self.max_answer_tokens,
             stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
             documents=documents,
@@ -146,12 +150,18 @@ class _Request(Body):
         """How many of the likeliest tokens are given; None where not even the chosen one's log probability is."""
         raise NotImplementedError
 
-    def _sampling(self, choice: int) -> Sampling:
+    def _samplings(self) -> list[Sampling]:
+        """How the tokens of each choice are chosen. Choices of one seed differ from each other, and are the same each time."""
+        first, choices = self._sampling(), range(self.n or 1)
+        if self.seed is None:
+            return [first for _ in choices]
+        return [replace(first, seed=self.seed + choice) for choice in choices]
+
+    def _sampling(self) -> Sampling:
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
-            # Choices of one seed differ from each other, and are the same each time.
-            seed=None if self.seed is None else self.seed + choice,
+            seed=self.seed,
             logprobs=self.n_logprobs,
             top_k=self.top_k or 0,
             min_p=self.min_p or 0.0,

@@ -25,20 +25,21 @@ class TextStream:
     """The text of an answer, sent piece by piece and never taken back.
 
     A character whose bytes have not all come is held back, and so is what may become a stop sequence, until the next tokens
-    decide. None is looked for before there are more than ``min_tokens``.
+    decide. None is looked for before the answer has more than ``min_tokens``.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self.tokenizer, self.stop, self.min_tokens = tokenizer, tuple(stop), min_tokens
         self.stopped = False
         self._tokens: list[int] = []
+        self._prompt_tokens = 0
         self._sent = 0
         # Decoding everything for each token would take quadratic time: text before the mark is settled.
         self._mark, self._settled = 0, ""
 
     def echo(self, prompt: Sequence[int]) -> str:
         """The text of a ``prompt`` that is sent before its answer. Stop sequences are looked for in the answer alone."""
-        self._tokens = list(prompt)
+        self._tokens, self._prompt_tokens = list(prompt), len(prompt)
         text = self._text().rstrip(_UNFINISHED)
         self._sent = len(text)
         return text
@@ -56,7 +57,7 @@ class TextStream:
         return "" if self.stopped else self._up_to_stop(text, len(text))
 
     def _up_to_stop(self, text: str, end: int) -> str:
-        stops = self.stop if len(self._tokens) > self.min_tokens else ()
+        stops = self.stop if len(self._tokens) - self._prompt_tokens > self.min_tokens else ()
         if starts := [at for stop in stops if (at := text.find(stop, self._sent)) >= 0]:
             self.stopped = True
             end = min(starts)

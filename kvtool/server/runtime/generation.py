@@ -7,13 +7,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias, TypeVar
 
+from kvtool.blending.layout import Cached
 from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.server.http.logs import RequestLog
 from kvtool.server.runtime.cache_manager import OpenCache
-from kvtool.server.runtime.detokenize import TextStream, TokenText, TokenTexts
+from kvtool.server.runtime.detokenize import TextStream, TokenText
 from kvtool.server.runtime.request import Request
 from kvtool.server.runtime.request_plan import RequestPlan
 from kvtool.server.runtime.sampling import SampledToken, Sampler
@@ -63,6 +64,8 @@ class Completion:
         self.started, self.log = started, log
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
         self.matched_tokens = self.stored_tokens = 0
+        self._plan: RequestPlan | None = None
+        self._documents: list[Cached] | None = None
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, _Event]] = asyncio.Queue()
         self._generations: list[Generation] = []
@@ -75,26 +78,29 @@ class Completion:
         self._plan = await self._in_thread(self._planned)
         return self._plan
 
+    def forget_plan(self) -> None:
+        """Frees the plan of a request that starts much later, and is then planned again."""
+        self._plan = None
+
     def _planned(self) -> RequestPlan:
-        documents = None
-        if self.request.documents is not None:
-            documents = [self._held.enter_context(hold()) for hold in self.request.documents]
-        plan = self.service.planner.plan(self.request, documents, self.tenant)
+        if self._documents is None and self.request.documents is not None:
+            self._documents = [self._held.enter_context(hold()) for hold in self.request.documents]
+        plan = self.service.planner.plan(self.request, self._documents, self.tenant)
         if plan.match:
             self.matched_tokens, self.stored_tokens = plan.match.tokens, plan.match.segment_tokens
         return plan
 
     async def start(self) -> None:
         """Opens the plan's cache and hands the request's generations to the scheduler."""
-        plan, cache = self._plan, await self._in_thread(self._opened)
+        plan = self._plan or await self.plan()
+        cache, samplers = await self._in_thread(partial(self._opened, plan))
         self.prompt_tokens, self.cached_tokens = len(plan.token_ids), cache.cached_tokens
         self._has_cache = cache.tokens > 0
         self.service.metrics.prompt_tokens.inc(self.prompt_tokens)
         self.service.metrics.cached_tokens.inc(self.cached_tokens)
-        for index, sampling in enumerate(self.request.samplings):
+        rest = plan.token_ids[cache.tokens :]
+        for index, sampler in enumerate(samplers):
             push = partial(self._push, index)
-            rest = plan.token_ids[cache.tokens :]
-            sampler = Sampler(sampling, plan.token_ids, end_tokens(self.service.model))
             generation = Generation(cache.cache, rest, cache.tokens, plan.max_tokens, sampler, push, push)
             if self.request.is_scored:
                 generation.on_scores = push
@@ -103,8 +109,10 @@ class Completion:
             self._running += 1
             self.service.scheduler.submit(generation)
 
-    def _opened(self) -> OpenCache:
-        return self._held.enter_context(self.service.caches.opened(self._plan.sources, self.tenant))
+    def _opened(self, plan: RequestPlan) -> tuple[OpenCache, list[Sampler]]:
+        ends = end_tokens(self.service.model)
+        samplers = [Sampler(sampling, plan.token_ids, ends) for sampling in self.request.samplings]
+        return self._held.enter_context(self.service.caches.opened(plan.sources, self.tenant)), samplers
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         """Runs ``function``, to its end even if the client goes: what it holds must then be released."""
@@ -114,6 +122,9 @@ class Completion:
             return await asyncio.shield(preparing)
         finally:
             self.service.waiting -= 1
+            # It has the cache, which would outlive what is counted for it.
+            if preparing.done():
+                self._preparing = None
 
     def _push(self, index: int, event: _Event) -> None:
         # The loop is gone only when the whole server is.
@@ -127,8 +138,10 @@ class Completion:
         streams = [TextStream(tokenizer, stop, sampling.min_tokens) for sampling in samplings]
         is_done = [False] * len(streams)
         pending: list[list[AnsweredToken]] = [[] for _ in streams]
-        texts, n_tokens = TokenTexts(tokenizer), [0] * len(streams)
+        # Most of what one request's tokens are compared with comes again and again.
+        text_of, n_tokens = lru_cache(maxsize=None)(self.service.token_texts.of), [0] * len(streams)
         if self.request.echo:
+            assert self._plan is not None
             prompt = self._plan.token_ids[self._plan.document_tokens :]
             for index, stream in enumerate(streams):
                 yield Delta(index, stream.echo(prompt), [], None)
@@ -139,7 +152,7 @@ class Completion:
             stream, text, finish = streams[index], "", None
             if isinstance(event, list):
                 pending[index] += [
-                    _answered(texts, token, is_first=not (n_tokens[index] + n))
+                    _answered(text_of, token, is_first=not (n_tokens[index] + n))
                     for n, token in enumerate(event)
                 ]
                 n_tokens[index] += len(event)
@@ -147,7 +160,7 @@ class Completion:
                 self._count_token()
                 text = stream.push(event.token)
                 if event.logprob is not None:
-                    pending[index].append(_answered(texts, event, is_first=not n_tokens[index]))
+                    pending[index].append(_answered(text_of, event, is_first=not n_tokens[index]))
                 n_tokens[index] += 1
                 if stream.stopped:
                     self._generations[index].cancel()
@@ -158,7 +171,8 @@ class Completion:
                 text = stream.finish()
                 finish = "stop" if stream.stopped else event
             is_done[index] = finish is not None
-            if text or finish:
+            # Scores go as they come: those of a long prompt together would keep everyone waiting while they are written.
+            if text or finish or isinstance(event, list):
                 sampled, pending[index] = pending[index], []
                 yield Delta(index, text, sampled, finish)
 
@@ -186,6 +200,7 @@ class Completion:
             self._observe()
         # They know this object and the cache: within that circle the cache would outlive what is counted for it.
         self._generations.clear()
+        self.forget_plan()
         if self._preparing and not self._preparing.done():
             self._preparing.add_done_callback(lambda _: self._held.close())
         else:
@@ -199,6 +214,6 @@ class Completion:
             metrics.output_token.observe((seconds - self._first_token) / (self.completion_tokens - 1))
 
 
-def _answered(texts: TokenTexts, token: SampledToken, *, is_first: bool) -> AnsweredToken:
-    top = [(texts.of(other, is_first=is_first), logprob) for other, logprob in token.top]
-    return AnsweredToken(texts.of(token.token, is_first=is_first), token.logprob, top)
+def _answered(text_of: Callable[..., TokenText], token: SampledToken, *, is_first: bool) -> AnsweredToken:
+    top = [(text_of(other, is_first=is_first), logprob) for other, logprob in token.top]
+    return AnsweredToken(text_of(token.token, is_first=is_first), token.logprob, top)

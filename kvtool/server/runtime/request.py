@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -100,10 +100,10 @@ class TokenPrompt:
         return self.tokens(model)
 
 
-def refuse_unknown_tokens(model: Model, token_ids: Iterable[int], field: str) -> None:
+def refuse_unknown_tokens(model: Model, token_ids: Collection[int], field: str) -> None:
     """Raises ``ApiError``, naming the request's ``field``, for ids that are none of the model's tokens."""
     size = model.text_config.vocab_size
-    if not all(0 <= token < size for token in token_ids):
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < size:
         raise ApiError(400, f"{field}: expected token ids from 0 to {size - 1}", param=field)
 
 
@@ -114,7 +114,8 @@ Prompt: TypeAlias = ConversationPrompt | TextPrompt | TokenPrompt
 class Request:
     """A prompt, and the answers that are wanted to it.
 
-    ``samplings`` are one for each answer. ``max_tokens`` is an answer's length at most, None for the server's default.
+    ``samplings`` are one for each answer, and differ in their seeds alone. ``max_tokens`` is an answer's length at most, None
+    for the server's default.
 
     ``documents`` stand before the prompt; None where none are named. Of several, ``recompute`` is the share of tokens that is
     recomputed, and ``policy`` says which, as ``kvtool.blend`` has them. Without ``use_cache`` everything is prefilled.

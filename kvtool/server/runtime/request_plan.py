@@ -36,9 +36,9 @@ class RequestPlan:
     """The tokens of a request, and the sources of its cache.
 
     ``token_ids`` are the whole prompt, ``document_tokens`` of them those of the documents that the request names, and
-    ``max_tokens`` each answer's length at most. ``sources`` are in the order of
-    preference: the next one is for the case that one is broken. Each says how many tokens it has, and how many bytes of
-    memory the request takes beside it. ``match`` is what of the store the prompt begins with, used or not.
+    ``max_tokens`` each answer's length at most. ``sources`` are in the order of preference: the next one is for the case that
+    one is broken. Each says how many tokens it has, and how many bytes of memory the request takes beside it. ``match`` is
+    what of the store the prompt begins with, used or not.
     """
 
     token_ids: Sequence[int]
@@ -59,9 +59,9 @@ class Planner:
 
         Raises ``ApiError`` for what the model cannot take, and what ``kvtool.blend`` raises.
         """
-        for sampling in request.samplings:
-            refuse_unknown_tokens(self.model, sampling.logit_bias, "logit_bias")
-            refuse_unknown_tokens(self.model, sampling.stop_token_ids, "stop_token_ids")
+        sampling = request.samplings[0]
+        refuse_unknown_tokens(self.model, sampling.logit_bias, "logit_bias")
+        refuse_unknown_tokens(self.model, sampling.stop_token_ids, "stop_token_ids")
         if documents is not None:
             return self._plan_after(documents, request, tenant)
         token_ids, match = self._match(request, tenant)
@@ -171,7 +171,7 @@ class Planner:
             raise ApiError(400, message, param=field, code="context_length_exceeded")
         longest = min(self.answer_tokens, context - n_tokens)
         max_tokens = longest if request.max_tokens is None else request.max_tokens
-        if any(sampling.min_tokens > max_tokens for sampling in request.samplings):
+        if request.samplings[0].min_tokens > max_tokens:
             message = f"min_tokens: an answer to this request has at most {max_tokens} tokens"
             raise ApiError(400, message, param="min_tokens")
         return _Size(n_tokens, max_tokens, len(request.samplings), self.caches.token_bytes)

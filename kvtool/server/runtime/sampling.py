@@ -30,7 +30,8 @@ class Sampler:
     def __init__(self, sampling: Sampling, prompt: Sequence[int], end_tokens: Collection[int]) -> None:
         self.sampling, self.ends = sampling, sampling.ends(end_tokens)
         self._processors = sampling.processors(len(prompt), self.ends)
-        self._token_ids = torch.tensor(prompt, dtype=torch.int64)[None]
+        # A copy of the prompt for each answer, and for each token of it, only where they are looked at.
+        self._token_ids = torch.tensor(prompt if sampling.reads_tokens else [], dtype=torch.int64)[None]
         self._random = torch.Generator()
         if sampling.seed is None:
             self._random.seed()
@@ -43,7 +44,8 @@ class Sampler:
         logits = logits.float()
         scores = self._processors(self._token_ids, logits[None])[0]
         token = int(scores.argmax()) if self.sampling.temperature == 0 else self._draw(scores)
-        self._token_ids = torch.cat([self._token_ids, torch.tensor([[token]])], 1)
+        if self.sampling.reads_tokens:
+            self._token_ids = torch.cat([self._token_ids, torch.tensor([[token]])], 1)
         if self.sampling.logprobs is None:
             return SampledToken(token)
         return score(logits[None], [token], self.sampling.logprobs)[0]

@@ -237,23 +237,26 @@ class Scheduler:
                 self._feed({group: feeds[group] for group in groups}, scored)
 
     def _add_prompts(self, feeds: _Feeds) -> set[int]:
-        """Adds prompts' tokens to ``feeds``. Returns whose are scored."""
+        """Adds prompts' tokens to ``feeds``: first those that came first, and others after what may be scored in one pass.
+
+        Returns whose are scored.
+        """
         room, scored_room, scored = PASS_TOKENS, SCORED_TOKENS, set[int]()
-        while self._prefilling:
-            group, number = self._prefilling[0]
-            if member := group.members.get(number):
-                is_scored = member.is_scored_next
-                tokens = member.take_prompt(min(room, scored_room) if is_scored else room)
-                if not tokens:
-                    break
+        unfinished: list[tuple[_Group, int]] = []
+        while self._prefilling and room:
+            group, number = self._prefilling.popleft()
+            if (member := group.members.get(number)) is None:
+                continue
+            is_scored = member.is_scored_next
+            if tokens := member.take_prompt(min(room, scored_room) if is_scored else room):
                 room -= len(tokens)
                 if is_scored:
                     scored_room -= len(tokens)
                     scored.add(number)
                 feeds.setdefault(group, []).append((number, tokens))
-                if member.is_prefilling:
-                    break
-            self._prefilling.popleft()
+            if member.is_prefilling:
+                unfinished.append((group, number))
+        self._prefilling.extendleft(reversed(unfinished))
         return scored
 
     def _feed(self, feeds: _Feeds, scored: Collection[int]) -> None:
@@ -261,11 +264,9 @@ class Scheduler:
         try:
             batches = [(group.rows, fed) for group, fed in feeds.items()]
             logits = feed_batches(self.model, batches, scored)
-            rows = [
-                torch.split(each, [len(ids) if number in scored else 1 for number, ids in fed])
-                for (_, fed), each in zip(batches, logits, strict=True)
-            ]
-            last = [torch.stack([row[-1] for row in each]).float().cpu() for each in rows]
+            sizes = [[len(ids) if number in scored else 1 for number, ids in fed] for _, fed in batches]
+            rows = [torch.split(each, size) for each, size in zip(logits, sizes, strict=True)]
+            last = [_last_rows(each, size) for each, size in zip(logits, sizes, strict=True)]
         except Exception as error:
             # Answers that share a pass share its failure.
             _log.exception("a pass of the model failed")
@@ -314,3 +315,10 @@ class Scheduler:
                 # The answers' room goes with them; the cache stays.
                 member.cache.fit()
             member.on_end(reason)
+
+
+def _last_rows(logits: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The last of each sequence's rows, of which there are ``sizes``. Without scores these are all, and are not copied."""
+    if len(logits) != len(sizes):
+        logits = logits[torch.tensor(sizes).cumsum(0).to(logits.device) - 1]
+    return logits.float().cpu()

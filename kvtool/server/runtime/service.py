@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from kvtool import limits as bounds
@@ -13,6 +14,7 @@ from kvtool.model.model import Model
 from kvtool.server.http.metrics import Metrics
 from kvtool.server.runtime.cache_manager import CacheManager
 from kvtool.server.runtime.cache_memory import CacheMemory
+from kvtool.server.runtime.detokenize import TokenTexts
 from kvtool.server.runtime.load_policy import LoadOptions, LoadPolicy
 from kvtool.server.runtime.request_plan import Planner
 from kvtool.server.runtime.scheduler import Scheduler
@@ -57,6 +59,10 @@ class Service:
         self.waiting = 0
         self.is_draining = False
         self._is_warm = False
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        return TokenTexts(self.model.tokenizer)
 
     def warm_up(self) -> None:
         """Runs the model to measure it, as far as its figures are not known. The second call does nothing.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,8 +17,14 @@ from starlette.testclient import TestClient
 
 import kvtool
 from kvtool import limits
-from kvtool.server.runtime import generation, scheduler
+from kvtool.server.app import create_app
+from kvtool.server.http.logs import RequestLog
+from kvtool.server.openai.completions import Completions
+from kvtool.server.openai.schemas import CompletionRequest
+from kvtool.server.runtime import cache_manager, generation, scheduler
+from kvtool.server.runtime.service import Limits, Service
 from kvtool.store.local import LocalStore
+from tests.server.asking import LIMITS
 
 TOLERANCE = 1e-4
 """What the order of summation explains."""
@@ -235,6 +243,80 @@ def test_what_is_refused(client: TestClient, prompt: Any, more: dict[str, Any], 
     error = post(client, prompt, 400, **more)["error"]
     assert says in error["message"]
     assert client.app.state.service.waiting == 0  # type: ignore[attr-defined]
+
+
+def test_stop_sequences_wait_for_tokens_of_the_answer(client: TestClient) -> None:
+    more = {"max_tokens": 12, "min_tokens": 12}
+    text = post(client, "One two three", **more)["choices"][0]["text"]
+    answer = post(client, "One two three", echo=True, stop=text[2], **more)
+    assert answer["choices"][0]["text"] == "One two three" + text
+
+
+def test_scores_of_a_long_prompt_are_streamed_in_pieces(client: TestClient) -> None:
+    body = {"model": "served", "prompt": [n % 250 for n in range(300)], "echo": True, "logprobs": 1}
+    lines = client.post("/v1/completions", json={**body, "max_tokens": 2, "stream": True}).text.split("\n\n")
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if "{" in line]
+    scored = [len(event["choices"][0]["logprobs"]["tokens"]) for event in events]
+    assert max(scored) <= scheduler.SCORED_TOKENS + 1
+    assert sum(scored) == 302
+
+
+def test_prompts_of_a_list_share_their_biases() -> None:
+    body = CompletionRequest(model="served", prompt=["One", "Two"], logit_bias={"5": 1}, n=2, seed=3)
+    requests = body.to_requests(None)
+    samplings = [sampling for request in requests for sampling in request.samplings]
+    assert all(sampling.logit_bias is samplings[0].logit_bias for sampling in samplings)
+    assert [sampling.seed for sampling in samplings] == [3, 4, 3, 4]
+
+
+@pytest.mark.parametrize("what", ["plans", "caches"])
+def test_a_list_holds_no_more_than_its_running_answers_need(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    planner = client.app.state.service.planner  # type: ignore[attr-defined]
+    owner, name = (planner, "plan") if what == "plans" else (cache_manager.engine, "new_cache")
+    make, every, held = getattr(owner, name), list[weakref.ref[Any]](), list[int]()
+
+    def watched(*arguments: Any) -> Any:
+        made = make(*arguments)
+        every.append(weakref.ref(made))
+        held.append(sum(each() is not None for each in every))
+        return made
+
+    monkeypatch.setattr(owner, name, watched)
+    monkeypatch.setattr(limits, "PLANNED_TOKENS", 10)
+    post(client, ["One"] * 40, max_tokens=2)
+    assert len(held) >= 40
+    assert max(held) <= 2 * limits.CHOICES
+
+
+def test_prompts_of_a_list_wait_for_each_other(served: kvtool.Model, documents: LocalStore) -> None:
+    """Those before may take all memory for caches, longer than a request may wait for it."""
+    with TestClient(create_app(Service.over(documents.root, served, LIMITS))) as client:
+        token = client.app.state.service.caches.token_bytes  # type: ignore[attr-defined]
+    few = Limits(memory=token * 250, wait=0.001)
+    with TestClient(create_app(Service.over(documents.root, served, few))) as client:
+        answer = post(client, ["One"] * 6, max_tokens=100, ignore_eos=True)
+        assert answer["usage"]["completion_tokens"] == 600
+        assert post(client, "One", 400, max_tokens=300)["error"]["type"] == "invalid_request_error"
+
+
+def test_no_prompt_is_begun_for_a_client_that_takes_nothing(client: TestClient) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    body = CompletionRequest(model="served", prompt=["One"] * 100, max_tokens=1)
+
+    async def begun() -> int:
+        requests = body.to_requests(None)
+        completions = Completions(service, service.tenants[""], requests, 0.0, RequestLog())
+        await completions.start()
+        deltas = completions.deltas()
+        await anext(deltas)
+        await asyncio.sleep(0.5)
+        await completions.close()
+        return sum(part.prompt_tokens > 0 for part in completions.parts)
+
+    assert client.portal is not None
+    assert client.portal.call(begun) <= 2 * limits.CHOICES + 1
 
 
 def test_an_error_in_one_of_several_prompts_ends_them_all(

@@ -18,7 +18,9 @@ import kvtool
 from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.engines.generate import generate
 from kvtool.engines.sampling import GREEDY
+from kvtool.engines.transformers import new_cache
 from kvtool.server.app import create_app
+from kvtool.server.runtime import scheduler as scheduler_module
 from kvtool.server.runtime.sampling import SampledToken, Sampler
 from kvtool.server.runtime.scheduler import Generation, Scheduler
 from kvtool.server.runtime.service import Service
@@ -99,6 +101,33 @@ def test_greedy_means_what_it_means_to_ask(
     prompt = [*cache.token_ids.tolist(), *ids]
     for asked, loaded in ((model, cache), (model, None), (served, None)):
         assert generate(asked, prompt, loaded, max_tokens=6)[: len(tokens)] == tokens
+
+
+def test_a_prompt_that_is_scored_keeps_no_other_waiting(
+    served: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[list[int]] = []
+    feed_batches = scheduler_module.feed_batches
+
+    def watched(model: kvtool.Model, feeds: Any, every: Any) -> Any:
+        passes.append([len(ids) for _, feed in feeds for _, ids in feed])
+        return feed_batches(model, feeds, every)
+
+    monkeypatch.setattr(scheduler_module, "feed_batches", watched)
+    scheduler, ends, scores = Scheduler(served), list[Any](), list[SampledToken]()
+    scheduler.warm_up()
+    passes.clear()
+    for size, is_scored in ((200, True), (100, True), (30, False)):
+        ids = [n % 250 for n in range(size)]
+        sampler, cache = Sampler(GREEDY, ids, ()), new_cache(served, size)
+        generation = Generation(cache, ids, 0, 1, sampler, lambda _: None, ends.append)
+        generation.on_scores = scores.extend if is_scored else None
+        scheduler.submit(generation)
+    scheduler.start()
+    scheduler.stop()
+    assert passes == [[128, 30], [72, 56], [44]]
+    assert len(scores) == 300
+    assert ends == ["length"] * 3
 
 
 def room(cache: kvtool.DocumentCache) -> int:
