@@ -132,10 +132,9 @@ def run(
     output.emit(report.to_json(), render(report), as_json)
     output.print_warnings(report.warnings)
     code = output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
-    if code == DONE and not dry_run:
-        again = report.repeated()
-        lines, after = render(again), prefill_inputs(documents, settings)
-        command.remember(after, report.entries, again.to_json(), lines, again.warnings)
+    if code == DONE and not dry_run and (after := prefill_inputs(documents, settings)):
+        again = report.repeated(after["entries"])
+        command.remember(after, report.entries, again.to_json(), render(again), again.warnings)
     return code
 
 

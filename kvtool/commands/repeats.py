@@ -40,7 +40,7 @@ class Repeatable:
 
     def remember(
         self,
-        inputs: Inputs | None,
+        inputs: Inputs,
         entries: Mapping[str, str],
         value: object,
         lines: output.Lines,
@@ -53,7 +53,7 @@ class Repeatable:
         """
         from kvtool.system.run_memory import remember
 
-        if self.inputs is None or inputs is None:
+        if self.inputs is None:
             return
         held = {name: state for name, state in inputs["entries"].items() if state}
         is_ours = entries.items() <= held.items() and {**self.inputs, "entries": None} == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,9 +58,10 @@ class Report:
         self.nbytes += sizes.nbytes
         self.n_elements += sizes.n_elements
 
-    def repeated(self) -> Report:
-        """The report of the same run, done again: there is nothing left to do."""
-        unchanged = [*self.unchanged, *self.compressed]
+    def repeated(self, names: Iterable[str]) -> Report:
+        """The report of the same run, done again: there is nothing left to do. ``names`` give the documents' order."""
+        done = {*self.unchanged, *self.compressed}
+        unchanged = [name for name in dict.fromkeys(names) if name in done]
         return replace(self, unchanged=unchanged, compressed=[], fallback_segments=[], seconds=0.0)
 
     def to_json(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,12 +46,13 @@ class Report:
     model_tokens: int = 0
     model_seconds: float = 0.0
 
-    def repeated(self) -> Report:
-        """The report of the same run, done again: there is nothing left to do."""
+    def repeated(self, names: Iterable[str]) -> Report:
+        """The report of the same run, done again: there is nothing left to do. ``names`` give the documents' order."""
+        done = {*self.unchanged, *self.prefilled}
         return Report(
             self.store,
             self.model,
-            unchanged=[*self.unchanged, *self.prefilled],
+            unchanged=[name for name in names if name in done],
             without_neighbours=self.without_neighbours,
             warnings=self.warnings,
             passed_over=self.passed_over,
