@@ -259,6 +259,14 @@ def test_a_zip_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
         convert(docx(paragraph("x" * 1_000_000)), ".docx", "a")
 
 
+def test_a_row_that_no_sheet_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = xlsx(lambda book: book.active.cell(1000, 1, "last"))
+    assert "last" in text("a.xlsx", data)
+    monkeypatch.setattr(limits, "SHEET_ROWS", 999)
+    with pytest.raises(DocumentError, match="sheet Sheet has more than 999 rows"):
+        convert(data, ".xlsx", "a")
+
+
 def test_entities_that_multiply_or_name_files() -> None:
     levels = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     for entities in (f'<!ENTITY e0 "x">{levels}', '<!ENTITY e11 SYSTEM "file:///etc/passwd">'):
