@@ -18,6 +18,9 @@ CONVERSION_SECONDS = 300.0
 CONVERSION_BYTES = 4 * GIB
 """Memory of the process that converts these."""
 
+SHEET_ROWS = 1 << 20
+"""A sheet of a workbook, as in Excel. Empty rows count, which cost no bytes."""
+
 HEADER_BYTES = 64 * MIB
 """An artifact's header: the safetensors header with the metadata inside."""
 

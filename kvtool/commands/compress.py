@@ -142,10 +142,12 @@ def run(
     code = output.exit_code(report.problems, len(report.compressed) + len(report.unchanged))
     if report.setting and not report.setting.met:
         return max(GATE, code)
-    after = compress_inputs(settings.store, chosen, variant) if code == DONE and not dry_run else None
-    if after and report.entries:
-        again = report.repeated(after["names"])
-        command.remember(after, report.entries, again.to_json(), render(again, store))
+    # A setting that was measured is no part of what a repetition says, which takes it from the variant, or measures it again.
+    if code == DONE and report.entries and not (dry_run or report.setting):
+        after = compress_inputs(settings.store, chosen, variant)
+        if after:
+            again = report.repeated(after["names"])
+            command.remember(after, report.entries, again.to_json(), render(again, store))
     return code
 
 

@@ -132,8 +132,7 @@ def run(
     output.emit(report.to_json(), render(report), as_json)
     output.print_warnings(report.warnings)
     code = output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
-    after = prefill_inputs(documents, settings) if code == DONE and not dry_run else None
-    if after:
+    if code == DONE and not dry_run and (after := prefill_inputs(documents, settings)):
         again = report.repeated(after["entries"])
         command.remember(after, report.entries, again.to_json(), render(again), again.warnings)
     return code

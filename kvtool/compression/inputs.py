@@ -22,7 +22,7 @@ def compress_inputs(store: Path, names: Iterable[str] | None, variant: str) -> d
         catalog = LocalCatalog(store)
         return {
             "names": list(names or catalog),
-            "entries": {name: catalog.state(name, compared(variant)) for name in catalog},
+            "entries": {name: catalog.state(catalog[name], compared(variant)) for name in catalog},
             "calibrations": [file_state(path) for path in sorted((store / CALIBRATIONS).glob("*"))],
         }
     except (KvtoolError, OSError):

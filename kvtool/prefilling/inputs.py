@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvtool.config import Settings
 from kvtool.digest import digest
 from kvtool.documents.find import find
 from kvtool.documents.load import NamedBytes
+from kvtool.documents.read import read_bytes
 from kvtool.errors import KvtoolError
 from kvtool.model.locate import model_state
 from kvtool.store.catalog.local import LocalCatalog
-from kvtool.store.manifest import AVERAGED, RAW
+from kvtool.store.manifest import AVERAGED, RAW, Document
 
 PREFILLED = (RAW, AVERAGED)
 """The variants that a prefill makes."""
@@ -31,25 +32,26 @@ def prefill_inputs(paths: Sequence[str | NamedBytes], settings: Settings) -> dic
         if errors:
             return None
         names = [*(d.name for d in documents), *(source.name for source in sent)]
+        held = {name: catalog[name] for name in names if name in catalog}
+        states = {name: catalog.state(document, PREFILLED) for name, document in held.items()}
         return {
             "model": model_state(settings.model, settings.adapter),
-            "documents": [[d.name, str(d.path), d.walked, digest(d.path.read_bytes())] for d in documents],
+            "documents": [[d.name, str(d.path), d.walked, digest(read_bytes(d.path))] for d in documents],
             "sent": [[source.name, digest(source.data)] for source in sent],
             "passed_over": dict(passed_over),
-            "prefix_file": settings.prefix_file and digest(settings.prefix_file.read_bytes()),
-            "entries": {name: catalog.state(name, PREFILLED) for name in names},
-            "others": _others(catalog, settings, names),
+            "prefix_file": settings.prefix_file and digest(read_bytes(settings.prefix_file)),
+            "entries": {name: states.get(name) for name in names},
+            "others": _others(catalog, settings, held.values()),
         }
     except (KvtoolError, OSError):
         return None
 
 
-def _others(catalog: LocalCatalog, settings: Settings, names: list[str]) -> list[Any] | None:
+def _others(catalog: LocalCatalog, settings: Settings, documents: Iterable[Document]) -> list[Any] | None:
     """Entries of the whole store, where the documents' own do not decide alone.
 
     They choose a document's neighbours, and the time that a chat template prints.
     """
-    documents = [catalog[name] for name in names if name in catalog]
     if not settings.neighbours and not any("now" in document.prefix["origin"] for document in documents):
         return None
-    return [[name, catalog.state(name, PREFILLED)] for name in catalog]
+    return [[name, catalog.state(document, PREFILLED)] for name, document in catalog.items()]

@@ -47,7 +47,7 @@ class Report:
     model_seconds: float = 0.0
 
     def repeated(self, names: Iterable[str]) -> Report:
-        """The report of the same run over the documents ``names``, done again: there is nothing left to do."""
+        """The report of the same run, done again: there is nothing left to do. ``names`` give the documents' order."""
         done = {*self.unchanged, *self.prefilled}
         return Report(
             self.store,

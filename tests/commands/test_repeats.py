@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,20 +56,42 @@ def test_a_pipeline_with_nothing_to_do_imports_neither_torch_nor_transformers(cl
         assert heavy_imports(*command) == "heavy:"
 
 
-def test_a_repetition_prints_what_the_whole_run_prints(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def printed(result: Any) -> list[str]:
+    """The lines of a run's output, in order, without the time that it took."""
+    output = re.sub(r"in \d+\.\d s", "", re.sub(r'"seconds": \S+', "", result.stdout + result.stderr))
+    return [line for line in output.splitlines() if line]
+
+
+def both(cli: Cli, monkeypatch: pytest.MonkeyPatch, *command: str) -> tuple[list[str], list[str]]:
+    """What a repetition prints, and what the whole run does."""
+    remembered = printed(cli(*command))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_memory, "recall", lambda *_: None)
+        return remembered, printed(cli(*command))
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_repetition_prints_what_the_whole_run_prints(
+    flags: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("docs/latin.txt").write_bytes(b"caf\xe9 " * 20)
+    # The longest of the documents, which is stored last, comes first.
+    Path("docs/0.txt").write_text("A longer text. " * 60)
     for command in (PREFILL, COMPRESS):
         cli(*command)
-        remembered = cli(*command), json.loads(cli(*command, "--json").stdout)
-        with monkeypatch.context() as patch:
-            patch.setattr(run_memory, "recall", lambda *_: None)
-            whole = cli(*command), json.loads(cli(*command, "--json").stdout)
-        for of, value in (remembered, whole):
-            assert not of.stdout
-            value["seconds"] = 0
-        assert remembered[1] == whole[1]
-        assert remembered[0].stderr.splitlines()[1:] == whole[0].stderr.splitlines()[1:]
+        remembered, whole = both(cli, monkeypatch, *command, *flags)
+        assert remembered == whole
     assert "latin.txt" in cli(*PREFILL).stderr
+
+
+def test_a_setting_is_told_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "compress", "--bits", "12"
+    cli(*PREFILL)
+    assert "on a few segments" in cli(*command).stderr
+    for _ in range(2):
+        remembered, whole = both(cli, monkeypatch, *command)
+        assert remembered == whole
+        assert len(whole) == 1
 
 
 @pytest.mark.parametrize("command", [PREFILL, COMPRESS], ids=["prefill", "compress"])
@@ -169,3 +192,66 @@ def test_a_broken_memory_is_none(cli: Cli, loads: list[str]) -> None:
         file.write_text("[]")
     assert "3 were there already" in cli(*PREFILL).stderr
     assert loads == ["prefill"]
+
+
+def test_an_artifact_that_is_cut_off_is_noticed(cli: Cli, loads: list[str]) -> None:
+    cli(*PREFILL)
+    loads.clear()
+    for file in Path("kv-store/artifacts").rglob("*.safetensors"):
+        os.truncate(file, 100)
+    cli(*PREFILL)
+    assert loads == ["prefill"]
+
+
+def test_a_further_chat_template_is_noticed(
+    cli: Cli, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_dir, model)
+    monkeypatch.setenv("KVTOOL_MODEL", str(model))
+    cli(*PREFILL)
+    templates = model / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "rag.jinja").write_text("{{ messages }}")
+    assert "another model" in cli(*PREFILL, code=1).stderr
+
+
+def test_an_installed_package_is_noticed(
+    cli: Cli, loads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli(*PREFILL)
+    loads.clear()
+    (tmp_path / "site" / "plugin-1.0.dist-info").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    cli(*PREFILL)
+    assert loads == ["prefill"]
+
+
+def test_a_path_need_not_be_unicode(cli: Cli, loads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(os.fsdecode(b"caf\xe9"))
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path("a.md").write_text("Some text.\n")
+    for _ in range(2):
+        cli("prefill", "a.md")
+    assert loads == ["prefill"]
+
+
+def test_what_is_no_document_is_not_read(cli: Cli) -> None:
+    """A file too large would fill the memory, and a pipe would never end."""
+    with Path("docs/large.log").open("wb") as file:
+        file.truncate(1 << 42)
+    os.mkfifo("pipe")
+    assert "too large" in cli(*PREFILL, code=3).stderr
+    assert "named pipe" in cli(*PREFILL, "--prefix-file", "pipe", code=1).stderr
+
+
+def test_the_latest_runs_are_kept(cli: Cli, loads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_memory, "KEPT", 2)
+    runs = Path(os.environ["KVTOOL_CACHE_DIR"]) / "runs"
+    for name in ("c.txt", "docs/a.md", "docs/b.md"):
+        cli("prefill", name)
+    assert len(list(runs.iterdir())) == 2
+    loads.clear()
+    cli("prefill", "docs/b.md")
+    assert not loads

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from openpyxl.comments import Comment
 from kvtool import limits
 from kvtool.documents.load import Account, load
 from kvtool.documents.office.convert import FORMATS, convert
+from kvtool.documents.office.convert import _executor as executor
 from kvtool.errors import DocumentError
 from tests.documents.packages import docx, epub, packed, paragraph, pptx, shape
 
@@ -254,6 +259,14 @@ def test_a_zip_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
         convert(docx(paragraph("x" * 1_000_000)), ".docx", "a")
 
 
+def test_a_row_that_no_sheet_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = xlsx(lambda book: book.active.cell(1000, 1, "last"))
+    assert "last" in text("a.xlsx", data)
+    monkeypatch.setattr(limits, "SHEET_ROWS", 999)
+    with pytest.raises(DocumentError, match="sheet Sheet has more than 999 rows"):
+        convert(data, ".xlsx", "a")
+
+
 def test_entities_that_multiply_or_name_files() -> None:
     levels = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     for entities in (f'<!ENTITY e0 "x">{levels}', '<!ENTITY e11 SYSTEM "file:///etc/passwd">'):
@@ -275,6 +288,49 @@ def test_files_are_read_in_another_process_within_bounds(
         bounded.setattr(limits, "CONVERSION_SECONDS", 0.0)
         assert "cannot be converted within 0 s and 4 GiB; split it" in error("b.docx", data)
     assert read("c.docx", data) == "text"
+
+
+def test_an_interrupted_run_leaves_no_process(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    data = docx(paragraph("text"))
+    read("a.docx", data)
+    (worker,) = executor()._processes.values()
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            read("b.docx", data)
+    assert not worker.is_alive()
+    assert read("c.docx", data) == "text"
+
+
+KILLED = """
+import time
+from kvtool.documents.office.convert import _executor as executor
+executor().submit(time.sleep, 60)
+print(*executor()._processes, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_run_leaves_no_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        worker = int(process.stdout.readline())
+        # Once it has begun to work, it would not notice by itself.
+        time.sleep(1)
+        process.kill()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and _is_alive(worker):
+        time.sleep(0.1)
+    assert not _is_alive(worker)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process is there and has not ended, though nobody may have waited for it."""
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout.strip()[:1] not in ("", "Z")
 
 
 def test_without_the_extra(error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

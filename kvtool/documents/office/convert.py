@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import resource
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
 from functools import cache
+from threading import Thread
 from typing import NamedTuple
-from warnings import catch_warnings
+from warnings import catch_warnings, filterwarnings
 
 # Unlike the standard library's, loky's processes do not run the caller's script again.
 from loky.process_executor import ProcessPoolExecutor
@@ -79,10 +82,13 @@ def office_text(data: bytes, suffix: str, name: str, warnings: list[DocumentErro
         pending: Future[tuple[str, list[DocumentError]]] = executor.submit(convert, data, suffix, name)
         text, remarks = pending.result(limits.CONVERSION_SECONDS)
     except (TimeoutError, BrokenExecutor, MemoryError) as error:
-        executor.shutdown(wait=True, kill_workers=True)
-        _executor.cache_clear()
+        _end(executor)
         reason = f"cannot be converted within {bounds}"
         raise DocumentError(name, reason, "split it into smaller files, or save it as text") from error
+    except KeyboardInterrupt:
+        # Which only this process may have got. Its end would wait for the conversion's.
+        _end(executor)
+        raise
     warnings += remarks
     return text
 
@@ -114,10 +120,27 @@ def convert(data: bytes, suffix: str, name: str) -> tuple[str, list[DocumentErro
 @cache
 def _executor() -> ProcessPoolExecutor:
     """One process for all documents, since starting it takes longer than most of them."""
-    return ProcessPoolExecutor(1, timeout=60, initializer=_bound_memory, initargs=(limits.CONVERSION_BYTES,))
+    # loky replaces a process that a large document has made large, and would tell users so.
+    filterwarnings("ignore", "A worker (stopped|was restarted) while", UserWarning)
+    return ProcessPoolExecutor(
+        1, timeout=60, initializer=_begin, initargs=(limits.CONVERSION_BYTES, os.getpid())
+    )
 
 
-def _bound_memory(nbytes: int) -> None:
+def _end(executor: ProcessPoolExecutor) -> None:
+    executor.shutdown(wait=True, kill_workers=True)
+    _executor.cache_clear()
+
+
+def _begin(nbytes: int, parent: int) -> None:
+    """Bounds the process's memory, and its life by that of the process ``parent``, which may be killed."""
+    Thread(target=_end_after, args=(parent,), daemon=True).start()
     # Some systems know the limit and do not let it be set.
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

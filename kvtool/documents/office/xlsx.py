@@ -9,6 +9,7 @@ from datetime import datetime, time
 from itertools import zip_longest
 from typing import Any
 
+from kvtool import limits
 from kvtool.documents.office.package import Package, table
 from kvtool.errors import DocumentError
 
@@ -60,7 +61,10 @@ def _open(data: bytes, *, data_only: bool) -> Any:
 def _rows(sheet: Any) -> Iterator[Any]:
     # A sheet may say that it is smaller than it is, and then the rest would be missing.
     sheet.reset_dimensions()
-    yield from sheet.rows
+    for number, row in enumerate(sheet.rows, 1):
+        if number > limits.SHEET_ROWS:
+            raise ValueError(f"sheet {sheet.title} has more than {limits.SHEET_ROWS:,} rows")
+        yield row
 
 
 def _shown(value: Any, number_format: str) -> str:

@@ -6,7 +6,7 @@ Readers need no lock. Writers share one, which tells the files of killed writers
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvtool import limits
@@ -83,15 +83,12 @@ class LocalCatalog(Catalog):
         except (StoreError, OSError):
             return False
 
-    def state(self, name: str, variants: Collection[str]) -> str | None:
-        """``Document.state`` of the document; None where it, or an artifact of these variants, is missing."""
-        if name not in self:
-            return None
-        document = self[name]
+    def state(self, document: Document, variants: Collection[str]) -> str | None:
+        """``Document.state``; None where an artifact of these variants is missing or cut off."""
         artifacts = [v for s in document.segments for label, v in s.variants.items() if label in variants]
         if document.prefix_artifact:
             artifacts.append(document.prefix_artifact)
-        return document.state(variants) if all(map(self.holds, artifacts)) else None
+        return document.state(variants) if all(map(self._holds_whole, artifacts)) else None
 
     def committed(self, name: str) -> float:
         return self._manifest_path(name).stat().st_mtime
@@ -99,6 +96,11 @@ class LocalCatalog(Catalog):
     def holds(self, variant: Variant) -> bool:
         """Whether the artifact's file is there."""
         return self.path_of(variant).is_file()
+
+    def _holds_whole(self, variant: Variant) -> bool:
+        with suppress(OSError):
+            return self.path_of(variant).stat().st_size == variant.nbytes
+        return False
 
     def path_of(self, variant: Variant) -> Path:
         return self.artifact_path(variant.artifact)
