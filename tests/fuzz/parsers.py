@@ -25,6 +25,7 @@ with atheris.instrument_imports(include=["kvtool", "safetensors", "starlette.res
     from kvtool.digest import digest
     from kvtool.errors import ArtifactError, UsageError
     from kvtool.server.http.auth import read_tokens
+    from kvtool.server.http.errors import ApiError
     from kvtool.server.openai.schemas import ChatRequest, CompletionRequest
 
 HERE = Path(tempfile.mkdtemp())
@@ -43,11 +44,11 @@ TEXT = {"model": "served", "prompt": [1, 2, 3], "max_tokens": 2, "temperature": 
 
 def requests(data: bytes) -> None:
     for kind in (ChatRequest, CompletionRequest):
-        with suppress(ValidationError):
+        with suppress(ValidationError, ApiError):
             found = kind.model_validate_json(data)
-            request = found.to_request(None)
-            assert 1 <= len(request.samplings) <= 16
-            assert all(request.stop)
+            for request in found.to_requests(None):
+                assert 1 <= len(request.samplings) <= 16
+                assert all(request.stop)
             if isinstance(found, ChatRequest):
                 assert all(isinstance(message.message.content, str) for message in found.messages)
 

@@ -43,8 +43,10 @@ def _kinds() -> Made:
         {"cell_type": "code", "source": ["print('é')\n"], "outputs": []},
         {"cell_type": "markdown", "source": "# T"},
     ]
-    yield "notebook.ipynb", json.dumps({"cells": cells, "nbformat": 4, "metadata": {}}, indent=1)
-    yield "letter.rtf", r"{\rtf1\ansi\deff0{\fonttbl{\f0 Times;}}\f0\fs24 Caf\'e9 \u233? \b bold\b0\par}"
+    notebook = json.dumps({"cells": cells, "nbformat": 4, "metadata": {}}, indent=1)
+    yield "notebook.ipynb", notebook, "```\nprint('é')\n```\n\n# T"
+    letter = r"{\rtf1\ansi\deff0{\fonttbl{\f0 Times;}}\f0\fs24 Caf\'e9 \u233? \b bold\b0\par}"
+    yield "letter.rtf", letter, "Café é bold"
     yield (
         "paper.pdf",
         pdf("The harbour opens at six.", "Keys are at the gate."),

@@ -124,12 +124,14 @@ class Completions:
         """
         async with self._starting:
             while True:
+                others = self._answering
                 try:
                     await part.start()
                     self._answering += 1
                     return
                 except Busy:
-                    if not self._answering:
+                    # Those that were answered when it began to wait may have given back their room by now.
+                    if not others:
                         raise
 
     async def whole(self) -> list[Choice]:
