@@ -25,7 +25,7 @@ from schemathesis.specs.openapi import checks
 from kvtool.server.app import create_app
 from kvtool.server.runtime.service import Service
 
-SECONDS = float(os.environ.get("KVTOOL_FUZZ_SECONDS", "24"))
+SECONDS = float(os.environ.get("KVTOOL_FUZZ_SECONDS", "16"))
 CHECKS = (
     not_a_server_error,
     checks.content_type_conformance,
