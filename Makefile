@@ -33,7 +33,7 @@ test: lint types
 families encodings: setup
 	$(BIN)/python -m tests.suites $@ --write docs/results/$@.md
 
-# Ten minutes for the API and two and a half for each parser, unless KVTOOL_FUZZ_SECONDS says otherwise; `make test` gives all of them a minute.
+# Ten minutes for the API and two and a half for each parser, unless KVTOOL_FUZZ_SECONDS says otherwise; `make test` gives all of them forty seconds.
 fuzz: export KVTOOL_FUZZ_SECONDS ?= 600
 fuzz: setup
 	$(BIN)/python -m pytest tests/server/test_fuzz.py
