@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -358,7 +359,10 @@ def test_who_leaves_before_all_prompts_are_answered_holds_nothing(client: TestCl
 
     assert client.portal is not None
     client.portal.call(ask_and_leave)
-    service.preparing.submit(lambda: None).result()
+    # What was being prepared is released once that is done.
+    until = time.monotonic() + 30
+    while service.memory.used and time.monotonic() < until:
+        time.sleep(0.01)
     assert service.scheduler.running == service.waiting == service.memory.used == 0
 
 
