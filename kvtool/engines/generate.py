@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from transformers import TextStreamer
@@ -13,12 +12,12 @@ from transformers import TextStreamer
 from kvtool.engines.attention.parallel_encoding import parallel_attention
 from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.once_per_model import once_per_model
 from kvtool.engines.sampling import GREEDY, Sampling
 from kvtool.engines.transformers import device_of
 from kvtool.model.model import Model
 
 _WARM_UP_TOKENS = 16
-_warm: WeakSet[Model] = WeakSet()
 
 
 def generate(
@@ -54,12 +53,11 @@ def generate(
     return [int(token) for token in out[0, len(token_ids) :]]
 
 
+@once_per_model
+@torch.no_grad()
 def warm_up(model: Model) -> None:
-    """Runs ``model``, if it has not run here before: a first run takes longer, and times must not depend on the order."""
-    if model not in _warm:
-        with torch.no_grad():
-            model.model(torch.zeros(1, _WARM_UP_TOKENS, dtype=torch.int64, device=device_of(model)))
-        _warm.add(model)
+    """Runs ``model``: a first run takes longer, and times must not depend on the order."""
+    model.model(torch.zeros(1, _WARM_UP_TOKENS, dtype=torch.int64, device=device_of(model)))
 
 
 class TextStream(TextStreamer):  # type: ignore[misc]

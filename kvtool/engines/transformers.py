@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.once_per_model import once_per_model
 from kvtool.errors import ModelError, first_line
 from kvtool.model.model import Model
 
@@ -34,9 +34,6 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """The largest difference, relative to the largest element, that another order of summation explains."""
 
 _KINDS = {"full_attention", "sliding_attention"}
-
-_fitting: WeakSet[Model] = WeakSet()
-"""Models that were run, and are known to fit."""
 
 
 def windows(model: Model) -> list[int | None]:
@@ -79,15 +76,14 @@ def new_cache(model: Model, capacity: int) -> DocumentCache:
     Raises as ``windows``, and for a model that takes no positions, has windows that its code does not know, cannot be run, or
     lets tokens see later ones.
     """
-    seen = windows(model)
-    if model not in _fitting:
-        _refuse_unfit(model, seen)
-        _fitting.add(model)
-    return DocumentCache(len(seen), capacity=capacity)
+    layers = len(windows(model))
+    _refuse_unfit(model)
+    return DocumentCache(layers, capacity=capacity)
 
 
-def _refuse_unfit(model: Model, seen: Sequence[int | None]) -> None:
-    body = model.model.base_model
+@once_per_model
+def _refuse_unfit(model: Model) -> None:
+    seen, body = windows(model), model.model.base_model
     if "position_ids" not in signature(type(body).forward).parameters:
         raise _unplaced(model)
     sources = {sys.modules[type(module).__module__] for module in body.modules()}
