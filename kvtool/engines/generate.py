@@ -36,8 +36,8 @@ def generate(
     drawing: dict[str, Any] = (
         {"do_sample": True, "top_k": 0} if sampling.temperature else {"do_sample": False}
     )
-    if sampling.seed is not None:
-        torch.manual_seed(sampling.seed % (1 << 63))
+    if sampling.torch_seed is not None:
+        torch.manual_seed(sampling.torch_seed)
     with parallel_attention(model, cache):
         out = model.model.generate(
             ids,

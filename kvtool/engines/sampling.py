@@ -56,6 +56,11 @@ class Sampling:
         return frozenset(self.stop_token_ids) | frozenset(() if self.ignore_eos else end_tokens)
 
     @property
+    def torch_seed(self) -> int | None:
+        """``seed`` as torch takes it: any integer is a seed to a client, and 64 bits are what a generator takes."""
+        return None if self.seed is None else self.seed % (1 << 63)
+
+    @property
     def reads_tokens(self) -> bool:
         """Whether it looks at the tokens of prompt and answer, and not at the logits alone."""
         return bool(

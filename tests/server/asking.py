@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 import httpx
+from starlette.testclient import TestClient
 
 from kvtool.server.runtime.service import Limits
 
@@ -26,6 +29,22 @@ def post_chat(
     client: httpx.Client, content: str = QUESTION, *, headers: dict[str, str] | None = None, **more: Any
 ) -> httpx.Response:
     return client.post("/v1/chat/completions", json=chat_body(content, **more), headers=headers)
+
+
+async def post_and_leave(client: TestClient, path: str, body: Any, *, takes_headers: bool = False) -> None:
+    """Posts ``body`` as a client that is gone before the answer, or before any of its body if it ``takes_headers``."""
+    messages = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+
+    async def receive() -> Any:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        if message.get("body") or not takes_headers:
+            raise OSError
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+    with suppress(Exception):
+        await client.app(scope | {"app": client.app}, receive, send)
 
 
 def chat(client: httpx.Client, content: str = QUESTION, status: int = 200, **more: Any) -> Any:

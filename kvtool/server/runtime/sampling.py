@@ -33,11 +33,10 @@ class Sampler:
         # A copy of the prompt for each answer, and for each token of it, only where they are looked at.
         self._token_ids = torch.tensor(prompt if sampling.reads_tokens else [], dtype=torch.int64)[None]
         self._random = torch.Generator()
-        if sampling.seed is None:
+        if sampling.torch_seed is None:
             self._random.seed()
         else:
-            # Any integer is a seed to a client, and 64 bits are what the generator takes.
-            self._random.manual_seed(sampling.seed % (1 << 63))
+            self._random.manual_seed(sampling.torch_seed)
 
     def sample(self, logits: Tensor) -> SampledToken:
         """Samples from ``logits`` [V], those that follow the prompt and what was sampled before."""

@@ -7,7 +7,7 @@ import json
 import time
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import httpx
@@ -25,7 +25,7 @@ from kvtool.server.openai.schemas import CompletionRequest
 from kvtool.server.runtime import cache_manager, generation, scheduler
 from kvtool.server.runtime.service import Limits, Service
 from kvtool.store.local import LocalStore
-from tests.server.asking import LIMITS
+from tests.server.asking import LIMITS, post_and_leave
 
 TOLERANCE = 1e-4
 """What the order of summation explains."""
@@ -341,24 +341,9 @@ def test_an_error_in_one_of_several_prompts_ends_them_all(
 def test_who_leaves_before_all_prompts_are_answered_holds_nothing(client: TestClient, stream: bool) -> None:
     service = client.app.state.service  # type: ignore[attr-defined]
 
-    async def ask_and_leave() -> None:
-        body = {"model": "served", "prompt": ["One"] * 40, "max_tokens": 200, "stream": stream}
-        messages = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
-
-        async def receive() -> Any:
-            return next(messages, {"type": "http.disconnect"})
-
-        async def send(message: Any) -> None:
-            if message.get("body"):
-                raise OSError
-
-        path = "/v1/completions"
-        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
-        with suppress(Exception):
-            await client.app(scope | {"app": client.app}, receive, send)
-
+    body = {"model": "served", "prompt": ["One"] * 40, "max_tokens": 200, "stream": stream}
     assert client.portal is not None
-    client.portal.call(ask_and_leave)
+    client.portal.call(partial(post_and_leave, client, "/v1/completions", body, takes_headers=True))
     # What was being prepared is released once that is done.
     until = time.monotonic() + 30
     while service.memory.used and time.monotonic() < until:

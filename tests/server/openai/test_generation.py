@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from kvtool.blending.blend import BlendOptions
 from kvtool.engines.cache import DocumentCache
 from kvtool.model.conversation import Message, chat_tokens
 from kvtool.server.runtime.service import Service
-from tests.server.asking import QUESTION, cached_tokens, chat, chat_body, post_chat, text_of
+from tests.server.asking import QUESTION, cached_tokens, chat, chat_body, post_and_leave, post_chat, text_of
 
 
 def alone(model: kvtool.Model, ids: list[int], tokens: int = 12) -> str:
@@ -231,23 +230,9 @@ def test_no_circle_of_objects_keeps_caches_that_nobody_uses(
 
 
 def test_who_left_before_the_first_event_holds_nothing(client: TestClient, service: Service) -> None:
-    async def ask_and_leave() -> None:
-        body = chat_body(documents=["docs/a.txt"], stream=True, max_tokens=999)
-        messages = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
-
-        async def receive() -> Any:
-            return next(messages, {"type": "http.disconnect"})
-
-        async def send(message: Any) -> None:
-            raise OSError
-
-        path = "/v1/chat/completions"
-        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
-        with suppress(Exception):
-            await client.app(scope | {"app": client.app}, receive, send)
-
+    body = chat_body(documents=["docs/a.txt"], stream=True, max_tokens=999)
     assert client.portal is not None
-    client.portal.call(ask_and_leave)
+    client.portal.call(post_and_leave, client, "/v1/chat/completions", body)
     assert service.scheduler.running == 0
     assert not any(held.pins for held in service.memory._entries.values())
 
