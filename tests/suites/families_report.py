@@ -23,7 +23,10 @@ summation. A family that kvtool cannot cache must be refused.
 
 OF_EQUAL = """## Equal answers
 
-{names}"""
+{names}
+
+A tiny model has the layers that its configuration has by default, or attention alone. A model of the same family with other
+layers is refused: most models of LFM2 have convolutions."""
 
 
 def run() -> list[Verdict]:
