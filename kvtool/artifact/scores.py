@@ -8,7 +8,7 @@ from torch import Tensor
 SPREAD, NEED = "spread", "need"
 SCORES = {SPREAD: ("layers", "tokens"), NEED: ("tokens",)}
 """Scores by name, with their axes. ``spread``: how much a token's key and value depend on what stands before it, layer by
-layer. ``need``: how much a blend needs the token recomputed (``kvtool.blending.averaged``)."""
+layer. ``need``, in artifacts of earlier versions only: the same, weighted by the attention of later tokens; nothing reads it."""
 
 DTYPE = torch.float8_e4m3fn
 """Stored dtype of scores."""

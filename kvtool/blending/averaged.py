@@ -18,12 +18,11 @@ from torch import Tensor
 
 from kvtool.artifact.load import load_cache
 from kvtool.artifact.read import Artifact
-from kvtool.artifact.scores import NEED, SPREAD
+from kvtool.artifact.scores import SPREAD
 from kvtool.artifact.write import raw_content
 from kvtool.codecs import KV, LayerKV
 from kvtool.digest import digest, digest_token_ids
 from kvtool.engines import transformers as engine
-from kvtool.engines.attention.probe import observe
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.capabilities import key_rotations
 from kvtool.engines.rope import Rotations, moved
@@ -180,9 +179,7 @@ def _segment(
     scores = {}
     # A single neighbour is the mean itself, which says nothing about others.
     if len(neighbours) > 1:
-        received = observe(model, load_cache(parts, model), original.token_ids)["attention"]
-        need = torch.stack([layer.mean(0) for layer in received]).mul(spread).sum(0)
-        scores = {SPREAD: spread, NEED: need / need.mean().clamp(min=1e-30)}
+        scores = {SPREAD: spread}
     return store.put(raw_content(mean, model, prefix, original.meta["source"], made=made, scores=scores))
 
 

@@ -16,7 +16,7 @@ from kvtool.blending.drift import Drift
 from kvtool.blending.layer_loader import LayerLoader, Upload, empty_cache
 from kvtool.blending.layout import Layout, Part, lay_out
 from kvtool.blending.policies import DEFAULT, Policy, policy_of
-from kvtool.blending.policy_inputs import PolicyInputs
+from kvtool.blending.policy_inputs import USUAL_QUESTION, PolicyInputs
 from kvtool.digest import digest_token_ids
 from kvtool.engines.attention.parallel_encoding import parallel_error
 from kvtool.engines.cache import ROOM, DocumentCache
@@ -73,7 +73,8 @@ def blend(
     prefix = shared_prefix(layout, store, model)
     questions = [question] if isinstance(question, str) else question or []
     question_ids = [question_tokens(model, prefix, each) for each in questions]
-    return assemble(layout, model, options, question_ids, trace)
+    usual = () if questions else question_tokens(model, prefix, USUAL_QUESTION)
+    return assemble(layout, model, options, question_ids, trace, usual_question=usual)
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,13 @@ def assemble(
     options: BlendOptions,
     questions: Sequence[Sequence[int]] = (),
     trace: Trace | None = None,
+    *,
+    usual_question: Sequence[int] = (),
 ) -> BlendedCache:
-    """The cache that ``layout`` describes; ``questions`` are each question's token ids. ``blend`` says more."""
+    """The cache that ``layout`` describes. ``blend`` says more.
+
+    ``questions`` are each question's token ids. ``usual_question`` is looked at where there are none.
+    """
     trace = trace or Trace()
     if layout.is_alone:
         return _load(model, layout, trace)
@@ -120,12 +126,13 @@ def assemble(
     inexact = int((layout.cached & ~layout.exact).sum())
     budget = min(math.ceil(options.recompute * layout.n_document_tokens), inexact)
     upload = Upload.for_model(model)
-    cache = empty_cache(layout, room=max(map(len, questions), default=0), pinned=upload is not None)
+    room = max(map(len, [*questions, usual_question]))
+    cache = empty_cache(layout, room=room, pinned=upload is not None)
     cache.made = {**asdict(options), "asked": [digest_token_ids(ids) for ids in questions]}
     cache.parallel = policy.parallel and replace(policy.parallel, prefix_tokens=layout.prefix_tokens)
     with LayerLoader(layout, rotations, cache, trace, upload) as loader:
-        question_ids = [torch.tensor(ids) for ids in questions]
-        inputs = PolicyInputs(model, layout, cache, loader, budget, question_ids, trace)
+        question_ids, usual = [torch.tensor(ids) for ids in questions], torch.tensor(usual_question)
+        inputs = PolicyInputs(model, layout, cache, loader, budget, question_ids, usual, trace)
         tokens = _choose(inputs, policy)
         for step in _steps(layout, tokens):
             drift = Drift(layout, rotations, cache, step) if policy.drift else None

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtool.artifact.scores import NEED, SPREAD
+from kvtool.artifact.scores import SPREAD
+from kvtool.blending.layout import Layout
 from kvtool.blending.policy_inputs import PolicyInputs
 from kvtool.engines.cache import ParallelEncoding
 from kvtool.errors import UsageError
@@ -120,15 +121,27 @@ def prophet(inputs: PolicyInputs) -> Tensor:
 
 
 def drift(inputs: PolicyInputs) -> Tensor:
-    """The question's attention, times how much a token depends on the text before it where that was measured ahead.
+    """Attention that a token gets, times how much its values are expected to change.
 
-    Where no question is known, it is the need that was measured ahead, or else the first tokens of each segment.
+    The attention is the question's, or what can be guessed of it where no question is known. The change is that of a token
+    at this place of a segment, and where it was measured ahead, what the token itself changes by.
     """
-    if not inputs.questions:
-        need = inputs.score(NEED)
-        return legolink(inputs) if need is None else need
-    attention, spread = inputs.attention.mean(1), inputs.score(SPREAD)
-    return attention.mean(0) if spread is None else (attention * spread).mean(0)
+    attention = inputs.attention if inputs.questions else inputs.likely_attention
+    usual, spread = usual_change(inputs.layout), inputs.score(SPREAD)
+    return (attention.mean(1) * usual * (usual if spread is None else spread)).mean(0)
+
+
+def usual_change(layout: Layout) -> Tensor:
+    """How much other text before a segment changes a token, by its place in the segment alone; [N] float32, without a unit.
+
+    Measured on SmolLM2-135M, the distance of values falls with the place to the power of 0.28, alike in all layers, in caches of
+    documents alone and in those made for blending. A greater power chose better tokens.
+    """
+    change = torch.ones(len(layout.token_ids))
+    for segment in layout.segments:
+        places = torch.arange(1, 1 + segment.stop - segment.start)
+        change[segment.start : segment.stop] = places.pow(-0.375)
+    return change
 
 
 POLICIES: Mapping[str, Policy] = {
@@ -150,7 +163,7 @@ POLICIES: Mapping[str, Policy] = {
     ),
     "drift": Policy(
         drift,
-        "tokens that the question attends to; in caches made for blending, what changes is passed on to the others",
+        "tokens that the question attends to and that change; their changes are passed on to the others",
         drift=True,
     ),
 }

@@ -10,18 +10,25 @@ from torch import Tensor
 
 from kvtool.blending.layer_loader import LayerLoader
 from kvtool.blending.layout import Layout
-from kvtool.engines.attention.query import query_attention
+from kvtool.engines.attention.query import query_attention, token_attention
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.recompute import StopRecompute, recompute_tokens
 from kvtool.engines.transformers import STEP_TOKENS
 from kvtool.model.model import Model
 from kvtool.system.trace import Trace
 
+USUAL_QUESTION = "What are the documents above about?"
+"""Is looked at in place of a question that is not known yet."""
+
+RECENT = 128
+"""The prompt's last tokens whose attention is looked at where no question is known: text that goes on attends as they do."""
+
 
 class PolicyInputs:
     """``candidates`` [N] bool are the tokens that may be chosen, ``budget`` is how many of them will be.
 
-    ``questions`` are the token ids [S] of each question; there are none where they are not known.
+    ``questions`` are the token ids [S] of each question; there are none where they are not known. ``usual_question`` [S] is
+    looked at in their place.
     """
 
     def __init__(
@@ -32,10 +39,12 @@ class PolicyInputs:
         loader: LayerLoader,
         budget: int,
         questions: Sequence[Tensor],
+        usual_question: Tensor,
         trace: Trace,
     ) -> None:
         self.model, self.layout, self.cache, self.loader = model, layout, cache, loader
-        self.budget, self.questions, self.trace = budget, questions, trace
+        self.budget, self.trace = budget, trace
+        self.questions, self.usual_question = questions, usual_question
         self.candidates = layout.cached & ~layout.exact
 
     @cached_property
@@ -44,11 +53,24 @@ class PolicyInputs:
 
         One pass of each question over the cache as it is loaded.
         """
-        weights = []
-        for question_ids in self.questions:
-            with self.trace.span("look", f"{len(question_ids)} tokens of the question"):
-                weights.append(query_attention(self.model, self.cache, question_ids, self.loader.wait))
-        return torch.stack(weights).mean(0)
+        return torch.stack([self._asked(question_ids) for question_ids in self.questions]).mean(0)
+
+    @cached_property
+    def likely_attention(self) -> Tensor:
+        """The same for a question that is not known, as far as it can be guessed.
+
+        The sum of what a usual question attends to and of what the prompt's last tokens do, which count alike.
+        """
+        recent = self.layout.cached.nonzero()[-RECENT:, 0]
+        with self.trace.span("look", f"the last {len(recent)} tokens"):
+            weights = [token_attention(self.model, self.cache, recent, self.loader.wait)]
+        if len(self.usual_question):
+            weights.append(self._asked(self.usual_question))
+        return torch.stack([each / each.mean((0, 1))[self.candidates].sum() for each in weights]).sum(0)
+
+    def _asked(self, question_ids: Tensor) -> Tensor:
+        with self.trace.span("look", f"{len(question_ids)} tokens of the question"):
+            return query_attention(self.model, self.cache, question_ids, self.loader.wait)
 
     def score(self, name: str) -> Tensor | None:
         """One of ``artifact.scores.SCORES`` for all tokens, [N] or [L, N]; None where no segment has it.

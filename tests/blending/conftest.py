@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
 import kvtool
 from kvtool.blending.layer_loader import LayerLoader, empty_cache
 from kvtool.blending.layout import lay_out
-from kvtool.blending.policy_inputs import PolicyInputs
+from kvtool.blending.policy_inputs import USUAL_QUESTION, PolicyInputs
 from kvtool.engines.capabilities import key_rotations
 from kvtool.model.chat_template import prefix_of, question_tokens
 from kvtool.store.local import LocalStore
@@ -121,9 +121,11 @@ def inputs_of() -> Callable[..., PolicyInputs]:
         cache, trace = empty_cache(layout), Trace()
         with LayerLoader(layout, rotations, cache, trace) as loader:
             loader.wait_for_all()
-        questions = (
-            [] if question is None else [torch.tensor(question_tokens(model, prefix_of(model), question))]
+        asked, usual = (
+            torch.tensor(question_tokens(model, prefix_of(model), text))
+            for text in (question or "", USUAL_QUESTION)
         )
-        return PolicyInputs(model, layout, cache, loader, budget, questions, trace)
+        questions = [] if question is None else [asked]
+        return PolicyInputs(model, layout, cache, loader, budget, questions, usual, trace)
 
     return make

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import cmath
 import copy
-import math
 from collections.abc import Callable
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,15 @@ from torch import Tensor
 import kvtool
 from kvtool import Store
 from kvtool.blending import drift
-from kvtool.blending.drift import HALF, Drift
+from kvtool.blending.drift import (
+    PART,
+    REACH,
+    SHARED_BY_KEYS,
+    SHARED_BY_VALUES,
+    STRIDE,
+    Drift,
+    _weigh,
+)
 from kvtool.blending.layer_loader import empty_cache
 from kvtool.blending.layout import Cached, Layout, Text, lay_out
 from kvtool.engines.cache import DocumentCache
@@ -22,7 +31,7 @@ from kvtool.engines.capabilities import key_rotations
 from tests.caches import same, sides
 
 PARTS = ["a.txt", Text(" and "), "b.txt", Cached("c@home.txt", "raw"), "long.txt", Cached("b.txt")]
-"""Of these the second and the last are made for blending, and the long one's three segments."""
+"""All but the first stand elsewhere than where they were prefilled."""
 
 
 def turned_by_hand(x: list[float], position: int, theta: float = 10_000.0) -> list[float]:
@@ -33,30 +42,32 @@ def turned_by_hand(x: list[float], position: int, theta: float = 10_000.0) -> li
     return [pair.real for pair in pairs] + [pair.imag for pair in pairs]
 
 
-def mean_of(rows: list[list[float]]) -> list[float]:
-    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-
-
 def slowly(
-    layout: Layout, tokens: list[int], change: Tensor, held: Tensor, *, rotated: bool
+    layout: Layout, tokens: list[int], change: Tensor, held: Tensor, shared: float, *, rotated: bool
 ) -> tuple[Tensor, set[int]]:
-    """``held`` [H, N, D] with a part of the mean change added to the others, and which tokens these are."""
+    """``held`` [H, N, D] with half of each other token's estimated change, and which tokens these are.
+
+    Estimates are those of Gaussian process regression, by numpy, one block of places at a time.
+    """
     result, touched = held.clone().double(), set()
-    for segment in layout.segments:
-        own = [n for n in tokens if segment.start <= n < segment.stop]
-        if segment.variant != "averaged" or not own:
+    for segment in layout.segments[2:]:
+        recomputed = [n for n in tokens if segment.start <= n < segment.stop]
+        if not recomputed:
             continue
-        among = len(own) / (segment.stop - segment.start)
-        for head in range(held.shape[0]):
-            rows = [change[head, tokens.index(n)].tolist() for n in own]
+        places = np.array(recomputed, dtype=float)
+        covariance = shared * np.exp(-np.abs(places[:, None] - places) / REACH)
+        np.fill_diagonal(covariance, 1)
+        for head, n in product(range(held.shape[0]), range(segment.start, segment.stop)):
+            if n in recomputed:
+                continue
+            rows = [change[head, tokens.index(m)].tolist() for m in recomputed]
             if rotated:
-                rows = [turned_by_hand(row, -n) for n, row in zip(own, rows, strict=True)]
-            mean = [x * among / (among + HALF) for x in mean_of(rows)]
-            for n in range(segment.start, segment.stop):
-                if n not in own:
-                    passed = turned_by_hand(mean, n) if rotated else mean
-                    result[head, n] += torch.tensor(passed, dtype=torch.float64)
-                    touched.add(n)
+                rows = [turned_by_hand(row, -m) for m, row in zip(recomputed, rows, strict=True)]
+            middle = segment.start + (n - segment.start) // STRIDE * STRIDE + (STRIDE - 1) / 2
+            weights = np.linalg.solve(covariance, shared * np.exp(-np.abs(places - middle) / REACH))
+            estimate = (weights @ np.array(rows) / 2).tolist()
+            result[head, n] += torch.tensor(turned_by_hand(estimate, n) if rotated else estimate).double()
+            touched.add(n)
     return result, touched
 
 
@@ -94,7 +105,7 @@ def layout(
     return lay_out(prefill_texts(model, neighbours=1) if latent else prepared, PARTS, model)
 
 
-def test_a_part_of_the_mean_change_is_passed_on(
+def test_half_of_the_estimated_change_is_passed_on(
     request: pytest.FixtureRequest, model: kvtool.Model, layout: Layout
 ) -> None:
     rotations = key_rotations(model)
@@ -109,8 +120,14 @@ def test_a_part_of_the_mean_change_is_passed_on(
     held = cache.layers[layer]
     changes = [torch.randn(x.shape[1], len(tokens), x.shape[3]) for x in (held.keys, held.values)]
     expected = [
-        slowly(layout, tokens, change, x[0], rotated=rotated)
-        for change, x, rotated in zip(changes, (held.keys, held.values), (not latent, latent), strict=True)
+        slowly(layout, tokens, change, x[0], shared, rotated=rotated)
+        for change, x, shared, rotated in zip(
+            changes,
+            (held.keys, held.values),
+            (SHARED_BY_KEYS, SHARED_BY_VALUES),
+            (not latent, latent),
+            strict=True,
+        )
     ]
     unchanged, before = copy.deepcopy((changes, cache))
     passing(layer, *changes)
@@ -124,28 +141,25 @@ def test_a_part_of_the_mean_change_is_passed_on(
     assert all(torch.equal(now, was) for now, was in others)
 
 
-def test_who_is_touched(prepared: Store, lively: kvtool.Model) -> None:
-    """Segments made for blending that have recomputed tokens: no exact ones, no text, none without such tokens."""
-    layout = lay_out(prepared, PARTS, lively)
-    rotations = key_rotations(lively)
-    assert rotations is not None
-    tokens = some_of(layout)
-    passing = Drift(layout, rotations, filled(layout), torch.tensor(tokens))
-    _, _, b, _, long, *_, again = layout.segments
-    own = (range(segment.start, segment.stop) for segment in (b, long, again))
-    assert set(passing.target.tolist()) == {n for tokens in own for n in tokens} - set(tokens)
+def test_who_is_touched(documents: Store, prepared: Store, lively: kvtool.Model) -> None:
+    """Segments elsewhere than where they were prefilled: no exact ones, no text, none without recomputed tokens."""
+    for store in (documents, prepared):
+        layout = lay_out(store, PARTS, lively)
+        rotations = key_rotations(lively)
+        assert rotations is not None
+        tokens = [n for n in some_of(layout) if not layout.segments[3].start <= n < layout.segments[3].stop]
+        passing = Drift(layout, rotations, filled(layout), torch.tensor(tokens))
+        _, _, b, _, long, *_, again = layout.segments
+        expected = {n for s in (b, long, again) for n in range(s.start, s.stop)} - set(tokens)
+        assert {n for segment in passing.segments for n in segment.targets.tolist()} == expected
 
 
-def test_documents_alone_are_left_as_they_are(documents: Store, lively: kvtool.Model) -> None:
-    layout = lay_out(documents, PARTS, lively)
-    rotations = key_rotations(lively)
-    assert rotations is not None
-    cache, tokens = filled(layout), torch.tensor(some_of(layout))
-    held = cache.layers[1]
-    before = held.keys.clone()
-    changes = [torch.ones(x.shape[1], len(tokens), x.shape[3]) for x in (held.keys, held.values)]
-    Drift(layout, rotations, cache, tokens)(1, *changes)
-    assert torch.equal(held.keys, before)
+def test_few_changes_correct_less_than_many_alike() -> None:
+    """Where all changes are alike, the estimate comes the nearer to them the more there are, and never beyond."""
+    sums = [
+        float(_weigh(n, n * 4, torch.tensor([90]), 0).by_keys.sum()) for n in map(torch.arange, (1, 4, 20))
+    ]
+    assert 0 < sums[0] < sums[1] < sums[2] < PART
 
 
 def test_a_blend_passes_on_before_the_layer_is_read(
@@ -155,7 +169,7 @@ def test_a_blend_passes_on_before_the_layer_is_read(
     options = {"policy": "drift", "recompute": 0.2}
     names = ["a.txt", "b.txt", "c@home.txt"]
     with_drift = kvtool.blend(prepared, names, lively, **options)
-    monkeypatch.setattr(drift, "HALF", math.inf)
+    monkeypatch.setattr(drift, "PART", 0.0)
     without = kvtool.blend(prepared, names, lively, **options)
     naive = kvtool.blend(prepared, names, lively, recompute=0)
     layout = lay_out(prepared, names, lively)
@@ -170,5 +184,5 @@ def test_a_blend_passes_on_before_the_layer_is_read(
     assert differ(with_drift.layers[1].values, without.layers[1].values) == others
     later = {n for n in recomputed if n > min(others)}
     assert 0 < len(later) < len(recomputed)
-    assert differ(with_drift.layers[2].values, without.layers[2].values) == others | later
+    assert differ(with_drift.layers[2].values, without.layers[2].values, 0.0) == others | later
     assert same(with_drift, naive, layout.exact)

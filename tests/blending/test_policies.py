@@ -13,12 +13,14 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import kvtool
 from kvtool import Store
-from kvtool.artifact.scores import NEED, SPREAD
+from kvtool.artifact.scores import SPREAD
+from kvtool.blending import policy_inputs
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Text
-from kvtool.blending.policies import POLICIES, policy_of
-from kvtool.blending.policy_inputs import PolicyInputs
+from kvtool.blending.policies import POLICIES, policy_of, usual_change
+from kvtool.blending.policy_inputs import USUAL_QUESTION, PolicyInputs
 from kvtool.errors import UsageError
+from kvtool.model.chat_template import prefix_of, question_tokens
 from tests.caches import full_prefill, same
 
 THREE = ["a.txt", "b.txt", "c@home.txt"]
@@ -185,47 +187,82 @@ def test_prophet_scores_where_the_question_looks(
     assert inputs.cache.get_seq_length() == n
 
 
-def test_drift_multiplies_attention_by_spread_layer_by_layer(
-    prepared: Store, lively: kvtool.Model, inputs_of: InputsOf
+def test_recent_tokens_look_as_in_transformers(
+    documents: Store, lively: kvtool.Model, inputs_of: InputsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Against eager attention of the last tokens over the keys before them, which are cached."""
+    monkeypatch.setattr(policy_inputs, "RECENT", 5)
+    inputs = inputs_of(documents, ["a.txt"], lively)
+    eager = AutoModelForCausalLM.from_pretrained(lively.directory, attn_implementation="eager")
+    cache, ids = as_cached(inputs), inputs.layout.token_ids
+    cache.crop(-5)
+    with torch.no_grad():
+        out = eager(ids[None, -5:], past_key_values=cache, output_attentions=True)
+    weights = torch.stack([layer[0] for layer in out.attentions]).mean(2)
+    shared = weights / weights.mean((0, 1))[inputs.candidates].sum()
+    inputs.usual_question = ids[:0]
+    torch.testing.assert_close(inputs.likely_attention, shared, atol=1e-5, rtol=1e-3)
+
+
+def test_without_a_question_a_usual_one_counts_as_much_as_recent_tokens(
+    documents: Store, lively: kvtool.Model, inputs_of: InputsOf
+) -> None:
+    usual = question_tokens(lively, prefix_of(lively), USUAL_QUESTION)
+    inputs = inputs_of(documents, THREE, lively)
+    inputs.usual_question = torch.tensor(usual)
+    both = inputs.likely_attention.mean((0, 1))
+    recent = inputs_of(documents, THREE, lively)
+    recent.usual_question = torch.tensor([], dtype=torch.int64)
+    asked = inputs_of(documents, THREE, lively, question=USUAL_QUESTION).attention.mean((0, 1))
+    asked /= asked[inputs.candidates].sum()
+    torch.testing.assert_close(both, recent.likely_attention.mean((0, 1)) + asked)
+    assert both[inputs.candidates].sum() == pytest.approx(2)
+
+
+def test_drift_multiplies_attention_by_what_a_token_changes_by(
+    prepared: Store, documents: Store, lively: kvtool.Model, inputs_of: InputsOf
+) -> None:
+    """Layer by layer by the spread of caches made for blending, and by the token's place in its segment."""
     inputs = inputs_of(prepared, THREE, lively, question=QUESTION)
-    scores = POLICIES["drift"].score(inputs)
-    attention = inputs.attention.mean(1)
+    plain = inputs_of(documents, THREE, lively, question=QUESTION)
+    scores, without = POLICIES["drift"].score(inputs), POLICIES["drift"].score(plain)
     for segment in inputs.layout.segments[2:]:
+        tokens = slice(segment.start, segment.stop)
+        early = torch.tensor([n**-0.375 for n in range(1, 1 + segment.stop - segment.start)])
         spread = segment.artifact.score(SPREAD)
         assert spread is not None
-        own = slice(segment.start, segment.stop)
-        assert spread.shape == (4, segment.stop - segment.start)
-        torch.testing.assert_close(scores[own], (attention[:, own] * spread).mean(0))
+        assert spread.shape == (4, len(early))
+        attention = inputs.attention.mean(1)[:, tokens]
+        torch.testing.assert_close(scores[tokens], (attention * spread).mean(0) * early)
+        attention = plain.attention.mean((0, 1))[tokens]
+        torch.testing.assert_close(without[tokens], attention * early**2)
     assert chosen(inputs, "drift") != chosen(inputs, "prophet")
+
+
+def test_drift_without_a_question_guesses_it(
+    documents: Store, lively: kvtool.Model, inputs_of: InputsOf
+) -> None:
+    inputs = inputs_of(documents, THREE, lively)
+    likely = inputs.likely_attention.mean((0, 1)) * usual_change(inputs.layout) ** 2
+    torch.testing.assert_close(POLICIES["drift"].score(inputs), likely)
+    given, known = (
+        kvtool.blend(documents, THREE, lively, question=question) for question in (None, USUAL_QUESTION)
+    )
+    assert not same(given, known)
 
 
 def test_what_no_segment_says_is_the_mean_of_what_others_say(
     prepared: Store, lively: kvtool.Model, inputs_of: InputsOf
 ) -> None:
     inputs = inputs_of(prepared, THREE, lively)
-    for name in (SPREAD, NEED):
-        scores = inputs.score(name)
-        assert scores is not None
-        known = [segment.artifact.score(name) for segment in inputs.layout.segments[2:]]
-        # Layer by layer, since a score is much smaller in some.
-        mean = torch.cat([score for score in known if score is not None], -1).mean(-1, keepdim=True)
-        # Neither the prefix nor the first document has been scored: their caches are exact.
-        unscored = scores[..., : inputs.layout.segments[2].start]
-        torch.testing.assert_close(unscored, mean.expand_as(unscored))
-
-
-def test_drift_falls_back(
-    documents: Store, prepared: Store, lively: kvtool.Model, inputs_of: InputsOf
-) -> None:
-    plain = inputs_of(documents, THREE, lively, question=QUESTION)
-    torch.testing.assert_close(POLICIES["drift"].score(plain), plain.attention.mean((0, 1)))
-    inputs = inputs_of(prepared, THREE, lively)
-    need = inputs.score(NEED)
-    assert need is not None
-    assert torch.equal(POLICIES["drift"].score(inputs), need)
-    plain = inputs_of(documents, THREE, lively)
-    assert torch.equal(POLICIES["drift"].score(plain), POLICIES["legolink"].score(plain))
+    scores = inputs.score(SPREAD)
+    assert scores is not None
+    known = [segment.artifact.score(SPREAD) for segment in inputs.layout.segments[2:]]
+    # Layer by layer, since a score is much smaller in some.
+    mean = torch.cat([score for score in known if score is not None], -1).mean(-1, keepdim=True)
+    # Neither the prefix nor the first document has been scored: their caches are exact.
+    unscored = scores[..., : inputs.layout.segments[2].start]
+    torch.testing.assert_close(unscored, mean.expand_as(unscored))
 
 
 @pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.share is None])

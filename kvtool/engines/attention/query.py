@@ -22,14 +22,34 @@ def query_attention(model: Model, cache: DocumentCache, token_ids: Tensor, befor
     appended = torch.arange(n_cached, n_cached + len(token_ids))
     for layer in cache.layers:
         layer.extend(len(token_ids))
-    observers = [_MeanWeights(n_cached, len(token_ids)) for _ in cache.layers]
     try:
-        with capture_attention(model, observers):
-            all_ids = torch.cat([cache.token_ids, token_ids])
-            recompute_tokens(model, cache, all_ids, appended, before_layer=before_layer)
+        all_ids = torch.cat([cache.token_ids, token_ids])
+        return _mean_weights(model, cache, all_ids, appended, n_cached, before_layer, write=True)
     finally:
         for layer in cache.layers:
             layer.crop(-len(token_ids))
+
+
+@torch.no_grad()
+def token_attention(model: Model, cache: DocumentCache, tokens: Tensor, before_layer: OnLayer) -> Tensor:
+    """The same of tokens of ``cache`` itself: ``tokens`` [S] are their indices, ascending."""
+    n_cached = cache.get_seq_length()
+    return _mean_weights(model, cache, cache.token_ids, tokens, n_cached, before_layer, write=False)
+
+
+def _mean_weights(
+    model: Model,
+    cache: DocumentCache,
+    token_ids: Tensor,
+    tokens: Tensor,
+    n_cached: int,
+    before_layer: OnLayer,
+    *,
+    write: bool,
+) -> Tensor:
+    observers = [_MeanWeights(n_cached, len(tokens)) for _ in cache.layers]
+    with capture_attention(model, observers):
+        recompute_tokens(model, cache, token_ids, tokens, write=write, before_layer=before_layer)
     if not all(observer.heads for observer in observers):
         raise capture_error(model)
     return torch.stack([torch.cat(list(observer.heads.values())) for observer in observers])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,15 @@ import torch
 
 import kvtool
 from kvtool.artifact.identity import segment_identity
-from kvtool.artifact.scores import NEED, SPREAD
-from kvtool.blending import averaged, drift
+from kvtool.artifact.scores import SPREAD
+from kvtool.blending import averaged
 from kvtool.digest import digest
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import SEPARATOR, document_tokens
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Variant
-from tests.blending.averaged.conftest import QUESTION, THREE, after, files, touched
-from tests.caches import full_prefill, same
+from tests.blending.averaged.conftest import THREE, after, files, touched
+from tests.caches import full_prefill
 
 # The variant beside the exact one
 
@@ -38,7 +37,7 @@ def test_it_lies_beside_the_exact_one(made: LocalStore, corpus: Path, lively: kv
         assert mean.contents.geometry == exact.contents.geometry
         assert mean.contents.start == exact.contents.start
         assert exact.scores == []
-        assert mean.scores == [SPREAD, NEED]
+        assert mean.scores == [SPREAD]
         assert len(mean.meta["made"]["behind"]) == 2
         assert mean.meta["source"] == exact.meta["source"]
 
@@ -110,12 +109,10 @@ def test_scores_have_a_number_for_each_token(made: LocalStore) -> None:
     for name in THREE:
         mean = made.open(name, "averaged")
         n_tokens = len(mean.token_ids)
-        spread, need = mean.score(SPREAD), mean.score(NEED)
+        spread = mean.score(SPREAD)
         assert spread is not None
-        assert need is not None
-        assert (spread.shape, need.shape) == ((3, n_tokens), (n_tokens,))
-        assert spread.dtype == need.dtype == torch.float32
-        assert 0.9 < float(need.mean()) < 1.1
+        assert spread.shape == (3, n_tokens)
+        assert spread.dtype == torch.float32
         assert not spread[0].any()
         assert spread[1:].mean() > 0.01
         assert made.open(name).score(SPREAD) is None
@@ -128,14 +125,6 @@ def test_a_single_neighbour_says_nothing_of_how_much_it_matters_which(
     kvtool.prefill(["docs"], model=lively, store=store, neighbours=4)
     for name in store:
         assert store.open(name, "averaged").scores == []
-    # So those tokens are recomputed that the question looks at, as without neighbours.
-    options = {"question": QUESTION, "recompute": 0.2}
-    monkeypatch.setattr(drift, "HALF", math.inf)
-    first, second = (
-        kvtool.blend(store, list(store), lively, policy=p, **options) for p in ("drift", "prophet")
-    )
-    assert first.recomputed > 0
-    assert same(first, second)
 
 
 def test_neighbours_are_sampled_by_name(made: LocalStore, lively: kvtool.Model, corpus: Path) -> None:
