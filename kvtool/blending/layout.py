@@ -160,9 +160,10 @@ def lay_out(
 
     ``variant`` is that of documents that name none. A moved segment is taken in the variant made for blending, if there is
     one. Where more follows, the first segment after its prefix is taken from its own cache even if that variant is named,
-    unless the store does not have it: it is right there. ``prefix`` are tokens that stand in the place of the prefixes that the documents were prefilled under; they have no
-    cache. Raises ``StoreError`` for a document, variant or segment that the store does not have, ``MismatchError`` for one of
-    another model or prefix, ``UsageError`` if there is none, or if all together are longer than the model's context.
+    unless the store does not have it: it is right there. ``prefix`` are tokens that stand in the place of the prefixes that
+    the documents were prefilled under; they have no cache. Raises ``StoreError`` for a document, variant or segment that the
+    store does not have, ``MismatchError`` for one of another model or prefix, ``UsageError`` if there is none, or if all
+    together are longer than the model's context.
     """
     is_moved = prefix is not None
     pieces = list(_pieces(store, listed(parts), model, variant, separator, is_moved=is_moved))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvtool.blending.layer_loader import LayerLoader
 from kvtool.blending.layout import Layout
-from kvtool.engines.attention.query import query_attention
+from kvtool.engines.attention.query import query_attention, query_norms
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.recompute import StopRecompute, recompute_tokens
 from kvtool.engines.transformers import STEP_TOKENS
@@ -44,11 +44,21 @@ class PolicyInputs:
 
         One pass of each question over the cache as it is loaded.
         """
-        weights = []
+        return self._looked(query_attention)
+
+    @cached_property
+    def attention_norm(self) -> Tensor:
+        """The norm of those weights over a question's tokens, [L, N] by layer: ``query_norms``."""
+        return self._looked(query_norms)
+
+    def _looked(
+        self, look: Callable[[Model, DocumentCache, Tensor, Callable[[int], None]], Tensor]
+    ) -> Tensor:
+        results = []
         for question_ids in self.questions:
             with self.trace.span("look", f"{len(question_ids)} tokens of the question"):
-                weights.append(query_attention(self.model, self.cache, question_ids, self.loader.wait))
-        return torch.stack(weights).mean(0)
+                results.append(look(self.model, self.cache, question_ids, self.loader.wait))
+        return torch.stack(results).mean(0)
 
     def score(self, name: str) -> Tensor | None:
         """One of ``artifact.scores.SCORES`` for all tokens, [N] or [L, N]; None where no segment has it.
