@@ -12,7 +12,7 @@ import torch
 import kvtool
 from kvtool.artifact.identity import segment_identity
 from kvtool.artifact.scores import NEED, SPREAD
-from kvtool.blending import averaged, drift
+from kvtool.blending import drift, neighbours
 from kvtool.digest import digest
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import SEPARATOR, document_tokens
@@ -75,7 +75,7 @@ def test_the_same_tokens_after_others_are_another_artifact(made: LocalStore, liv
 def test_after_one_neighbour_it_is_what_a_prefill_there_gives(
     lively: kvtool.Model, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(averaged, "NEIGHBOUR_TOKENS", 25)
+    monkeypatch.setattr(neighbours, "NEIGHBOUR_TOKENS", 25)
     store = LocalStore(corpus / "two")
     kvtool.prefill(["docs"], model=lively, store=store, neighbours=1)
     for name, other in (("docs/a.md", "docs/b.md"), ("docs/b.md", "docs/a.md")):
