@@ -13,6 +13,7 @@ import kvtool
 from kvtool.artifact.identity import segment_identity
 from kvtool.artifact.scores import NEED, SPREAD
 from kvtool.blending import drift, neighbours
+from kvtool.blending.neighbours import CHOICES
 from kvtool.digest import digest
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import SEPARATOR, document_tokens
@@ -138,12 +139,14 @@ def test_a_single_neighbour_says_nothing_of_how_much_it_matters_which(
     assert same(first, second)
 
 
-def test_neighbours_are_sampled_by_name(made: LocalStore, lively: kvtool.Model, corpus: Path) -> None:
+def test_the_most_similar_neighbours_are_taken(made: LocalStore, lively: kvtool.Model, corpus: Path) -> None:
     store = LocalStore(corpus / "one")
     kvtool.prefill(["docs", "c.txt"], model=lively, store=store, neighbours=1)
+    names = sorted(THREE, key=lambda name: digest(name.encode()))
+    ids = {name: store.open(name).token_ids.tolist() for name in names}
     for name in THREE:
-        others = [other for other in THREE if other != name]
-        first = min(others, key=lambda other: digest(other.encode()))
+        others = {other: ids[other] for other in names if other != name}
+        first = CHOICES["similar"](ids[name], others)[0]
         layers = store.read(name, "averaged").layers
         for layer, (keys, _) in zip(layers, after(lively, store, name, first), strict=True):
             torch.testing.assert_close(layer.keys.double(), keys, atol=1e-5, rtol=1e-4)
