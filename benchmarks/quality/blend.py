@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -79,18 +79,21 @@ class Asked:
     targets: list[int]
 
 
-class Bench:
-    """``stores`` are two of the same documents: averaged over random and over similar neighbours. ``names`` are by set."""
+Names: TypeAlias = Mapping[str, Mapping[str, list[str]]]
+"""Names of each set's documents, by store and set."""
 
-    def __init__(self, stores: Mapping[str, Prefilled], names: Mapping[str, list[str]]) -> None:
+
+class Bench:
+    """``stores`` are two of the same documents: averaged over random and over similar neighbours."""
+
+    def __init__(self, stores: Mapping[str, Prefilled], names: Names) -> None:
         self.stores, self.names = stores, names
         self.model, self.prefix = stores[RANDOM].model, stores[RANDOM].prefix
 
     def measure(self, one: BlendSet, compared: Sequence[Blended]) -> dict[str, Any]:
         """A record for each candidate: lists by question, in the order of ``one.questions``; last, the continuation's."""
         started = time.monotonic()
-        names = self.names[one.name]
-        full = self._blend(Blended("all", 1.0), names, None)
+        full = self._blend(Blended("all", 1.0), one, None)
         asked = list(self._asked(one, full))
         expected = self._follow(full, asked)
         records = {FULL: _record(one, asked, expected, expected)}
@@ -99,23 +102,24 @@ class Bench:
             # What one question attends to is nothing to the next; a blend that knows no question is made once.
             questions = dict.fromkeys(a.text for a in asked if a.text) if candidate.asks else [None]
             for question in questions:
-                cache = self._blend(candidate, names, question)
+                cache = self._blend(candidate, one, question)
                 some = [n for n, a in enumerate(asked) if question in (None, a.text)]
                 for n, logits in zip(some, self._follow(cache, [asked[n] for n in some]), strict=True):
                     said[n] = logits
             records[candidate.name] = _record(one, asked, expected, said)
         seconds = time.monotonic() - started
         return {
-            "documents": len(names),
+            "documents": len(one.documents),
             "tokens": len(full.token_ids),
             "seconds": seconds,
             "candidates": records,
         }
 
-    def _blend(self, candidate: Blended, names: Sequence[str], question: str | None) -> DocumentCache:
+    def _blend(self, candidate: Blended, one: BlendSet, question: str | None) -> DocumentCache:
+        choice = candidate.neighbours or RANDOM
         cache = kvtool.blend(
-            self.stores[candidate.neighbours or RANDOM].store,
-            [Cached(name, candidate.variant) for name in names],
+            self.stores[choice].store,
+            [Cached(name, candidate.variant) for name in self.names[choice][one.name]],
             self.model,
             recompute=candidate.share,
             policy=candidate.policy,
@@ -190,7 +194,7 @@ def timed(prefilled: Prefilled, tokens: int, repeats: int) -> dict[str, Any]:
         for n in range(TIMED_DOCUMENTS)
     ]
     names = [place.document for place in prefilled.place(texts)]
-    _prepare({RANDOM: prefilled}, names)
+    _average(prefilled, names, SIMILAR)
     _compress(prefilled, names, COMPRESSED, RAW)
     _compress(prefilled, names, COMPRESSED, AVERAGED)
     _compress(prefilled, names, CODED, RAW)
@@ -223,26 +227,25 @@ def timed(prefilled: Prefilled, tokens: int, repeats: int) -> dict[str, Any]:
     return {"tokens": tokens, "repeats": repeats, "seconds": interleaved(runs, repeats)}
 
 
-def _placed(stores: Mapping[str, Prefilled], sets: Sequence[BlendSet]) -> dict[str, list[str]]:
-    """Each set's documents, by their names, which are the same in both stores."""
+def _placed(stores: Mapping[str, Prefilled], sets: Sequence[BlendSet]) -> Names:
     documents = [document for one in sets for document in one.documents]
-    placed = [prefilled.place(documents) for prefilled in stores.values()]
-    places = iter(placed[0])
-    return {one.name: [next(places).document for _ in one.documents] for one in sets}
-
-
-def _prepare(stores: Mapping[str, Prefilled], names: Sequence[str]) -> None:
-    """The caches for blending, beside the raw ones."""
+    names = {}
     for choice, prefilled in stores.items():
-        lines = Lines()
-        make_averaged(
-            prefilled.store,
-            prefilled.model,
-            names,
-            neighbours=NEIGHBOURS,
-            choice=choice,
-            on_progress=lambda r, lines=lines: lines("averaged", r.tokens, r.tokens_total),
-        )
+        places = iter(prefilled.place(documents))
+        names[choice] = {one.name: [next(places).document for _ in one.documents] for one in sets}
+    return names
+
+
+def _average(prefilled: Prefilled, names: Sequence[str], choice: str) -> None:
+    lines = Lines()
+    make_averaged(
+        prefilled.store,
+        prefilled.model,
+        names,
+        neighbours=NEIGHBOURS,
+        choice=choice,
+        on_progress=lambda r: lines("averaged", r.tokens, r.tokens_total),
+    )
 
 
 def _compress(prefilled: Prefilled, names: Sequence[str], recipe: str, source: str) -> None:
@@ -306,10 +309,11 @@ def main(argv: Sequence[str]) -> None:
     names = _placed(stores, sets)
     if not arguments.backwards:
         stores[RANDOM].calibrate(COMPRESSED, CALIBRATION_TOKENS)
-        _prepare(stores, [name for own in names.values() for name in own[1:]])
-        for source in (RAW, AVERAGED):
-            skipped = int(source == AVERAGED)
-            every = [name for one in mixed for name in names[one.name][skipped:]]
+        for choice, prefilled in stores.items():
+            # The first of each set is taken from its own cache.
+            _average(prefilled, [name for own in names[choice].values() for name in own[1:]], choice)
+        for source, first in ((RAW, 0), (AVERAGED, 1)):
+            every = [name for one in mixed for name in names[RANDOM][one.name][first:]]
             _compress(stores[RANDOM], every, COMPRESSED, source)
     bench, lines = Bench(stores, names), Lines()
     compared = {
@@ -322,7 +326,7 @@ def main(argv: Sequence[str]) -> None:
         lines("measured", n + 1, len(sets))
     if arguments.backwards:
         return
-    mixed_names = {one.name: names[one.name] for one in mixed}
+    mixed_names = {one.name: names[RANDOM][one.name] for one in mixed}
     found: dict[str, Any] = {
         "machine": machine(),
         "model": model.name,
