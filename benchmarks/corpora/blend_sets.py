@@ -6,32 +6,42 @@ second behind the right answer to the first, and is right if it is in both. Behi
 the same but for luck, since with the wrong name it finds the wrong number; so all can be asked of a cache at once.
 
 Questions in prose have no right answer: what the model says over a cache is compared with what it says after full
-prefill.
+prefill. So is how it continues the last document, with no question at all.
+
+Most sets have documents of several kinds. Those of ``one_source_sets`` have documents that follow one another in one source,
+as those that a question retrieves are like one another. None of these sources is in the other sets.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, cycle, islice
+from itertools import chain, islice
 from random import Random
 from typing import Literal
 
 import kvtool
-from benchmarks.corpora.sources import HELD_OUT
-from benchmarks.corpora.texts import Text, held_out
+from benchmarks.corpora.sources import HELD_OUT, SEEN
+from benchmarks.corpora.texts import Text, cut, held_out
 from kvtool.measurement.absent_words import ANIMALS, NAMES, absent_numbers, absent_words
-from kvtool.measurement.haystack import Needle, hide
+from kvtool.measurement.haystack import Hidden, Needle, hide
 from kvtool.measurement.needles import contained
 from kvtool.measurement.tasks import Question
 from kvtool.model.chat_template import document_tokens
 
 SETS = 40
-SIZES = (4, 5, 6, 7, 8)
-"""Documents of a set, in turn."""
+SIZE = 4
+"""Documents of a set."""
 
-SHORTEST, LONGEST = 150, 300
+SHORTEST, LONGEST = 130, 200
 """Tokens of a document, needles included."""
+
+PLAIN_TOKENS = 24
+"""Tokens of the text that follows the last document."""
+
+ONE_SOURCE = ("news", "library", "help", "handbook")
+"""Sources of ``one_source_sets`` in turn: news, a Python library, Python's help, a manual."""
 
 HOPS = 3
 """Names, numbers and questions of a set: each name is a wrong answer to the other questions."""
@@ -70,11 +80,12 @@ class BlendQuestion:
 
 @dataclass(frozen=True)
 class BlendSet:
-    """``documents`` in the order of the prompt: of different kinds, in different lengths."""
+    """``documents`` in the order of the prompt, in different lengths. ``continuation`` is what follows the last one."""
 
     name: str
     documents: tuple[Text, ...]
     questions: tuple[BlendQuestion, ...]
+    continuation: str = ""
 
 
 def blend_sets(model: kvtool.Model, number: int = SETS) -> list[BlendSet]:
@@ -82,18 +93,37 @@ def blend_sets(model: kvtool.Model, number: int = SETS) -> list[BlendSet]:
 
     Raises ``KvtoolError`` if a source is not to be had or too short.
     """
-    sizes = list(islice(cycle(SIZES), max(number, SETS)))
-    each = -(-sum(sizes) // len(HELD_OUT))
+    count = max(number, SETS)
+    each = -(-count * SIZE // len(HELD_OUT))
     # Of each kind one, then the next of each: a set's documents are of as many kinds as there are.
-    drawn = chain.from_iterable(zip(*held_out(model, LONGEST, each).values(), strict=True))
-    return [_set(model, f"blend-{n:02d}", list(islice(drawn, size))) for n, size in enumerate(sizes[:number])]
+    kinds = held_out(model, LONGEST + PLAIN_TOKENS, each).values()
+    drawn = chain.from_iterable(zip(*kinds, strict=True))
+    return [_set(model, f"blend-{n:02d}", list(islice(drawn, SIZE)), mixed=True) for n in range(number)]
 
 
-def _set(model: kvtool.Model, name: str, drawn: list[Text]) -> BlendSet:
+def one_source_sets(model: kvtool.Model, number: int) -> list[BlendSet]:
+    """``number`` sets, each of documents that follow one another in one source; otherwise as ``blend_sets``."""
+    sets = []
+    for n in range(number):
+        name = ONE_SOURCE[n % len(ONE_SOURCE)]
+        (source,) = (source for source in SEEN if source.name == name)
+        size = LONGEST + PLAIN_TOKENS
+        rounds = -(-number // len(ONE_SOURCE))
+        piece = cut(model, source.text(), SIZE * size, rounds)[n // len(ONE_SOURCE)]
+        ids = document_tokens(model, piece)
+        texts = [
+            Text(name, name, "", model.tokenizer.decode(ids[k * size : (k + 1) * size])) for k in range(SIZE)
+        ]
+        sets.append(_set(model, f"{name}-{n:02d}", texts, mixed=False))
+    return sets
+
+
+def _set(model: kvtool.Model, name: str, drawn: list[Text], *, mixed: bool) -> BlendSet:
     random = Random(name)
-    random.shuffle(drawn)
+    if mixed:
+        random.shuffle(drawn)
     hops, needles = _hops(random, drawn)
-    documents = []
+    documents, rest = [], ""
     for place, text in enumerate(drawn):
         hidden = hide(
             needles[place],
@@ -102,7 +132,17 @@ def _set(model: kvtool.Model, name: str, drawn: list[Text]) -> BlendSet:
             count_tokens=lambda part: len(document_tokens(model, part)),
         )
         documents.append(replace(text, name=f"{name}-{place}-{text.source}.txt", text=hidden.text))
-    return BlendSet(name, tuple(documents), (*hops, *_prose(random, documents)))
+        rest = _rest(text.text, hidden)
+    continuation = model.tokenizer.decode(document_tokens(model, rest)[:PLAIN_TOKENS])
+    return BlendSet(name, tuple(documents), (*hops, *_prose(random, documents)), continuation)
+
+
+def _rest(text: str, hidden: Hidden) -> str:
+    """What follows the part of ``text`` that is in ``hidden``, where only needles and white space were added to it."""
+    taken = len(re.sub(r"\s", "", hidden.text))
+    taken -= sum(len(re.sub(r"\s", "", needle.text)) for needle in hidden.depths)
+    ends = [n + 1 for n, character in enumerate(text) if not character.isspace()]
+    return text[ends[taken - 1] if taken else 0 :]
 
 
 def _hops(random: Random, drawn: Sequence[Text]) -> tuple[list[BlendQuestion], list[list[Needle]]]:

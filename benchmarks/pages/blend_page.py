@@ -11,61 +11,112 @@ from kvtool.measurement.statistics import Estimate, mean, ratio
 Json = Mapping[str, Any]
 
 REFERENCE = "cacheblend 15% raw"
+NOTHING = "none 0% raw"
 FULL = "full prefill"
+
+HEADER = ("policy", "recomputed", "from", "sets", "KL", "÷ CacheBlend at 15 %")
 
 
 def body(found: Json) -> str:
     """All tables, of the JSON that a run wrote."""
-    sets = list(found["sets"].values())
-    kinds = [kind for one in sets for kind in one["candidates"][FULL]["kinds"]]
-    tokens = sorted(one["tokens"] for one in sets)
+    mixed, others = found["sets"], found["one_source"]
     parts = [
         f"`{found['command']}`",
-        f"{found['machine']}. Model: {found['model']}. {len(sets)} sets of {_range([one['documents'] for one in sets])} "
-        f"documents, {tokens[0]:,} to {tokens[-1]:,} tokens with the text between them. There are {kinds.count('hop')} "
-        f"multi-hop questions and {kinds.count('prose')} in prose. Intervals are 95 % bootstrap intervals over sets.",
-        policies(found),
-        "Bytes of all documents: "
+        f"{found['machine']}. Model: {found['model']}. {_size(mixed)} Intervals are 95 % bootstrap intervals over sets.",
+        "### Questions, known when documents are blended",
+        policies(found, mixed, asks=True),
+        "### Questions, not known when documents are blended",
+        policies(found, mixed, asks=False),
+        "### Plain text, continued",
+        plain(found, mixed),
+    ]
+    if others:
+        kinds = sorted({name.rpartition("-")[0] for name in others})
+        parts += [
+            "### Another kind of text",
+            f"Documents of a set follow one another in one source ({', '.join(kinds)}). {_size(others)}",
+            policies(found, others, asks=True),
+            policies(found, others, asks=False),
+            plain(found, others),
+        ]
+    parts += [
+        "### Bytes and times",
+        "Bytes of all documents but each set's first: "
         + ", ".join(f"{variant} {nbytes / 1e6:,.1f} MB" for variant, nbytes in found["nbytes"].items())
         + ".",
+        prefill(found["prefill"]),
         *(times(one) for one in found["times"]),
     ]
     return "\n\n".join(parts)
 
 
-def policies(found: Json) -> str:
-    every = list(found["sets"].values())
-    rows = [
-        ["full prefill", "", "", str(len(every)), "0", "", "1", _plain(_estimate(every, FULL, "right")), ""]
-    ]
-    for candidate in found["candidates"]:
+def _size(sets: Mapping[str, Json]) -> str:
+    kinds = [kind for one in sets.values() for kind in one["candidates"][FULL]["kinds"]]
+    tokens = sorted(one["tokens"] for one in sets.values())
+    return (
+        f"{len(sets)} sets of {_range([one['documents'] for one in sets.values()])} documents, {tokens[0]:,} to "
+        f"{tokens[-1]:,} tokens with the text between them. There are {kinds.count('hop')} multi-hop questions and "
+        f"{kinds.count('prose')} in prose."
+    )
+
+
+def policies(found: Json, by_name: Mapping[str, Json], *, asks: bool) -> str:
+    """The candidates that know the question, or those that do not."""
+    every = list(by_name.values())
+    right = _plain(_estimate(every, FULL, "right"))
+    rows = [["full prefill", "", "", str(len(every)), "0", "", "1", right, ""]]
+    for candidate, sets in _measured(found, every):
+        # CacheBlend is what the others are compared with, and none what all begin with.
+        if candidate["asks"] != asks and not (asks and candidate["name"] in (REFERENCE, NOTHING)):
+            continue
         name = candidate["name"]
-        sets = [one for one in every if name in one["candidates"]]
         rows.append(
             [
-                candidate["policy"],
-                f"{candidate['share']:.0%}",
-                candidate["variant"],
-                str(len(sets)),
-                _with_interval(_estimate(sets, name, "kl"), 4),
-                _with_interval(_against(sets, name), 2),
+                *_row(candidate, sets, "kl"),
                 _plain(_estimate(sets, name, "same")),
                 _plain(_estimate(sets, name, "right")),
                 _with_interval(_lost(sets, name), 3),
             ]
         )
-    header = [
-        "policy",
-        "recomputed",
-        "from",
-        "sets",
-        "KL",
-        "÷ CacheBlend at 15 %",
-        "same answer",
-        "multi-hop",
-        "lost",
+    return table([*HEADER, "same answer", "multi-hop", "lost"], rows)
+
+
+def plain(found: Json, by_name: Mapping[str, Json]) -> str:
+    """KL over the text that follows the documents, of blends that know no question."""
+    measured = _measured(found, list(by_name.values()))
+    return table(
+        HEADER, [_row(candidate, sets, "plain") for candidate, sets in measured if not candidate["asks"]]
+    )
+
+
+def _measured(found: Json, every: Sequence[Json]) -> list[tuple[Json, list[Json]]]:
+    """Each candidate, and the sets that it was measured on; none that was on no set."""
+    pairs = [
+        (candidate, [one for one in every if candidate["name"] in one["candidates"]])
+        for candidate in found["candidates"]
     ]
-    return table(header, rows)
+    return [(candidate, sets) for candidate, sets in pairs if sets]
+
+
+def _row(candidate: Json, sets: Sequence[Json], what: str) -> list[str]:
+    name = candidate["name"]
+    return [
+        candidate["method"],
+        f"{candidate['share']:.0%}",
+        candidate["source"],
+        str(len(sets)),
+        _with_interval(_estimate(sets, name, what), 4),
+        _with_interval(_against(sets, name, what), 2),
+    ]
+
+
+def prefill(cost: Json) -> str:
+    base = cost["seconds"]["prefill"]
+    rows = [[name, f"{seconds / base:.2f}"] for name, seconds in cost["seconds"].items()]
+    return (
+        f"Time of what is prepared for blending, {cost['documents']} documents of {cost['tokens']} tokens, medians of "
+        f"{cost['repeats']} interleaved rounds:\n\n" + table(["", "÷ prefill"], rows)
+    )
 
 
 def times(one: Json) -> str:
@@ -85,10 +136,10 @@ def _estimate(sets: Sequence[Json], name: str, what: str) -> Estimate:
     return found
 
 
-def _against(sets: Sequence[Json], name: str) -> Estimate:
+def _against(sets: Sequence[Json], name: str, what: str) -> Estimate:
     """KL as a share of that of the reference, over the same questions."""
     pairs = [
-        list(zip(one["candidates"][name]["kl"], one["candidates"][REFERENCE]["kl"], strict=True))
+        list(zip(one["candidates"][name][what], one["candidates"][REFERENCE][what], strict=True))
         for one in sets
     ]
     found = ratio(pairs)

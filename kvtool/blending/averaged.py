@@ -1,7 +1,7 @@
 """Caches made for blending: the mean of a segment's keys and values after other documents.
 
 The cache from a prefill of one document is right only directly after the prefix. After other text its keys and values
-change, and largely in the same way whatever that text is. So each segment is prefilled after a few sampled neighbours too.
+change, and largely in the same way whatever that text is. So each segment is prefilled after a few neighbours too.
 The mean, moved back to the segment's usual position, is kept as a variant beside the exact one. How far the single
 caches lie from their mean says which tokens a blend should rather recompute.
 
@@ -10,24 +10,23 @@ FusionRAG (arXiv 2601.12904) keeps likely neighbours in sight in the same way, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from kvtool.artifact.load import load_cache
 from kvtool.artifact.read import Artifact
 from kvtool.artifact.scores import SPREAD
 from kvtool.artifact.write import raw_content
+from kvtool.blending.neighbours import Neighbour, Neighbours
 from kvtool.codecs import KV, LayerKV
-from kvtool.digest import digest, digest_token_ids
+from kvtool.digest import digest_token_ids
 from kvtool.engines import transformers as engine
-from kvtool.engines.cache import DocumentCache
 from kvtool.engines.capabilities import key_rotations
 from kvtool.engines.rope import Rotations, moved
-from kvtool.errors import ArtifactError, KvtoolError, MismatchError, ModelError, StoreError
-from kvtool.model.chat_template import SEPARATOR, Prefix, document_tokens
+from kvtool.errors import KvtoolError, MismatchError, ModelError
+from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import AVERAGED, Document, Variant
@@ -35,8 +34,10 @@ from kvtool.store.manifest import AVERAGED, Document, Variant
 NEIGHBOURS = 4
 """Neighbours of each segment. Measured: two leave a third more to recompute, eight leave no less."""
 
-NEIGHBOUR_TOKENS = 200
-"""Tokens of each neighbour, at most."""
+CHOICE = "similar"
+"""How neighbours are chosen, of ``neighbours.CHOICES``. Measured on SmolLM2-135M, two sets of four documents of one source, KL
+to a full prefill with similar and with random neighbours: over answers 0.045 and 0.078 with nothing recomputed, 0.012 and
+0.017 with 15 %; over the text that follows, without a question, 0.017 and 0.053 with 15 %."""
 
 
 @dataclass
@@ -50,28 +51,20 @@ class Report:
     tokens_total: int = 0
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """The first tokens of a document, and the cache of the prefix and of them."""
-
-    document: str
-    token_ids: tuple[int, ...]
-    cache: DocumentCache
-
-
 def make_averaged(
     store: LocalStore,
     model: Model,
     names: Sequence[str],
     *,
     neighbours: int = NEIGHBOURS,
+    choice: str = CHOICE,
     on_progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
     """Makes the variant ``averaged`` of those of ``names`` that have none yet.
 
-    Each segment is prefilled after ``neighbours`` other documents of the store, one at a time, sampled by the digests of their
-    names. Raises ``ModelError`` for a model whose keys cannot be moved, ``MismatchError`` for documents of another model or
-    with different prefixes.
+    Each segment is prefilled after ``neighbours`` other documents of the store, one at a time, chosen as ``choice`` says. A
+    document that is added later changes nothing about those that are made. Raises ``ModelError`` for a model whose keys
+    cannot be moved, ``MismatchError`` for documents of another model or with different prefixes.
     """
     rotations = key_rotations(model)
     if rotations is None:
@@ -87,15 +80,14 @@ def make_averaged(
     waiting = [name for name, document in documents.items() if not _is_made(store, document)]
     report.unchanged += [name for name in names if name not in waiting]
     report.tokens_total = sum(documents[name].n_tokens for name in waiting) * neighbours
-    known: list[Neighbour] = []
     if not waiting:
         return report
     prefix = store.prefix(documents[waiting[0]].name, model)
+    others = Neighbours(store, model, documents[waiting[0]], choice)
     with store.writing():
         for name in waiting:
             document = documents[name]
-            known += _more(store, model, document, neighbours + 1 - len(known), {n.document for n in known})
-            fitting = _fitting(model, rotations, document, known)[:neighbours]
+            fitting = others.of(document, neighbours, _room(model, rotations, document))
             if not fitting:
                 report.without_neighbours.append(name)
                 continue
@@ -132,37 +124,10 @@ def _is_made(store: LocalStore, document: Document) -> bool:
     return all(variant is not None and store.holds(variant) for variant in variants)
 
 
-def _fitting(
-    model: Model, rotations: Rotations, document: Document, known: Sequence[Neighbour]
-) -> list[Neighbour]:
-    """The neighbours after which every segment of ``document`` fits the model's context, rotated as usual."""
+def _room(model: Model, rotations: Rotations, document: Document) -> int:
+    """Tokens that may stand before ``document``, so that every segment fits the model's context, rotated as usual."""
     room = min(model.context - 1, rotations.up_to or model.context)
-    room -= max(segment.n_tokens for segment in document.segments)
-    return [n for n in known if n.document != document.name and n.cache.get_seq_length() <= room]
-
-
-def _more(
-    store: LocalStore, model: Model, like: Document, number: int, taken: set[str]
-) -> Iterator[Neighbour]:
-    """Up to ``number`` further documents with the prefix of ``like``, prefilled after it."""
-    gap = document_tokens(model, SEPARATOR)
-    wanted = like.model["fingerprint"], like.prefix["digest"]
-    for name in sorted(store.keys() - taken, key=lambda name: digest(name.encode())):
-        if number <= 0:
-            return
-        # A broken document is nobody's neighbour. Whoever asks for it gets the error.
-        try:
-            document = store[name]
-            ids = [*store.open(name).token_ids[:NEIGHBOUR_TOKENS].tolist(), *gap]
-        except (StoreError, ArtifactError):
-            continue
-        if (document.model["fingerprint"], document.prefix["digest"]) != wanted:
-            continue
-        parts = [] if document.prefix_artifact is None else [store.open_artifact(document.prefix_artifact)]
-        cache = load_cache(parts, model) if parts else engine.new_cache(model, len(ids))
-        engine.feed(model, ids, cache)
-        number -= 1
-        yield Neighbour(document.name, tuple(ids), cache)
+    return room - max(segment.n_tokens for segment in document.segments)
 
 
 def _segment(

@@ -54,7 +54,8 @@ def blend(
 
     ``names`` are documents of ``store``, in any order and as often as wanted: names, or ``Cached`` for one of a
     document's segments or variants, or ``Text`` for text between documents. ``variant`` is that of documents that name
-    none, and ``separator`` a text between any two parts.
+    none, and ``separator`` a text between any two parts. The first of several documents has nothing but its prefix before
+    it: its own cache is used, even where the variant made for blending is named.
 
     ``recompute`` is the share of the documents' tokens that the model runs again after the text that now stands before
     them: those that ``policy`` gives the highest scores. Tokens whose cache is right for their place are not recomputed,

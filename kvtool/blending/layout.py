@@ -17,7 +17,7 @@ from kvtool.errors import MismatchError, UsageError
 from kvtool.model.chat_template import document_tokens
 from kvtool.model.model import Model
 from kvtool.store.base import Store
-from kvtool.store.manifest import RAW, Document, averaged_name
+from kvtool.store.manifest import RAW, Document, averaged_name, exact_name
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,11 @@ def lay_out(
     """The place of each of ``parts`` in one prompt; ``separator`` is a text between any two of them.
 
     ``variant`` is that of documents that name none. A moved segment is taken in the variant made for blending, if there is
-    one. ``prefix`` are tokens that stand in the place of the prefixes that the documents were prefilled under; they have no
-    cache. Raises ``StoreError`` for a document, variant or segment that the store does not have, ``MismatchError`` for one of
-    another model or prefix, ``UsageError`` if there is none, or if all together are longer than the model's context.
+    one. Where more follows, the first segment after its prefix is taken from its own cache even if that variant is named,
+    unless the store does not have it: it is right there. ``prefix`` are tokens that stand in the place of the prefixes that
+    the documents were prefilled under; they have no cache. Raises ``StoreError`` for a document, variant or segment that the
+    store does not have, ``MismatchError`` for one of another model or prefix, ``UsageError`` if there is none, or if all
+    together are longer than the model's context.
     """
     is_moved = prefix is not None
     pieces = list(_pieces(store, listed(parts), model, variant, separator, is_moved=is_moved))
@@ -202,13 +204,15 @@ def _pieces(
         segments = range(len(document.segments)) if cached.segment is None else [cached.segment]
         for m, segment in enumerate(segments):
             chosen = cached.variant or variant
-            # The variant made for blending is the better one everywhere but right after its prefix.
-            if (
-                cached.variant is None
-                and (is_moved or n or m)
-                and _has(store, document, segment, averaged_name(variant))
-            ):
-                chosen = averaged_name(variant)
+            if is_moved or n or m:
+                # The variant made for blending is the better one everywhere but right after its prefix.
+                better = cached.variant or averaged_name(exact_name(variant))
+            elif len(parts) == len(segments) == 1:
+                better = chosen
+            else:
+                better = exact_name(chosen)
+            if better != chosen and _has(store, document, segment, better):
+                chosen = better
             yield Placed(cached.name, chosen, store.open(cached.name, chosen, segment), 0)
 
 

@@ -24,15 +24,19 @@ DEFAULT = "drift"
 CHECKED = 1
 """The layer at which CacheBlend compares: the first one whose values depend on the tokens before."""
 
-APE = ParallelEncoding(temperature=0.9, scale=0.9)
-"""Adaptive parallel encoding (arXiv 2502.05431), with the temperature and scale that its authors' code has by default.
+INFOFLOW_LAYERS = slice(22, 26)
+"""Layers of InfoFlow's score, which the paper takes for all its models; of a smaller model the last four."""
+
+APE = ParallelEncoding(temperature=0.9, scale=1.0)
+"""Adaptive parallel encoding (arXiv 2502.05431), with a temperature and scale of the authors' experiments.
+
+Their code has (0.9, 0.9) by default, and other numbers elsewhere. Measured on SmolLM2-135M, four documents of 200 tokens, KL
+to a full prefill over answers: 0.16 with (0.9, 0.9), 0.12 with (0.9, 1), 0.40 with (0.8, 0.8), and 0.15 with (1, 1). On two
+other sets, 0.20 with (0.9, 0.9) and 0.17 with (0.9, 1).
 
 Positions are the paper's: documents share those after the prefix, and the question follows the longest. Three things
 differ. A lone document after its prefix is attended to as usual, as it is exact. Text between documents is computed at its
 place in the prompt. Sliding windows count tokens of the prompt, not these positions.
-
-The authors' experiments have other numbers too, (0.9, 1) for one. Measured on SmolLM2-135M, four documents of 200 tokens,
-KL to a full prefill over answers: 0.16 with (0.9, 0.9), 0.12 with (0.9, 1), 0.40 with (0.8, 0.8), and 0.15 with (1, 1).
 """
 
 
@@ -65,7 +69,7 @@ def even(inputs: PolicyInputs) -> Tensor:
 
 
 def legolink(inputs: PolicyInputs) -> Tensor:
-    """The first tokens of each segment, as many of each (EPIC, arXiv 2410.15332)."""
+    """The first tokens of each segment, as many of each: LegoLink of EPIC (arXiv 2410.15332), for which up to 32 are enough."""
     scores = torch.zeros(len(inputs.candidates))
     for segment in inputs.layout.segments:
         tokens = slice(segment.start, segment.stop)
@@ -116,8 +120,33 @@ def _gradual(inputs: PolicyInputs, shares: Sequence[float], *, keys: bool = Fals
 
 
 def prophet(inputs: PolicyInputs) -> Tensor:
-    """The question's attention to the cached keys (ProphetKV, arXiv 2602.02579)."""
+    """The question's attention to the cached keys, averaged over layers and heads (ProphetKV, arXiv 2602.02579).
+
+    Both of the paper's stages are built: the question's pass over all layers, whose attention is fused to one score for
+    each token, and then recomputing. Here the weights are of one softmax over the whole prompt, the question's own tokens
+    included; the paper's are over the documents alone. Its kernels and its schedule on a GPU are not built.
+    """
     return inputs.attention.mean((0, 1))
+
+
+def fusionrag(inputs: PolicyInputs) -> Tensor:
+    """The question's attention at the last layer (FusionRAG, arXiv 2601.12904): its query-guided selection.
+
+    Its caches are of documents prefilled after similar ones; here, those of ``prefill --neighbours``. The paper's weights are
+    for each document apart; here they are of one softmax over the whole prompt, and the question stands after it.
+    """
+    return inputs.attention[-1].mean(0)
+
+
+def infoflow(inputs: PolicyInputs) -> Tensor:
+    """The norm over the question's tokens of their attention, at a band of layers (InfoFlow KV, arXiv 2603.05353).
+
+    As in its authors' code: the mean over heads, then the norm, then the mean over layers; keys are at the positions of the
+    prompt. Its order of documents, the most attended to last, is not built: here the caller decides it.
+    """
+    n_layers = len(inputs.attention_norm)
+    band = INFOFLOW_LAYERS if n_layers >= INFOFLOW_LAYERS.stop else slice(-4, None)
+    return inputs.attention_norm[band].mean(0)
 
 
 def drift(inputs: PolicyInputs) -> Tensor:
@@ -148,13 +177,19 @@ POLICIES: Mapping[str, Policy] = {
     "none": Policy(nothing, "nothing is recomputed", share=0.0),
     "all": Policy(nothing, "everything is recomputed: a full prefill", share=1.0),
     "even": Policy(even, "evenly spaced tokens"),
-    "legolink": Policy(legolink, "the first tokens of each segment"),
+    "legolink": Policy(legolink, "the first tokens of each segment, as EPIC has it"),
     "cacheblend": Policy(cacheblend, "tokens whose values at the second layer differ most"),
     "cacheblend-keys": Policy(cacheblend_keys, "tokens whose keys there differ most, as LMCache has it"),
     "cacheblend-gradual": Policy(
         cacheblend_gradual, "tokens whose values differ most at that layer and the two after it"
     ),
     "prophet": Policy(prophet, "tokens that the question attends to", needs_question=True),
+    "fusionrag": Policy(
+        fusionrag, "tokens that the question attends to at the last layer", needs_question=True
+    ),
+    "infoflow": Policy(
+        infoflow, "tokens that single tokens of the question attend to much", needs_question=True
+    ),
     "ape": Policy(
         nothing,
         "documents in parallel, nothing is recomputed, attention to them is adapted",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from kvtool.blending.layer_loader import LayerLoader
 from kvtool.blending.layout import Layout
-from kvtool.engines.attention.query import query_attention, token_attention
+from kvtool.engines.attention.query import query_attention, query_norms, token_attention
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.recompute import StopRecompute, recompute_tokens
+from kvtool.engines.recompute import OnLayer, StopRecompute, recompute_tokens
 from kvtool.engines.transformers import STEP_TOKENS
 from kvtool.model.model import Model
 from kvtool.system.trace import Trace
@@ -22,6 +23,9 @@ USUAL_QUESTION = "What are the documents above about?"
 
 RECENT = 128
 """The prompt's last tokens whose attention is looked at where no question is known: text that goes on attends as they do."""
+
+
+Look: TypeAlias = Callable[[Model, DocumentCache, Tensor, OnLayer], Tensor]
 
 
 class PolicyInputs:
@@ -53,11 +57,16 @@ class PolicyInputs:
 
         One pass of each question over the cache as it is loaded.
         """
-        return torch.stack([self._asked(question_ids) for question_ids in self.questions]).mean(0)
+        return torch.stack([self._look(query_attention, ids) for ids in self.questions]).mean(0)
+
+    @cached_property
+    def attention_norm(self) -> Tensor:
+        """The norm of those weights over a question's tokens, [L, N] by layer: ``query_norms``."""
+        return torch.stack([self._look(query_norms, ids) for ids in self.questions]).mean(0)
 
     @cached_property
     def likely_attention(self) -> Tensor:
-        """The same for a question that is not known, as far as it can be guessed.
+        """The same as ``attention`` for a question that is not known, as far as it can be guessed.
 
         The sum of what a usual question attends to and of what the prompt's last tokens do, which count alike.
         """
@@ -65,12 +74,12 @@ class PolicyInputs:
         with self.trace.span("look", f"the last {len(recent)} tokens"):
             weights = [token_attention(self.model, self.cache, recent, self.loader.wait)]
         if len(self.usual_question):
-            weights.append(self._asked(self.usual_question))
+            weights.append(self._look(query_attention, self.usual_question))
         return torch.stack([each / each.mean((0, 1))[self.candidates].sum() for each in weights]).sum(0)
 
-    def _asked(self, question_ids: Tensor) -> Tensor:
+    def _look(self, look: Look, question_ids: Tensor) -> Tensor:
         with self.trace.span("look", f"{len(question_ids)} tokens of the question"):
-            return query_attention(self.model, self.cache, question_ids, self.loader.wait)
+            return look(self.model, self.cache, question_ids, self.loader.wait)
 
     def score(self, name: str) -> Tensor | None:
         """One of ``artifact.scores.SCORES`` for all tokens, [N] or [L, N]; None where no segment has it.

@@ -25,6 +25,11 @@ def averaged_name(variant: str) -> str:
     return AVERAGED if variant == RAW else f"{variant}-{AVERAGED}"
 
 
+def exact_name(variant: str) -> str:
+    """The variant whose ``averaged_name`` is ``variant``; other variants are their own."""
+    return RAW if variant == AVERAGED else variant.removesuffix(f"-{AVERAGED}")
+
+
 @dataclass(frozen=True)
 class Variant:
     """One artifact of one segment: its digest, its file's bytes, and the recipe that made it."""

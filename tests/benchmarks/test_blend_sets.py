@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from benchmarks.corpora import blend_sets, texts
 from benchmarks.corpora.blend_sets import HOPS, BlendQuestion, BlendSet
 from benchmarks.corpora.sources import Source
+from kvtool.measurement.haystack import Needle, hide
 from kvtool.measurement.tasks import Question
 
 
@@ -27,15 +29,43 @@ def _hops(one: BlendSet) -> list[BlendQuestion]:
     return [question for question in one.questions if question.kind == "hop"]
 
 
-def test_forty_sets_of_four_to_eight_documents_of_mixed_kinds(sets: list[BlendSet]) -> None:
-    assert [len(one.documents) for one in sets] == [4, 5, 6, 7, 8] * 8
-    assert all(len({text.kind for text in one.documents}) == min(5, len(one.documents)) for one in sets)
+def test_forty_sets_of_four_documents_of_mixed_kinds(sets: list[BlendSet]) -> None:
+    assert [len(one.documents) for one in sets] == [4] * 40
+    assert all(len({text.kind for text in one.documents}) == 4 for one in sets)
     every = [text for one in sets for text in one.documents]
     assert len({text.name for text in every}) == len({text.text for text in every}) == len(every)
     lengths = [len(text.text) for text in every]
-    assert min(lengths) >= 150
-    assert max(lengths) <= 300
-    assert len(set(lengths)) > 100
+    assert min(lengths) >= blend_sets.SHORTEST
+    assert max(lengths) <= blend_sets.LONGEST
+    assert len(set(lengths)) > 50
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.4, 1.0])
+def test_the_continuation_is_what_follows_the_part_that_was_taken(depth: float) -> None:
+    text = "The bay is wide. Boats lie in it.\n\nA mill is near. Its wheel turns slowly all day."
+    needles = [Needle("The otter is called Amber.", depth), Needle("Magic number: Amber = 40719.", 0.7)]
+    hidden = hide(needles, text, length=100, count_tokens=len)
+    rest = blend_sets._rest(text, hidden)
+    assert 0 < len(rest) < len(text)
+    taken = hidden.text
+    for needle in needles:
+        taken = taken.replace(needle.text, "")
+    assert [*taken.split(), *rest.split()] == [*text[: -len(rest)].split(), *rest.split()]
+
+
+def test_sets_have_a_continuation(sets: list[BlendSet]) -> None:
+    assert all(len(one.continuation) == blend_sets.PLAIN_TOKENS for one in sets)
+
+
+def test_documents_of_one_source_follow_one_another(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "".join(f"Line {n}.\n" for n in range(1000, 5000))
+    monkeypatch.setattr(blend_sets, "SEEN", [Source(name, lambda _: lines) for name in blend_sets.ONE_SOURCE])
+    made = blend_sets.one_source_sets(model, 6)
+    assert [one.documents[0].kind for one in made] == [*blend_sets.ONE_SOURCE, *blend_sets.ONE_SOURCE[:2]]
+    for one in made:
+        numbers = [int(n) for text in one.documents for n in re.findall(r"Line (\d{4})\.", text.text)]
+        assert numbers == sorted(set(numbers))
+        assert len({text.kind for text in one.documents}) == 1
 
 
 def test_the_same_sets_however_many(model: Any, sets: list[BlendSet]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -184,18 +185,40 @@ def test_after_other_text_the_averaged_variant_is_taken(prepared: LocalStore, li
 
 
 def test_a_variant_that_is_named_is_what_is_taken(prepared: LocalStore, lively: kvtool.Model) -> None:
-    parts = [Cached("a.txt", "averaged"), Cached("b.txt", "raw"), "c@home.txt"]
+    parts = ["a.txt", Cached("b.txt", "raw"), Cached("c@home.txt", "averaged")]
     layout = lay_out(prepared, parts, lively)
-    assert variants(prepared, layout) == ["averaged", "raw", "averaged"]
+    assert variants(prepared, layout) == ["raw", "raw", "averaged"]
 
 
-def test_what_was_made_for_blending_is_exact_nowhere(prepared: LocalStore, lively: kvtool.Model) -> None:
-    for variant in ("averaged", "kivi-averaged"):
-        layout = lay_out(prepared, Cached("a.txt", variant), lively)
+@pytest.mark.parametrize(("named", "exact"), [("averaged", "raw"), ("kivi-averaged", "kivi")])
+def test_a_first_segment_is_taken_from_its_own_cache_whatever_is_named(
+    prepared: LocalStore, lively: kvtool.Model, named: str, exact: str
+) -> None:
+    for parts in (["a.txt", "b.txt"], [Cached("a.txt", named), Cached("b.txt", named)]):
+        layout = lay_out(prepared, parts, lively, variant=named)
+        assert variants(prepared, layout) == [exact, named]
+        assert spans(layout.exact) == [(0, layout.segments[1].stop)]
+    # A segment alone is no blend: what is named can be looked at.
+    assert variants(prepared, lay_out(prepared, Cached("a.txt", named), lively)) == [named]
+    long = lay_out(prepared, Cached("long.txt", named), lively)
+    assert variants(prepared, long) == [exact, named, named]
+    # After a text, or after another prefix than its own, it is not exact.
+    after_text = lay_out(prepared, [Text("See: "), Cached("a.txt", named)], lively)
+    moved = lay_out(prepared, Cached("a.txt", named), lively, prefix=[1, 2, 3])
+    assert variants(prepared, after_text) == variants(prepared, moved) == [named]
+
+
+def test_what_was_made_for_blending_is_exact_nowhere(
+    prepared: LocalStore, lively: kvtool.Model, tmp_path: Path
+) -> None:
+    store = LocalStore(shutil.copytree(prepared.root, tmp_path / "without"))
+    for variant, exact in (("averaged", "raw"), ("kivi-averaged", "kivi")):
+        # What was asked for is taken where the exact cache is missing.
+        store.discard(store["a.txt"].segments[0].variants[exact])
+        layout = lay_out(store, [Cached("a.txt", variant), Cached("b.txt", "raw")], lively)
+        assert variants(store, layout) == [variant, "raw"]
         assert not layout.segments[1].moved
         assert spans(layout.exact) == [(0, layout.prefix_tokens)]
-        two = lay_out(prepared, [Cached("a.txt", variant), Cached("b.txt", "raw")], lively)
-        assert spans(two.exact) == [(0, layout.prefix_tokens)]
 
 
 # Errors

@@ -19,6 +19,7 @@ from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Text
 from kvtool.blending.policies import POLICIES, policy_of, usual_change
 from kvtool.blending.policy_inputs import USUAL_QUESTION, PolicyInputs
+from kvtool.engines.attention import capture
 from kvtool.errors import UsageError
 from kvtool.model.chat_template import prefix_of, question_tokens
 from tests.caches import full_prefill, same
@@ -183,8 +184,30 @@ def test_prophet_scores_where_the_question_looks(
     weights = torch.stack([layer[0, :, :, :n] for layer in out.attentions]).mean(2)
     torch.testing.assert_close(inputs.attention, weights, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(POLICIES["prophet"].score(inputs), weights.mean((0, 1)), atol=1e-6, rtol=1e-4)
+    # FusionRAG looks at the last layer alone. InfoFlow takes each token's mean over heads, and their norm.
+    last = weights[-1].mean(0)
+    torch.testing.assert_close(POLICIES["fusionrag"].score(inputs), last, atol=1e-6, rtol=1e-4)
+    norms = torch.stack([layer[0, :, :, :n].mean(0).norm(dim=0) for layer in out.attentions])
+    torch.testing.assert_close(inputs.attention_norm, norms, atol=1e-6, rtol=1e-4)
+    # Of a model with so few layers, all.
+    torch.testing.assert_close(POLICIES["infoflow"].score(inputs), norms.mean(0), atol=1e-6, rtol=1e-4)
     # The question's tokens are removed.
     assert inputs.cache.get_seq_length() == n
+
+
+def test_infoflow_looks_at_its_authors_layers(stand_in: Any) -> None:
+    stand_in.attention_norm = torch.arange(30.0)[:, None].expand(30, 20)
+    assert POLICIES["infoflow"].score(stand_in).tolist() == [23.5] * 20
+    stand_in.attention_norm = stand_in.attention_norm[:25]
+    assert POLICIES["infoflow"].score(stand_in).tolist() == [22.5] * 20
+
+
+def test_the_norm_is_of_all_blocks_of_queries(
+    documents: Store, lively: kvtool.Model, inputs_of: InputsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = inputs_of(documents, THREE, lively, question=QUESTION).attention_norm
+    monkeypatch.setitem(capture.BLOCK, "cpu", 1 << 13)
+    torch.testing.assert_close(inputs_of(documents, THREE, lively, question=QUESTION).attention_norm, whole)
 
 
 def test_recent_tokens_look_as_in_transformers(

@@ -11,7 +11,8 @@ import torch
 import kvtool
 from kvtool.artifact.identity import segment_identity
 from kvtool.artifact.scores import SPREAD
-from kvtool.blending import averaged
+from kvtool.blending import neighbours
+from kvtool.blending.neighbours import CHOICES
 from kvtool.digest import digest
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import SEPARATOR, document_tokens
@@ -74,7 +75,7 @@ def test_the_same_tokens_after_others_are_another_artifact(made: LocalStore, liv
 def test_after_one_neighbour_it_is_what_a_prefill_there_gives(
     lively: kvtool.Model, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(averaged, "NEIGHBOUR_TOKENS", 25)
+    monkeypatch.setattr(neighbours, "NEIGHBOUR_TOKENS", 25)
     store = LocalStore(corpus / "two")
     kvtool.prefill(["docs"], model=lively, store=store, neighbours=1)
     for name, other in (("docs/a.md", "docs/b.md"), ("docs/b.md", "docs/a.md")):
@@ -127,12 +128,14 @@ def test_a_single_neighbour_says_nothing_of_how_much_it_matters_which(
         assert store.open(name, "averaged").scores == []
 
 
-def test_neighbours_are_sampled_by_name(made: LocalStore, lively: kvtool.Model, corpus: Path) -> None:
+def test_the_most_similar_neighbours_are_taken(made: LocalStore, lively: kvtool.Model, corpus: Path) -> None:
     store = LocalStore(corpus / "one")
     kvtool.prefill(["docs", "c.txt"], model=lively, store=store, neighbours=1)
+    names = sorted(THREE, key=lambda name: digest(name.encode()))
+    ids = {name: store.open(name).token_ids.tolist() for name in names}
     for name in THREE:
-        others = [other for other in THREE if other != name]
-        first = min(others, key=lambda other: digest(other.encode()))
+        others = {other: ids[other] for other in names if other != name}
+        first = CHOICES["similar"](ids[name], others)[0]
         layers = store.read(name, "averaged").layers
         for layer, (keys, _) in zip(layers, after(lively, store, name, first), strict=True):
             torch.testing.assert_close(layer.keys.double(), keys, atol=1e-5, rtol=1e-4)
