@@ -67,7 +67,7 @@ class Group(Stage):
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
         entries = x["x"].float()
-        low, high = _extremes(entries, self.dim, self.group)
+        low, high = extremes(entries, self.dim, self.group)
         zero = to_float16(self, "smallest entry", low)
         to_float16(self, "largest entry", high)
         # Steps are counted from the zero that is stored, so that its rounding costs nothing at the upper end.
@@ -75,10 +75,8 @@ class Group(Stage):
         scale = to_float16(self, "scale", step)
         # Rounding may carry a group's upper end past what a float16 cache can hold.
         to_float16(self, "upper end of a group", zero.float() + scale.float() * ((1 << self.bits) - 1))
-        length = entries.shape[self.dim]
         spread_scale, spread_zero = (
-            t.float().repeat_interleave(self.group, self.dim).narrow(self.dim, 0, length)
-            for t in (scale, zero)
+            spread(t.float(), self.dim, self.group, entries.shape[self.dim]) for t in (scale, zero)
         )
         # A group whose range is below float16's smallest step has scale 0, and 0 / 0 would be NaN.
         codes = (entries - spread_zero) / spread_scale.clamp(min=SMALLEST)
@@ -99,14 +97,14 @@ class Group(Stage):
         tensor = x["x"]
         if not tensor.numel():
             return inner
-        low, high = _extremes(tensor.float(), self.dim, self.group)
+        low, high = extremes(tensor.float(), self.dim, self.group)
         widest = (high - low).amax().item()
         largest = tensor.abs().amax().item()
         rounding = largest * (2 * FLOAT16.eps + torch.finfo(tensor.dtype).eps) + 2.0**-16
         return inner + widest / ((1 << self.bits) - 1) / 2 + rounding
 
 
-def _extremes(x: Tensor, dim: int, group: int) -> tuple[Tensor, Tensor]:
+def extremes(x: Tensor, dim: int, group: int) -> tuple[Tensor, Tensor]:
     """Smallest and largest entry of each group along ``dim``; the last group may be short."""
     whole, rest = divmod(x.shape[dim], group)
     shape = [*x.shape[:dim], whole, group, *x.shape[dim + 1 :]]
@@ -115,3 +113,8 @@ def _extremes(x: Tensor, dim: int, group: int) -> tuple[Tensor, Tensor]:
         blocks.append(x.narrow(dim, whole * group, rest).unsqueeze(dim))
     low, high = (torch.cat([f(block, dim + 1) for block in blocks], dim) for f in (torch.amin, torch.amax))
     return low, high
+
+
+def spread(x: Tensor, dim: int, group: int, length: int) -> Tensor:
+    """One entry for each group along ``dim`` as one for each of its ``length`` entries."""
+    return x.repeat_interleave(min(group, length), dim).narrow(dim, 0, length)

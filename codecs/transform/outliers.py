@@ -14,6 +14,7 @@ from kvtool.codecs.float16 import to_window, window_dtype, window_error
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
+from kvtool.codecs.transform.join import Join
 
 
 @register
@@ -110,6 +111,37 @@ class Outliers(Stage):
         largest = vectors.topk(count - count // 2, dim=-1).indices
         smallest = vectors.topk(count // 2, dim=-1, largest=False).indices
         return torch.cat([largest, smallest], -1).sort(-1).values
+
+
+@register
+@dataclass(frozen=True)
+class JoinedOutliers(Outliers):
+    """As ``Outliers`` of all heads' channels in a row, so that a token's outliers are those of all its heads.
+
+    ``outliers`` and ``outlier_index`` are [..., 1, vectors, k]; with ``axis="token"`` the channels of all heads are the
+    vectors. k = 2 · ⌊fraction · n / 2⌋, as in GEAR's code, so that both sides have the same number.
+    """
+
+    name: ClassVar[str] = "joined-outliers"
+    version: ClassVar[int] = 1
+
+    def plan(self, spec: Spec) -> Spec:
+        joined = super().plan(self._joined(spec))
+        return joined.with_arrays({**joined.arrays, "x": spec.arrays["x"]})
+
+    def encode(self, x: Payload, spec: Spec) -> Payload:
+        encoded = super().encode(Join().encode(x, spec), self._joined(spec))
+        return {**encoded, **Join().decode({"x": encoded["x"]}, spec)}
+
+    def decode(self, y: Payload, spec: Spec) -> Payload:
+        decoded = super().decode(Join().encode(y, spec), self._joined(spec))
+        return {**decoded, **Join().decode({"x": decoded["x"]}, spec)}
+
+    def _joined(self, spec: Spec) -> Spec:
+        return Join().plan(spec)
+
+    def _count(self, n: int) -> int:
+        return 2 * int(self.fraction * n / 2)
 
 
 def _midpoint(vectors: Tensor, apart: Tensor) -> Tensor:

@@ -60,11 +60,11 @@ def _side(option: str, text: str, recipe: str, parameters: Parameters) -> tuple[
     if bits and not _is_number(bits):
         remedy = "expected BITS, RECIPE or RECIPE:BITS"
         raise UsageError(f"{option} {text}", f"{bits!r} is no number of bits", remedy)
-    return name or recipe, {**kept, **({"bits": int(bits)} if bits else {})}
+    return name or recipe, {**kept, **({"bits": float(bits) if "." in bits else int(bits)} if bits else {})}
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return text.isascii() and text.replace(".", "", 1).isdigit()
 
 
 def parameters_of(options: Iterable[str], where: str, example: str) -> dict[str, int | float | str]:

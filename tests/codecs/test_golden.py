@@ -13,7 +13,16 @@ from kvtool.codecs import Array, Place, Rope, Spec, stage_from_config, stages
 from kvtool.store.calibrations import Calibrations
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-INEXACT = ("cross-layer-svd", "hadamard", "klt", "lloyd-max", "low-rank-residual", "pca", "unrope")
+INEXACT = (
+    "cross-layer-svd",
+    "hadamard",
+    "klt",
+    "lloyd-max",
+    "low-rank-residual",
+    "pca",
+    "split-lloyd-max",
+    "unrope",
+)
 FILES = sorted(GOLDEN.glob("*.safetensors"))
 
 

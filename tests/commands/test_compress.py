@@ -58,6 +58,7 @@ def test_a_model_that_klt_cannot_learn_is_refused_with_what_to_do(
 
 def test_compress_with_sides_of_their_own(cli: Cli, store: LocalStore) -> None:
     cli("compress", "--recipe", "kivi", "--keys", "4", "--values", "turboquant:3", "--sinks", "2")
+    cli("compress", "--recipe", "kivi", "--values", "turboquant:2.5", "--name", "split")
     cli("compress", "--recipe", "kivi", "--bits", "4", "--recent", "0", "--set", "group=16", "--name", "wide")
     made = {
         name: variant.recipe["pipeline"]
@@ -68,6 +69,7 @@ def test_compress_with_sides_of_their_own(cli: Cli, store: LocalStore) -> None:
     assert made["kivi"]["keys"][0]["sinks"] == 2
     assert made["kivi"]["keys"][1]["bits"] == 4
     assert [stage["name"] for stage in made["kivi"]["values"]] == ["hadamard", "lloyd-max", "pack"]
+    assert [stage["name"] for stage in made["split"]["values"]] == ["split-lloyd-max", "pack"]
     assert [stage["name"] for stage in made["wide"]["values"]] == ["group", "pack"]
     assert made["wide"]["values"][0]["group"] == 16
 
@@ -80,6 +82,7 @@ def test_compress_with_sides_of_their_own(cli: Cli, store: LocalStore) -> None:
         (["--recipe", "kivi", "--keys", "17"], "bits is 17, expected 1 to 8"),
         (["--recipe", "kivi", "--keys", "kiwi"], "'kiwi'"),
         (["--recipe", "kivi", "--values", "kivi:many"], "'many' is no number of bits"),
+        (["--recipe", "kivi", "--values", "4.5"], "bits is 4.5, expected 1 to 8"),
         (["--recipe", "kivi", "--keys", "xkv"], "--keys and --values: code 4 and 1 layers together"),
         (["--recipe", "lossless", "--recent", "3"], "no parameter 'recent'; it has: level"),
         (["--set", "group"], "expected NAME=VALUE"),

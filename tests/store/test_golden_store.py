@@ -24,7 +24,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "kivi": {"bits": 4},
     "klt": {"preset": "balanced"},
     "lossless": {},
-    "turboquant": {},
+    "turboquant": {"objective": "prod"},
     "xkv": {},
     "zipcache": {},
 }

@@ -7,7 +7,7 @@ from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.residual import LowRankResidual
 from kvtool.codecs.recipe import Parameter, Recipe
 from kvtool.codecs.stage import Stage
-from kvtool.codecs.transform.outliers import Outliers
+from kvtool.codecs.transform.outliers import JoinedOutliers
 from kvtool.recipes import common
 
 
@@ -16,22 +16,25 @@ def gear(bits: int, group: int, rank: int, outliers: int, recent: int, sinks: in
     2024, arXiv 2403.05527).
 
     A quantizer, and two remedies for what it loses: ``outliers`` percent of the entries apart and sparse in 16
-    bits, half of them the largest and half the smallest of each channel (keys) or token (values); and, of the
-    difference between the cache and what quantization makes of the rest, an approximation of rank ``rank`` for
-    each head, by power iteration. The quantizer is the one that the paper builds on at 2 bits, KIVI's: keys per
-    channel over groups of ``group`` tokens, values per token over groups of ``group`` channels, 64 of either.
-    With ``group`` above both sizes it is KCVT, the paper's quantizer at 4 bits, but for values, which have a
-    scale for each head here. ``rank`` is the paper's for prompts; ``outliers=0`` is its GEAR-L.
+    bits, half of them the largest and half the smallest of each channel over all tokens (keys) or of each token over
+    the channels of all heads (values); and, of the difference between the cache and what quantization makes of the
+    rest, an approximation of rank ``rank`` for each head, by power iteration. The quantizer is the one that the paper
+    builds on at 2 bits, KIVI's: keys per channel over groups of ``group`` tokens, values per token over groups of
+    ``group`` channels, 64 of either. With ``group`` above both sizes it is KCVT, the paper's quantizer at 4 bits, but
+    for values, which have a scale for each head here. ``rank`` is the paper's for prompts; ``outliers=0`` is its GEAR-L.
 
-    What differs. Outliers are counted in each head's vectors and rounded up, so that 64 channels have 2 of them
-    for the authors' 1.28; at their places quantization sees the midpoint of the others, where the authors' code
-    has the mean. Power iteration begins at the tokens that lost most instead of at random, orthonormal in every
-    step instead of the last. The authors' 16-bit buffer holds tokens that are generated after the prompt; a
-    finished prefix has none, so ``recent`` is 0. Scale and zero are float16.
+    What differs. The number of outliers is rounded down on each side, as in the authors' code
+    (GenerationBench/GenerationTest/GEARLM/Simulated/compress_function.py in opengear-project/GEAR). But there a channel
+    has as many as a token, whatever the number of tokens; here it has the paper's percentage of its own entries. Where
+    outliers stood, quantization sees the midpoint of the others, where the authors' code has the mean of all. Outliers
+    are read back as they were; the authors' code adds the low-rank approximation to them. Power iteration begins at the
+    tokens that lost most instead of at random, orthonormal in every step instead of the last. The authors leave tokens
+    past the last whole group of keys in 16 bits; here the last group is shorter. Their 16-bit buffer holds tokens that
+    are generated after the prompt; a finished prefix has none, so ``recent`` is 0. Scale and zero are float16.
     """
 
     def side(axis: Literal["token", "channel"]) -> tuple[Stage, ...]:
-        apart = (Outliers(fraction=outliers / 100, axis=axis),) if outliers else ()
+        apart = (JoinedOutliers(fraction=outliers / 100, axis=axis),) if outliers else ()
         quantize = LowRankResidual(bits=bits, group=group, axis=axis, rank=rank)
         return *common.window(sinks, recent), *apart, quantize, Pack()
 

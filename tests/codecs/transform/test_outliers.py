@@ -12,7 +12,7 @@ from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Stage
 from kvtool.codecs.transform.join import Join
-from kvtool.codecs.transform.outliers import Outliers
+from kvtool.codecs.transform.outliers import JoinedOutliers, Outliers
 
 
 def spiky(tokens: int = 200, channels: int = 32) -> torch.Tensor:
@@ -113,3 +113,22 @@ def test_joined_heads_give_vectors_over_all_of_a_tokens_channels() -> None:
     joined = Join().encode({"x": x}, Spec.of(x))["x"]
     assert joined.shape == (1, 200, 64)
     assert torch.equal(joined[0, 17], torch.cat([x[0, 17], x[1, 17]]))
+
+
+@pytest.mark.parametrize(("fraction", "sides"), [(0.02, 0), (0.04, 1), (0.1, 3)])
+def test_a_tokens_outliers_may_be_those_of_all_heads_equally_many_on_both_sides(
+    fraction: float, sides: int
+) -> None:
+    x = spiky()
+    x[1] *= 10
+    stage = JoinedOutliers(fraction=fraction, axis="channel")
+    payload = stage.encode({"x": x}, Spec.of(x))
+    assert payload["outliers"].shape == (1, 200, 2 * sides)
+    ranked = torch.cat([x[0], x[1]], -1).sort(-1).values
+    expected = torch.cat([ranked[:, :sides], ranked[:, 64 - sides :]], -1)
+    assert torch.equal(payload["outliers"][0].sort(-1).values, expected.half())
+    assert payload["x"].shape == x.shape
+    back = stage.decode(payload, Spec.of(x))["x"]
+    apart = payload["x"] != x
+    assert torch.equal(back[~apart], x[~apart])
+    assert torch.equal(back[apart], x[apart].half().float())
