@@ -26,7 +26,7 @@ class Point:
     @property
     def label(self) -> str:
         """The name without its parameters' names, short enough for a picture."""
-        setting, comma, own = self.name.partition(",")
+        setting, comma, _ = self.name.partition(",")
         family, *parameters = re.split(r":(?=\w+=)", setting)
         values = [parameter.partition("=")[2] for parameter in parameters]
         return " ".join([family, "/".join(values)]).strip() + ("*" if comma else "")

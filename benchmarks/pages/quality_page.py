@@ -25,9 +25,9 @@ of the other tools, and this command writes the page:
 {machine}. Model: {model}.
 
 {documents} documents were measured: prose, abstracts, source code, tables and dialogue. The first {context:,} tokens of
-each are cached, and the {tokens} tokens after them are predicted. Retrieval asks {asked} questions over {haystacks}
-haystacks of {lengths} tokens, made from such documents. Each hides {keys} keys, and each key is asked for alone. Over the
-raw cache the model answers {raw} of all questions. Intervals are 95 % and come from drawing documents and haystacks again.
+each are cached, and the {tokens} tokens after them are predicted. Retrieval asks {asked} questions over haystacks
+made from such documents: {haystacks}. Each key is asked for alone. Over the raw cache the model
+answers {raw} of all questions. Intervals are 95 % and come from drawing documents and haystacks again.
 
 [Speed of the codecs](codecs.md) has the speed of the coders alone, and [klt: results](klt.md) the curves of `klt` by kind
 of text.
@@ -131,9 +131,10 @@ def _head(result: Json, raw: Json) -> str:
         context=settings["context"],
         tokens=settings["tokens"],
         asked=raw["retrieval"]["questions"],
-        haystacks=settings["haystacks"] * len(settings["lengths"]),
-        lengths=" and ".join(f"{length:,}" for length in settings["lengths"]),
-        keys=result["keys"],
+        haystacks=" and ".join(
+            f"{some['number']} of {some['length']:,} tokens with {some['keys']} keys"
+            for some in result["haystacks"]
+        ),
         raw=f"{raw['retrieval']['score']['value']:.2f}",
     )
 

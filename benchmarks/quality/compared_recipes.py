@@ -113,7 +113,10 @@ RECIPES: Mapping[str, Method] = {
     ),
     "kvtc": Method(
         authors={
-            "kvtc:ratio=16": "The ratio up to which the paper stays within a point of the raw cache; 4 first and 128 last tokens whole.",
+            "kvtc:ratio=16": (
+                "The ratio up to which the paper stays within a point of the raw cache; the first 4 tokens and the last "
+                "128 whole."
+            ),
             "kvtc:ratio=32": "The next ratio in the paper.",
         },
         kvtool={

@@ -48,8 +48,8 @@ CONTEXT, PREDICTED = 1024, 256
 DOCUMENT = CONTEXT + PREDICTED + 8
 """Tokens of each document: those that are cached, those that are predicted, and a few more."""
 
-LENGTHS, HAYSTACKS, KEYS = (512, 1024), 20, 10
-"""400 questions: 20 haystacks of each length with 10 keys each."""
+LENGTHS, HAYSTACKS, KEYS = (512, 1024), (20, 10), (10, 20)
+"""Of each length, in tokens, the number of haystacks and the keys in each: 400 questions."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -77,27 +77,26 @@ def _measured(
         context=CONTEXT,
         tokens=PREDICTED,
         lengths=tuple(arguments.lengths),
-        haystacks=arguments.haystacks,
         repeats=arguments.repeats,
     )
     texts = held_out(prefilled.model, DOCUMENT, arguments.documents)
     segments = prefilled.place(chain.from_iterable(texts.values()))
     contexts, short = text_contexts(prefilled.store, segments, scope)
     assert not short, short
-    contexts += retrieval.haystack_contexts(
-        prefilled.model,
-        prefilled.prefix,
-        lengths=arguments.lengths,
-        haystacks=arguments.haystacks,
-        number=arguments.keys,
-    )
+    for length, number, keys in _haystacks(arguments):
+        contexts += retrieval.haystack_contexts(
+            prefilled.model, prefilled.prefix, lengths=[length], haystacks=number, number=keys
+        )
     find, find_own = _find(prefilled), _find_own(prefilled, arguments.documents)
     compared = Compared.of(chosen, find, find_own, stack, arguments.peers)
     runner = prefilled.runner([Raw()])
     result = measure(runner, compared, segments, contexts, scope, arguments.command, Lines().measured)
     calibrations = dict(compared.calibrations())
     return result | {
-        "keys": arguments.keys,
+        "haystacks": [
+            {"length": length, "number": number, "keys": keys}
+            for length, number, keys in _haystacks(arguments)
+        ],
         "values_per_token": _values_per_token(prefilled),
         "failed": compared.failed,
         "rows": {
@@ -107,6 +106,11 @@ def _measured(
         },
         "differs": {row.family: differs(row.family) for row in chosen},
     }
+
+
+def _haystacks(arguments: argparse.Namespace) -> list[tuple[int, int, int]]:
+    """Length, number and keys."""
+    return list(zip(arguments.lengths, arguments.haystacks, arguments.keys, strict=True))
 
 
 def _find(prefilled: Prefilled) -> FindCalibration:
@@ -162,8 +166,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=list(LENGTHS), help="of haystacks, in tokens"
     )
-    parser.add_argument("--haystacks", type=int, default=HAYSTACKS, help="of each length")
-    parser.add_argument("--keys", type=int, default=KEYS, help="in each haystack, each asked once")
+    parser.add_argument("--haystacks", type=int, nargs="+", default=list(HAYSTACKS), help="of each length")
+    parser.add_argument(
+        "--keys", type=int, nargs="+", default=list(KEYS), help="in each haystack of a length"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="rounds of times")
     arguments = parser.parse_args(argv)
     arguments.command = command("quality", argv)
