@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import kvtool
 from benchmarks.quality.compared_peers import PEERS
 from benchmarks.quality.compared_recipes import RECIPES
 from benchmarks.quality.method import OWN, Method
 from kvtool.codecs import recipes
+from kvtool.errors import UsageError
 
 METHODS: Mapping[str, Method] = {**RECIPES, **PEERS}
 """By the name of a recipe, or of a peer's method."""
@@ -56,7 +56,7 @@ def rows(chosen: Iterable[str] = ()) -> list[Row]:
     chosen = list(chosen)
     known = {row.name for row in everything} | set(METHODS)
     if unknown := [name for name in chosen if name not in known]:
-        raise kvtool.UsageError(f"--rows {unknown[0]}", "is no row", f"methods are {', '.join(METHODS)}")
+        raise UsageError(f"--rows {unknown[0]}", "is no row", f"methods are {', '.join(METHODS)}")
     return [row for row in everything if not chosen or {row.name, row.family} & set(chosen)]
 
 

@@ -44,10 +44,6 @@ from kvtool.report.table import table
 CALIBRATION_TOKENS = 1024
 """Of each text that recipes are calibrated with. These texts share no source with what is measured."""
 
-CONTEXT, PREDICTED = 1024, 256
-DOCUMENT = CONTEXT + PREDICTED + 8
-"""Tokens of each document: those that are cached, those that are predicted, and a few more."""
-
 LENGTHS, HAYSTACKS, KEYS = (512, 1024), (20, 10), (10, 20)
 """Of each length, in tokens, the number of haystacks and the keys in each: 400 questions."""
 
@@ -74,12 +70,13 @@ def _measured(
     """The result of ``kvtool eval``, and what the page says of each row beside it."""
     scope = Scope(
         ("kl", "retrieval", "times"),
-        context=CONTEXT,
-        tokens=PREDICTED,
+        context=arguments.context,
+        tokens=arguments.tokens,
         lengths=tuple(arguments.lengths),
         repeats=arguments.repeats,
     )
-    texts = held_out(prefilled.model, DOCUMENT, arguments.documents)
+    each = scope.context + scope.tokens + 8
+    texts = held_out(prefilled.model, each, arguments.documents)
     segments = prefilled.place(chain.from_iterable(texts.values()))
     contexts, short = text_contexts(prefilled.store, segments, scope)
     assert not short, short
@@ -87,7 +84,7 @@ def _measured(
         contexts += retrieval.haystack_contexts(
             prefilled.model, prefilled.prefix, lengths=[length], haystacks=number, number=keys
         )
-    find, find_own = _find(prefilled), _find_own(prefilled, arguments.documents)
+    find, find_own = _find(prefilled), _find_own(prefilled, each, arguments.documents)
     compared = Compared.of(chosen, find, find_own, stack, arguments.peers)
     runner = prefilled.runner([Raw()])
     result = measure(runner, compared, segments, contexts, scope, arguments.command, Lines().measured)
@@ -123,17 +120,18 @@ def _find(prefilled: Prefilled) -> FindCalibration:
     return lambda recipe: calibration(recipe.name)
 
 
-def _find_own(prefilled: Prefilled, documents: int) -> FindCalibration:
+def _find_own(prefilled: Prefilled, tokens: int, documents: int) -> FindCalibration:
     """Finds, or makes as ``kvtool compress`` does, the calibrations from a store's own documents.
 
-    The store has enough of them for a whole calibration, those that are measured among them.
+    The store has enough of them for a whole calibration, of ``tokens`` tokens each, the ``documents`` of each kind that
+    are measured among them.
     """
-    enough = -(-TOKENS // (len(HELD_OUT) * documents * DOCUMENT))
+    enough = -(-TOKENS // (len(HELD_OUT) * documents * tokens))
 
     @cache
     def store() -> FindCalibration:
-        own = Prefilled(prefilled.model, prefilled.folder.parent / f"own-{documents}")
-        own.place(chain.from_iterable(held_out(own.model, DOCUMENT, enough * documents).values()))
+        own = Prefilled(prefilled.model, prefilled.folder.parent / f"own-{documents}-{tokens}")
+        own.place(chain.from_iterable(held_out(own.model, tokens, enough * documents).values()))
         return finder(own.store, list(own.store), make=maker(own.store, own.model, say=print))
 
     return lambda recipe: store()(recipe)
@@ -163,6 +161,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--write", type=Path, help="the page")
     parser.add_argument("--read", type=Path, help="an earlier run's JSON: only draws and writes")
     parser.add_argument("--documents", type=int, default=1, help="of each of five kinds")
+    parser.add_argument("--context", type=int, default=1024, help="tokens of each that are cached")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens after them that are predicted")
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=list(LENGTHS), help="of haystacks, in tokens"
     )
