@@ -29,7 +29,9 @@ class Point:
         setting, comma, _ = self.name.partition(",")
         family, *parameters = re.split(r":(?=\w+=)", setting)
         values = [parameter.partition("=")[2] for parameter in parameters]
-        return " ".join([family, "/".join(values)]).strip() + ("*" if comma else "")
+        return " ".join(
+            [family.removeprefix("transformers-").removeprefix("kvpress-"), "/".join(values)]
+        ).strip() + ("*" if comma else "")
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -32,8 +33,14 @@ OURS_ARE = ("klt",)
 
 PICTURES = ((KL, "bits against KL", "KL, nats per token"), (KEPT, "bits against retrieval", "retrieval kept"))
 
-PLACES = [(dx, dy) for dy in (0, 7, -7, 14, -14, 21, -21, 28, -28) for dx in (6, -6)]
-"""Where a label may be, in points from its own; a negative first number is to the left."""
+NEAR = 6
+"""Points from a label that needs no line to its own."""
+
+PLACES = sorted(
+    ((dx, dy) for dx in (6, -6, 25, -25, 50, -50, 80, -80, 115, -115) for dy in range(-96, 97, 8)),
+    key=lambda place: (place[0] ** 2 + 2 * place[1] ** 2, place),
+)
+"""Where a label may be, in points from its own, the nearest first; a negative first number is to the left."""
 
 
 def draw(
@@ -46,11 +53,12 @@ def draw(
         if not drawn:
             continue
         with matplotlib.rc_context(SETTINGS):
-            figure = Figure(figsize=(9, 7), layout="constrained")
+            figure = Figure(figsize=(10, 8), layout="constrained")
             canvas = FigureCanvasAgg(figure)
             axes = figure.subplots()
             _axes(axes, axis, label)
             _points(axes, drawn)
+            axes.legend(frameon=False, fontsize=8, loc="upper right" if axis == KL else "lower left")
             canvas.draw()
             figure.set_layout_engine("none")
             _labels(axes, canvas, drawn)
@@ -95,13 +103,13 @@ def _points(axes: Axes, drawn: Sequence[Point]) -> None:
     # Room for labels at both ends.
     low, high = min(p.bits for p in drawn), max(p.bits for p in drawn)
     axes.set_xlim(low / 1.6, high * 2.2)
-    axes.legend(frameon=False, fontsize=8)
 
 
 def _labels(axes: Axes, canvas: FigureCanvasAgg, drawn: Sequence[Point]) -> None:
-    """Each point's label, at the first place where it covers no other label and no point."""
+    """Each point's label, at the nearest place where it covers no other label and no point; none if there is no place."""
     renderer: Any = canvas.get_renderer()
     taken = [_box(axes, point) for point in drawn]
+    inside = axes.get_window_extent(renderer)
     line = set(frontier(drawn))
     # The frontier's labels first: they get the nearest places.
     for point in sorted(drawn, key=lambda point: (point not in line, point.bits)):
@@ -116,13 +124,27 @@ def _labels(axes: Axes, canvas: FigureCanvasAgg, drawn: Sequence[Point]) -> None
                 weight=weight,
                 va="center",
                 ha="left" if dx > 0 else "right",
-                arrowprops={"arrowstyle": "-", "lw": 0.4, "color": LINE} if dy else None,
+                arrowprops=_leader(dx) if dy or abs(dx) > NEAR else None,
             )
-            box = text.get_tightbbox(renderer) if not dy else text.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken) or (dx, dy) == PLACES[-1]:
+            text.update_positions(renderer)
+            # Without the line that leads to it, which may cross others.
+            box = Text.get_window_extent(text, renderer)
+            fits = inside.containsx(box.x0) and inside.containsx(box.x1) and inside.containsy(box.y0)
+            if fits and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
             text.remove()
+
+
+def _leader(dx: int) -> dict[str, Any]:
+    """A line from the label's near end to its point."""
+    return {
+        "arrowstyle": "-",
+        "lw": 0.4,
+        "color": LINE,
+        "relpos": (0, 0.5) if dx > 0 else (1, 0.5),
+        "shrinkA": 0,
+    }
 
 
 def _box(axes: Axes, point: Point) -> Any:

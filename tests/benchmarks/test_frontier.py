@@ -28,7 +28,7 @@ def test_the_frontier_is_what_nothing_beats() -> None:
         ("klt", "klt"),
         ("kivi:bits=4:recent=0", "kivi 4/0"),
         ("klt:step=0.02, own documents", "klt 0.02*"),
-        ("transformers-quanto:bits=2:axis_key=-1", "transformers-quanto 2/-1"),
+        ("transformers-quanto:bits=2:axis_key=-1", "quanto 2/-1"),
     ],
 )
 def test_labels_are_short(name: str, label: str) -> None:

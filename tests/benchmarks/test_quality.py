@@ -20,9 +20,13 @@ from kvtool.measurement.bench import Bench
 WORDS = "The ship left at dawn with seven sailors.\nIts cargo was apples, and bread, and {} ropes.\n"
 
 METHODS = {
-    "centred": Method({"centred:bits=4": "Advised."}, {f"centred:bits=4{OWN}": "Of own documents."}, "Nothing."),
+    "centred": Method(
+        {"centred:bits=4": "Advised."}, {f"centred:bits=4{OWN}": "Of own documents."}, "Nothing."
+    ),
     "kivi": Method({"kivi:bits=4": "Advised.", "kivi:bits=99": "No such width.", "kivi:bits=2": "Fails."}),
-    "transformers-hqq": Method({"transformers-hqq:bits=4": "Advised."}, differs="Nothing.", peer="quantized_cache"),
+    "transformers-hqq": Method(
+        {"transformers-hqq:bits=4": "Advised."}, differs="Nothing.", peer="quantized_cache"
+    ),
 }
 
 
@@ -50,9 +54,7 @@ def test_a_run_names_what_failed_and_writes_the_page(
         return restore(self, bench)
 
     monkeypatch.setattr(Coded, "restore", restore_all_but_one)
-    settings = (
-        f"--context 96 --tokens 16 --lengths 400 500 --haystacks 2 1 --keys 3 4 --repeats 1 --peers {tmp_path}"
-    )
+    settings = f"--context 96 --tokens 16 --lengths 400 500 --haystacks 2 1 --keys 3 4 --repeats 1 --peers {tmp_path}"
     page = tmp_path / "recipes.md"
     command = [*settings.split(), "--out", str(tmp_path / "out"), "--write", str(page)]
     quality.main(command)
