@@ -7,6 +7,8 @@ quality.json and quality.html in --out have all figures; --write writes the page
 the tools whose environments `make peers` has made. They get each context's raw keys and values, and the same questions
 are asked of what they give back. What was measured is kept: an interrupted run goes on, and one with more rows measures
 those alone. Times are always measured. A row that fails is named on the page, and the others go on.
+
+A row takes about 85 s of one core for its 400 questions, and its KL and times as well.
 """
 
 from __future__ import annotations
