@@ -116,7 +116,7 @@ class Prefilled:
 
         What an earlier run of the same code measured is used again unless ``fresh``: an interrupted run goes on.
         """
-        runner = self._runner([Raw(), *compared], fresh)
+        runner = self.runner([Raw(), *compared], fresh)
         runner.on_progress = on_progress or Lines().measured
         runner.progress.total = sum(context.cost for context in contexts) * len(runner.candidates)
         with runner.bench() as bench:
@@ -126,13 +126,14 @@ class Prefilled:
         self, context: Context, compared: Sequence[Candidate], repeats: int
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What was timed over ``context``, and each candidate's times, the raw cache's first."""
-        runner = self._runner([Raw(), *compared])
+        runner = self.runner([Raw(), *compared])
         runner.on_progress = Lines().measured
         runner.progress.total = len(context.token_ids) * repeats * (1 + len(runner.candidates))
         with runner.bench() as bench, bench.holding(runner.kv(context)):
             times = measure_times(bench, context, runner.candidates, repeats, runner.timed(context))
             return times.conditions, times.candidates
 
-    def _runner(self, compared: Sequence[Candidate], fresh: bool = False) -> Runner:
+    def runner(self, compared: Sequence[Candidate], fresh: bool = False) -> Runner:
+        """What measures contexts after the prefix of these texts."""
         stored = next(iter(self.store.values())).prefix_artifact
         return Runner(self.store, self.model, self.prefix, stored, compared, fresh)

@@ -102,6 +102,7 @@ def _retrieval(index: int, needles: Sequence[Measured]) -> Any:
     # Turns are compared on the tasks that have later ones: others may be harder.
     comparable = [[q for q in context if q.about["task"] in later] for context in contexts]
     return {
+        "bits_per_value": _size([one.records[index] for one in needles])["bits_per_value"],
         "score": _json(_score(contexts)),
         "retention": _json(kept),
         "differs_from_raw": kept is not None and kept.high < 1,

@@ -124,7 +124,10 @@ def test_the_store_is_only_read(whole: Any, documents: LocalStore) -> None:
 
 
 ESTIMATE = {"value", "low", "high", "n"}
-RETRIEVAL = ("score", "retention", "differs_from_raw", "questions", "tasks", "turns", "by_length_and_depth")
+RETRIEVAL = (
+    *("bits_per_value", "score", "retention", "differs_from_raw", "questions", "tasks", "turns"),
+    "by_length_and_depth",
+)
 CANDIDATE: dict[str, Any] = {
     **dict.fromkeys(("name", "kind", "family", "summary", "paper"), str),
     **dict.fromkeys(("bits_per_value", "ratio"), float),
