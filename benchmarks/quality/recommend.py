@@ -1,0 +1,130 @@
+"""Recommendations on three corpora, each checked on documents of the corpus that it has not seen.
+
+python -m benchmarks recommend [--documents 4] [--tokens 1280] [--calibration FILE …] [--write docs/results/recommendations.md]
+
+Documents of each kind fall into two halves. ``kvtool.recommend`` sees one, and what it recommends is measured on the
+other, with other haystacks. recommend.json in --out has all figures. What was measured is kept: an interrupted run goes
+on. Without --calibration, klt and kvtc are calibrated first, on texts that share no source with the documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import kvtool
+from benchmarks.common.arguments import command, make_parser
+from benchmarks.common.folders import BUILD
+from benchmarks.common.output import Lines, machine
+from benchmarks.corpora.prefilled import Prefilled
+from benchmarks.corpora.sources import HELD_OUT
+from benchmarks.corpora.texts import Text, held_out
+from benchmarks.pages.recommend_page import markdown
+from kvtool.codecs import Calibration
+from kvtool.measurement.scope import Scope
+from kvtool.recommendation.recommend import SCOPE
+
+FOLDER = BUILD / "recommended"
+
+KINDS = ("prose", "source code", "tables")
+
+CALIBRATED = ("klt", "kvtc")
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = _arguments(argv)
+    model = kvtool.load_model(arguments.model)
+    print(machine(), flush=True)
+    texts = held_out(model, arguments.tokens, 2 * arguments.documents)
+    calibrations = [Calibration.from_bytes(path.read_bytes()) for path in arguments.calibration]
+    corpora: list[dict[str, Any]] = []
+    for kind in arguments.kinds:
+        prefilled = Prefilled(model, FOLDER / kind.replace(" ", "-"))
+        corpora.append(_measured(prefilled, kind, texts[kind], calibrations, arguments))
+        # A run that is stopped leaves the corpora that it has finished.
+        _show({"machine": machine(), "model": model.name, "corpora": corpora}, arguments)
+
+
+def _measured(
+    prefilled: Prefilled,
+    kind: str,
+    texts: Sequence[Text],
+    calibrations: Sequence[Calibration],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """A recommendation from the first half of ``texts``, and an evaluation of what it recommends on the second."""
+    names = [place.document for place in prefilled.place(texts)]
+    seen, unseen = names[: arguments.documents], names[arguments.documents :]
+    for calibration in calibrations:
+        prefilled.store.calibrations.put(calibration)
+    used = calibrations or [prefilled.calibrate(recipe, 1024) for recipe in CALIBRATED]
+    scope = _scope(arguments)
+    options: dict[str, Any] = {"model": prefilled.model, "on_progress": Lines().measured}
+    recommendation = kvtool.recommend(prefilled.store, seen, scope=scope, fresh=arguments.fresh, **options)
+    recipes = list(dict.fromkeys(one["candidate"] for one in recommendation["recommended"]))
+    checked = kvtool.evaluate(
+        prefilled.store,
+        unseen,
+        recipes=[recipe for recipe in recipes if recipe not in (None, "raw")],
+        scope=replace(scope, seed=scope.seed + 1),
+        fresh=arguments.fresh,
+        **options,
+    )
+    return {
+        "kind": kind,
+        "sources": list(dict.fromkeys(text.source for text in texts)),
+        "recommendation": recommendation,
+        "unseen": checked,
+        "calibrations": [
+            {"method": one.method, "bytes": one.nbytes, "source": one.facts["source"]} for one in used
+        ],
+    }
+
+
+def _scope(arguments: argparse.Namespace) -> Scope:
+    return replace(
+        SCOPE,
+        documents=arguments.documents,
+        context=arguments.tokens - arguments.predicted - 8,
+        tokens=arguments.predicted,
+        lengths=tuple(arguments.lengths),
+        haystacks=arguments.haystacks,
+        repeats=arguments.repeats,
+    )
+
+
+def _show(measured: dict[str, Any], arguments: argparse.Namespace) -> None:
+    measured["command"] = arguments.command
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "recommend.json").write_text(json.dumps(measured, indent=1))
+    page = markdown(measured)
+    print(page, flush=True)
+    if arguments.write:
+        arguments.write.write_text(page)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", help="default: the embedded model")
+    parser.add_argument("--kinds", nargs="+", choices=HELD_OUT, default=KINDS, help="of text, a corpus each")
+    parser.add_argument("--documents", type=int, default=4, help="in each half of a corpus")
+    parser.add_argument("--tokens", type=int, default=1280, help="of each document")
+    parser.add_argument(
+        "--predicted", type=int, default=256, help="of these, predicted after the cached ones"
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024], help="of haystacks, in tokens")
+    parser.add_argument("--haystacks", type=int, default=2, help="of each kind and length")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of times")
+    parser.add_argument(
+        "--calibration", type=Path, nargs="+", default=[], help="files of a store's calibrations/"
+    )
+    parser.add_argument("--fresh", action="store_true", help="measure anew what an earlier run has measured")
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--write", type=Path, help="the page to write")
+    arguments = parser.parse_args(argv)
+    arguments.command = command("recommend", argv)
+    return arguments
