@@ -64,7 +64,9 @@ def _measured(
     used = calibrations or [prefilled.calibrate(recipe, 1024) for recipe in CALIBRATED]
     scope = _scope(arguments)
     options: dict[str, Any] = {"model": prefilled.model, "on_progress": Lines().measured}
-    recommendation = kvtool.recommend(prefilled.store, seen, scope=scope, fresh=arguments.fresh, **options)
+    recommendation = kvtool.recommend(
+        prefilled.store, seen, recipes=arguments.recipes, scope=scope, fresh=arguments.fresh, **options
+    )
     recipes = list(dict.fromkeys(one["candidate"] for one in recommendation["recommended"]))
     checked = kvtool.evaluate(
         prefilled.store,
@@ -111,6 +113,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--model", help="default: the embedded model")
     parser.add_argument("--kinds", nargs="+", choices=HELD_OUT, default=KINDS, help="of text, a corpus each")
+    parser.add_argument("--recipes", nargs="+", help="default: the candidates of kvtool recommend")
     parser.add_argument("--documents", type=int, default=4, help="in each half of a corpus")
     parser.add_argument("--tokens", type=int, default=1280, help="of each document")
     parser.add_argument(
