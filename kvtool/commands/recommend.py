@@ -66,7 +66,8 @@ def run(
     from dataclasses import replace
 
     from kvtool.evaluation.evaluation import run_plan
-    from kvtool.recommendation.recommend import SCOPE, plan_candidates, recommendation
+    from kvtool.recommendation.choose import recommendation
+    from kvtool.recommendation.recommend import SCOPE, plan_candidates
     from kvtool.report.recommendation import lines
     from kvtool.store.open import open_store
 

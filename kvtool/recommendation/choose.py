@@ -72,7 +72,8 @@ def compress_command(
 
 def load_percent(candidate: Json, evaluation: Json) -> int:
     """The time to load in whole percents of a full prefill's. Finer differences are noise."""
-    return round(100 * candidate["times"]["load_seconds"] / evaluation["times"]["prefill_seconds"])
+    share: float = candidate["times"]["load_seconds"] / evaluation["times"]["prefill_seconds"]
+    return round(100 * share)
 
 
 def _points(evaluation: Json) -> list[Point]:

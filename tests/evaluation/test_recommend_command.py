@@ -53,7 +53,7 @@ def run(*args: str, code: int = DONE) -> Result:
     result = CliRunner().invoke(app, ["recommend", *args])
     assert result.exit_code == code, (args, result.stdout, result.stderr)
     assert "Traceback" not in result.stderr
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[return-value]
 
 
 def test_a_table_and_a_choice_for_each_level(documents: LocalStore) -> None:
