@@ -32,7 +32,7 @@ The levels promise:
 the limit lies inside the figure's 95 % interval. **KL** is in nats per token. **kept** is the share of what is answered right
 over the raw cache that still is.
 
-Calibrations were made from texts that share no source with any corpus: {calibrations}.
+{calibrations}
 """
 
 COLUMNS = ("corpus", "level", "recipe", "bits", "KL, seen", "kept", "KL, unseen", "kept", "held")
@@ -52,7 +52,7 @@ def markdown(measured: Json) -> str:
         questions=raw["retrieval"]["questions"],
         lengths=", ".join(map(str, settings["lengths"])),
         levels="\n".join(f"- **{level.name}**: {level.promise}" for level in LEVELS),
-        calibrations="; ".join(map(_calibration, corpora[0]["calibrations"])),
+        calibrations=_calibrations(corpora[0]["calibrations"]),
     )
     rows = [row for corpus in corpora for row in _rows(corpus)]
     parts = [head, table(COLUMNS, rows), *map(_frontier, corpora)]
@@ -114,6 +114,13 @@ def _frontier(corpus: Json) -> str:
     ]
     heading = f"## {corpus['kind'].capitalize()}\n\nFrom {', '.join(corpus['sources'])}. Load: in percent of a prefill's time."
     return heading + "\n\n" + table(("", "bits", "KL", "kept", "load", "dominated by"), rows)
+
+
+def _calibrations(calibrations: Sequence[Json]) -> str:
+    if not calibrations:
+        return "No recipe that needs a calibration took part."
+    made = "; ".join(map(_calibration, calibrations))
+    return f"Calibrations were made from texts that share no source with any corpus: {made}."
 
 
 def _calibration(calibration: Json) -> str:

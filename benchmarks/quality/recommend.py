@@ -4,7 +4,8 @@ python -m benchmarks recommend [--documents 4] [--tokens 1280] [--calibration FI
 
 Documents of each kind fall into two halves. ``kvtool.recommend`` sees one, and what it recommends is measured on the
 other, with other haystacks. recommend.json in --out has all figures. What was measured is kept: an interrupted run goes
-on. Without --calibration, klt and kvtc are calibrated first, on texts that share no source with the documents.
+on. Without --calibration, klt and kvtc are calibrated first, on texts that share no source with the documents. --read
+and --write make the page from an earlier run's JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.corpora.texts import Text, held_out
 from benchmarks.pages.recommend_page import markdown
 from kvtool.codecs import Calibration
 from kvtool.measurement.scope import Scope
-from kvtool.recommendation.recommend import SCOPE
+from kvtool.recommendation.recommend import CANDIDATES, SCOPE
 
 FOLDER = BUILD / "recommended"
 
@@ -37,6 +38,9 @@ CALIBRATED = ("klt", "kvtc")
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
+    if arguments.read:
+        _show(json.loads(arguments.read.read_text()), arguments)
+        return
     model = kvtool.load_model(arguments.model)
     print(machine(), flush=True)
     texts = held_out(model, arguments.tokens, 2 * arguments.documents)
@@ -46,7 +50,15 @@ def main(argv: Sequence[str]) -> None:
         prefilled = Prefilled(model, FOLDER / kind.replace(" ", "-"))
         corpora.append(_measured(prefilled, kind, texts[kind], calibrations, arguments))
         # A run that is stopped leaves the corpora that it has finished.
-        _show({"machine": machine(), "model": model.name, "corpora": corpora}, arguments)
+        measured = {
+            "command": arguments.command,
+            "machine": machine(),
+            "model": model.name,
+            "corpora": corpora,
+        }
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "recommend.json").write_text(json.dumps(measured, indent=1))
+        _show(measured, arguments)
 
 
 def _measured(
@@ -61,7 +73,8 @@ def _measured(
     seen, unseen = names[: arguments.documents], names[arguments.documents :]
     for calibration in calibrations:
         prefilled.store.calibrations.put(calibration)
-    used = calibrations or [prefilled.calibrate(recipe, 1024) for recipe in CALIBRATED]
+    families = {text.partition(":")[0] for text in arguments.recipes or CANDIDATES}
+    used = [prefilled.calibrate(recipe, 1024) for recipe in CALIBRATED if recipe in families]
     scope = _scope(arguments)
     options: dict[str, Any] = {"model": prefilled.model, "on_progress": Lines().measured}
     recommendation = kvtool.recommend(
@@ -100,9 +113,6 @@ def _scope(arguments: argparse.Namespace) -> Scope:
 
 
 def _show(measured: dict[str, Any], arguments: argparse.Namespace) -> None:
-    measured["command"] = arguments.command
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "recommend.json").write_text(json.dumps(measured, indent=1))
     page = markdown(measured)
     print(page, flush=True)
     if arguments.write:
@@ -128,6 +138,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="measure anew what an earlier run has measured")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--write", type=Path, help="the page to write")
+    parser.add_argument("--read", type=Path, help="an earlier run's JSON: only writes the page")
     arguments = parser.parse_args(argv)
     arguments.command = command("recommend", argv)
     return arguments
