@@ -23,7 +23,7 @@ from benchmarks.common.folders import BUILD
 from benchmarks.common.output import Lines, machine
 from benchmarks.corpora.prefilled import Prefilled
 from benchmarks.corpora.sources import HELD_OUT
-from benchmarks.corpora.texts import Text, held_out
+from benchmarks.corpora.texts import held_out
 from benchmarks.pages.recommend_page import markdown
 from kvtool.codecs import Calibration
 from kvtool.measurement.scope import Scope
@@ -43,12 +43,18 @@ def main(argv: Sequence[str]) -> None:
         return
     model = kvtool.load_model(arguments.model)
     print(machine(), flush=True)
-    texts = held_out(model, arguments.tokens, 2 * arguments.documents)
-    calibrations = [Calibration.from_bytes(path.read_bytes()) for path in arguments.calibration]
+    drawn = held_out(model, arguments.tokens, 2 * arguments.documents)
+    texts = {kind: drawn[kind] for kind in arguments.kinds}
+    prefilled = Prefilled(model, FOLDER)
+    places = prefilled.place(text for some in texts.values() for text in some)
+    names = dict(zip((text.name for some in texts.values() for text in some), places, strict=True))
+    calibrations = _calibrations(prefilled, arguments)
     corpora: list[dict[str, Any]] = []
-    for kind in arguments.kinds:
-        prefilled = Prefilled(model, FOLDER / kind.replace(" ", "-"))
-        corpora.append(_measured(prefilled, kind, texts[kind], calibrations, arguments))
+    for kind, some in texts.items():
+        documents = [names[text.name].document for text in some]
+        figures = _measured(prefilled, documents, arguments)
+        sources = list(dict.fromkeys(text.source for text in some))
+        corpora.append({"kind": kind, "sources": sources, "calibrations": calibrations, **figures})
         # A run that is stopped leaves the corpora that it has finished.
         measured = {
             "command": arguments.command,
@@ -61,20 +67,18 @@ def main(argv: Sequence[str]) -> None:
         _show(measured, arguments)
 
 
-def _measured(
-    prefilled: Prefilled,
-    kind: str,
-    texts: Sequence[Text],
-    calibrations: Sequence[Calibration],
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """A recommendation from the first half of ``texts``, and an evaluation of what it recommends on the second."""
-    names = [place.document for place in prefilled.place(texts)]
-    seen, unseen = names[: arguments.documents], names[arguments.documents :]
-    for calibration in calibrations:
-        prefilled.store.calibrations.put(calibration)
+def _calibrations(prefilled: Prefilled, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What those calibrations are that the candidates need. They are in the store afterwards."""
+    for path in arguments.calibration:
+        prefilled.store.calibrations.put(Calibration.from_bytes(path.read_bytes()))
     families = {text.partition(":")[0] for text in arguments.recipes or CANDIDATES}
     used = [prefilled.calibrate(recipe, 1024) for recipe in CALIBRATED if recipe in families]
+    return [{"method": one.method, "bytes": one.nbytes, "source": one.facts["source"]} for one in used]
+
+
+def _measured(prefilled: Prefilled, names: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """A recommendation from the first half of the documents ``names``, and what it recommends measured on the second."""
+    seen, unseen = names[: arguments.documents], names[arguments.documents :]
     scope = _scope(arguments)
     options: dict[str, Any] = {"model": prefilled.model, "on_progress": Lines().measured}
     recommendation = kvtool.recommend(
@@ -84,20 +88,12 @@ def _measured(
     checked = kvtool.evaluate(
         prefilled.store,
         unseen,
-        recipes=[recipe for recipe in recipes if recipe not in (None, "raw")],
+        recipes=[recipe for recipe in recipes if recipe not in (None, "raw")] or ["lossless"],
         scope=replace(scope, seed=scope.seed + 1),
         fresh=arguments.fresh,
         **options,
     )
-    return {
-        "kind": kind,
-        "sources": list(dict.fromkeys(text.source for text in texts)),
-        "recommendation": recommendation,
-        "unseen": checked,
-        "calibrations": [
-            {"method": one.method, "bytes": one.nbytes, "source": one.facts["source"]} for one in used
-        ],
-    }
+    return {"recommendation": recommendation, "unseen": checked}
 
 
 def _scope(arguments: argparse.Namespace) -> Scope:
