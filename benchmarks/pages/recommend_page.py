@@ -13,8 +13,8 @@ Json = Mapping[str, Any]
 
 HEAD = """# Recommendations checked
 
-`kvtool recommend` on three corpora. Each corpus has two halves: the recommendation is made from one, and what it
-recommends is measured on the other, with other haystacks. This page was written by
+`kvtool recommend` on corpora of different kinds: {kinds}. Each has two halves: the recommendation is made from one, and
+what it recommends is measured on the other, with other haystacks. The figures were made by
 
 ```sh
 {command}
@@ -43,6 +43,7 @@ def markdown(measured: Json) -> str:
     evaluation = corpora[0]["recommendation"]["evaluation"]
     settings, raw = evaluation["settings"], evaluation["candidates"][0]
     head = HEAD.format(
+        kinds=", ".join(corpus["kind"] for corpus in corpora),
         command=measured["command"],
         machine=measured["machine"],
         model=measured["model"],

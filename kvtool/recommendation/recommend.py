@@ -72,7 +72,10 @@ def plan_candidates(
     """The plan of the evaluation. Its notes say which of the default candidates are left out."""
     if not {"kl", "times"} <= set(scope.metrics):
         raise UsageError("metrics", "a recommendation needs kl and times", "add them")
-    texts, missing = (recipes, []) if recipes is not None else _with_calibration(store, names)
+    documents = [names] if isinstance(names, str) else list(store if names is None else names)
+    texts, missing = (
+        (recipes, []) if recipes is not None or not documents else _with_calibration(store, documents)
+    )
     planned = plan(store, names, model, texts, None, scope, Gate(), fresh=fresh)
     planned.leaves_out_unusable = recipes is None
     planned.notes += [
@@ -82,9 +85,9 @@ def plan_candidates(
     return planned
 
 
-def _with_calibration(store: Store, names: str | Sequence[str] | None) -> tuple[list[str], list[str]]:
+def _with_calibration(store: Store, documents: Sequence[str]) -> tuple[list[str], list[str]]:
     """Those of the default candidates that can be made now, and the recipes that need a calibration first."""
-    find = finder(store, [names] if isinstance(names, str) else list(store if names is None else names))
+    find = finder(store, documents)
     texts: list[str] = []
     missing: dict[str, None] = {}
     for text in CANDIDATES:
