@@ -80,9 +80,9 @@ def _measured(prefilled: Prefilled, names: Sequence[str], arguments: argparse.Na
     """A recommendation from the first half of the documents ``names``, and what it recommends measured on the second."""
     seen, unseen = names[: arguments.documents], names[arguments.documents :]
     scope = _scope(arguments)
-    options: dict[str, Any] = {"model": prefilled.model, "on_progress": Lines().measured}
+    options: dict[str, Any] = {"model": prefilled.model, "fresh": arguments.fresh}
     recommendation = kvtool.recommend(
-        prefilled.store, seen, recipes=arguments.recipes, scope=scope, fresh=arguments.fresh, **options
+        prefilled.store, seen, recipes=arguments.recipes, scope=scope, on_progress=Lines().measured, **options
     )
     recipes = list(dict.fromkeys(one["candidate"] for one in recommendation["recommended"]))
     checked = kvtool.evaluate(
@@ -90,7 +90,7 @@ def _measured(prefilled: Prefilled, names: Sequence[str], arguments: argparse.Na
         unseen,
         recipes=[recipe for recipe in recipes if recipe not in (None, "raw")] or ["lossless"],
         scope=replace(scope, seed=scope.seed + 1),
-        fresh=arguments.fresh,
+        on_progress=Lines().measured,
         **options,
     )
     return {"recommendation": recommendation, "unseen": checked}
