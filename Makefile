@@ -60,6 +60,7 @@ peers: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks quality --write docs/results/recipes.md
+	$(BIN)/python -m benchmarks recommend --write docs/results/recommendations.md
 	$(BIN)/python -m benchmarks ttft
 	$(BIN)/python -m benchmarks prefill
 	$(BIN)/python -m benchmarks memory

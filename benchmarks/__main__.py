@@ -13,6 +13,7 @@ MODULES = {
     "rate_distortion": "quality.rate_distortion",
     "blend": "quality.blend",
     "exactness": "quality.exactness",
+    "recommend": "quality.recommend",
     "ttft": "speed.ttft",
     "prefill": "speed.prefill",
     "memory": "speed.memory",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvtool.model.model import Model as Model
     from kvtool.model.model import load_model as load_model
     from kvtool.prefilling.prefill import prefill as prefill
+    from kvtool.recommendation.recommend import recommend as recommend
     from kvtool.store.base import Store as Store
 
     __version__: str
@@ -34,6 +35,7 @@ _MODULES = {
     "evaluate": "kvtool.evaluation.evaluation",
     "load_model": "kvtool.model.model",
     "prefill": "kvtool.prefilling.prefill",
+    "recommend": "kvtool.recommendation.recommend",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "prefill",
+    "recommend",
 ]
 
 

@@ -16,6 +16,7 @@ from kvtool.commands import (
     output,
     prefill,
     recipes,
+    recommend,
     serve_cache,
 )
 from kvtool.commands.store import gc, ls, pull, rm, show, verify
@@ -44,7 +45,23 @@ def kvtool(
     output.debug = debug
 
 
-COMMANDS = prefill, calibrate, compress, ask, eval, serve_cache, ls, show, verify, rm, gc, pull, recipes, demo
+COMMANDS = (
+    prefill,
+    calibrate,
+    compress,
+    ask,
+    eval,
+    recommend,
+    serve_cache,
+    ls,
+    show,
+    verify,
+    rm,
+    gc,
+    pull,
+    recipes,
+    demo,
+)
 """In the order of --help."""
 
 for command in COMMANDS:

@@ -134,7 +134,7 @@ def run(
     )
     scope = Scope(
         **given(
-            metrics=_split(metrics),
+            metrics=split(metrics),
             documents=documents,
             context=context,
             tokens=tokens,
@@ -149,7 +149,7 @@ def run(
         _check_page(html, replace)
     model = load_model(settings)
     store = open_store(settings.store, existing=True)
-    planned = plan(store, names or None, model, _split(recipes), questions, scope, gate, fresh=fresh)
+    planned = plan(store, names or None, model, split(recipes), questions, scope, gate, fresh=fresh)
     for line in render_plan(planned):
         output.note(line)
     if dry_run:
@@ -212,14 +212,14 @@ def _write_page(path: Path, evaluation: dict[str, Any]) -> None:
     output.note(f"report: {path}")
 
 
-def _split(texts: Sequence[str] | None) -> tuple[str, ...] | None:
+def split(texts: Sequence[str] | None) -> tuple[str, ...] | None:
     if texts is None:
         return None
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 def _numbers(texts: Sequence[str] | None) -> tuple[int, ...] | None:
-    parts = _split(texts)
+    parts = split(texts)
     if parts is None:
         return None
     for part in parts:

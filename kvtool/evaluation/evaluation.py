@@ -56,11 +56,11 @@ def evaluate(
 def run_plan(plan: Plan, *, command: str, on_progress: OnProgress = lambda _: None) -> Evaluation:
     """Measures what is planned. ``command`` is shown in the report as the command that made it."""
     runner = plan.runner
-    runner.progress, runner.on_progress = Progress(total=plan.cost), on_progress
     measured: list[Measured] = []
     times: Times | None = None
     with runner.bench() as bench:
         _try_candidates(plan, bench)
+        runner.progress, runner.on_progress = Progress(total=plan.cost), on_progress
         for context in plan.contexts:
             measured.append(Measured(context, tuple(runner.measure(bench, context))))
         for context, questions in plan.questions:
@@ -89,10 +89,16 @@ def _try_candidates(plan: Plan, bench: Bench) -> None:
     """Restores every candidate on a few tokens, so that an unusable one is named at once and not after an hour."""
     first = plan.all_contexts[0]
     short = replace(first, token_ids=first.token_ids[:TRIAL_TOKENS])
+    usable: list[Candidate] = []
     with bench.holding(plan.runner.kv(short)):
         for candidate in plan.runner.candidates:
             try:
                 candidate.restore(bench)
             except KvtoolError as error:
                 reason = f"cannot be used with {plan.runner.model.name}: {error}"
-                raise UsageError(candidate.name, reason) from error
+                if not plan.leaves_out_unusable:
+                    raise UsageError(candidate.name, reason) from error
+                plan.notes.append(f"{candidate.name} is left out: it {reason}.")
+            else:
+                usable.append(candidate)
+    plan.runner.candidates = usable

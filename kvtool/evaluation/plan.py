@@ -36,7 +36,7 @@ class Plan:
     """Everything that is going to be measured.
 
     ``segments`` give the contexts their text, ``questions`` are the user's own on each context. ``notes`` say what is left
-    out, and why.
+    out, and why. With ``leaves_out_unusable``, a candidate that the model cannot use is left out and not refused.
     """
 
     runner: Runner
@@ -46,6 +46,7 @@ class Plan:
     questions: list[tuple[Context, list[UserQuestion]]]
     gate: Gate
     notes: list[str] = field(default_factory=list)
+    leaves_out_unusable: bool = False
 
     @property
     def all_contexts(self) -> list[Context]:

@@ -24,10 +24,15 @@ def table(evaluation: Json) -> str:
     shown = columns.candidates(evaluation)
     chosen = columns.columns(shown)
     cells = [[column.cell(candidate) for candidate in shown] for column in chosen]
-    names = ["candidate", *(printable(candidate["name"]) for candidate in shown)]
-    blocks = [_left(names), *(_block(c.heading, below) for c, below in zip(chosen, cells, strict=True))]
-    lines = [GAP.join(row).rstrip() for row in zip(*blocks, strict=True)]
-    return "\n".join([*lines, *_legend(cells), *gate(evaluation["gate"] or ())])
+    names = [printable(candidate["name"]) for candidate in shown]
+    return "\n".join([*rows(chosen, cells, names), *legend(cells), *gate(evaluation["gate"] or ())])
+
+
+def rows(shown: Sequence[columns.Column], cells: Sequence[Sequence[Cell]], names: Sequence[str]) -> list[str]:
+    """Aligned lines: the headings, then one for each of ``names``. ``cells`` has a list for each column."""
+    blocks = [_left(["candidate", *names])]
+    blocks += [_block(column.heading, below) for column, below in zip(shown, cells, strict=True)]
+    return [GAP.join(row).rstrip() for row in zip(*blocks, strict=True)]
 
 
 def gate(checks: Sequence[Json]) -> list[str]:
@@ -71,7 +76,8 @@ def _left(texts: Sequence[str]) -> list[str]:
     return [text.ljust(width) for text in texts]
 
 
-def _legend(cells: Sequence[Sequence[Cell]]) -> list[str]:
+def legend(cells: Sequence[Sequence[Cell]]) -> list[str]:
+    """What the marks among ``cells`` mean, after an empty line."""
     every = [cell for column in cells for cell in column]
     marks = {
         "±: to the farther end of the 95 % interval": any(cell.interval for cell in every),
