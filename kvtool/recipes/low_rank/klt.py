@@ -8,7 +8,7 @@ from kvtool.codecs.klt.basis import audible
 from kvtool.codecs.klt.calibrate import SINKS, fit
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.deadzone import Deadzone
-from kvtool.codecs.recipe import Between, Dial, Parameter, Recipe
+from kvtool.codecs.recipe import Between, Dial, Parameter, Preset, Recipe
 from kvtool.codecs.stage import Stage
 from kvtool.codecs.transform.klt import Klt
 from kvtool.codecs.transform.sinks import Sinks
@@ -22,6 +22,12 @@ RATE = 0.6
 
 SILENT = 0.06
 """Components whose mean magnitude is smaller than this share of the step are not worth the time of coding zeros."""
+
+PRESETS = {
+    "near-lossless": Preset(max_kl=0.003, min_retrieval=0.95, setting=0.012),
+    "balanced": Preset(max_kl=0.03, min_retrieval=0.85, setting=0.075),
+    "small": Preset(max_kl=0.1, min_retrieval=0.5, setting=0.15),
+}
 
 
 def klt(calibration: Calibration, step: float, power: float) -> Pipeline:
@@ -66,5 +72,5 @@ RECIPE = Recipe(
     fit=fit,
     gradients=True,
     embedding=True,
-    dial=Dial("step", {"near-lossless": 0.012, "balanced": 0.075, "small": 0.15}),
+    dial=Dial("step", PRESETS, default="balanced"),
 )
