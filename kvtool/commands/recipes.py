@@ -46,11 +46,7 @@ def run(
     except CodecError as error:
         raise UsageError(None, error) from error
     measured = _calibrations(chosen, settings.store)
-    output.emit(
-        {**to_json(chosen), "measured": [_measured_json(chosen, *one) for one in measured.items()]},
-        render(chosen, measured),
-        as_json,
-    )
+    output.emit(to_json(chosen, measured), render(chosen, measured), as_json)
 
 
 def _calibrations(recipe: Recipe, place: object) -> Mapping[str, Calibration]:
@@ -74,7 +70,7 @@ def _measured_json(recipe: Recipe, model: str, calibration: Calibration) -> dict
     return {"model": model, "calibration": calibration.digest, "presets": presets}
 
 
-def to_json(recipe: Recipe) -> dict[str, Any]:
+def to_json(recipe: Recipe, measured: Mapping[str, Calibration] = MappingProxyType({})) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -86,6 +82,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             for name, p in recipe.parameters.items()
         },
         "presets": {name: asdict(preset) for name, preset in _presets(recipe).items()},
+        "measured": [_measured_json(recipe, *one) for one in measured.items()],
     }
 
 

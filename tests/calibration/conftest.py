@@ -24,7 +24,9 @@ def lively(lively_dir: Path) -> kvtool.Model:
 
 
 @pytest.fixture(scope="session")
-def measured(lively: kvtool.Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Calibration]:
+def measured(
+    lively: kvtool.Model, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LocalStore, Calibration]:
     """A store with ``a.txt``, long enough to hold something back, and its calibration; not to be written to."""
     folder = tmp_path_factory.mktemp("measured")
     text = "\n".join(f"Paragraph {n} is about the number {n * 37 % 101}, and so on." for n in range(45))

@@ -137,16 +137,15 @@ def test_a_calibration_holds_what_was_measured_and_is_the_same_again(
 
 
 @pytest.mark.parametrize("record", [3, {}, {"setting": "x"}, None])
-def test_what_kvtool_never_writes_is_refused(
-    measured: tuple[LocalStore, Calibration], record: Any
-) -> None:
+def test_what_kvtool_never_writes_is_refused(measured: tuple[LocalStore, Calibration], record: Any) -> None:
     _, calibration = measured
     wrong = dataclasses.replace(calibration, facts={**calibration.facts, PRESETS: {"balanced": record}})
     with pytest.raises(CodecError, match="preset 'balanced' is not as kvtool writes it"):
         KLT.build(wrong)
-    with pytest.raises(CodecError, match="step is 900"):
-        presets = {"balanced": {**calibration.facts[PRESETS]["balanced"], "setting": 900.0}}  # type: ignore[index,call-overload,dict-item]
-        KLT.build(dataclasses.replace(calibration, facts={**calibration.facts, PRESETS: presets}))
+    far = {**calibration.facts[PRESETS]["balanced"], "setting": 900.0}  # type: ignore[index,call-overload,dict-item]
+    wrong = dataclasses.replace(calibration, facts={**calibration.facts, PRESETS: {"balanced": far}})
+    with pytest.raises(CodecError, match=r"step is 900\.0"):
+        KLT.build(wrong)
 
 
 # Compressing
@@ -246,7 +245,7 @@ def test_commands_show_what_presets_promise_and_cost(
     shown = cli("recipes", "klt").stdout.splitlines()
     assert f"  balanced: {DIAL.presets['balanced'].describe()}" in shown
     assert line in shown
-    assert line.strip()[10:] in cli("compress", "--dry-run").stderr
+    assert f"{balanced.describe()} on this model" in cli("compress", "--dry-run").stderr
 
 
 def test_an_unmet_promise_is_a_gate(
@@ -255,10 +254,10 @@ def test_an_unmet_promise_is_a_gate(
     presets = {name: dict(one) for name, one in measured[1].facts[PRESETS].items()}  # type: ignore[union-attr]
     presets["near-lossless"] |= {"met": False, "kl": 0.5}
     with own.writing():
-        own.put_calibration(
-            dataclasses.replace(measured[1], facts={**measured[1].facts, PRESETS: presets})
-        )
+        own.put_calibration(dataclasses.replace(measured[1], facts={**measured[1].facts, PRESETS: presets}))
     for _ in range(2):
         result = cli("compress", "--preset", "near-lossless", code=GATE)
-        assert "no setting keeps what preset near-lossless promises on this model (KL at most" in result.stderr
+        assert (
+            "no setting keeps what preset near-lossless promises on this model (KL at most" in result.stderr
+        )
     assert cli("compress", "--name", "other", code=DONE)

@@ -57,7 +57,14 @@ def test_settings_that_are_known_save_tries() -> None:
         return 9 * step**2
 
     known = {step: 9 * step**2 for step in (0.01, 0.05, 0.2)}
-    found = search(lambda s: known[s] if s in known else kl(s), 0.1, start=1, between=(1e-3, 10), rising=True, known=known)
+    found = search(
+        lambda s: known[s] if s in known else kl(s),
+        0.1,
+        start=1,
+        between=(1e-3, 10),
+        rising=True,
+        known=known,
+    )
     assert found.met
     assert 0.098 <= found.measured <= 0.1
     assert len(tried) <= 2
