@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 
@@ -88,9 +88,9 @@ class MeasuredPreset:
     facts: int
 
     def __post_init__(self) -> None:
-        numbers = (self.setting, self.kl, self.bits_per_value, self.tokens, self.facts)
+        numbers = [self.setting, self.kl, self.bits_per_value, self.tokens, self.facts]
         if self.retrieval is not None:
-            numbers += (self.retrieval,)
+            numbers.append(self.retrieval)
         if type(self.met) is not bool or any(type(number) not in (int, float) for number in numbers):
             raise TypeError("expected numbers, and met true or false")
 
@@ -117,7 +117,7 @@ class Dial:
         if not isinstance(presets, dict) or preset not in presets:
             return None
         try:
-            return MeasuredPreset(**presets[preset])
+            return MeasuredPreset(**cast("dict[str, Any]", presets[preset]))
         except TypeError as error:
             assert calibration is not None
             raise CodecError(

@@ -77,7 +77,8 @@ def test_facts_that_are_lost_lower_the_setting() -> None:
     assert small.setting < 0.1
     # Too few facts say nothing.
     assert Quality(1, 1, 1, 1, 0, held_back.FEWEST_FACTS - 1).retrieval is None
-    assert used_up(DIAL.presets["small"], Quality(0.05, 1, 1, 1, 0, 2)) == pytest.approx(0.5)
+    half = Quality(DIAL.presets["small"].max_kl / 2, 1, 1, 1, 0, 2)
+    assert used_up(DIAL.presets["small"], half) == pytest.approx(0.5)
 
 
 def test_a_promise_that_no_setting_keeps_is_not_met() -> None:
