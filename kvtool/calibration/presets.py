@@ -57,20 +57,26 @@ def find_settings(
             tried[setting] = measure(setting)
         return tried[setting]
 
-    found: dict[str, MeasuredPreset] = {}
-    for name, preset in presets.items():
-        setting = search(
-            lambda setting, preset=preset: used_up(preset, quality(setting)),
-            1.0,
-            start=preset.setting,
-            between=between,
-            rising=True,
-            known=tried,
-            close=CLOSE,
-            tries=TRIES,
-        )
-        found[name] = _measured(setting.value, setting.met, quality(setting.value))
-    return found
+    return {name: _find(preset, quality, tried, between) for name, preset in presets.items()}
+
+
+def _find(
+    preset: Preset,
+    quality: Callable[[float], Quality],
+    known: Mapping[float, Quality],
+    between: tuple[float, float],
+) -> MeasuredPreset:
+    found = search(
+        lambda setting: used_up(preset, quality(setting)),
+        1.0,
+        start=preset.setting,
+        between=between,
+        rising=True,
+        known=known,
+        close=CLOSE,
+        tries=TRIES,
+    )
+    return _measured(found.value, found.met, quality(found.value))
 
 
 def used_up(preset: Preset, quality: Quality) -> float:
