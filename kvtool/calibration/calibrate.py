@@ -104,7 +104,7 @@ def calibrate(
     them piece by piece, at most 1,024 tokens at a time, the first 16,384 with gradients if the recipe wants them. Their keys
     and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of the recipe's ``fit``.
 
-    For a recipe with presets, the settings that keep what they promise are found on up to 3,072 further tokens, and stored
+    For a recipe with presets, the settings that keep what they promise are found on up to 2,048 further tokens, and stored
     in the calibration with what was measured (``Recipe.dial``). Where there are no further ones, an eighth of the tokens is
     held back for that; where that is too little text, nothing is measured.
 

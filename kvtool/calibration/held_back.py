@@ -28,12 +28,9 @@ from kvtool.measurement.tasks import LOOKUP, LOOKUP_TOKENS, draw_keys, key_task,
 from kvtool.model.chat_template import document_tokens
 from kvtool.model.model import Model
 
-TOKENS, PART = 3072, 3 / 16
-"""Tokens that are held back, at most, and how many that is for each that is learned from: measuring should take no more than a
-third of the calibration's time."""
-
-SHARE = 8
-"""Of how many tokens one is held back where no others are left."""
+TOKENS, SHARE = 2048, 8
+"""Tokens that are held back, at most, and of how many one is: measuring should take no more than a third of the calibration's
+time."""
 
 PREDICTED = 128
 """Tokens at the end of a piece that are predicted."""
@@ -91,7 +88,7 @@ def hold_back(pieces: Sequence[Piece], tokens: int, model: Model) -> tuple[list[
 
 def at_most(tokens: int) -> int:
     """The most tokens that are held back beside ``tokens`` that are learned from."""
-    return min(TOKENS, round(PART * tokens))
+    return min(TOKENS, tokens // SHARE)
 
 
 class HeldBack:

@@ -99,8 +99,8 @@ def test_what_is_held_back_is_not_learned_from(
     total = sum(len(piece.token_ids) for piece in everything)
     ids = [token for piece in everything for token in piece.token_ids]
     # Where there is more text, the sample is what it would be without.
-    sample, held = hold_back(pieces_of_store(store, None, lively, 1024 + 192), 1024, lively)
-    assert sample == pieces_of_store(store, None, lively, 1024)
+    sample, held = hold_back(pieces_of_store(store, None, lively, 1536 + 192), 1536, lively)
+    assert sample == pieces_of_store(store, None, lively, 1536)
     assert sum(len(piece.token_ids) for piece in held) == 192
     # Where there is none, an eighth of it is held back, and where that is too little, nothing.
     sample, held = hold_back(everything, total, lively)
