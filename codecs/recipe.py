@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 
@@ -15,6 +15,9 @@ from kvtool.codecs.rope import Rope
 from kvtool.codecs.spec import Array, Place
 
 Value: TypeAlias = "int | float | str"
+
+PRESETS = "presets"
+"""The name, among a calibration's facts, of what it measured for each preset."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,79 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """A promise about quality, the same on every model.
+
+    The mean KL to the raw cache is at most ``max_kl`` nats per token. Of the facts that are found over the raw cache, at least
+    the share ``min_retrieval`` is still found. ``setting`` of the dial is for calibrations that measured none.
+    """
+
+    max_kl: float
+    min_retrieval: float
+    setting: float
+
+    def describe(self) -> str:
+        """The promise, for people."""
+        return f"KL at most {self.max_kl:g}, {self.min_retrieval:.0%} of the facts still found"
+
+
+@dataclass(frozen=True)
+class MeasuredPreset:
+    """The setting that a calibration found for a preset, and what was measured with it on held-back text of the model.
+
+    ``met`` says whether the promise is kept; if not, the setting comes nearest. ``kl`` is a mean over ``tokens``.
+    ``retrieval`` is the share still found of ``facts``, those that are found over the raw cache; None for too few of them.
+    """
+
+    setting: float
+    met: bool
+    kl: float
+    bits_per_value: float
+    retrieval: float | None
+    tokens: int
+    facts: int
+
+    def __post_init__(self) -> None:
+        numbers = [self.setting, self.kl, self.bits_per_value, self.tokens, self.facts]
+        if self.retrieval is not None:
+            numbers.append(self.retrieval)
+        if type(self.met) is not bool or any(type(number) not in (int, float) for number in numbers):
+            raise TypeError("expected numbers, and met true or false")
+
+    def describe(self) -> str:
+        """What was measured, for people."""
+        retrieval = "" if self.retrieval is None else f", {self.retrieval:.0%} of {self.facts} facts found"
+        return f"KL about {self.kl:.2g}, {self.bits_per_value:.2g} bits per value{retrieval}"
+
+
+@dataclass(frozen=True)
 class Dial:
-    """The one parameter that trades size for quality: both fall as it rises. ``presets`` are settings of note."""
+    """The one parameter that trades size for quality: both fall as it rises.
+
+    ``default`` names the preset that decides the parameter's default, empty for none.
+    """
 
     parameter: str
-    presets: Mapping[str, float] = field(default_factory=dict)
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    default: str = ""
+
+    def measured(self, preset: str, calibration: Calibration | None) -> MeasuredPreset | None:
+        """What the calibration measured for ``preset``; None for an older one, or one of too little text."""
+        presets = calibration.facts.get(PRESETS) if calibration else None
+        if not isinstance(presets, dict) or preset not in presets:
+            return None
+        try:
+            return MeasuredPreset(**cast("dict[str, Any]", presets[preset]))
+        except TypeError as error:
+            assert calibration is not None
+            raise CodecError(
+                f"{calibration.label}: preset {preset!r} is not as kvtool writes it ({error})"
+            ) from error
+
+    def setting(self, preset: str, calibration: Calibration | None) -> float:
+        """The measured setting of ``preset``, or the one for calibrations that measured none."""
+        measured = self.measured(preset, calibration)
+        return measured.setting if measured else self.presets[preset].setting
 
 
 @dataclass(frozen=True)
@@ -71,7 +142,8 @@ class Recipe:
     once; with ``gradients`` they have gradients in the first iteration. With ``embedding`` one of the
     options is the model's input embeddings under that name, [vocabulary, width] float32.
 
-    ``dial`` is for recipes that can be asked for a size or a quality instead of for parameters.
+    ``dial`` is for recipes that can be asked for a size or a quality instead of for parameters. Its default preset has the last
+    word on the default of its parameter: that is what the calibration measured.
     """
 
     name: str
@@ -86,13 +158,16 @@ class Recipe:
     dial: Dial | None = None
 
     def build(self, calibration: Calibration | None = None, **parameters: Value) -> Pipeline:
-        """The pipeline for these parameters, the others at their defaults.
+        """The pipeline for these parameters, the others at their defaults, or at what the calibration measured.
 
         Raises CodecError for an unknown parameter, for a value that is not allowed, with those that are, and for a
         calibration of another method; NeedsCalibration where one is needed and not given.
         """
-        self.check(parameters)
         defaults = {name: parameter.default for name, parameter in self.parameters.items()}
+        if self.dial and self.dial.default:
+            setting = self.dial.setting(self.dial.default, calibration)
+            parameters = {self.dial.parameter: setting, **parameters}
+        self.check(parameters)
         # Written one way, so that 1 and 1.0 are one pipeline.
         parameters = {n: float(v) if type(defaults[n]) is float else v for n, v in parameters.items()}
         return self.make(**(defaults | parameters), **self._calibrated(calibration))

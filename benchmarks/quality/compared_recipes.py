@@ -127,8 +127,8 @@ RECIPES: Mapping[str, Method] = {
     "klt": Method(
         authors={
             "klt:step=0.02": "A finer setting of kvtool's own recipe.",
-            "klt:step=0.075": "kvtool's preset `balanced`, what `kvtool compress` takes.",
-            "klt:step=0.15": "kvtool's preset `small`.",
+            "klt:step=0.075": "kvtool's preset `balanced` where nothing was measured.",
+            "klt:step=0.15": "kvtool's preset `small` where nothing was measured.",
             f"klt:step=0.02{OWN}": OWN_ADVICE,
             f"klt:step=0.075{OWN}": OWN_ADVICE,
             f"klt:step=0.15{OWN}": OWN_ADVICE,

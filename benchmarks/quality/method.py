@@ -18,7 +18,7 @@ class Method:
     in ``benchmarks/peers`` that runs another tool.
     """
 
-    authors: Mapping[str, str]
+    authors: Mapping[str, str] = field(default_factory=dict)
     kvtool: Mapping[str, str] = field(default_factory=dict)
     differs: str = ""
     peer: str = ""

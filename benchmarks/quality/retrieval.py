@@ -21,19 +21,12 @@ from kvtool.evaluation.summary import Measured
 from kvtool.measurement.contexts import Context, haystack_context
 from kvtool.measurement.needles import Haystack, contained, haystack
 from kvtool.measurement.statistics import Estimate, mean
-from kvtool.measurement.tasks import draw_keys, key_task
+from kvtool.measurement.tasks import LOOKUP, LOOKUP_TOKENS, draw_keys, key_task
 from kvtool.model.chat_template import Prefix, document_tokens
 
 LENGTHS = (1500, 3000)
 HAYSTACKS = 10
 KEYS = 10
-
-# Chosen among seven wordings by what the raw cache alone finds. Where "is" stands before the number, as in kvtool's own
-# needles, the embedded model takes one key for another in a third to a half of all questions, with four keys as with ten.
-WORDING = ("Magic number: {} = {}.", "What is the magic number of {}?", "Magic number: {} =")
-
-ANSWER_TOKENS = 8
-"""A space and five digits, also where each is a token."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,8 @@ def haystack_contexts(
 
 
 def _haystack(model: kvtool.Model, seed: str, text: Text, length: int, number: int) -> Haystack:
-    tasks = [key_task(key, WORDING) for key in draw_keys(Random(seed), text.text, number)]
-    tasks = [replace(task, question=replace(task.question, max_tokens=ANSWER_TOKENS)) for task in tasks]
+    tasks = [key_task(key, LOOKUP) for key in draw_keys(Random(seed), text.text, number)]
+    tasks = [replace(task, question=replace(task.question, max_tokens=LOOKUP_TOKENS)) for task in tasks]
     name = f"keys-{seed}-{text.source}"
     return haystack(name, tasks, text.text, length, lambda part: len(document_tokens(model, part)))
 

@@ -50,8 +50,8 @@ def described(recipe: Recipe) -> list[str]:
             + (", with the gradients of the model's loss" if recipe.gradients else "")
         )
     if recipe.dial:
-        presets = ", ".join(f"`{name}` ({value:g})" for name, value in recipe.dial.presets.items())
-        facts.append(f"Dial: `{recipe.dial.parameter}`" + (f"; presets {presets}" if presets else ""))
+        facts.append(f"Dial: `{recipe.dial.parameter}`")
+        facts += [f"Preset {name}: {preset.describe()}" for name, preset in recipe.dial.presets.items()]
     return [
         f"## {recipe.name}",
         docstring(recipe.make),

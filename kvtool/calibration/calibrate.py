@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvtool.calibration.held_back import HeldBack, at_most, hold_back
 from kvtool.calibration.lookup import MakeCalibration
 from kvtool.calibration.pieces import Piece, pieces_of_store, pieces_of_texts
+from kvtool.calibration.presets import TRIES, with_presets
 from kvtool.calibration.samples import GRADIENT_TOKENS, Samples
 from kvtool.codecs import Calibration, CodecError, Recipe
+from kvtool.codecs.recipe import PRESETS
 from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.codecs.recipe_registry import recipes
 from kvtool.digest import Json, digest_json
@@ -33,12 +36,18 @@ GRADIENT_COST = 7.0
 
 @dataclass
 class Progress:
-    """Tokens that the model has run, of those that it will. After the last one the recipe learns from the samples."""
+    """Tokens that the model has run, of those that it will. After the last one the recipe learns from the samples.
+
+    For a recipe with presets, settings of its dial are then measured: ``settings`` have been, of ``settings_total`` at most.
+    That is 0 until then.
+    """
 
     tokens_total: int
     documents: int
     tokens: int = 0
     seconds: float = 0.0
+    settings: int = 0
+    settings_total: int = 0
 
 
 OnProgress = Callable[[Progress], None]
@@ -69,6 +78,7 @@ class Report:
             "tokens": self.source["tokens"],
             "documents": self.source["documents"],
             "bytes": self.calibration.nbytes,
+            "presets": self.calibration.facts.get(PRESETS, {}),
             "seconds": round(self.seconds, 3),
             "problems": [error.to_json() for error in self.problems],
             "warnings": [warning.to_json() for warning in self.warnings],
@@ -94,6 +104,10 @@ def calibrate(
     them piece by piece, at most 1,024 tokens at a time, the first 16,384 with gradients if the recipe wants them. Their keys
     and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of the recipe's ``fit``.
 
+    For a recipe with presets, the settings that keep what they promise are found on up to 2,048 further tokens, and stored
+    in the calibration with what was measured (``Recipe.dial``). Where there are no further ones, an eighth of the tokens is
+    held back for that; where that is too little text, nothing is measured.
+
     Raises ``UsageError`` for a recipe that takes no calibration, for a store or texts without tokens, for too few of them,
     and for a path in place of a text; ``MismatchError`` for documents of another model; ``ModelError`` for a model without
     gradients.
@@ -103,7 +117,9 @@ def calibrate(
     assert chosen.fit is not None
     if tokens < 1:
         raise UsageError(f"--tokens {tokens}", "expected at least 1")
-    pieces = _pieces(store, names, model, tokens, texts, seed)
+    pieces, held_back = _sample(
+        chosen, model, tokens, lambda tokens: _pieces(store, names, model, tokens, texts, seed)
+    )
     started = time.monotonic()
     progress = Progress(_tokens(pieces), len({piece.source for piece in pieces}))
 
@@ -123,6 +139,8 @@ def calibrate(
             f"raise --tokens (now {tokens}), prefill more documents, give more --text, or compress with --recipe kivi, "
             "which needs no calibration",
         ) from error
+    if held_back:
+        fitted = _measure(chosen, fitted, held_back, model, progress, on_progress)
     source: dict[str, Json] = {
         "tokens": progress.tokens_total,
         "documents": progress.documents,
@@ -132,6 +150,36 @@ def calibrate(
     with store.writing():
         store.put_calibration(calibration)
     return calibration
+
+
+def _sample(
+    recipe: Recipe, model: Model, tokens: int, draw: Callable[[int], list[Piece]]
+) -> tuple[list[Piece], list[Piece]]:
+    """The pieces to learn from, and those that are held back for presets."""
+    if recipe.dial is None or not recipe.dial.presets:
+        return draw(tokens), []
+    return hold_back(draw(tokens + at_most(tokens)), tokens, model)
+
+
+def _measure(
+    recipe: Recipe,
+    fitted: Calibration,
+    held_back: Sequence[Piece],
+    model: Model,
+    progress: Progress,
+    on_progress: OnProgress,
+) -> Calibration:
+    """``fitted`` with what its presets come to on the pieces that were held back."""
+    assert recipe.dial is not None
+    progress.settings_total = TRIES * len(recipe.dial.presets)
+    on_progress(progress)
+
+    def advance() -> None:
+        progress.settings += 1
+        on_progress(progress)
+
+    contexts = [HeldBack(model, piece, number) for number, piece in enumerate(held_back)]
+    return with_presets(recipe, fitted, contexts, advance)
 
 
 def calibrated_recipe(name: str) -> Recipe:
@@ -167,7 +215,8 @@ def maker(
                 f"{model.name} is {model.fingerprint[:12]}…",
                 f"give --model {name}",
             )
-        tokens = _tokens(pieces_of_store(store, None, model, TOKENS))
+        pieces, _ = _sample(recipe, model, TOKENS, lambda tokens: pieces_of_store(store, None, model, tokens))
+        tokens = _tokens(pieces)
         seconds = estimated_seconds(recipe, model, tokens)
         time_needed = "" if seconds is None else f"; about {max(1, round(seconds / 60))} minutes"
         source = f"{tokens:,} tokens of the store's documents (once{time_needed})"

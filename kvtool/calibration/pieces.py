@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise, zip_longest
 from pathlib import PurePosixPath
 from typing import TypeVar
 
 from kvtool.artifact.load import refuse_mismatch
-from kvtool.model.chat_template import document_tokens, prefix_of
+from kvtool.model.chat_template import Prefix, document_tokens, prefix_of
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.manifest import RAW, Document
@@ -26,11 +27,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Piece:
-    """``token_ids`` of the document called ``source``, which the model runs after ``prefix_ids``."""
+    """``token_ids`` of the document called ``source``, which the model runs after ``prefix``."""
 
     source: str
-    prefix_ids: tuple[int, ...]
+    prefix: Prefix
     token_ids: tuple[int, ...]
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        return self.prefix.token_ids
 
 
 def pieces_of_store(
@@ -55,12 +60,14 @@ def pieces_of_store(
                 cuts = ((document, index, tokens) for tokens in _cut(segment.n_tokens))
                 places.setdefault(document.name, []).extend(cuts)
 
+    @cache
+    def prefix(name: str) -> Prefix:
+        return store.prefix(name, model)
+
     def read(place: tuple[Document, int, range]) -> Piece:
         document, index, cut = place
-        prefix = document.prefix_artifact
-        prefix_ids = store.open_artifact(prefix).token_ids.tolist() if prefix else []
         token_ids = store.open(document.name, RAW, index).token_ids[cut.start : cut.stop].tolist()
-        return Piece(document.name, tuple(prefix_ids), tuple(token_ids))
+        return Piece(document.name, prefix(document.name), tuple(token_ids))
 
     return _limit(map(read, _spread(places, seed)), tokens)
 
@@ -81,7 +88,7 @@ def pieces_of_texts(
     for number, text in enumerate(texts):
         token_ids = document_tokens(model, text)
         pieces[f"{number:06d}"] = [
-            Piece(f"text {number}", prefix.token_ids, tuple(token_ids[cut.start : cut.stop]))
+            Piece(f"text {number}", prefix, tuple(token_ids[cut.start : cut.stop]))
             for cut in _cut(len(token_ids))
         ]
     return _limit(_spread(pieces, seed), tokens)
@@ -117,6 +124,18 @@ def _in_turn(rows: Sequence[Sequence[T] | Iterator[T]]) -> Iterator[T]:
     nothing = object()
     for row in zip_longest(*rows, fillvalue=nothing):
         yield from (entry for entry in row if entry is not nothing)  # type: ignore[misc]
+
+
+def split_off(pieces: Sequence[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]:
+    """All pieces but their last ``tokens`` tokens, and pieces of these."""
+    kept = sum(len(piece.token_ids) for piece in pieces) - tokens
+    first = _limit(iter(pieces), kept) if kept > 0 else []
+    rest: list[Piece] = []
+    for piece in pieces:
+        if after := piece.token_ids[max(kept, 0) :]:
+            rest.append(replace(piece, token_ids=after))
+        kept -= len(piece.token_ids)
+    return first, rest
 
 
 def _limit(pieces: Iterator[Piece], tokens: int) -> list[Piece]:

@@ -10,9 +10,11 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, TextFlags, load_model, with_settings
+from kvtool.commands.recipes import preset_lines
 
 if TYPE_CHECKING:
     from kvtool.calibration.calibrate import Report
+    from kvtool.codecs import Recipe
     from kvtool.config import Settings
     from kvtool.documents.load import Account
 
@@ -39,7 +41,7 @@ def run(
     """Make a calibration: what a recipe learns about a model, once, for all documents.
 
     The model runs over a sample of the store's documents, or of other text. kvtool compress takes the newest
-    calibration that fits.
+    calibration that fits. For a recipe with presets, the settings that keep their promises on this model are found then.
     """
     from kvtool.calibration.calibrate import Report, calibrate, calibrated_recipe
     from kvtool.documents.load import Account
@@ -47,7 +49,7 @@ def run(
 
     store = open_store(settings.store, existing=not text)
     # Raises for a recipe without a calibration, before the model is loaded.
-    calibrated_recipe(recipe)
+    chosen = calibrated_recipe(recipe)
     account = Account()
     texts = _read_texts(text, account, settings.encoding) if text else None
     model = load_model(settings)
@@ -65,7 +67,7 @@ def run(
         )
     file = str(store.locate_calibration(calibration.digest))
     report = Report(calibration, file, model, time.monotonic() - started, account.problems, account.warnings)
-    output.emit(report.to_json(), render(report), as_json)
+    output.emit(report.to_json(), render(report, chosen), as_json)
     output.print_warnings(report.warnings)
     return output.exit_code(report.problems, done=1)
 
@@ -80,10 +82,11 @@ def _read_texts(paths: Sequence[str], account: Account, encoding: str | None) ->
     return texts
 
 
-def render(report: Report) -> output.Lines:
+def render(report: Report, recipe: Recipe) -> output.Lines:
     calibration, source = report.calibration, report.source
     summary = (
         f"{calibration.method}: calibrated {report.model.name} from {source['tokens']:,} tokens of "
         f"{source['documents']} documents in {report.seconds:.1f} s; {output.size(calibration.nbytes)} → {report.file}"
     )
-    return output.Lines([calibration.digest], [summary])
+    presets = ["presets on this model:", *preset_lines(recipe, calibration)] if recipe.dial else []
+    return output.Lines([calibration.digest], [summary, *presets])

@@ -47,7 +47,10 @@ def run(
         typer.Option(metavar="X", help="Keep the KL to the raw cache at or below X nats per token."),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Use this preset: near-lossless, balanced or small.")
+        str | None,
+        typer.Option(
+            help="Use the setting that keeps this preset's promise on the model: near-lossless, balanced (default) or small."
+        ),
     ] = None,
     keys: Annotated[
         str | None,
@@ -96,7 +99,8 @@ def run(
     """Compress the raw artifacts of a store into a variant beside them.
 
     Some recipes measure attention: for these, the model that the documents were prefilled with is run. klt, the default,
-    is one of them, and makes a calibration of that model first, once. kivi is quick and needs no model.
+    is one of them, and makes a calibration of that model first, once. What its presets cost on the model is measured then;
+    kvtool recipes klt has what they promise. kivi is quick and needs no model.
     """
     from kvtool.compression.inputs import compress_inputs, variant_name
 
@@ -140,7 +144,7 @@ def run(
         )
     output.emit(report.to_json(), render(report, store), as_json)
     code = output.exit_code(report.problems, len(report.compressed) + len(report.unchanged))
-    if report.setting and not report.setting.met:
+    if (report.setting and not report.setting.met) or (report.preset and report.preset.is_unmet):
         return max(GATE, code)
     # A setting that was measured is no part of what a repetition says, which takes it from the variant, or measures it again.
     if code == DONE and report.entries and not (dry_run or report.setting):
@@ -207,7 +211,9 @@ def _summary(report: Report) -> str:
 
 
 def _reached(report: Report) -> list[str]:
-    """The setting that rate control chose, and how near that comes to the target; nothing where it chose none."""
+    """The setting that rate control chose, and how near that comes to the target; a preset whose promise is not kept."""
+    if report.preset and report.preset.is_unmet:
+        return [f"{report.variant}: {report.preset.describe_unmet()}"]
     if report.setting is None or report.target is None:
         return []
     setting = f"{report.setting.name}={report.setting.value:g}"

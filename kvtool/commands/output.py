@@ -189,9 +189,14 @@ class Bars:
 
 
 def calibration_progress(bar: Bar) -> Callable[[CalibrateProgress], None]:
-    """Shows on ``bar`` the tokens that the model has run, and says when fitting begins, which takes time too."""
+    """Shows on ``bar`` the tokens that the model has run, and says when fitting and measuring begin, which take time too."""
 
     def show(progress: CalibrateProgress) -> None:
+        if progress.settings_total:
+            bar.update(progress.settings, progress.settings_total, "settings")
+            if not progress.settings:
+                note("measuring what the presets cost, on text that was held back")
+            return
         bar.update(progress.tokens, progress.tokens_total, "tokens")
         if progress.tokens == progress.tokens_total:
             note(f"the model has run, {progress.seconds:.0f} s; fitting the calibration to what it gave")

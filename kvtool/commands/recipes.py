@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson
+from kvtool.commands.options import AsJson, StoreFlags, with_settings
 from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvtool.codecs import Recipe
+    from kvtool.codecs import Calibration, Recipe
+    from kvtool.codecs.recipe import Preset
+    from kvtool.config import Settings
 
 HEADINGS = ("recipe", "arXiv", "needs", "bits", "what it does")
 LEGEND = "bits: nominal, per value; entropy coding takes fewer. kvtool recipes RECIPE shows one in full"
 
 
+@with_settings(StoreFlags)
 def run(
     name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Show this recipe in full.")] = None,
+    *,
+    settings: Settings,
     as_json: AsJson = False,
 ) -> None:
-    """List the recipes with paper, needs and nominal bits, or show one with its parameters and its differences from the paper."""
+    """List the recipes with paper, needs and nominal bits, or show one with its parameters and its differences from the paper.
+
+    One with presets is shown with what they promise, and with what the store's calibrations measured for them.
+    """
     from kvtool.codecs import CodecError
     from kvtool.codecs.recipe_registry import recipe, recipes
 
@@ -35,10 +45,32 @@ def run(
         chosen = recipe(name)
     except CodecError as error:
         raise UsageError(None, error) from error
-    output.emit(to_json(chosen), render(chosen), as_json)
+    measured = _calibrations(chosen, settings.store)
+    output.emit(to_json(chosen, measured), render(chosen, measured), as_json)
 
 
-def to_json(recipe: Recipe) -> dict[str, Any]:
+def _calibrations(recipe: Recipe, place: object) -> Mapping[str, Calibration]:
+    """The newest calibration of each model whose documents a local store holds, by the model's name."""
+    from pathlib import Path
+
+    from kvtool.store.local import LocalStore
+
+    if recipe.dial is None or not recipe.calibration or not Path(str(place)).is_dir():
+        return {}
+    store = LocalStore(Path(str(place)))
+    models = {one.model["fingerprint"]: one.model["name"] for one in store.readable()}
+    newest = ((name, store.calibrations.newest(recipe.calibration, model)) for model, name in models.items())
+    return {name: calibration for name, calibration in newest if calibration}
+
+
+def _measured_json(recipe: Recipe, model: str, calibration: Calibration) -> dict[str, Any]:
+    assert recipe.dial is not None
+    every = {name: recipe.dial.measured(name, calibration) for name in recipe.dial.presets}
+    presets = {name: asdict(one) for name, one in every.items() if one}
+    return {"model": model, "calibration": calibration.digest, "presets": presets}
+
+
+def to_json(recipe: Recipe, measured: Mapping[str, Calibration] = MappingProxyType({})) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -49,6 +81,8 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
             name: {"default": p.default, "allowed": p.choices, "help": p.help}
             for name, p in recipe.parameters.items()
         },
+        "presets": {name: asdict(preset) for name, preset in _presets(recipe).items()},
+        "measured": [_measured_json(recipe, *one) for one in measured.items()],
     }
 
 
@@ -61,7 +95,7 @@ def render_list(recipes: Sequence[Recipe]) -> output.Lines:
     return output.Lines(output.table([HEADINGS, *rows]), [LEGEND])
 
 
-def render(recipe: Recipe) -> output.Lines:
+def render(recipe: Recipe, measured: Mapping[str, Calibration] = MappingProxyType({})) -> output.Lines:
     parameters = [f"  {name}={p.default}  {p.help}; {p.choices}" for name, p in recipe.parameters.items()]
     about = [
         f"{recipe.name}: {recipe.summary}",
@@ -69,7 +103,26 @@ def render(recipe: Recipe) -> output.Lines:
         *inspect.cleandoc(recipe.make.__doc__ or "").split("\n"),
         "",
     ]
-    return output.Lines([*about, *parameters])
+    presets = [f"  {name}: {preset.describe()}" for name, preset in _presets(recipe).items()]
+    promised = ["", "Presets, and what they promise on every model:", *presets] if presets else []
+    for model, calibration in measured.items():
+        promised += ["", f"On {model}:", *preset_lines(recipe, calibration)]
+    return output.Lines([*about, *parameters, *promised])
+
+
+def preset_lines(recipe: Recipe, calibration: Calibration) -> list[str]:
+    """A line for each preset, with what ``calibration`` measured for it; one that says so where it measured nothing."""
+    dial, lines = recipe.dial, []
+    for name in dial.presets if dial else ():
+        assert dial is not None
+        if measured := dial.measured(name, calibration):
+            kept = "" if measured.met else "; its promise cannot be kept on this model"
+            lines.append(f"  {name}: {dial.parameter}={measured.setting:g}, {measured.describe()}{kept}")
+    return lines or ["  not measured: the calibration is older, or of too little text"]
+
+
+def _presets(recipe: Recipe) -> Mapping[str, Preset]:
+    return recipe.dial.presets if recipe.dial else {}
 
 
 def _needs(recipe: Recipe) -> list[str]:

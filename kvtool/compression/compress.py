@@ -11,7 +11,7 @@ from kvtool.calibration.calibrate import OnProgress
 from kvtool.codecs import Calibration
 from kvtool.compression.commit import Committer
 from kvtool.compression.encode import encode
-from kvtool.compression.plan import plan
+from kvtool.compression.plan import Plan, plan
 from kvtool.compression.report import Report
 from kvtool.compression.request import make_request
 from kvtool.compression.resolve import Job, ModelSource, is_uncalibrated, resolve
@@ -50,15 +50,17 @@ def compress(
     one with another is refused unless ``replace``. ``dry_run`` reports which documents would be compressed, and no sizes.
 
     A recipe with a dial takes one of ``bits`` (per value, at most), ``ratio`` (to 16 bits, at least), ``max_kl`` (nats per
-    token, at most) and ``preset`` instead of its setting, unless it has a parameter so called. The setting is found on a
-    few segments (``rate_control``). ``Report.setting`` has it, with what was measured and whether that meets the target.
-    Documents that join a variant that was asked for alike get its setting.
+    token, at most) and ``preset`` instead of its setting, unless it has a parameter so called. The setting for the first three
+    is found on a few segments (``rate_control``). ``Report.setting`` has it, with what was measured and whether that meets
+    the target. Documents that join a variant that was asked for alike get its setting. That for a preset was found when the
+    calibration was made; ``Report.preset`` has it, and ``say`` gets a line first, with what it costs. Without any of these,
+    the preset is the recipe's default one.
 
     ``model`` is the one that prefilled the documents, or a function that loads it, which is called only if it is needed. It is
     run for recipes that need more than keys and values (``pipeline_of(recipe).needs``). By default it is the embedded one,
     if that prefilled any of the documents. ``calibration``, or the digest of one in the store, is for recipes that need one.
     By default they take the newest of their method for the documents' model. If there is none it is made first, as
-    ``calibrate`` does from the store's documents; ``say`` is told so, and ``on_calibration`` gets the progress. ``klt``, the
+    ``calibrate`` does from the store's documents; ``say`` gets a line, ``on_calibration`` the progress. ``klt``, the
     default, needs model and calibration; ``kivi`` needs neither.
 
     Raises ``UsageError`` for an unknown recipe, parameter or value, for a recipe that needs a model or a calibration
@@ -78,16 +80,17 @@ def compress(
         report.compressed += [document for document in chosen if document in store]
         return report
     job = resolve(request, store, chosen, model, dry_run=dry_run, say=say, on_calibration=on_calibration)
-    report.setting = job.setting
+    report.setting, report.preset = job.setting, job.preset
     report.calibration_nbytes = sum(made.nbytes for made in job.pipeline.calibrations)
     if dry_run:
         planned = plan(store, job, chosen, replace)
         report.start(planned)
         report.compressed += planned.to_encode
+        _say_cost(job, planned, say)
     else:
         # Asking for a document does not create a missing store.
         with store.writing() if store else nullcontext():
-            _run(store, job, chosen, replace, report, on_progress)
+            _run(store, job, chosen, replace, report, say, on_progress)
     if report.problems and names is not None and len(chosen) == 1:
         raise report.problems[0]
     report.seconds = time.monotonic() - started
@@ -100,11 +103,13 @@ def _run(
     names: Sequence[str],
     replace: bool,
     report: Report,
+    say: Callable[[str], None],
     on_progress: Callable[[Report], None],
 ) -> None:
     """Plans, encodes and commits ``names``."""
     planned = plan(store, job, names, replace)
     report.start(planned)
+    _say_cost(job, planned, say)
     # Encoding puts them too. Where nothing is encoded, a missing one would leave the variant unreadable.
     for calibration in job.pipeline.calibrations if planned.unchanged else ():
         store.put_calibration(calibration)
@@ -114,3 +119,9 @@ def _run(
         for ref, outcome in outcomes:
             committer.take(ref, outcome)
             on_progress(report)
+
+
+def _say_cost(job: Job, planned: Plan, say: Callable[[str], None]) -> None:
+    """Says what a preset costs, if anything is to be encoded with it."""
+    if job.preset and planned.to_encode:
+        say(f"{job.variant}: {job.preset.describe()}")

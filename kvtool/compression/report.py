@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kvtool.calibration.search import Setting
 from kvtool.compression.plan import Plan, Sizes
-from kvtool.compression.target import Setting, Target
+from kvtool.compression.preset import ChosenPreset
+from kvtool.compression.target import Target
 from kvtool.errors import KvtoolError
 from kvtool.store.segments import SegmentRef
 
@@ -38,6 +40,7 @@ class Report:
     seconds: float = 0.0
     target: Target | None = None
     setting: Setting | None = None
+    preset: ChosenPreset | None = None
 
     @property
     def bits_per_value(self) -> float:
@@ -78,5 +81,6 @@ class Report:
             "bytes": self.nbytes,
             "calibration_bytes": self.calibration_nbytes,
             "bits_per_value": round(self.bits_per_value, 4),
+            "preset": self.preset and self.preset.to_json(),
             "seconds": round(self.seconds, 3),
         }

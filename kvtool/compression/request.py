@@ -18,12 +18,13 @@ class Request:
     """A recipe with its parameters, and what the variant is called.
 
     ``keys`` and ``values`` change one side alone, as ``pipeline_of`` says. ``target`` is met by the recipe's dial, which
-    ``parameters`` then leave open. ``source`` is the variant that is compressed.
+    ``parameters`` then leave open, and so they do with a ``preset``. ``source`` is the variant that is compressed.
     """
 
     recipe: str
     parameters: Parameters
     target: Target | None
+    preset: str | None
     keys: str | int | None
     values: str | int | None
     calibration: Calibration | str | None
@@ -33,6 +34,17 @@ class Request:
     def pipeline(self, find: FindCalibration, **setting: float) -> Pipeline:
         """The pipeline, with a value of the dial where there is a target. Raises as ``pipeline_of`` does."""
         return pipeline_of(self.recipe, self.keys, self.values, find, **{**self.parameters, **setting})
+
+    @property
+    def beside_preset(self) -> str:
+        """What the request has other than a preset, so that nobody measured it; empty for nothing."""
+        options = [f"{name}={value}" for name, value in self.parameters.items()]
+        options += [
+            f"--{side} {text}" for side, text in (("keys", self.keys), ("values", self.values)) if text
+        ]
+        if self.source != RAW:
+            options.append(f"--source {self.source}")
+        return f"with {', '.join(options)}" if options else ""
 
     @property
     def record(self) -> dict[str, object]:
@@ -57,11 +69,11 @@ def make_request(
 ) -> Request:
     """Reads the arguments of ``compress``. Raises ``UsageError`` for those that do not make sense together."""
     variant = variant_name(recipe, name, source)
-    target, others = split_target(recipe, parameters)
+    target, preset, others = split_target(recipe, parameters)
     if target and source != RAW:
         raise UsageError(
             f"--source {source}",
-            "what --bits, --ratio, --max-kl and --preset find is measured on the raw cache",
+            "what --bits, --ratio and --max-kl find is measured on the raw cache",
             f"compress that, and then --source {source} with the setting that was found",
         )
-    return Request(recipe, others, target, keys, values, calibration, variant, source)
+    return Request(recipe, others, target, preset, keys, values, calibration, variant, source)

@@ -10,11 +10,13 @@ from typing import TypeAlias
 
 from kvtool.calibration.calibrate import OnProgress, maker
 from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
-from kvtool.codecs import Pipeline
+from kvtool.calibration.search import Setting
+from kvtool.codecs import CodecError, Pipeline
 from kvtool.codecs.recipe_registry import recipes
+from kvtool.compression.preset import ChosenPreset, choose_preset
 from kvtool.compression.rate_control import find_setting
 from kvtool.compression.request import Request
-from kvtool.compression.target import Setting
+from kvtool.compression.target import recipe_of
 from kvtool.engines.stage_inputs import refuse_unmet
 from kvtool.errors import KvtoolError, UsageError
 from kvtool.model.model import Model, load_model
@@ -28,7 +30,8 @@ ModelSource: TypeAlias = "Model | Callable[[], Model] | None"
 class Job:
     """The work on every document. ``record`` tells manifests how the variant was made.
 
-    ``model`` is None where none is needed. ``setting`` is that of the dial, None where it was not searched for.
+    ``model`` is None where none is needed. ``setting`` is that of the dial, None where it was not searched for; ``preset`` is
+    the one that decides it, None where none does.
     """
 
     variant: str
@@ -37,6 +40,7 @@ class Job:
     record: Mapping[str, object]
     model: Model | None = None
     setting: Setting | None = None
+    preset: ChosenPreset | None = None
 
 
 def resolve(
@@ -57,12 +61,12 @@ def resolve(
     loaded = _model(request, store, names, model, dry_run)
     make = None if dry_run else maker(store, loaded, say, on_calibration)
     find = finder(store, names, request.calibration, make)
-    pipeline, setting = _pipeline(request, store, names, find, loaded)
+    pipeline, setting, preset = _pipeline(request, store, names, find, loaded)
     if request.calibration is not None and not pipeline.calibrations:
         raise UsageError("--calibration", f"recipe {request.recipe!r} takes none", "leave it out")
     refuse_unmet(request.recipe, pipeline, loaded)
     record = {**request.record, "pipeline": pipeline.to_config()}
-    return Job(request.variant, request.source, pipeline, record, loaded, setting)
+    return Job(request.variant, request.source, pipeline, record, loaded, setting, preset)
 
 
 def is_uncalibrated(request: Request, store: Store, names: Sequence[str]) -> bool:
@@ -108,16 +112,33 @@ def _embedded_model(store: Store, names: Iterable[str]) -> Model | None:
 
 def _pipeline(
     request: Request, store: Store, names: Sequence[str], find: FindCalibration, model: Model | None
-) -> tuple[Pipeline, Setting | None]:
-    """The pipeline, and the setting of its dial if that was searched for."""
+) -> tuple[Pipeline, Setting | None, ChosenPreset | None]:
+    """The pipeline, the setting of its dial if that was searched for, and the preset if one decides it."""
+    if request.preset is not None:
+        return _preset_pipeline(request, request.preset, find)
     if request.target is None:
-        return request.pipeline(find), None
+        return request.pipeline(find), None, None
     if request.calibration is None and (pipeline := _pipeline_of_same_request(request, store, names)):
-        return pipeline, None
+        return pipeline, None, None
     refuse_unmet(request.recipe, request.pipeline(find), model)
     build = partial(request.pipeline, find)
     setting = find_setting(request.target, request.recipe, build, store, names, model)
-    return build(**setting.parameter), setting
+    return build(**setting.parameter), setting, None
+
+
+def _preset_pipeline(
+    request: Request, preset: str, find: FindCalibration
+) -> tuple[Pipeline, None, ChosenPreset | None]:
+    recipe, pipeline = recipe_of(request.recipe), request.pipeline(find)
+    used = [one for one in pipeline.calibrations if one.method == recipe.calibration]
+    # Where both sides are of other recipes, this one has no part in it.
+    if recipe.calibration and not used:
+        return pipeline, None, None
+    try:
+        chosen = choose_preset(recipe, preset, next(iter(used), None), otherwise=request.beside_preset)
+    except CodecError as error:
+        raise UsageError(None, error) from error
+    return request.pipeline(find, **{chosen.parameter: chosen.setting}), None, chosen
 
 
 def _pipeline_of_same_request(request: Request, store: Store, names: Iterable[str]) -> Pipeline | None:

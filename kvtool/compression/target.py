@@ -46,40 +46,30 @@ class Target:
         return f"{measured:.3f} bits per value" if self.unit == "bits" else f"KL {measured:.4f}"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The value of a recipe's dial, what was measured with it, and whether that meets the target."""
+def split_target(
+    recipe: str, parameters: Parameters
+) -> tuple[Target | None, str | None, dict[str, int | float | str]]:
+    """The target among ``parameters`` or the preset, if there is one, and the parameters without it.
 
-    name: str
-    value: float
-    measured: float
-    met: bool
-
-    @property
-    def parameter(self) -> dict[str, float]:
-        return {self.name: self.value}
-
-
-def split_target(recipe: str, parameters: Parameters) -> tuple[Target | None, dict[str, int | float | str]]:
-    """The target among ``parameters``, if there is one, and the parameters without it.
-
-    ``bits``, ``ratio``, ``max_kl`` and ``preset`` are targets unless the recipe has a parameter so called. A preset stands for
-    a setting of the dial, and becomes that parameter. Raises ``UsageError`` for a recipe without a dial and for two targets.
+    ``bits``, ``ratio``, ``max_kl`` and ``preset`` are targets unless the recipe has a parameter so called. Where nothing is
+    said about the dial, the preset is its default. Raises ``UsageError`` for a recipe without a dial and for two targets.
     """
     dialled = recipe_of(recipe)
     targets = [unit for unit in (*UNITS, PRESET) if unit in parameters and unit not in dialled.parameters]
     if not targets:
-        return None, dict(parameters)
+        if dialled.dial is None or dialled.dial.parameter in parameters:
+            return None, None, dict(parameters)
+        return None, dialled.dial.default or None, dict(parameters)
     dial = _dial(dialled, targets, parameters)
     target, others = targets[0], dict(parameters)
     value = others.pop(target)
     if target == PRESET:
         if value not in dial.presets:
             raise UsageError(f"--preset {value}", f"expected one of {', '.join(dial.presets)}")
-        return None, {**others, dial.parameter: dial.presets[str(value)]}
+        return None, str(value), others
     if isinstance(value, str):
         raise UsageError(f"{_option(target)} {value}", "expected a number")
-    return Target(target, float(value)), others
+    return Target(target, float(value)), None, others
 
 
 def recipe_of(name: str) -> Recipe:

@@ -22,6 +22,13 @@ ASK_KEY, KEY_IS = "What is the magic number for {}?", "The magic number for {} i
 WORDING = (KEY, ASK_KEY, KEY_IS)
 """Of a key: its needle, its question, and the beginning of the answer."""
 
+LOOKUP = ("Magic number: {} = {}.", "What is the magic number of {}?", "Magic number: {} =")
+"""Another wording of a key, chosen among seven by what the raw cache alone finds. Where "is" stands before the number, as in
+``WORDING``, the embedded model takes one key for another in a third to a half of all questions."""
+
+LOOKUP_TOKENS = 8
+"""The most tokens of an answer to it: a space and five digits, also where each is a token."""
+
 ASK_BOTH = "What is the magic number for {}, and what is the magic number for {}?"
 
 VALUE = "The {} magic number for {} is {}."

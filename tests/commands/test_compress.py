@@ -27,6 +27,7 @@ def test_compress(cli: Cli, store: LocalStore) -> None:
         "bytes": "int",
         "calibration_bytes": "int",
         "bits_per_value": "float",
+        "preset": None,
         "seconds": "float",
     }
     assert report["compressed"] == THREE

@@ -14,7 +14,9 @@ def test_recipes(cli: Cli) -> None:
     assert list(by_name) == sorted(by_name)
     assert {"kivi", "lossless"} <= by_name.keys()
     for row in rows:
-        assert row.keys() == {"name", "summary", "paper", "needs", "nominal_bits", "parameters"}
+        assert row.keys() == {
+            *("name", "summary", "paper", "needs", "nominal_bits", "parameters", "presets", "measured")
+        }
         assert (row["nominal_bits"] is None) == (row["needs"] == ["calibration"])
         assert 0 < (row["nominal_bits"] or 1) < 17
         for parameter in row["parameters"].values():

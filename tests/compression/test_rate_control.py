@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from kvtool.compression.rate_control import CLOSE, TRIES, search
-from kvtool.compression.target import Setting, Target, split_target
+from kvtool.calibration.search import CLOSE, TRIES, Setting, search
+from kvtool.compression.target import Target, split_target
 from kvtool.errors import UsageError
 
 
@@ -49,6 +49,27 @@ def test_a_measure_that_always_meets_ends_at_the_far_side() -> None:
     assert (found.value, found.met) == (10, True)
 
 
+def test_settings_that_are_known_save_tries() -> None:
+    tried: list[float] = []
+
+    def kl(step: float) -> float:
+        tried.append(step)
+        return 9 * step**2
+
+    known = {step: 9 * step**2 for step in (0.01, 0.05, 0.2)}
+    found = search(
+        lambda s: known[s] if s in known else kl(s),
+        0.1,
+        start=1,
+        between=(1e-3, 10),
+        rising=True,
+        known=known,
+    )
+    assert found.met
+    assert 0.098 <= found.measured <= 0.1
+    assert len(tried) <= 2
+
+
 def test_targets_in_their_own_units() -> None:
     assert Target("ratio", 32).limit == 0.5
     assert Target("ratio", 32).describe(0.25) == "ratio 64.0"
@@ -60,12 +81,14 @@ def test_targets_in_their_own_units() -> None:
 
 
 def test_what_is_asked_of_a_recipe() -> None:
-    assert split_target("klt", {"ratio": 30}) == (Target("ratio", 30.0), {})
-    assert split_target("klt", {"step": 0.1}) == (None, {"step": 0.1})
-    assert split_target("klt", {"preset": "small"})[1].keys() == {"step"}
+    assert split_target("klt", {"ratio": 30}) == (Target("ratio", 30.0), None, {})
+    assert split_target("klt", {"step": 0.1}) == (None, None, {"step": 0.1})
+    assert split_target("klt", {"preset": "small"}) == (None, "small", {})
+    # Where nothing is said about the dial, its default preset decides.
+    assert split_target("klt", {"power": 0.1}) == (None, "balanced", {"power": 0.1})
     # Where a recipe has a parameter so called, that is meant.
-    assert split_target("kivi", {"bits": 4}) == (None, {"bits": 4})
-    assert split_target("kvtc", {"ratio": 16}) == (None, {"ratio": 16})
+    assert split_target("kivi", {"bits": 4}) == (None, None, {"bits": 4})
+    assert split_target("kvtc", {"ratio": 16}) == (None, None, {"ratio": 16})
 
 
 @pytest.mark.parametrize(
