@@ -86,15 +86,16 @@ class Drift:
 
 def _weigh(sources: Tensor, places: Tensor, targets: Tensor, start: int) -> _Segment:
     """The segment from ``start`` on, whose tokens at ``places`` [S] are recomputed."""
-    blocks, of_target = ((targets - start) // STRIDE).unique(return_inverse=True)
-    middles = start + blocks * STRIDE + (STRIDE - 1) / 2
+    blocks = (targets - start) // STRIDE
+    middles = start + torch.arange(int(blocks[-1]) + 1) * STRIDE + (STRIDE - 1) / 2
     near, far = _correlation(places, places), _correlation(middles, places)
 
     def weights(shared: float) -> Tensor:
         noise = (1 - shared) * torch.eye(len(places))
-        return PART * torch.linalg.solve(shared * near + noise, shared * far, left=False)
+        estimated: Tensor = torch.linalg.solve(shared * near + noise, shared * far, left=False)
+        return PART * estimated
 
-    return _Segment(sources, targets, of_target, weights(SHARED_BY_KEYS), weights(SHARED_BY_VALUES))
+    return _Segment(sources, targets, blocks, weights(SHARED_BY_KEYS), weights(SHARED_BY_VALUES))
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -61,9 +61,9 @@ def similar(token_ids: Sequence[int], candidates: Mapping[str, Sequence[int]]) -
         return math.log1p(count) * rarity[token]
 
     cosine = dict.fromkeys(candidates, 0.0)
-    for token, count in Counter(token_ids).items():
+    for token, times in Counter(token_ids).items():
         for name in holders.get(token, ()):
-            cosine[name] += weight(token, count) * weight(token, counts[name][token])
+            cosine[name] += weight(token, times) * weight(token, counts[name][token])
     for name, count in counts.items():
         length = math.sqrt(sum(weight(token, n) ** 2 for token, n in count.items()))
         cosine[name] /= length or 1.0

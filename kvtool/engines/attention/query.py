@@ -119,4 +119,5 @@ class _EachQuery:
 
     def norms(self) -> Tensor:
         rows = torch.stack([torch.cat(blocks) for blocks in self.weights.values()]).sum(0)
-        return (rows / self.n_heads).norm(dim=0)
+        norms: Tensor = torch.linalg.vector_norm(rows / self.n_heads, dim=0)
+        return norms
