@@ -144,7 +144,9 @@ def run(
         )
     output.emit(report.to_json(), render(report, store), as_json)
     code = output.exit_code(report.problems, len(report.compressed) + len(report.unchanged))
-    if (report.setting and not report.setting.met) or (report.preset and report.preset.is_unmet):
+    # A promise that nobody asked for is no gate: the line that says that it is not kept is enough.
+    unkept = preset is not None and report.preset is not None and report.preset.is_unmet
+    if unkept or (report.setting and not report.setting.met):
         return max(GATE, code)
     # A setting that was measured is no part of what a repetition says, which takes it from the variant, or measures it again.
     if code == DONE and report.entries and not (dry_run or report.setting):

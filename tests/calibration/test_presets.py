@@ -255,7 +255,8 @@ def test_an_unmet_promise_is_a_gate(
     cli: Callable[..., Any], own: LocalStore, measured: tuple[LocalStore, Calibration]
 ) -> None:
     presets = {name: dict(one) for name, one in measured[1].facts[PRESETS].items()}  # type: ignore[union-attr]
-    presets["near-lossless"] |= {"met": False, "kl": 0.5}
+    for preset in ("near-lossless", "balanced"):
+        presets[preset] |= {"met": False, "kl": 0.5}
     with own.writing():
         own.put_calibration(dataclasses.replace(measured[1], facts={**measured[1].facts, PRESETS: presets}))
     for _ in range(2):
@@ -263,4 +264,6 @@ def test_an_unmet_promise_is_a_gate(
         assert (
             "no setting keeps what preset near-lossless promises on this model (KL at most" in result.stderr
         )
-    assert cli("compress", "--name", "other", code=DONE)
+    # The default was not asked for.
+    default = cli("compress", "--name", "other", code=DONE)
+    assert "no setting keeps what preset balanced promises" in default.stderr
