@@ -81,11 +81,15 @@ RECIPES: Mapping[str, Method] = {
     ),
     "turboquant": Method(
         authors={
-            "turboquant:bits=2.5": "2.5 bits, one of the paper's two widths for caches: half of the channels have one more.",
-            "turboquant:bits=3.5": "3.5 bits, the other.",
+            "turboquant:bits=2.25": "A quarter of the channels in 3 bits, the others in 2: what the paper calls 2.5 bits.",
+            "turboquant:bits=3.25": "A quarter in 4 bits, the others in 3: what it calls 3.5 bits.",
             "turboquant:objective=prod": "3 bits in the paper's variant for inner products.",
         },
-        kvtool={"turboquant": "3 bits in the paper's variant for the least error, which is better here."},
+        kvtool={
+            "turboquant": "3 bits in the paper's variant for the least error, which is better here.",
+            "turboquant:bits=2.5": "Half of the channels with one bit more, which is 2.5 bits by count.",
+            "turboquant:bits=3.5": "The same at 3.5 bits.",
+        },
     ),
     "cachegen": Method(
         authors={"cachegen": "The middle one of five levels; the paper has several and names no default."},
