@@ -1,7 +1,8 @@
 """A store made by kvtool 0.1 before the modules were regrouped, kept forever: it loads, verifies, answers and blends unchanged.
 
-``answers.json`` holds what that version answered, token by token. The store has every kind of variant, a calibration, the
-averages made for blending (then called ``expected``) and a blend that was kept.
+``answers.json`` holds what that version answered, token by token; but for the policy ``drift``, which has changed since. The
+store has every kind of variant, a calibration, the averages made for blending (then called ``expected``) and a blend that
+was kept.
 """
 
 from __future__ import annotations
