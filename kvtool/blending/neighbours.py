@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from kvtool.artifact.load import load_cache
 from kvtool.digest import digest
@@ -70,7 +70,13 @@ def similar(token_ids: Sequence[int], candidates: Mapping[str, Sequence[int]]) -
     return sorted(candidates, key=lambda name: -cosine[name])
 
 
-CHOICES: Mapping[str, Choice] = {"random": random, "similar": similar}
+def mixed(token_ids: Sequence[int], candidates: Mapping[str, Sequence[int]]) -> Sequence[str]:
+    """In turn the most similar of those left, and the next one that ``random`` has."""
+    pairs = zip(similar(token_ids, candidates), random(token_ids, candidates), strict=True)
+    return list(dict.fromkeys(chain.from_iterable(pairs)))
+
+
+CHOICES: Mapping[str, Choice] = {"random": random, "similar": similar, "mixed": mixed}
 
 
 @dataclass
