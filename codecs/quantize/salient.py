@@ -92,7 +92,9 @@ class Salient(Stage):
             mask, tokens = salient == chosen, folded.arrays["x"].shape[1]
             for count in mask.sum(-1).flatten().tolist():
                 if count != tokens:
-                    raise CodecError(f"{self.label}: salient is {chosen} for {count} tokens, expected {tokens}")
+                    raise CodecError(
+                        f"{self.label}: salient is {chosen} for {count} tokens, expected {tokens}"
+                    )
             coded = {name: y[f"{name}_{part}"] for name in ("codes", "scale", "zero")}
             own = group.decode(coded, folded)["x"]
             if self.axis == "heads":
