@@ -92,10 +92,10 @@ def recipe_table(kv: KV, inputs: Inputs, repeats: int) -> None:
         "zstd decode": Timed(lambda: zstandard.ZstdDecompressor().decompress(frame)),
     }
     blobs = {}
-    for name, recipe in recipes().items():
-        if recipe.needs_calibration(recipe.uncalibrated):
+    for name, each in recipes().items():
+        if each.needs_calibration(each.uncalibrated):
             continue  # What learns a model first is measured by rate_distortion.
-        pipeline = recipe.build(**recipe.uncalibrated)
+        pipeline = each.build(**each.uncalibrated)
         blobs[name] = kvtool.codecs.encode(kv, pipeline, inputs=inputs)
         runs[f"{name} decode"] = Timed(partial(kvtool.codecs.decode, blobs[name]))
         runs[f"{name} encode"] = Timed(partial(kvtool.codecs.encode, kv, pipeline, inputs=inputs))

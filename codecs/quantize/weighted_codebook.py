@@ -41,7 +41,7 @@ class WeightedCodebook(Codebook):
     def examples(cls) -> tuple[Stage, ...]:
         fisher = torch.tensor([1.0, 0.0, 3.0, 0.5, 2.0, 0.1, 0.2, 4.0, 1.0, 0.0, 0.3, 1.5])
         names = [entry(layer, side) for layer in (2, 3) for side in ("keys", "values")]
-        calibration = Calibration("kvquant", {}, {name: fisher for name in names})
+        calibration = Calibration("kvquant", {}, dict.fromkeys(names, fisher))
         return (
             cls(calibration=calibration),
             cls(bits=2, axis="channel", match=True, calibration=calibration, side="values"),
