@@ -141,6 +141,7 @@ class Recipe:
     by name; it knows no model, the caller names it (``Calibration.made``). Samples may be iterated more than
     once; with ``gradients`` they have gradients in the first iteration. With ``embedding`` one of the
     options is the model's input embeddings under that name, [vocabulary, width] float32.
+    ``uncalibrated`` are values of parameters with any of which ``make`` wants no calibration after all, and gets none.
 
     ``dial`` is for recipes that can be asked for a size or a quality instead of for parameters. Its default preset has the last
     word on the default of its parameter: that is what the calibration measured.
@@ -155,6 +156,7 @@ class Recipe:
     fit: Callable[..., Calibration] | None = None
     gradients: bool = False
     embedding: bool = False
+    uncalibrated: Mapping[str, Value] = field(default_factory=dict)
     dial: Dial | None = None
 
     def build(self, calibration: Calibration | None = None, **parameters: Value) -> Pipeline:
@@ -170,7 +172,7 @@ class Recipe:
         self.check(parameters)
         # Written one way, so that 1 and 1.0 are one pipeline.
         parameters = {n: float(v) if type(defaults[n]) is float else v for n, v in parameters.items()}
-        return self.make(**(defaults | parameters), **self._calibrated(calibration))
+        return self.make(**(defaults | parameters), **self._calibrated(calibration, parameters))
 
     def check(self, parameters: Mapping[str, Value]) -> None:
         """Raises CodecError for parameters as ``build`` does, before there is a calibration."""
@@ -182,13 +184,21 @@ class Recipe:
                 choices = self.parameters[name].choices
                 raise CodecError(f"recipe {self.name!r}: {name} is {value!r}, expected {choices}")
 
-    def _calibrated(self, calibration: Calibration | None) -> dict[str, Calibration]:
+    def needs_calibration(self, parameters: Mapping[str, Value]) -> bool:
+        """Whether ``build`` wants a calibration with these parameters, the others at their defaults."""
+        without = self.uncalibrated.items() & parameters.items()
+        return bool(self.calibration) and not without
+
+    def _calibrated(
+        self, calibration: Calibration | None, parameters: Mapping[str, Value]
+    ) -> dict[str, Calibration]:
+        needed = self.needs_calibration(parameters)
         if calibration is None:
-            if self.calibration:
+            if needed:
                 raise NeedsCalibration(self.name, self.calibration)
             return {}
-        if calibration.method != self.calibration:
-            expected = f"one of {self.calibration!r}" if self.calibration else "none"
+        if not needed or calibration.method != self.calibration:
+            expected = f"one of {self.calibration!r}" if needed else "none"
             raise CodecError(
                 f"recipe {self.name!r}: calibration {calibration.digest} is of method {calibration.method!r}, "
                 f"expected {expected}"

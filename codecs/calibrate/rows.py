@@ -27,7 +27,8 @@ def gradient_rows(sample: Sample, contents: Contents, group: range, side: str, t
     if side == "keys":
         # A rotation turns a gradient back as it does a key; what scales a key scales its gradient the other way.
         scaling = torch.tensor([rope.scaling**2 for rope in place.ropes])
-        rows = (rows.view(len(rows), len(group), -1) * scaling[:, None]).flatten(1)
+        by_layer = rows.view(len(rows), len(group), rows.shape[1] // len(group))
+        rows = (by_layer * scaling[:, None]).flatten(1)
     return rows
 
 

@@ -135,7 +135,7 @@ class _Learned:
                     sums[name] = sums.get(name, 0) + rows.double().sum(0)
                     if sample.gradients:
                         slopes = gradient_rows(sample, contents[-1], group, side, after_sinks)
-                        slopes = slopes.view(len(rows), len(group), -1)
+                        slopes = slopes.view(len(rows), len(group), rows.shape[1] // len(group))
                         square = torch.einsum("tlc,tld->lcd", slopes, slopes)
                         squares[name] = squares.get(name, 0) + square.double()
         channels = max((len(sums[name]) // len(group) for name, (group, _) in names.items()), default=1)

@@ -20,6 +20,8 @@ Levels: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.float64]]"
 
 BINS = 4096
 ITERATIONS = 100
+TOTAL = 1 << 40
+"""About the sum of a weighted histogram. Times the number of bins it is far from the end of 64 bits."""
 
 
 @register
@@ -35,8 +37,8 @@ class Codebook(Stage):
     An entry is read back as ``levels[code] * scale + zero``. The levels are those of KVQuant's nuqX
     (arXiv 2401.18079): k-means of all of a layer's entries, each vector's mapped to [-1, 1]. Lloyd's algorithm
     starts from quantiles, runs on a histogram of 4096 bins for a fixed number of rounds and counts every entry
-    alike. The paper weights entries by Fisher information instead, from gradients over calibration data, since
-    its levels are fitted once for all documents; here they are fitted to the very entries that they encode.
+    alike; ``WeightedCodebook`` does not. The paper fits its levels once for all documents; here they are fitted to
+    the very entries that they encode.
     ``match`` moves the levels so that the decoded entries have the mean and the standard deviation of the
     mapped ones (the paper's Q-Norm, for 2 bits). Raises CodecError for entries beyond float16's range.
     """
@@ -81,10 +83,12 @@ class Codebook(Stage):
         # A range below float16's smallest step has scale 0, and 0 / 0 would be NaN.
         mapped = (entries - zero.float()) / scale.float().clamp(min=SMALLEST)
         mapped.clamp_(-1, 1)
+        weights = self._weights(scale, spec)
         if mapped.ndim == 3:
-            codes, levels = self._quantized(mapped)
+            codes, levels = self._quantized(mapped, weights)
         else:
-            codes, levels = map(torch.stack, zip(*map(self._quantized, mapped), strict=True))
+            layers = map(self._quantized, mapped, [None] * len(mapped) if weights is None else weights)
+            codes, levels = map(torch.stack, zip(*layers, strict=True))
         return spec.beside_x(x) | {"codes": codes, "levels": levels, "scale": scale, "zero": zero}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
@@ -115,13 +119,21 @@ class Codebook(Stage):
         zero = to_float16(self, "middle of a range", (low + high) / 2)
         return zero, to_float16(self, "half of a range", (high - low) / 2)
 
-    def _quantized(self, mapped: Tensor) -> tuple[Tensor, Tensor]:
+    def _weights(self, scale: Tensor, spec: Spec) -> Tensor | None:
+        """Weights of entries in k-means, of a shape that broadcasts to theirs; None where all count alike."""
+        return None
+
+    def _quantized(self, mapped: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Codes [H, T, D] and levels of one layer's entries, which lie in [-1, 1]."""
-        counts = np.zeros(BINS, dtype=np.int64)
-        for head in mapped:
-            bins = ((head + 1) * (BINS / 2)).int().clamp_(max=BINS - 1)
-            counts += torch.bincount(bins.flatten(), minlength=BINS).cpu().numpy()
-        levels = lloyd(counts, 1 << self.bits)
+        counts, weighed = np.zeros(BINS, dtype=np.int64), np.zeros(BINS)
+        for number, head in enumerate(mapped):
+            bins = ((head + 1) * (BINS / 2)).int().clamp_(max=BINS - 1).flatten()
+            counts += torch.bincount(bins, minlength=BINS).cpu().numpy()
+            if weights is not None:
+                # On the CPU, where sums are taken in the same order each time.
+                entries = weights[number].expand_as(head).flatten().cpu().double().numpy()
+                weighed += np.bincount(bins.cpu().numpy(), weights=entries, minlength=BINS)
+        levels = lloyd(integers(weighed) if weighed.any() else counts, 1 << self.bits)
         borders = torch.from_numpy((levels[1:] + levels[:-1]) / 2).float().to(mapped.device)
         codes = torch.empty(mapped.shape, dtype=torch.uint8, device=mapped.device)
         for head, own in zip(mapped, codes, strict=True):
@@ -146,6 +158,11 @@ def lloyd(counts: Histogram, k: int) -> Levels:
         # A level that nothing is nearest to stays.
         places = np.where(sizes > 0, sums / np.maximum(sizes, 1), places)
     return _value(places)
+
+
+def integers(weights: Levels) -> Histogram:
+    """``weights`` in proportion, as integers whose running totals are exact."""
+    return np.rint(weights * (TOTAL / weights.sum())).astype(np.int64)
 
 
 def matched(counts: Histogram, levels: Levels) -> Levels:

@@ -22,15 +22,16 @@ from kvtool.codecs.stage_registry import register
 class Salient(Stage):
     """The ``⌈ratio * T⌉`` tokens of ``x`` [H, T, D] most attended to in ``high`` bits, the rest in ``low``.
 
-    Attention is summed over heads, and over layers where these are merged, so that all share the split; of equals
-    the first is taken. Stored are
+    Attention is summed over heads, and over layers where these are merged, so that all share the split; with
+    ``by_head`` each head has its own. Of equals the first is taken. Stored are
 
-    - ``salient`` [T] uint8, 1 for those tokens;
+    - ``salient`` [T] uint8, with ``by_head`` [H, T], 1 for those tokens;
     - ``codes_high``, ``scale_high``, ``zero_high``, and the same with ``_low``: what ``Group`` makes of each.
 
     ``axis`` says what shares a scale: ``"token"``, ``group`` tokens of a channel; ``"channel"``, ``group``
     channels of a token; ``"heads"``, the same where the channels of all heads stand in a row, so that each
-    part is [1, tokens, H * D]. A ``group`` of 0 is all of them.
+    part is [1, tokens, H * D]. A ``group`` of 0 is all of them. With ``by_head`` such a row has the first token
+    of each head's part, the next row the second, and so on.
     """
 
     name: ClassVar[str] = "salient"
@@ -43,6 +44,7 @@ class Salient(Stage):
     low: int = 2
     group: int = 0
     axis: Literal["token", "channel", "heads"] = "channel"
+    by_head: bool = False
 
     def __post_init__(self) -> None:
         self.require(0 <= self.ratio <= 1, "ratio", self.ratio, "0 to 1")
@@ -50,6 +52,7 @@ class Salient(Stage):
         self.require(self.high in range(self.low, 9), "high", self.high, f"{self.low} (low) to 8")
         self.require(self.group in range(1 << 31), "group", self.group, "0 to 2**31 - 1")
         self.require(self.axis in ("token", "channel", "heads"), "axis", self.axis, "token, channel or heads")
+        self.require(isinstance(self.by_head, bool), "by_head", self.by_head, "true or false")
 
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:
@@ -60,11 +63,14 @@ class Salient(Stage):
             cls(ratio=0.5, group=7, axis="heads"),
             cls(ratio=0.0, axis="heads"),
             cls(ratio=1.0, high=5, low=1, group=5),
+            cls(axis="token", by_head=True),
+            cls(ratio=0.5, axis="heads", by_head=True),
         )
 
     def plan(self, spec: Spec) -> Spec:
         x = self.x_of(spec, "heads", "tokens", "channels")
-        arrays = {"salient": Array((x.shape[1],), torch.uint8, levels=2)}
+        shape = x.shape[:2] if self.by_head else x.shape[1:2]
+        arrays = {"salient": Array(shape, torch.uint8, levels=2)}
         for part, group, folded in self._parts(x):
             planned = group.plan(folded).arrays
             arrays |= {f"{name}_{part}": array for name, array in planned.items()}
@@ -84,13 +90,16 @@ class Salient(Stage):
         x = torch.empty(array.shape, dtype=array.dtype, device=salient.device)
         for chosen, (part, group, folded) in zip((1, 0), self._parts(array), strict=True):
             mask, tokens = salient == chosen, folded.arrays["x"].shape[1]
-            if (count := int(mask.sum())) != tokens:
-                raise CodecError(f"{self.label}: salient is {chosen} for {count} tokens, expected {tokens}")
+            for count in mask.sum(-1).flatten().tolist():
+                if count != tokens:
+                    raise CodecError(
+                        f"{self.label}: salient is {chosen} for {count} tokens, expected {tokens}"
+                    )
             coded = {name: y[f"{name}_{part}"] for name in ("codes", "scale", "zero")}
             own = group.decode(coded, folded)["x"]
             if self.axis == "heads":
                 own = own.view(tokens, heads, channels).transpose(0, 1)
-            x[:, mask] = own
+            x[mask.expand(array.shape[:2])] = own.flatten(end_dim=1)
         return spec.beside_x(y) | {"x": x}
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
@@ -102,23 +111,34 @@ class Salient(Stage):
     def _parts(self, x: Array) -> Iterator[tuple[str, Group, Spec]]:
         """Name, quantizer and spec of the salient tokens, then of the others."""
         heads, tokens, channels = x.shape
-        salient = min(math.ceil(self.ratio * tokens), tokens)
+        salient = self._many(tokens)
         for part, bits, own in (("high", self.high, salient), ("low", self.low, tokens - salient)):
             shape = (1, own, heads * channels) if self.axis == "heads" else (heads, own, channels)
             whole = max(shape[1] if self.axis == "token" else shape[2], 1)
             axis: Literal["token", "channel"] = "token" if self.axis == "token" else "channel"
             yield part, Group(bits, self.group or whole, axis), Spec({"x": Array(shape, x.dtype)})
 
+    def _many(self, tokens: int) -> int:
+        """The number of salient ones among ``tokens``."""
+        return min(math.ceil(self.ratio * tokens), tokens)
+
     def _split(self, x: Tensor, salient: Tensor) -> Iterator[Tensor]:
-        for chosen in (1, 0):
-            own = x[:, salient == chosen]
+        heads, tokens, channels = x.shape
+        many = self._many(tokens)
+        for chosen, count in ((1, many), (0, tokens - many)):
+            own = x[(salient == chosen).expand(heads, tokens)].view(heads, count, channels)
             yield own.transpose(0, 1).flatten(1)[None] if self.axis == "heads" else own
 
     def _salient(self, x: Payload, spec: Spec) -> Tensor:
         score, tokens = x["attention"].float(), x["x"].shape[1]
         fits = score.ndim >= 2 and score.shape[-1] == tokens
         self.require(fits, "shape of attention", list(score.shape), f"[..., heads, {tokens}]")
-        order = score.flatten(end_dim=-2).sum(0).argsort(descending=True, stable=True)
-        salient = torch.zeros(tokens, dtype=torch.uint8, device=order.device)
-        salient[order[: math.ceil(self.ratio * tokens)]] = 1
-        return salient
+        if self.by_head:
+            # Merged layers, if any, are in front of the heads.
+            score = score.flatten(end_dim=-3).sum(0) if score.ndim > 2 else score
+            self.require(len(score) == len(x["x"]), "heads of attention", len(score), f"{len(x['x'])}")
+        else:
+            score = score.flatten(end_dim=-2).sum(0)
+        order = score.argsort(dim=-1, descending=True, stable=True)
+        salient = torch.zeros(score.shape, dtype=torch.uint8, device=score.device)
+        return salient.scatter_(-1, order[..., : self._many(tokens)], 1)

@@ -48,6 +48,7 @@ def described(recipe: Recipe) -> list[str]:
         facts.append(
             f"Calibration: `{recipe.calibration}`, made by `kvtool calibrate --recipe {recipe.name}`"
             + (", with the gradients of the model's loss" if recipe.gradients else "")
+            + "".join(f"; none for `{name}={value}`" for name, value in recipe.uncalibrated.items())
         )
     if recipe.dial:
         facts.append(f"Dial: `{recipe.dial.parameter}`")

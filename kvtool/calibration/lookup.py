@@ -56,10 +56,11 @@ def finder(
             return newest
         if make is not None:
             return make(recipe, fingerprint, model)
+        without = "".join(f", or give --set {name}={value}" for name, value in recipe.uncalibrated.items())
         raise MissingCalibration(
             f"recipe {recipe.name!r}",
             f"needs a calibration of method {recipe.calibration!r} for {model}, and {store} has none",
-            f"run kvtool calibrate --recipe {recipe.name} first",
+            f"run kvtool calibrate --recipe {recipe.name} first{without}",
         )
 
     return find

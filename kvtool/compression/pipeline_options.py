@@ -50,7 +50,7 @@ def pipeline_of(
 
 def _build(name: str, parameters: Parameters, find: FindCalibration | None) -> Pipeline:
     recipe = find_recipe(name)
-    return recipe.build(find(recipe) if find and recipe.calibration else None, **parameters)
+    return recipe.build(find(recipe) if find and recipe.needs_calibration(parameters) else None, **parameters)
 
 
 def _side(option: str, text: str, recipe: str, parameters: Parameters) -> tuple[str, Parameters]:

@@ -72,7 +72,7 @@ def resolve(
 def is_uncalibrated(request: Request, store: Store, names: Sequence[str]) -> bool:
     """Whether the recipe's calibration has still to be made, so that no document can have the variant."""
     recipe = recipes().get(request.recipe)
-    if recipe is None or not recipe.calibration:
+    if recipe is None or not recipe.needs_calibration(request.parameters):
         return False
     try:
         finder(store, names, request.calibration)(recipe)

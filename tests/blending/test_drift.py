@@ -157,7 +157,8 @@ def test_who_is_touched(documents: Store, prepared: Store, lively: kvtool.Model)
 def test_few_changes_correct_less_than_many_alike() -> None:
     """Where all changes are alike, the estimate comes the nearer to them the more there are, and never beyond."""
     sums = [
-        float(_weigh(n, n * 4, torch.tensor([90]), 0).by_keys[-1].sum()) for n in map(torch.arange, (1, 4, 20))
+        float(_weigh(n, n * 4, torch.tensor([90]), 0).by_keys[-1].sum())
+        for n in map(torch.arange, (1, 4, 20))
     ]
     assert 0 < sums[0] < sums[1] < sums[2] < PART
 

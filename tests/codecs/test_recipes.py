@@ -12,6 +12,7 @@ import torch
 from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, encode, recipe, recipes, stage_registry
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.stage import Kind
+from kvtool.codecs.transform.anchors import Anchors
 from kvtool.compression.compress import compress
 
 
@@ -46,6 +47,13 @@ def test_fewer_bits_are_smaller_and_worse() -> None:
 def test_unknown_parameters_and_values_are_refused(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(CodecError, match=message):
         recipe("kivi").build(**parameters)
+
+
+def test_cachegen_has_anchors_where_they_are_asked_for() -> None:
+    plain, anchored = (recipe("cachegen").build(**given).keys for given in ({}, {"group": 10}))
+    assert anchored == (Anchors(group=10), *plain)
+    with pytest.raises(CodecError, match="group is 1, expected 2"):
+        recipe("cachegen").build(group=1)
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:

@@ -21,13 +21,13 @@ from kvtool.blending.blend import BlendOptions
 GOLDEN = Path(__file__).parents[1] / "golden" / "store"
 ANSWERS = json.loads((GOLDEN / "answers.json").read_text())
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "cachegen": {},
+    "cachegen": {"group": 10, "level": 3},
     "kivi": {"bits": 4},
     "klt": {"preset": "balanced"},
     "lossless": {},
     "turboquant": {"objective": "prod"},
     "xkv": {},
-    "zipcache": {},
+    "zipcache": {"choice": "layer"},
 }
 """The recipes that its variants were made with."""
 

@@ -12,7 +12,8 @@ def cachegen_lmcache(recent: int, sinks: int) -> Pipeline:
 
     Each entry is quantized against its token's largest, over all heads: 32 bins in the first 10 layers of the
     keys and the first 2 of the values, 16 in the others, which is what LMCache takes for every model it has no
-    other numbers for. The symbols are LMCache's, to the last one.
+    other numbers for. CacheGen's own repository has the same bins, as the middle of its three levels and for the
+    7B models that it names. The symbols are LMCache's, to the last one.
 
     What differs. LMCache stores a table of 33 numbers of 16 bits for each layer, channel and 256 tokens, which
     is 40 % of what it writes; here two bytes describe a channel's distribution for the whole segment, with

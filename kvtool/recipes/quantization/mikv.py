@@ -13,20 +13,21 @@ def mikv(bits: int, high: int, important: int, group: int, recent: int, sinks: i
     Quantization (Yang et al., 2024, arXiv 2402.18096).
 
     What an eviction policy would drop is kept in ``bits`` bits, the ``important`` percent of the tokens in
-    ``high`` bits. Keys and values are quantized per token, over ``group`` channels of a head; before that
-    each key channel is multiplied by ``b = sqrt(max|q| / max|k|)``, which shares outliers out between queries
-    and keys.
+    ``high`` bits; each key head chooses its own. Keys and values are quantized per token, over ``group`` channels
+    of a head; before that each key channel is multiplied by ``b = sqrt(max|q| / max|k|)``, which shares outliers
+    out between queries and keys.
 
     What differs. The paper divides the queries by b while it decodes; kvtool undoes b when it decompresses,
     for an unchanged model. The paper takes importance from an eviction policy such as H2O, which sums
-    attention and reserves a share for the latest tokens, head by head; here it is the normalised attention of
-    probe tokens (see ZipCache), and heads of a layer share the choice. ``recent`` keeps the latest in 16
-    bits, 0 by default. Important tokens have 8 bits at most, where the paper goes up to 16; it varies their
-    share and both precisions, and 20 percent, 8 and 2 bits are one such setting. max|q| is over the probe
-    tokens' queries. Scale and zero are float16. ``high`` is at least ``bits``. Models that cache a latent
-    (MLA) have no queries of the keys' size, and are refused.
+    attention and reserves a share for the latest tokens; here it is the normalised attention of probe tokens
+    (see ZipCache). ``recent`` keeps the latest in 16 bits, 0 by default. Groups have 32 channels, half a head of
+    the embedded model; with one scale for a whole head its KL is more than twice as large. Important tokens have
+    8 bits at most, where the paper goes up to 16; it varies their share and both precisions, and 20 percent, 8
+    and 2 bits are one such setting. max|q| is over the probe tokens' queries. Scale and zero are float16.
+    ``high`` is at least ``bits``. Models that cache a latent (MLA) have no queries of the keys' size, and are
+    refused. No code of the authors was found to compare with.
     """
-    quantize = Salient(ratio=important / 100, high=max(high, bits), low=bits, group=group, axis="channel")
+    quantize = Salient(important / 100, max(high, bits), bits, group, "channel", by_head=True)
     window = common.window(sinks, recent)
     return Pipeline(keys=(*window, Balance(), quantize, Pack()), values=(*window, quantize, Pack()))
 
@@ -41,7 +42,7 @@ RECIPE = Recipe(
         "bits": Parameter(2, range(1, 9), "bits per code of unimportant tokens; the paper has 2 to 4"),
         "high": Parameter(8, range(1, 9), "bits per code of important tokens, at least those of the others"),
         "important": Parameter(20, range(101), "percent of the tokens that are important"),
-        "group": Parameter(0, range(1 << 16), "channels of a head that share a scale; 0 is all of them"),
+        "group": Parameter(32, range(1 << 16), "channels of a head that share a scale; 0 is all of them"),
         "recent": common.recent(),
         "sinks": common.sinks(),
     },

@@ -10,27 +10,28 @@ from kvtool.codecs.transform.normalize import Normalize
 from kvtool.recipes import common
 
 
-def zipcache(bits: int, high: int, salient: int, recent: int, sinks: int) -> Pipeline:
+def zipcache(bits: int, high: int, salient: int, choice: str, recent: int, sinks: int) -> Pipeline:
     """ZipCache: Accurate and Efficient KV Cache Quantization with Salient Token Identification (He et al.,
     2024, arXiv 2405.14256).
 
     The ``salient`` percent of the tokens with the highest normalised attention score in ``high`` bits, the
-    rest in ``bits``; the score is the attention of probe tokens, the last 5 % and 5 % at random, divided by
-    the number of probes that can see a token. Keys are quantized per channel, one scale for all tokens of a
-    precision; values are "channel-separable tokenwise": channels divided by the root of their largest
-    magnitude, then one scale for each token over the channels of all heads. The authors' demo has 60 percent
-    at 4 bits and the rest at 2.
+    rest in ``bits``; each key head chooses its own. The score is the attention that probe tokens pay to a token,
+    the last 5 % and 5 % at random. Keys are quantized per channel, one scale for all tokens of a precision;
+    values are "channel-separable tokenwise": channels divided by the root of their largest magnitude over all
+    tokens, then one scale for each row of the channels of all heads. The authors' demo has 60 percent at 4 bits
+    and the rest at 2.
 
-    What differs. Heads of a layer share the choice of tokens, by the mean of their scores. The channels'
-    factors are found over all tokens, not for each precision apart. The authors compress again every 100
-    decoded tokens, and keep newer ones in 16 bits; a finished prefix has no such tail, so ``recent``
-    is 0. Tokens of the prefix a document was prefilled under take part in the softmax, but are no probes. A
-    segment of under 160 tokens has 8 probes of each kind. Scale and zero are float16. ``high`` is at least
-    ``bits``.
+    What differs. A token's score is divided by the number of probes that can see it; the authors' code divides by
+    the number of all tokens from it on. The authors compress again every 100 decoded tokens, and keep newer ones
+    in 16 bits; a finished prefix has no such tail, so ``recent`` is 0. Tokens of the prefix a document was
+    prefilled under take part in the softmax, but are no probes. A segment of under 160 tokens has 8 probes of
+    each kind. Scale and zero are float16. ``high`` is at least ``bits``. With ``choice`` "layer", all heads of a
+    layer share one, by the mean of their scores: a few bytes less, and worse.
     """
 
     def quantize(axis: Literal["token", "heads"]) -> Salient:
-        return Salient(ratio=salient / 100, high=max(high, bits), low=bits, axis=axis)
+        by_head = choice == "head"
+        return Salient(ratio=salient / 100, high=max(high, bits), low=bits, axis=axis, by_head=by_head)
 
     window = common.window(sinks, recent)
     return Pipeline(
@@ -48,6 +49,7 @@ RECIPE = Recipe(
         "bits": Parameter(2, range(1, 9), "bits per code of the tokens that are not salient"),
         "high": Parameter(4, range(1, 9), "bits per code of salient tokens, at least those of the others"),
         "salient": Parameter(60, range(101), "percent of the tokens that are salient"),
+        "choice": Parameter("head", ("head", "layer"), "whether heads or layers choose salient tokens"),
         "recent": common.recent(),
         "sinks": common.sinks(),
     },

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from kvtool.codecs.quantize.codebook import BINS, Codebook, lloyd, matched
+from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.quantize.codebook import BINS, Codebook, integers, lloyd, matched
 from kvtool.codecs.quantize.group import Group
+from kvtool.codecs.quantize.weighted_codebook import WeightedCodebook
 from kvtool.codecs.spec import Spec
 from kvtool.codecs.stage import Stage
 
@@ -98,3 +100,33 @@ def test_codes_that_no_level_has_are_decoded_to_something() -> None:
     payload = Codebook(bits=2).encode({"x": x}, Spec.of(x))
     hostile = {**payload, "codes": torch.full_like(payload["codes"], 255)}
     assert Codebook(bits=2).decode(hostile, Spec.of(x))["x"].isfinite().all()
+
+
+def weighted(fisher: torch.Tensor, **options: Any) -> WeightedCodebook:
+    return WeightedCodebook(calibration=Calibration("kvquant", {}, {"0000.keys": fisher}), **options)
+
+
+@pytest.mark.parametrize("axis", ["token", "channel"])
+def test_weights_lower_the_error_that_they_count(axis: Any) -> None:
+    x = normal(2, 200, 16) ** 3 * normal(2, 1, 16, seed=2).exp()
+    fisher = normal(32, seed=5).mul(2).exp()
+    cost = fisher.view(2, 1, 16).sqrt()
+    costs = []
+    for stage in (Codebook(bits=2, axis=axis), weighted(fisher, bits=2, axis=axis)):
+        back = stage.decode(stage.encode({"x": x}, Spec.of(x)), Spec.of(x))["x"]
+        costs.append(float(((back - x) * cost).norm()))
+    assert costs[1] < 0.97 * costs[0], costs
+
+
+@pytest.mark.parametrize("fisher", [torch.zeros(10), torch.full((10,), 1e-30), torch.full((10,), 1e30)])
+def test_equal_weights_of_any_size_are_usable(fisher: torch.Tensor) -> None:
+    x = normal(2, 60, 5)
+    x /= x.abs().amax(1, keepdim=True)
+    x[:, :2] = torch.tensor([[-1.0], [1.0]])
+    payloads = [stage.encode({"x": x}, Spec.of(x)) for stage in (Codebook(), weighted(fisher))]
+    assert all(torch.equal(payloads[0][name], payloads[1][name]) for name in payloads[0])
+
+
+def test_the_running_totals_of_weights_are_exact() -> None:
+    counts = integers(np.random.default_rng(6).random(BINS) ** 20)
+    assert int((counts * np.arange(BINS)).sum()) == sum(int(n) * place for place, n in enumerate(counts))

@@ -62,6 +62,25 @@ def test_error_falls_with_bits_and_with_the_share_of_salient_tokens(axis: str) -
     assert errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.parametrize("axis", ["token", "channel", "heads"])
+def test_each_head_may_have_salient_tokens_of_its_own(axis: str) -> None:
+    stage = Salient(ratio=0.3, high=6, low=2, axis=axis, by_head=True)  # type: ignore[arg-type]
+    salient = stage.encode({"x": X, "attention": ATTENTION}, SPEC)["salient"]
+    assert salient.shape == (HEADS, TOKENS)
+    error = (decoded(stage) - X).square().mean(2)
+    for head in range(HEADS):
+        own, score = salient[head] == 1, ATTENTION[head]
+        assert int(own.sum()) == 15
+        assert score[own].min() > score[~own].max()
+        assert error[head, own].mean() < error[head, ~own].mean() / 50
+
+
+def test_heads_that_agree_choose_as_all_together() -> None:
+    attention = ATTENTION[:1].expand(HEADS, TOKENS)
+    by_head, together = (Salient(axis="token", by_head=by_head) for by_head in (True, False))
+    assert torch.equal(decoded(by_head, attention), decoded(together, attention))
+
+
 def test_of_equals_the_first_are_salient() -> None:
     stage = Salient(ratio=0.5)
     mask = stage.encode({"x": X, "attention": torch.ones_like(ATTENTION)}, SPEC)["salient"]
@@ -96,18 +115,19 @@ def test_attention_to_another_number_of_tokens_is_refused(tokens: int) -> None:
         Salient().encode({"x": X, "attention": torch.zeros(HEADS, tokens)}, SPEC)
 
 
+@pytest.mark.parametrize("by_head", [False, True])
 @pytest.mark.parametrize("axis", ["token", "channel", "heads"])
-def test_hostile_masks_are_refused(axis: str) -> None:
-    stage = Salient(axis=axis)  # type: ignore[arg-type]
+def test_hostile_masks_are_refused(axis: str, by_head: bool) -> None:
+    stage = Salient(axis=axis, by_head=by_head)  # type: ignore[arg-type]
     stored = dict(stage.encode({"x": X, "attention": ATTENTION}, SPEC))
     mask = stored["salient"]
     more, other = mask.clone(), mask.clone()
-    more[int(mask.argmin())] = 1
-    other[int(mask.argmin())] = 7
+    more.view(-1)[int(mask.argmin())] = 1
+    other.view(-1)[int(mask.argmin())] = 7
     for hostile in (torch.zeros_like(mask), torch.ones_like(mask), more, other, mask * 255):
         with pytest.raises(CodecError, match="salient"):
             stage.decode({**stored, "salient": hostile}, SPEC)
-    moved = mask.roll(1)
+    moved = mask.roll(1, -1)
     assert stage.decode({**stored, "salient": moved}, SPEC)["x"].shape == X.shape
 
 
@@ -135,3 +155,12 @@ def test_merged_layers_share_the_split() -> None:
     assert torch.equal(together, summed)
     with pytest.raises(CodecError, match="shape of attention"):
         Salient().encode({"x": X, "attention": ATTENTION[:, 1:]}, SPEC)
+
+
+def test_merged_layers_have_a_split_for_each_head() -> None:
+    stage = Salient(ratio=0.3, by_head=True)
+    layers = torch.stack([ATTENTION, ATTENTION.flip(1)])
+    salient = stage.encode({"x": X, "attention": layers}, SPEC)["salient"]
+    assert torch.equal(salient, stage.encode({"x": X, "attention": layers.sum(0)}, SPEC)["salient"])
+    with pytest.raises(CodecError, match="heads of attention is 3, expected 2"):
+        stage.encode({"x": X, "attention": torch.rand(3, TOKENS)}, SPEC)
