@@ -57,6 +57,7 @@ RECIPES: Mapping[str, Method] = {
             "kvquant": "3 bits with 1 % outliers, the paper's main result.",
             "kvquant:bits=2:qnorm=on": "2 bits, where the paper uses Q-Norm.",
         },
+        kvtool={"kvquant:weights=none": "Without a calibration: all entries count alike."},
     ),
     "zipcache": Method(
         authors={
@@ -69,7 +70,7 @@ RECIPES: Mapping[str, Method] = {
             "mikv": "20 % of the tokens in 8 bits, the others in 2: one of the settings that the paper varies.",
             "mikv:bits=4": "The others in 4 bits, the other end of the paper's range.",
         },
-        kvtool={"mikv:group=32": "A scale for every 32 channels instead of one for each head."},
+        kvtool={"mikv:group=0": "One scale for each head instead of one for every 32 channels."},
     ),
     "rotatekv": Method(
         authors={
@@ -92,8 +93,14 @@ RECIPES: Mapping[str, Method] = {
         },
     ),
     "cachegen": Method(
-        authors={"cachegen": "The middle one of five levels; the paper has several and names no default."},
-        kvtool={"cachegen:level=1": "The finest level.", "cachegen:level=5": "The coarsest level."},
+        authors={
+            "cachegen:group=10:level=4": "With anchors in groups of 10 tokens, as in the paper. The levels are kvtool's.",
+        },
+        kvtool={
+            "cachegen": "kvtool's default: without anchors, as in the authors' code, at the second of five levels.",
+            "cachegen:level=1": "The finest level.",
+            "cachegen:level=5": "The coarsest level.",
+        },
     ),
     "cachegen-lmcache": Method(
         authors={"cachegen-lmcache": "LMCache's numbers of bins for a model that it does not know by name."},

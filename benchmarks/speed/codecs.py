@@ -95,7 +95,7 @@ def recipe_table(kv: KV, inputs: Inputs, repeats: int) -> None:
     for name, each in recipes().items():
         if each.needs_calibration(each.uncalibrated):
             continue  # What learns a model first is measured by rate_distortion.
-        pipeline = each.build(**each.uncalibrated)
+        pipeline = each.build(None, **each.uncalibrated)
         blobs[name] = kvtool.codecs.encode(kv, pipeline, inputs=inputs)
         runs[f"{name} decode"] = Timed(partial(kvtool.codecs.decode, blobs[name]))
         runs[f"{name} encode"] = Timed(partial(kvtool.codecs.encode, kv, pipeline, inputs=inputs))

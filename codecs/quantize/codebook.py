@@ -162,7 +162,8 @@ def lloyd(counts: Histogram, k: int) -> Levels:
 
 def integers(weights: Levels) -> Histogram:
     """``weights`` in proportion, as integers whose running totals are exact."""
-    return np.rint(weights * (TOTAL / weights.sum())).astype(np.int64)
+    rounded: Histogram = np.rint(weights * (TOTAL / weights.sum())).astype(np.int64)
+    return rounded
 
 
 def matched(counts: Histogram, levels: Levels) -> Levels:
