@@ -22,29 +22,28 @@ from kvtool.codecs.stage_registry import register
 class Salient(Stage):
     """The ``⌈ratio * T⌉`` tokens of ``x`` [H, T, D] most attended to in ``high`` bits, the rest in ``low``.
 
-    Attention is summed over heads, and over layers where these are merged, so that all share the split; with
-    ``by_head`` each head has its own. Of equals the first is taken. Stored are
+    Attention is summed over heads, and over layers where these are merged, so that all share the split. Of equals
+    the first is taken. Stored are
 
-    - ``salient`` [T] uint8, with ``by_head`` [H, T], 1 for those tokens;
+    - ``salient`` [T] uint8, 1 for those tokens;
     - ``codes_high``, ``scale_high``, ``zero_high``, and the same with ``_low``: what ``Group`` makes of each.
 
     ``axis`` says what shares a scale: ``"token"``, ``group`` tokens of a channel; ``"channel"``, ``group``
     channels of a token; ``"heads"``, the same where the channels of all heads stand in a row, so that each
-    part is [1, tokens, H * D]. A ``group`` of 0 is all of them. With ``by_head`` such a row has the first token
-    of each head's part, the next row the second, and so on.
+    part is [1, tokens, H * D]. A ``group`` of 0 is all of them.
     """
 
     name: ClassVar[str] = "salient"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    by_head: ClassVar[bool] = False
 
     ratio: float = 0.6
     high: int = 4
     low: int = 2
     group: int = 0
     axis: Literal["token", "channel", "heads"] = "channel"
-    by_head: bool = False
 
     def __post_init__(self) -> None:
         self.require(0 <= self.ratio <= 1, "ratio", self.ratio, "0 to 1")
@@ -52,7 +51,6 @@ class Salient(Stage):
         self.require(self.high in range(self.low, 9), "high", self.high, f"{self.low} (low) to 8")
         self.require(self.group in range(1 << 31), "group", self.group, "0 to 2**31 - 1")
         self.require(self.axis in ("token", "channel", "heads"), "axis", self.axis, "token, channel or heads")
-        self.require(isinstance(self.by_head, bool), "by_head", self.by_head, "true or false")
 
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:
@@ -63,8 +61,6 @@ class Salient(Stage):
             cls(ratio=0.5, group=7, axis="heads"),
             cls(ratio=0.0, axis="heads"),
             cls(ratio=1.0, high=5, low=1, group=5),
-            cls(axis="token", by_head=True),
-            cls(ratio=0.5, axis="heads", by_head=True),
         )
 
     def plan(self, spec: Spec) -> Spec:
@@ -133,12 +129,34 @@ class Salient(Stage):
         score, tokens = x["attention"].float(), x["x"].shape[1]
         fits = score.ndim >= 2 and score.shape[-1] == tokens
         self.require(fits, "shape of attention", list(score.shape), f"[..., heads, {tokens}]")
-        if self.by_head:
-            # Merged layers, if any, are in front of the heads.
-            score = score.flatten(end_dim=-3).sum(0) if score.ndim > 2 else score
-            self.require(len(score) == len(x["x"]), "heads of attention", len(score), f"{len(x['x'])}")
-        else:
-            score = score.flatten(end_dim=-2).sum(0)
+        score = self._shared(score, len(x["x"]))
         order = score.argsort(dim=-1, descending=True, stable=True)
         salient = torch.zeros(score.shape, dtype=torch.uint8, device=score.device)
         return salient.scatter_(-1, order[..., : self._many(tokens)], 1)
+
+    def _shared(self, score: Tensor, heads: int) -> Tensor:
+        """``score`` [..., H, T] as that of all heads, [T]."""
+        return score.flatten(end_dim=-2).sum(0)
+
+
+@register
+@dataclass(frozen=True)
+class SalientByHead(Salient):
+    """As ``Salient``, but each head has a split of its own: ``salient`` is [H, T].
+
+    With ``axis="heads"``, a row has the first token of each head's part, the next row the second, and so on. Where a stage
+    before it has changed the heads, they share the split.
+    """
+
+    name: ClassVar[str] = "salient-by-head"
+    version: ClassVar[int] = 1
+    by_head: ClassVar[bool] = True
+
+    @classmethod
+    def examples(cls) -> tuple[Stage, ...]:
+        return cls(axis="token"), cls(ratio=0.5, axis="heads")
+
+    def _shared(self, score: Tensor, heads: int) -> Tensor:
+        # Merged layers, if any, are in front of the heads.
+        own = score.flatten(end_dim=-3).sum(0) if score.ndim > 2 else score
+        return own if len(own) == heads else super()._shared(score, heads).expand(heads, -1)

@@ -184,7 +184,7 @@ def test_more_bits_err_less() -> None:
 
 
 def test_the_list_of_recipes_is_as_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
-    list_recipes(None, False)
+    list_recipes(None, as_json=False)
     listed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     (block,) = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
     for line in block.splitlines():

@@ -44,7 +44,7 @@ def kvquant(
     calibration had 0.076 and 0.140 at 2 bits, unweighted ones 0.059 and 0.177, these 0.042 and 0.125. With
     ``weights=none`` all entries count alike, and no calibration is needed.
 
-    What else differs. Outliers are a fixed number of each vector, rounded up, not what lies beyond a threshold
+    What differs. Outliers are a fixed number of each vector, rounded up, not what lies beyond a threshold
     found in calibration; where they stood, k-means sees the midpoint of the others, and the paper leaves them out.
     Ranges are float16.
     """

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.pipeline import Pipeline
-from kvtool.codecs.quantize.salient import Salient
+from kvtool.codecs.quantize.salient import SalientByHead
 from kvtool.codecs.recipe import Parameter, Recipe
 from kvtool.codecs.transform.balance import Balance
 from kvtool.recipes import common
@@ -27,7 +27,7 @@ def mikv(bits: int, high: int, important: int, group: int, recent: int, sinks: i
     ``high`` is at least ``bits``. Models that cache a latent (MLA) have no queries of the keys' size, and are
     refused. No code of the authors was found to compare with.
     """
-    quantize = Salient(important / 100, max(high, bits), bits, group, "channel", by_head=True)
+    quantize = SalientByHead(important / 100, max(high, bits), bits, group, "channel")
     window = common.window(sinks, recent)
     return Pipeline(keys=(*window, Balance(), quantize, Pack()), values=(*window, quantize, Pack()))
 

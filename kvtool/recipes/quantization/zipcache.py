@@ -4,7 +4,7 @@ from typing import Literal
 
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.pipeline import Pipeline
-from kvtool.codecs.quantize.salient import Salient
+from kvtool.codecs.quantize.salient import Salient, SalientByHead
 from kvtool.codecs.recipe import Parameter, Recipe
 from kvtool.codecs.transform.normalize import Normalize
 from kvtool.recipes import common
@@ -30,8 +30,8 @@ def zipcache(bits: int, high: int, salient: int, choice: str, recent: int, sinks
     """
 
     def quantize(axis: Literal["token", "heads"]) -> Salient:
-        by_head = choice == "head"
-        return Salient(ratio=salient / 100, high=max(high, bits), low=bits, axis=axis, by_head=by_head)
+        stage = SalientByHead if choice == "head" else Salient
+        return stage(ratio=salient / 100, high=max(high, bits), low=bits, axis=axis)
 
     window = common.window(sinks, recent)
     return Pipeline(

@@ -9,7 +9,7 @@ from torch import Tensor
 from kvtool.codecs import CodecError, LayerKV, Pipeline, recipe
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.quantize.group import Group
-from kvtool.codecs.quantize.salient import Salient
+from kvtool.codecs.quantize.salient import Salient, SalientByHead
 from kvtool.codecs.spec import Array, Spec
 from kvtool.codecs.transform.window import Window
 
@@ -64,7 +64,7 @@ def test_error_falls_with_bits_and_with_the_share_of_salient_tokens(axis: str) -
 
 @pytest.mark.parametrize("axis", ["token", "channel", "heads"])
 def test_each_head_may_have_salient_tokens_of_its_own(axis: str) -> None:
-    stage = Salient(ratio=0.3, high=6, low=2, axis=axis, by_head=True)  # type: ignore[arg-type]
+    stage = SalientByHead(ratio=0.3, high=6, low=2, axis=axis)  # type: ignore[arg-type]
     salient = stage.encode({"x": X, "attention": ATTENTION}, SPEC)["salient"]
     assert salient.shape == (HEADS, TOKENS)
     error = (decoded(stage) - X).square().mean(2)
@@ -77,7 +77,7 @@ def test_each_head_may_have_salient_tokens_of_its_own(axis: str) -> None:
 
 def test_heads_that_agree_choose_as_all_together() -> None:
     attention = ATTENTION[:1].expand(HEADS, TOKENS)
-    by_head, together = (Salient(axis="token", by_head=by_head) for by_head in (True, False))
+    by_head, together = SalientByHead(axis="token"), Salient(axis="token")
     assert torch.equal(decoded(by_head, attention), decoded(together, attention))
 
 
@@ -115,10 +115,10 @@ def test_attention_to_another_number_of_tokens_is_refused(tokens: int) -> None:
         Salient().encode({"x": X, "attention": torch.zeros(HEADS, tokens)}, SPEC)
 
 
-@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("stage_of", [Salient, SalientByHead])
 @pytest.mark.parametrize("axis", ["token", "channel", "heads"])
-def test_hostile_masks_are_refused(axis: str, by_head: bool) -> None:
-    stage = Salient(axis=axis, by_head=by_head)  # type: ignore[arg-type]
+def test_hostile_masks_are_refused(axis: str, stage_of: type[Salient]) -> None:
+    stage = stage_of(axis=axis)  # type: ignore[arg-type]
     stored = dict(stage.encode({"x": X, "attention": ATTENTION}, SPEC))
     mask = stored["salient"]
     more, other = mask.clone(), mask.clone()
@@ -158,9 +158,14 @@ def test_merged_layers_share_the_split() -> None:
 
 
 def test_merged_layers_have_a_split_for_each_head() -> None:
-    stage = Salient(ratio=0.3, by_head=True)
+    stage = SalientByHead(ratio=0.3)
     layers = torch.stack([ATTENTION, ATTENTION.flip(1)])
     salient = stage.encode({"x": X, "attention": layers}, SPEC)["salient"]
     assert torch.equal(salient, stage.encode({"x": X, "attention": layers.sum(0)}, SPEC)["salient"])
-    with pytest.raises(CodecError, match="heads of attention is 3, expected 2"):
-        stage.encode({"x": X, "attention": torch.rand(3, TOKENS)}, SPEC)
+
+
+def test_heads_that_were_changed_share_the_split() -> None:
+    attention = torch.rand(HEADS + 1, TOKENS)
+    salient = SalientByHead(ratio=0.3).encode({"x": X, "attention": attention}, SPEC)["salient"]
+    shared = Salient(ratio=0.3).encode({"x": X, "attention": attention}, SPEC)["salient"]
+    assert torch.equal(salient, shared.expand(HEADS, TOKENS))
