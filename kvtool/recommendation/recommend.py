@@ -23,7 +23,7 @@ CANDIDATES = (
     "kivi:bits=4",
     "nf4",
     "cachegen",
-    "kvquant",
+    "kvquant:weights=none",
     "kvtc",
     "klt:step=0.012",
     "klt:step=0.03",
