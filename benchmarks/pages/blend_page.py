@@ -64,7 +64,7 @@ def policies(found: Json, by_name: Mapping[str, Json], *, asks: bool) -> str:
     """The candidates that know the question, or those that do not."""
     every = list(by_name.values())
     right = _plain(_estimate(every, FULL, "right"))
-    rows = [["full prefill", "", "", str(len(every)), "0", "", "1", right, ""]]
+    rows = [["full prefill", "", "", str(len(every)), "0", "", "", "", "1", right, ""]]
     for candidate, sets in _measured(found, every):
         # CacheBlend is what the others are compared with, and none what all begin with.
         if candidate["asks"] != asks and not (asks and candidate["name"] in (REFERENCE, NOTHING)):
@@ -73,12 +73,13 @@ def policies(found: Json, by_name: Mapping[str, Json], *, asks: bool) -> str:
         rows.append(
             [
                 *_row(candidate, sets, "kl"),
+                *(_plain(_against(sets, name, "kl", kind)) for kind in ("prose", "hop")),
                 _plain(_estimate(sets, name, "same")),
                 _plain(_estimate(sets, name, "right")),
                 _with_interval(_lost(sets, name), 3),
             ]
         )
-    return table([*HEADER, "same answer", "multi-hop", "lost"], rows)
+    return table([*HEADER, "÷, prose", "÷, multi-hop", "same answer", "multi-hop", "lost"], rows)
 
 
 def plain(found: Json, by_name: Mapping[str, Json]) -> str:
@@ -136,15 +137,22 @@ def _estimate(sets: Sequence[Json], name: str, what: str) -> Estimate:
     return found
 
 
-def _against(sets: Sequence[Json], name: str, what: str) -> Estimate:
-    """KL as a share of that of the reference, over the same questions."""
+def _against(sets: Sequence[Json], name: str, what: str, kind: str = "") -> Estimate:
+    """KL as a share of that of the reference, over the same questions; of one ``kind``, if that is given."""
     pairs = [
-        list(zip(one["candidates"][name][what], one["candidates"][REFERENCE][what], strict=True))
+        list(zip(*(_values(one, which, what, kind) for which in (name, REFERENCE)), strict=True))
         for one in sets
     ]
     found = ratio(pairs)
     assert found is not None
     return found
+
+
+def _values(one: Json, name: str, what: str, kind: str) -> list[float]:
+    record = one["candidates"][name]
+    if not kind:
+        return list(record[what])
+    return [value for value, its_kind in zip(record[what], record["kinds"], strict=True) if its_kind == kind]
 
 
 def _lost(sets: Sequence[Json], name: str) -> Estimate:

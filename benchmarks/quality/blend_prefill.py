@@ -1,4 +1,4 @@
-"""What caches and scores made for blending cost, beside the prefill of the same documents."""
+"""What caches made for blending cost, with their scores, beside the prefill of the same documents."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ import kvtool
 from benchmarks.common.timing import interleaved
 from benchmarks.corpora.help_text import prefilled_help
 from benchmarks.quality.blend_rows import RANDOM, SIMILAR
-from kvtool.artifact.load import load_cache
 from kvtool.blending.averaged import NEIGHBOURS, make_averaged
-from kvtool.engines.attention.probe import observe
 from kvtool.store.local import LocalStore
 
 DOCUMENTS, TOKENS = 6, 200
 
 
 def prefill_cost(model: kvtool.Model, repeats: int) -> dict[str, Any]:
-    """Seconds of prefill, of what ``--neighbours`` adds to it, and of its scores' attention; rounds interleaved.
+    """Seconds of prefill, and of what ``--neighbours`` adds to it; rounds interleaved.
 
-    Averaging is the longer of the two by far: each document is prefilled after each of its neighbours.
+    Each document is prefilled after each of its neighbours. The spread of these caches, which blending scores tokens by,
+    takes no further run of the model.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -46,16 +45,10 @@ def prefill_cost(model: kvtool.Model, repeats: int) -> dict[str, Any]:
             shutil.copytree(str(source), copy)
             return timed(lambda: make_averaged(LocalStore(copy), model, names, choice=choice))
 
-        def scores() -> float:
-            caches = [load_cache(source.parts(name), model) for name in names]
-            ids = [source.open(name).token_ids for name in names]
-            return timed(lambda: [observe(model, *each) for each in zip(caches, ids, strict=True)])
-
         runs = {
             "prefill": prefill,
             f"{NEIGHBOURS} neighbours, {RANDOM}": lambda: average(RANDOM),
             f"{NEIGHBOURS} neighbours, {SIMILAR}": lambda: average(SIMILAR),
-            "of these, attention for the scores": scores,
         }
         return {
             "documents": DOCUMENTS,

@@ -69,16 +69,19 @@ def test_what_knows_the_question_has_a_table_of_its_own() -> None:
 def test_policies_are_compared_with_cacheblend_over_the_same_questions() -> None:
     rows = [[cell.strip() for cell in line.split("|")] for line in _table(asks=False)]
     full, cacheblend, ours = (list(row[1:-1]) for row in rows[2:])
-    assert full[7] == "0.50"
+    assert full[9] == "0.50"
     assert cacheblend[:2] == ["cacheblend", "15%"]
     assert cacheblend[4].startswith("0.2000 (")
     assert cacheblend[5].startswith("1.00 (1.00 to 1.00")
-    assert cacheblend[6:8] == ["0.25", "0.00"]
-    assert cacheblend[8].startswith("0.500 (")
+    assert cacheblend[6:8] == ["1.00", "1.00"]
+    assert cacheblend[8:10] == ["0.25", "0.00"]
+    assert cacheblend[10].startswith("0.500 (")
     # (0.02 + 0.02 + 0.02 + 0.1) ÷ 0.8
     assert ours[4].startswith("0.0400 (")
     assert ours[5].startswith("0.20 (")
-    assert ours[8].startswith("0.000 (")
+    # In prose (0.02 + 0.1) ÷ 0.5, and of multi-hop questions (0.02 + 0.02) ÷ 0.3.
+    assert ours[6:8] == ["0.24", "0.13"]
+    assert ours[10].startswith("0.000 (")
 
 
 def test_the_page_says_what_was_asked_and_how_fast_it_was() -> None:
