@@ -33,6 +33,7 @@ from benchmarks.pages.tables import replaced
 from benchmarks.quality.blend_prefill import prefill_cost
 from benchmarks.quality.blend_rows import (
     COMPRESSED,
+    MIXED,
     RANDOM,
     SHARES,
     SIMILAR,
@@ -84,7 +85,7 @@ Names: TypeAlias = Mapping[str, Mapping[str, list[str]]]
 
 
 class Bench:
-    """``stores`` are two of the same documents: averaged over random and over similar neighbours."""
+    """``stores`` are three of the same documents: averaged over random, over similar and over mixed neighbours."""
 
     def __init__(self, stores: Mapping[str, Prefilled], names: Names) -> None:
         self.stores, self.names = stores, names
@@ -194,7 +195,7 @@ def timed(prefilled: Prefilled, tokens: int, repeats: int) -> dict[str, Any]:
         for n in range(TIMED_DOCUMENTS)
     ]
     names = [place.document for place in prefilled.place(texts)]
-    _average(prefilled, names, SIMILAR)
+    _average(prefilled, names, MIXED)
     _compress(prefilled, names, COMPRESSED, RAW)
     _compress(prefilled, names, COMPRESSED, AVERAGED)
     _compress(prefilled, names, CODED, RAW)
@@ -303,7 +304,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args(argv)
     model = kvtool.load_model()
-    stores = {RANDOM: Prefilled(model), SIMILAR: Prefilled(model, FOLDER / "similar")}
+    stores = {
+        RANDOM: Prefilled(model),
+        **{choice: Prefilled(model, FOLDER / choice) for choice in (SIMILAR, MIXED)},
+    }
     mixed, others = blend_sets(model, arguments.sets), one_source_sets(model, arguments.one_source)
     sets = [replace(one, questions=_some(n, one)) for n, one in enumerate([*mixed, *others])]
     names = _placed(stores, sets)

@@ -12,7 +12,7 @@ from typing import Any
 import kvtool
 from benchmarks.common.timing import interleaved
 from benchmarks.corpora.help_text import prefilled_help
-from benchmarks.quality.blend_rows import RANDOM, SIMILAR
+from benchmarks.quality.blend_rows import MIXED, RANDOM, SIMILAR
 from kvtool.blending.averaged import NEIGHBOURS, make_averaged
 from kvtool.store.local import LocalStore
 
@@ -49,6 +49,7 @@ def prefill_cost(model: kvtool.Model, repeats: int) -> dict[str, Any]:
             "prefill": prefill,
             f"{NEIGHBOURS} neighbours, {RANDOM}": lambda: average(RANDOM),
             f"{NEIGHBOURS} neighbours, {SIMILAR}": lambda: average(SIMILAR),
+            f"{NEIGHBOURS} neighbours, {MIXED}": lambda: average(MIXED),
         }
         return {
             "documents": DOCUMENTS,

@@ -10,7 +10,7 @@ from kvtool.store.manifest import AVERAGED, RAW, averaged_name
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
 USUAL = 0.15
 COMPRESSED = "klt"
-RANDOM, SIMILAR = "random", "similar"
+RANDOM, SIMILAR, MIXED = "random", "similar", "mixed"
 """How neighbours were chosen, of which an averaged variant is the mean."""
 
 
@@ -45,19 +45,20 @@ class Blended:
 def candidates(shares: Sequence[float] = SHARES) -> list[Blended]:
     """Rows of the mixed sets: every policy from caches of documents alone, ours and the closest from averaged ones too."""
     averaged, twin = (AVERAGED, RANDOM), (averaged_name(COMPRESSED), RANDOM)
-    rows = [Blended("none", 0.0), Blended("none", 0.0, *averaged), Blended("none", 0.0, AVERAGED, SIMILAR)]
+    choices = (RANDOM, SIMILAR, MIXED)
+    rows = [Blended("none", 0.0), *(Blended("none", 0.0, AVERAGED, choice) for choice in choices)]
     # At the best of its settings, and at what its authors' code has by default.
     rows += [Blended("ape", 0.0, scale=scale) for scale in (1.0, 0.9)]
     rows += [Blended("even", USUAL), Blended("cacheblend-keys", USUAL), Blended("cacheblend-gradual", USUAL)]
     for policy in ("legolink", "cacheblend", "drift"):
         rows += [Blended(policy, share) for share in shares]
-    rows += [Blended("cacheblend", USUAL, *averaged), Blended("cacheblend", USUAL, AVERAGED, SIMILAR)]
+    rows += [Blended("cacheblend", USUAL, AVERAGED, choice) for choice in choices]
     for policy in ("prophet", "infoflow", "fusionrag"):
         rows += [Blended(policy, share, asks=True) for share in shares]
     rows += [Blended(policy, USUAL, *averaged, asks=True) for policy in ("prophet", "infoflow")]
     rows += [Blended("fusionrag", share, AVERAGED, SIMILAR, asks=True) for share in shares]
-    rows += [Blended("drift", USUAL, asks=True)]
-    for neighbours in (RANDOM, SIMILAR):
+    rows += [Blended("drift", share, asks=True) for share in shares]
+    for neighbours in choices:
         for asks in (False, True):
             rows += [Blended("drift", share, AVERAGED, neighbours, asks) for share in shares]
     return [*rows, Blended("drift", USUAL, COMPRESSED, asks=True), Blended("drift", USUAL, *twin, asks=True)]

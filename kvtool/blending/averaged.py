@@ -34,10 +34,9 @@ from kvtool.store.manifest import AVERAGED, Document, Variant
 NEIGHBOURS = 4
 """Neighbours of each segment. Measured: two leave a third more to recompute, eight leave no less."""
 
-CHOICE = "similar"
-"""How neighbours are chosen, of ``neighbours.CHOICES``. Measured on SmolLM2-135M, two sets of four documents of one source, KL
-to a full prefill with similar and with random neighbours: over answers 0.045 and 0.078 with nothing recomputed, 0.012 and
-0.017 with 15 %; over the text that follows, without a question, 0.017 and 0.053 with 15 %."""
+CHOICE = "mixed"
+"""How neighbours are chosen, of ``neighbours.CHOICES``. Measured (docs/results/blending.md): random ones are the best where a
+prompt mixes documents of many kinds, similar ones where all are of one source, and a mixture of both is close to the better."""
 
 
 @dataclass
