@@ -75,7 +75,9 @@ class PolicyInputs:
             weights = [token_attention(self.model, self.cache, recent, self.loader.wait)]
         if len(self.usual_question):
             weights.append(self._look(query_attention, self.usual_question))
-        return torch.stack([each / each.mean((0, 1))[self.candidates].sum() for each in weights]).sum(0)
+        # Where all windows are short, a question may see no candidate.
+        totals = [each.mean((0, 1))[self.candidates].sum().clamp(min=1e-30) for each in weights]
+        return torch.stack([each / total for each, total in zip(weights, totals, strict=True)]).sum(0)
 
     def _look(self, look: Look, question_ids: Tensor) -> Tensor:
         with self.trace.span("look", f"{len(question_ids)} tokens of the question"):

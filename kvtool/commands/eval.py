@@ -19,6 +19,7 @@ from kvtool.commands.options import (
     ModelFlags,
     given,
     load_model,
+    split,
     with_settings,
 )
 from kvtool.errors import DONE, GATE, UsageError
@@ -210,12 +211,6 @@ def _write_page(path: Path, evaluation: dict[str, Any]) -> None:
 
     write_atomic(path, [page(evaluation).encode()])
     output.note(f"report: {path}")
-
-
-def split(texts: Sequence[str] | None) -> tuple[str, ...] | None:
-    if texts is None:
-        return None
-    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 def _numbers(texts: Sequence[str] | None) -> tuple[int, ...] | None:

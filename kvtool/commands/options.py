@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -128,3 +128,10 @@ def print_version(wanted: bool) -> None:
 
         typer.echo(kvtool.__version__)
         raise typer.Exit
+
+
+def split(texts: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The parts of a repeatable option whose values are lists with commas; None where it is not given."""
+    if texts is None:
+        return None
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.eval import render_plan, split
+from kvtool.commands.eval import render_plan
 from kvtool.commands.options import (
     AsJson,
     DocumentNames,
@@ -18,6 +18,7 @@ from kvtool.commands.options import (
     StoreFlags,
     given,
     load_model,
+    split,
     with_settings,
 )
 from kvtool.errors import DONE

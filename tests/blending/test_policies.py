@@ -216,6 +216,8 @@ def test_recent_tokens_look_as_in_transformers(
     """Against eager attention of the last tokens over the keys before them, which are cached."""
     monkeypatch.setattr(policy_inputs, "RECENT", 5)
     inputs = inputs_of(documents, ["a.txt"], lively)
+    # An exact document, whose last tokens the model computes as they are cached. It has no candidates of its own.
+    inputs.candidates = torch.ones_like(inputs.candidates)
     eager = AutoModelForCausalLM.from_pretrained(lively.directory, attn_implementation="eager")
     cache, ids = as_cached(inputs), inputs.layout.token_ids
     cache.crop(-5)
@@ -225,6 +227,15 @@ def test_recent_tokens_look_as_in_transformers(
     shared = weights / weights.mean((0, 1))[inputs.candidates].sum()
     inputs.usual_question = ids[:0]
     torch.testing.assert_close(inputs.likely_attention, shared, atol=1e-5, rtol=1e-3)
+    assert shared.isfinite().all()
+
+
+def test_attention_that_reaches_no_candidate_is_no_nan(
+    documents: Store, lively: kvtool.Model, inputs_of: InputsOf
+) -> None:
+    inputs = inputs_of(documents, THREE, lively)
+    inputs.candidates = torch.zeros_like(inputs.candidates)
+    assert inputs.likely_attention.isfinite().all()
 
 
 def test_without_a_question_a_usual_one_counts_as_much_as_recent_tokens(
