@@ -136,7 +136,9 @@ class Basis:
         if not whole:
             return kept
         rest = (residual - kept @ self.synthesis).view(len(rows), self.sizes.layers, self.sizes.channels)
-        apart = torch.linalg.solve(self.complement.double(), rest.transpose(0, 1).double(), left=False)
+        # One layer at a time: once torch.set_num_threads was called, torch 2.13 fails on a batch of large matrices.
+        pairs = zip(self.complement.double(), rest.transpose(0, 1).double(), strict=True)
+        apart = torch.stack([torch.linalg.solve(basis, layer, left=False) for basis, layer in pairs])
         return torch.cat([kept, apart.float().transpose(0, 1).flatten(1)[:, self.order]], 1)
 
     def left_out(self, rows: Tensor, token_ids: Tensor) -> float:
