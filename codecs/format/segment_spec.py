@@ -18,6 +18,9 @@ from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.rope import Rope, ropes
 from kvtool.codecs.spec import POSITIONS, TOKEN_IDS, Array, Json, Place
+from kvtool.kernels.dispatch import pack, packed_size, unpack
+
+KEPT, BIAS = "kept", "bias"
 
 INT32_END = 1 << 31
 
@@ -26,8 +29,9 @@ INT32_END = 1 << 31
 class Contents:
     """Pipeline, geometry, positions and RoPE parameters of a segment.
 
-    ``start``: every layer holds all tokens, at positions ``start``, ``start + 1``, …; None if a layer does
-    not, and each layer then has a tensor ``layers.0000.positions`` (int32).
+    ``start``: the tokens are at positions ``start``, ``start + 1``, …; a layer that does not hold all of them in all heads has a
+    tensor ``layers.0000.kept``, a bit for each token, by head where heads differ. None if positions are others, and each
+    layer then has a tensor ``layers.0000.positions`` (int32). A layer with biases has a tensor ``layers.0000.bias``.
     """
 
     pipeline: Pipeline
@@ -74,8 +78,6 @@ class Contents:
             start = given if isinstance(given, int) and not isinstance(given, bool) else -1
             if not 0 <= start <= INT32_END - geometry.n_tokens:
                 raise CodecError(f"metadata: positions is {str(positions)[:80]}, expected a start in int32")
-            if any(layer.tokens != geometry.n_tokens for layer in geometry.layers):
-                raise CodecError("metadata: positions has one start, but layers differ in tokens")
         if not isinstance(rope, Mapping):
             raise CodecError(f"metadata: rope is {str(rope)[:80]}, expected an object")
         pipeline = Pipeline.from_config(metadata.get("pipeline"), calibrations)
@@ -97,7 +99,7 @@ class Contents:
     def arrays(self, group: range) -> dict[str, Array]:
         """The stored tensors of a group of layers by their full names, in the order in which they are stored."""
         plan = self.pipeline.plan(*self.geometry.arrays(group[0]), self.place(group)).arrays
-        return self._positions(group) | {self._full(group, name): array for name, array in plan.items()}
+        return self._tokens(group) | {self._full(group, name): array for name, array in plan.items()}
 
     def check(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Refuse missing and unexpected names, and token ids that do not fit; gives the token ids.
@@ -122,8 +124,9 @@ class Contents:
         """The same by a pipeline that suits the segment (``Pipeline.suited``); ``layer`` gives each of its layers."""
         pipeline = self.pipeline
         for group in self.groups if pipeline.chooses else ():
-            own = self._inputs(group, inputs, token_ids)
-            pipeline = pipeline.suited([layer(index) for index in group], self.place(group), own)
+            layers = [layer(index) for index in group]
+            by_layer = self._inputs(group, layers[0].positions, inputs, token_ids)
+            pipeline = pipeline.suited(layers, self.place(group), by_layer)
         return replace(self, pipeline=pipeline)
 
     def encode(
@@ -137,12 +140,10 @@ class Contents:
 
         ``inputs`` has a tensor for each layer of the segment.
         """
-        stored = self.pipeline.encode(layers, self.place(group), self._inputs(group, inputs, token_ids))
-        positions = {
-            name: layer.positions.to(torch.int32)
-            for name, layer in zip(self._positions(group), layers, strict=False)
-        }
-        return positions | {self._full(group, name): tensor for name, tensor in stored.items()}
+        _refuse_mixed(group, layers)
+        by_layer = self._inputs(group, layers[0].positions, inputs, token_ids)
+        stored = self.pipeline.encode(layers, self.place(group), by_layer)
+        return self._stored_tokens(group, layers) | {self._full(group, n): t for n, t in stored.items()}
 
     def decode(
         self,
@@ -158,28 +159,38 @@ class Contents:
         held = self.geometry.layers[group[0]].tokens
         if tokens is not None and not (0 <= tokens.start <= tokens.stop <= held and tokens.step == 1):
             raise CodecError(f"tokens is {tokens}, expected a range within the layer's {held}")
-        if self.start is not None:
-            run = torch.arange(self.start, self.start + self.geometry.layers[group[0]].tokens)
-            positions = [run] * len(group)
-        else:
-            positions = [_read_positions(name, tensors, a) for name, a in self._positions(group).items()]
+        read = [self._read_tokens(index, tensors) for index in group]
+        _refuse_mixed(group, read)
         prefix = self._full(group, "")
-        short = {n.removeprefix(prefix): t for n, t in tensors.items() if n not in self._positions(group)}
+        short = {n.removeprefix(prefix): t for n, t in tensors.items() if n not in self._tokens(group)}
         sizes = self.geometry.arrays(group[0])
-        ids = self._ids_of(group, token_ids)
-        return self.pipeline.decode(short, *sizes, positions, self.place(group), tokens, ids)
+        positions = [layer.positions for layer in read]
+        ids = self._ids_of(positions[0], token_ids)
+        layers = self.pipeline.decode(short, *sizes, positions, self.place(group), tokens, ids)
+        if all(layer.lengths is None and layer.bias is None for layer in read):
+            return layers
+        # A range of packed tokens belongs to no heads.
+        lengths = [layer.lengths if tokens is None else None for layer in read]
+        biases = [layer.of(tokens).bias if tokens is not None else layer.bias for layer in read]
+        return [
+            replace(layer, lengths=own, bias=bias)
+            for layer, own, bias in zip(layers, lengths, biases, strict=True)
+        ]
 
-    def _inputs(self, group: range, inputs: Inputs | None, token_ids: Tensor | None) -> Inputs:
-        own = {name: [tensors[index] for index in group] for name, tensors in (inputs or {}).items()}
-        if (ids := self._ids_of(group, token_ids)) is not None:
-            own[TOKEN_IDS] = [ids] * len(group)
-        return own
+    def _inputs(
+        self, group: range, positions: Tensor, inputs: Inputs | None, token_ids: Tensor | None
+    ) -> Inputs:
+        by_layer = {name: [tensors[index] for index in group] for name, tensors in (inputs or {}).items()}
+        if (ids := self._ids_of(positions, token_ids)) is not None:
+            by_layer[TOKEN_IDS] = [ids] * len(group)
+        return by_layer
 
-    def _ids_of(self, group: range, token_ids: Tensor | None) -> Tensor | None:
-        """Token ids [T] int64 of a group's layers; None where it is not known which tokens they hold."""
-        if token_ids is None or self.geometry.layers[group[0]].tokens != len(token_ids):
+    def _ids_of(self, positions: Tensor, token_ids: Tensor | None) -> Tensor | None:
+        """The token ids at ``positions``, int64; None where it is not known which tokens these are."""
+        if token_ids is None or (self.start is None and len(positions) != len(token_ids)):
             return None
-        return token_ids.to(torch.int64)
+        ids = token_ids.to(torch.int64)
+        return ids if self.start is None else ids[positions.to(torch.int64) - self.start]
 
     @cached_property
     def _ropes(self) -> tuple[Rope, ...]:
@@ -187,33 +198,97 @@ class Contents:
 
     def place(self, group: range) -> Place:
         """The place of a group's layers in the model, and the rotations of their keys."""
-        own = self._ropes[group.start : group.stop]
-        return Place(group.start, len(group), len(self.geometry.layers), own, self.start)
+        ropes_of_group = self._ropes[group.start : group.stop]
+        start = None if any(self._is_pruned(index) for index in group) else self.start
+        return Place(group.start, len(group), len(self.geometry.layers), ropes_of_group, start)
 
-    def _positions(self, group: range) -> dict[str, Array]:
-        if self.start is not None:
-            return {}
-        return {
-            f"layers.{index:04d}.{POSITIONS}": Array((self.geometry.layers[index].tokens,), torch.int32)
-            for index in group
-        }
+    def _is_pruned(self, index: int) -> bool:
+        layer = self.geometry.layers[index]
+        return layer.lengths is not None or layer.tokens != self.geometry.n_tokens
+
+    def _tokens(self, group: range) -> dict[str, Array]:
+        """Tensors that say which tokens the layers of a group hold, and what is added to their scores."""
+        arrays: dict[str, Array] = {}
+        for index in group:
+            layer, name = self.geometry.layers[index], f"layers.{index:04d}."
+            if self.start is None:
+                arrays[name + POSITIONS] = Array((layer.tokens,), torch.int32)
+            elif self._is_pruned(index):
+                heads = 1 if layer.lengths is None else len(layer.lengths)
+                arrays[name + KEPT] = Array((heads, packed_size(self.geometry.n_tokens, 1)), torch.uint8)
+            if layer.biased:
+                arrays[name + BIAS] = Array((layer.keys[0], layer.tokens), torch.float32)
+        return arrays
+
+    def _stored_tokens(self, group: range, layers: Sequence[LayerKV]) -> dict[str, Tensor]:
+        """Those tensors of ``layers``, by their names."""
+        stored: dict[str, Tensor] = {}
+        for index, layer in zip(group, layers, strict=True):
+            name = f"layers.{index:04d}."
+            if self.start is None:
+                stored[name + POSITIONS] = layer.positions.to(torch.int32)
+            elif self._is_pruned(index):
+                rows = [head.positions for head in layer.heads()] if layer.lengths else [layer.positions]
+                stored[name + KEPT] = self._kept(rows)
+            if layer.bias is not None:
+                stored[name + BIAS] = layer.bias.float()
+        return stored
+
+    def _kept(self, rows: Sequence[Tensor]) -> Tensor:
+        kept = torch.zeros(len(rows), self.geometry.n_tokens, dtype=torch.uint8)
+        for row, positions in zip(kept, rows, strict=True):
+            row[positions.cpu() - (self.start or 0)] = 1
+        return torch.stack([pack(row, 1) for row in kept])
+
+    def _read_tokens(self, index: int, tensors: Mapping[str, Tensor]) -> LayerKV:
+        """A layer's positions, lengths and biases, without keys and values."""
+        arrays = self._tokens(range(index, index + 1))
+        for name, array in arrays.items():
+            if name not in tensors:
+                raise CodecError(f"tensor {name} is missing")
+            array.check(name, tensors[name])
+        layer, name, empty = self.geometry.layers[index], f"layers.{index:04d}.", torch.empty(0)
+        bias = tensors[name + BIAS] if layer.biased else None
+        if bias is not None and bias.isnan().any():
+            raise CodecError(f"{name}{BIAS}: holds NaN")
+        if self.start is None:
+            positions = tensors[name + POSITIONS].to(torch.int64)
+            if positions.numel() and int(positions.min()) < 0:
+                raise CodecError(f"{name}{POSITIONS}: holds {int(positions.min())}, expected none below 0")
+            return LayerKV(empty, empty, positions, layer.lengths, bias)
+        if not self._is_pruned(index):
+            return LayerKV(empty, empty, torch.arange(self.start, self.start + layer.tokens), bias=bias)
+        bits = torch.stack([unpack(row, self.geometry.n_tokens, 1) for row in tensors[name + KEPT]])
+        lengths, expected = tuple(bits.sum(1).tolist()), layer.lengths or (layer.tokens,)
+        if lengths != expected:
+            raise unexpected(f"{name}{KEPT}: numbers of tokens", lengths, str(expected)[:80])
+        return LayerKV(empty, empty, bits.nonzero()[:, 1] + self.start, layer.lengths, bias)
 
     def _full(self, group: range, name: str) -> str:
         last = f"-{group[-1]:04d}" if self.pipeline.grouped else ""
         return f"layers.{group[0]:04d}{last}.{name}"
 
 
-def _read_positions(name: str, tensors: Mapping[str, Tensor], array: Array) -> Tensor:
-    if name not in tensors:
-        raise CodecError(f"tensor {name} is missing")
-    array.check(name, tensors[name])
-    if array.numel and int(tensors[name].min()) < 0:
-        raise CodecError(f"{name}: holds {int(tensors[name].min())}, expected none below 0")
-    return tensors[name].to(torch.int64)
+def _refuse_mixed(group: range, layers: Sequence[LayerKV]) -> None:
+    first, *others = layers
+    for index, layer in zip(group[1:], others, strict=True):
+        if not torch.equal(layer.positions, first.positions):
+            raise CodecError(f"layers {group[0]} and {index} are coded together, but hold different tokens")
 
 
 def _shared_start(kv: KV) -> int | None:
+    """The position of the first token, where all tokens are in a row."""
     first = int(kv.layers[0].positions[0]) if kv.n_tokens and kv.layers[0].positions.numel() else 0
     run = torch.arange(first, first + kv.n_tokens)
-    shared = all(torch.equal(layer.positions.cpu().to(torch.int64), run) for layer in kv.layers)
-    return first if shared else None
+    if all(torch.equal(layer.positions.cpu().to(torch.int64), run) for layer in kv.layers):
+        return first
+    if kv.start is None:
+        return None
+    for index, layer in enumerate(kv.layers):
+        for head in layer.heads():
+            offsets = head.positions - kv.start
+            if (offsets.diff() <= 0).any() or not ((offsets >= 0) & (offsets < kv.n_tokens)).all():
+                raise CodecError(
+                    f"layer {index}: positions are not ascending and from {kv.start} to {kv.start + kv.n_tokens - 1}"
+                )
+    return kv.start

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvtool.artifact.read import Artifact
+from kvtool.codecs import Geometry
 from kvtool.digest import digest_token_ids
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
+from kvtool.engines.ragged import RaggedLayer
 from kvtool.errors import MismatchError
 from kvtool.kernels.threads import thread_pool
 
@@ -24,7 +26,7 @@ _READERS = 2
 def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     """A cache of ``parts``, one after the other at the positions they were prefilled at.
 
-    Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an
+    Layers that any of them does not hold whole are packed, and hold no more than is there. Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an
     artifact of another model, or one that does not continue the one before it; ``ArtifactError`` for a broken one.
     """
     for part in parts:
@@ -32,10 +34,9 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     _refuse_gaps(parts)
     token_ids = torch.cat([part.token_ids for part in parts])
     cache = DocumentCache(parts[0].n_layers, capacity=len(token_ids) + ROOM, token_ids=token_ids)
-    geometry = parts[0].contents.geometry
     # Here, not in the threads that fill them: memory that an earlier cache gave back is not given to other threads.
-    for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
-        layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"))
+    for index in range(len(cache.layers)):
+        _allocate(cache, index, [part.contents.geometry for part in parts])
     for part in parts:
         if len(part.contents.groups) == 1:
             _fill(cache.layers, part.contents.groups[0], part)
@@ -45,14 +46,33 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     return cache
 
 
-def _fill(targets: Sequence[BufferedLayer], group: range, part: Artifact) -> None:
-    places = [targets[index].extend(part.contents.geometry.layers[index].tokens) for index in group]
-    if part.is_raw:
-        for index, (keys, values) in zip(group, places, strict=True):
+def _allocate(cache: DocumentCache, index: int, geometries: Sequence[Geometry]) -> None:
+    """Makes room for layer ``index`` of parts of these ``geometries``."""
+    dtype, device = geometries[0].dtype, torch.device("cpu")
+    sizes = [geometry.layers[index] for geometry in geometries]
+    (_, key_size), (_, value_size) = sizes[0].keys, sizes[0].values
+    if all(geometry.holds_all(index) for geometry in geometries):
+        cache.layers[index].allocate(sizes[0].keys, sizes[0].values, dtype, device)
+        return
+    by_head = zip(*(size.head_lengths for size in sizes), strict=True)
+    layer = RaggedLayer([sum(lengths) for lengths in by_head], sum(g.n_tokens for g in geometries))
+    layer.allocate(key_size, value_size, dtype, device, biased=any(size.biased for size in sizes))
+    cache.layers[index] = layer
+
+
+def _fill(targets: Sequence[BufferedLayer | RaggedLayer], group: range, part: Artifact) -> None:
+    if part.is_raw and all(isinstance(targets[index], BufferedLayer) for index in group):
+        for index in group:
+            keys, values = targets[index].extend(part.contents.geometry.layers[index].tokens)
             part.read_into(f"layers.{index:04d}.keys", keys[0])
             part.read_into(f"layers.{index:04d}.values", values[0])
         return
-    for layer, (keys, values) in zip(part.group(group), places, strict=True):
+    for index, layer in zip(group, part.group(group), strict=True):
+        target = targets[index]
+        if isinstance(target, RaggedLayer):
+            target.place(layer)
+            continue
+        keys, values = target.extend(layer.keys.shape[1])
         keys[0].copy_(layer.keys)
         values[0].copy_(layer.values)
 

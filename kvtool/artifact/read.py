@@ -154,7 +154,7 @@ class Artifact:
 
     def kv(self) -> KV:
         layers = [layer for group in self.contents.groups for layer in self.group(group)]
-        return KV(tuple(layers), self.token_ids, self.contents.rope)
+        return KV(tuple(layers), self.token_ids, self.contents.rope, self.contents.start)
 
     def layer(self, index: int) -> LayerKV:
         """One layer, decoded; every byte of it has been checked."""

@@ -234,8 +234,8 @@ def _too_long(store: Store, segments: Sequence[Placed], tokens: int, model: Mode
 
 
 def _refuse_pruned(segment: Placed) -> None:
-    contents, n_tokens = segment.artifact.contents, len(segment.artifact.token_ids)
-    if contents.start is None or {layer.tokens for layer in contents.geometry.layers} != {n_tokens}:
+    contents = segment.artifact.contents
+    if contents.start is None or contents.geometry.is_pruned:
         raise MismatchError(
             segment.document,
             f"{segment.artifact.path} does not hold all of its tokens, and what was pruned cannot be placed "

@@ -13,8 +13,8 @@ from kvtool.engines.cache import DocumentCache
 from kvtool.errors import UsageError
 from kvtool.model.model import Model
 
-PROBED, REPLAYED = frozenset({"attention", "queries"}), frozenset({"importance"})
-MEASURED = PROBED | REPLAYED
+PROBED, BY_REPLAY = frozenset({"attention", "queries"}), frozenset({"importance", "replayed"})
+MEASURED = PROBED | BY_REPLAY
 """The inputs that kvtool can measure: with probes, and by a replay."""
 
 
@@ -29,7 +29,7 @@ def measure_inputs(model: Model, cache: DocumentCache, token_ids: Tensor, needs:
     inputs: Inputs = {}
     if not PROBED.isdisjoint(needs):
         inputs = {**inputs, **observe(model, cache, token_ids)}
-    if not REPLAYED.isdisjoint(needs):
+    if not BY_REPLAY.isdisjoint(needs):
         inputs = {**inputs, **replay(model, cache, token_ids)}
     return {name: tensors for name, tensors in inputs.items() if name in needs}
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs import Inputs
+from kvtool.codecs.spec import IMPORTANCE, REPLAYED
 from kvtool.engines.attention.capture import capture_attention, capture_error, step_tokens
 from kvtool.engines.attention.probe import fill_unseen
 from kvtool.engines.cache import DocumentCache
@@ -29,10 +30,10 @@ OVERLAP = 8
 
 @torch.no_grad()
 def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
-    """``importance`` of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``.
+    """``replayed`` and ``importance`` of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``.
 
-    It is [T] float32 for each layer, on the CPU: the largest attention weight that any replayed token gives the token, in
-    any head. In layers with a sliding window, tokens that no replayed token sees get the mean of those that are seen. A
+    ``replayed`` is [H, T] float32 for each layer, on the CPU: the largest attention weight that any replayed token gives the
+    token, in any query head of each key head. ``importance`` [T] is the largest of all heads. In layers with a sliding window, tokens that no replayed token sees get the mean of those that are seen. A
     segment that does not fit the model's context twice is replayed in passages, each after a request of its own.
 
     The cache is left as it was. Raises ``ModelError`` for a family whose attention cannot be captured, and where the
@@ -40,7 +41,9 @@ def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
     """
     n_cached, n_tokens = cache.get_seq_length(), len(token_ids)
     request = document_tokens(model, REQUEST)
-    observers = [_LargestWeights(n_cached - n_tokens, n_cached) for _ in cache.layers]
+    observers = [
+        _LargestWeights(layer.keys.shape[1], n_cached - n_tokens, n_cached) for layer in cache.layers
+    ]
     for passage in _passages(model, n_tokens, model.context - n_cached - len(request)):
         feed(model, request, cache)
         with capture_attention(model, observers):
@@ -48,7 +51,10 @@ def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
         cache.crop(n_cached - cache.get_seq_length())
     if any(observer.passes != observers[0].passes or not observer.passes for observer in observers):
         raise capture_error(model)
-    return {"importance": [fill_unseen(observer.weight, observer.seen) for observer in observers]}
+    return {
+        REPLAYED: [observer.by_head() for observer in observers],
+        IMPORTANCE: [fill_unseen(observer.weight.amax(0), observer.seen) for observer in observers],
+    }
 
 
 def _passages(model: Model, n_tokens: int, room: int) -> Iterator[range]:
@@ -76,17 +82,25 @@ def _feed(model: Model, token_ids: Tensor, cache: DocumentCache) -> None:
 
 
 class _LargestWeights:
-    """The largest weight that each token from ``start`` to ``end`` was given."""
+    """The largest weight that each token from ``start`` to ``end`` was given, by query head."""
 
-    def __init__(self, start: int, end: int) -> None:
-        self.start, self.end, self.passes = start, end, 0
-        self.weight = torch.zeros(end - start)
+    def __init__(self, heads: int, start: int, end: int) -> None:
+        self.heads, self.start, self.end, self.passes = heads, start, end, 0
+        self.weight = torch.zeros(0, end - start)
         self.seen = torch.zeros(end - start, dtype=torch.bool)
 
     def on_queries(self, query: Tensor, mask: Tensor) -> None:
         self.passes += 1
         self.seen |= mask[:, self.start : self.end].any(0).cpu()
+        if not len(self.weight):
+            self.weight = self.weight.new_zeros(len(query), self.weight.shape[1])
 
     def on_weights(self, first: int, weights: Tensor) -> None:
-        largest = weights[..., self.start : self.end].amax((0, 1)).float().cpu()
-        torch.maximum(self.weight, largest, out=self.weight)
+        largest = weights[..., self.start : self.end].amax(1).float().cpu()
+        rows = self.weight[first : first + len(largest)]
+        torch.maximum(rows, largest, out=rows)
+
+    def by_head(self) -> Tensor:
+        """[H, T], by key head."""
+        grouped = self.weight.view(self.heads, -1, self.weight.shape[1]).amax(1)
+        return fill_unseen(grouped, self.seen)

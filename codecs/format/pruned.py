@@ -1,0 +1,80 @@
+"""A segment whose layers are reduced by a prune stage, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from kvtool.codecs.errors import CodecError, NeedsError
+from kvtool.codecs.format.segment_spec import Contents
+from kvtool.codecs.geometry import LayerGeometry
+from kvtool.codecs.kv import LayerKV
+from kvtool.codecs.pipeline import Inputs
+from kvtool.codecs.prune.stage import Prune, taken_inputs
+from kvtool.codecs.spec import BY_TOKEN, POSITIONS
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is to be encoded: ``layer`` gives each layer, ``inputs`` has a tensor for each."""
+
+    contents: Contents
+    layer: Callable[[int], LayerKV]
+    inputs: Inputs
+
+
+def pruned(segment: Segment) -> Segment:
+    """The segment as its pipeline's prune stage reduces it; the same where there is none.
+
+    The scores of all layers are in memory, and one layer at a time. Raises CodecError for a segment that is pruned already,
+    and NeedsError for an input that is wanted and not given.
+    """
+    stage, contents = segment.contents.pipeline.prune, segment.contents
+    if stage is None:
+        return segment
+    if missing := stage.needs - {POSITIONS} - segment.inputs.keys():
+        raise NeedsError(missing)
+    if contents.start is None or contents.geometry.is_pruned:
+        raise CodecError(f"{stage.label}: the segment has lost tokens already, expected one with all of them")
+    kept = _kept(stage, segment)
+    sizes = contents.geometry.layers
+    reduced = tuple(_reduced_size(stage, size, some) for size, some in zip(sizes, kept, strict=True))
+
+    def layer(index: int) -> LayerKV:
+        return stage.reduce(segment.layer(index), kept[index], inputs_of(segment.inputs, index))
+
+    by_layer = [
+        taken_inputs(inputs_of(segment.inputs, index), BY_TOKEN, some, sizes[index].n_heads)
+        for index, some in enumerate(kept)
+    ]
+    inputs = {name: [cut[name] for cut in by_layer] for name in segment.inputs}
+    geometry = replace(contents.geometry, layers=reduced)
+    return Segment(replace(contents, geometry=geometry), layer, inputs)
+
+
+def inputs_of(inputs: Inputs, index: int) -> dict[str, Tensor]:
+    """The inputs of one layer."""
+    return {name: tensors[index] for name, tensors in inputs.items()}
+
+
+def _kept(stage: Prune, segment: Segment) -> list[Tensor]:
+    sizes = segment.contents.geometry.layers
+    scores: list[Tensor] = []
+    for index, size in enumerate(sizes):
+        score = stage.score(segment.layer(index), inputs_of(segment.inputs, index))
+        if tuple(score.shape) != (size.n_heads, size.tokens) or score.isnan().any():
+            raise CodecError(
+                f"layer {index}: {stage.label}: scores are {list(score.shape)}, or hold NaN, expected "
+                f"[{size.n_heads}, {size.tokens}]"
+            )
+        scores.append(score)
+    return stage.choose(scores)
+
+
+def _reduced_size(stage: Prune, size: LayerGeometry, kept: Tensor) -> LayerGeometry:
+    counts: Sequence[int] = kept.sum(1).tolist()
+    if len(kept) == 1:
+        return replace(size, tokens=counts[0], biased=stage.biased)
+    return LayerGeometry(sum(counts), (1, size.keys[1]), (1, size.values[1]), tuple(counts), stage.biased)

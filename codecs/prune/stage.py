@@ -1,0 +1,83 @@
+"""The contract of stages that leave out tokens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvtool.codecs.kv import LayerKV
+from kvtool.codecs.spec import Payload
+from kvtool.codecs.stage import BaseStage, Kind
+
+
+@dataclass(frozen=True)
+class Prune(BaseStage):
+    """Leaves out tokens of each layer, or of each of its heads, before anything else is done.
+
+    It sees all layers before the first is reduced, so that budgets may differ between them: ``score`` is asked layer by layer,
+    then ``choose`` once, then ``reduce`` layer by layer. What it ``needs`` is in ``inputs`` by name, that layer's.
+    """
+
+    kind: ClassVar[Kind] = "prune"
+    biased: ClassVar[bool] = False
+    """Whether reduced layers have biases."""
+
+    @classmethod
+    def examples(cls) -> tuple[Prune, ...]:
+        """Configurations that together reach every path."""
+        return (cls(),)
+
+    @abstractmethod
+    def score(self, layer: LayerKV, inputs: Payload) -> Tensor:
+        """What each token is worth, [H, T] float32, larger for those to keep. The layer holds all tokens."""
+
+    @abstractmethod
+    def choose(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        """The tokens that stay, from the scores of all layers: for each layer bool [H, T], or [1, T] for all heads alike.
+
+        Raises CodecError for a budget that cannot be kept.
+        """
+
+    def reduce(self, layer: LayerKV, kept: Tensor, inputs: Payload) -> LayerKV:
+        """The layer with the tokens ``kept``, a row of ``choose``'s result, and no others."""
+        return take(layer, kept)
+
+
+def take(layer: LayerKV, kept: Tensor) -> LayerKV:
+    """The tokens of ``layer``, which holds all, that ``kept`` says: bool [H, T], or [1, T] for all heads alike.
+
+    Heads apart are packed.
+    """
+    if kept.shape[0] == 1:
+        (some,) = kept
+        return LayerKV(layer.keys[:, some], layer.values[:, some], layer.positions[some])
+    head, token = kept.nonzero(as_tuple=True)
+    lengths = tuple(kept.sum(1).tolist())
+    return LayerKV(
+        layer.keys[head, token][None], layer.values[head, token][None], layer.positions[token], lengths
+    )
+
+
+def taken_inputs(inputs: Payload, by_token: frozenset[str], kept: Tensor, heads: int) -> dict[str, Tensor]:
+    """``inputs`` of a layer as they are after ``take``: of those ``by_token``, the entries of the kept tokens."""
+    cut: dict[str, Tensor] = {}
+    for name, tensor in inputs.items():
+        if name not in by_token:
+            cut[name] = tensor
+        elif kept.shape[0] == 1:
+            cut[name] = tensor[..., kept[0]]
+        elif tensor.ndim == 1:
+            cut[name] = tensor.expand(heads, -1)[kept]
+        else:
+            cut[name] = tensor[kept][None]
+    return cut
+
+
+def unbiased(layer: LayerKV) -> LayerKV:
+    """The layer with a bias of zero for every token."""
+    return replace(layer, bias=torch.zeros(layer.keys.shape[:2]))
