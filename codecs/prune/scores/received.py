@@ -1,0 +1,19 @@
+"""Scores from the attention that tokens receive."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kvtool.codecs.kv import LayerKV
+from kvtool.codecs.prune.scores.inputs import RECEIVED, read
+from kvtool.codecs.spec import Payload
+
+
+def h2o(layer: LayerKV, inputs: Payload) -> Tensor:
+    """The weights that a token receives from all queries, summed (H2O: Zhang et al., 2023, arXiv 2306.14048).
+
+    The paper keeps half a budget of these and half of recent tokens: the budget's ``recent``. It evicts token by token;
+    this is the form "based on global statistics" of the authors' code, which sums over the whole prompt. That code has a
+    cache for each query head; the mean over those that share a key head is taken here, as in KVCache-Factory.
+    """
+    return read(inputs, RECEIVED, layer)

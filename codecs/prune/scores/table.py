@@ -1,0 +1,44 @@
+"""Scores by name, and the inputs of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from kvtool.codecs.kv import LayerKV
+from kvtool.codecs.prune.scores.cache import keydiff, l2_norm, streaming_llm
+from kvtool.codecs.prune.scores.inputs import QUERY_COVARIANCE, QUERY_MEAN, RECEIVED, REPLAYED, WINDOW_WEIGHTS
+from kvtool.codecs.prune.scores.received import h2o
+from kvtool.codecs.prune.scores.replay import kvzip
+from kvtool.codecs.prune.scores.statistics import expected_attention
+from kvtool.codecs.prune.scores.window import snapkv
+from kvtool.codecs.rope import Rope
+from kvtool.codecs.spec import Payload
+
+
+@dataclass(frozen=True)
+class Score:
+    """``function`` gives the scores of a layer from its ``needs``; ``turned`` says that it wants the layer's rotation too."""
+
+    function: Callable[..., Tensor]
+    needs: frozenset[str] = frozenset()
+    turned: bool = False
+
+    def of(self, layer: LayerKV, inputs: Payload, rope: Rope | None = None) -> Tensor:
+        """[H, T] float32, larger for tokens to keep."""
+        function = partial(self.function, rope=rope) if self.turned else self.function
+        return function(layer, inputs)
+
+
+SCORES = {
+    "expected-attention": Score(expected_attention, frozenset({QUERY_MEAN, QUERY_COVARIANCE}), turned=True),
+    "h2o": Score(h2o, frozenset({RECEIVED})),
+    "keydiff": Score(keydiff),
+    "kvzip": Score(kvzip, frozenset({REPLAYED})),
+    "l2-norm": Score(l2_norm),
+    "snapkv": Score(snapkv, frozenset({WINDOW_WEIGHTS})),
+    "streaming-llm": Score(streaming_llm),
+}
