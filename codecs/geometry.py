@@ -171,9 +171,7 @@ class Geometry:
         return cls(DTYPES[dtype], n_tokens, tuple(layers))
 
 
-def _object(
-    name: str, value: Json, fields: set[str], optional: Set[str] = frozenset()
-) -> Mapping[str, Json]:
+def _object(name: str, value: Json, fields: set[str], optional: Set[str] = frozenset()) -> Mapping[str, Json]:
     if not isinstance(value, Mapping) or value.keys() - optional != fields:
         raise unexpected(name, value, f"an object of {', '.join(sorted(fields))}")
     return value

@@ -22,10 +22,7 @@ POSITIONS, TOKEN_IDS = "positions", "token_ids"
 
 ATTENTION, IMPORTANCE = "attention", "importance"
 
-REPLAYED = "replayed"
-"""[H, T] float32: the largest weight that a replayed token gives each token, of the query heads that share a key head."""
-
-BY_TOKEN = frozenset({POSITIONS, TOKEN_IDS, ATTENTION, IMPORTANCE, REPLAYED})
+BY_TOKEN = frozenset({POSITIONS, TOKEN_IDS, ATTENTION, IMPORTANCE})
 """Inputs that have an entry for each token, along their last axis."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

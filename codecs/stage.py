@@ -17,12 +17,11 @@ Kind: TypeAlias = Literal["prune", "transform", "quantize", "entropy"]
 
 @dataclass(frozen=True)
 class BaseStage(ABC):
-    """What all stages have: a name, a version, parameters, and the names of the inputs that they need."""
+    """What all stages have: a name, a version and parameters."""
 
     name: ClassVar[str]
     version: ClassVar[int]
     kind: ClassVar[Kind]
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def to_config(self) -> dict[str, Json]:
         """Name, version and every field as JSON values, a calibration as its digest; ``stage_from_config`` undoes it."""
@@ -63,6 +62,8 @@ class Stage(BaseStage):
     A stage that uses what a recipe learned about the model has a field ``calibration: Calibration``. Its content is not
     trusted: ``plan`` checks the shape of each tensor that it uses (``Calibration.tensor``).
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:

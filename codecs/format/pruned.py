@@ -63,7 +63,8 @@ def _kept(stage: Prune, segment: Segment) -> list[Tensor]:
     sizes = segment.contents.geometry.layers
     scores: list[Tensor] = []
     for index, size in enumerate(sizes):
-        score = stage.score(segment.layer(index), inputs_of(segment.inputs, index))
+        rope = next(iter(segment.contents.place(range(index, index + 1)).ropes), None)
+        score = stage.scores(segment.layer(index), inputs_of(segment.inputs, index), rope)
         if tuple(score.shape) != (size.n_heads, size.tokens) or score.isnan().any():
             raise CodecError(
                 f"layer {index}: {stage.label}: scores are {list(score.shape)}, or hold NaN, expected "
@@ -75,6 +76,8 @@ def _kept(stage: Prune, segment: Segment) -> list[Tensor]:
 
 def _reduced_size(stage: Prune, size: LayerGeometry, kept: Tensor) -> LayerGeometry:
     counts: Sequence[int] = kept.sum(1).tolist()
+    if kept.all():
+        return replace(size, biased=stage.biased)
     if len(kept) == 1:
         return replace(size, tokens=counts[0], biased=stage.biased)
     return LayerGeometry(sum(counts), (1, size.keys[1]), (1, size.values[1]), tuple(counts), stage.biased)

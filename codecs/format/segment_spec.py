@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.calibration import NONE, Calibration
-from kvtool.codecs.errors import CodecError
+from kvtool.codecs.errors import CodecError, unexpected
 from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.kv import LayerKV
+from kvtool.codecs.rope import Rope
 from kvtool.codecs.spec import Payload
 from kvtool.codecs.stage import BaseStage, Kind
 
@@ -19,8 +20,8 @@ from kvtool.codecs.stage import BaseStage, Kind
 class Prune(BaseStage):
     """Leaves out tokens of each layer, or of each of its heads, before anything else is done.
 
-    It sees all layers before the first is reduced, so that budgets may differ between them: ``score`` is asked layer by layer,
-    then ``choose`` once, then ``reduce`` layer by layer. What it ``needs`` is in ``inputs`` by name, that layer's.
+    It sees all layers before the first is reduced, so that budgets may differ between them: ``scores`` is asked layer by
+    layer, then ``choose`` once, then ``reduce`` layer by layer. What it ``needs`` is in ``inputs`` by name, that layer's.
     """
 
     kind: ClassVar[Kind] = "prune"
@@ -32,9 +33,17 @@ class Prune(BaseStage):
         """Configurations that together reach every path."""
         return (cls(),)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the inputs that it needs beyond keys and values."""
+        return frozenset()
+
     @abstractmethod
-    def score(self, layer: LayerKV, inputs: Payload) -> Tensor:
-        """What each token is worth, [H, T] float32, larger for those to keep. The layer holds all tokens."""
+    def scores(self, layer: LayerKV, inputs: Payload, rope: Rope | None) -> Tensor:
+        """What each token is worth, [H, T] float32, larger for those to keep.
+
+        The layer holds all tokens. ``rope`` is the rotation of its keys, None where nobody knows.
+        """
 
     @abstractmethod
     def choose(self, scores: Sequence[Tensor]) -> list[Tensor]:
@@ -51,8 +60,10 @@ class Prune(BaseStage):
 def take(layer: LayerKV, kept: Tensor) -> LayerKV:
     """The tokens of ``layer``, which holds all, that ``kept`` says: bool [H, T], or [1, T] for all heads alike.
 
-    Heads apart are packed.
+    Heads that hold different tokens are packed; a layer that keeps all tokens stays as it is.
     """
+    if kept.all():
+        return layer
     if kept.shape[0] == 1:
         (some,) = kept
         return LayerKV(layer.keys[:, some], layer.values[:, some], layer.positions[some])
@@ -65,6 +76,8 @@ def take(layer: LayerKV, kept: Tensor) -> LayerKV:
 
 def taken_inputs(inputs: Payload, by_token: frozenset[str], kept: Tensor, heads: int) -> dict[str, Tensor]:
     """``inputs`` of a layer as they are after ``take``: of those ``by_token``, the entries of the kept tokens."""
+    if kept.all():
+        return dict(inputs)
     cut: dict[str, Tensor] = {}
     for name, tensor in inputs.items():
         if name not in by_token:

@@ -26,8 +26,9 @@ _READERS = 2
 def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     """A cache of ``parts``, one after the other at the positions they were prefilled at.
 
-    Layers that any of them does not hold whole are packed, and hold no more than is there. Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an
-    artifact of another model, or one that does not continue the one before it; ``ArtifactError`` for a broken one.
+    Layers that any of them does not hold whole are packed, and hold no more than the parts do. Every byte is checked before
+    the cache is handed out. Raises ``MismatchError``, naming the field, for an artifact of another model, or one that does not
+    continue the one before it; ``ArtifactError`` for a broken one.
     """
     for part in parts:
         refuse_mismatch(part, model)

@@ -12,7 +12,7 @@ from kvtool.calibration.calibrate import OnProgress, maker
 from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
 from kvtool.calibration.search import Setting
 from kvtool.codecs import CodecError, Pipeline
-from kvtool.codecs.recipe_registry import recipes
+from kvtool.codecs.recipe_registry import is_recipe
 from kvtool.compression.preset import ChosenPreset, choose_preset
 from kvtool.compression.rate_control import find_setting
 from kvtool.compression.request import Request
@@ -71,8 +71,10 @@ def resolve(
 
 def is_uncalibrated(request: Request, store: Store, names: Sequence[str]) -> bool:
     """Whether the recipe's calibration has still to be made, so that no document can have the variant."""
-    recipe = recipes().get(request.recipe)
-    if recipe is None or not recipe.needs_calibration(request.parameters):
+    if not is_recipe(request.recipe):
+        return False
+    recipe = recipe_of(request.recipe)
+    if not recipe.needs_calibration(request.parameters):
         return False
     try:
         finder(store, names, request.calibration)(recipe)

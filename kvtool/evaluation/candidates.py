@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 from kvtool.calibration.lookup import FindCalibration
 from kvtool.codecs import CodecError, Pipeline
+from kvtool.codecs.recipe_registry import is_recipe
 from kvtool.codecs.recipe_registry import recipe as find_recipe
-from kvtool.codecs.recipe_registry import recipes
 from kvtool.compression.pipeline_options import parameters_of, pipeline_of
 from kvtool.digest import Json, digest
 from kvtool.engines.cache import DocumentCache
@@ -150,7 +150,7 @@ def chosen(
     for text in dict.fromkeys(text.strip() for text in texts):
         if text in ("", RAW):
             continue
-        if text.split(":")[0] not in recipes():
+        if not is_recipe(text.split(":")[0]):
             variants = variants or {variant.name: variant for variant in variants_of(store, names)}
         coded.append((variants or {}).get(text) or candidate(text, find))
     return coded
@@ -172,7 +172,7 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
                 raise UsageError(
                     name, f"its variant {variant!r} cannot be made here ({error})", remedy
                 ) from error
-            recipe = recipes().get(family)
+            recipe = find_recipe(family) if is_recipe(family) else None
             summary, paper = (recipe.summary, recipe.paper) if recipe else ("", "")
             coded = Coded(variant, family, pipeline, summary, paper)
             if by_variant.setdefault(variant, coded).pipeline != pipeline:

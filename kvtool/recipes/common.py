@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from kvtool.codecs.recipe import Parameter
+from collections.abc import Mapping
+
+from kvtool.codecs.pipeline import Pipeline
+from kvtool.codecs.prune.select import BUDGETS, Select
+from kvtool.codecs.recipe import Between, Parameter
 from kvtool.codecs.stage import Stage
 from kvtool.codecs.transform.window import Window
 
@@ -18,3 +22,19 @@ def sinks(default: int = 0) -> Parameter:
 
 def recent(default: int = 0) -> Parameter:
     return Parameter(default, range(1 << 31), "last tokens kept in 16 bits")
+
+
+def selection(budget: str, first: int = 4, last: int = 0) -> Mapping[str, Parameter]:
+    """Parameters of a recipe that keeps the tokens with the best scores."""
+    tokens = range(1 << 31)
+    return {
+        "keep": Parameter(0.5, Between(1e-3, 1.0), "share of the tokens that stay"),
+        "budget": Parameter(budget, tuple(BUDGETS), "how they are shared out among layers and heads"),
+        "first": Parameter(first, tokens, "first tokens that always stay"),
+        "last": Parameter(last, tokens, "last tokens that always stay"),
+    }
+
+
+def select(score: str, keep: float, budget: str, first: int, last: int) -> Pipeline:
+    """The pipeline that keeps the tokens with the best scores, and stores them as they are."""
+    return Pipeline(prune=Select(score, budget, keep, first, last))

@@ -40,10 +40,12 @@ from kvtool.codecs import (
     stages,
 )
 from kvtool.codecs.entropy.pack import Pack
+from kvtool.codecs.prune.scores.inputs import REPLAYED
 from kvtool.codecs.spec import Array, Payload, Spec
-from kvtool.codecs.stage import Stage
-from kvtool.codecs.stage_registry import FOLDERS
+from kvtool.codecs.stage import BaseStage, Stage
+from kvtool.codecs.stage_registry import FOLDERS, prune_stages
 
+CONTRACTS = ("kvtool.codecs.prune.stage",)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(2, 37, 10), (1, 1, 8), (3, 0, 8), (1, 161, 33), (2, 5, 0), (1, 1, 1), (2, 64, 64)]
 # The only sizes that a stage with a calibration takes: those of its examples.
@@ -64,6 +66,7 @@ def needed(needs: Iterable[str], shape: tuple[int, ...]) -> dict[str, Tensor]:
         "token_ids": torch.randint(0, 40, (tokens,), generator=generator).expand(*layers, tokens),
         "importance": torch.rand(*layers, tokens, generator=generator) + 1e-3,
         "attention": torch.rand(*layers, heads, tokens, generator=generator),
+        REPLAYED: torch.rand(*layers, heads, tokens, generator=generator),
         "queries": torch.randn(*layers, 2 * heads, 6, channels, generator=generator),
     }
     return {name: made[name] for name in needs}
@@ -222,7 +225,7 @@ def test_every_stage_in_the_folders_is_registered(folder: str) -> None:
     for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(info.name)
         # What stages of a kind share is beside them.
-        assert stage_classes(module) or info.ispkg or info.name in SHARED, f"{info.name} holds no stage"
+        assert stage_classes(module) or info.ispkg or info.name in CONTRACTS, f"{info.name} holds no stage"
         check_stages_can_be_found(module)
 
 
@@ -308,7 +311,8 @@ def built(recipe: Recipe, name: str) -> Pipeline:
     """The recipe's pipeline for ``KVS[name]``, calibrated on samples if it must be."""
     if recipe.fit is None:
         assert not recipe.calibration, f"{recipe.name} cannot be calibrated"
-        return recipe.build()
+        # Those that leave out tokens have tests of their own (tests/codecs/prune).
+        return recipe.build(keep=1.0) if recipe.prunes else recipe.build()
     if (recipe.name, name) not in _calibrations:
         _calibrations[recipe.name, name] = recipe.fit(samples(name))
     return recipe.build(_calibrations[recipe.name, name])
@@ -317,7 +321,7 @@ def built(recipe: Recipe, name: str) -> Pipeline:
 INPUTS = {
     name: {
         need: [needed([need], tuple(layer.keys.shape))[need] for layer in kv.layers]
-        for need in ("attention", "importance", "queries", "token_ids")
+        for need in ("attention", "importance", "queries", "token_ids", REPLAYED)
     }
     for name, kv in KVS.items()
 }

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs import Inputs
-from kvtool.codecs.spec import IMPORTANCE, REPLAYED
+from kvtool.codecs.prune.scores.inputs import REPLAYED
+from kvtool.codecs.spec import IMPORTANCE
 from kvtool.engines.attention.capture import capture_attention, capture_error, step_tokens
 from kvtool.engines.attention.probe import fill_unseen
 from kvtool.engines.cache import DocumentCache
@@ -33,8 +34,9 @@ def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
     """``replayed`` and ``importance`` of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``.
 
     ``replayed`` is [H, T] float32 for each layer, on the CPU: the largest attention weight that any replayed token gives the
-    token, in any query head of each key head. ``importance`` [T] is the largest of all heads. In layers with a sliding window, tokens that no replayed token sees get the mean of those that are seen. A
-    segment that does not fit the model's context twice is replayed in passages, each after a request of its own.
+    token, in any query head of each key head. ``importance`` [T] is the largest of all heads. In layers with a sliding
+    window, tokens that no replayed token sees get the mean of those that are seen. A segment that does not fit the model's
+    context twice is replayed in passages, each after a request of its own.
 
     The cache is left as it was. Raises ``ModelError`` for a family whose attention cannot be captured, and where the
     model's context leaves no room to repeat anything.

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from kvtool.codecs.pipeline import Pipeline
+from kvtool.codecs.recipe import Recipe
+from kvtool.recipes import common
+
+
+def streaming_llm(keep: float, budget: str, first: int, last: int) -> Pipeline:
+    """StreamingLLM: Efficient Streaming Language Models with Attention Sinks (Xiao et al., 2023, arXiv 2309.17453).
+
+    The first four tokens stay, and of the others the last.
+
+    What differs. Positions stay as they were; the paper counts them within the cache. The prefix, whose first tokens
+    are the sinks, is kept whole.
+    """
+    return common.select("streaming-llm", keep, budget, first, last)
+
+
+RECIPE = Recipe(
+    name="streaming-llm",
+    paper="2309.17453 Efficient Streaming Language Models with Attention Sinks",
+    summary="the first and the last tokens",
+    make=streaming_llm,
+    parameters=common.selection("uniform", first=4, last=0),
+    prunes=True,
+)
