@@ -7,6 +7,7 @@ from collections.abc import Collection
 from torch import Tensor
 
 from kvtool.codecs import Inputs, Pipeline
+from kvtool.engines.attention.collect import COLLECTED, collect
 from kvtool.engines.attention.probe import observe
 from kvtool.engines.attention.replay import replay
 from kvtool.engines.cache import DocumentCache
@@ -14,15 +15,15 @@ from kvtool.errors import UsageError
 from kvtool.model.model import Model
 
 PROBED, BY_REPLAY = frozenset({"attention", "queries"}), frozenset({"importance", "replayed"})
-MEASURED = PROBED | BY_REPLAY
-"""The inputs that kvtool can measure: with probes, and by a replay."""
+MEASURED = PROBED | BY_REPLAY | COLLECTED
+"""The inputs that kvtool can measure: with probes, by a replay, and in a pass over the segment."""
 
 
 def measure_inputs(model: Model, cache: DocumentCache, token_ids: Tensor, needs: Collection[str]) -> Inputs:
     """Those of ``needs`` that can be measured, by name: one tensor for each layer.
 
-    They are of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``. ``attention.probe`` and
-    ``attention.replay`` say what each is. The model runs for nothing else, and the cache is left as it was.
+    They are of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``. ``attention.probe``,
+    ``attention.replay`` and ``attention.collect`` say what each is. The model runs for nothing else, and the cache is left as it was.
 
     Raises ``ModelError`` as these do.
     """
@@ -31,6 +32,8 @@ def measure_inputs(model: Model, cache: DocumentCache, token_ids: Tensor, needs:
         inputs = {**inputs, **observe(model, cache, token_ids)}
     if not BY_REPLAY.isdisjoint(needs):
         inputs = {**inputs, **replay(model, cache, token_ids)}
+    if not COLLECTED.isdisjoint(needs):
+        inputs = {**inputs, **collect(model, cache, token_ids, needs)}
     return {name: tensors for name, tensors in inputs.items() if name in needs}
 
 

@@ -1,0 +1,132 @@
+"""What scores of tokens read beyond keys and values, gathered in one pass over a segment.
+
+Attention is summed up block by block: the memory of a pass does not depend on the segment's length. Names, shapes and
+meanings are those of ``codecs.prune.scores.inputs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from kvtool.codecs import Inputs
+from kvtool.codecs.prune.scores.inputs import (
+    QUERY_COVARIANCE,
+    QUERY_MEAN,
+    RECEIVED,
+    WINDOW,
+    WINDOW_QUERIES,
+    WINDOW_WEIGHTS,
+)
+from kvtool.codecs.rope import Rope, turn
+from kvtool.engines.attention.capture import capture_attention, capture_error, step_tokens
+from kvtool.engines.cache import DocumentCache
+from kvtool.engines.capabilities import key_rotations
+from kvtool.engines.recompute import recompute_tokens
+from kvtool.errors import ModelError
+from kvtool.model.model import Model
+
+OF_WINDOW = frozenset({WINDOW_WEIGHTS, WINDOW_QUERIES})
+COLLECTED = OF_WINDOW | {RECEIVED, QUERY_MEAN, QUERY_COVARIANCE}
+
+FIRST = 4
+"""Positions whose queries are no example of later ones."""
+
+
+@torch.no_grad()
+def collect(model: Model, cache: DocumentCache, token_ids: Tensor, needs: Collection[str]) -> Inputs:
+    """Those of ``needs`` that are in ``COLLECTED``, by name, of the segment ``token_ids`` [T] int64, the last T of ``cache``.
+
+    All tokens of the segment are run once more over the cache, which is left as it was; the last ``WINDOW`` alone where no
+    more is needed. Raises ``ModelError`` for a family whose attention cannot be captured, or whose queries cannot be
+    turned back.
+    """
+    n_cached, n_tokens = cache.get_seq_length(), len(token_ids)
+    wanted, start = COLLECTED & set(needs), n_cached - n_tokens
+    ropes = _ropes(model, len(cache.layers)) if wanted - OF_WINDOW - {RECEIVED} else [None] * len(cache.layers)
+    observers = [
+        _Collector(layer.keys.shape[1], start, n_tokens, rope)
+        for layer, rope in zip(cache.layers, ropes, strict=True)
+    ]
+    window = max(start, n_cached - WINDOW)
+    step = step_tokens(n_cached)
+    with capture_attention(model, observers):
+        for first, end in ((start if wanted - OF_WINDOW else window, window), (window, n_cached)):
+            for at in range(first, end, step):
+                positions = torch.arange(at, min(at + step, end))
+                for observer in observers:
+                    observer.positions, observer.is_window = positions, at >= window
+                # Keys and values of these tokens equal those in the cache.
+                recompute_tokens(model, cache, cache.token_ids, positions, write=False)
+    if n_tokens and any(not observer.passes for observer in observers):
+        raise capture_error(model)
+    by_layer = [observer.inputs() for observer in observers]
+    return {name: [inputs[name] for inputs in by_layer] for name in sorted(wanted)}
+
+
+def _ropes(model: Model, n_layers: int) -> list[Rope | None]:
+    turned = key_rotations(model)
+    if turned is None:
+        raise ModelError(
+            model.name,
+            f"how {model.config.model_type} rotates its keys is not known, so that its queries cannot be turned back",
+            "compress with --recipe kvzip, which does not need them",
+        )
+    return list(turned.keys)
+
+
+class _Collector:
+    """Sums over a segment's queries, of one layer. ``positions`` are those of the pass that runs."""
+
+    def __init__(self, heads: int, start: int, n_tokens: int, rope: Rope | None) -> None:
+        self.heads, self.start, self.n_tokens, self.rope = heads, start, n_tokens, rope
+        self.positions, self.is_window, self.passes = torch.arange(0), False, 0
+        self.received = torch.zeros(0, n_tokens)
+        self.count = 0
+        self.total = self.products = torch.zeros(0)
+        self.window_queries: list[Tensor] = []
+        self.window_weights: dict[int, list[Tensor]] = {}
+
+    def on_queries(self, query: Tensor, mask: Tensor) -> None:
+        query = query.float().cpu()
+        if not self.passes:
+            heads, _, channels = query.shape
+            self.received = torch.zeros(heads, self.n_tokens)
+            self.total = torch.zeros(heads, channels, dtype=torch.float64)
+            self.products = torch.zeros(heads, channels, channels, dtype=torch.float64)
+        self.passes += 1
+        if self.is_window:
+            self.window_queries.append(query)
+        some = self.positions >= FIRST
+        if self.rope is not None and some.any():
+            # Rotated queries have no mean: it would be that of some place.
+            plain = turn(
+                query[:, some].contiguous(),
+                self.rope,
+                self.positions[some],
+                scaling=self.rope.scaling,
+                undo=True,
+            ).double()
+            self.count += plain.shape[1]
+            self.total += plain.sum(1)
+            self.products += plain.mT @ plain
+
+    def on_weights(self, first: int, weights: Tensor) -> None:
+        given = weights[..., self.start : self.start + self.n_tokens].float().cpu()
+        self.received[first : first + len(given)] += given.sum(1)
+        if self.is_window:
+            self.window_weights.setdefault(first, []).append(given)
+
+    def inputs(self) -> dict[str, Tensor]:
+        mean = self.total / max(self.count, 1)
+        covariance = self.products / max(self.count, 1) - mean[:, :, None] * mean[:, None, :]
+        rows = [torch.cat(blocks, 1) for _, blocks in sorted(self.window_weights.items())]
+        return {
+            RECEIVED: self.received.view(self.heads, -1, self.n_tokens).mean(1),
+            QUERY_MEAN: mean.float(),
+            QUERY_COVARIANCE: covariance.float(),
+            WINDOW_QUERIES: torch.cat(self.window_queries, 1),
+            WINDOW_WEIGHTS: torch.cat(rows),
+        }
