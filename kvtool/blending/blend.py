@@ -62,7 +62,7 @@ def blend(
     and text without a cache always is. With 1, everything is recomputed: the result is that of a full prefill, to the bit.
     A document alone is its own cache. ``question`` is the question that follows, or several of them. Some policies need
     it; the default one is better with it. Where ``parallel`` of the cache is set, as by the policy ``ape``, call
-    ``generate`` under ``engines.attention.parallel_encoding.parallel_attention(model, cache)``.
+    ``generate`` under ``engines.attention.cache_attention.cache_attention(model, cache)``.
 
     Raises ``UsageError`` for a value that makes no sense or for more tokens than the model's context, ``StoreError`` for
     what the store does not have, ``MismatchError`` for segments of another model or of different prefixes, and

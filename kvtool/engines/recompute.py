@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from kvtool.engines.cache import BufferedLayer, DocumentCache
+from kvtool.engines.cache import BufferedLayer, DocumentCache, refuse_pruned
 from kvtool.engines.transformers import causal_masks, run_masked
 from kvtool.model.model import Model
 
@@ -52,6 +52,7 @@ def recompute_tokens(
     """
     places = tokens if write else tokens[:0]
     seen = len(token_ids) if n_keys is None else n_keys
+    refuse_pruned(cache, "recomputing tokens")
     layers = [
         _RecomputedLayer(layer, index, places, seen, before_layer, after_layer, on_change)
         for index, layer in enumerate(cache.layers)

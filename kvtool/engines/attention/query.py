@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engines.attention.capture import capture_attention, capture_error
-from kvtool.engines.cache import DocumentCache
+from kvtool.engines.cache import DocumentCache, refuse_pruned
 from kvtool.engines.recompute import OnLayer, recompute_tokens
 from kvtool.model.model import Model
 
@@ -53,6 +53,7 @@ def _observe_after(
     make_observer: Callable[[], AnObserver],
 ) -> list[AnObserver]:
     """What an observer for each layer saw of ``token_ids``, run after the cache."""
+    refuse_pruned(cache, "measuring what a question attends to")
     n_cached = cache.get_seq_length()
     appended = torch.arange(n_cached, n_cached + len(token_ids))
     for layer in cache.layers:

@@ -17,7 +17,7 @@ from kvtool.codecs.prune.scores.inputs import REPLAYED
 from kvtool.codecs.spec import IMPORTANCE
 from kvtool.engines.attention.capture import capture_attention, capture_error, step_tokens
 from kvtool.engines.attention.probe import fill_unseen
-from kvtool.engines.cache import DocumentCache
+from kvtool.engines.cache import DocumentCache, refuse_pruned
 from kvtool.engines.transformers import causal_masks, feed, run_masked
 from kvtool.errors import ModelError
 from kvtool.model.chat_template import document_tokens
@@ -41,6 +41,7 @@ def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
     The cache is left as it was. Raises ``ModelError`` for a family whose attention cannot be captured, and where the
     model's context leaves no room to repeat anything.
     """
+    refuse_pruned(cache, "a replay")
     n_cached, n_tokens = cache.get_seq_length(), len(token_ids)
     request = document_tokens(model, REQUEST)
     observers = [

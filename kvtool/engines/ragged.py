@@ -1,0 +1,236 @@
+"""Layers of a cache that hold fewer tokens than the document has, each head its own.
+
+No memory is spent on padding: the tokens of all heads are packed, head after head. Tokens that are appended are seen by
+every head and are dense, after the packed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from kvtool.codecs import LayerKV
+from kvtool.engines.cache import BufferedLayer, pruned_error
+from kvtool.errors import UsageError
+
+_is_read_as_pruned: ContextVar[bool] = ContextVar("_is_read_as_pruned", default=False)
+
+
+@contextmanager
+def reading_pruned() -> Iterator[None]:
+    """Lets pruned layers be updated: the attention that reads them knows which tokens they hold."""
+    token = _is_read_as_pruned.set(True)
+    try:
+        yield
+    finally:
+        _is_read_as_pruned.reset(token)
+
+
+@dataclass
+class PackedTokens:
+    """The N tokens that the H heads of a layer hold, head after head.
+
+    ``keys`` is [N, D], ``values`` [N, Dv], and ``indices`` [N] int32 are the tokens' places in the document. ``lengths`` says
+    how many tokens each head has. ``bias`` [N] float32 is added to the scaled scores, unless it is None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    indices: Tensor
+    lengths: tuple[int, ...]
+    bias: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {"keys": self.keys, "values": self.values, "indices": self.indices, "bias": self.bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def before(self, index: int) -> PackedTokens:
+        """A copy of the tokens whose index is smaller."""
+        kept = self.indices < index
+        lengths = tuple(int(head.sum()) for head in kept.split(self.lengths))
+        return PackedTokens(**{name: x[kept] for name, x in self.tensors().items()}, lengths=lengths)
+
+    def to(self, device: torch.device) -> PackedTokens:
+        moved = {name: x.to(device, non_blocking=x.is_pinned()) for name, x in self.tensors().items()}
+        return PackedTokens(**moved, lengths=self.lengths)
+
+
+class RaggedLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer whose heads hold different tokens of a document, ``packed``, and after them dense tokens, ``appended``.
+
+    Its length counts every token of the document, held or not, so that positions and masks come out right. ``update``
+    returns the appended tokens alone: only ``attention.cache_attention`` can read such a layer.
+    """
+
+    holds_all = False
+
+    def __init__(self, lengths: Sequence[int], n_tokens: int) -> None:
+        """A layer of a document of ``n_tokens`` tokens, of which the heads will hold ``lengths``. Call ``allocate`` next."""
+        super().__init__()
+        self.n_tokens, self.appended = n_tokens, BufferedLayer()
+        self._lengths = tuple(lengths)
+        self._placed = [0 for _ in lengths]
+
+    def allocate(
+        self,
+        key_size: int,
+        value_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        biased: bool = False,
+        pinned: bool = False,
+    ) -> None:
+        """Makes room for the tokens that ``place`` will bring, and no more."""
+
+        def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
+
+        n = sum(self._lengths)
+        self.packed = PackedTokens(
+            empty(n, key_size),
+            empty(n, value_size),
+            empty(n, dtype=torch.int32),
+            self._lengths,
+            empty(n, dtype=torch.float32).zero_() if biased else None,
+        )
+        self.dtype, self.device = dtype, device
+        self._placed = [0 for _ in self._lengths]
+        self.is_initialized = True
+
+    def place(self, part: LayerKV) -> None:
+        """Copies the tokens of ``part`` after those of each head that are in place. Its positions are places in the cache."""
+        places = part.positions
+        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < self.n_tokens:
+            span = f"{int(places.min())} to {int(places.max())}"
+            raise UsageError("positions", f"{span} are not all in a cache of {self.n_tokens} tokens")
+        starts = torch.tensor([0, *self._lengths]).cumsum(0).tolist()
+        for number, head in enumerate(part.heads()):
+            start = starts[number] + self._placed[number]
+            self._placed[number] += head.keys.shape[1]
+            held = slice(start, start + head.keys.shape[1])
+            self.packed.keys[held] = head.keys[0]
+            self.packed.values[held] = head.values[0]
+            self.packed.indices[held] = head.positions.to(torch.int32)
+            if self.packed.bias is not None and head.bias is not None:
+                self.packed.bias[held] = head.bias[0]
+
+    @property
+    def keys(self) -> NoReturn:
+        raise pruned_error("what reads all keys")
+
+    @keys.setter
+    def keys(self, value: None) -> None:
+        """Takes the None that the base class begins with."""
+
+    @property
+    def values(self) -> NoReturn:
+        raise pruned_error("what reads all values")
+
+    @values.setter
+    def values(self, value: None) -> None:
+        """Takes the None that the base class begins with."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, with the room for tokens to be appended."""
+        return self.appended.nbytes + sum(x.nbytes for x in self.packed.tensors().values())
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.allocate(key_states.shape[3], value_states.shape[3], key_states.dtype, key_states.device)
+
+    def extend(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Views of the next ``tokens`` places, for the caller to write, after at least one ``update``."""
+        return self.appended.extend(tokens)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        refuse_plain_reading()
+        self.move(key_states.device)
+        held = self.appended.keys
+        # The document is the same for a batch of any size.
+        if held is not None and not held.shape[2] and len(held) != len(key_states):
+            self.appended.reset()
+        return self.appended.update(key_states, value_states)
+
+    def move(self, device: torch.device) -> None:
+        """Moves the layer to ``device``, once: a model may be spread over devices."""
+        if self.packed.keys.device != device:
+            self.packed = self.packed.to(device)
+        if self.appended.is_initialized:
+            self.appended.move(device)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        for tensor in self.packed.tensors().values():
+            tensor.record_stream(stream)
+        if self.appended.is_initialized:
+            self.appended.record_stream(stream)
+
+    def get_seq_length(self) -> int:
+        return self.n_tokens + self.appended.get_seq_length()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Removes the last ``-tokens_to_remove`` tokens: of the document's, those that a head holds."""
+        length = max(0, self.get_seq_length() + min(0, tokens_to_remove))
+        self.appended.crop(tokens_to_remove)
+        if length < self.n_tokens:
+            self.packed, self.n_tokens = self.packed.before(length), length
+
+    def keep(self, first: int, kept: Tensor) -> None:
+        """Of the tokens from ``first`` on, which are appended ones, keeps ``kept``, ascending, and removes the others."""
+        self.appended.keep(first - self.n_tokens, kept - self.n_tokens)
+
+    def fit(self, room: int) -> None:
+        """Frees room beyond that for ``room`` more tokens."""
+        self.appended.fit(room)
+
+    def reset(self) -> None:
+        self.packed, self.n_tokens = self.packed.before(0), 0
+        self.appended.reset()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.appended.reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.appended.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.appended.batch_select_indices(indices)
+
+
+def refuse_plain_reading() -> None:
+    """Refuses a model that runs over a pruned layer as if it held every token."""
+    if not _is_read_as_pruned.get():
+        raise UsageError(
+            "cache",
+            "its layers do not hold every token, so that a model's own attention cannot read them",
+            "run the model within kvtool.engines.attention.cache_attention.cache_attention(model, cache)",
+        )
+
+
+def pruned_layer(parts: Sequence[LayerKV], n_tokens: int) -> RaggedLayer:
+    """A layer of ``parts``, one after the other, of a document of ``n_tokens`` tokens.
+
+    A part's positions are its tokens' places in the cache. It may be dense, or hold different tokens for each head.
+    """
+    lengths = [
+        sum(head.keys.shape[1] for head in heads) for heads in zip(*(p.heads() for p in parts), strict=True)
+    ]
+    first = parts[0]
+    layer = RaggedLayer(lengths, n_tokens)
+    layer.allocate(
+        first.keys.shape[2],
+        first.values.shape[2],
+        first.keys.dtype,
+        first.keys.device,
+        biased=any(part.bias is not None for part in parts),
+    )
+    for part in parts:
+        layer.place(part)
+    return layer
