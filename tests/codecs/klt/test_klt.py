@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -227,3 +229,31 @@ def test_tokens_that_others_look_at_get_finer_steps() -> None:
     assert coded["exponents"].tolist() == (expected + MIDDLE).tolist()
     back = stage.decode(coded, spec)["x"]
     assert (back - 0.9).abs()[1].amax() <= (back - 0.9).abs()[2].amax()
+
+
+MANY_LAYERS = """
+import torch
+
+# This call alone changes how torch shares out a batch of matrices.
+torch.set_num_threads(2)
+from kvtool.codecs.klt.basis import Basis, Sizes
+
+
+class Unpredicted(Basis):
+    def predicted(self, token_ids):
+        return torch.zeros(())
+
+
+layers, channels = 30, 192
+width = layers * channels
+basis = Unpredicted(None, "keys", Sizes(layers, channels, 0, 0, 0), torch.zeros(0, width), torch.zeros(width))
+matrices = torch.eye(channels) + torch.rand(layers, channels, channels) / channels
+vars(basis).update(complement=matrices, analysis=torch.zeros(width, 0), order=torch.arange(width))
+rows = torch.randn(8, width)
+whole = basis.coefficients(rows, torch.arange(8), whole=True).view(8, layers, 1, channels)
+assert torch.allclose((whole @ matrices).view(8, width), rows, atol=1e-4)
+"""
+
+
+def test_many_layers_are_solved_after_threads_were_set() -> None:
+    subprocess.run([sys.executable, "-c", MANY_LAYERS], check=True)
