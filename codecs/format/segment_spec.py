@@ -199,8 +199,11 @@ class Contents:
     def place(self, group: range) -> Place:
         """The place of a group's layers in the model, and the rotations of their keys."""
         ropes_of_group = self._ropes[group.start : group.stop]
-        start = None if any(self._is_pruned(index) for index in group) else self.start
-        return Place(group.start, len(group), len(self.geometry.layers), ropes_of_group, start)
+        pruned = any(self._is_pruned(index) for index in group)
+        packed = any(self.geometry.layers[index].lengths is not None for index in group)
+        return Place(
+            group.start, len(group), len(self.geometry.layers), ropes_of_group, self.start, pruned, packed
+        )
 
     def _is_pruned(self, index: int) -> bool:
         layer = self.geometry.layers[index]

@@ -22,8 +22,8 @@ MEASURED = PROBED | BY_REPLAY | COLLECTED
 def measure_inputs(model: Model, cache: DocumentCache, token_ids: Tensor, needs: Collection[str]) -> Inputs:
     """Those of ``needs`` that can be measured, by name: one tensor for each layer.
 
-    They are of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``. ``attention.probe``,
-    ``attention.replay`` and ``attention.collect`` say what each is. The model runs for nothing else, and the cache is left as it was.
+    They are of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``. ``attention.probe``, ``attention.replay``
+    and ``attention.collect`` say what each is. The model runs for nothing else, and the cache is left as it was.
 
     Raises ``ModelError`` as these do.
     """

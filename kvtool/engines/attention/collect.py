@@ -45,7 +45,9 @@ def collect(model: Model, cache: DocumentCache, token_ids: Tensor, needs: Collec
     """
     n_cached, n_tokens = cache.get_seq_length(), len(token_ids)
     wanted, start = COLLECTED & set(needs), n_cached - n_tokens
-    ropes = _ropes(model, len(cache.layers)) if wanted - OF_WINDOW - {RECEIVED} else [None] * len(cache.layers)
+    ropes = (
+        _ropes(model, len(cache.layers)) if wanted - OF_WINDOW - {RECEIVED} else [None] * len(cache.layers)
+    )
     observers = [
         _Collector(layer.keys.shape[1], start, n_tokens, rope)
         for layer, rope in zip(cache.layers, ropes, strict=True)
