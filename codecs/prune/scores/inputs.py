@@ -84,4 +84,4 @@ def read(inputs: Payload, name: str, layer: LayerKV) -> Tensor:
 
 def by_group(tensor: Tensor, heads: int) -> Tensor:
     """``tensor`` [Q, ...] as [H, Q / H, ...]: the query heads that share each key head."""
-    return tensor.unflatten(0, (heads, -1))
+    return tensor.reshape(heads, tensor.shape[0] // heads, *tensor.shape[1:])
