@@ -16,7 +16,8 @@ def pyramid(scores: Scores, budget: Budget, beta: float = 20.0) -> list[float]:
 
     Of the k tokens that a head keeps on average beside those that it always keeps, the last layer keeps k / ``beta``, and the
     first 2k - k / ``beta``. Where a head has not so many, the first layer keeps all, and the last what is left. The authors'
-    code rounds down at each step; here the layers together keep exactly the budget. Checked against that code and kvpress.
+    code rounds down at each step; here the layers together keep exactly the budget. Checked against that code, and kvpress,
+    which counts the window among what is shared out, and falls back to equal parts where the last layer would keep less.
     """
     heads = [0 if index in budget.whole else len(s) for index, s in enumerate(scores)]
     tokens = max((s.shape[1] for s in scores), default=0)

@@ -19,6 +19,17 @@ def h2o(layer: LayerKV, inputs: Payload) -> Tensor:
     return read(inputs, RECEIVED, layer)
 
 
+def elastic_cache(layer: LayerKV, inputs: Payload) -> Tensor:
+    """The weights that a token receives, summed, and their mean over heads (Elastic Cache: Liu et al., 2024, arXiv
+    2407.18121).
+
+    All heads keep the same tokens, and ``merge.elastic`` merges the others into them. The authors' code takes the entries of
+    an argsort for ranks; here the best are kept, as the paper says.
+    """
+    received = read(inputs, RECEIVED, layer)
+    return received.mean(0, keepdim=True).expand_as(received)
+
+
 def sirllm(layer: LayerKV, inputs: Payload) -> Tensor:
     """How unexpected the token was: -log of its probability (SirLLM: Yao et al., 2024, arXiv 2405.12528).
 

@@ -1,4 +1,4 @@
-"""Scores of tokens, and of heads, from statistics of queries."""
+"""The score from statistics of queries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.prune.scores.inputs import QUERY_COVARIANCE, QUERY_MEAN, by_group, read
-from kvtool.codecs.rope import Rope, turn
+from kvtool.codecs.rope import Rope
 from kvtool.codecs.spec import Payload
 
 
@@ -44,27 +44,6 @@ def expected_attention(
     weights = exponents.masked_fill(first, -torch.inf).softmax(-1).mean(1)
     scores = (weights + epsilon) * layer.values.float().square().sum(-1).sqrt()
     return scores.masked_fill(first, torch.inf)
-
-
-def duo_attention(layer: LayerKV, inputs: Payload, rope: Rope | None, length: int = 500) -> Tensor:
-    """How far back a head looks, [H]: larger for retrieval heads (DuoAttention: Xiao et al., 2024, arXiv 2410.10819).
-
-    The paper trains a gate for each head. This is kvpress's form without training: the mean query attends to ``length``
-    copies of the mean key, and a head's score is the mean over these of the weight of all copies up to it, near 1 where the
-    weight is far back, and near 0 where it is close. The mean over the query heads of a key head is taken. kvpress averages
-    over 50 books; here it is the document itself. ``budgets.heads.by_class`` takes the scores. Checked against kvpress.
-    """
-    keys = layer.keys.float().contiguous().clone()
-    if rope is not None:
-        turn(keys, rope, layer.positions, scaling=rope.scaling, undo=True)
-    mean, queries = keys.mean(1, keepdim=True), read(inputs, QUERY_MEAN, layer)[:, None]
-    copies, last = mean.repeat(1, length, 1), queries.clone()
-    if rope is not None:
-        turn(copies, rope, torch.arange(length), scaling=rope.scaling)
-        turn(last, rope, torch.tensor([length - 1]), scaling=rope.scaling)
-    products = torch.einsum("hgd,htd->hgt", by_group(last[:, 0], len(keys)), copies)
-    weights = (products / math.sqrt(keys.shape[-1])).softmax(-1)
-    return weights.cumsum(-1).mean(-1).mean(-1)
 
 
 def mean_rotation(rope: Rope | None, positions: range, channels: int) -> Tensor:

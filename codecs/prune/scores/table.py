@@ -18,7 +18,7 @@ from kvtool.codecs.prune.scores.inputs import (
     TOKEN_ENTROPY,
     WINDOW_WEIGHTS,
 )
-from kvtool.codecs.prune.scores.received import h2o, sirllm
+from kvtool.codecs.prune.scores.received import elastic_cache, h2o, sirllm
 from kvtool.codecs.prune.scores.replay import kvzip
 from kvtool.codecs.prune.scores.statistics import expected_attention
 from kvtool.codecs.prune.scores.window import a2sf, cake, corm, keyformer, scissorhands, snapkv
@@ -44,6 +44,7 @@ SCORES = {
     "a2sf": Score(a2sf, frozenset({WINDOW_WEIGHTS})),
     "cake": Score(cake, frozenset({WINDOW_WEIGHTS})),
     "corm": Score(corm, frozenset({WINDOW_WEIGHTS})),
+    "elastic-cache": Score(elastic_cache, frozenset({RECEIVED})),
     "expected-attention": Score(expected_attention, frozenset({QUERY_MEAN, QUERY_COVARIANCE}), turned=True),
     "h2o": Score(h2o, frozenset({RECEIVED})),
     "keydiff": Score(keydiff),

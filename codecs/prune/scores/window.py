@@ -47,7 +47,8 @@ def scissorhands(layer: LayerKV, inputs: Payload) -> Tensor:
 
     An equal share is one over the number of tokens that the query sees. The mean over the query heads of a key head is taken.
     The paper counts over 400 queries, again each time that the cache is full; here it is the window, once. Of tokens with
-    equal counts the first are kept. Not checked against the authors' code, of which none was found.
+    equal counts the first are kept. Not checked against the authors' code, of which none was found; VATP's code takes the
+    mean weight over the last 400 queries in its place.
     """
     weights = read(inputs, WINDOW_WEIGHTS, layer)
     (heads, tokens), window = layer.keys.shape[:2], weights.shape[1]

@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtool.codecs import CodecError
+from kvtool.codecs import CodecError, NeedsError
 from kvtool.codecs.prune.budgets.budget import Budget
 from kvtool.codecs.prune.budgets.heads import ada_kv, by_class, by_layer
 from kvtool.codecs.prune.budgets.layers import cake, d2o, prefix_kv, squeeze
+from kvtool.codecs.prune.budgets.table import SHARES
+from tests.codecs.prune.scored import scored
 
 
 def received(seed: int, layers: int = 3, heads: int = 2, tokens: int = 60) -> list[torch.Tensor]:
@@ -110,3 +112,18 @@ def test_retrieval_heads_keep_all_and_the_others_sinks_and_a_window() -> None:
     assert [mask.sum(1).tolist() for mask in masks] == [[15, 100, 15], [100, 15]]
     assert masks[0][0].nonzero().flatten().tolist() == [*range(5), *range(90, 100)]
     assert all(mask.all() for mask in by_class(scores, importance, Budget(1.0, 5, 10)))
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_shares_by_name_read_what_they_say_they_need(name: str) -> None:
+    cases = [scored(40, seed=seed) for seed in range(4)]
+    layers, scores = [case.layer for case in cases], [torch.rand(2, 40) for _ in cases]
+    inputs = [{name: case.inputs[name] for name in SHARES[name].needs} for case in cases]
+    budget = Budget(0.5, 2, 4)
+    shares = SHARES[name].of(scores, budget, layers, inputs)
+    assert len(shares) == 4
+    for masks in (by_layer(scores, budget, shares), ada_kv(scores, budget, shares)):
+        assert sum(int(mask.sum()) for mask in masks) == 160
+    if SHARES[name].needs:
+        with pytest.raises(NeedsError):
+            SHARES[name].of(scores, budget, layers, [{}] * 4)

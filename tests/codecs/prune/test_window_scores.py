@@ -15,7 +15,7 @@ from kvtool.codecs.prune.scores import inputs as names
 from kvtool.codecs.prune.scores.channels import think
 from kvtool.codecs.prune.scores.kvcrush import kvcrush
 from kvtool.codecs.prune.scores.received import sirllm
-from kvtool.codecs.prune.scores.statistics import duo_attention
+from kvtool.codecs.prune.scores.retrieval import duo_attention, razor_attention
 from kvtool.codecs.prune.scores.window import a2sf, cake, cake_preference, corm, keyformer, scissorhands
 from kvtool.codecs.rope import turn
 from tests.codecs.prune.scored import scored
@@ -157,3 +157,18 @@ def test_kvcrush_keeps_the_best_and_one_of_each_group(
 def test_kvcrush_wants_a_share() -> None:
     with pytest.raises(CodecError, match="share is 2, expected a number from 0 to 1"):
         kvcrush(torch.zeros(1, 4), 2, 2)
+
+
+def test_razor_attention_takes_heads_by_their_rank_among_both_kinds() -> None:
+    cases = [scored(5, heads=2, group=2), scored(5, heads=1, group=2)]
+    copied = [
+        torch.tensor([[0.1, 0.0], [0.0, 0.9], [0.5, 0.2], [0.0, 0.0]]),
+        torch.tensor([[0.3, 0.3], [0.0, 0.4]]),
+    ]
+    inputs = [{names.COPIED: tensor} for tensor in copied]
+    # The larger of each group: 0.1 and 0.9, 0.5 and 0.2, 0.3 and 0.4. Echo ranks 2, 0, 1; induction ranks 0, 2, 1.
+    scores = razor_attention([case.layer for case in cases], inputs, echo=0.25, induction=0.5)
+    assert [part.tolist() for part in scores] == [[0, 0], [-2]]
+    scores = razor_attention([case.layer for case in cases], inputs, echo=0.5, induction=0.25)
+    assert [part.tolist() for part in scores] == [[0, 0], [-2]]
+    assert razor_attention([], []) == []
