@@ -130,19 +130,21 @@ def test_duo_attention_is_the_area_under_the_summed_weights(rope: Rope | None) -
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 14), st.floats(0, 1), seeds)
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 14), st.floats(0, 1), seeds, st.integers(0, 2))
 def test_kvcrush_keeps_the_best_and_one_of_each_group(
-    n: int, heads: int, kept: int, share: float, seed: int
+    n: int, heads: int, kept: int, share: float, seed: int, recent: int
 ) -> None:
     scores = torch.randint(0, 5, (heads, n), generator=torch.Generator().manual_seed(seed)).float()
-    wrapped = kvcrush(scores, kept, share)
-    kept = min(kept, n)
-    orders = [sorted(range(n), key=lambda t: (-row[t], t)) for row in scores.tolist()]
+    always = torch.arange(n) >= n - recent
+    wrapped = kvcrush(scores, always, kept, share)
+    free = range(max(n - recent, 0))
+    kept = min(kept, len(free))
+    orders = [sorted(free, key=lambda t: (-row[t], t)) for row in scores.tolist()]
     groups = int(kept * share)
     best = [set(order[: kept - groups]) for order in orders]
-    halves = [set(order[: n // 2]) for order in orders]
-    distance = [sum((t in halves[h]) != (h % 2 == 1) for h in range(heads)) for t in range(n)]
-    rest = sorted((t for t in range(n) if not any(t in b for b in best)), key=lambda t: (distance[t], t))
+    halves = [set(order[: len(free) // 2]) for order in orders]
+    distance = [sum((t in halves[h]) != (h % 2 == 1) for h in range(heads)) for t in free]
+    rest = sorted((t for t in free if not any(t in b for b in best)), key=lambda t: (distance[t], t))
     count = min(groups, len(rest))
     chosen = {rest[i] for i in torch.linspace(0, len(rest) - 1, count).long().tolist()} if count else set()
     for h in range(heads):
@@ -151,12 +153,14 @@ def test_kvcrush_keeps_the_best_and_one_of_each_group(
             *[t for t in orders[h] if t in chosen],
             *[t for t in orders[h] if t not in best[h] | chosen],
         ]
-        assert wrapped[h].argsort(descending=True, stable=True).tolist() == expected
+        order = wrapped[h].argsort(descending=True, stable=True).tolist()
+        assert set(order[: n - len(free)]) == set(range(len(free), n))
+        assert order[n - len(free) :] == expected
 
 
 def test_kvcrush_wants_a_share() -> None:
     with pytest.raises(CodecError, match="share is 2, expected a number from 0 to 1"):
-        kvcrush(torch.zeros(1, 4), 2, 2)
+        kvcrush(torch.zeros(1, 4), torch.zeros(4).bool(), 2, 2)
 
 
 def test_razor_attention_takes_heads_by_their_rank_among_both_kinds() -> None:
