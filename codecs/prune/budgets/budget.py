@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from kvtool.codecs.errors import CodecError, unexpected
 
-Scores = Sequence[Tensor]
+Scores: TypeAlias = Sequence[Tensor]
 """Of each layer, [H, T] float; larger for tokens to keep. H and T may differ among layers."""
 
 

@@ -37,12 +37,15 @@ def across(scores: Scores, budget: Budget) -> list[Tensor]:
     if not scores:
         return []
     mask = best(torch.cat([s.flatten() for s in scores]), torch.cat(always), total)
-    parts = mask.split([s.numel() for s in scores])
+    parts = torch.split(mask, [s.numel() for s in scores])
     return [part.view_as(s) for part, s in zip(parts, scores, strict=True)]
 
 
 def by_layer(scores: Scores, budget: Budget, shares: Sequence[float]) -> list[Tensor]:
-    """Each layer in proportion to ``shares``, its heads alike; exactly the budget."""
+    """What is beside the tokens always kept, in proportion to ``shares`` of layers, their heads alike; exactly the budget.
+
+    What a layer cannot hold goes to the others, in proportion too.
+    """
     masks = []
     for index, (layer, n) in enumerate(zip(scores, _layers(scores, budget, shares), strict=True)):
         heads, tokens = layer.shape
@@ -55,14 +58,15 @@ def by_layer(scores: Scores, budget: Budget, shares: Sequence[float]) -> list[Te
 def ada_kv(
     scores: Scores, budget: Budget, shares: Sequence[float] | None = None, floor: float = 0.2
 ) -> list[Tensor]:
-    """Each layer in proportion to ``shares``, or all alike; its heads by their scores (Ada-KV: Feng et al., 2024, arXiv
+    """Layers in proportion to ``shares``, or all alike; their heads by their scores (Ada-KV: Feng et al., 2024, arXiv
     2407.11550).
 
     A head's part is its number among the layer's best tokens, times 1 - ``floor``, plus ``floor`` times an equal part.
     Tokens that are always kept are not counted, as the window in the authors' code. It wraps any score whose heads are
     comparable. Checked against that code; kvpress marks each head's first tokens instead, which are among the others too.
     """
-    shares = [float(s.numel()) for s in scores] if shares is None else shares
+    if shares is None:
+        shares = [float(s.numel() - least) for s, least in zip(scores, budget.least(scores), strict=True)]
     masks = []
     for index, (layer, n) in enumerate(zip(scores, _layers(scores, budget, shares), strict=True)):
         heads, tokens = layer.shape
@@ -77,6 +81,31 @@ def ada_kv(
     return masks
 
 
+def by_class(scores: Scores, retrieval: Sequence[Tensor], budget: Budget) -> list[Tensor]:
+    """The heads with the largest ``retrieval`` [L][H] keep all tokens, the others those that are always kept.
+
+    So do DuoAttention (Xiao et al., 2024, arXiv 2410.10819) and RazorAttention (Tang et al., 2024, arXiv 2407.15891), whose
+    heads are chosen by a threshold; here they are as many as the budget allows, and what is left of it, less than a head, is
+    not used. DuoAttention keeps 64 sinks and 256 recent tokens. Checked against kvpress.
+    """
+    free = budget.total(scores) - sum(budget.least(scores))
+    rank = torch.cat([head.float() for head in retrieval]).argsort(descending=True, stable=True).tolist()
+    spans = [s.shape[1] - int(budget.always(n, s.shape[1]).sum()) for n, s in enumerate(scores) for _ in s]
+    whole = [False] * len(spans)
+    for head in rank:
+        if spans[head] > free:
+            break
+        whole[head], free = True, free - spans[head]
+    parts = torch.split(torch.tensor(whole, dtype=torch.bool), [len(s) for s in scores])
+    return [
+        part[:, None] | budget.always(n, s.shape[1]).expand_as(s)
+        for n, (part, s) in enumerate(zip(parts, scores, strict=True))
+    ]
+
+
 def _layers(scores: Scores, budget: Budget, shares: Sequence[float]) -> list[int]:
     """The tokens of each layer, over its heads."""
-    return apportion(shares, budget.total(scores), budget.least(scores), [s.numel() for s in scores])
+    least = budget.least(scores)
+    free = [s.numel() - n for s, n in zip(scores, least, strict=True)]
+    counts = apportion(shares, budget.total(scores) - sum(least), [0] * len(free), free)
+    return [n + count for n, count in zip(least, counts, strict=True)]

@@ -35,6 +35,10 @@ QUERY_MEAN = "query_mean"
 QUERY_COVARIANCE = "query_covariance"
 """[Q, D, D]: the covariance of the same queries, divided by their number."""
 
+COPIED = "copied"
+"""[Q, 2]: while the segment is fed again, the mean weight that its tokens give to their first occurrence, and to the token
+after that."""
+
 HIDDEN_COSINE = "hidden_cosine"
 """[1]: the mean over tokens of the cosine between hidden states before and after the layer's attention, its residual
 added."""
@@ -53,6 +57,7 @@ _AXES = {
     REPLAYED: "HT",
     QUERY_MEAN: "QD",
     QUERY_COVARIANCE: "QDD",
+    COPIED: "Q2",
     HIDDEN_COSINE: "1",
     TOKEN_ENTROPY: "T",
 }
@@ -66,7 +71,7 @@ def read(inputs: Payload, name: str, layer: LayerKV) -> Tensor:
     if name not in inputs:
         raise NeedsError([name])
     tensor, (heads, tokens, channels) = inputs[name], layer.keys.shape
-    sizes = {"H": heads, "T": tokens, "D": channels, "1": 1}
+    sizes = {"H": heads, "T": tokens, "D": channels, "1": 1, "2": 2}
     expected = [sizes.get(axis) for axis in _AXES[name]]
     shape = tuple(tensor.shape)
     if (
@@ -84,4 +89,4 @@ def read(inputs: Payload, name: str, layer: LayerKV) -> Tensor:
 
 def by_group(tensor: Tensor, heads: int) -> Tensor:
     """``tensor`` [Q, ...] as [H, Q / H, ...]: the query heads that share each key head."""
-    return tensor.unflatten(0, (heads, -1))
+    return tensor.reshape(heads, tensor.shape[0] // heads, *tensor.shape[1:])

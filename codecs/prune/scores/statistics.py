@@ -42,7 +42,7 @@ def expected_attention(
         exponents[:, group] += ((keys @ covariance[:, group]) * keys).sum(-1) * (scale**2 / 2)
     first = layer.positions < sinks
     weights = exponents.masked_fill(first, -torch.inf).softmax(-1).mean(1)
-    scores = (weights + epsilon) * layer.values.float().norm(dim=-1)
+    scores = (weights + epsilon) * layer.values.float().square().sum(-1).sqrt()
     return scores.masked_fill(first, torch.inf)
 
 

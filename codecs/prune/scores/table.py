@@ -10,11 +10,18 @@ from torch import Tensor
 
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.prune.scores.cache import keydiff, l2_norm, streaming_llm
-from kvtool.codecs.prune.scores.inputs import QUERY_COVARIANCE, QUERY_MEAN, RECEIVED, REPLAYED, WINDOW_WEIGHTS
-from kvtool.codecs.prune.scores.received import h2o
+from kvtool.codecs.prune.scores.inputs import (
+    QUERY_COVARIANCE,
+    QUERY_MEAN,
+    RECEIVED,
+    REPLAYED,
+    TOKEN_ENTROPY,
+    WINDOW_WEIGHTS,
+)
+from kvtool.codecs.prune.scores.received import elastic_cache, h2o, sirllm
 from kvtool.codecs.prune.scores.replay import kvzip
 from kvtool.codecs.prune.scores.statistics import expected_attention
-from kvtool.codecs.prune.scores.window import snapkv
+from kvtool.codecs.prune.scores.window import a2sf, cake, corm, keyformer, scissorhands, snapkv
 from kvtool.codecs.rope import Rope
 from kvtool.codecs.spec import Payload
 
@@ -34,11 +41,18 @@ class Score:
 
 
 SCORES = {
+    "a2sf": Score(a2sf, frozenset({WINDOW_WEIGHTS})),
+    "cake": Score(cake, frozenset({WINDOW_WEIGHTS})),
+    "corm": Score(corm, frozenset({WINDOW_WEIGHTS})),
+    "elastic-cache": Score(elastic_cache, frozenset({RECEIVED})),
     "expected-attention": Score(expected_attention, frozenset({QUERY_MEAN, QUERY_COVARIANCE}), turned=True),
     "h2o": Score(h2o, frozenset({RECEIVED})),
     "keydiff": Score(keydiff),
+    "keyformer": Score(keyformer, frozenset({WINDOW_WEIGHTS})),
     "kvzip": Score(kvzip, frozenset({REPLAYED})),
     "l2-norm": Score(l2_norm),
+    "scissorhands": Score(scissorhands, frozenset({WINDOW_WEIGHTS})),
+    "sirllm": Score(sirllm, frozenset({TOKEN_ENTROPY})),
     "snapkv": Score(snapkv, frozenset({WINDOW_WEIGHTS})),
     "streaming-llm": Score(streaming_llm),
 }

@@ -41,6 +41,7 @@ def scored(
         names.REPLAYED: weights.amax(1).view(heads, group, tokens).amax(1),
         names.QUERY_MEAN: mean,
         names.QUERY_COVARIANCE: centred.mT @ centred / max(tokens, 1),
+        names.COPIED: torch.rand(heads * group, 2, generator=generator),
         names.HIDDEN_COSINE: torch.rand(1, generator=generator),
         names.TOKEN_ENTROPY: torch.rand(tokens, generator=generator),
     }
