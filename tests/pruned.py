@@ -16,6 +16,8 @@ from kvtool.engines.attention.override import family_attention, override_attenti
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.ragged import pruned_layer
 
+PREFIX = 5
+
 
 def dense_cache(model: kvtool.Model, ids: Sequence[int]) -> DocumentCache:
     """The cache of ``ids``, with all tokens."""
@@ -25,13 +27,20 @@ def dense_cache(model: kvtool.Model, ids: Sequence[int]) -> DocumentCache:
     return cache
 
 
-def keep_some(cache: DocumentCache, share: float = 0.4) -> list[Tensor]:
-    """Which tokens to keep, bool [H, N] for each layer: at random, and never the same number in two heads."""
-    return [torch.rand(x.keys.shape[1], x.keys.shape[2]) < share for x in cache.layers]
+def keep_some(cache: DocumentCache, share: float = 0.4, *, uniform: bool = False) -> list[Tensor]:
+    """Which tokens to keep, bool [H, N] for each layer, at random; ``uniform``: the same ones in all heads of a layer."""
+    kept = []
+    for layer in cache.layers:
+        _, heads, tokens, _ = layer.keys.shape
+        kept.append((torch.rand(1 if uniform else heads, tokens) < share).expand(heads, tokens).clone())
+    return kept
 
 
-def pack(layer: LayerKV, kept: Tensor) -> LayerKV:
-    """The tokens of a dense ``layer`` that ``kept`` [H, T] says, packed."""
+def pack(layer: LayerKV, kept: Tensor, *, uniform: bool = False) -> LayerKV:
+    """The tokens of a dense ``layer`` that ``kept`` [H, T] says: packed, or dense where they are the same in all heads."""
+    if uniform:
+        same = kept[0]
+        return LayerKV(layer.keys[:, same], layer.values[:, same], layer.positions[same])
     bias = None if layer.bias is None else layer.bias[kept][None]
     positions = layer.positions.expand(kept.shape)[kept]
     lengths = tuple(kept.sum(1).tolist())
@@ -42,11 +51,12 @@ def prune(
     cache: DocumentCache,
     kept: Sequence[Tensor | None],
     biases: Sequence[Tensor] | None = None,
-    prefix: int = 5,
+    *,
+    uniform: bool = False,
 ) -> DocumentCache:
     """``cache`` with the tokens that ``kept`` says of each layer, and all where that is None.
 
-    Its parts are a dense prefix, whose tokens are kept, and two packed segments. ``biases`` are [H, N] of each layer.
+    Its parts are a dense prefix of ``PREFIX`` tokens, which are kept, and two segments. ``biases`` are [H, N] of each layer.
     """
     n_tokens = cache.get_seq_length()
     pruned = DocumentCache(len(cache.layers), token_ids=cache.token_ids)
@@ -56,16 +66,16 @@ def prune(
             continue
         bias = None if biases is None else biases[index]
         whole = LayerKV(layer.keys[0], layer.values[0], torch.arange(n_tokens), bias=bias)
-        middle = (prefix + n_tokens) // 2
-        parts = [whole.of(range(prefix))]
-        for part in (range(prefix, middle), range(middle, n_tokens)):
-            parts.append(pack(whole.of(part), some[:, part.start : part.stop]))
+        middle = (PREFIX + n_tokens) // 2
+        parts = [whole.of(range(PREFIX))]
+        for part in (range(PREFIX, middle), range(middle, n_tokens)):
+            parts.append(pack(whole.of(part), some[:, part.start : part.stop], uniform=uniform))
         pruned.layers[index] = pruned_layer(parts, n_tokens)
     return pruned
 
 
 @contextmanager
-def hiding(model: kvtool.Model, kept: Sequence[Tensor | None], prefix: int = 5) -> Iterator[None]:
+def hiding(model: kvtool.Model, kept: Sequence[Tensor | None]) -> Iterator[None]:
     """Makes ``model`` hide from each head the tokens of its cache that are not ``kept``; the prefix is."""
 
     def attention(
@@ -80,7 +90,7 @@ def hiding(model: kvtool.Model, kept: Sequence[Tensor | None], prefix: int = 5) 
         some = kept[module.layer_idx]
         if some is not None:
             seen = torch.ones(len(some), mask.shape[-1], dtype=torch.bool)
-            seen[:, prefix : some.shape[1]] = some[:, prefix:]
+            seen[:, PREFIX : some.shape[1]] = some[:, PREFIX:]
             group = query.shape[1] // len(some)
             mask = mask & seen.repeat_interleave(group, 0)[None, :, None]
         return family_attention("eager", module, query, key, value, mask, scaling, **options)

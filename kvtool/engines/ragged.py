@@ -1,7 +1,6 @@
-"""Layers of a cache that hold fewer tokens than the document has, each head its own.
+"""Layers of a cache that hold fewer tokens than the document has.
 
-No memory is spent on padding: the tokens of all heads are packed, head after head. Tokens that are appended are seen by
-every head and are dense, after the packed ones.
+Where heads hold different tokens, those of all heads are packed, head after head, and no memory is spent on padding.
 """
 
 from __future__ import annotations
@@ -25,12 +24,89 @@ _is_read_as_pruned: ContextVar[bool] = ContextVar("_is_read_as_pruned", default=
 
 @contextmanager
 def reading_pruned() -> Iterator[None]:
-    """Lets pruned layers be updated: the attention that reads them knows which tokens they hold."""
+    """Lets a model run over pruned layers: the attention that reads them knows which tokens they hold."""
     token = _is_read_as_pruned.set(True)
     try:
         yield
     finally:
         _is_read_as_pruned.reset(token)
+
+
+def _refuse_plain_reading() -> None:
+    if not _is_read_as_pruned.get():
+        raise UsageError(
+            "cache",
+            "its layers do not hold every token, so that a model's own attention cannot read them",
+            "run the model within kvtool.engines.attention.cache_attention.cache_attention(model, cache)",
+        )
+
+
+class UniformLayer(BufferedLayer):
+    """One layer whose heads hold the same tokens of a document, at ``indices`` [T] int32 in it, and all that are appended.
+
+    Its length counts every token of the document, held or not, so that positions and masks come out right. ``update``
+    returns the tokens that it holds: ``attention.cache_attention`` gives a model the mask of these.
+    """
+
+    holds_all = False
+
+    def __init__(self, n_held: int, n_tokens: int) -> None:
+        """A layer that will hold ``n_held`` tokens of a document of ``n_tokens``. Call ``allocate`` next, then ``place``."""
+        super().__init__(n_held)
+        self.n_tokens = n_tokens
+        self.indices = torch.empty(0, dtype=torch.int32)
+
+    @property
+    def n_appended(self) -> int:
+        return self._length - len(self.indices)
+
+    @property
+    def columns(self) -> Tensor:
+        """The places of all held tokens, [N]: columns of a mask."""
+        appended = torch.arange(self.n_tokens, self.get_seq_length(), dtype=torch.int32)
+        return torch.cat([self.indices, appended.to(self.indices.device)])
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self.indices.nbytes
+
+    def place(self, part: LayerKV) -> None:
+        """Copies the tokens of ``part`` after those in place. Its positions are places in the cache."""
+        _refuse_strange_places(part.positions, self.n_tokens)
+        heads = list(part.heads())
+        keys, values = self.extend(len(part.positions) if part.lengths is None else part.lengths[0])
+        for number, head in enumerate(heads):
+            keys[0, number], values[0, number] = head.keys[0], head.values[0]
+        self.indices = torch.cat([self.indices, part.positions.to(self.indices)])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        _refuse_plain_reading()
+        return super().update(key_states, value_states)
+
+    def move(self, device: torch.device) -> None:
+        super().move(device)
+        self.indices = self.indices.to(device)
+
+    def get_seq_length(self) -> int:
+        return self.n_tokens + self.n_appended
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Removes the last ``-tokens_to_remove`` tokens: of the document's, those that it holds."""
+        length = max(0, self.get_seq_length() + min(0, tokens_to_remove))
+        if length >= self.n_tokens:
+            super().crop(tokens_to_remove)
+            return
+        held = self.indices < length
+        super().keep(0, held.nonzero()[:, 0])
+        self.indices, self.n_tokens = self.indices[held], length
+
+    def keep(self, first: int, kept: Tensor) -> None:
+        dropped = self.n_tokens - len(self.indices)
+        super().keep(first - dropped, kept - dropped)
+
+    def reset(self) -> None:
+        super().reset()
+        self.indices, self.n_tokens = self.indices[:0], 0
 
 
 @dataclass
@@ -47,6 +123,19 @@ class PackedTokens:
     lengths: tuple[int, ...]
     bias: Tensor | None = None
 
+    @property
+    def heads(self) -> list[slice]:
+        """Each head's tokens among the N."""
+        end, heads = 0, []
+        for length in self.lengths:
+            heads.append(slice(end, end + length))
+            end += length
+        return heads
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
     def tensors(self) -> dict[str, Tensor]:
         named = {"keys": self.keys, "values": self.values, "indices": self.indices, "bias": self.bias}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
@@ -54,25 +143,27 @@ class PackedTokens:
     def before(self, index: int) -> PackedTokens:
         """A copy of the tokens whose index is smaller."""
         kept = self.indices < index
-        lengths = tuple(int(head.sum()) for head in kept.split(self.lengths))
+        lengths = tuple(int(kept[head].sum()) for head in self.heads)
         return PackedTokens(**{name: x[kept] for name, x in self.tensors().items()}, lengths=lengths)
 
     def to(self, device: torch.device) -> PackedTokens:
-        moved = {name: x.to(device, non_blocking=x.is_pinned()) for name, x in self.tensors().items()}
+        moved = {
+            name: x.to(device, non_blocking=x.is_cpu and x.is_pinned()) for name, x in self.tensors().items()
+        }
         return PackedTokens(**moved, lengths=self.lengths)
 
 
 class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer whose heads hold different tokens of a document, ``packed``, and after them dense tokens, ``appended``.
 
-    Its length counts every token of the document, held or not, so that positions and masks come out right. ``update``
-    returns the appended tokens alone: only ``attention.cache_attention`` can read such a layer.
+    Its length is that of ``UniformLayer``. ``update`` returns the appended tokens alone: only ``attention.cache_attention``
+    can read such a layer.
     """
 
     holds_all = False
 
     def __init__(self, lengths: Sequence[int], n_tokens: int) -> None:
-        """A layer of a document of ``n_tokens`` tokens, of which the heads will hold ``lengths``. Call ``allocate`` next."""
+        """A layer whose heads will hold ``lengths`` tokens of a document of ``n_tokens``. Call ``allocate``, then ``place``."""
         super().__init__()
         self.n_tokens, self.appended = n_tokens, BufferedLayer()
         self._lengths = tuple(lengths)
@@ -91,31 +182,23 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         """Makes room for the tokens that ``place`` will bring, and no more."""
 
         def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
+            return torch.empty((n, *shape), dtype=dtype, device=device, pin_memory=pinned)
 
         n = sum(self._lengths)
-        self.packed = PackedTokens(
-            empty(n, key_size),
-            empty(n, value_size),
-            empty(n, dtype=torch.int32),
-            self._lengths,
-            empty(n, dtype=torch.float32).zero_() if biased else None,
-        )
+        bias = empty(dtype=torch.float32).zero_() if biased else None
+        indices = empty(dtype=torch.int32)
+        self.packed = PackedTokens(empty(key_size), empty(value_size), indices, self._lengths, bias)
         self.dtype, self.device = dtype, device
         self._placed = [0 for _ in self._lengths]
         self.is_initialized = True
 
     def place(self, part: LayerKV) -> None:
         """Copies the tokens of ``part`` after those of each head that are in place. Its positions are places in the cache."""
-        places = part.positions
-        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < self.n_tokens:
-            span = f"{int(places.min())} to {int(places.max())}"
-            raise UsageError("positions", f"{span} are not all in a cache of {self.n_tokens} tokens")
-        starts = torch.tensor([0, *self._lengths]).cumsum(0).tolist()
-        for number, head in enumerate(part.heads()):
-            start = starts[number] + self._placed[number]
-            self._placed[number] += head.keys.shape[1]
+        _refuse_strange_places(part.positions, self.n_tokens)
+        for number, (head, room) in enumerate(zip(part.heads(), self.packed.heads, strict=True)):
+            start = room.start + self._placed[number]
             held = slice(start, start + head.keys.shape[1])
+            self._placed[number] += head.keys.shape[1]
             self.packed.keys[held] = head.keys[0]
             self.packed.values[held] = head.values[0]
             self.packed.indices[held] = head.positions.to(torch.int32)
@@ -143,15 +226,8 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         """Bytes of memory, with the room for tokens to be appended."""
         return self.appended.nbytes + sum(x.nbytes for x in self.packed.tensors().values())
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.allocate(key_states.shape[3], value_states.shape[3], key_states.dtype, key_states.device)
-
-    def extend(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Views of the next ``tokens`` places, for the caller to write, after at least one ``update``."""
-        return self.appended.extend(tokens)
-
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        refuse_plain_reading()
+        _refuse_plain_reading()
         self.move(key_states.device)
         held = self.appended.keys
         # The document is the same for a batch of any size.
@@ -169,8 +245,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         for tensor in self.packed.tensors().values():
             tensor.record_stream(stream)
-        if self.appended.is_initialized:
-            self.appended.record_stream(stream)
+        self.appended.record_stream(stream)
 
     def get_seq_length(self) -> int:
         return self.n_tokens + self.appended.get_seq_length()
@@ -204,33 +279,30 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         self.appended.batch_select_indices(indices)
 
 
-def refuse_plain_reading() -> None:
-    """Refuses a model that runs over a pruned layer as if it held every token."""
-    if not _is_read_as_pruned.get():
-        raise UsageError(
-            "cache",
-            "its layers do not hold every token, so that a model's own attention cannot read them",
-            "run the model within kvtool.engines.attention.cache_attention.cache_attention(model, cache)",
-        )
-
-
-def pruned_layer(parts: Sequence[LayerKV], n_tokens: int) -> RaggedLayer:
+def pruned_layer(parts: Sequence[LayerKV], n_tokens: int) -> UniformLayer | RaggedLayer:
     """A layer of ``parts``, one after the other, of a document of ``n_tokens`` tokens.
 
-    A part's positions are its tokens' places in the cache. It may be dense, or hold different tokens for each head.
+    A part's positions are its tokens' places in the cache. Each is dense, or has different tokens for each head. Memory is
+    allocated once, and is that of the parts' tokens.
     """
-    lengths = [
-        sum(head.keys.shape[1] for head in heads) for heads in zip(*(p.heads() for p in parts), strict=True)
-    ]
-    first = parts[0]
-    layer = RaggedLayer(lengths, n_tokens)
-    layer.allocate(
-        first.keys.shape[2],
-        first.values.shape[2],
-        first.keys.dtype,
-        first.keys.device,
-        biased=any(part.bias is not None for part in parts),
-    )
+    first, biased = parts[0], any(part.bias is not None for part in parts)
+    dtype, device = first.keys.dtype, first.keys.device
+    sizes = first.keys.shape[2], first.values.shape[2]
+    is_uniform = first.n_heads == 1 or all(part.lengths is None for part in parts)
+    layer: UniformLayer | RaggedLayer
+    if is_uniform and not biased:
+        layer = UniformLayer(sum(len(part.positions) for part in parts), n_tokens)
+        layer.allocate((first.n_heads, sizes[0]), (first.n_heads, sizes[1]), dtype, device)
+    else:
+        by_head = zip(*(part.heads() for part in parts), strict=True)
+        layer = RaggedLayer([sum(head.keys.shape[1] for head in heads) for heads in by_head], n_tokens)
+        layer.allocate(*sizes, dtype, device, biased=biased)
     for part in parts:
         layer.place(part)
     return layer
+
+
+def _refuse_strange_places(places: Tensor, n_tokens: int) -> None:
+    if len(places) and not 0 <= int(places.min()) <= int(places.max()) < n_tokens:
+        span = f"{int(places.min())} to {int(places.max())}"
+        raise UsageError("positions", f"{span} are not all in a cache of {n_tokens} tokens")

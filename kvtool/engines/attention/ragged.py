@@ -14,7 +14,7 @@ from torch import Tensor
 from kvtool.engines.attention.capture import step_tokens
 from kvtool.engines.attention.override import family_attention
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.ragged import PackedTokens, RaggedLayer
+from kvtool.engines.ragged import PackedTokens, RaggedLayer, UniformLayer
 from kvtool.errors import ModelError
 from kvtool.model.model import Model
 
@@ -49,16 +49,18 @@ class PrunedAttention:
         **options: Any,
     ) -> Tensor:
         layer = self.layers[module.layer_idx]
+        if isinstance(layer, UniformLayer):
+            mask = mask[..., layer.columns]
         if not isinstance(layer, RaggedLayer):
             return family_attention(self.implementation, module, query, key, value, mask, scaling, **options)
         self._refuse_derived(layer, key, value)
-        packed, step = layer.packed, step_tokens(max(layer.packed.lengths) + key.shape[2])
+        packed, step = layer.packed, step_tokens(layer.packed.longest + key.shape[2])
         # A few queries at a time, so that memory stays at their scores.
-        steps = list(zip(query.split(step, 2), mask.split(step, 2), strict=True))
+        steps = zip(torch.split(query, step, 2), torch.split(mask, step, 2), strict=True)
         if self.is_softmax and scaling is not None:
             parts = [softmax_attention(some, packed, key, value, seen, scaling) for some, seen in steps]
             return torch.cat(parts, 1)
-        keys, values = pad(packed.keys, packed.lengths, key), pad(packed.values, packed.lengths, value)
+        keys, values = pad(packed, packed.keys, key), pad(packed, packed.values, value)
         parts = []
         for some, seen in steps:
             shown = head_masks(packed, seen, key.shape[2], query.shape[1] // key.shape[1])
@@ -86,58 +88,56 @@ def softmax_attention(
 
     ``mask``, bool [B, 1, S, n + A], shows tokens by their places: the document's n, then the appended ones.
     """
-    batch, n_queries, n_appended = len(query), query.shape[2], key.shape[2]
-    heads, most = key.shape[1], max(packed.lengths)
-    group = query.shape[1] // heads
+    batch, n_heads, n_appended, _ = key.shape
+    n_queries, group, longest = query.shape[2], query.shape[1] // n_heads, packed.longest
     # By key head: query heads that share one are rows of one product.
-    by_head = query.unflatten(1, (heads, group)).transpose(0, 1).flatten(2, 3)
-    scores = by_head.new_full((*by_head.shape[:3], most + n_appended), -torch.inf, dtype=torch.float32)
-    keys, values = packed.keys.split(packed.lengths), packed.values.split(packed.lengths)
-    for head, length in enumerate(packed.lengths):
-        scores[head, ..., :length] = by_head[head] @ keys[head].mT
-    scores[..., most:] = by_head @ key.transpose(0, 1).mT
+    by_head = query.reshape(batch, n_heads, group * n_queries, -1).transpose(0, 1)
+    scores = by_head.new_full((*by_head.shape[:3], longest + n_appended), -torch.inf, dtype=torch.float32)
+    for number, head in enumerate(packed.heads):
+        scores[number, ..., : packed.lengths[number]] = by_head[number] @ packed.keys[head].mT
+    scores[..., longest:] = by_head @ key.transpose(0, 1).mT
     scores *= scaling
     if packed.bias is not None:
-        for head, bias in enumerate(packed.bias.split(packed.lengths)):
-            scores[head, ..., : len(bias)] += bias
-    _hide(scores.unflatten(2, (group, n_queries)), packed, mask)
+        for number, head in enumerate(packed.heads):
+            scores[number, ..., : packed.lengths[number]] += packed.bias[head]
+    _hide(scores.view(n_heads, batch, group, n_queries, -1), packed, mask)
     weights = scores.softmax(-1).to(value.dtype)
-    attended = weights[..., most:] @ value.transpose(0, 1)
-    for head, length in enumerate(packed.lengths):
-        attended[head] += weights[head, ..., :length] @ values[head]
-    by_query = attended.unflatten(2, (group, n_queries)).permute(1, 3, 0, 2, 4)
-    return by_query.reshape(batch, n_queries, heads * group, -1)
+    attended = weights[..., longest:] @ value.transpose(0, 1)
+    for number, head in enumerate(packed.heads):
+        attended[number] += weights[number, ..., : packed.lengths[number]] @ packed.values[head]
+    by_query = attended.view(n_heads, batch, group, n_queries, -1).permute(1, 3, 0, 2, 4)
+    return by_query.reshape(batch, n_queries, n_heads * group, value.shape[3])
 
 
 def _hide(scores: Tensor, packed: PackedTokens, mask: Tensor) -> None:
     """Lowers ``scores`` [H, B, G, S, P + A], P being the most tokens of a head, where ``mask`` hides the token."""
-    n_appended = scores.shape[-1] - max(packed.lengths)
-    document, appended = mask.split([mask.shape[-1] - n_appended, n_appended], -1)
+    n_document = mask.shape[-1] - (scores.shape[-1] - packed.longest)
+    document, appended = mask[..., :n_document], mask[..., n_document:]
     if not appended.all():
-        scores[..., -n_appended:].masked_fill_(~appended[None], -torch.inf)
+        scores[..., packed.longest :].masked_fill_(~appended[None], -torch.inf)
     # Most questions see the whole document.
     if document.all():
         return
-    for head, indices in enumerate(packed.indices.split(packed.lengths)):
-        scores[head, ..., : len(indices)].masked_fill_(~document[..., indices], -torch.inf)
+    for number, head in enumerate(packed.heads):
+        hidden = ~document[..., packed.indices[head]]
+        scores[number, ..., : packed.lengths[number]].masked_fill_(hidden, -torch.inf)
 
 
 def head_masks(packed: PackedTokens, mask: Tensor, n_appended: int, group: int) -> Tensor:
     """``mask``, bool [B, 1, S, n + A] by tokens' places, as [B, Q, S, P + A]: of the keys that ``pad`` makes."""
-    most = max(packed.lengths)
-    document, appended = mask.split([mask.shape[-1] - n_appended, n_appended], -1)
-    seen = mask.new_zeros(len(mask), len(packed.lengths), mask.shape[2], most + n_appended)
-    seen[..., most:] = appended
-    for head, indices in enumerate(packed.indices.split(packed.lengths)):
-        seen[:, head, :, : len(indices)] = document[:, 0, :, indices]
-    return seen.repeat_interleave(group, 1)
+    n_document = mask.shape[-1] - n_appended
+    shown = mask.new_zeros(len(mask), len(packed.lengths), mask.shape[2], packed.longest + n_appended)
+    shown[..., packed.longest :] = mask[..., n_document:]
+    for number, head in enumerate(packed.heads):
+        shown[:, number, :, : packed.lengths[number]] = mask[:, 0, :, packed.indices[head]]
+    return shown.repeat_interleave(group, 1)
 
 
-def pad(states: Tensor, lengths: tuple[int, ...], appended: Tensor) -> Tensor:
-    """Packed ``states`` [N, D] as [B, H, P + A, D], before the ``appended`` [B, H, A, D]: zeros fill what a head lacks."""
-    most = max(lengths)
-    padded = appended.new_zeros(*appended.shape[:2], most + appended.shape[2], appended.shape[3])
-    padded[:, :, most:] = appended
-    for head, some in enumerate(states.split(lengths)):
-        padded[:, head, : len(some)] = some
+def pad(packed: PackedTokens, states: Tensor, appended: Tensor) -> Tensor:
+    """``states`` [N, D] of ``packed`` as [B, H, P + A, D], the ``appended`` [B, H, A, D] last: zeros fill what a head lacks."""
+    batch, n_heads, n_appended, size = appended.shape
+    padded = appended.new_zeros(batch, n_heads, packed.longest + n_appended, size)
+    padded[:, :, packed.longest :] = appended
+    for number, head in enumerate(packed.heads):
+        padded[:, number, : packed.lengths[number]] = states[head]
     return padded
