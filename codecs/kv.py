@@ -20,7 +20,8 @@ class LayerKV:
     Where heads hold different tokens, ``lengths`` has the number of each, and the layer is packed: the N tokens of all heads,
     head after head, are ``keys`` ``[1, N, D]``, ``values`` ``[1, N, Dv]`` and ``positions`` ``[N]``.
 
-    ``bias``, float32 of the first two axes of ``keys``, is added to the scaled scores of each token; None adds nothing.
+    ``bias``, float32 of the first two axes of ``keys``, is added to the scaled scores of each token; None adds nothing. It is
+    stored with 16 bits.
     """
 
     keys: Tensor

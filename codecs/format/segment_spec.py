@@ -220,7 +220,7 @@ class Contents:
                 heads = 1 if layer.lengths is None else len(layer.lengths)
                 arrays[name + KEPT] = Array((heads, packed_size(self.geometry.n_tokens, 1)), torch.uint8)
             if layer.biased:
-                arrays[name + BIAS] = Array((layer.keys[0], layer.tokens), torch.float32)
+                arrays[name + BIAS] = Array((layer.keys[0], layer.tokens), torch.float16)
         return arrays
 
     def _stored_tokens(self, group: range, layers: Sequence[LayerKV]) -> dict[str, Tensor]:
@@ -234,7 +234,7 @@ class Contents:
                 rows = [head.positions for head in layer.heads()] if layer.lengths else [layer.positions]
                 stored[name + KEPT] = self._kept(rows)
             if layer.bias is not None:
-                stored[name + BIAS] = layer.bias.float()
+                stored[name + BIAS] = layer.bias.half()
         return stored
 
     def _kept(self, rows: Sequence[Tensor]) -> Tensor:
@@ -251,9 +251,9 @@ class Contents:
                 raise CodecError(f"tensor {name} is missing")
             array.check(name, tensors[name])
         layer, name, empty = self.geometry.layers[index], f"layers.{index:04d}.", torch.empty(0)
-        bias = tensors[name + BIAS] if layer.biased else None
-        if bias is not None and bias.isnan().any():
-            raise CodecError(f"{name}{BIAS}: holds NaN")
+        bias = tensors[name + BIAS].float() if layer.biased else None
+        if bias is not None and not bias.isfinite().all():
+            raise CodecError(f"{name}{BIAS}: holds NaN or infinity")
         if self.start is None:
             positions = tensors[name + POSITIONS].to(torch.int64)
             if positions.numel() and int(positions.min()) < 0:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from kvtool.codecs.kv import LayerKV
@@ -89,8 +88,3 @@ def taken_inputs(inputs: Payload, by_token: frozenset[str], kept: Tensor, heads:
         else:
             cut[name] = tensor[kept][None]
     return cut
-
-
-def unbiased(layer: LayerKV) -> LayerKV:
-    """The layer with a bias of zero for every token."""
-    return replace(layer, bias=torch.zeros(layer.keys.shape[:2]))

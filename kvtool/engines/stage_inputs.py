@@ -7,6 +7,8 @@ from collections.abc import Collection
 from torch import Tensor
 
 from kvtool.codecs import Inputs, Pipeline
+from kvtool.codecs.prune.scores.inputs import REPLAY_QUERIES, REPLAYED
+from kvtool.codecs.spec import IMPORTANCE
 from kvtool.engines.attention.collect import COLLECTED, collect
 from kvtool.engines.attention.probe import observe
 from kvtool.engines.attention.replay import replay
@@ -14,7 +16,7 @@ from kvtool.engines.cache import DocumentCache
 from kvtool.errors import UsageError
 from kvtool.model.model import Model
 
-PROBED, BY_REPLAY = frozenset({"attention", "queries"}), frozenset({"importance", "replayed"})
+PROBED, BY_REPLAY = frozenset({"attention", "queries"}), frozenset({IMPORTANCE, REPLAYED, REPLAY_QUERIES})
 MEASURED = PROBED | BY_REPLAY | COLLECTED
 """The inputs that kvtool can measure: with probes, by a replay, and in a pass over the segment."""
 

@@ -29,8 +29,12 @@ REPLAYED = "replayed"
 """[H, T]: the largest weight that a token receives in any query head of its key head while the segment is fed again, after a
 request to repeat it."""
 
+REPLAY_QUERIES = "replay_queries"
+"""[Q, R, D]: the queries of some of the tokens that are fed again, evenly chosen, as they meet the keys, rotated. They are
+multiplied so that scores are q·k/√D, whatever the family's scaling is."""
+
 QUERY_MEAN = "query_mean"
-"""[Q, D]: the mean of the segment's queries before RoPE, without those of the first four positions."""
+"""[Q, D]: the mean of the segment's queries before RoPE, without those of the first four positions, multiplied likewise."""
 
 QUERY_COVARIANCE = "query_covariance"
 """[Q, D, D]: the covariance of the same queries, divided by their number."""
@@ -55,6 +59,7 @@ _AXES = {
     WINDOW_WEIGHTS: "QWT",
     WINDOW_QUERIES: "QWD",
     REPLAYED: "HT",
+    REPLAY_QUERIES: "QRD",
     QUERY_MEAN: "QD",
     QUERY_COVARIANCE: "QDD",
     COPIED: "Q2",

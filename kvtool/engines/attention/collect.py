@@ -87,12 +87,13 @@ class _Collector:
         self.positions, self.is_window, self.passes = torch.arange(0), False, 0
         self.received = torch.zeros(0, n_tokens)
         self.count = 0
+        self.scaling: float | None = None
         self.total = self.products = torch.zeros(0)
         self.window_queries: list[Tensor] = []
         self.window_weights: dict[int, list[Tensor]] = {}
 
-    def on_queries(self, query: Tensor, mask: Tensor) -> None:
-        query = query.float().cpu()
+    def on_queries(self, query: Tensor, mask: Tensor, scaling: float | None) -> None:
+        query, self.scaling = query.float().cpu(), scaling
         if not self.passes:
             heads, _, channels = query.shape
             self.received = torch.zeros(heads, self.n_tokens)
@@ -122,8 +123,11 @@ class _Collector:
             self.window_weights.setdefault(first, []).append(given)
 
     def inputs(self) -> dict[str, Tensor]:
-        mean = self.total / max(self.count, 1)
-        covariance = self.products / max(self.count, 1) - mean[:, :, None] * mean[:, None, :]
+        # Scores are then q·k/√D, whatever the family's scaling is; where it scales by itself, that is taken to be 1/√D.
+        channels = self.total.shape[-1]
+        factor = 1.0 if self.scaling is None else self.scaling * channels**0.5
+        mean = factor * self.total / max(self.count, 1)
+        covariance = factor**2 * self.products / max(self.count, 1) - mean[:, :, None] * mean[:, None, :]
         rows = [torch.cat(blocks, 1) for _, blocks in sorted(self.window_weights.items())]
         return {
             RECEIVED: self.received.view(self.heads, -1, self.n_tokens).mean(1),

@@ -83,7 +83,7 @@ class _ReceivedAttention:
         self.weight = torch.zeros(0, n_tokens)
         self.seen = torch.zeros(n_tokens)
 
-    def on_queries(self, query: Tensor, mask: Tensor) -> None:
+    def on_queries(self, query: Tensor, mask: Tensor, scaling: float | None) -> None:
         self.queries.append(query.float().cpu())
         self.seen += mask[:, self.start :].sum(0).cpu()
         if not len(self.weight):

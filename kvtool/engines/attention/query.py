@@ -96,7 +96,7 @@ class _MeanWeights:
         self.n_cached, self.n_queries = n_cached, n_queries
         self.weights: dict[int, Tensor] = {}
 
-    def on_queries(self, query: Tensor, mask: Tensor) -> None:
+    def on_queries(self, query: Tensor, mask: Tensor, scaling: float | None) -> None:
         pass
 
     def on_weights(self, first: int, weights: Tensor) -> None:
@@ -111,7 +111,7 @@ class _EachQuery:
         self.n_cached, self.n_heads = n_cached, 0
         self.weights: defaultdict[int, list[Tensor]] = defaultdict(list)
 
-    def on_queries(self, query: Tensor, mask: Tensor) -> None:
+    def on_queries(self, query: Tensor, mask: Tensor, scaling: float | None) -> None:
         self.n_heads = len(query)
 
     def on_weights(self, first: int, weights: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs import Inputs
-from kvtool.codecs.prune.scores.inputs import REPLAYED
+from kvtool.codecs.prune.scores.inputs import REPLAY_QUERIES, REPLAYED
 from kvtool.codecs.spec import IMPORTANCE
 from kvtool.engines.attention.capture import capture_attention, capture_error, step_tokens
 from kvtool.engines.attention.probe import fill_unseen
@@ -25,18 +25,22 @@ from kvtool.model.model import Model
 
 REQUEST = "\n\nRepeat the previous context exactly.\n"
 
+QUERIES = 1024
+"""Replayed tokens whose queries are kept, at most."""
+
 OVERLAP = 8
 """Tokens of the passage before that a passage begins with, so that the model finds its place."""
 
 
 @torch.no_grad()
 def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
-    """``replayed`` and ``importance`` of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``.
+    """``replayed``, ``replay_queries`` and ``importance`` of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``.
 
     ``replayed`` is [H, T] float32 for each layer, on the CPU: the largest attention weight that any replayed token gives the
     token, in any query head of each key head. ``importance`` [T] is the largest of all heads. In layers with a sliding
     window, tokens that no replayed token sees get the mean of those that are seen. A segment that does not fit the model's
-    context twice is replayed in passages, each after a request of its own.
+    context twice is replayed in passages, each after a request of its own. ``replay_queries`` [Q, R, D] are those of at most
+    ``QUERIES`` replayed tokens; R is 0 where the family scales scores by itself.
 
     The cache is left as it was. Raises ``ModelError`` for a family whose attention cannot be captured, and where the
     model's context leaves no room to repeat anything.
@@ -44,9 +48,7 @@ def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
     refuse_pruned(cache, "a replay")
     n_cached, n_tokens = cache.get_seq_length(), len(token_ids)
     request = document_tokens(model, REQUEST)
-    observers = [
-        _LargestWeights(layer.keys.shape[1], n_cached - n_tokens, n_cached) for layer in cache.layers
-    ]
+    observers = [_Replayed(layer.keys.shape[1], n_cached - n_tokens, n_cached) for layer in cache.layers]
     for passage in _passages(model, n_tokens, model.context - n_cached - len(request)):
         feed(model, request, cache)
         with capture_attention(model, observers):
@@ -56,6 +58,7 @@ def replay(model: Model, cache: DocumentCache, token_ids: Tensor) -> Inputs:
         raise capture_error(model)
     return {
         REPLAYED: [observer.by_head() for observer in observers],
+        REPLAY_QUERIES: [observer.scaled_queries() for observer in observers],
         IMPORTANCE: [fill_unseen(observer.weight.amax(0), observer.seen) for observer in observers],
     }
 
@@ -84,19 +87,25 @@ def _feed(model: Model, token_ids: Tensor, cache: DocumentCache) -> None:
         run_masked(model, step, positions, causal_masks(model, positions, end), cache)
 
 
-class _LargestWeights:
-    """The largest weight that each token from ``start`` to ``end`` was given, by query head."""
+class _Replayed:
+    """The largest weight that each token from ``start`` to ``end`` was given, by query head, and some of the queries."""
 
     def __init__(self, heads: int, start: int, end: int) -> None:
         self.heads, self.start, self.end, self.passes = heads, start, end, 0
         self.weight = torch.zeros(0, end - start)
         self.seen = torch.zeros(end - start, dtype=torch.bool)
+        self.every, self.count = max(1, -(-(end - start) // QUERIES)), 0
+        self.queries: list[Tensor] = []
+        self.scaling: float | None = None
 
-    def on_queries(self, query: Tensor, mask: Tensor) -> None:
+    def on_queries(self, query: Tensor, mask: Tensor, scaling: float | None) -> None:
         self.passes += 1
         self.seen |= mask[:, self.start : self.end].any(0).cpu()
         if not len(self.weight):
             self.weight = self.weight.new_zeros(len(query), self.weight.shape[1])
+        self.scaling = scaling
+        self.queries.append(query[:, -self.count % self.every :: self.every].float().cpu())
+        self.count += query.shape[1]
 
     def on_weights(self, first: int, weights: Tensor) -> None:
         largest = weights[..., self.start : self.end].amax(1).float().cpu()
@@ -107,3 +116,10 @@ class _LargestWeights:
         """[H, T], by key head."""
         grouped = self.weight.view(self.heads, -1, self.weight.shape[1]).amax(1)
         return fill_unseen(grouped, self.seen)
+
+    def scaled_queries(self) -> Tensor:
+        """[Q, R, D]; nothing where the family scales by itself."""
+        queries = torch.cat(self.queries, 1)
+        if self.scaling is None:
+            return queries[:, :0]
+        return queries * (self.scaling * queries.shape[-1] ** 0.5)
