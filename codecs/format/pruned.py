@@ -62,16 +62,20 @@ def inputs_of(inputs: Inputs, index: int) -> dict[str, Tensor]:
 def _kept(stage: Prune, segment: Segment) -> list[Tensor]:
     sizes = segment.contents.geometry.layers
     scores: list[Tensor] = []
+    shapes: list[LayerKV] = []
     for index, size in enumerate(sizes):
         rope = next(iter(segment.contents.place(range(index, index + 1)).ropes), None)
-        score = stage.scores(segment.layer(index), inputs_of(segment.inputs, index), rope)
+        layer = segment.layer(index)
+        score = stage.scores(layer, inputs_of(segment.inputs, index), rope)
+        # All layers at once would be the whole segment in memory.
+        shapes.append(LayerKV(layer.keys.to("meta"), layer.values.to("meta"), layer.positions))
         if tuple(score.shape) != (size.n_heads, size.tokens) or score.isnan().any():
             raise CodecError(
                 f"layer {index}: {stage.label}: scores are {list(score.shape)}, or hold NaN, expected "
                 f"[{size.n_heads}, {size.tokens}]"
             )
         scores.append(score)
-    return stage.choose(scores)
+    return stage.choose(scores, shapes, [inputs_of(segment.inputs, index) for index in range(len(sizes))])
 
 
 def _reduced_size(stage: Prune, size: LayerGeometry, kept: Tensor) -> LayerGeometry:

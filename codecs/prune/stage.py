@@ -45,14 +45,16 @@ class Prune(BaseStage):
         """
 
     @abstractmethod
-    def choose(self, scores: Sequence[Tensor]) -> list[Tensor]:
+    def choose(
+        self, scores: Sequence[Tensor], layers: Sequence[LayerKV], inputs: Sequence[Payload]
+    ) -> list[Tensor]:
         """The tokens that stay, from the scores of all layers: for each layer bool [H, T], or [1, T] for all heads alike.
 
-        Raises CodecError for a budget that cannot be kept.
+        ``layers`` have shapes and positions, and no content. Raises CodecError for a budget that cannot be kept.
         """
 
     def reduce(self, layer: LayerKV, kept: Tensor, inputs: Payload) -> LayerKV:
-        """The layer with the tokens ``kept``, a row of ``choose``'s result, and no others."""
+        """The layer with the tokens ``kept``, an entry of ``choose``'s result, and no others."""
         return take(layer, kept)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvtool.codecs.pipeline import Pipeline
-from kvtool.codecs.prune.select import BUDGETS, Select
+from kvtool.codecs.prune.budgets.table import SHARES
+from kvtool.codecs.prune.select import HEADS, Select
 from kvtool.codecs.recipe import Between, Parameter
 from kvtool.codecs.stage import Stage
 from kvtool.codecs.transform.window import Window
@@ -24,17 +25,30 @@ def recent(default: int = 0) -> Parameter:
     return Parameter(default, range(1 << 31), "last tokens kept in 16 bits")
 
 
-def selection(budget: str, first: int = 4, last: int = 0) -> Mapping[str, Parameter]:
-    """Parameters of a recipe that keeps the tokens with the best scores."""
+def selection(
+    heads: str = "uniform", layers: str = "", first: int = 0, last: int = 0
+) -> Mapping[str, Parameter]:
+    """Parameters of a recipe that keeps the tokens with the best scores, with a paper's own choices as defaults."""
     tokens = range(1 << 31)
     return {
         "keep": Parameter(0.5, Between(1e-3, 1.0), "share of the tokens that stay"),
-        "budget": Parameter(budget, tuple(BUDGETS), "how they are shared out among layers and heads"),
+        "heads": Parameter(heads, tuple(HEADS), "how they are shared out among heads"),
+        "layers": Parameter(layers, ("", *SHARES), "how they are shared out among layers; empty: all alike"),
         "first": Parameter(first, tokens, "first tokens that always stay"),
         "last": Parameter(last, tokens, "last tokens that always stay"),
     }
 
 
-def select(score: str, keep: float, budget: str, first: int, last: int) -> Pipeline:
+def select(
+    score: str,
+    stage: type[Select] = Select,
+    *,
+    keep: float,
+    heads: str,
+    layers: str,
+    first: int,
+    last: int,
+    values: bool = False,
+) -> Pipeline:
     """The pipeline that keeps the tokens with the best scores, and stores them as they are."""
-    return Pipeline(prune=Select(score, budget, keep, first, last))
+    return Pipeline(prune=stage(score, heads, layers, keep, first, last, values))

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+from typing import Any
+
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.recipe import Recipe
 from kvtool.recipes import common
 
 
-def l2_norm(keep: float, budget: str, first: int, last: int) -> Pipeline:
+def l2_norm(**parameters: Any) -> Pipeline:
     """A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression (Devoto et al., 2024, arXiv 2406.11430).
 
-    Keys with small norms are those that later tokens attend to. Each head keeps those with the smallest.
+    Later tokens attend most to keys with small norms. Each head keeps those with the smallest.
 
-    What differs. The paper leaves the first two layers alone, in some of its experiments; here all layers are pruned.
+    What differs. The prefix is kept whole. The paper leaves the first two layers alone in some of its experiments;
+    here all layers are pruned.
     """
-    return common.select("l2-norm", keep, budget, first, last)
+    return common.select("l2-norm", **parameters)
 
 
 RECIPE = Recipe(
@@ -20,6 +23,6 @@ RECIPE = Recipe(
     paper="2406.11430 A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression",
     summary="tokens whose keys have small norms",
     make=l2_norm,
-    parameters=common.selection("uniform", first=0, last=0),
+    parameters=common.selection(heads="uniform", layers="", first=0, last=0),
     prunes=True,
 )
