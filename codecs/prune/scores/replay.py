@@ -13,7 +13,7 @@ def kvzip(layer: LayerKV, inputs: Payload) -> Tensor:
     """The largest weight while the segment is repeated (KVzip: Kim et al., 2025, arXiv 2505.23416).
 
     The largest is over replayed tokens and over the query heads of a key head, as in the authors' code. Scores of all heads
-    and layers compete for one budget there (``budgets.across``). Its passes are of 2,048 tokens, and their softmax is over
+    and layers compete for one budget there (``budgets.heads.across``). Its passes are of 2,048 tokens, and their softmax is over
     the sinks, the passage and the tokens fed so far; whether ``replayed`` is measured so is said where it is measured. Its
     fast form (2601.17668) reads a trained gate, which kvtool has not.
     """

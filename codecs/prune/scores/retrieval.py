@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.kv import LayerKV
-from kvtool.codecs.prune.scores.inputs import COPIED, QUERY_MEAN, by_group, read
+from kvtool.codecs.prune.scores.inputs import COPIED, QUERY_MEAN, REPLAYED, by_group, read
 from kvtool.codecs.rope import Rope, turn
 from kvtool.codecs.spec import Payload
 
@@ -33,6 +33,17 @@ def duo_attention(layer: LayerKV, inputs: Payload, rope: Rope | None, length: in
     products = torch.einsum("hgd,htd->hgt", by_group(last[:, 0], len(keys)), copies)
     weights = (products / math.sqrt(keys.shape[-1])).softmax(-1)
     return weights.cumsum(-1).mean(-1).mean(-1)
+
+
+def kvzip_heads(layer: LayerKV, inputs: Payload) -> Tensor:
+    """The largest weight in each head while the segment is repeated, [H]: KVzip's form that knows heads alone (Kim et al., 2025,
+    arXiv 2505.23416).
+
+    The authors score heads once for a model, by the largest over a sample of texts, keep 60 % of them whole, and give the others
+    DuoAttention's sinks and window; here it is the document itself. Checked against their code.
+    """
+    replayed = read(inputs, REPLAYED, layer)
+    return replayed.amax(1) if replayed.numel() else replayed.sum(1)
 
 
 def razor_attention(

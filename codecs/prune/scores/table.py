@@ -1,8 +1,8 @@
-"""Scores by name, and the inputs of each."""
+"""Scores of tokens and of heads by name, and the inputs of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.prune.scores.cache import keydiff, l2_norm, streaming_llm
 from kvtool.codecs.prune.scores.inputs import (
+    COPIED,
     QUERY_COVARIANCE,
     QUERY_MEAN,
     RECEIVED,
@@ -20,6 +21,7 @@ from kvtool.codecs.prune.scores.inputs import (
 )
 from kvtool.codecs.prune.scores.received import elastic_cache, h2o, sirllm
 from kvtool.codecs.prune.scores.replay import kvzip
+from kvtool.codecs.prune.scores.retrieval import duo_attention, kvzip_heads, razor_attention
 from kvtool.codecs.prune.scores.statistics import expected_attention
 from kvtool.codecs.prune.scores.window import a2sf, cake, corm, keyformer, scissorhands, snapkv
 from kvtool.codecs.rope import Rope
@@ -39,6 +41,36 @@ class Score:
         function = partial(self.function, rope=rope) if self.turned else self.function
         return function(layer, inputs)
 
+
+@dataclass(frozen=True)
+class HeadScore:
+    """``of`` gives the scores [H] of all layers' heads from the ``needs`` of each, larger for those that look far back."""
+
+    of: Callable[[Sequence[LayerKV], Sequence[Payload], Sequence[Rope | None]], list[Tensor]]
+    needs: frozenset[str]
+
+
+def _duo(layers: Sequence[LayerKV], inputs: Sequence[Payload], ropes: Sequence[Rope | None]) -> list[Tensor]:
+    return [duo_attention(*parts) for parts in zip(layers, inputs, ropes, strict=True)]
+
+
+def _kvzip(
+    layers: Sequence[LayerKV], inputs: Sequence[Payload], ropes: Sequence[Rope | None]
+) -> list[Tensor]:
+    return [kvzip_heads(*parts) for parts in zip(layers, inputs, strict=True)]
+
+
+def _razor(
+    layers: Sequence[LayerKV], inputs: Sequence[Payload], ropes: Sequence[Rope | None]
+) -> list[Tensor]:
+    return razor_attention(layers, inputs)
+
+
+HEADS = {
+    "duoattention": HeadScore(_duo, frozenset({QUERY_MEAN})),
+    "kvzip-heads": HeadScore(_kvzip, frozenset({REPLAYED})),
+    "razorattention": HeadScore(_razor, frozenset({COPIED})),
+}
 
 SCORES = {
     "a2sf": Score(a2sf, frozenset({WINDOW_WEIGHTS})),

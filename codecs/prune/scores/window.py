@@ -37,8 +37,10 @@ def corm(layer: LayerKV, inputs: Payload) -> Tensor:
     """
     weights = read(inputs, WINDOW_WEIGHTS, layer)
     window, heads = weights.shape[1], layer.keys.shape[0]
-    shares = by_group(weights * _visible(layer, window)[:, None], heads)
-    return _window_kept(shares[..., : layer.keys.shape[1] - window].amax((1, 2)), window)
+    before = (weights * _visible(layer, window)[:, None])[..., : layer.keys.shape[1] - window]
+    shares = by_group(before, heads)
+    largest = shares.amax((1, 2)) if shares.numel() else shares.new_zeros(heads, 0)
+    return _window_kept(largest, window)
 
 
 def scissorhands(layer: LayerKV, inputs: Payload) -> Tensor:
@@ -118,7 +120,8 @@ def cake_preference(layer: LayerKV, inputs: Payload, tau1: float = 1.0, tau2: fl
 
 def _variance(weights: Tensor) -> Tensor:
     """The variance of ``weights`` [Q, W, N] over W, divided by W - 1; none of a single query."""
-    return weights.var(1) if weights.shape[1] > 1 and weights.numel() else torch.zeros_like(weights[:, 0])
+    n_queries, window, tokens = weights.shape
+    return weights.var(1) if window > 1 and tokens else weights.new_zeros(n_queries, tokens)
 
 
 def _visible(layer: LayerKV, window: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kvtool.codecs import LayerKV, Payload
 from kvtool.codecs.prune.scores import inputs as names
@@ -38,7 +39,7 @@ def scored(
         names.RECEIVED: weights.sum(1).view(heads, group, tokens).mean(1),
         names.WINDOW_WEIGHTS: weights[:, tokens - window :],
         names.WINDOW_QUERIES: queries[:, tokens - window :],
-        names.REPLAYED: weights.amax(1).view(heads, group, tokens).amax(1),
+        names.REPLAYED: pad(weights, (0, 0, 0, 1)).amax(1).view(heads, group, tokens).amax(1),
         names.QUERY_MEAN: mean,
         names.QUERY_COVARIANCE: centred.mT @ centred / max(tokens, 1),
         names.COPIED: torch.rand(heads * group, 2, generator=generator),

@@ -31,7 +31,7 @@ ROPES = [
 
 
 @pytest.mark.parametrize("name", SCORES)
-@pytest.mark.parametrize("tokens", [1, 2, 3, 9])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 9])
 def test_every_score_has_a_number_for_each_token_of_each_head(name: str, tokens: int) -> None:
     case = scored(tokens)
     given_inputs = {name: case.inputs[name] for name in SCORES[name].needs}

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtool.codecs import CodecError, Rope
+from kvtool.codecs import CodecError, NeedsError, Rope
 from kvtool.codecs.prune.scores import inputs as names
 from kvtool.codecs.prune.scores.channels import think
 from kvtool.codecs.prune.scores.kvcrush import kvcrush
 from kvtool.codecs.prune.scores.received import sirllm
 from kvtool.codecs.prune.scores.retrieval import duo_attention, razor_attention
+from kvtool.codecs.prune.scores.table import HEADS
 from kvtool.codecs.prune.scores.window import a2sf, cake, cake_preference, corm, keyformer, scissorhands
 from kvtool.codecs.rope import turn
 from tests.codecs.prune.scored import scored
@@ -176,3 +177,21 @@ def test_razor_attention_takes_heads_by_their_rank_among_both_kinds() -> None:
     scores = razor_attention([case.layer for case in cases], inputs, echo=0.5, induction=0.25)
     assert [part.tolist() for part in scores] == [[0, 0], [-2]]
     assert razor_attention([], []) == []
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_scores_of_heads_by_name_read_what_they_say_they_need(name: str) -> None:
+    cases = [scored(n, heads) for n, heads in ((5, 2), (5, 3), (1, 1))]
+    layers, ropes = [case.layer for case in cases], [Rope((1.0, 0.1)), None, Rope((0.5,))]
+    inputs = [{need: case.inputs[need] for need in HEADS[name].needs} for case in cases]
+    scores = HEADS[name].of(layers, inputs, ropes)
+    assert [part.shape for part in scores] == [(2,), (3,), (1,)]
+    assert not torch.cat(scores).isnan().any()
+    with pytest.raises(NeedsError):
+        HEADS[name].of(layers, [{}] * 3, ropes)
+
+
+def test_kvzip_scores_a_head_by_its_largest_weight() -> None:
+    case = scored(7)
+    scores = HEADS["kvzip-heads"].of([case.layer], [case.inputs], [None])[0]
+    assert scores.tolist() == [max(row) for row in case.inputs[names.REPLAYED].tolist()]
