@@ -12,7 +12,7 @@ from kvtool.artifact.read import Artifact
 from kvtool.codecs import Geometry
 from kvtool.digest import digest_token_ids
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
-from kvtool.engines.ragged import RaggedLayer
+from kvtool.engines.ragged import RaggedLayer, UniformLayer
 from kvtool.errors import MismatchError
 from kvtool.kernels.threads import thread_pool
 
@@ -55,14 +55,20 @@ def _allocate(cache: DocumentCache, index: int, geometries: Sequence[Geometry]) 
     if all(geometry.holds_all(index) for geometry in geometries):
         cache.layers[index].allocate(sizes[0].keys, sizes[0].values, dtype, device)
         return
+    n_tokens, biased = sum(geometry.n_tokens for geometry in geometries), any(size.biased for size in sizes)
+    if not biased and all(size.lengths is None for size in sizes):
+        uniform = UniformLayer(sum(size.tokens for size in sizes), n_tokens)
+        uniform.allocate(sizes[0].keys, sizes[0].values, dtype, device)
+        cache.layers[index] = uniform
+        return
     by_head = zip(*(size.head_lengths for size in sizes), strict=True)
-    layer = RaggedLayer([sum(lengths) for lengths in by_head], sum(g.n_tokens for g in geometries))
-    layer.allocate(key_size, value_size, dtype, device, biased=any(size.biased for size in sizes))
+    layer = RaggedLayer([sum(lengths) for lengths in by_head], n_tokens)
+    layer.allocate(key_size, value_size, dtype, device, biased=biased)
     cache.layers[index] = layer
 
 
 def _fill(targets: Sequence[BufferedLayer | RaggedLayer], group: range, part: Artifact) -> None:
-    if part.is_raw and all(isinstance(targets[index], BufferedLayer) for index in group):
+    if part.is_raw and all(targets[index].holds_all for index in group):
         for index in group:
             keys, values = targets[index].extend(part.contents.geometry.layers[index].tokens)
             part.read_into(f"layers.{index:04d}.keys", keys[0])
@@ -70,7 +76,7 @@ def _fill(targets: Sequence[BufferedLayer | RaggedLayer], group: range, part: Ar
         return
     for index, layer in zip(group, part.group(group), strict=True):
         target = targets[index]
-        if isinstance(target, RaggedLayer):
+        if isinstance(target, UniformLayer | RaggedLayer):
             target.place(layer)
             continue
         keys, values = target.extend(layer.keys.shape[1])
