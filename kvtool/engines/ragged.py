@@ -5,10 +5,9 @@ Where heads hold different tokens, those of all heads are packed, head after hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -18,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from kvtool.codecs import LayerKV
 from kvtool.engines.cache import BufferedLayer, pruned_error
 from kvtool.errors import UsageError
+from kvtool.kernels.reference import Packed
 
 _is_read_as_pruned: ContextVar[bool] = ContextVar("_is_read_as_pruned", default=False)
 
@@ -109,50 +109,6 @@ class UniformLayer(BufferedLayer):
         self.indices, self.n_tokens = self.indices[:0], 0
 
 
-@dataclass
-class PackedTokens:
-    """The N tokens that the H heads of a layer hold, head after head.
-
-    ``keys`` is [N, D], ``values`` [N, Dv], and ``indices`` [N] int32 are the tokens' places in the document. ``lengths`` says
-    how many tokens each head has. ``bias`` [N] float32 is added to the scaled scores, unless it is None.
-    """
-
-    keys: Tensor
-    values: Tensor
-    indices: Tensor
-    lengths: tuple[int, ...]
-    bias: Tensor | None = None
-
-    @property
-    def heads(self) -> list[slice]:
-        """Each head's tokens among the N."""
-        end, heads = 0, []
-        for length in self.lengths:
-            heads.append(slice(end, end + length))
-            end += length
-        return heads
-
-    @property
-    def longest(self) -> int:
-        return max(self.lengths)
-
-    def tensors(self) -> dict[str, Tensor]:
-        named = {"keys": self.keys, "values": self.values, "indices": self.indices, "bias": self.bias}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def before(self, index: int) -> PackedTokens:
-        """A copy of the tokens whose index is smaller."""
-        kept = self.indices < index
-        lengths = tuple(int(kept[head].sum()) for head in self.heads)
-        return PackedTokens(**{name: x[kept] for name, x in self.tensors().items()}, lengths=lengths)
-
-    def to(self, device: torch.device) -> PackedTokens:
-        moved = {
-            name: x.to(device, non_blocking=x.is_cpu and x.is_pinned()) for name, x in self.tensors().items()
-        }
-        return PackedTokens(**moved, lengths=self.lengths)
-
-
 class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer whose heads hold different tokens of a document, ``packed``, and after them dense tokens, ``appended``.
 
@@ -186,8 +142,8 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
 
         n = sum(self._lengths)
         bias = empty(dtype=torch.float32).zero_() if biased else None
-        indices = empty(dtype=torch.int32)
-        self.packed = PackedTokens(empty(key_size), empty(value_size), indices, self._lengths, bias)
+        places = empty(dtype=torch.int32)
+        self.packed = Packed(empty(key_size), empty(value_size), places, bias, self._lengths)
         self.dtype, self.device = dtype, device
         self._placed = [0 for _ in self._lengths]
         self.is_initialized = True
@@ -201,7 +157,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
             self._placed[number] += head.keys.shape[1]
             self.packed.keys[held] = head.keys[0]
             self.packed.values[held] = head.values[0]
-            self.packed.indices[held] = head.positions.to(torch.int32)
+            self.packed.places[held] = head.positions.to(torch.int32)
             if self.packed.bias is not None and head.bias is not None:
                 self.packed.bias[held] = head.bias[0]
 
@@ -224,7 +180,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     @property
     def nbytes(self) -> int:
         """Bytes of memory, with the room for tokens to be appended."""
-        return self.appended.nbytes + sum(x.nbytes for x in self.packed.tensors().values())
+        return self.appended.nbytes + sum(x.nbytes for x in _tensors(self.packed))
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         _refuse_plain_reading()
@@ -238,12 +194,12 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     def move(self, device: torch.device) -> None:
         """Moves the layer to ``device``, once: a model may be spread over devices."""
         if self.packed.keys.device != device:
-            self.packed = self.packed.to(device)
+            self.packed = _move(self.packed, device)
         if self.appended.is_initialized:
             self.appended.move(device)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        for tensor in self.packed.tensors().values():
+        for tensor in _tensors(self.packed):
             tensor.record_stream(stream)
         self.appended.record_stream(stream)
 
@@ -255,7 +211,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         length = max(0, self.get_seq_length() + min(0, tokens_to_remove))
         self.appended.crop(tokens_to_remove)
         if length < self.n_tokens:
-            self.packed, self.n_tokens = self.packed.before(length), length
+            self.packed, self.n_tokens = _crop(self.packed, length), length
 
     def keep(self, first: int, kept: Tensor) -> None:
         """Of the tokens from ``first`` on, which are appended ones, keeps ``kept``, ascending, and removes the others."""
@@ -266,7 +222,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         self.appended.fit(room)
 
     def reset(self) -> None:
-        self.packed, self.n_tokens = self.packed.before(0), 0
+        self.packed, self.n_tokens = _crop(self.packed, 0), 0
         self.appended.reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -300,6 +256,27 @@ def pruned_layer(parts: Sequence[LayerKV], n_tokens: int) -> UniformLayer | Ragg
     for part in parts:
         layer.place(part)
     return layer
+
+
+def _tensors(packed: Packed) -> list[Tensor]:
+    return [x for x in packed if isinstance(x, Tensor)]
+
+
+def _changed(packed: Packed, change: Callable[[Tensor], Tensor]) -> Packed:
+    bias = None if packed.bias is None else change(packed.bias)
+    keys, values, places = change(packed.keys), change(packed.values), change(packed.places)
+    return Packed(keys, values, places, bias, packed.lengths)
+
+
+def _crop(packed: Packed, length: int) -> Packed:
+    """A copy of the tokens whose place is before ``length``."""
+    kept = packed.places < length
+    lengths = tuple(int(kept[head].sum()) for head in packed.heads)
+    return _changed(packed, lambda x: x[kept])._replace(lengths=lengths)
+
+
+def _move(packed: Packed, device: torch.device) -> Packed:
+    return _changed(packed, lambda x: x.to(device, non_blocking=x.is_cpu and x.is_pinned()))
 
 
 def _refuse_strange_places(places: Tensor, n_tokens: int) -> None:
