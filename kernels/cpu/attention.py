@@ -10,29 +10,39 @@ from kvtool.kernels.reference import Packed
 
 def packed_attention(query: Tensor, packed: Packed, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """Attention and log-sum-exp: the contract is ``kvtool.kernels.reference.packed_attention``."""
-    # Query heads that share a key head are rows of one product, without repeating keys.
-    rows = query.flatten(1, 3)
-    output = rows.new_zeros((*rows.shape[:2], packed.values.shape[1]), dtype=torch.float32)
-    total = torch.zeros_like(output[..., :1])
-    largest = torch.full_like(total, torch.finfo(total.dtype).min)
+    rows, lengths = query.flatten(1, 3), list(packed.lengths)
+    heads = zip(
+        # Query heads that share a key head are rows of one product, without repeating keys.
+        rows.unbind(0),
+        torch.split(packed.keys, lengths),
+        torch.split(packed.values, lengths),
+        torch.split(packed.places, lengths),
+        [None] * len(lengths) if packed.bias is None else torch.split(packed.bias, lengths),
+        strict=True,
+    )
     # Most questions see the whole document.
     sees_all = bool(mask.all())
+    attended, largest_scores, largest_weights = [], [], []
     # One head at a time: its scores stay in the processor's cache.
-    for number, head in enumerate(packed.heads):
-        if not packed.lengths[number]:
-            continue
-        keys, values = packed.keys[head], packed.values[head]
-        scores = (rows[number] @ keys.mT).float().mul_(scaling)
-        if packed.bias is not None:
-            scores += packed.bias[head]
+    for row, keys, values, places, bias in heads:
+        scores = (row @ keys.mT).float().mul_(scaling)
+        if bias is not None:
+            scores += bias
         if not sees_all:
-            hidden = ~mask[:, None, :, packed.places[head]]
+            hidden = ~mask[:, None, :, places]
             scores.view(*query.shape[1:4], -1).masked_fill_(hidden, -torch.inf)
-        # Where nothing is seen, the largest score is -inf, from which nothing can be subtracted.
-        largest[number] = scores.detach().amax(-1, keepdim=True).clamp_(min=largest[number])
-        weights = scores.sub_(largest[number]).exp_()
-        total[number] = weights.sum(-1, keepdim=True)
-        output[number] = weights.to(values.dtype) @ values
-    # What is seen has a sum of at least 1, that of the largest score.
-    output = output / total.clamp(min=1)
-    return output.view(*query.shape[:4], -1), (total.log() + largest).view(query.shape[:4])
+        weights = scores.softmax(-1)
+        if not sees_all:
+            # Where nothing is seen, softmax divides by zero.
+            weights = weights.nan_to_num(0)
+        attended.append(weights.to(values.dtype) @ values)
+        if len(keys):
+            largest_scores.append(scores.amax(-1))
+            largest_weights.append(weights.amax(-1))
+        else:
+            largest_scores.append(scores.new_full((len(row),), -torch.inf))
+            largest_weights.append(scores.new_ones(len(row)))
+    # A weight is the exponential of its score minus the log-sum-exp.
+    smallest = torch.finfo(torch.float32).tiny
+    total = torch.stack(largest_scores) - torch.stack(largest_weights).clamp(min=smallest).log()
+    return torch.stack(attended).float().view(*query.shape[:4], -1), total.view(query.shape[:4])
