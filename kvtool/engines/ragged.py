@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -74,10 +74,11 @@ class UniformLayer(BufferedLayer):
         """Copies the tokens of ``part`` after those in place. Its positions are places in the cache."""
         _refuse_strange_places(part.positions, self.n_tokens)
         heads = list(part.heads())
-        keys, values = self.extend(len(part.positions) if part.lengths is None else part.lengths[0])
+        places = heads[0].positions
+        keys, values = self.extend(len(places))
         for number, head in enumerate(heads):
             keys[0, number], values[0, number] = head.keys[0], head.values[0]
-        self.indices = torch.cat([self.indices, part.positions.to(self.indices)])
+        self.indices = torch.cat([self.indices, places.to(self.indices)])
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         _refuse_plain_reading()
@@ -235,24 +236,52 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         self.appended.batch_select_indices(indices)
 
 
-def pruned_layer(parts: Sequence[LayerKV], n_tokens: int) -> UniformLayer | RaggedLayer:
+PrunedLayer: TypeAlias = UniformLayer | RaggedLayer
+
+
+def allocate_layer(
+    lengths: Sequence[int],
+    n_tokens: int,
+    sizes: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    is_uniform: bool,
+    biased: bool = False,
+    pinned: bool = False,
+) -> PrunedLayer:
+    """An empty layer for ``lengths`` tokens of each head of a document of ``n_tokens``; ``place`` fills it, part by part.
+
+    ``sizes`` are those of a key and a value. ``is_uniform`` says that all heads hold the same tokens, as one head alone does.
+    With biases, a layer is packed in any case.
+    """
+    if (is_uniform or len(lengths) == 1) and not biased:
+        uniform = UniformLayer(lengths[0], n_tokens)
+        keys, values = ((len(lengths), size) for size in sizes)
+        uniform.allocate(keys, values, dtype, device, pinned=pinned)
+        return uniform
+    ragged = RaggedLayer(lengths, n_tokens)
+    ragged.allocate(*sizes, dtype, device, biased=biased, pinned=pinned)
+    return ragged
+
+
+def pruned_layer(parts: Sequence[LayerKV], n_tokens: int) -> PrunedLayer:
     """A layer of ``parts``, one after the other, of a document of ``n_tokens`` tokens.
 
     A part's positions are its tokens' places in the cache. Each is dense, or has different tokens for each head. Memory is
     allocated once, and is that of the parts' tokens.
     """
-    first, biased = parts[0], any(part.bias is not None for part in parts)
-    dtype, device = first.keys.dtype, first.keys.device
-    sizes = first.keys.shape[2], first.values.shape[2]
-    is_uniform = first.n_heads == 1 or all(part.lengths is None for part in parts)
-    layer: UniformLayer | RaggedLayer
-    if is_uniform and not biased:
-        layer = UniformLayer(sum(len(part.positions) for part in parts), n_tokens)
-        layer.allocate((first.n_heads, sizes[0]), (first.n_heads, sizes[1]), dtype, device)
-    else:
-        by_head = zip(*(part.heads() for part in parts), strict=True)
-        layer = RaggedLayer([sum(head.keys.shape[1] for head in heads) for heads in by_head], n_tokens)
-        layer.allocate(*sizes, dtype, device, biased=biased)
+    first = parts[0]
+    by_head = zip(*(part.heads() for part in parts), strict=True)
+    layer = allocate_layer(
+        [sum(head.keys.shape[1] for head in heads) for heads in by_head],
+        n_tokens,
+        (first.keys.shape[2], first.values.shape[2]),
+        first.keys.dtype,
+        first.keys.device,
+        is_uniform=all(part.lengths is None for part in parts),
+        biased=any(part.bias is not None for part in parts),
+    )
     for part in parts:
         layer.place(part)
     return layer
