@@ -49,8 +49,8 @@ class Kernels(Protocol):
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor) -> None: ...
     def hadamard(self, x: Tensor, out: Tensor) -> None: ...
     def packed_attention(
-        self, query: Tensor, packed: Packed, mask: Tensor, scaling: float
-    ) -> tuple[Tensor, Tensor]: ...
+        self, query: Tensor, packed: Packed, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+    ) -> Tensor: ...
     def rans_encode(
         self, codes: Tensor, cumulative: Tensor, table: Tensor, precision: int, lanes: int
     ) -> Tensor: ...
@@ -128,12 +128,14 @@ def hadamard(x: Tensor, out: Tensor) -> None:
     _for(out).hadamard(x, out)
 
 
-def packed_attention(query: Tensor, packed: Packed, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention to packed tokens, and its log-sum-exp; ``kvtool.kernels.reference.packed_attention`` says more."""
+def packed_attention(
+    query: Tensor, packed: Packed, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> Tensor:
+    """Attention to packed tokens and dense ones; ``kvtool.kernels.reference.packed_attention`` says more."""
     if query.is_cuda and find_spec("triton") and not (torch.is_grad_enabled() and query.requires_grad):
-        return _triton().packed_attention(query, packed, mask, scaling)
+        return _triton().packed_attention(query, packed, key, value, mask, scaling)
     # What the CPU has are torch's own operations: they run on any device.
-    return cpu.packed_attention(query, packed, mask, scaling)
+    return cpu.packed_attention(query, packed, key, value, mask, scaling)
 
 
 def rans_encode(codes: Tensor, cumulative: Tensor, table: Tensor, precision: int, lanes: int) -> Tensor:

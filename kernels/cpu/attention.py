@@ -8,41 +8,41 @@ from torch import Tensor
 from kvtool.kernels.reference import Packed
 
 
-def packed_attention(query: Tensor, packed: Packed, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention and log-sum-exp: the contract is ``kvtool.kernels.reference.packed_attention``."""
-    rows, lengths = query.flatten(1, 3), list(packed.lengths)
+def packed_attention(
+    query: Tensor, packed: Packed, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> Tensor:
+    """Attention to packed and dense tokens: the contract is ``kvtool.kernels.reference.packed_attention``."""
+    n_dense, lengths = key.shape[2], list(packed.lengths)
+    n_places = mask.shape[2] - n_dense
+    # Query heads that share a key head are rows of one product, without repeating keys.
+    rows = query.flatten(2, 3)
     heads = zip(
-        # Query heads that share a key head are rows of one product, without repeating keys.
-        rows.unbind(0),
+        rows.flatten(1, 2).unbind(0),
         torch.split(packed.keys, lengths),
         torch.split(packed.values, lengths),
         torch.split(packed.places, lengths),
         [None] * len(lengths) if packed.bias is None else torch.split(packed.bias, lengths),
+        (rows @ key.mT).flatten(1, 2).unbind(0),
         strict=True,
     )
-    # Most questions see the whole document.
     sees_all = bool(mask.all())
-    attended, largest_scores, largest_weights = [], [], []
+    # Most questions see the whole document, if not all of one another.
+    sees_places = sees_all or bool(mask[..., :n_places].all())
+    attended, dense_weights = [], []
     # One head at a time: its scores stay in the processor's cache.
-    for row, keys, values, places, bias in heads:
-        scores = (row @ keys.mT).float().mul_(scaling)
+    for head_rows, keys, values, places, bias, dense in heads:
+        length = len(keys)
+        scores = torch.cat([head_rows.mm(keys.mT), dense], 1).float().mul_(scaling)
         if bias is not None:
-            scores += bias
+            scores[:, :length] += bias
         if not sees_all:
-            hidden = ~mask[:, None, :, places]
-            scores.view(*query.shape[1:4], -1).masked_fill_(hidden, -torch.inf)
-        weights = scores.softmax(-1)
-        if not sees_all:
-            # Where nothing is seen, softmax divides by zero.
-            weights = weights.nan_to_num(0)
-        attended.append(weights.to(values.dtype) @ values)
-        if len(keys):
-            largest_scores.append(scores.amax(-1))
-            largest_weights.append(weights.amax(-1))
-        else:
-            largest_scores.append(scores.new_full((len(row),), -torch.inf))
-            largest_weights.append(scores.new_ones(len(row)))
-    # A weight is the exponential of its score minus the log-sum-exp.
-    smallest = torch.finfo(torch.float32).tiny
-    total = torch.stack(largest_scores) - torch.stack(largest_weights).clamp(min=smallest).log()
-    return torch.stack(attended).float().view(*query.shape[:4], -1), total.view(query.shape[:4])
+            by_query = scores.view(*query.shape[1:4], length + n_dense)
+            by_query[..., length:].masked_fill_(~mask[:, None, :, n_places:], -torch.inf)
+            if not sees_places:
+                by_query[..., :length].masked_fill_(~mask[:, None, :, places], -torch.inf)
+        weights = scores.softmax(1).to(values.dtype)
+        attended.append(weights[:, :length].mm(values))
+        dense_weights.append(weights[:, length:])
+    output = torch.stack(dense_weights).view(*rows.shape[:3], n_dense) @ value
+    output += torch.stack(attended).view(output.shape)
+    return output.view(*query.shape[:4], value.shape[3])

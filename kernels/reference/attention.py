@@ -31,23 +31,26 @@ class Packed(NamedTuple):
         return heads
 
 
-def packed_attention(query: Tensor, packed: Packed, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention [H, B, G, S, Dv] to each head's tokens, and the log-sum-exp of their scores [H, B, G, S], both float32.
+def packed_attention(
+    query: Tensor, packed: Packed, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> Tensor:
+    """Attention [H, B, G, S, Dv] to each head's packed tokens and the dense ones after them: one softmax over both.
 
-    ``query`` [H, B, G, S, D] has the G query heads that share a key head, in any type. ``mask`` [B, S, n] bool says which places
-    each of the S queries sees. A query that sees no token of a head has attention 0 and a log-sum-exp of -inf. The
-    log-sum-exp is what it takes to join attention to several sets of tokens.
+    ``query`` [H, B, G, S, D] has the G query heads that share a key head. Of the A dense tokens, ``key`` is [H, B, A, D] and
+    ``value`` [H, B, A, Dv]. ``mask`` [B, S, n + A] bool says which of n places each of the S queries sees, and which of the
+    dense tokens; every query sees something. Scores and their softmax are float32. All else is of one type.
     """
-    output = query.new_zeros((*query.shape[:4], packed.values.shape[1]), dtype=torch.float32)
-    weight = torch.full_like(output[..., 0], -torch.inf)
+    output = query.new_empty((*query.shape[:4], value.shape[3]))
+    n_places = mask.shape[2] - key.shape[2]
+    dense = torch.arange(n_places, mask.shape[2])
     for head, tokens in enumerate(packed.heads):
-        keys, values, places = packed.keys[tokens], packed.values[tokens], packed.places[tokens]
+        columns = torch.cat([packed.places[tokens], dense])
         for b, g, s in torch.cartesian_prod(*map(torch.arange, query.shape[1:4])).view(-1, 3).tolist():
-            scores = keys.float() @ query[head, b, g, s].float() * scaling
+            keys = torch.cat([packed.keys[tokens], key[head, b]]).float()
+            values = torch.cat([packed.values[tokens], value[head, b]]).float()
+            scores = keys @ query[head, b, g, s].float() * scaling
             if packed.bias is not None:
-                scores += packed.bias[tokens]
-            seen = mask[b, s, places]
-            if seen.any():
-                weight[head, b, g, s] = scores[seen].logsumexp(0)
-                output[head, b, g, s] = scores[seen].softmax(0) @ values[seen].float()
-    return output, weight
+                scores[: packed.lengths[head]] += packed.bias[tokens]
+            seen = mask[b, s, columns]
+            output[head, b, g, s] = scores[seen].softmax(0) @ values[seen]
+    return output

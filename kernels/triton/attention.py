@@ -26,8 +26,25 @@ SPLIT = 512
 """Tokens of one head that a program takes."""
 
 
-def packed_attention(query: Tensor, packed: Packed, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention and log-sum-exp: the contract is ``kvtool.kernels.reference.packed_attention``."""
+def packed_attention(
+    query: Tensor, packed: Packed, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> Tensor:
+    """Attention to packed and dense tokens: the contract is ``kvtool.kernels.reference.packed_attention``."""
+    n_places = mask.shape[2] - key.shape[2]
+    held, held_sum = _attend_packed(query, packed, mask[..., :n_places], scaling)
+    rows = query.flatten(2, 3)
+    # There are few dense tokens, at least until an answer is long.
+    scores = ((rows @ key.mT).float() * scaling).view(*query.shape[:4], -1)
+    scores = scores.masked_fill(~mask[:, None, :, n_places:], -torch.inf)
+    weights = scores.softmax(-1).nan_to_num(0).to(value.dtype).flatten(2, 3)
+    attended = (weights @ value).float().view(held.shape)
+    # One softmax over both: each weighs the sum of the exponentials of its scores.
+    share = (held_sum - scores.logsumexp(-1)).sigmoid()
+    return attended.lerp(held, share[..., None]).to(value.dtype)
+
+
+def _attend_packed(query: Tensor, packed: Packed, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Attention [H, B, G, S, Dv] to packed tokens, and the log-sum-exp [H, B, G, S] of their scores, both float32."""
     heads, batch, group, n_queries, size = query.shape
     rows, value_size = batch * group * n_queries, packed.values.shape[1]
     parts = max(1, triton.cdiv(max(packed.lengths), SPLIT))

@@ -26,20 +26,27 @@ def packed_tokens(
 
 
 def assert_agrees(
-    kernels: dispatch.Kernels, query: torch.Tensor, packed: dispatch.Packed, mask: torch.Tensor
+    kernels: dispatch.Kernels, query: torch.Tensor, packed: dispatch.Packed, n_dense: int, seen: float
 ) -> None:
-    output, weight = kernels.packed_attention(query, packed, mask, 0.5)
-    expected, expected_weight = REFERENCE.packed_attention(query, packed, mask, 0.5)
-    assert output.dtype == weight.dtype == torch.float32
-    bound = BOUND[query.dtype]
-    torch.testing.assert_close(output, expected, rtol=bound, atol=bound)
-    torch.testing.assert_close(weight, expected_weight, rtol=bound, atol=bound)
+    """``seen`` is the share of tokens that a query sees; it sees the last one in any case."""
+    heads, batch, _, n_queries, _ = query.shape
+    key, value = (
+        torch.randn(heads, batch, n_dense, states.shape[1]).to(query)
+        for states in (packed.keys, packed.values)
+    )
+    mask = torch.rand(batch, n_queries, PLACES + n_dense) < seen
+    mask[..., -1 if n_dense else slice(None)] = True
+    output = kernels.packed_attention(query, packed, key, value, mask, 0.5)
+    expected = REFERENCE.packed_attention(query, packed, key, value, mask, 0.5)
+    assert output.dtype == query.dtype
+    torch.testing.assert_close(output, expected, rtol=BOUND[query.dtype], atol=BOUND[query.dtype])
 
 
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=3),
     st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.sampled_from([4, 6]), st.sampled_from([3, 8])),
+    st.integers(0, 4),
     st.booleans(),
     st.sampled_from([0.0, 0.5, 2.0]),
 )
@@ -49,27 +56,29 @@ def test_any_lengths(
     lengths: list[int],
     rows: tuple[int, int, int],
     sizes: tuple[int, int],
+    n_dense: int,
     biased: bool,
     seen: float,
 ) -> None:
-    """Empty heads, several sequences, and queries that see nothing, too."""
+    """Empty heads, several sequences, and queries that see nothing of a document, too."""
+    if not n_dense:
+        lengths = [length + 1 for length in lengths]
     packed = packed_tokens(lengths, sizes, torch.float32, biased=biased)
-    query = torch.randn(len(lengths), *rows, sizes[0])
-    assert_agrees(kernels, query, packed, torch.rand(rows[0], rows[2], PLACES) < seen)
+    assert_agrees(kernels, torch.randn(len(lengths), *rows, sizes[0]), packed, n_dense, seen)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_many_tokens(kernels: dispatch.Kernels, dtype: torch.dtype) -> None:
     """More tokens than a program takes, and more queries."""
     packed = packed_tokens([700, 40], (16, 16), dtype, biased=True)
-    query = torch.randn(2, 1, 9, 2, 16).to(dtype)
-    assert_agrees(kernels, query, packed, torch.rand(1, 2, PLACES) < 0.7)
+    assert_agrees(kernels, torch.randn(2, 1, 9, 2, 16).to(dtype), packed, 3, 0.7)
 
 
 def test_gradients_pass() -> None:
     packed = packed_tokens([5, 3], (4, 4), torch.float32, biased=False)
     query = torch.randn(2, 1, 1, 2, 4, requires_grad=True)
-    output, weight = dispatch.packed_attention(query, packed, torch.ones(1, 2, PLACES, dtype=torch.bool), 0.5)
-    (output.sum() + weight.sum()).backward()  # type: ignore[no-untyped-call]
+    dense, mask = torch.randn(2, 1, 3, 4), torch.rand(1, 2, PLACES + 3) < 0.8
+    mask[..., -1] = True
+    dispatch.packed_attention(query, packed, dense, dense, mask, 0.5).sum().backward()  # type: ignore[no-untyped-call]
     assert query.grad is not None
     assert query.grad.abs().sum() > 0

@@ -89,21 +89,11 @@ def softmax_attention(
 
     ``mask``, bool [B, 1, S, n + A], shows tokens by their places: the document's n, then the appended ones.
     """
-    batch, n_heads, n_appended, _ = key.shape
-    n_queries, n_document = query.shape[2], mask.shape[3] - n_appended
-    # By key head: query heads that share one are rows of one product, without repeating keys.
-    by_head = query.reshape(batch, n_heads, -1, n_queries, query.shape[3]).transpose(0, 1)
+    batch, n_heads, _, _ = key.shape
+    by_head = query.reshape(batch, n_heads, -1, *query.shape[2:]).transpose(0, 1)
     seen = mask[:, 0].expand(batch, -1, -1)
-    held, held_sum = packed_attention(by_head, packed, seen[..., :n_document], scaling)
-    scores = (by_head.flatten(2, 3) @ key.transpose(0, 1).mT).float() * scaling
-    if not seen[..., n_document:].all():
-        hidden = ~seen[:, None, :, n_document:]
-        scores.view(*by_head.shape[:4], n_appended).masked_fill_(hidden, -torch.inf)
-    attended = (scores.softmax(-1).to(value.dtype) @ value.transpose(0, 1)).float().view(held.shape)
-    # One softmax over both: each weighs the sum of the exponentials of its scores.
-    share = (held_sum - scores.logsumexp(-1).view(held_sum.shape)).sigmoid()
-    joined = attended.lerp(held, share[..., None]).to(value.dtype)
-    return joined.permute(1, 3, 0, 2, 4).flatten(2, 3)
+    attended = packed_attention(by_head, packed, key.transpose(0, 1), value.transpose(0, 1), seen, scaling)
+    return attended.permute(1, 3, 0, 2, 4).flatten(2, 3)
 
 
 def head_masks(packed: Packed, mask: Tensor, n_appended: int, group: int) -> Tensor:
