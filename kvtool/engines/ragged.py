@@ -5,11 +5,10 @@ Where heads hold different tokens, those of all heads are packed, head after hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from kvtool.codecs import LayerKV
 from kvtool.engines.cache import BufferedLayer, pruned_error
 from kvtool.errors import UsageError
+from kvtool.kernels.reference import Packed
 
 _is_read_as_pruned: ContextVar[bool] = ContextVar("_is_read_as_pruned", default=False)
 
@@ -74,10 +74,11 @@ class UniformLayer(BufferedLayer):
         """Copies the tokens of ``part`` after those in place. Its positions are places in the cache."""
         _refuse_strange_places(part.positions, self.n_tokens)
         heads = list(part.heads())
-        keys, values = self.extend(len(part.positions) if part.lengths is None else part.lengths[0])
+        places = heads[0].positions
+        keys, values = self.extend(len(places))
         for number, head in enumerate(heads):
             keys[0, number], values[0, number] = head.keys[0], head.values[0]
-        self.indices = torch.cat([self.indices, part.positions.to(self.indices)])
+        self.indices = torch.cat([self.indices, places.to(self.indices)])
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         _refuse_plain_reading()
@@ -107,50 +108,6 @@ class UniformLayer(BufferedLayer):
     def reset(self) -> None:
         super().reset()
         self.indices, self.n_tokens = self.indices[:0], 0
-
-
-@dataclass
-class PackedTokens:
-    """The N tokens that the H heads of a layer hold, head after head.
-
-    ``keys`` is [N, D], ``values`` [N, Dv], and ``indices`` [N] int32 are the tokens' places in the document. ``lengths`` says
-    how many tokens each head has. ``bias`` [N] float32 is added to the scaled scores, unless it is None.
-    """
-
-    keys: Tensor
-    values: Tensor
-    indices: Tensor
-    lengths: tuple[int, ...]
-    bias: Tensor | None = None
-
-    @property
-    def heads(self) -> list[slice]:
-        """Each head's tokens among the N."""
-        end, heads = 0, []
-        for length in self.lengths:
-            heads.append(slice(end, end + length))
-            end += length
-        return heads
-
-    @property
-    def longest(self) -> int:
-        return max(self.lengths)
-
-    def tensors(self) -> dict[str, Tensor]:
-        named = {"keys": self.keys, "values": self.values, "indices": self.indices, "bias": self.bias}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def before(self, index: int) -> PackedTokens:
-        """A copy of the tokens whose index is smaller."""
-        kept = self.indices < index
-        lengths = tuple(int(kept[head].sum()) for head in self.heads)
-        return PackedTokens(**{name: x[kept] for name, x in self.tensors().items()}, lengths=lengths)
-
-    def to(self, device: torch.device) -> PackedTokens:
-        moved = {
-            name: x.to(device, non_blocking=x.is_cpu and x.is_pinned()) for name, x in self.tensors().items()
-        }
-        return PackedTokens(**moved, lengths=self.lengths)
 
 
 class RaggedLayer(DynamicLayer):  # type: ignore[misc]
@@ -186,8 +143,8 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
 
         n = sum(self._lengths)
         bias = empty(dtype=torch.float32).zero_() if biased else None
-        indices = empty(dtype=torch.int32)
-        self.packed = PackedTokens(empty(key_size), empty(value_size), indices, self._lengths, bias)
+        places = empty(dtype=torch.int32)
+        self.packed = Packed(empty(key_size), empty(value_size), places, bias, self._lengths)
         self.dtype, self.device = dtype, device
         self._placed = [0 for _ in self._lengths]
         self.is_initialized = True
@@ -201,7 +158,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
             self._placed[number] += head.keys.shape[1]
             self.packed.keys[held] = head.keys[0]
             self.packed.values[held] = head.values[0]
-            self.packed.indices[held] = head.positions.to(torch.int32)
+            self.packed.places[held] = head.positions.to(torch.int32)
             if self.packed.bias is not None and head.bias is not None:
                 self.packed.bias[held] = head.bias[0]
 
@@ -224,7 +181,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     @property
     def nbytes(self) -> int:
         """Bytes of memory, with the room for tokens to be appended."""
-        return self.appended.nbytes + sum(x.nbytes for x in self.packed.tensors().values())
+        return self.appended.nbytes + sum(x.nbytes for x in _tensors(self.packed))
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         _refuse_plain_reading()
@@ -238,12 +195,12 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     def move(self, device: torch.device) -> None:
         """Moves the layer to ``device``, once: a model may be spread over devices."""
         if self.packed.keys.device != device:
-            self.packed = self.packed.to(device)
+            self.packed = _move(self.packed, device)
         if self.appended.is_initialized:
             self.appended.move(device)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        for tensor in self.packed.tensors().values():
+        for tensor in _tensors(self.packed):
             tensor.record_stream(stream)
         self.appended.record_stream(stream)
 
@@ -255,7 +212,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         length = max(0, self.get_seq_length() + min(0, tokens_to_remove))
         self.appended.crop(tokens_to_remove)
         if length < self.n_tokens:
-            self.packed, self.n_tokens = self.packed.before(length), length
+            self.packed, self.n_tokens = _crop(self.packed, length), length
 
     def keep(self, first: int, kept: Tensor) -> None:
         """Of the tokens from ``first`` on, which are appended ones, keeps ``kept``, ascending, and removes the others."""
@@ -266,7 +223,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         self.appended.fit(room)
 
     def reset(self) -> None:
-        self.packed, self.n_tokens = self.packed.before(0), 0
+        self.packed, self.n_tokens = _crop(self.packed, 0), 0
         self.appended.reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -279,27 +236,76 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         self.appended.batch_select_indices(indices)
 
 
-def pruned_layer(parts: Sequence[LayerKV], n_tokens: int) -> UniformLayer | RaggedLayer:
+PrunedLayer: TypeAlias = UniformLayer | RaggedLayer
+
+
+def allocate_layer(
+    lengths: Sequence[int],
+    n_tokens: int,
+    sizes: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    is_uniform: bool,
+    biased: bool = False,
+    pinned: bool = False,
+) -> PrunedLayer:
+    """An empty layer for ``lengths`` tokens of each head of a document of ``n_tokens``; ``place`` fills it, part by part.
+
+    ``sizes`` are those of a key and a value. ``is_uniform`` says that all heads hold the same tokens, as one head alone does.
+    With biases, a layer is packed in any case.
+    """
+    if (is_uniform or len(lengths) == 1) and not biased:
+        uniform = UniformLayer(lengths[0], n_tokens)
+        keys, values = ((len(lengths), size) for size in sizes)
+        uniform.allocate(keys, values, dtype, device, pinned=pinned)
+        return uniform
+    ragged = RaggedLayer(lengths, n_tokens)
+    ragged.allocate(*sizes, dtype, device, biased=biased, pinned=pinned)
+    return ragged
+
+
+def pruned_layer(parts: Sequence[LayerKV], n_tokens: int) -> PrunedLayer:
     """A layer of ``parts``, one after the other, of a document of ``n_tokens`` tokens.
 
     A part's positions are its tokens' places in the cache. Each is dense, or has different tokens for each head. Memory is
     allocated once, and is that of the parts' tokens.
     """
-    first, biased = parts[0], any(part.bias is not None for part in parts)
-    dtype, device = first.keys.dtype, first.keys.device
-    sizes = first.keys.shape[2], first.values.shape[2]
-    is_uniform = first.n_heads == 1 or all(part.lengths is None for part in parts)
-    layer: UniformLayer | RaggedLayer
-    if is_uniform and not biased:
-        layer = UniformLayer(sum(len(part.positions) for part in parts), n_tokens)
-        layer.allocate((first.n_heads, sizes[0]), (first.n_heads, sizes[1]), dtype, device)
-    else:
-        by_head = zip(*(part.heads() for part in parts), strict=True)
-        layer = RaggedLayer([sum(head.keys.shape[1] for head in heads) for heads in by_head], n_tokens)
-        layer.allocate(*sizes, dtype, device, biased=biased)
+    first = parts[0]
+    by_head = zip(*(part.heads() for part in parts), strict=True)
+    layer = allocate_layer(
+        [sum(head.keys.shape[1] for head in heads) for heads in by_head],
+        n_tokens,
+        (first.keys.shape[2], first.values.shape[2]),
+        first.keys.dtype,
+        first.keys.device,
+        is_uniform=all(part.lengths is None for part in parts),
+        biased=any(part.bias is not None for part in parts),
+    )
     for part in parts:
         layer.place(part)
     return layer
+
+
+def _tensors(packed: Packed) -> list[Tensor]:
+    return [x for x in packed if isinstance(x, Tensor)]
+
+
+def _changed(packed: Packed, change: Callable[[Tensor], Tensor]) -> Packed:
+    bias = None if packed.bias is None else change(packed.bias)
+    keys, values, places = change(packed.keys), change(packed.values), change(packed.places)
+    return Packed(keys, values, places, bias, packed.lengths)
+
+
+def _crop(packed: Packed, length: int) -> Packed:
+    """A copy of the tokens whose place is before ``length``."""
+    kept = packed.places < length
+    lengths = tuple(int(kept[head].sum()) for head in packed.heads)
+    return _changed(packed, lambda x: x[kept])._replace(lengths=lengths)
+
+
+def _move(packed: Packed, device: torch.device) -> Packed:
+    return _changed(packed, lambda x: x.to(device, non_blocking=x.is_cpu and x.is_pinned()))
 
 
 def _refuse_strange_places(places: Tensor, n_tokens: int) -> None:

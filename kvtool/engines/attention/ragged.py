@@ -14,8 +14,9 @@ from torch import Tensor
 from kvtool.engines.attention.capture import step_tokens
 from kvtool.engines.attention.override import family_attention
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.ragged import PackedTokens, RaggedLayer, UniformLayer
+from kvtool.engines.ragged import RaggedLayer, UniformLayer
 from kvtool.errors import ModelError
+from kvtool.kernels.dispatch import Packed, packed_attention
 from kvtool.model.model import Model
 
 
@@ -54,7 +55,7 @@ class PrunedAttention:
         if not isinstance(layer, RaggedLayer):
             return family_attention(self.implementation, module, query, key, value, mask, scaling, **options)
         self._refuse_derived(layer, key, value)
-        packed, step = layer.packed, step_tokens(layer.packed.longest + key.shape[2])
+        packed, step = layer.packed, step_tokens(max(layer.packed.lengths) + key.shape[2])
         # A few queries at a time, so that memory stays at their scores.
         steps = zip(torch.split(query, step, 2), torch.split(mask, step, 2), strict=True)
         if self.is_softmax and scaling is not None:
@@ -81,63 +82,36 @@ class PrunedAttention:
 
 
 def softmax_attention(
-    query: Tensor, packed: PackedTokens, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+    query: Tensor, packed: Packed, key: Tensor, value: Tensor, mask: Tensor, scaling: float
 ) -> Tensor:
     """Attention [B, S, Q, Dv] of queries [B, Q, S, D] over ``packed`` tokens and the appended ``key`` [B, H, A, D] and
     ``value`` [B, H, A, Dv].
 
     ``mask``, bool [B, 1, S, n + A], shows tokens by their places: the document's n, then the appended ones.
     """
-    batch, n_heads, n_appended, _ = key.shape
-    n_queries, group, longest = query.shape[2], query.shape[1] // n_heads, packed.longest
-    # By key head: query heads that share one are rows of one product.
-    by_head = query.reshape(batch, n_heads, group * n_queries, -1).transpose(0, 1)
-    scores = by_head.new_full((*by_head.shape[:3], longest + n_appended), -torch.inf, dtype=torch.float32)
-    for number, head in enumerate(packed.heads):
-        scores[number, ..., : packed.lengths[number]] = by_head[number] @ packed.keys[head].mT
-    scores[..., longest:] = by_head @ key.transpose(0, 1).mT
-    scores *= scaling
-    if packed.bias is not None:
-        for number, head in enumerate(packed.heads):
-            scores[number, ..., : packed.lengths[number]] += packed.bias[head]
-    _hide(scores.view(n_heads, batch, group, n_queries, -1), packed, mask)
-    weights = scores.softmax(-1).to(value.dtype)
-    attended = weights[..., longest:] @ value.transpose(0, 1)
-    for number, head in enumerate(packed.heads):
-        attended[number] += weights[number, ..., : packed.lengths[number]] @ packed.values[head]
-    by_query = attended.view(n_heads, batch, group, n_queries, -1).permute(1, 3, 0, 2, 4)
-    return by_query.reshape(batch, n_queries, n_heads * group, value.shape[3])
+    batch, n_heads, _, _ = key.shape
+    by_head = query.reshape(batch, n_heads, -1, *query.shape[2:]).transpose(0, 1)
+    seen = mask[:, 0].expand(batch, -1, -1)
+    attended = packed_attention(by_head, packed, key.transpose(0, 1), value.transpose(0, 1), seen, scaling)
+    return attended.permute(1, 3, 0, 2, 4).flatten(2, 3)
 
 
-def _hide(scores: Tensor, packed: PackedTokens, mask: Tensor) -> None:
-    """Lowers ``scores`` [H, B, G, S, P + A], P being the most tokens of a head, where ``mask`` hides the token."""
-    n_document = mask.shape[-1] - (scores.shape[-1] - packed.longest)
-    document, appended = mask[..., :n_document], mask[..., n_document:]
-    if not appended.all():
-        scores[..., packed.longest :].masked_fill_(~appended[None], -torch.inf)
-    # Most questions see the whole document.
-    if document.all():
-        return
-    for number, head in enumerate(packed.heads):
-        hidden = ~document[..., packed.indices[head]]
-        scores[number, ..., : packed.lengths[number]].masked_fill_(hidden, -torch.inf)
-
-
-def head_masks(packed: PackedTokens, mask: Tensor, n_appended: int, group: int) -> Tensor:
+def head_masks(packed: Packed, mask: Tensor, n_appended: int, group: int) -> Tensor:
     """``mask``, bool [B, 1, S, n + A] by tokens' places, as [B, Q, S, P + A]: of the keys that ``pad`` makes."""
-    n_document = mask.shape[-1] - n_appended
-    shown = mask.new_zeros(len(mask), len(packed.lengths), mask.shape[2], packed.longest + n_appended)
-    shown[..., packed.longest :] = mask[..., n_document:]
+    n_document, most = mask.shape[-1] - n_appended, max(packed.lengths)
+    shown = mask.new_zeros(len(mask), len(packed.lengths), mask.shape[2], most + n_appended)
+    shown[..., most:] = mask[..., n_document:]
     for number, head in enumerate(packed.heads):
-        shown[:, number, :, : packed.lengths[number]] = mask[:, 0, :, packed.indices[head]]
+        shown[:, number, :, : packed.lengths[number]] = mask[:, 0, :, packed.places[head]]
     return shown.repeat_interleave(group, 1)
 
 
-def pad(packed: PackedTokens, states: Tensor, appended: Tensor) -> Tensor:
+def pad(packed: Packed, states: Tensor, appended: Tensor) -> Tensor:
     """``states`` [N, D] of ``packed`` as [B, H, P + A, D], the ``appended`` [B, H, A, D] last: zeros fill what a head lacks."""
     batch, n_heads, n_appended, size = appended.shape
-    padded = appended.new_zeros(batch, n_heads, packed.longest + n_appended, size)
-    padded[:, :, packed.longest :] = appended
+    most = max(packed.lengths)
+    padded = appended.new_zeros(batch, n_heads, most + n_appended, size)
+    padded[:, :, most:] = appended
     for number, head in enumerate(packed.heads):
         padded[:, number, : packed.lengths[number]] = states[head]
     return padded

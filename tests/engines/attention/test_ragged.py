@@ -21,8 +21,9 @@ from kvtool.engines.batching.shared_prefix import SequenceBatch
 from kvtool.engines.cache import ROOM, DocumentCache, ParallelEncoding
 from kvtool.engines.generate import generate
 from kvtool.engines.kv import slice_kv
-from kvtool.engines.ragged import PackedTokens, RaggedLayer, UniformLayer
+from kvtool.engines.ragged import RaggedLayer, UniformLayer
 from kvtool.errors import ModelError, UsageError
+from kvtool.kernels.dispatch import Packed
 from tests.pruned import PREFIX, dense_cache, hiding, keep_some, prune
 
 BOUND = 1e-5
@@ -273,11 +274,11 @@ def test_what_needs_every_token_is_refused(tiny: kvtool.Model) -> None:
         logits_after(tiny, cache, QUESTION)
 
 
-def naive(query: Any, packed: PackedTokens, key: Any, value: Any, mask: Any) -> torch.Tensor:
+def naive(query: Any, packed: Packed, key: Any, value: Any, mask: Any) -> torch.Tensor:
     """One query, head and token after the other, in float64."""
     output = torch.zeros(query.shape[2], query.shape[1], value.shape[3], dtype=torch.float64)
     group, n_document = query.shape[1] // key.shape[1], mask.shape[3] - key.shape[2]
-    pieces = [x.split(packed.lengths) for x in (packed.keys, packed.values, packed.indices, packed.bias)]
+    pieces = [x.split(packed.lengths) for x in packed[:4]]
     for head in range(query.shape[1]):
         keys, values, indices, bias = (piece[head // group] for piece in pieces)
         keys, values = torch.cat([keys, key[0, head // group]]), torch.cat([values, value[0, head // group]])
@@ -297,13 +298,8 @@ def test_attention_over_any_lengths(lengths: list[int], n_appended: int, group: 
         # Something must be seen.
         lengths = [length + 1 for length in lengths]
     heads, n, n_queries = len(lengths), sum(lengths), data.draw(st.integers(1, 4))
-    packed = PackedTokens(
-        torch.randn(n, 4),
-        torch.randn(n, 3),
-        torch.randint(0, 12, (n,), dtype=torch.int32),
-        tuple(lengths),
-        torch.randn(n),
-    )
+    places = torch.randint(0, 12, (n,), dtype=torch.int32)
+    packed = Packed(torch.randn(n, 4), torch.randn(n, 3), places, torch.randn(n), tuple(lengths))
     query, key, value = (
         torch.randn(1, count, tokens, size)
         for count, tokens, size in (
