@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 
 from kvtool.codecs.errors import CodecError, unexpected
-from kvtool.codecs.kv import KV
+from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.spec import Array, Json
 
 DTYPES = {
@@ -35,6 +35,36 @@ class LayerGeometry:
     lengths: tuple[int, ...] | None = None
     biased: bool = False
 
+    @classmethod
+    def of(cls, layer: LayerKV) -> LayerGeometry:
+        k, v = layer.keys, layer.values
+        sizes = (k.shape[0], k.shape[2]), (v.shape[0], v.shape[2])
+        return cls(layer.positions.numel(), *sizes, layer.lengths, layer.bias is not None)
+
+    @classmethod
+    def joined(cls, parts: Sequence[LayerGeometry]) -> LayerGeometry:
+        """The layer that a cache has of ``parts``, one after the other.
+
+        Dense where heads hold the same tokens and none has a bias, else packed.
+        """
+        first, biased = parts[0], any(part.biased for part in parts)
+        if not biased and (first.n_heads == 1 or all(part.lengths is None for part in parts)):
+            return cls(sum(part.tokens for part in parts), first.keys, first.values)
+        lengths = tuple(map(sum, zip(*(part.head_lengths for part in parts), strict=True)))
+        return cls(sum(lengths), (1, first.keys[1]), (1, first.values[1]), lengths, biased)
+
+    @property
+    def token_elements(self) -> int:
+        """Number of key and value elements of one token in all heads."""
+        if self.lengths is None:
+            return math.prod(self.keys) + math.prod(self.values)
+        return self.n_heads * (self.keys[1] + self.values[1])
+
+    @property
+    def held_elements(self) -> int:
+        """Number of the key and value elements that are held."""
+        return self.tokens * (math.prod(self.keys) + math.prod(self.values))
+
     @property
     def n_heads(self) -> int:
         """Heads of the keys."""
@@ -47,11 +77,11 @@ class LayerGeometry:
 
     def __post_init__(self) -> None:
         if self.lengths is not None:
-            heads = (self.keys[0], self.values[0])
-            if heads != (1, 1) or sum(self.lengths) != self.tokens or len(self.lengths) > HEADS_AT_MOST:
+            packed = (self.keys[0], self.values[0])
+            if packed != (1, 1) or sum(self.lengths) != self.tokens or len(self.lengths) > HEADS_AT_MOST:
                 raise CodecError(
                     f"geometry: heads hold {str(self.lengths)[:80]} tokens, expected {self.tokens} in all, in a layer of "
-                    f"one head, not of {heads}"
+                    f"one head, not of {packed}"
                 )
         for side, (heads, channels) in (("keys", self.keys), ("values", self.values)):
             if heads > HEADS_AT_MOST or max(heads, 1) * channels > CHANNELS_AT_MOST:
@@ -89,8 +119,7 @@ class Geometry:
             most = max(layer.lengths, default=0) if layer.lengths is not None else tokens
             if most > kv.n_tokens:
                 raise CodecError(f"layer {index}: holds {most} tokens, but the segment has {kv.n_tokens}")
-            sizes = (k.shape[0], k.shape[2]), (v.shape[0], v.shape[2])
-            layers.append(LayerGeometry(tokens, *sizes, layer.lengths, layer.bias is not None))
+            layers.append(LayerGeometry.of(layer))
         return cls(kv.dtype, kv.n_tokens, tuple(layers))
 
     def arrays(self, index: int) -> tuple[Array, Array]:
@@ -105,18 +134,30 @@ class Geometry:
     @property
     def n_elements(self) -> int:
         """Number of key and value elements of all tokens in all heads, those that were pruned too."""
-        values = (
-            math.prod(layer.keys) + math.prod(layer.values)
-            if layer.lengths is None
-            else layer.n_heads * (layer.keys[1] + layer.values[1])
-            for layer in self.layers
-        )
-        return self.n_tokens * sum(values)
+        return self.n_tokens * sum(layer.token_elements for layer in self.layers)
 
     @property
     def held_elements(self) -> int:
         """Number of the key and value elements that are held."""
-        return sum(layer.tokens * (math.prod(layer.keys) + math.prod(layer.values)) for layer in self.layers)
+        return sum(layer.held_elements for layer in self.layers)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Geometry]) -> Geometry:
+        """The geometry of a cache of ``parts``, one after the other: its layers are those of ``LayerGeometry.joined``."""
+        layers = zip(*(part.layers for part in parts), strict=True)
+        n_tokens = sum(part.n_tokens for part in parts)
+        return cls(parts[0].dtype, n_tokens, tuple(map(LayerGeometry.joined, layers)))
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Bytes of a cache's layers: keys and values, and where tokens were pruned their places and biases (32 bits each)."""
+        joined = Geometry.joined([self])
+        beside = sum(
+            4 * layer.tokens * (2 if layer.biased else 1)
+            for index, layer in enumerate(joined.layers)
+            if not joined.holds_all(index)
+        )
+        return joined.held_elements * self.dtype.itemsize + beside
 
     def holds_all(self, index: int) -> bool:
         """Whether a layer holds every token, unpacked and without biases."""

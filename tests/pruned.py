@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import kvtool
-from kvtool.codecs import LayerKV
+from kvtool.codecs import LayerGeometry, LayerKV
 from kvtool.engines import transformers as engine
 from kvtool.engines.attention.override import family_attention, override_attention
 from kvtool.engines.cache import DocumentCache
@@ -68,9 +68,13 @@ def prune(
         whole = LayerKV(layer.keys[0], layer.values[0], torch.arange(n_tokens), bias=bias)
         middle = (PREFIX + n_tokens) // 2
         parts = [whole.of(range(PREFIX))]
-        for part in (range(PREFIX, middle), range(middle, n_tokens)):
-            parts.append(pack(whole.of(part), some[:, part.start : part.stop], uniform=uniform))
-        pruned.layers[index] = pruned_layer(parts, n_tokens)
+        for tokens in (range(PREFIX, middle), range(middle, n_tokens)):
+            parts.append(pack(whole.of(tokens), some[:, tokens.start : tokens.stop], uniform=uniform))
+        size = LayerGeometry.joined([LayerGeometry.of(part) for part in parts])
+        placed = pruned_layer(size, n_tokens, layer.keys.dtype, layer.keys.device)
+        for part in parts:
+            placed.place(part)
+        pruned.layers[index] = placed
     return pruned
 
 

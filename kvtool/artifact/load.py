@@ -12,7 +12,7 @@ from kvtool.artifact.read import Artifact
 from kvtool.codecs import Geometry
 from kvtool.digest import digest_token_ids
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
-from kvtool.engines.ragged import RaggedLayer, UniformLayer
+from kvtool.engines.ragged import RaggedLayer, UniformLayer, pruned_layer
 from kvtool.errors import MismatchError
 from kvtool.kernels.threads import thread_pool
 
@@ -26,18 +26,19 @@ _READERS = 2
 def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     """A cache of ``parts``, one after the other at the positions they were prefilled at.
 
-    Layers that any of them does not hold whole are packed, and hold no more than the parts do. Every byte is checked before
-    the cache is handed out. Raises ``MismatchError``, naming the field, for an artifact of another model, or one that does not
-    continue the one before it; ``ArtifactError`` for a broken one.
+    Layers that any of them does not hold whole take no more memory than what the parts hold, which ``loaded_nbytes`` says
+    ahead. Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an artifact of
+    another model, or one that does not continue the one before it; ``ArtifactError`` for a broken one.
     """
     for part in parts:
         refuse_mismatch(part, model)
     _refuse_gaps(parts)
+    geometry = cache_geometry(parts)
     token_ids = torch.cat([part.token_ids for part in parts])
-    cache = DocumentCache(parts[0].n_layers, capacity=len(token_ids) + ROOM, token_ids=token_ids)
+    cache = DocumentCache(len(geometry.layers), capacity=len(token_ids) + ROOM, token_ids=token_ids)
     # Here, not in the threads that fill them: memory that an earlier cache gave back is not given to other threads.
     for index in range(len(cache.layers)):
-        _allocate(cache, index, [part.contents.geometry for part in parts])
+        _allocate(cache, index, geometry)
     for part in parts:
         if len(part.contents.groups) == 1:
             _fill(cache.layers, part.contents.groups[0], part)
@@ -47,27 +48,30 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     return cache
 
 
-def _allocate(cache: DocumentCache, index: int, geometries: Sequence[Geometry]) -> None:
-    """Makes room for layer ``index`` of parts of these ``geometries``."""
-    dtype, device = geometries[0].dtype, torch.device("cpu")
-    sizes = [geometry.layers[index] for geometry in geometries]
-    (_, key_size), (_, value_size) = sizes[0].keys, sizes[0].values
-    if all(geometry.holds_all(index) for geometry in geometries):
-        cache.layers[index].allocate(sizes[0].keys, sizes[0].values, dtype, device)
-        return
-    n_tokens, biased = sum(geometry.n_tokens for geometry in geometries), any(size.biased for size in sizes)
-    if not biased and all(size.lengths is None for size in sizes):
-        uniform = UniformLayer(sum(size.tokens for size in sizes), n_tokens)
-        uniform.allocate(sizes[0].keys, sizes[0].values, dtype, device)
-        cache.layers[index] = uniform
-        return
-    by_head = zip(*(size.head_lengths for size in sizes), strict=True)
-    layer = RaggedLayer([sum(lengths) for lengths in by_head], n_tokens)
-    layer.allocate(key_size, value_size, dtype, device, biased=biased)
-    cache.layers[index] = layer
+def cache_geometry(parts: Sequence[Artifact]) -> Geometry:
+    """The geometry of the cache that ``load_cache`` makes of ``parts``."""
+    return Geometry.joined([part.contents.geometry for part in parts])
 
 
-def _fill(targets: Sequence[BufferedLayer | RaggedLayer], group: range, part: Artifact) -> None:
+def loaded_nbytes(geometry: Geometry) -> int:
+    """Bytes of memory that ``load_cache`` allocates for ``cache_geometry``: layers that hold every token have room for more."""
+    full = (layer for index, layer in enumerate(geometry.layers) if geometry.holds_all(index))
+    return geometry.cache_nbytes + ROOM * geometry.dtype.itemsize * sum(
+        layer.token_elements for layer in full
+    )
+
+
+def _allocate(cache: DocumentCache, index: int, geometry: Geometry) -> None:
+    size, device = geometry.layers[index], torch.device("cpu")
+    if geometry.holds_all(index):
+        cache.layers[index].allocate(size.keys, size.values, geometry.dtype, device)
+    else:
+        cache.layers[index] = pruned_layer(size, geometry.n_tokens, geometry.dtype, device)
+
+
+def _fill(
+    targets: Sequence[BufferedLayer | UniformLayer | RaggedLayer], group: range, part: Artifact
+) -> None:
     if part.is_raw and all(targets[index].holds_all for index in group):
         for index in group:
             keys, values = targets[index].extend(part.contents.geometry.layers[index].tokens)

@@ -29,6 +29,9 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     holds_all = True
     """Whether the layer holds every token of the cache, for every head."""
 
+    room = ROOM
+    """Tokens of room that it keeps while nothing is appended."""
+
     def __init__(self, capacity: int = 0) -> None:
         self._capacity = capacity
         self._buffers: dict[str, Tensor] = {}
@@ -193,10 +196,10 @@ class DocumentCache(Cache):  # type: ignore[misc]
         super().crop(tokens_to_remove)
         self.token_ids = self.token_ids[: self.get_seq_length()]
 
-    def fit(self, room: int = ROOM) -> None:
-        """Frees what layers have grown by beyond ``room`` tokens after the cached ones."""
+    def fit(self, room: int | None = None) -> None:
+        """Frees what layers have grown by beyond ``room`` tokens after the cached ones, by default each layer's own."""
         for layer in self.layers:
-            layer.fit(room)
+            layer.fit(layer.room if room is None else room)
 
     def reset(self) -> None:
         super().reset()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from kvtool.codecs import LayerKV
-from kvtool.engines.cache import BufferedLayer, pruned_error
+from kvtool.codecs import LayerGeometry, LayerKV
+from kvtool.engines.cache import ROOM, BufferedLayer, pruned_error
 from kvtool.errors import UsageError
 from kvtool.kernels.reference import Packed
 
@@ -48,7 +48,7 @@ class UniformLayer(BufferedLayer):
     returns the tokens that it holds: ``attention.cache_attention`` gives a model the mask of these.
     """
 
-    holds_all = False
+    holds_all, room = False, 0
 
     def __init__(self, n_held: int, n_tokens: int) -> None:
         """A layer that will hold ``n_held`` tokens of a document of ``n_tokens``. Call ``allocate`` next, then ``place``."""
@@ -117,7 +117,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     can read such a layer.
     """
 
-    holds_all = False
+    holds_all, room = False, 0
 
     def __init__(self, lengths: Sequence[int], n_tokens: int) -> None:
         """A layer whose heads will hold ``lengths`` tokens of a document of ``n_tokens``. Call ``allocate``, then ``place``."""
@@ -239,52 +239,46 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
 PrunedLayer: TypeAlias = UniformLayer | RaggedLayer
 
 
-def allocate_layer(
-    lengths: Sequence[int],
-    n_tokens: int,
-    sizes: tuple[int, int],
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    is_uniform: bool,
-    biased: bool = False,
-    pinned: bool = False,
+def pruned_layer(
+    size: LayerGeometry, n_tokens: int, dtype: torch.dtype, device: torch.device
 ) -> PrunedLayer:
-    """An empty layer for ``lengths`` tokens of each head of a document of ``n_tokens``; ``place`` fills it, part by part.
-
-    ``sizes`` are those of a key and a value. ``is_uniform`` says that all heads hold the same tokens, as one head alone does.
-    With biases, a layer is packed in any case.
-    """
-    if (is_uniform or len(lengths) == 1) and not biased:
-        uniform = UniformLayer(lengths[0], n_tokens)
-        keys, values = ((len(lengths), size) for size in sizes)
-        uniform.allocate(keys, values, dtype, device, pinned=pinned)
+    """A layer of a document of ``n_tokens`` tokens, with room for what ``LayerGeometry.joined`` says that it holds."""
+    if size.lengths is None:
+        uniform = UniformLayer(size.tokens, n_tokens)
+        uniform.allocate(size.keys, size.values, dtype, device)
         return uniform
-    ragged = RaggedLayer(lengths, n_tokens)
-    ragged.allocate(*sizes, dtype, device, biased=biased, pinned=pinned)
+    ragged = RaggedLayer(size.lengths, n_tokens)
+    ragged.allocate(size.keys[1], size.values[1], dtype, device, biased=size.biased)
     return ragged
 
 
-def pruned_layer(parts: Sequence[LayerKV], n_tokens: int) -> PrunedLayer:
-    """A layer of ``parts``, one after the other, of a document of ``n_tokens`` tokens.
-
-    A part's positions are its tokens' places in the cache. Each is dense, or has different tokens for each head. Memory is
-    allocated once, and is that of the parts' tokens.
-    """
-    first = parts[0]
-    by_head = zip(*(part.heads() for part in parts), strict=True)
-    layer = allocate_layer(
-        [sum(head.keys.shape[1] for head in heads) for heads in by_head],
-        n_tokens,
-        (first.keys.shape[2], first.values.shape[2]),
-        first.keys.dtype,
-        first.keys.device,
-        is_uniform=all(part.lengths is None for part in parts),
-        biased=any(part.bias is not None for part in parts),
-    )
+def joined_layer(parts: Sequence[LayerKV], n_tokens: int) -> BufferedLayer | PrunedLayer:
+    """A layer of ``parts``, one after the other, whose positions are places in a cache of ``n_tokens`` tokens."""
+    size = LayerGeometry.joined([LayerGeometry.of(part) for part in parts])
+    dtype, device = parts[0].keys.dtype, parts[0].keys.device
+    if size.lengths is not None or size.tokens < n_tokens:
+        pruned = pruned_layer(size, n_tokens, dtype, device)
+        for part in parts:
+            pruned.place(part)
+        return pruned
+    layer = BufferedLayer(n_tokens + ROOM)
+    layer.allocate(size.keys, size.values, dtype, device)
     for part in parts:
-        layer.place(part)
+        keys, values = layer.extend(len(part.positions))
+        keys[0].copy_(part.keys)
+        values[0].copy_(part.values)
     return layer
+
+
+def appended(layer: BufferedLayer | RaggedLayer, places: range) -> LayerKV:
+    """A copy of the last tokens of ``layer``, at ``places``, which were appended to it."""
+    dense = layer.appended if isinstance(layer, RaggedLayer) else layer
+    assert dense.keys is not None
+    assert dense.values is not None
+    keys, values = (
+        states[0, :, states.shape[2] - len(places) :].clone() for states in (dense.keys, dense.values)
+    )
+    return LayerKV(keys, values, torch.arange(places.start, places.stop))
 
 
 def _tensors(packed: Packed) -> list[Tensor]:

@@ -16,7 +16,9 @@ from kvtool.measurement.reference import Reference, logits_over
 def measure(bench: Bench, context: Context, candidate: Candidate, reference: Reference) -> dict[str, Any]:
     """A record of everything that is measured, as JSON.
 
-    - ``nbytes`` and ``n_elements``;
+    - ``nbytes`` that are stored, and ``n_elements``;
+    - ``resident_nbytes`` of the loaded cache's tensors, without room for more tokens, and ``resident_elements`` of a raw one.
+      Both are with the prefix;
     - ``error``: squared errors and squares by layer and head, as ``cache_error`` gives them;
     - ``TOKEN_METRICS``: for each token that is fed;
     - ``answers``: the answer to each prompt.
@@ -41,4 +43,8 @@ def measure(bench: Bench, context: Context, candidate: Candidate, reference: Ref
     if reference.logits is not None:
         logits = logits_over(bench, restored.cache, context, restored.position)
         record |= asdict(distortion(reference.logits, logits, context.targets))
+    # Last, since what is appended would find no room.
+    restored.cache.fit(0)
+    record["resident_nbytes"] = restored.cache.nbytes
+    record["resident_elements"] = sum(side.numel() for side in sides)
     return record

@@ -38,6 +38,11 @@ class Variant:
     nbytes: int
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether its recipe removes tokens."""
+        return bool((self.recipe.get("pipeline") or {}).get("prune"))
+
 
 @dataclass(frozen=True)
 class Segment:

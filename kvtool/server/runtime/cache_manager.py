@@ -11,7 +11,7 @@ from functools import cached_property, partial
 
 import torch
 
-from kvtool.artifact.load import load_cache
+from kvtool.artifact.load import cache_geometry, load_cache, loaded_nbytes
 from kvtool.artifact.read import Artifact
 from kvtool.blending.blend import assemble
 from kvtool.engines import transformers as engine
@@ -127,11 +127,15 @@ class CacheManager:
 
     @contextmanager
     def _stored(self, source: Stored, tenant: Tenant) -> Iterator[OpenCache]:
-        """Shared by all of the tenant's requests that begin with the same artifacts."""
-        tokens = sum(len(artifact.token_ids) for artifact in source.artifacts)
+        """Shared by all of the tenant's requests that begin with the same artifacts.
+
+        A pruned cache has no room of its own for what is appended, so that each request brings some.
+        """
         key = (tenant.name, *(artifact.digest for artifact in source.artifacts))
         load = partial(self._load, source.variant, source.artifacts)
-        with self._shared(key, tokens, load, source.nbytes) as cache:
+        geometry = cache_geometry(source.artifacts)
+        private = source.nbytes + (self.token_bytes * ROOM if geometry.is_pruned else 0)
+        with self._shared(key, loaded_nbytes(geometry), load, private) as cache:
             self.metrics.hits.inc()
             yield OpenCache(cache, source.tokens)
 
@@ -145,7 +149,8 @@ class CacheManager:
             return self._prefill(source.token_ids)
 
         key = (tenant.name, "prefilled", source.identity)
-        with self._shared(key, source.tokens, compute, source.nbytes) as cache:
+        nbytes = self.token_bytes * (source.tokens + ROOM)
+        with self._shared(key, nbytes, compute, source.nbytes) as cache:
             if not computed:
                 self.metrics.hits.inc()
             yield OpenCache(cache, source.tokens, computed)
@@ -174,9 +179,8 @@ class CacheManager:
         return self.scheduler.call(partial(key_rotations, self.model)).result() is not None
 
     def _shared(
-        self, key: Hashable, tokens: int, load: Callable[[], DocumentCache], private: int
+        self, key: Hashable, nbytes: int, load: Callable[[], DocumentCache], private: int
     ) -> AbstractContextManager[DocumentCache]:
-        nbytes = self.token_bytes * (tokens + ROOM)
         return self.memory.holding(key, nbytes, load, private=private, timeout=self.wait)
 
     def _load(self, variant: str, artifacts: Sequence[Artifact]) -> DocumentCache:
