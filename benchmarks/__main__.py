@@ -22,6 +22,8 @@ MODULES = {
     "loading": "serving.loading",
     "tenants": "serving.tenants",
     "lm_eval": "serving.harness",
+    "pruning": "pruning.pruning",
+    "pruned_speed": "pruning.pruned_speed",
     "prune_peers": "pruning.prune_peers",
     "peers": "peers.environments",
 }
