@@ -41,30 +41,30 @@ document leaves no room in the context."""
 
 PAGE = """# Pruning: speed and memory
 
-Decoding over caches that keep {keep:g} of their tokens, against the full cache of the same document. {model}, {machine}. This
-command makes the page:
+Decoding over caches that keep {keep:g} of their tokens, against the full cache of the same document. This command makes the page:
 
 `{command}`
 
+{machine}. Model: {model}.
+
 - **stored**: bytes of the file. **resident**: what the process grows by when the cache is loaded, measured after free memory is
-  given back. **held**: bytes of the cache's tensors. **peak**: the most that the process grows by while it loads the cache and
-  decodes {decoded} tokens. All are divided by those of the full cache; **MB** is that of the resident full cache.
+  given back. **peak**: the most that the process grows by while it loads the cache and decodes {decoded} tokens. All are divided
+  by those of the full cache; **MB** is that of the resident full cache. The prefix is a part of each.
 - **speed**: tokens a second, divided by that over the full cache: medians of {repeats} interleaved rounds of {decoded} tokens.
   **ms**: of a token, in this run.
 
 {table}
 """
 
-COLUMNS = ("tokens", "variant", "stored", "resident", "held", "peak", "speed", "ms", "MB")
+COLUMNS = ("tokens", "variant", "stored", "resident", "peak", "speed", "ms", "MB")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: of the file, what the process grows by, those of the tensors, and the most that it grew by."""
+    """Bytes: of the file, what the process grows by, and the most that it grew by meanwhile."""
 
     stored: int
     resident: int
-    held: int
     most: int
 
 
@@ -109,7 +109,6 @@ def measure(model: kvtool.Model, folder: Path, tokens: int, arguments: argparse.
             "full" if variant == RAW else f"`{variant}`",
             f"{one.stored / full.stored:.3f}",
             f"{one.resident / full.resident:.3f}",
-            f"{one.held / full.held:.3f}",
             f"{one.most / full.most:.3f}",
             f"{seconds[RAW] / seconds[variant]:.2f}",
             f"{1000 * seconds[variant] / arguments.decoded:.1f}",
@@ -157,11 +156,11 @@ def _memory(model: kvtool.Model, store: LocalStore, name: str, variant: str, dec
     before = _grown_to()
     with peak() as most:
         cache = store.load(name, model, variant)
-        resident, held = _grown_to() - before, cache.nbytes
+        resident = _grown_to() - before
         decode(model, cache, decoded)
     if most.nbytes is None:
         raise SystemExit("this system does not report the memory of a process")
-    return Memory(store.size(name, variant), resident, held, most.nbytes)
+    return Memory(store.size(name, variant), resident, most.nbytes)
 
 
 def _grown_to() -> int:
