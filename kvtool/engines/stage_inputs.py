@@ -7,25 +7,37 @@ from collections.abc import Collection
 from torch import Tensor
 
 from kvtool.codecs import Inputs, Pipeline
-from kvtool.codecs.prune.scores.inputs import REPLAY_QUERIES, REPLAYED
+from kvtool.codecs.prune.scores.inputs import (
+    COPIED,
+    HIDDEN_COSINE,
+    REPLAY_QUERIES,
+    REPLAYED,
+    TOKEN_ENTROPY,
+)
 from kvtool.codecs.spec import IMPORTANCE
 from kvtool.engines.attention.collect import COLLECTED, collect
 from kvtool.engines.attention.probe import observe
 from kvtool.engines.attention.replay import replay
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.inputs.hidden_cosine import hidden_cosine
+from kvtool.engines.inputs.token_entropy import token_entropy
 from kvtool.errors import UsageError
 from kvtool.model.model import Model
 
-PROBED, BY_REPLAY = frozenset({"attention", "queries"}), frozenset({IMPORTANCE, REPLAYED, REPLAY_QUERIES})
-MEASURED = PROBED | BY_REPLAY | COLLECTED
-"""The inputs that kvtool can measure: with probes, by a replay, and in a pass over the segment."""
+PROBED, BY_REPLAY = (
+    frozenset({"attention", "queries"}),
+    frozenset({IMPORTANCE, REPLAYED, REPLAY_QUERIES, COPIED}),
+)
+MEASURED = PROBED | BY_REPLAY | COLLECTED | {HIDDEN_COSINE, TOKEN_ENTROPY}
+"""The inputs that kvtool can measure: with probes, by a replay, and in passes over the segment."""
 
 
 def measure_inputs(model: Model, cache: DocumentCache, token_ids: Tensor, needs: Collection[str]) -> Inputs:
     """Those of ``needs`` that can be measured, by name: one tensor for each layer.
 
-    They are of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``. ``attention.probe``, ``attention.replay``
-    and ``attention.collect`` say what each is. The model runs for nothing else, and the cache is left as it was.
+    They are of the segment ``token_ids`` [T] int64, the last T tokens of ``cache``. ``attention.probe``, ``attention.replay``,
+    ``attention.collect`` and the modules of ``inputs`` say what each is. The model runs for nothing else, and the cache is
+    left as it was.
 
     Raises ``ModelError`` as these do.
     """
@@ -36,6 +48,10 @@ def measure_inputs(model: Model, cache: DocumentCache, token_ids: Tensor, needs:
         inputs = {**inputs, **replay(model, cache, token_ids)}
     if not COLLECTED.isdisjoint(needs):
         inputs = {**inputs, **collect(model, cache, token_ids, needs)}
+    if HIDDEN_COSINE in needs:
+        inputs = {**inputs, **hidden_cosine(model, cache, token_ids)}
+    if TOKEN_ENTROPY in needs:
+        inputs = {**inputs, **token_entropy(model, cache, token_ids)}
     return {name: tensors for name, tensors in inputs.items() if name in needs}
 
 

@@ -40,8 +40,8 @@ QUERY_COVARIANCE = "query_covariance"
 """[Q, D, D]: the covariance of the same queries, divided by their number."""
 
 COPIED = "copied"
-"""[Q, 2]: while the segment is fed again, the mean weight that its tokens give to their first occurrence, and to the token
-after that."""
+"""[Q, 2]: while the segment is fed again, the mean weight that its tokens give to their own place in the segment, and to the
+token after that."""
 
 HIDDEN_COSINE = "hidden_cosine"
 """[1]: the mean over tokens of the cosine between hidden states before and after the layer's attention, its residual
