@@ -239,9 +239,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
 PrunedLayer: TypeAlias = UniformLayer | RaggedLayer
 
 
-def pruned_layer(
-    size: LayerGeometry, n_tokens: int, dtype: torch.dtype, device: torch.device
-) -> PrunedLayer:
+def pruned_layer(size: LayerGeometry, n_tokens: int, dtype: torch.dtype, device: torch.device) -> PrunedLayer:
     """A layer of a document of ``n_tokens`` tokens, with room for what ``LayerGeometry.joined`` says that it holds."""
     if size.lengths is None:
         uniform = UniformLayer(size.tokens, n_tokens)

@@ -33,6 +33,10 @@ REPLAY_QUERIES = "replay_queries"
 """[Q, R, D]: the queries of some of the tokens that are fed again, evenly chosen, as they meet the keys, rotated. They are
 multiplied so that scores are q·k/√D, whatever the family's scaling is."""
 
+MOVED_QUERIES = "moved_queries"
+"""[Q, R, D]: the queries of some of the segment's own tokens, evenly chosen, turned as if they came right after it, and
+multiplied likewise. They are what a text asks that goes on in the same way."""
+
 QUERY_MEAN = "query_mean"
 """[Q, D]: the mean of the segment's queries before RoPE, without those of the first four positions, multiplied likewise."""
 
@@ -60,6 +64,7 @@ _AXES = {
     WINDOW_QUERIES: "QWD",
     REPLAYED: "HT",
     REPLAY_QUERIES: "QRD",
+    MOVED_QUERIES: "QRD",
     QUERY_MEAN: "QD",
     QUERY_COVARIANCE: "QDD",
     COPIED: "Q2",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvtool.codecs import Inputs
 from kvtool.codecs.prune.scores.inputs import (
+    MOVED_QUERIES,
     QUERY_COVARIANCE,
     QUERY_MEAN,
     RECEIVED,
@@ -32,8 +33,14 @@ from kvtool.errors import ModelError
 from kvtool.model.model import Model
 
 OF_WINDOW = frozenset({WINDOW_WEIGHTS, WINDOW_QUERIES})
-STATISTICS = frozenset({QUERY_MEAN, QUERY_COVARIANCE})
+STATISTICS = frozenset({QUERY_MEAN, QUERY_COVARIANCE, MOVED_QUERIES})
 COLLECTED = OF_WINDOW | STATISTICS | {RECEIVED}
+
+QUERIES = 512
+"""Tokens whose queries are moved, at most."""
+
+AFTER = 128
+"""Places after the segment over which they are spread."""
 
 FIRST = 4
 """Positions whose queries are no example of later ones."""
@@ -100,6 +107,8 @@ class _Collector:
         self.scaling: float | None = None
         self.total = self.products = torch.zeros(0)
         self.window_queries: list[Tensor] = []
+        self.moved: list[Tensor] = []
+        self.every = max(1, -(-n_tokens // QUERIES))
         self.window_weights = torch.zeros(0, min(WINDOW, n_tokens), n_tokens)
         self.rows = torch.zeros(0, dtype=torch.int64)
         """How many of the window's queries each head's weights are known of: small passes come for all heads at once."""
@@ -128,10 +137,17 @@ class _Collector:
                 self.positions[some],
                 scaling=self.rope.scaling,
                 undo=True,
-            ).double()
+            )
+            self._move(plain[:, -self.count % self.every :: self.every])
             self.count += plain.shape[1]
-            self.total += plain.sum(1)
-            self.products += plain.mT @ plain
+            self.total += plain.double().sum(1)
+            self.products += plain.double().mT @ plain.double()
+
+    def _move(self, plain: Tensor) -> None:
+        assert self.rope is not None
+        number = sum(queries.shape[1] for queries in self.moved)
+        places = (number + torch.arange(plain.shape[1])) % AFTER + self.start + self.n_tokens
+        self.moved.append(turn(plain.clone(), self.rope, places, scaling=self.rope.scaling))
 
     def on_weights(self, first: int, weights: Tensor) -> None:
         given = weights[..., self.start : self.start + self.n_tokens].float().cpu()
@@ -147,7 +163,9 @@ class _Collector:
         factor = 1.0 if self.scaling is None else self.scaling * channels**0.5
         mean = factor * self.total / max(self.count, 1)
         covariance = factor**2 * self.products / max(self.count, 1) - mean[:, :, None] * mean[:, None, :]
+        moved = torch.cat([*self.moved, torch.zeros(len(mean), 0, channels)], 1)
         return {
+            MOVED_QUERIES: factor * moved,
             RECEIVED: self.received.view(self.heads, -1, self.n_tokens).mean(1),
             QUERY_MEAN: mean.float(),
             QUERY_COVARIANCE: covariance.float(),

@@ -38,6 +38,7 @@ def scored(
     inputs = {
         names.RECEIVED: weights.sum(1).view(heads, group, tokens).mean(1),
         names.REPLAY_QUERIES: queries,
+        names.MOVED_QUERIES: queries,
         names.WINDOW_WEIGHTS: weights[:, tokens - window :],
         names.WINDOW_QUERIES: queries[:, tokens - window :],
         names.REPLAYED: pad(weights, (0, 0, 0, 1)).amax(1).view(heads, group, tokens).amax(1),

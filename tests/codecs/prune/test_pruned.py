@@ -25,7 +25,7 @@ from kvtool.codecs import (
     stage_from_config,
 )
 from kvtool.codecs.prune.matching import MatchAttention
-from kvtool.codecs.prune.scores.inputs import REPLAY_QUERIES, REPLAYED
+from kvtool.codecs.prune.scores.inputs import MOVED_QUERIES, REPLAY_QUERIES, REPLAYED
 from kvtool.codecs.prune.select import HEADS, Select
 from kvtool.codecs.stage_registry import prune_stages
 from kvtool.codecs.transform.window import Window
@@ -54,7 +54,7 @@ def random_replay(kv: KV) -> dict[str, list[Tensor]]:
     generator = torch.Generator().manual_seed(5)
     queries = [torch.randn(2 * x.n_heads, 30, x.keys.shape[2], generator=generator) for x in kv.layers]
     replayed = [torch.rand(x.keys.shape[:2], generator=generator) for x in kv.layers]
-    return {REPLAYED: replayed, REPLAY_QUERIES: queries}
+    return {REPLAYED: replayed, REPLAY_QUERIES: queries, MOVED_QUERIES: [x[:, :7] for x in queries]}
 
 
 def through_json(blob: Blob) -> Blob:

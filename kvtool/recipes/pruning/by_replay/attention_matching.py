@@ -16,9 +16,10 @@ def attention_matching(**parameters: Any) -> Pipeline:
     queries of a text that is repeated.
 
     What differs. Keys are chosen by KVzip's score, with one budget for all heads. The paper chooses them by
-    attention, or by orthogonal matching pursuit, and finds budgets by head once for a model; its best reference
-    queries are also of questions and answers, here they are those of the repeated text alone. Masses are fitted by
-    multiplicative steps. Values are drawn a little to the kept tokens' own.
+    attention, or by orthogonal matching pursuit, and finds budgets by head once for a model. Its reference queries
+    are those of the repeated text, and of questions and answers that a model made up; here they are those of the
+    repeated text, and the document's own, turned as if they came after it. Masses are fitted by multiplicative steps.
+    Values are drawn a little to the kept tokens' own.
     """
     return common.select("kvzip", MatchAttention, **parameters)
 
