@@ -53,6 +53,12 @@ class LayerGeometry:
         lengths = tuple(map(sum, zip(*(part.head_lengths for part in parts), strict=True)))
         return cls(sum(lengths), (1, first.keys[1]), (1, first.values[1]), lengths, biased)
 
+    def whole(self, tokens: int) -> LayerGeometry:
+        """The layer with all ``tokens`` of the segment in each head, and without biases."""
+        heads = self.n_heads
+        values = self.values if self.lengths is None else (heads, self.values[1])
+        return LayerGeometry(tokens, (heads, self.keys[1]), values)
+
     @property
     def token_elements(self) -> int:
         """Number of key and value elements of one token in all heads."""

@@ -60,12 +60,11 @@ def encode(
     NeedsCalibration for a missing calibration.
     """
     asked = Contents.of(kv, _pipeline(recipe, calibration, parameters))
-    segment = pruned(Segment(asked, kv.layers.__getitem__, inputs or {}))
-    contents = segment.contents.suited(segment.layer, segment.inputs, kv.token_ids)
+    segment = pruned(Segment(asked, kv.layers.__getitem__, inputs or {})).suited(kv.token_ids)
+    contents = segment.contents
     tensors = {TOKEN_IDS: kv.token_ids.to(torch.int32)}
     for group in contents.groups:
-        layers = [segment.layer(index) for index in group]
-        tensors |= contents.encode(group, layers, segment.inputs, kv.token_ids)
+        tensors |= segment.encode(group, kv.token_ids)
     return Blob(tensors, contents.to_metadata(), contents.pipeline.calibrations)
 
 

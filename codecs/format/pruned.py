@@ -12,17 +12,37 @@ from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.geometry import LayerGeometry
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.pipeline import Inputs
-from kvtool.codecs.prune.stage import Prune, taken_inputs
+from kvtool.codecs.prune.stage import Prune, spread, taken_inputs
 from kvtool.codecs.spec import BY_TOKEN, POSITIONS
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What is to be encoded: ``layer`` gives each layer, ``inputs`` has a tensor for each."""
+    """What is to be encoded: ``layer`` gives each layer, ``inputs`` has a tensor for each.
+
+    ``original`` is the segment before it was pruned, if it was.
+    """
 
     contents: Contents
     layer: Callable[[int], LayerKV]
     inputs: Inputs
+    original: Segment | None = None
+
+    def suited(self, token_ids: Tensor) -> Segment:
+        """The same by a pipeline that suits the segment."""
+        coded = self.original if self.original and self.contents.whole else self
+        return replace(self, contents=self.contents.suited(coded.layer, coded.inputs, token_ids))
+
+    def encode(self, group: range, token_ids: Tensor) -> dict[str, Tensor]:
+        """A group's stored tensors (``Contents.encode``)."""
+        layers = [self.layer(index) for index in group]
+        if not (self.original and self.contents.whole):
+            return self.contents.encode(group, layers, self.inputs, token_ids)
+        spreads = [
+            spread(layer, self.original.layer(index)) for index, layer in zip(group, layers, strict=True)
+        ]
+        coded = self.contents.whole.encode(group, spreads, self.original.inputs, token_ids)
+        return self.contents.stored_tokens(group, layers) | coded
 
 
 def pruned(segment: Segment) -> Segment:
@@ -51,7 +71,7 @@ def pruned(segment: Segment) -> Segment:
     ]
     inputs = {name: [cut[name] for cut in by_layer] for name in segment.inputs}
     geometry = replace(contents.geometry, layers=reduced)
-    return Segment(replace(contents, geometry=geometry), layer, inputs)
+    return Segment(replace(contents, geometry=geometry), layer, inputs, segment)
 
 
 def inputs_of(inputs: Inputs, index: int) -> dict[str, Tensor]:

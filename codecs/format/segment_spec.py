@@ -16,6 +16,7 @@ from kvtool.codecs.errors import CodecError, unexpected
 from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
+from kvtool.codecs.prune.stage import take
 from kvtool.codecs.rope import Rope, ropes
 from kvtool.codecs.spec import POSITIONS, TOKEN_IDS, Array, Json, Place
 from kvtool.kernels.dispatch import pack, packed_size, unpack
@@ -84,11 +85,29 @@ class Contents:
         return cls(pipeline, geometry, start, rope)
 
     @cached_property
+    def whole(self) -> Contents | None:
+        """What is coded where a pipeline prunes heads apart and codes layers together; None where that is what stays.
+
+        Heads that hold different tokens have no rows in common, so all tokens are coded, and some left out once decoded.
+        """
+        packed = any(layer.lengths is not None for layer in self.geometry.layers)
+        if self.pipeline.prune is None or not (self.pipeline.grouped and packed):
+            return None
+        layers = tuple(layer.whole(self.geometry.n_tokens) for layer in self.geometry.layers)
+        return replace(
+            self,
+            pipeline=replace(self.pipeline, prune=None),
+            geometry=replace(self.geometry, layers=layers),
+        )
+
+    @cached_property
     def groups(self) -> tuple[range, ...]:
         """The layers that are coded together: ``pipeline.layers`` neighbours of equal sizes, fewer at the end.
 
         All neighbours of equal sizes where that is 0.
         """
+        if self.whole:
+            return self.whole.groups
         found: list[range] = []
         for _, run in groupby(range(len(self.geometry.layers)), key=lambda i: self.geometry.layers[i]):
             layers = list(run)
@@ -98,6 +117,8 @@ class Contents:
 
     def arrays(self, group: range) -> dict[str, Array]:
         """The stored tensors of a group of layers by their full names, in the order in which they are stored."""
+        if self.whole:
+            return self._tokens(group) | self.whole.arrays(group)
         plan = self.pipeline.plan(*self.geometry.arrays(group[0]), self.place(group)).arrays
         return self._tokens(group) | {self._full(group, name): array for name, array in plan.items()}
 
@@ -121,7 +142,10 @@ class Contents:
     def suited(
         self, layer: Callable[[int], LayerKV], inputs: Inputs | None = None, token_ids: Tensor | None = None
     ) -> Contents:
-        """The same by a pipeline that suits the segment (``Pipeline.suited``); ``layer`` gives each of its layers."""
+        """The same by a pipeline that suits the segment (``Pipeline.suited``); ``layer`` gives each of the coded layers."""
+        if self.whole:
+            suited = self.whole.suited(layer, inputs, token_ids).pipeline
+            return replace(self, pipeline=replace(suited, prune=self.pipeline.prune))
         pipeline = self.pipeline
         for group in self.groups if pipeline.chooses else ():
             layers = [layer(index) for index in group]
@@ -138,12 +162,12 @@ class Contents:
     ) -> dict[str, Tensor]:
         """A group's stored tensors by their full names, named and ordered as ``arrays``.
 
-        ``inputs`` has a tensor for each layer of the segment.
+        ``inputs`` has a tensor for each layer of the segment. Where there is a ``whole``, that is what encodes.
         """
         _refuse_mixed(group, layers)
         by_layer = self._inputs(group, layers[0].positions, inputs, token_ids)
         stored = self.pipeline.encode(layers, self.place(group), by_layer)
-        return self._stored_tokens(group, layers) | {self._full(group, n): t for n, t in stored.items()}
+        return self.stored_tokens(group, layers) | {self._full(group, n): t for n, t in stored.items()}
 
     def decode(
         self,
@@ -156,6 +180,8 @@ class Contents:
 
         Raises CodecError, naming the layer and the tensor.
         """
+        if self.whole:
+            return self._decode_whole(self.whole, group, tensors, tokens, token_ids)
         held = self.geometry.layers[group[0]].tokens
         if tokens is not None and not (0 <= tokens.start <= tokens.stop <= held and tokens.step == 1):
             raise CodecError(f"tokens is {tokens}, expected a range within the layer's {held}")
@@ -176,6 +202,25 @@ class Contents:
             replace(layer, lengths=own, bias=bias)
             for layer, own, bias in zip(layers, lengths, biases, strict=True)
         ]
+
+    def _decode_whole(
+        self,
+        whole: Contents,
+        group: range,
+        tensors: Mapping[str, Tensor],
+        tokens: range | None,
+        token_ids: Tensor | None,
+    ) -> list[LayerKV]:
+        if tokens is not None:
+            raise CodecError(f"tokens is {tokens}, expected none where heads hold different tokens")
+        own = self._tokens(group)
+        coded = {name: tensor for name, tensor in tensors.items() if name not in own}
+        layers: list[LayerKV] = []
+        for index, layer in zip(group, whole.decode(group, coded, None, token_ids), strict=True):
+            read = self._read_tokens(index, tensors)
+            kept = self._kept(read) if self._is_pruned(index) else torch.ones(1, len(layer.positions))
+            layers.append(replace(take(layer, kept.bool()), bias=read.bias))
+        return layers
 
     def _inputs(
         self, group: range, positions: Tensor, inputs: Inputs | None, token_ids: Tensor | None
@@ -223,7 +268,7 @@ class Contents:
                 arrays[name + BIAS] = Array((layer.keys[0], layer.tokens), torch.float16)
         return arrays
 
-    def _stored_tokens(self, group: range, layers: Sequence[LayerKV]) -> dict[str, Tensor]:
+    def stored_tokens(self, group: range, layers: Sequence[LayerKV]) -> dict[str, Tensor]:
         """Those tensors of ``layers``, by their names."""
         stored: dict[str, Tensor] = {}
         for index, layer in zip(group, layers, strict=True):
@@ -231,17 +276,19 @@ class Contents:
             if self.start is None:
                 stored[name + POSITIONS] = layer.positions.to(torch.int32)
             elif self._is_pruned(index):
-                rows = [head.positions for head in layer.heads()] if layer.lengths else [layer.positions]
-                stored[name + KEPT] = self._kept(rows)
+                stored[name + KEPT] = torch.stack([pack(row, 1) for row in self._kept(layer)])
             if layer.bias is not None:
                 stored[name + BIAS] = layer.bias.half()
         return stored
 
-    def _kept(self, rows: Sequence[Tensor]) -> Tensor:
+    def _kept(self, layer: LayerKV) -> Tensor:
+        """Ones for the tokens that a layer holds, [H, T] uint8, or [1, T] where its heads hold the same."""
+        positions = layer.positions.cpu()
+        rows = [positions] if layer.lengths is None else positions.split(list(layer.lengths))
         kept = torch.zeros(len(rows), self.geometry.n_tokens, dtype=torch.uint8)
-        for row, positions in zip(kept, rows, strict=True):
-            row[positions.cpu() - (self.start or 0)] = 1
-        return torch.stack([pack(row, 1) for row in kept])
+        for row, held in zip(kept, rows, strict=True):
+            row[held - (self.start or 0)] = 1
+        return kept
 
     def _read_tokens(self, index: int, tensors: Mapping[str, Tensor]) -> LayerKV:
         """A layer's positions, lengths and biases, without keys and values."""

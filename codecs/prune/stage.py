@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from kvtool.codecs.kv import LayerKV
@@ -73,6 +74,22 @@ def take(layer: LayerKV, kept: Tensor) -> LayerKV:
     return LayerKV(
         layer.keys[head, token][None], layer.values[head, token][None], layer.positions[token], lengths
     )
+
+
+def spread(reduced: LayerKV, layer: LayerKV) -> LayerKV:
+    """``layer``, which holds all tokens, with the entries that ``reduced`` has for some of them."""
+    if reduced.lengths is None:
+        kept = torch.isin(layer.positions, reduced.positions)
+        head, token = slice(None), kept
+    else:
+        head = torch.repeat_interleave(torch.tensor(reduced.lengths))
+        token = torch.searchsorted(layer.positions, reduced.positions)
+    sides = []
+    for whole, some in ((layer.keys, reduced.keys), (layer.values, reduced.values)):
+        changed = whole.clone()
+        changed[head, token] = some if reduced.lengths is None else some[0]
+        sides.append(changed)
+    return LayerKV(*sides, layer.positions)
 
 
 def taken_inputs(inputs: Payload, by_token: frozenset[str], kept: Tensor, heads: int) -> dict[str, Tensor]:

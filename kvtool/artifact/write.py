@@ -95,12 +95,12 @@ def compressed_content(original: Artifact, pipeline: Pipeline, inputs: Inputs | 
     """
     ids, of = original.token_ids, original.contents
     whole = Contents(pipeline, of.geometry, of.start, of.rope)
-    segment = pruned(Segment(whole, original.layer, inputs or {}))
-    contents = segment.contents.suited(segment.layer, segment.inputs, ids)
+    segment = pruned(Segment(whole, original.layer, inputs or {})).suited(ids)
+    contents = segment.contents
     tensors = {TOKEN_IDS: ids.to(torch.int32)}
     tensors |= {tensor_name(name): original.read(tensor_name(name)) for name in original.scores}
     for group in contents.groups:
-        tensors |= contents.encode(group, [segment.layer(index) for index in group], segment.inputs, ids)
+        tensors |= segment.encode(group, ids)
     meta = {
         **original.meta,
         **contents.to_metadata(),

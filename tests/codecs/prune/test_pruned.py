@@ -35,6 +35,7 @@ CODES = {
     "as they are": Pipeline(),
     "kivi": recipe("kivi").build(bits=8, recent=0),
     "int8-blockwise": recipe("int8-blockwise").build(),
+    "layers together": Pipeline(layers=2),
 }
 
 
@@ -91,7 +92,8 @@ def test_what_is_kept_comes_back(heads: str, codes: str) -> None:
         for n, t in encode(kv, CODES[codes]).tensors.items()
         if n.startswith("layers")
     )
-    assert smaller < 0.4 * larger
+    # Heads that hold different tokens cannot be coded together: all are, and some are left out later.
+    assert smaller < (1.01 if codes == "layers together" and heads != "tokens" else 0.4) * larger
     # A pruned segment is stored again as it is.
     again = decode(through_json(encode(pruned, CODES["as they are"])))
     for one, other in zip(pruned.layers, again.layers, strict=True):
@@ -159,8 +161,9 @@ def test_what_is_refused() -> None:
     pruned = decode(encode(kv, Pipeline(prune=Select("l2-norm"))))
     with pytest.raises(CodecError, match="lost tokens already"):
         encode(pruned, Pipeline(prune=Select("l2-norm")))
+    different = replace(recipe("minicache").build(), prune=None)
     with pytest.raises(CodecError, match="coded together, but hold different tokens"):
-        encode(kv, replace(recipe("minicache").build(), prune=Select("l2-norm")))
+        encode(decode(encode(kv, Pipeline(prune=Select("l2-norm")))), different)
     window = Pipeline(keys=(Window(recent=4),), prune=Select("l2-norm"))
     with pytest.raises(CodecError):
         encode(kv, window)
