@@ -182,7 +182,8 @@ class Recipe:
         for name, value in parameters.items():
             if name not in self.parameters:
                 known = ", ".join(self.parameters) or "none"
-                raise CodecError(f"recipe {self.name!r} has no parameter {name!r}; it has: {known}")
+                prunes = f"; to leave out tokens first, name it kvzip+{self.name}" if name == "keep" else ""
+                raise CodecError(f"recipe {self.name!r} has no parameter {name!r}; it has: {known}{prunes}")
             if not self.parameters[name].accepts(value):
                 choices = self.parameters[name].choices
                 raise CodecError(f"recipe {self.name!r}: {name} is {value!r}, expected {choices}")
