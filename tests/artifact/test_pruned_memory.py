@@ -62,9 +62,7 @@ def loaded_bytes(store: LocalStore, model: kvtool.Model, variant: str) -> int:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_memory_and_file_fall_with_the_kept_share(
-    store: LocalStore, model: kvtool.Model, name: str
-) -> None:
+def test_memory_and_file_fall_with_the_kept_share(store: LocalStore, model: kvtool.Model, name: str) -> None:
     recipe, parameters = RECIPES[name]
     n_prefix, n_tokens = (len(part.token_ids) for part in store.parts("a.txt"))
     whole, whole_file = loaded_bytes(store, model, "raw"), store.size("a.txt")
