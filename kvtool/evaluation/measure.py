@@ -24,11 +24,14 @@ def measure(bench: Bench, context: Context, candidate: Candidate, reference: Ref
     - ``answers``: the answer to each prompt.
     """
     restored = candidate.restore(bench)
+    restored.cache.fit(0)
     start = len(bench.prefix.token_ids)
     sides = [side for layer in reference.cache.layers for side in (layer.keys, layer.values)]
     record: dict[str, Any] = {
         "nbytes": restored.nbytes,
         "n_elements": sum(side[:, :, start:].numel() for side in sides),
+        "resident_nbytes": restored.cache.nbytes,
+        "resident_elements": sum(side.numel() for side in sides),
         "error": cache_error(reference.cache, restored.cache, start),
     }
     if context.prompts:
@@ -43,8 +46,4 @@ def measure(bench: Bench, context: Context, candidate: Candidate, reference: Ref
     if reference.logits is not None:
         logits = logits_over(bench, restored.cache, context, restored.position)
         record |= asdict(distortion(reference.logits, logits, context.targets))
-    # Last, since what is appended would find no room.
-    restored.cache.fit(0)
-    record["resident_nbytes"] = restored.cache.nbytes
-    record["resident_elements"] = sum(side.numel() for side in sides)
     return record

@@ -14,6 +14,7 @@ import torch
 from kvtool.artifact.load import cache_geometry, load_cache, loaded_nbytes
 from kvtool.artifact.read import Artifact
 from kvtool.blending.blend import assemble
+from kvtool.blending.pruned import joining_nbytes
 from kvtool.engines import transformers as engine
 from kvtool.engines.cache import ROOM, DocumentCache
 from kvtool.engines.capabilities import key_rotations
@@ -161,10 +162,12 @@ class CacheManager:
 
         Empty, so that all is prefilled, where it is not known how to move the model's keys to another place.
         """
-        layout = source.layout
-        nbytes = source.nbytes + self.token_bytes * (source.tokens + ROOM)
-        with self.memory.reserved(nbytes, timeout=self.wait):
-            if source.blending.recompute < 1 and not self._moves_keys():
+        layout, nbytes = source.layout, self.token_bytes * source.tokens
+        is_prefilled = source.blending.recompute < 1 and not self._moves_keys()
+        if layout.pruned and source.blending.takes_pruned and not is_prefilled:
+            nbytes = joining_nbytes(layout)
+        with self.memory.reserved(source.nbytes + nbytes + self.token_bytes * ROOM, timeout=self.wait):
+            if is_prefilled:
                 prompt_tokens = source.tokens + len(source.question)
                 yield OpenCache(engine.new_cache(self.model, prompt_tokens + ROOM), 0)
                 return
