@@ -63,7 +63,10 @@ def pruned(segment: Segment) -> Segment:
     reduced = tuple(_reduced_size(stage, size, some) for size, some in zip(sizes, kept, strict=True))
 
     def layer(index: int) -> LayerKV:
-        return stage.reduce(segment.layer(index), kept[index], inputs_of(segment.inputs, index))
+        whole = segment.layer(index)
+        return (
+            whole if kept[index].all() else stage.reduce(whole, kept[index], inputs_of(segment.inputs, index))
+        )
 
     by_layer = [
         taken_inputs(inputs_of(segment.inputs, index), BY_TOKEN, some, sizes[index].n_heads)
@@ -95,13 +98,15 @@ def _kept(stage: Prune, segment: Segment) -> list[Tensor]:
                 f"[{size.n_heads}, {size.tokens}]"
             )
         scores.append(score)
-    return stage.choose(scores, shapes, [inputs_of(segment.inputs, index) for index in range(len(sizes))])
+    masks = stage.choose(scores, shapes, [inputs_of(segment.inputs, index) for index in range(len(sizes))])
+    # Heads that hold the same tokens need not be packed.
+    return [mask[:1] if bool((mask == mask[:1]).all()) else mask for mask in masks]
 
 
 def _reduced_size(stage: Prune, size: LayerGeometry, kept: Tensor) -> LayerGeometry:
     counts: Sequence[int] = kept.sum(1).tolist()
     if kept.all():
-        return replace(size, biased=stage.biased)
+        return size
     if len(kept) == 1:
         return replace(size, tokens=counts[0], biased=stage.biased)
     return LayerGeometry(sum(counts), (1, size.keys[1]), (1, size.values[1]), tuple(counts), stage.biased)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.prune.scores.inputs import MOVED_QUERIES, REPLAY_QUERIES, by_group, read
-from kvtool.codecs.prune.select import Select
-from kvtool.codecs.prune.stage import take
+from kvtool.codecs.prune.select import HEADS, Select
+from kvtool.codecs.prune.stage import Prune, take
 from kvtool.codecs.spec import Payload
 from kvtool.codecs.stage_registry import register
 
@@ -41,6 +41,10 @@ class MatchAttention(Select):
     biased: ClassVar[bool] = True
     name: ClassVar[str] = "match-attention"
     version: ClassVar[int] = 1
+
+    @classmethod
+    def examples(cls) -> tuple[Prune, ...]:
+        return tuple(cls("kvzip", heads, "", keep, 1, 2) for heads in HEADS for keep in (0.4, 1.0))
 
     @property
     def needs(self) -> frozenset[str]:

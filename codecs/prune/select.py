@@ -50,7 +50,8 @@ class Select(Prune):
     """Keeps the share ``keep`` of a segment's tokens: each head's ``sinks`` first, ``recent`` last, and those of the best scores.
 
     ``score`` is a name of ``scores.table``; with ``values`` it is multiplied by the values' norms (VATP). ``heads`` is one of
-    ``HEADS``. ``layers`` names their shares of ``budgets.table``; empty for all alike.
+    ``HEADS``. ``layers`` names their shares of ``budgets.table``; empty for all alike. The layers ``whole`` keep all tokens,
+    and the others the fewer; negative ones are counted from the last.
     """
 
     score: str
@@ -60,6 +61,7 @@ class Select(Prune):
     sinks: int = 0
     recent: int = 0
     values: bool = False
+    whole: tuple[int, ...] = ()
 
     name: ClassVar[str] = "select"
     version: ClassVar[int] = 1
@@ -70,7 +72,9 @@ class Select(Prune):
         self.require(self.layers in ("", *SHARES), "layers", self.layers, f"nothing, {', '.join(SHARES)}")
         shared = not self.layers or self.heads in ("uniform", "ada-kv")
         self.require(shared, "layers", self.layers, f"nothing with heads {self.heads!r}")
-        self._budget()
+        same = not self.whole or self.heads != "tokens"
+        self.require(same, "whole", self.whole, "no layers with heads 'tokens', which are the same in all")
+        self.budget(0)
 
     @classmethod
     def examples(cls) -> tuple[Prune, ...]:
@@ -79,7 +83,8 @@ class Select(Prune):
         by_layers = [
             cls("l2-norm", heads, layers, 0.3) for layers in SHARES for heads in ("uniform", "ada-kv")
         ]
-        return (*by_score, *by_heads, *by_layers)
+        whole = [cls("l2-norm", heads, "", 0.7, whole=(0, -1)) for heads in HEADS if heads != "tokens"]
+        return (*by_score, *by_heads, *by_layers, *whole)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -92,9 +97,10 @@ class Select(Prune):
     def choose(
         self, scores: Sequence[Tensor], layers: Sequence[LayerKV], inputs: Sequence[Payload]
     ) -> list[Tensor]:
-        budget = self._budget()
+        budget = self.budget(len(scores))
         shares = SHARES[self.layers].of(scores, budget, layers, inputs) if self.layers else None
         return HEADS[self.heads](scores, budget, shares)
 
-    def _budget(self) -> Budget:
-        return Budget(self.keep, self.sinks, self.recent)
+    def budget(self, n_layers: int) -> Budget:
+        whole = {index % n_layers for index in self.whole if -n_layers <= index < n_layers}
+        return Budget(self.keep, self.sinks, self.recent, frozenset(whole))

@@ -55,7 +55,11 @@ class Prune(BaseStage):
         """
 
     def reduce(self, layer: LayerKV, kept: Tensor, inputs: Payload) -> LayerKV:
-        """The layer with the tokens ``kept``, an entry of ``choose``'s result, and no others."""
+        """The layer with the tokens ``kept``, an entry of ``choose``'s result, and no others.
+
+        It is not asked for layers that keep all tokens, which stay as they are. Where all rows of ``kept`` are equal, it is
+        [1, T].
+        """
         return take(layer, kept)
 
 
@@ -68,12 +72,13 @@ def take(layer: LayerKV, kept: Tensor) -> LayerKV:
         return layer
     if kept.shape[0] == 1:
         (some,) = kept
-        return LayerKV(layer.keys[:, some], layer.values[:, some], layer.positions[some])
+        bias = None if layer.bias is None else layer.bias[:, some]
+        return LayerKV(layer.keys[:, some], layer.values[:, some], layer.positions[some], bias=bias)
     head, token = kept.nonzero(as_tuple=True)
     lengths = tuple(kept.sum(1).tolist())
-    return LayerKV(
-        layer.keys[head, token][None], layer.values[head, token][None], layer.positions[token], lengths
-    )
+    keys, values = layer.keys[head, token][None], layer.values[head, token][None]
+    bias = None if layer.bias is None else layer.bias[head, token][None]
+    return LayerKV(keys, values, layer.positions[token], lengths, bias)
 
 
 def spread(reduced: LayerKV, layer: LayerKV) -> LayerKV:

@@ -44,32 +44,21 @@ class Score:
 
 @dataclass(frozen=True)
 class HeadScore:
-    """``of`` gives the scores [H] of all layers' heads from the ``needs`` of each, larger for those that look far back."""
+    """Scores [H] of heads from their ``needs``, larger for those that look far back.
 
-    of: Callable[[Sequence[LayerKV], Sequence[Payload], Sequence[Rope | None]], list[Tensor]]
+    ``of_layer`` gives those of a layer, and ``joined`` those of all layers that depend on each other: from shapes and inputs
+    alone. One of them is given.
+    """
+
     needs: frozenset[str]
-
-
-def _duo(layers: Sequence[LayerKV], inputs: Sequence[Payload], ropes: Sequence[Rope | None]) -> list[Tensor]:
-    return [duo_attention(*parts) for parts in zip(layers, inputs, ropes, strict=True)]
-
-
-def _kvzip(
-    layers: Sequence[LayerKV], inputs: Sequence[Payload], ropes: Sequence[Rope | None]
-) -> list[Tensor]:
-    return [kvzip_heads(*parts) for parts in zip(layers, inputs, strict=True)]
-
-
-def _razor(
-    layers: Sequence[LayerKV], inputs: Sequence[Payload], ropes: Sequence[Rope | None]
-) -> list[Tensor]:
-    return razor_attention(layers, inputs)
+    of_layer: Callable[[LayerKV, Payload, Rope | None], Tensor] | None = None
+    joined: Callable[[Sequence[LayerKV], Sequence[Payload]], list[Tensor]] | None = None
 
 
 HEADS = {
-    "duoattention": HeadScore(_duo, frozenset({QUERY_MEAN})),
-    "kvzip-heads": HeadScore(_kvzip, frozenset({REPLAYED})),
-    "razorattention": HeadScore(_razor, frozenset({COPIED})),
+    "duoattention": HeadScore(frozenset({QUERY_MEAN}), duo_attention),
+    "kvzip-heads": HeadScore(frozenset({REPLAYED}), lambda layer, inputs, rope: kvzip_heads(layer, inputs)),
+    "razorattention": HeadScore(frozenset({COPIED}), joined=razor_attention),
 }
 
 SCORES = {

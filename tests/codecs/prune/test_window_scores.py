@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from typing import Any
 
 import pytest
 import torch
@@ -184,14 +185,22 @@ def test_scores_of_heads_by_name_read_what_they_say_they_need(name: str) -> None
     cases = [scored(n, heads) for n, heads in ((5, 2), (5, 3), (1, 1))]
     layers, ropes = [case.layer for case in cases], [Rope((1.0, 0.1)), None, Rope((0.5,))]
     inputs = [{need: case.inputs[need] for need in HEADS[name].needs} for case in cases]
-    scores = HEADS[name].of(layers, inputs, ropes)
+    scores = of_heads(name, layers, inputs, ropes)
     assert [part.shape for part in scores] == [(2,), (3,), (1,)]
     assert not torch.cat(scores).isnan().any()
     with pytest.raises(NeedsError):
-        HEADS[name].of(layers, [{}] * 3, ropes)
+        of_heads(name, layers, [{}] * 3, ropes)
+
+
+def of_heads(name: str, layers: Any, inputs: Any, ropes: Any) -> list[torch.Tensor]:
+    head = HEADS[name]
+    if head.joined:
+        return head.joined(layers, inputs)
+    assert head.of_layer
+    return [head.of_layer(*parts) for parts in zip(layers, inputs, ropes, strict=True)]
 
 
 def test_kvzip_scores_a_head_by_its_largest_weight() -> None:
     case = scored(7)
-    scores = HEADS["kvzip-heads"].of([case.layer], [case.inputs], [None])[0]
+    (scores,) = of_heads("kvzip-heads", [case.layer], [case.inputs], [None])
     assert scores.tolist() == [max(row) for row in case.inputs[names.REPLAYED].tolist()]
