@@ -184,7 +184,7 @@ the raw cache, which `klt` needs whole.
 
 def _against(result: Json, candidates: Sequence[Json]) -> str:
     alone = [one for one in candidates if one["family"] == ALONE]
-    combined = [one for one in candidates if one["family"].endswith(f"+{ALONE}")]
+    combined = [one for one in candidates if "+" in one["family"]]
     if not alone or not combined:
         return ""
     costs = result["costs"]

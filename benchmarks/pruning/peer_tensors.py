@@ -66,7 +66,7 @@ def measure(model: kvtool.Model, token_ids: Sequence[int]) -> Measured:
 
 def _inputs(model: kvtool.Model, cache: DocumentCache, kv: KV) -> list[Payload]:
     """Of each layer, what any score or share needs and kvtool can measure."""
-    every = [one.needs for one in (*SCORES.values(), *SHARES.values())]
+    every = [score.needs for score in SCORES.values()] + [share.needs for share in SHARES.values()]
     needs = (frozenset().union(*every) | {WINDOW_QUERIES}) & MEASURED
     inputs = measure_inputs(model, cache, kv.token_ids, needs)
     return [{name: by_layer[n] for name, by_layer in inputs.items()} for n in range(len(kv.layers))]

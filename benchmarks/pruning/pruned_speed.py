@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -132,7 +133,10 @@ def _compressed(
         )
     for row in rows:
         recipe, *options = row.split(":")
-        parameters = {"keep": keep, **parameters_of(options, f"--rows {row}", "snapkv:heads=tokens")}
+        parameters: dict[str, Any] = {
+            "keep": keep,
+            **parameters_of(options, f"--rows {row}", "snapkv:heads=tokens"),
+        }
         kvtool.compress(store, recipe=recipe, name=row, model=model, **parameters)
     return store, path.name
 

@@ -18,6 +18,7 @@ FURTHER_KEEPS: Mapping[str, Sequence[float]] = {"attention-matching": (0.05,)}
 BUDGETS = {
     "kvzip:heads=uniform": "KVzip's scores, all heads alike.",
     "kvzip:heads=ada-kv": "KVzip's scores, the heads of a layer by Ada-KV.",
+    "kvzip:heads=tokens": "KVzip's scores, the same tokens in all layers and heads.",
     "expected-attention:heads=ada-kv": "Expected Attention's scores, the heads of a layer by Ada-KV.",
     "attention-matching:heads=ada-kv": "KVzip's scores, Ada-KV's budgets, least-squares values.",
 }
@@ -28,12 +29,18 @@ BUDGET_KEEPS = (0.3, 0.1)
 STEPS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6)
 """Of ``klt`` alone: the curve that combinations are held against."""
 
-COMBINED = ("kvzip+klt", "attention-matching+klt")
-COMBINED_KEEPS, COMBINED_STEPS = (0.7, 0.5, 0.3), (0.02, 0.04, 0.08)
+COMBINED: Mapping[str, Sequence[str]] = {
+    "kvzip+klt:heads=tokens": ("step=0.02", "step=0.04", "step=0.08"),
+    "attention-matching+klt:heads=tokens": ("step=0.02", "step=0.04", "step=0.08"),
+    "kvzip+kivi:recent=0": ("bits=4", "bits=2"),
+}
+"""Each with the settings of what codes. ``klt`` codes layers together, and so they must hold the same tokens."""
+
+COMBINED_KEEPS = (0.7, 0.5, 0.3)
 
 
 def rows(chosen: Iterable[str] = (), keeps: Iterable[float] = ()) -> list[Row]:
-    """All rows, or those that ``chosen`` names, by a row's name, its setting without ``keep``, or its recipe.
+    """All rows, or those that ``chosen`` names, by a row's name, what stands before its ``keep``, or its recipe.
 
     ``keeps`` leaves out what keeps other shares; what keeps all tokens stays. Raises ``UsageError``.
     """
@@ -79,13 +86,13 @@ def _everything() -> list[Row]:
     names |= {f"{name}:keep={keep:g}": what for name, what in BUDGETS.items() for keep in BUDGET_KEEPS}
     names |= {f"klt:step={step:g}": "" for step in STEPS}
     names |= {
-        f"{name}:keep={keep:g}:step={step:g}": ""
-        for name in COMBINED
+        f"{name}:keep={keep:g}:{setting}": ""
+        for name, settings in COMBINED.items()
         for keep in COMBINED_KEEPS
-        for step in COMBINED_STEPS
+        for setting in settings
     }
     return [Row(name, name not in BUDGETS, what, Method()) for name, what in names.items()]
 
 
 def _names(row: Row) -> set[str]:
-    return {row.name, without_keep(row.name), row.family}
+    return {row.name, row.name.partition(":keep=")[0], row.family}
