@@ -85,7 +85,7 @@ class Pipeline:
                 if n < last:
                     payload = stages[n].encode(payload, specs[n])
             sides[side] = tuple(own)
-        return replace(self, **sides)
+        return replace(self, keys=sides["keys"], values=sides["values"])
 
     def encode(
         self, layers: Sequence[LayerKV], place: Place = Place(), inputs: Inputs | None = None

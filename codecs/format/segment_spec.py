@@ -284,7 +284,7 @@ class Contents:
     def _kept(self, layer: LayerKV) -> Tensor:
         """Ones for the tokens that a layer holds, [H, T] uint8, or [1, T] where its heads hold the same."""
         positions = layer.positions.cpu()
-        rows = [positions] if layer.lengths is None else positions.split(list(layer.lengths))
+        rows = [positions] if layer.lengths is None else torch.split(positions, list(layer.lengths))
         kept = torch.zeros(len(rows), self.geometry.n_tokens, dtype=torch.uint8)
         for row, held in zip(kept, rows, strict=True):
             row[held - (self.start or 0)] = 1

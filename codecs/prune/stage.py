@@ -83,18 +83,14 @@ def take(layer: LayerKV, kept: Tensor) -> LayerKV:
 
 def spread(reduced: LayerKV, layer: LayerKV) -> LayerKV:
     """``layer``, which holds all tokens, with the entries that ``reduced`` has for some of them."""
+    keys, values = layer.keys.clone(), layer.values.clone()
+    places = torch.searchsorted(layer.positions, reduced.positions)
     if reduced.lengths is None:
-        kept = torch.isin(layer.positions, reduced.positions)
-        head, token = slice(None), kept
+        keys[:, places], values[:, places] = reduced.keys, reduced.values
     else:
         head = torch.repeat_interleave(torch.tensor(reduced.lengths))
-        token = torch.searchsorted(layer.positions, reduced.positions)
-    sides = []
-    for whole, some in ((layer.keys, reduced.keys), (layer.values, reduced.values)):
-        changed = whole.clone()
-        changed[head, token] = some if reduced.lengths is None else some[0]
-        sides.append(changed)
-    return LayerKV(*sides, layer.positions)
+        keys[head, places], values[head, places] = reduced.keys[0], reduced.values[0]
+    return LayerKV(keys, values, layer.positions)
 
 
 def taken_inputs(inputs: Payload, by_token: frozenset[str], kept: Tensor, heads: int) -> dict[str, Tensor]:

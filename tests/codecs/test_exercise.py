@@ -100,7 +100,9 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def clipped(**fields: int) -> Stage:
-    return stage_registry.stage_from_config({"name": "clipped", "version": 1, **fields})
+    stage = stage_registry.stage_from_config({"name": "clipped", "version": 1, **fields})
+    assert isinstance(stage, Stage)
+    return stage
 
 
 def skvq() -> Recipe:
