@@ -31,6 +31,11 @@ class Against:
         known = [bits for bits in needed if bits is not None]
         return self.bits / max(known) if len(known) == len(needed) else None
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the share may be larger: the KL decides, and there the curve has ended."""
+        return self.at_most and self.at_kl is not None and self.at_kl > 1.001 * (self.at_kept or 0.0)
+
 
 def against(alone: Sequence[Json], others: Sequence[Json]) -> list[Against]:
     """A row for each of ``others``, all candidates of an evaluation, held against the curve of ``alone``."""

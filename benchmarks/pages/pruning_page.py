@@ -211,7 +211,7 @@ def _needed(bits: float | None) -> str:
 def _share(one: Against) -> str:
     if one.share is None:
         return "never"
-    return ("≥ " if one.at_most else "") + f"{one.share:.2f}"
+    return ("≥ " if one.is_bound else "") + f"{one.share:.2f}"
 
 
 def _methods(result: Json, candidates: Sequence[Json]) -> list[str]:

@@ -36,7 +36,7 @@ COMBINED: Mapping[str, Sequence[str]] = {
 }
 """Each with the settings of what codes. ``klt`` codes layers together, and so they must hold the same tokens."""
 
-COMBINED_KEEPS = (0.7, 0.5, 0.3)
+COMBINED_KEEPS = (0.7, 0.5, 0.3, 0.2)
 
 
 def rows(chosen: Iterable[str] = (), keeps: Iterable[float] = ()) -> list[Row]:

@@ -103,11 +103,13 @@ def test_a_combination_is_held_against_what_klt_needs_to_be_as_good_in_both() ->
     assert first.share == pytest.approx(0.5)
     assert beyond.at_most
     assert beyond.at_kept == 0.4
+    # The answers decide as well, and of them the bits are known.
+    assert not beyond.is_bound
     assert better.at_kl is None
     assert better.share is None
     page = markdown(result())
     assert "| `kvzip+klt:keep=0.5:step=0.02` | 0.500 | 0.300 | 0.795 | 1.000 | 0.50 |" in page
-    assert "| `kvzip+klt:keep=0.3:step=0.08` | 0.100 | 0.300 | ≤ 0.400 | 0.400 | ≥ 0.25 |" in page
+    assert "| `kvzip+klt:keep=0.3:step=0.08` | 0.100 | 0.300 | ≤ 0.400 | 0.400 | 0.25 |" in page
     assert "| `kvzip+klt:keep=0.7:step=0.02` | 0.500 | 0.300 | never | 1.000 | never |" in page
 
 
@@ -118,7 +120,9 @@ def test_without_haystacks_kl_alone_counts() -> None:
     page = markdown(measured)
     assert "Retrieval was not measured." in page
     assert "Answers kept by the share" not in page
+    # 0.5 bits where klt needs 0.4 ** 0.25 = 0.795.
     assert "| `kvzip+klt:keep=0.5:step=0.02` | 0.500 | 0.300 | 0.795 |  | 0.63 |" in page
+    assert "| `kvzip+klt:keep=0.3:step=0.08` | 0.100 | 0.300 | ≤ 0.400 |  | ≥ 0.25 |" in page
 
 
 def _split(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
