@@ -30,11 +30,14 @@ STEPS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6)
 """Of ``klt`` alone: the curve that combinations are held against."""
 
 COMBINED: Mapping[str, Sequence[str]] = {
+    "kvzip+klt": ("step=0.02", "step=0.04", "step=0.08"),
     "kvzip+klt:heads=tokens": ("step=0.02", "step=0.04", "step=0.08"),
+    "attention-matching+klt": ("step=0.02", "step=0.04", "step=0.08"),
     "attention-matching+klt:heads=tokens": ("step=0.02", "step=0.04", "step=0.08"),
     "kvzip+kivi:recent=0": ("bits=4", "bits=2"),
 }
-"""Each with the settings of what codes. ``klt`` codes layers together, and so they must hold the same tokens."""
+"""Each with the settings of what codes. ``klt`` codes all layers together: where heads hold different tokens it codes all of
+them, so that only those with the same tokens in all heads take fewer bytes."""
 
 COMBINED_KEEPS = (0.7, 0.5, 0.3, 0.2)
 
