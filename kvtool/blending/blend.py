@@ -106,11 +106,13 @@ class BlendOptions:
     def refuse_pruned(self, layout: Layout) -> None:
         """Raises ``UsageError`` for documents of ``layout`` that were pruned, where these options cannot take them."""
         if layout.pruned and not layout.is_alone and self.recompute != 1 and not self.takes_pruned:
-            setting = f"recompute {self.recompute} with policy {self.policy!r}"
+            is_parallel = policy_of(self.policy).parallel is not None
+            setting = f"policy {self.policy!r}" if is_parallel else f"recompute {self.recompute}"
             raise UsageError(
                 ", ".join(layout.pruned),
-                f"was pruned, so that among other texts its tokens can only be moved as they are, which {setting} does not do",
-                "blend with recompute 0 and another policy than ape, or name a variant that keeps every token",
+                "was pruned: among other texts, the tokens that it keeps can only be moved as they are, which is not "
+                f"what {setting} does",
+                f"take recompute 0{' and another policy' if is_parallel else ''}, or a variant that keeps every token",
             )
 
 
