@@ -150,4 +150,5 @@ class _Replayed:
         queries = torch.cat(self.queries, 1)
         if self.scaling is None:
             return queries[:, :0]
-        return queries * (self.scaling * queries.shape[-1] ** 0.5)
+        factor: float = self.scaling * queries.shape[-1] ** 0.5
+        return queries * factor
