@@ -28,8 +28,8 @@ def collected_content(original: Artifact, inputs: Inputs) -> Content:
         tensors |= {input_name(name, index): x.float().cpu() for index, x in enumerate(inputs[name])}
     none = torch.zeros(0, dtype=torch.int64)
     for group in contents.groups:
-        arrays = [contents.geometry.arrays(index) for index in group]
-        empty = [LayerKV(*(torch.zeros(x.shape, dtype=x.dtype) for x in pair), none) for pair in arrays]
+        sides = [[torch.zeros(x.shape, dtype=x.dtype) for x in contents.geometry.arrays(n)] for n in group]
+        empty = [LayerKV(keys, values, none) for keys, values in sides]
         tensors |= contents.encode(group, empty)
     made = {"inputs": sorted(inputs)}
     meta = {

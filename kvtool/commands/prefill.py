@@ -67,8 +67,7 @@ class PrefillFlags(TextFlags):
     collect: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also measure what this recipe needs beside keys and values, and keep it, so that compress runs no model; "
-            "repeatable.",
+            help="Measure what these recipes need beside keys and values, so that compress runs no model; repeatable."
         ),
     ]
 
