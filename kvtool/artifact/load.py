@@ -89,7 +89,10 @@ def _fill(
 
 
 def refuse_mismatch(part: Artifact, model: Model) -> None:
-    """Raises ``MismatchError``, naming the fields that differ, for an artifact of another model."""
+    """Raises ``MismatchError``, naming the fields that differ, for an artifact of another model, or one that holds no cache."""
+    if part.inputs:
+        reason = f"holds {', '.join(part.inputs)} for compress, and no cache"
+        raise MismatchError(part.path, reason, "name another variant")
     made_by: Mapping[str, Any] = part.meta["model"]
     if made_by["fingerprint"] == model.fingerprint:
         return

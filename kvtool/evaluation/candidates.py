@@ -20,7 +20,7 @@ from kvtool.engines.stage_inputs import refuse_unmeasurable
 from kvtool.errors import UsageError
 from kvtool.measurement.bench import Bench
 from kvtool.store.base import Store
-from kvtool.store.manifest import AVERAGED, RAW
+from kvtool.store.manifest import AVERAGED, INPUTS, RAW
 
 Kind = Literal["raw", "recipe", "peer"]
 
@@ -163,7 +163,7 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
     for name in names:
         for variant, artifact in store[name].segments[0].variants.items():
             # Variants made for blending are not read for a document without others.
-            if variant in (RAW, AVERAGED) or "of" in artifact.recipe:
+            if variant in (RAW, AVERAGED, INPUTS) or "of" in artifact.recipe:
                 continue
             family = str(artifact.recipe.get("name", variant))
             try:
