@@ -63,7 +63,8 @@ def run(
     keep: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Keep this share of the tokens, with a recipe that prunes, as kvzip or kvzip+kivi."
+            metavar="SHARE",
+            help="Keep this share of the tokens, with a recipe that prunes, as kvzip or kvzip+kivi.",
         ),
     ] = None,
     recent: Annotated[
@@ -127,7 +128,11 @@ def run(
 
     store = open_store(settings.store, existing=True)
     targets = given(bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, preset=preset)
-    settings_of_recipe = {**targets, **given(keep=keep, recent=recent, sinks=sinks), **_parse(parameters or [])}
+    settings_of_recipe = {
+        **targets,
+        **given(keep=keep, recent=recent, sinks=sinks),
+        **_parse(parameters or []),
+    }
     with output.Bars() as bars:
         report = compress(
             store,
