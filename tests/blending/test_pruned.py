@@ -47,7 +47,7 @@ def held_places(cache: BlendedCache) -> list[torch.Tensor]:
     masks = []
     for layer in cache.layers:
         rows = (
-            [layer.packed.indices[head] for head in layer.packed.heads]
+            [layer.packed.places[head] for head in layer.packed.heads]
             if isinstance(layer, RaggedLayer)
             else [layer.columns] * layer.keys.shape[1]
         )

@@ -79,14 +79,14 @@ def test_a_run_writes_the_page_and_goes_on_where_it_was(
     monkeypatch.setattr(Coded, "restore", counted)
     page = tmp_path / "pruning.md"
     settings = "--documents 1 --context 96 --tokens 16 --lengths 400 --haystacks 1 --keys 3 --timed 120"
-    chosen = "--rows l2-norm snapkv:keep=0.5 ada-kv --keep 0.3 0.5"
+    chosen = "--rows keydiff snapkv:keep=0.5 ada-kv --keep 0.3 0.5"
     command = [*settings.split(), *chosen.split(), "--out", str(tmp_path / "out"), "--write", str(page)]
     pruning.main(command)
 
     result = json.loads((tmp_path / "out" / "pruning.json").read_text())
     names = [one["name"] for one in result["candidates"]]
     assert names == [
-        *("raw", "ada-kv:keep=0.5", "ada-kv:keep=0.3", "l2-norm:keep=0.5", "l2-norm:keep=0.3"),
+        *("raw", "ada-kv:keep=0.5", "ada-kv:keep=0.3", "keydiff:keep=0.5", "keydiff:keep=0.3"),
         "snapkv:keep=0.5",
     ]
     assert result["failed"] == {}
@@ -96,14 +96,14 @@ def test_a_run_writes_the_page_and_goes_on_where_it_was(
     shares = {name: costs[name]["resident_bytes"] / costs["raw"]["resident_bytes"] for name in names}
     assert 0.3 < shares["ada-kv:keep=0.3"] < shares["ada-kv:keep=0.5"] < 0.7
     assert costs["snapkv:keep=0.5"]["collect_seconds"] > 0
-    assert costs["l2-norm:keep=0.5"]["collect_seconds"] == 0
-    assert "| `l2-norm` |" in page.read_text()
+    assert costs["keydiff:keep=0.5"]["collect_seconds"] == 0
+    assert "| `keydiff` |" in page.read_text()
     assert (tmp_path / "pruning-kl.svg").exists()
 
     restored.clear()
-    pruning.main([*command[:-2], "--rows", "l2-norm", "--keep", "0.3", "--haystacks", "0"])
+    pruning.main([*command[:-2], "--rows", "keydiff", "--keep", "0.3", "--haystacks", "0"])
     # Once to try it: what was measured is kept, and its costs.
-    assert restored == ["l2-norm:keep=0.3"]
+    assert restored == ["keydiff:keep=0.3"]
 
 
 def test_speed_and_memory_are_against_the_full_cache(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import kvtool
 from kvtool.codecs.prune.scores.inputs import (
+    MOVED_QUERIES,
     QUERY_COVARIANCE,
     QUERY_MEAN,
     RECEIVED,
@@ -17,8 +18,10 @@ from kvtool.codecs.prune.scores.inputs import (
     WINDOW_QUERIES,
     WINDOW_WEIGHTS,
 )
+from kvtool.codecs.rope import turn
 from kvtool.engines.attention import capture
-from kvtool.engines.attention.collect import COLLECTED, FIRST, OF_WINDOW, collect
+from kvtool.engines.attention.collect import AFTER, COLLECTED, FIRST, OF_WINDOW, STATISTICS, collect
+from kvtool.engines.capabilities import key_rotations
 from kvtool.errors import ModelError
 from tests.caches import eager_prefill, sides
 from tests.families import loaded
@@ -27,7 +30,6 @@ BOUND = 1e-5
 """Largest difference in float32, relative to the largest entry where that is above one."""
 
 TEXT = "A store keeps what was computed. The reader asks; the cache answers, from keys and values. " * 2
-QUERIES = frozenset({QUERY_MEAN, QUERY_COVARIANCE})
 
 
 def reported(model: kvtool.Model, parts: Any) -> dict[str, list[Tensor]]:
@@ -145,15 +147,23 @@ def test_without_a_prefix(tiny: kvtool.Model, parts_of: Any, monkeypatch: pytest
 
 def check_queries(model: kvtool.Model, parts: Any) -> None:
     cache, token_ids = loaded(model, parts)
-    inputs = collect(model, cache, token_ids, QUERIES)
-    assert inputs.keys() == QUERIES
+    inputs = collect(model, cache, token_ids, STATISTICS)
+    assert inputs.keys() == STATISTICS
     start = all_ids(parts)[1]
-    queries = plain_queries(model, parts)
+    queries, rotations = plain_queries(model, parts), key_rotations(model)
+    assert rotations is not None
+    ropes = rotations.keys
     for index, (plain, module) in enumerate(zip(queries, attention_modules(model), strict=True)):
         scaled = plain[:, max(0, FIRST - start) :].double() * module.scaling * plain.shape[-1] ** 0.5
         assert_near(inputs[QUERY_MEAN][index], scaled.mean(1).float(), 10 * BOUND)
         covariance = torch.stack([head.T.cov(correction=0) for head in scaled])
         assert_near(inputs[QUERY_COVARIANCE][index], covariance.float(), 10 * BOUND)
+        # Turned back, those that stand after the segment are the same, in their order.
+        moved, rope = inputs[MOVED_QUERIES][index].clone(), ropes[index]
+        places = start + len(token_ids) + torch.arange(moved.shape[1]) % AFTER
+        turned_back = turn(moved, rope, places, scaling=rope.scaling, undo=True)
+        every = scaled.shape[1] // moved.shape[1]
+        assert_near(turned_back, scaled[:, ::every].float(), 10 * BOUND)
 
 
 def test_statistics_are_of_queries_before_their_rotation(
@@ -162,7 +172,7 @@ def test_statistics_are_of_queries_before_their_rotation(
     parts = parts_of(family)
     if family.config.model_type == "deepseek_v3":
         with pytest.raises(ModelError, match=r"deepseek_v3.*queries.*--recipe kvzip"):
-            collect(family, *loaded(family, parts), QUERIES)
+            collect(family, *loaded(family, parts), STATISTICS)
         return
     check_queries(family, parts)
     monkeypatch.setattr(capture, "SCORES", 30 * len(all_ids(parts)[0]))
@@ -183,7 +193,7 @@ def test_the_window_queries_meet_the_keys(tiny: kvtool.Model, parts_of: Any) -> 
 
 
 def test_a_segment_of_one_token(family: kvtool.Model, parts_of: Any) -> None:
-    names = COLLECTED - (QUERIES if family.config.model_type == "deepseek_v3" else frozenset())
+    names = COLLECTED - (STATISTICS if family.config.model_type == "deepseek_v3" else frozenset())
     inputs = collect(family, *loaded(family, parts_of(family, "a")), names)
     assert all(weights.shape[1:] == (1, 1) for weights in inputs[WINDOW_WEIGHTS])
     assert all(tensor.isfinite().all() for tensors in inputs.values() for tensor in tensors)
