@@ -34,8 +34,8 @@ class MatchAttention(Select):
 
     Over reference queries, the kept tokens of a head then have nearly the mass of attention of all its tokens, and nearly
     their mean value. Attention to other segments, whose share follows from the mass, is right too. References are those that
-    look things up, of a replay, and those of a text that goes on. With a replay's alone, or with the text's own queries where
-    they were asked, the KL of what follows a text is a third larger.
+    look things up, of a replay, and those of a text that goes on. With a replay's alone, the KL of what follows a text was 1.4
+    times as large, and with the text's own, where they were asked, 1.7 times (a quarter of 1,277 tokens of prose).
     """
 
     biased: ClassVar[bool] = True
