@@ -57,10 +57,13 @@ docs: setup
 peers: setup
 	$(BIN)/python -m benchmarks peers
 	$(BIN)/python -m benchmarks quality
+	$(BIN)/python -m benchmarks prune_peers
 
 bench: setup
 	$(BIN)/python -m benchmarks quality --write docs/results/recipes.md
 	$(BIN)/python -m benchmarks recommend --write docs/results/recommendations.md
+	$(BIN)/python -m benchmarks pruning --write docs/results/pruning.md
+	$(BIN)/python -m benchmarks pruned_speed --write docs/results/pruning_speed.md
 	$(BIN)/python -m benchmarks ttft
 	$(BIN)/python -m benchmarks prefill
 	$(BIN)/python -m benchmarks memory

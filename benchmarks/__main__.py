@@ -22,6 +22,9 @@ MODULES = {
     "loading": "serving.loading",
     "tenants": "serving.tenants",
     "lm_eval": "serving.harness",
+    "pruning": "pruning.pruning",
+    "pruned_speed": "pruning.pruned_speed",
+    "prune_peers": "pruning.prune_peers",
     "peers": "peers.environments",
 }
 """Name → module, which has ``main(argv)``. It is imported when it is run: each needs other packages."""

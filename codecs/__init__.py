@@ -7,7 +7,7 @@ from kvtool.codecs.calibration import Calibration, Sample
 from kvtool.codecs.errors import CodecError, MissingCalibration, NeedsCalibration, NeedsError
 from kvtool.codecs.format.blob import Blob, decode, encode
 from kvtool.codecs.format.segment_spec import Contents
-from kvtool.codecs.geometry import Geometry
+from kvtool.codecs.geometry import Geometry, LayerGeometry
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
 from kvtool.codecs.plan import Plan
@@ -28,6 +28,7 @@ __all__ = [
     "Geometry",
     "Inputs",
     "Json",
+    "LayerGeometry",
     "LayerKV",
     "MissingCalibration",
     "NeedsCalibration",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
@@ -15,6 +15,7 @@ from kvtool.codecs.calibration import NONE, Calibration
 from kvtool.codecs.errors import CodecError, NeedsError, unexpected
 from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.plan import STAGES_AT_MOST, Plan, plan_side, stored_name
+from kvtool.codecs.prune.stage import Prune
 from kvtool.codecs.spec import BY_TOKEN, POSITIONS, TOKEN_IDS, Array, Json, Payload, Place, Spec
 from kvtool.codecs.stage import Stage
 from kvtool.codecs.stage_registry import stage_from_config
@@ -26,15 +27,16 @@ Inputs: TypeAlias = Mapping[str, Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """``Prune* Transform* Quantize? Entropy`` on each side; a side without stages is stored as it is.
+    """``Prune? (Transform* Quantize? Entropy)``, the latter on each side; a side without stages is stored as it is.
 
     ``layers`` neighbouring layers are coded together; 0 stands for all neighbours of equal sizes. The stages then
-    get them stacked, [L, H, T, D].
+    get them stacked, [L, H, T, D]. ``prune`` leaves out tokens before; ``format.pruned`` applies it.
     """
 
     keys: tuple[Stage, ...] = ()
     values: tuple[Stage, ...] = ()
     layers: int = 1
+    prune: Prune | None = None
 
     @property
     def grouped(self) -> bool:
@@ -45,7 +47,7 @@ class Pipeline:
     def needs(self) -> frozenset[str]:
         """Names of the inputs that encoding needs, beyond those that every segment has."""
         wanted = frozenset[str]().union(*(stage.needs for stage in self.keys + self.values))
-        return wanted - {POSITIONS, TOKEN_IDS}
+        return (wanted | (self.prune.needs if self.prune else frozenset())) - {POSITIONS, TOKEN_IDS}
 
     @property
     def calibrations(self) -> tuple[Calibration, ...]:
@@ -83,7 +85,7 @@ class Pipeline:
                 if n < last:
                     payload = stages[n].encode(payload, specs[n])
             sides[side] = tuple(own)
-        return Pipeline(**sides, layers=self.layers)
+        return replace(self, keys=sides["keys"], values=sides["values"])
 
     def encode(
         self, layers: Sequence[LayerKV], place: Place = Place(), inputs: Inputs | None = None
@@ -144,14 +146,12 @@ class Pipeline:
             payload: Payload = {name: tensors[stored_name(side, name)] for name in specs[-1].arrays}
             at_stage, wanted = _inputs(stages, specs, available), _wanted(stages, specs, tokens)
             steps = list(zip(stages, pairwise(specs), at_stage, wanted, strict=True))
-            for stage, (before, after), extra, part in reversed(steps):
+            for stage, (before, _), extra, part in reversed(steps):
                 try:
                     payload = stage.decode_tokens({**payload, **extra}, before, part)
                 except CodecError as error:
                     raise CodecError(f"{_label(place)}: {side}: {error}") from None
-                # What is pruned stays pruned.
-                expected = after if stage.kind == "prune" else before
-                expected.check(payload, f"{_label(place)}: {side}: decoded by stage {stage.name!r}")
+                before.check(payload, f"{_label(place)}: {side}: decoded by stage {stage.name!r}")
             return payload["x"]
 
         calls = [partial(side_of, *side) for side in self._sides(plan)]
@@ -177,8 +177,9 @@ class Pipeline:
             "keys": [stage.to_config() for stage in self.keys],
             "values": [stage.to_config() for stage in self.values],
         }
-        # Written only where it says something, so that pipelines keep the identity they had without it.
-        return sides | ({"layers": self.layers} if self.grouped else {})
+        # Written only where they say something, so that pipelines keep the identity they had without them.
+        grouped: dict[str, Json] = {"layers": self.layers} if self.grouped else {}
+        return sides | grouped | ({"prune": self.prune.to_config()} if self.prune else {})
 
     @classmethod
     def from_config(cls, config: Json, calibrations: Mapping[str, Calibration] = NONE) -> Pipeline:
@@ -186,13 +187,16 @@ class Pipeline:
 
         Raises CodecError, naming the stage and the field; MissingCalibration for a digest that is missing.
         """
-        if not isinstance(config, Mapping) or config.keys() - {"layers"} != {"keys", "values"}:
+        if not isinstance(config, Mapping) or config.keys() - {"layers", "prune"} != {"keys", "values"}:
             raise unexpected("pipeline:", config, "an object of keys and values")
         layers = config.get("layers", 1)
         if type(layers) is not int or layers < 0 or (layers == 1 and "layers" in config):
             raise unexpected("pipeline: layers", layers, "an integer from 2, or 0 for all")
         keys, values = (_stages(side, config[side], calibrations) for side in ("keys", "values"))
-        return cls(keys, values, layers)
+        prune = stage_from_config(config["prune"], calibrations) if "prune" in config else None
+        if prune is not None and not isinstance(prune, Prune):
+            raise unexpected("pipeline: prune", prune.label, "a prune stage")
+        return cls(keys, values, layers, prune)
 
     def _stacked(self, x: Array, place: Place) -> Array:
         return Array((place.count, *x.shape), x.dtype) if self.grouped else x
@@ -222,7 +226,11 @@ def _chooses(stage: Stage) -> bool:
 def _stages(side: str, configs: Json, calibrations: Mapping[str, Calibration]) -> tuple[Stage, ...]:
     if not isinstance(configs, Sequence) or isinstance(configs, str) or len(configs) > STAGES_AT_MOST:
         raise unexpected(f"pipeline: {side}", configs, f"a list of at most {STAGES_AT_MOST} stages")
-    return tuple(stage_from_config(config, calibrations) for config in configs)
+    stages = [stage_from_config(config, calibrations) for config in configs]
+    for stage in stages:
+        if not isinstance(stage, Stage):
+            raise unexpected(f"pipeline: {side}", stage.label, "transform, quantize or entropy stages")
+    return tuple(stage for stage in stages if isinstance(stage, Stage))
 
 
 def _wanted(stages: tuple[Stage, ...], specs: tuple[Spec, ...], tokens: range | None) -> list[range | None]:

@@ -9,7 +9,7 @@ from kvtool.codecs.errors import CodecError
 from kvtool.codecs.spec import Array, Place, Spec
 from kvtool.codecs.stage import Stage
 
-ORDER = {"prune": 0, "transform": 1, "quantize": 2, "entropy": 3}
+ORDER = {"transform": 1, "quantize": 2, "entropy": 3}
 
 STAGES_AT_MOST = 64
 """On a side; every layer is planned stage by stage."""
@@ -50,7 +50,7 @@ def plan_side(side: str, stages: tuple[Stage, ...], x: Array, place: Place) -> t
         if previous and ORDER[stage.kind] < ORDER[previous.kind] + once:
             raise CodecError(
                 f"pipeline: {side}: {stage.label} is out of place after {previous.label}; "
-                "the order is prune* transform* quantize? entropy"
+                "the order is transform* quantize? entropy"
             )
         try:
             planned = stage.plan(specs[-1])

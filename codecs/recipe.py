@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -145,6 +145,8 @@ class Recipe:
 
     ``dial`` is for recipes that can be asked for a size or a quality instead of for parameters. Its default preset has the last
     word on the default of its parameter: that is what the calibration measured.
+
+    ``prunes``: its pipelines leave out tokens and store the others as they are, so that another recipe can code them.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Recipe:
     embedding: bool = False
     uncalibrated: Mapping[str, Value] = field(default_factory=dict)
     dial: Dial | None = None
+    prunes: bool = False
 
     def build(self, calibration: Calibration | None = None, **parameters: Value) -> Pipeline:
         """The pipeline for these parameters, the others at their defaults, or at what the calibration measured.
@@ -179,7 +182,8 @@ class Recipe:
         for name, value in parameters.items():
             if name not in self.parameters:
                 known = ", ".join(self.parameters) or "none"
-                raise CodecError(f"recipe {self.name!r} has no parameter {name!r}; it has: {known}")
+                prunes = f"; to leave out tokens first, name it kvzip+{self.name}" if name == "keep" else ""
+                raise CodecError(f"recipe {self.name!r} has no parameter {name!r}; it has: {known}{prunes}")
             if not self.parameters[name].accepts(value):
                 choices = self.parameters[name].choices
                 raise CodecError(f"recipe {self.name!r}: {name} is {value!r}, expected {choices}")
@@ -218,3 +222,31 @@ class Recipe:
         total = 32 - 32 % layers
         places = (Place(first, layers, 32, (rope,) * layers) for first in range(0, total, layers))
         return 8 * sum(pipeline.plan(x, x, place).nbytes for place in places) / (2 * total * x.numel)
+
+
+def combined(prunes: Recipe, codes: Recipe) -> Recipe:
+    """The recipe that leaves out tokens as ``prunes`` does, and codes what stays as ``codes`` does.
+
+    It has the parameters of both. Raises CodecError unless the first prunes, and nothing else, and the second does not.
+    """
+    name = f"{prunes.name}+{codes.name}"
+    if not prunes.prunes or codes.prunes:
+        raise CodecError(
+            f"recipe {name!r}: expected one that prunes, a plus, and one that does not, as in kvzip+kivi"
+        )
+
+    def make(**parameters: Any) -> Pipeline:
+        first = {key: value for key, value in parameters.items() if key in prunes.parameters}
+        second = {key: value for key, value in parameters.items() if key not in prunes.parameters}
+        return replace(codes.make(**second), prune=prunes.make(**first).prune)
+
+    return replace(
+        codes,
+        name=name,
+        summary=f"{prunes.summary}; {codes.summary}",
+        paper=f"{prunes.paper}; {codes.paper}",
+        make=make,
+        parameters={**prunes.parameters, **codes.parameters},
+        # What presets promise was measured with all tokens.
+        dial=codes.dial and Dial(codes.dial.parameter),
+    )

@@ -10,16 +10,27 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from kvtool.codecs.errors import CodecError
-from kvtool.codecs.recipe import Recipe
+from kvtool.codecs.recipe import Recipe, combined
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises CodecError, with the names there are."""
+    """The recipe of that name, or the combination of two, as in ``kvzip+kivi``: what the first leaves, coded by the second.
+
+    Raises CodecError, with the names there are, and for two that do not go together.
+    """
+    first, plus, second = name.partition("+")
+    if plus:
+        return combined(recipe(first), recipe(second))
     known = recipes()
     if name not in known:
         have = ", ".join(known) or "none: is kvtool installed, so that its entry points can be found?"
         raise CodecError(f"no recipe is called {name!r}; there are: {have}")
     return known[name]
+
+
+def is_recipe(name: str) -> bool:
+    """Whether ``recipe`` knows it."""
+    return all(part in recipes() for part in name.split("+"))
 
 
 @cache

@@ -88,7 +88,8 @@ class Place:
     """Where a payload comes from: ``count`` layers from ``first`` on, of the ``total`` that the model has.
 
     ``ropes`` says how the keys of each of these layers were rotated; it is empty where nobody knows. ``start`` is
-    the position of the first token; None where layers hold different tokens.
+    the position of the segment's first token; None where it is not known. ``pruned`` says that layers lost tokens, and
+    ``packed`` that the tokens of different heads are in a row.
     """
 
     first: int = 0
@@ -96,6 +97,8 @@ class Place:
     total: int = 1
     ropes: tuple[Rope, ...] = ()
     start: int | None = 0
+    pruned: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,37 @@ Kind: TypeAlias = Literal["prune", "transform", "quantize", "entropy"]
 
 
 @dataclass(frozen=True)
-class Stage(ABC):
+class BaseStage(ABC):
+    """What all stages have: a name, a version and parameters."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    kind: ClassVar[Kind]
+
+    def to_config(self) -> dict[str, Json]:
+        """Name, version and every field as JSON values, a calibration as its digest; ``stage_from_config`` undoes it."""
+        config: dict[str, Json] = {"name": self.name, "version": self.version}
+        return config | {field.name: _to_json(getattr(self, field.name)) for field in fields(self)}
+
+    @property
+    def label(self) -> str:
+        """Its kind and name, for error messages."""
+        return f"{self.kind} stage {self.name!r}"
+
+    @property
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """Those that its fields hold."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(value for value in values if isinstance(value, Calibration))
+
+    def require(self, holds: bool, field: str, value: object, expected: str) -> None:
+        """Raise CodecError, naming the stage, the field, the value and the expectation, unless it holds."""
+        if not holds:
+            raise CodecError(f"{self.label}: {field} is {value!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Stage(BaseStage):
     """One step of a pipeline, on the keys or the values of one layer, or of a group of layers.
 
     Subclasses are small frozen dataclasses: the fields are the parameters and the configuration, checked on
@@ -33,9 +63,6 @@ class Stage(ABC):
     trusted: ``plan`` checks the shape of each tensor that it uses (``Calibration.tensor``).
     """
 
-    name: ClassVar[str]
-    version: ClassVar[int]
-    kind: ClassVar[Kind]
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
@@ -95,22 +122,6 @@ class Stage(ABC):
         decoded = self.decode({**x, **encoded}, spec)["x"].double()
         return encoded, (decoded - x["x"]).abs().amax().item(), decoded.abs().amax().item()
 
-    def to_config(self) -> dict[str, Json]:
-        """Name, version and every field as JSON values, a calibration as its digest; ``stage_from_config`` undoes it."""
-        config: dict[str, Json] = {"name": self.name, "version": self.version}
-        return config | {field.name: _to_json(getattr(self, field.name)) for field in fields(self)}
-
-    @property
-    def label(self) -> str:
-        """Its kind and name, for error messages."""
-        return f"{self.kind} stage {self.name!r}"
-
-    @property
-    def calibrations(self) -> tuple[Calibration, ...]:
-        """Those that its fields hold."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return tuple(value for value in values if isinstance(value, Calibration))
-
     def x_of(self, spec: Spec, *axes: str) -> Array:
         """The planned ``x``: floats along these axes, after any others where the first is "...".
 
@@ -122,11 +133,6 @@ class Stage(ABC):
         self.require(fits, "shape of x", list(x.shape), f"[{', '.join(axes)}]")
         self.require(x.dtype in FLOATS, "dtype of x", x.dtype, "float32, float16 or bfloat16")
         return x
-
-    def require(self, holds: bool, field: str, value: object, expected: str) -> None:
-        """Raise CodecError, naming the stage, the field, the value and the expectation, unless it holds."""
-        if not holds:
-            raise CodecError(f"{self.label}: {field} is {value!r}, expected {expected}")
 
 
 def _to_json(value: Json | Calibration) -> Json:

@@ -17,13 +17,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from kvtool.codecs.calibration import NONE, Calibration
 from kvtool.codecs.errors import CodecError, MissingCalibration
+from kvtool.codecs.prune.stage import Prune
 from kvtool.codecs.spec import Json
-from kvtool.codecs.stage import Stage
+from kvtool.codecs.stage import BaseStage, Stage
 
 FOLDERS = ("prune", "transform", "quantize", "entropy")
 
-S = TypeVar("S", bound=type[Stage])
-_stages: dict[tuple[str, int], type[Stage]] = {}
+S = TypeVar("S", bound=type[BaseStage])
+_stages: dict[tuple[str, int], type[BaseStage]] = {}
 
 
 def register(stage: S) -> S:
@@ -38,13 +39,17 @@ def register(stage: S) -> S:
 
 
 def stages() -> Mapping[tuple[str, int], type[Stage]]:
-    """Every stage, by name and version."""
-    _discover()
-    return dict(_stages)
+    """Every stage of a side, by name and version."""
+    return {key: stage for key, stage in _known().items() if issubclass(stage, Stage)}
 
 
-def stage_from_config(config: Json, calibrations: Mapping[str, Calibration] = NONE) -> Stage:
-    """The stage that ``Stage.to_config`` described, its calibration looked up by digest.
+def prune_stages() -> Mapping[tuple[str, int], type[Prune]]:
+    """Every stage that leaves out tokens, by name and version."""
+    return {key: stage for key, stage in _known().items() if issubclass(stage, Prune)}
+
+
+def stage_from_config(config: Json, calibrations: Mapping[str, Calibration] = NONE) -> BaseStage:
+    """The stage that ``to_config`` described, its calibration looked up by digest.
 
     Raises CodecError, naming the stage and the field; MissingCalibration for a digest that is missing.
     """
@@ -86,8 +91,13 @@ def _discover() -> None:
         register(point.load())
 
 
-def _find(name: str, version: int) -> type[Stage]:
-    known = stages()
+def _known() -> Mapping[tuple[str, int], type[BaseStage]]:
+    _discover()
+    return _stages
+
+
+def _find(name: str, version: int) -> type[BaseStage]:
+    known = _known()
     versions = sorted(v for n, v in known if n == name)
     if not versions:
         names = ", ".join(sorted({n for n, _ in known}))

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels import cpu, reference
-from kvtool.kernels.reference import Conditions, Layout, angles, packed_size
+from kvtool.kernels.reference import Conditions, Layout, Packed, angles, packed_size
 
 __all__ = [
     "Conditions",
     "Kernels",
     "Layout",
+    "Packed",
     "angles",
     "context_count",
     "context_decode",
@@ -24,6 +25,7 @@ __all__ = [
     "hadamard",
     "implementations",
     "pack",
+    "packed_attention",
     "packed_size",
     "rans_decode",
     "rans_encode",
@@ -46,6 +48,9 @@ class Kernels(Protocol):
     ) -> None: ...
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor) -> None: ...
     def hadamard(self, x: Tensor, out: Tensor) -> None: ...
+    def packed_attention(
+        self, query: Tensor, packed: Packed, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+    ) -> Tensor: ...
     def rans_encode(
         self, codes: Tensor, cumulative: Tensor, table: Tensor, precision: int, lanes: int
     ) -> Tensor: ...
@@ -121,6 +126,16 @@ def hadamard(x: Tensor, out: Tensor) -> None:
     if x.shape[1].bit_count() != 1:
         raise ValueError(f"rows of {x.shape[1]} entries, expected a power of two")
     _for(out).hadamard(x, out)
+
+
+def packed_attention(
+    query: Tensor, packed: Packed, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> Tensor:
+    """Attention to packed tokens and dense ones; ``kvtool.kernels.reference.packed_attention`` says more."""
+    if query.is_cuda and find_spec("triton") and not (torch.is_grad_enabled() and query.requires_grad):
+        return _triton().packed_attention(query, packed, key, value, mask, scaling)
+    # What the CPU has are torch's own operations: they run on any device.
+    return cpu.packed_attention(query, packed, key, value, mask, scaling)
 
 
 def rans_encode(codes: Tensor, cumulative: Tensor, table: Tensor, precision: int, lanes: int) -> Tensor:

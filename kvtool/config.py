@@ -139,6 +139,10 @@ class Settings(BaseSettings):
         description="Prefill each document after this many others too, and store the mean as variant averaged, for "
         "blending; 4 works well.",
     )
+    collect: tuple[str, ...] = Field(
+        (),
+        description="Measure what these recipes need beside keys and values, so that compress runs no model.",
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -166,7 +166,7 @@ def centred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
     (info / "entry_points.txt").write_text(
         "[kvtool.recipes]\ncentred = centred:RECIPES\n[kvtool.stages]\ncentred = centred:Centred\n"
     )
-    before = dict(stage_registry.stages())
+    before = dict(stage_registry._known())
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         stage_registry._discover.cache_clear()

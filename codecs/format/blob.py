@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.format import container
+from kvtool.codecs.format.pruned import Segment, pruned
 from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Inputs, Pipeline
@@ -59,15 +60,16 @@ def encode(
     NeedsCalibration for a missing calibration.
     """
     asked = Contents.of(kv, _pipeline(recipe, calibration, parameters))
-    contents = asked.suited(kv.layers.__getitem__, inputs, kv.token_ids)
+    segment = pruned(Segment(asked, kv.layers.__getitem__, inputs or {})).suited(kv.token_ids)
+    contents = segment.contents
     tensors = {TOKEN_IDS: kv.token_ids.to(torch.int32)}
     for group in contents.groups:
-        tensors |= contents.encode(group, [kv.layers[index] for index in group], inputs, kv.token_ids)
+        tensors |= segment.encode(group, kv.token_ids)
     return Blob(tensors, contents.to_metadata(), contents.pipeline.calibrations)
 
 
 def decode(blob: Blob) -> KV:
-    """The segment that ``encode`` was given, within the recipe's error.
+    """The segment that ``encode`` was given, without what was pruned, within the recipe's error.
 
     Raises CodecError, naming the layer and the tensor, for a blob that is not what its metadata says, and
     MissingCalibration for one without a calibration that its pipeline names.
@@ -78,7 +80,7 @@ def decode(blob: Blob) -> KV:
     for group in contents.groups:
         own = {name: blob.tensors[name] for name in contents.arrays(group)}
         layers += contents.decode(group, own, token_ids=token_ids)
-    return KV(tuple(layers), token_ids.to(torch.int64), contents.rope)
+    return KV(tuple(layers), token_ids.to(torch.int64), contents.rope, contents.start)
 
 
 def _pipeline(

@@ -33,7 +33,14 @@ class Sinks(Stage):
 
     def plan(self, spec: Spec) -> Spec:
         x = self.x_of(spec, "...", "heads", "tokens", "channels")
-        self.require(spec.place.start is not None, "first position", None, "known")
+        start, missing = spec.place.start, spec.place.pruned
+        self.require(start is not None, "first position", None, "known")
+        self.require(
+            not missing or (start or 0) >= self.below,
+            "below",
+            self.below,
+            f"at most {start} in a pruned segment",
+        )
         n, outer, channels = self._n(spec), x.shape[:-2], x.shape[-1]
         parts = {
             "x": Array((*outer, x.shape[-2] - n, channels), x.dtype),

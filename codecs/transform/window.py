@@ -42,6 +42,11 @@ class Window(Stage):
 
     def plan(self, spec: Spec) -> Spec:
         x = self.x_of(spec, "...", "heads", "tokens", "channels")
+        # The first and last of a packed layer are those of its first and last heads.
+        kept = self.sinks + self.recent
+        self.require(
+            not (kept and spec.place.packed), "sinks and recent", kept, "0 where heads hold different tokens"
+        )
         sinks, between, recent = self._sizes(x)
         parts = {"x": Array(_resized(x, between), x.dtype)}
         if self.sinks:

@@ -7,6 +7,7 @@ import inspect
 from docsgen.markdown import code, docstring, table
 from docsgen.markdown import page as whole_page
 from kvtool.codecs import Recipe, Stage, recipes
+from kvtool.codecs.stage import BaseStage
 from kvtool.codecs.stage_registry import FOLDERS
 
 INTRO = """How a KV cache can be compressed. `kvtool compress --recipe NAME --set PARAMETER=VALUE` uses one; `kvtool recipes NAME`
@@ -83,6 +84,8 @@ def stages(recipe: Recipe) -> list[str]:
         used.sort(key=lambda stage: FOLDERS.index(stage.kind))
         return [f"Stages: {', '.join(map(linked, used))}"]
     pipeline = recipe.build()
+    if pipeline.prune and not (pipeline.keys or pipeline.values):
+        return [f"Stage: {linked(pipeline.prune)}"]
     if pipeline.keys == pipeline.values:
         return [f"Stages: {chain(pipeline.keys)}"]
     return [f"Stages of keys: {chain(pipeline.keys)}", f"Stages of values: {chain(pipeline.values)}"]
@@ -96,5 +99,5 @@ def chain(stages: tuple[Stage, ...]) -> str:
     return " → ".join(map(linked, stages)) or "none"
 
 
-def linked(stage: Stage | type[Stage]) -> str:
+def linked(stage: BaseStage | type[BaseStage]) -> str:
     return f"[{stage.name}](stages.md#{stage.name}-{stage.version})"

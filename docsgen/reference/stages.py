@@ -7,7 +7,8 @@ from dataclasses import MISSING, Field, fields
 from docsgen.markdown import code, docstring, table
 from docsgen.markdown import page as whole_page
 from kvtool.codecs import Stage, stages
-from kvtool.codecs.stage_registry import FOLDERS
+from kvtool.codecs.prune.stage import Prune
+from kvtool.codecs.stage_registry import FOLDERS, prune_stages
 
 INTRO = """The steps that [recipes](recipes.md) are made of. An artifact names each stage with its version and its fields, so a
 version stays readable for good: a change of what it writes is a new version.
@@ -23,7 +24,9 @@ KINDS = {
 
 
 def page() -> str:
-    registered = sorted(stages().items())
+    registered: list[tuple[tuple[str, int], type[Stage] | type[Prune]]] = sorted(
+        [*stages().items(), *prune_stages().items()], key=lambda one: one[0]
+    )
     overview = [
         (f"[{name}](#{name}-{version})", version, stage.kind, needs(stage))
         for (name, version), stage in sorted(registered, key=lambda one: FOLDERS.index(one[1].kind))
@@ -39,7 +42,7 @@ def page() -> str:
     )
 
 
-def described(stage: type[Stage]) -> list[str]:
+def described(stage: type[Stage] | type[Prune]) -> list[str]:
     rows = [(code(field.name), code(field.type), default(field)) for field in fields(stage)]
     return [
         f"## {stage.name} {stage.version}",
@@ -49,7 +52,7 @@ def described(stage: type[Stage]) -> list[str]:
     ]
 
 
-def needs(stage: type[Stage]) -> str:
+def needs(stage: type[Stage] | type[Prune]) -> str:
     """In any configuration: some stages need more or less by what their fields say."""
     return ", ".join(sorted({name for example in stage.examples() for name in example.needs})) or "–"
 

@@ -1,5 +1,6 @@
-"""Kernels for the CPU: loops that numba compiles to vector instructions."""
+"""Kernels for the CPU: loops that numba compiles to vector instructions, and products of torch's."""
 
+from kvtool.kernels.cpu.attention import packed_attention
 from kvtool.kernels.cpu.context import context_count, context_decode, context_encode
 from kvtool.kernels.cpu.dequantize import dequantize
 from kvtool.kernels.cpu.hadamard import hadamard
@@ -14,6 +15,7 @@ __all__ = [
     "dequantize",
     "hadamard",
     "pack",
+    "packed_attention",
     "rans_decode",
     "rans_encode",
     "rotate",

@@ -1,5 +1,6 @@
 """Reference kernels in plain torch: slow and obvious. Every other implementation is compared with them."""
 
+from kvtool.kernels.reference.attention import Packed, packed_attention
 from kvtool.kernels.reference.context import context_count, context_decode, context_encode
 from kvtool.kernels.reference.context_model import EXPONENTS, Conditions
 from kvtool.kernels.reference.dequantize import dequantize
@@ -12,6 +13,7 @@ __all__ = [
     "EXPONENTS",
     "Conditions",
     "Layout",
+    "Packed",
     "angles",
     "context_count",
     "context_decode",
@@ -19,6 +21,7 @@ __all__ = [
     "dequantize",
     "hadamard",
     "pack",
+    "packed_attention",
     "packed_size",
     "rans_decode",
     "rans_encode",

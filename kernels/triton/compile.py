@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import triton
 from kvtool.kernels.reference.rans import LOWEST
+from kvtool.kernels.triton.attention import ROWS, SPLIT, TOKENS, attend_split
 from kvtool.kernels.triton.dequantize import dequantize_head
 from kvtool.kernels.triton.hadamard import hadamard_rows
 from kvtool.kernels.triton.jit import BLOCK, OPTIONS, Kernel
@@ -42,6 +43,20 @@ BUILDS = [
         Build(kernel, "*u8 *u8 i32 i32", {"SHIFT": shift, "WIDTH": width, "BLOCK": BLOCK})
         for kernel in (pack_section, unpack_section)
         for shift, width in ((0, 4), (0, 2), (2, 1))
+    ),
+    *(
+        Build(
+            attend_split,
+            f"*{dtype} *{dtype} *{dtype} *i32 *fp32 *i1 *i64 *fp32 *fp32" + 4 * " i32" + " fp32",
+            {
+                "BIASED": biased,
+                **dict.fromkeys(("SIZE", "VALUE_SIZE", "KEY_BLOCK", "VALUE_BLOCK"), size),
+                **{"ROWS": ROWS, "TOKENS": TOKENS, "SPLIT": SPLIT},
+            },
+        )
+        for dtype in ("fp32", "bf16")
+        for size in (64, 128)
+        for biased in (False, True)
     ),
     *(
         Build(dequantize_head, f"*u8 *fp16 *fp16 *{out}" + 7 * " i32", {"AXIS": axis, "BLOCK": BLOCK})

@@ -36,6 +36,12 @@ def compressed_identity(meta: Mapping[str, Any], pipeline: Pipeline) -> str:
     return _digest(model, prefix, meta["token_digest"], pipeline, meta.get("made"))
 
 
+def made_identity(meta: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    """The identity of what is ``made`` otherwise of the segment whose raw artifact has the header ``meta``."""
+    model, prefix = meta["model"]["fingerprint"], meta["prefix"]["digest"]
+    return _digest(model, prefix, meta["token_digest"], RAW, made)
+
+
 def _digest(model: str, prefix: str, tokens: str, pipeline: Pipeline, made: Mapping[str, Any] | None) -> str:
     return digest_json(
         {

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvtool.artifact.read import Artifact
+from kvtool.codecs import Geometry
 from kvtool.digest import digest_token_ids
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
+from kvtool.engines.ragged import RaggedLayer, UniformLayer, pruned_layer
 from kvtool.errors import MismatchError
 from kvtool.kernels.threads import thread_pool
 
@@ -24,18 +26,19 @@ _READERS = 2
 def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     """A cache of ``parts``, one after the other at the positions they were prefilled at.
 
-    Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an
-    artifact of another model, or one that does not continue the one before it; ``ArtifactError`` for a broken one.
+    Layers that any of them does not hold whole take no more memory than what the parts hold, which ``loaded_nbytes`` says
+    ahead. Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an artifact of
+    another model, or one that does not continue the one before it; ``ArtifactError`` for a broken one.
     """
     for part in parts:
         refuse_mismatch(part, model)
     _refuse_gaps(parts)
+    geometry = cache_geometry(parts)
     token_ids = torch.cat([part.token_ids for part in parts])
-    cache = DocumentCache(parts[0].n_layers, capacity=len(token_ids) + ROOM, token_ids=token_ids)
-    geometry = parts[0].contents.geometry
+    cache = DocumentCache(len(geometry.layers), capacity=len(token_ids) + ROOM, token_ids=token_ids)
     # Here, not in the threads that fill them: memory that an earlier cache gave back is not given to other threads.
-    for layer, sizes in zip(cache.layers, geometry.layers, strict=True):
-        layer.allocate(sizes.keys, sizes.values, geometry.dtype, torch.device("cpu"))
+    for index in range(len(cache.layers)):
+        _allocate(cache, index, geometry)
     for part in parts:
         if len(part.contents.groups) == 1:
             _fill(cache.layers, part.contents.groups[0], part)
@@ -45,20 +48,51 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     return cache
 
 
-def _fill(targets: Sequence[BufferedLayer], group: range, part: Artifact) -> None:
-    places = [targets[index].extend(part.contents.geometry.layers[index].tokens) for index in group]
-    if part.is_raw:
-        for index, (keys, values) in zip(group, places, strict=True):
+def cache_geometry(parts: Sequence[Artifact]) -> Geometry:
+    """The geometry of the cache that ``load_cache`` makes of ``parts``."""
+    return Geometry.joined([part.contents.geometry for part in parts])
+
+
+def loaded_nbytes(geometry: Geometry) -> int:
+    """Bytes of memory that ``load_cache`` allocates for ``cache_geometry``: layers that hold every token have room for more."""
+    full = (layer for index, layer in enumerate(geometry.layers) if geometry.holds_all(index))
+    return geometry.cache_nbytes + ROOM * geometry.dtype.itemsize * sum(
+        layer.token_elements for layer in full
+    )
+
+
+def _allocate(cache: DocumentCache, index: int, geometry: Geometry) -> None:
+    size, device = geometry.layers[index], torch.device("cpu")
+    if geometry.holds_all(index):
+        cache.layers[index].allocate(size.keys, size.values, geometry.dtype, device)
+    else:
+        cache.layers[index] = pruned_layer(size, geometry.n_tokens, geometry.dtype, device)
+
+
+def _fill(
+    targets: Sequence[BufferedLayer | UniformLayer | RaggedLayer], group: range, part: Artifact
+) -> None:
+    if part.is_raw and all(targets[index].holds_all for index in group):
+        for index in group:
+            keys, values = targets[index].extend(part.contents.geometry.layers[index].tokens)
             part.read_into(f"layers.{index:04d}.keys", keys[0])
             part.read_into(f"layers.{index:04d}.values", values[0])
         return
-    for layer, (keys, values) in zip(part.group(group), places, strict=True):
+    for index, layer in zip(group, part.group(group), strict=True):
+        target = targets[index]
+        if isinstance(target, UniformLayer | RaggedLayer):
+            target.place(layer)
+            continue
+        keys, values = target.extend(layer.keys.shape[1])
         keys[0].copy_(layer.keys)
         values[0].copy_(layer.values)
 
 
 def refuse_mismatch(part: Artifact, model: Model) -> None:
-    """Raises ``MismatchError``, naming the fields that differ, for an artifact of another model."""
+    """Raises ``MismatchError``, naming the fields that differ, for an artifact of another model, or one that holds no cache."""
+    if part.inputs:
+        reason = f"holds {', '.join(part.inputs)} for compress, and no cache"
+        raise MismatchError(part.path, reason, "name another variant")
     made_by: Mapping[str, Any] = part.meta["model"]
     if made_by["fingerprint"] == model.fingerprint:
         return

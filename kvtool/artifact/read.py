@@ -90,6 +90,11 @@ class Artifact:
         return self.read(tensor_name(name)).float().nan_to_num(1.0) if name in self.scores else None
 
     @property
+    def inputs(self) -> list[str]:
+        """Names of the inputs of stages that it holds instead of a cache (``artifact.collected``)."""
+        return list(self.meta.get("made", {}).get("inputs", []))
+
+    @property
     def is_raw(self) -> bool:
         return self.contents.pipeline == RAW
 
@@ -126,6 +131,11 @@ class Artifact:
         sizes = {"layers": len(geometry.layers), "tokens": geometry.n_tokens}
         for name in self.scores:
             planned[tensor_name(name)] = Array(tuple(sizes[axis] for axis in SCORES[name]), DTYPE)
+        for name in self.inputs:
+            for index in range(self.n_layers):
+                # Of any shape: they are no larger than the file.
+                _, shape = self.entries[input_name(name, index)]
+                planned[input_name(name, index)] = Array(shape, torch.float32)
         try:
             for group in self.contents.groups:
                 planned |= self.contents.arrays(group)
@@ -154,7 +164,7 @@ class Artifact:
 
     def kv(self) -> KV:
         layers = [layer for group in self.contents.groups for layer in self.group(group)]
-        return KV(tuple(layers), self.token_ids, self.contents.rope)
+        return KV(tuple(layers), self.token_ids, self.contents.rope, self.contents.start)
 
     def layer(self, index: int) -> LayerKV:
         """One layer, decoded; every byte of it has been checked."""
@@ -220,6 +230,11 @@ class Artifact:
                 file.seek(self.offsets[name])
                 if any(file.read(container.nbytes(self.entries[name]))):
                     raise _broken(self.path, f"padding {name} is not zero")
+
+
+def input_name(name: str, layer: int) -> str:
+    """The name of an input's tensor of a layer in the file."""
+    return f"inputs.{name}.{layer:04d}"
 
 
 def header_bytes(placed: Mapping[str, Entry], meta: Mapping[str, Any]) -> bytes:

@@ -21,6 +21,7 @@ from kvtool.artifact.read import FORMAT, Artifact, header_bytes, runs
 from kvtool.artifact.scores import in_8_bits, tensor_name
 from kvtool.codecs import KV, Contents, Inputs, Pipeline
 from kvtool.codecs.format import container
+from kvtool.codecs.format.pruned import Segment, pruned
 from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.digest import digest, digest_token_ids
 
@@ -93,11 +94,13 @@ def compressed_content(original: Artifact, pipeline: Pipeline, inputs: Inputs | 
     One group of layers is in memory at a time beside the result. ``inputs`` is what the pipeline needs.
     """
     ids, of = original.token_ids, original.contents
-    contents = Contents(pipeline, of.geometry, of.start, of.rope).suited(original.layer, inputs, ids)
+    whole = Contents(pipeline, of.geometry, of.start, of.rope)
+    segment = pruned(Segment(whole, original.layer, inputs or {})).suited(ids)
+    contents = segment.contents
     tensors = {TOKEN_IDS: ids.to(torch.int32)}
     tensors |= {tensor_name(name): original.read(tensor_name(name)) for name in original.scores}
     for group in contents.groups:
-        tensors |= contents.encode(group, [original.layer(index) for index in group], inputs, ids)
+        tensors |= segment.encode(group, ids)
     meta = {
         **original.meta,
         **contents.to_metadata(),

@@ -17,6 +17,7 @@ from kvtool.blending.layer_loader import LayerLoader, Upload, empty_cache
 from kvtool.blending.layout import Layout, Part, lay_out
 from kvtool.blending.policies import DEFAULT, Policy, policy_of
 from kvtool.blending.policy_inputs import USUAL_QUESTION, PolicyInputs
+from kvtool.blending.pruned import join
 from kvtool.digest import digest_token_ids
 from kvtool.engines.attention.parallel_encoding import parallel_error
 from kvtool.engines.cache import ROOM, DocumentCache
@@ -60,9 +61,10 @@ def blend(
     ``recompute`` is the share of the documents' tokens that the model runs again after the text that now stands before
     them: those that ``policy`` gives the highest scores. Tokens whose cache is right for their place are not recomputed,
     and text without a cache always is. With 1, everything is recomputed: the result is that of a full prefill, to the bit.
-    A document alone is its own cache. ``question`` is the question that follows, or several of them. Some policies need
+    A document alone is its own cache. One that was pruned is taken among others only with 0: the tokens that it keeps are
+    moved as they are. ``question`` is the question that follows, or several of them. Some policies need
     it; the default one is better with it. Where ``parallel`` of the cache is set, as by the policy ``ape``, call
-    ``generate`` under ``engines.attention.parallel_encoding.parallel_attention(model, cache)``.
+    ``generate`` under ``engines.attention.cache_attention.cache_attention(model, cache)``.
 
     Raises ``UsageError`` for a value that makes no sense or for more tokens than the model's context, ``StoreError`` for
     what the store does not have, ``MismatchError`` for segments of another model or of different prefixes, and
@@ -96,6 +98,23 @@ class BlendOptions:
         if policy.share is not None:
             object.__setattr__(self, "recompute", policy.share)
 
+    @property
+    def takes_pruned(self) -> bool:
+        """Whether documents may be pruned: none of their tokens is recomputed, and attention is the model's."""
+        return not self.recompute and not policy_of(self.policy).parallel
+
+    def refuse_pruned(self, layout: Layout) -> None:
+        """Raises ``UsageError`` for documents of ``layout`` that were pruned, where these options cannot take them."""
+        if layout.pruned and not layout.is_alone and self.recompute != 1 and not self.takes_pruned:
+            is_parallel = policy_of(self.policy).parallel is not None
+            setting = f"policy {self.policy!r}" if is_parallel else f"recompute {self.recompute}"
+            raise UsageError(
+                ", ".join(layout.pruned),
+                "was pruned: among other texts, the tokens that it keeps can only be moved as they are, which is not "
+                f"what {setting} does",
+                f"take recompute 0{' and another policy' if is_parallel else ''}, or a variant that keeps every token",
+            )
+
 
 def assemble(
     layout: Layout,
@@ -115,6 +134,9 @@ def assemble(
         return _load(model, layout, trace)
     if options.recompute == 1:
         return _prefill(model, layout, trace)
+    options.refuse_pruned(layout)
+    if layout.pruned:
+        return join(layout, model, _rotations(model, layout), trace)
     policy = policy_of(options.policy)
     if policy.needs_question and options.recompute and not questions:
         reason = "needs the question that is going to be asked"

@@ -117,6 +117,12 @@ class Layout:
         return bool(self.cached.all()) and not any(segment.moved for segment in self.segments)
 
     @property
+    def pruned(self) -> tuple[str, ...]:
+        """The names of documents, each once, that are not there with all their tokens."""
+        segments = [segment for segment in self.segments if segment.artifact.contents.geometry.is_pruned]
+        return tuple(dict.fromkeys(segment.document for segment in segments))
+
+    @property
     def documents(self) -> tuple[str, ...]:
         """The documents' names, each once."""
         return tuple(dict.fromkeys(segment.document for segment in self._after_prefix))
@@ -172,7 +178,7 @@ def lay_out(
         raise UsageError("no document to blend", "name at least one of the store's (kvtool ls shows them)")
     for segment in segments:
         refuse_mismatch(segment.artifact, model)
-        _refuse_pruned(segment)
+        _refuse_unplaced(segment)
     first = _shared_prefix(store, segments) if prefix is None else [list(prefix)]
     placed: list[Placed] = []
     ids: list[int] = []
@@ -233,14 +239,13 @@ def _too_long(store: Store, segments: Sequence[Placed], tokens: int, model: Mode
     return UsageError(", ".join(names), reason, remedy)
 
 
-def _refuse_pruned(segment: Placed) -> None:
-    contents, n_tokens = segment.artifact.contents, len(segment.artifact.token_ids)
-    if contents.start is None or {layer.tokens for layer in contents.geometry.layers} != {n_tokens}:
+def _refuse_unplaced(segment: Placed) -> None:
+    if segment.artifact.contents.start is None:
         raise MismatchError(
             segment.document,
-            f"{segment.artifact.path} does not hold all of its tokens, and what was pruned cannot be placed "
-            "among other documents",
-            "blend another variant of it",
+            f"{segment.artifact.path} has tokens that are not at consecutive positions, so that their places in a prompt "
+            "are not known",
+            "name another variant of it",
         )
 
 

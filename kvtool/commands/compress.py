@@ -60,6 +60,13 @@ def run(
         str | None,
         typer.Option(metavar="SIDE", help="Compress values differently: BITS, RECIPE or RECIPE:BITS."),
     ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Keep this share of the tokens, with a recipe that prunes, as kvzip or kvzip+kivi.",
+        ),
+    ] = None,
     recent: Annotated[
         int | None, typer.Option(metavar="N", help="Keep the last N tokens in 16 bits.")
     ] = None,
@@ -110,7 +117,7 @@ def run(
         settings,
         compress_inputs(settings.store, chosen, variant),
         documents=chosen,
-        recipe=[recipe, bits, ratio, max_kl, preset, keys, values, recent, sinks, parameters],
+        recipe=[recipe, bits, ratio, max_kl, preset, keys, values, keep, recent, sinks, parameters],
         variant=[calibration, name, source, replace],
     )
     if not dry_run and command.replay(as_json):
@@ -121,7 +128,11 @@ def run(
 
     store = open_store(settings.store, existing=True)
     targets = given(bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, preset=preset)
-    settings_of_recipe = {**targets, **given(recent=recent, sinks=sinks), **_parse(parameters or [])}
+    settings_of_recipe = {
+        **targets,
+        **given(keep=keep, recent=recent, sinks=sinks),
+        **_parse(parameters or []),
+    }
     with output.Bars() as bars:
         report = compress(
             store,

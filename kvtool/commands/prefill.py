@@ -64,6 +64,12 @@ class PrefillFlags(TextFlags):
             "blending; 4 works well (default: 0)."
         ),
     ]
+    collect: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure what these recipes need beside keys and values, so that compress runs no model; repeatable."
+        ),
+    ]
 
 
 @with_settings(PrefillFlags)
@@ -122,6 +128,7 @@ def run(
             step_tokens=settings.step_tokens,
             pack_tokens=settings.pack_tokens,
             neighbours=settings.neighbours,
+            collect=settings.collect,
             replace=replace,
             dry_run=dry_run,
             on_progress=lambda r: _show(bars, r),
@@ -175,6 +182,8 @@ def render(report: Report) -> output.Lines:
         summary += f"; passed over {empty} empty {'file' if empty == 1 else 'files'}"
     if report.averaged:
         summary += f"; {len(report.averaged)} averaged over neighbours, for blending"
+    if report.collected:
+        summary += f"; {len(report.collected)} measured for recipes"
     notes = [f"{summary} → {report.store}"]
     notes += [f"{name} replaced: it came from {path}" for name, path in report.replaced.items()]
     if report.without_neighbours:

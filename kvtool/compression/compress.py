@@ -115,7 +115,7 @@ def _run(
         store.put_calibration(calibration)
     committer = Committer(store, job, planned, report)
     # Closed whatever ends the loop, so that no other process goes on.
-    with closing(encode(store, job, planned.segments(job.source))) as outcomes:
+    with closing(encode(store, job, planned.segments(job.source), say)) as outcomes:
         for ref, outcome in outcomes:
             committer.take(ref, outcome)
             on_progress(report)

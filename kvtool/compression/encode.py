@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from kvtool.artifact.identity import compressed_identity
 from kvtool.artifact.measure import measure_artifact
 from kvtool.codecs import Pipeline
 from kvtool.compression.resolve import Job
 from kvtool.compression.workers import Outcome, encode_all
+from kvtool.engines.stage_inputs import measuring_cost
 from kvtool.errors import KvtoolError
 from kvtool.model.model import Model
+from kvtool.model.prefill_speed import recall
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Variant
-from kvtool.store.segments import SegmentRef, encode_segment
+from kvtool.store.segments import SegmentRef, encode_segment, holds_inputs
 
 
-def encode(store: LocalStore, job: Job, refs: Sequence[SegmentRef]) -> Generator[Outcome, None, None]:
+def encode(
+    store: LocalStore, job: Job, refs: Sequence[SegmentRef], say: Callable[[str], None]
+) -> Generator[Outcome, None, None]:
     """Yields each of ``refs`` with its artifact, or with why there is none.
 
-    Artifacts of an interrupted run, which no manifest names yet, are not made again.
+    Artifacts of an interrupted run, which no manifest names yet, are not made again. ``say`` gets a line if
+    the model has to be run.
     """
     remaining: list[SegmentRef] = []
     known = store.known() if refs else {}
@@ -33,11 +38,24 @@ def encode(store: LocalStore, job: Job, refs: Sequence[SegmentRef]) -> Generator
             yield ref, existing
         else:
             remaining.append(ref)
+    unmeasured = [ref for ref in remaining if not holds_inputs(store, ref, job.pipeline.needs)]
     if job.pipeline.needs and job.model is not None:
-        for ref in remaining:
+        if unmeasured:
+            say(_cost(store, unmeasured, job.pipeline, job.model))
+        for ref in unmeasured:
             yield ref, _encode_with_model(store, ref, job.pipeline, job.model)
-    else:
-        yield from encode_all(store, remaining, job.pipeline)
+        remaining = [ref for ref in remaining if ref not in unmeasured]
+    yield from encode_all(store, remaining, job.pipeline)
+
+
+def _cost(store: LocalStore, refs: Sequence[SegmentRef], pipeline: Pipeline, model: Model) -> str:
+    """What will be measured, and how long that takes, from how fast the model prefilled on this machine."""
+    tokens, speed = sum(ref.n_tokens(store) for ref in refs), recall(model.fingerprint)
+    time_needed = f"; about {tokens * measuring_cost(pipeline.needs) / speed:,.0f} s" if speed else ""
+    names = ", ".join(sorted(pipeline.needs))
+    return (
+        f"measuring {names} of {tokens:,} tokens{time_needed}; prefill --collect keeps it for other recipes"
+    )
 
 
 def _encode_with_model(

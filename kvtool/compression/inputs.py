@@ -9,7 +9,7 @@ from typing import Any
 from kvtool.errors import KvtoolError, UsageError
 from kvtool.store.catalog.local import LocalCatalog
 from kvtool.store.layout import CALIBRATIONS
-from kvtool.store.manifest import AVERAGED, AVERAGED_IN_RECORDS, RAW, averaged_name
+from kvtool.store.manifest import AVERAGED, AVERAGED_IN_RECORDS, INPUTS, RAW, averaged_name
 from kvtool.system.files import file_state
 
 
@@ -39,6 +39,6 @@ def variant_name(recipe: str, name: str | None, source: str = RAW) -> str:
     if source not in (RAW, AVERAGED):
         raise UsageError(f"--source {source}", f"expected {RAW} or {AVERAGED}, which prefill makes")
     variant = name or recipe
-    if variant in (RAW, AVERAGED, AVERAGED_IN_RECORDS):
+    if variant in (RAW, AVERAGED, AVERAGED_IN_RECORDS, INPUTS):
         raise UsageError(f"--name {variant}", "is kept for what prefill made", "choose another")
     return variant if source == RAW else averaged_name(variant)

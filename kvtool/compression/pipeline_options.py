@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeAlias
 
 from kvtool.calibration.lookup import FindCalibration
@@ -45,7 +46,10 @@ def pipeline_of(
         reason = f"code {together} layers together, expected the same"
         remedy = "take both sides from one recipe, or recipes that code layer by layer"
         raise UsageError("--keys and --values", reason, remedy)
-    return Pipeline(sides[0].keys, sides[1].values, sides[0].layers)
+    if sides[0].prune != sides[1].prune:
+        reason = "leave out different tokens, and keys and values of a token go together"
+        raise UsageError("--keys and --values", reason, f"name the pruning in --recipe, as in kvzip+{recipe}")
+    return replace(sides[0], values=sides[1].values)
 
 
 def _build(name: str, parameters: Parameters, find: FindCalibration | None) -> Pipeline:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from kvtool.calibration.calibrate import OnProgress, maker
 from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
 from kvtool.calibration.search import Setting
 from kvtool.codecs import CodecError, Pipeline
-from kvtool.codecs.recipe_registry import recipes
+from kvtool.codecs.recipe_registry import is_recipe
 from kvtool.compression.preset import ChosenPreset, choose_preset
 from kvtool.compression.rate_control import find_setting
 from kvtool.compression.request import Request
@@ -21,6 +21,7 @@ from kvtool.engines.stage_inputs import refuse_unmet
 from kvtool.errors import KvtoolError, UsageError
 from kvtool.model.model import Model, load_model
 from kvtool.store.base import Store
+from kvtool.store.segments import SegmentRef, holds_inputs
 
 ModelSource: TypeAlias = "Model | Callable[[], Model] | None"
 """A model, a function that loads one where it is needed, or None for the embedded one."""
@@ -64,15 +65,18 @@ def resolve(
     pipeline, setting, preset = _pipeline(request, store, names, find, loaded)
     if request.calibration is not None and not pipeline.calibrations:
         raise UsageError("--calibration", f"recipe {request.recipe!r} takes none", "leave it out")
-    refuse_unmet(request.recipe, pipeline, loaded)
+    if not _is_collected(store, names, request.source, pipeline.needs):
+        refuse_unmet(request.recipe, pipeline, loaded)
     record = {**request.record, "pipeline": pipeline.to_config()}
     return Job(request.variant, request.source, pipeline, record, loaded, setting, preset)
 
 
 def is_uncalibrated(request: Request, store: Store, names: Sequence[str]) -> bool:
     """Whether the recipe's calibration has still to be made, so that no document can have the variant."""
-    recipe = recipes().get(request.recipe)
-    if recipe is None or not recipe.needs_calibration(request.parameters):
+    if not is_recipe(request.recipe):
+        return False
+    recipe = recipe_of(request.recipe)
+    if not recipe.needs_calibration(request.parameters):
         return False
     try:
         finder(store, names, request.calibration)(recipe)
@@ -87,17 +91,29 @@ def _model(
     """The model that was given, or one that is loaded if it is needed."""
     if isinstance(model, Model):
         return model
-    if (model is None and dry_run) or not _needs_model(request, finder(store, names, request.calibration)):
+    if (model is None and dry_run) or not _needs_model(request, store, names):
         return None
     return _embedded_model(store, names) if model is None else model()
 
 
-def _needs_model(request: Request, find: FindCalibration) -> bool:
+def _needs_model(request: Request, store: Store, names: Sequence[str]) -> bool:
     try:
-        needs = request.pipeline(find).needs
+        needs = request.pipeline(finder(store, names, request.calibration)).needs
     except MissingCalibration:
         return True
-    return bool(needs) or (request.target is not None and request.target.needs_model)
+    if request.target is not None and request.target.needs_model:
+        return True
+    return not _is_collected(store, names, request.source, needs)
+
+
+def _is_collected(store: Store, names: Iterable[str], source: str, needs: Collection[str]) -> bool:
+    """Whether the store holds all of ``needs`` of each segment of ``names``, or nothing is needed."""
+    with suppress(KvtoolError):
+        refs = (
+            SegmentRef(name, index, source) for name in names for index in range(len(store[name].segments))
+        )
+        return not needs or all(holds_inputs(store, ref, needs) for ref in refs)
+    return False
 
 
 def _embedded_model(store: Store, names: Iterable[str]) -> Model | None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from kvtool.errors import UsageError
+
 ROOM = 256
 """Tokens of room after a loaded document, before the first reallocation."""
 
@@ -23,6 +25,12 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     Every token is kept, in sliding-window layers too: the model's mask limits what is seen, and segments are
     reassembled from all of them.
     """
+
+    holds_all = True
+    """Whether the layer holds every token of the cache, for every head."""
+
+    room = ROOM
+    """Tokens of room that it keeps while nothing is appended."""
 
     def __init__(self, capacity: int = 0) -> None:
         self._capacity = capacity
@@ -108,11 +116,22 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         return self._length
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, with the room for tokens to be appended."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last ``-tokens_to_remove`` tokens (a negative number, as transformers has it)."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): expected a negative number of tokens to remove")
         self._length = max(0, self._length + tokens_to_remove)
+
+    def keep(self, first: int, kept: Tensor) -> None:
+        """Of the tokens from ``first`` on, keeps ``kept``, ascending indices into the layer, and removes the others."""
+        for buffer in self._buffers.values():
+            buffer[:, :, first : first + len(kept)] = buffer[:, :, kept.to(buffer.device)]
+        self._length = first + len(kept)
 
     def fit(self, room: int) -> None:
         """Frees the buffers beyond ``room`` tokens after the cached ones."""
@@ -153,8 +172,8 @@ class DocumentCache(Cache):  # type: ignore[misc]
     """A transformers ``Cache`` of known tokens.
 
     ``token_ids`` is ``[N]`` (int64): all the tokens it was loaded with, prefix first, as a full prefill would see
-    them. Pass ``generate`` these ids and the question's after them. Where ``parallel`` is set, the model runs under
-    ``attention.parallel_encoding.parallel_attention``.
+    them. Pass ``generate`` these ids and the question's after them. Where ``parallel`` is set, and where layers hold fewer
+    tokens, the model runs under ``attention.cache_attention.cache_attention``.
     """
 
     parallel: ParallelEncoding | None = None
@@ -163,15 +182,40 @@ class DocumentCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[BufferedLayer(capacity) for _ in range(n_layers)])
         self.token_ids = torch.empty(0, dtype=torch.int64) if token_ids is None else token_ids
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether every layer holds every token, for every head."""
+        return all(layer.holds_all for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of all layers, with the room for tokens to be appended."""
+        return sum(layer.nbytes for layer in self.layers)
+
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
         self.token_ids = self.token_ids[: self.get_seq_length()]
 
-    def fit(self, room: int = ROOM) -> None:
-        """Frees what layers have grown by beyond ``room`` tokens after the cached ones."""
+    def fit(self, room: int | None = None) -> None:
+        """Frees what layers have grown by beyond ``room`` tokens after the cached ones, by default each layer's own."""
         for layer in self.layers:
-            layer.fit(room)
+            layer.fit(layer.room if room is None else room)
 
     def reset(self) -> None:
         super().reset()
         self.token_ids = self.token_ids[:0]
+
+
+def refuse_pruned(cache: DocumentCache, purpose: str) -> None:
+    """Refuses ``purpose``, a noun phrase, where ``cache`` does not hold every token."""
+    # transformers' own caches hold every token.
+    if isinstance(cache, DocumentCache) and not cache.holds_all:
+        raise pruned_error(purpose)
+
+
+def pruned_error(purpose: str) -> UsageError:
+    return UsageError(
+        "cache",
+        f"it was pruned: its layers do not hold every token of the document, as {purpose} needs",
+        "load the raw variant, or one of a recipe that keeps every token",
+    )

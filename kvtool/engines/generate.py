@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from kvtool.engines.attention.parallel_encoding import parallel_attention
+from kvtool.engines.attention.cache_attention import cache_attention
 from kvtool.engines.batching.generate_many import end_tokens
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.once_per_model import once_per_model
@@ -38,7 +38,7 @@ def generate(
     )
     if sampling.torch_seed is not None:
         torch.manual_seed(sampling.torch_seed)
-    with parallel_attention(model, cache):
+    with cache_attention(model, cache):
         out = model.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from kvtool.codecs import KV, LayerKV
-from kvtool.engines.cache import DocumentCache
+from kvtool.engines.cache import DocumentCache, refuse_pruned
 from kvtool.engines.capabilities import rope_description
 from kvtool.model.model import Model
 
@@ -17,6 +17,7 @@ def slice_kv(model: Model, cache: DocumentCache, start: int, token_ids: Sequence
 
     ``position`` is that of the first token.
     """
+    refuse_pruned(cache, "taking out a segment")
     end = start + len(token_ids)
     positions = torch.arange(position, position + len(token_ids))
     segment = slice(start, end)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from kvtool.engines.cache import BufferedLayer, DocumentCache
+from kvtool.engines.cache import BufferedLayer, DocumentCache, refuse_pruned
 from kvtool.engines.transformers import causal_masks, run_masked
 from kvtool.model.model import Model
 
@@ -25,6 +25,7 @@ class StopRecompute(Exception):
 
 OnLayer: TypeAlias = Callable[[int], None]
 OnChange: TypeAlias = Callable[[int, Tensor, Tensor], None]
+OnLogits: TypeAlias = Callable[[Tensor], None]
 
 
 @torch.no_grad()
@@ -39,6 +40,7 @@ def recompute_tokens(
     before_layer: OnLayer = lambda _: None,
     after_layer: OnLayer = lambda _: None,
     on_change: OnChange | None = None,
+    on_logits: OnLogits | None = None,
 ) -> None:
     """Runs ``tokens`` [S], ascending indices into ``token_ids`` [N], over ``cache``, which holds all N.
 
@@ -48,16 +50,23 @@ def recompute_tokens(
 
     ``before_layer`` and ``after_layer`` are called with a layer's index, before its attention and once its keys and values
     are in place. Either may raise ``StopRecompute``, which ends the run there. Between the two, ``on_change`` is given the
-    index, and by how much keys [H, S, D] and values [H, S, Dv] of ``tokens`` have changed.
+    index, and by how much keys [H, S, D] and values [H, S, Dv] of ``tokens`` have changed. ``on_logits`` is
+    given those of ``tokens``, [S, V].
     """
     places = tokens if write else tokens[:0]
     seen = len(token_ids) if n_keys is None else n_keys
+    refuse_pruned(cache, "recomputing tokens")
     layers = [
         _RecomputedLayer(layer, index, places, seen, before_layer, after_layer, on_change)
         for index, layer in enumerate(cache.layers)
     ]
     with suppress(StopRecompute):
-        run_masked(model, token_ids[tokens], tokens, causal_masks(model, tokens, seen), Cache(layers=layers))
+        # Without logits to keep, the head does not run.
+        kept: dict[str, int | Tensor] = {"logits_to_keep": len(tokens)} if on_logits else {}
+        mask = causal_masks(model, tokens, seen)
+        output = run_masked(model, token_ids[tokens], tokens, mask, Cache(layers=layers), **kept)
+        if on_logits:
+            on_logits(output.logits[0])
 
 
 class _RecomputedLayer(DynamicLayer):  # type: ignore[misc]

@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 from kvtool.calibration.lookup import FindCalibration
 from kvtool.codecs import CodecError, Pipeline
+from kvtool.codecs.recipe_registry import is_recipe
 from kvtool.codecs.recipe_registry import recipe as find_recipe
-from kvtool.codecs.recipe_registry import recipes
 from kvtool.compression.pipeline_options import parameters_of, pipeline_of
 from kvtool.digest import Json, digest
 from kvtool.engines.cache import DocumentCache
@@ -20,7 +20,7 @@ from kvtool.engines.stage_inputs import refuse_unmeasurable
 from kvtool.errors import UsageError
 from kvtool.measurement.bench import Bench
 from kvtool.store.base import Store
-from kvtool.store.manifest import AVERAGED, RAW
+from kvtool.store.manifest import AVERAGED, INPUTS, RAW
 
 Kind = Literal["raw", "recipe", "peer"]
 
@@ -150,7 +150,7 @@ def chosen(
     for text in dict.fromkeys(text.strip() for text in texts):
         if text in ("", RAW):
             continue
-        if text.split(":")[0] not in recipes():
+        if not is_recipe(text.split(":")[0]):
             variants = variants or {variant.name: variant for variant in variants_of(store, names)}
         coded.append((variants or {}).get(text) or candidate(text, find))
     return coded
@@ -163,7 +163,7 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
     for name in names:
         for variant, artifact in store[name].segments[0].variants.items():
             # Variants made for blending are not read for a document without others.
-            if variant in (RAW, AVERAGED) or "of" in artifact.recipe:
+            if variant in (RAW, AVERAGED, INPUTS) or "of" in artifact.recipe:
                 continue
             family = str(artifact.recipe.get("name", variant))
             try:
@@ -172,7 +172,7 @@ def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
                 raise UsageError(
                     name, f"its variant {variant!r} cannot be made here ({error})", remedy
                 ) from error
-            recipe = recipes().get(family)
+            recipe = find_recipe(family) if is_recipe(family) else None
             summary, paper = (recipe.summary, recipe.paper) if recipe else ("", "")
             coded = Coded(variant, family, pipeline, summary, paper)
             if by_variant.setdefault(variant, coded).pipeline != pipeline:

@@ -16,17 +16,22 @@ from kvtool.measurement.reference import Reference, logits_over
 def measure(bench: Bench, context: Context, candidate: Candidate, reference: Reference) -> dict[str, Any]:
     """A record of everything that is measured, as JSON.
 
-    - ``nbytes`` and ``n_elements``;
+    - ``nbytes`` that are stored, and ``n_elements``;
+    - ``resident_nbytes`` of the loaded cache's tensors, without room for more tokens, and ``resident_elements`` of a raw one.
+      Both are with the prefix;
     - ``error``: squared errors and squares by layer and head, as ``cache_error`` gives them;
     - ``TOKEN_METRICS``: for each token that is fed;
     - ``answers``: the answer to each prompt.
     """
     restored = candidate.restore(bench)
+    restored.cache.fit(0)
     start = len(bench.prefix.token_ids)
     sides = [side for layer in reference.cache.layers for side in (layer.keys, layer.values)]
     record: dict[str, Any] = {
         "nbytes": restored.nbytes,
         "n_elements": sum(side[:, :, start:].numel() for side in sides),
+        "resident_nbytes": restored.cache.nbytes,
+        "resident_elements": sum(side.numel() for side in sides),
         "error": cache_error(reference.cache, restored.cache, start),
     }
     if context.prompts:

@@ -43,6 +43,7 @@ def candidate_summary(index: int, candidate: Candidate, measured: Sequence[Measu
         "summary": candidate.summary,
         "paper": candidate.paper,
         **_size([one.records[index] for one in texts or measured]),
+        "memory": _memory([one.records[index] for one in texts or measured]),
         **{metric: _over_tokens(metric, index, texts) for metric in TOKEN_METRICS},
         "retrieval": _retrieval(index, needles),
         "answers": _answers(index, questions),
@@ -57,6 +58,18 @@ def candidate_summary(index: int, candidate: Candidate, measured: Sequence[Measu
 def _size(records: Sequence[Record]) -> dict[str, float]:
     bits = 8 * sum(r["nbytes"] for r in records) / sum(r["n_elements"] for r in records)
     return {"bits_per_value": bits, "ratio": 16 / bits}
+
+
+def _memory(records: Sequence[Record]) -> dict[str, float] | None:
+    """What caches take once they are loaded, and in their files; None where earlier records do not say it."""
+    if not all("resident_nbytes" in record for record in records):
+        return None
+    resident = sum(record["resident_nbytes"] for record in records)
+    return {
+        "stored_bytes": sum(record["nbytes"] for record in records),
+        "resident_bytes": resident,
+        "bits_per_value": 8 * resident / sum(record["resident_elements"] for record in records),
+    }
 
 
 def _over_tokens(metric: str, index: int, texts: Sequence[Measured]) -> Any:

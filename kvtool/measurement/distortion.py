@@ -54,6 +54,8 @@ def cache_error(
     ``keys`` and ``values`` have for each layer and head the sum of squared errors from token ``start`` on, and the sum of
     squares of the raw tensor. Empty if tokens are missing from ``restored``.
     """
+    if not restored.holds_all:
+        return {}
     errors: dict[str, list[list[list[float]]]] = {"keys": [], "values": []}
     for before, after in zip(raw.layers, restored.layers, strict=True):
         for side, layers in errors.items():

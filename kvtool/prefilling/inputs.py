@@ -13,9 +13,9 @@ from kvtool.documents.read import read_bytes
 from kvtool.errors import KvtoolError
 from kvtool.model.locate import model_state
 from kvtool.store.catalog.local import LocalCatalog
-from kvtool.store.manifest import AVERAGED, RAW, Document
+from kvtool.store.manifest import AVERAGED, INPUTS, RAW, Document
 
-PREFILLED = (RAW, AVERAGED)
+PREFILLED = (RAW, AVERAGED, INPUTS)
 """The variants that a prefill makes."""
 
 

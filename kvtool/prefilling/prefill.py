@@ -18,6 +18,8 @@ from kvtool.engines import transformers as engine
 from kvtool.errors import DocumentError, MismatchError, StoreError, UsageError
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
+from kvtool.prefilling.collect import collect_inputs, needs_of
+from kvtool.prefilling.inputs import PREFILLED
 from kvtool.prefilling.plan import Plan, plan_document
 from kvtool.prefilling.prefix import prefix_for
 from kvtool.prefilling.report import Report
@@ -45,6 +47,7 @@ def prefill(
     step_tokens: int = engine.STEP_TOKENS,
     pack_tokens: int = PACK_TOKENS,
     neighbours: int = 0,
+    collect: Sequence[str] = (),
     replace: bool = False,
     dry_run: bool = False,
     on_progress: Callable[[Report], None] = lambda _: None,
@@ -62,6 +65,9 @@ def prefill(
     With ``neighbours`` each segment is prefilled after that many other documents of the store too. The mean is kept as a
     variant of its own, for blending (``kvtool.blending.averaged``).
 
+    ``collect`` names recipes; what their stages need beside keys and values is measured, and kept in a variant of its own, so
+    that ``compress`` runs no model for them.
+
     Raises ``ModelError`` for a family whose state is not keys and values, ``UsageError`` for options.
     """
     started = time.monotonic()
@@ -70,6 +76,7 @@ def prefill(
     if step_tokens < 1 or pack_tokens < 0 or neighbours < 0:
         values = f"step tokens {step_tokens}, pack tokens {pack_tokens} and neighbours {neighbours}"
         raise UsageError(values, "expected at least 1, 0 and 0")
+    needs = needs_of(collect)
     prefix = prefix_for(store, model, system=system, text=prefix_text, none=no_prefix)
     limit = segment_limit(model, prefix, segment_tokens)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
@@ -92,6 +99,8 @@ def prefill(
             Run(plans, model, store, prefix, step_tokens, report, on_progress).run_all(pack_tokens)
             if neighbours:
                 _average(store, model, neighbours, report, on_progress)
+            if needs:
+                _collect(store, model, needs, report, on_progress)
     report.seconds = time.monotonic() - started
     return report
 
@@ -175,6 +184,25 @@ def _average(
     names = [*report.prefilled, *report.unchanged]
     result = averaged.make_averaged(store, model, names, neighbours=neighbours, on_progress=progress)
     report.averaged, report.without_neighbours = result.made, result.without_neighbours
+
+
+def _collect(
+    store: LocalStore,
+    model: Model,
+    needs: frozenset[str],
+    report: Report,
+    on_progress: Callable[[Report], None],
+) -> None:
+    """Measures what is collected, and adds to ``report`` what that did."""
+    names = [*report.prefilled, *report.unchanged]
+    report.tokens_total += sum(store[name].n_tokens for name in names)
+
+    def progress(tokens: int) -> None:
+        report.tokens += tokens
+        on_progress(report)
+
+    report.collected = collect_inputs(store, model, names, needs, progress)
+    report.entries |= {name: store[name].state(PREFILLED) for name in report.collected}
 
 
 def _refuse_replacing(plan: Plan, store: LocalStore, model: Model, prefix: Prefix, replace: bool) -> None:

@@ -23,7 +23,8 @@ class Report:
     ``model_seconds`` is the part of ``seconds`` in which the model prefilled documents without others, ``model_tokens`` of
     them. ``replaced`` are prefilled documents whose name stood for another file, and that file. ``averaged`` are the documents
     that got a variant for blending. ``without_neighbours`` are those that got none, since no other document fits before them in
-    the model's context. ``files_read`` and ``files_total`` tell how far planning is, which comes before the model runs.
+    the model's context. ``collected`` are those of which inputs of stages were measured. ``files_read`` and
+    ``files_total`` tell how far planning is, which comes before the model runs.
     """
 
     store: str = ""
@@ -34,6 +35,7 @@ class Report:
     replaced: dict[str, str] = field(default_factory=dict)
     averaged: list[str] = field(default_factory=list)
     without_neighbours: list[str] = field(default_factory=list)
+    collected: list[str] = field(default_factory=list)
     problems: list[KvtoolError] = field(default_factory=list)
     warnings: list[DocumentError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -68,6 +70,7 @@ class Report:
             "replaced": dict(self.replaced),
             "averaged": list(self.averaged),
             "without_neighbours": list(self.without_neighbours),
+            "collected": list(self.collected),
             "problems": [error.to_json() for error in self.problems],
             "warnings": [warning.to_json() for warning in self.warnings],
             "passed_over": dict(self.passed_over),

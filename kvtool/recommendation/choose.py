@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from kvtool.codecs.recipe_registry import recipes
+from kvtool.codecs.recipe_registry import is_recipe
 from kvtool.recommendation.frontier import Measure, Point, dominator, frontier
 from kvtool.recommendation.levels import LEVELS, choice, reason
 from kvtool.report.numbers import Json
@@ -56,7 +56,7 @@ def compress_command(
     With parameters, the variant is named after the recipe and the level, so that two settings of one recipe can coexist.
     """
     name, *options = text.split(":")
-    if name not in recipes():
+    if not is_recipe(name):
         return None
     words = ["kvtool", "compress", *names, "--recipe", name]
     for option in options:

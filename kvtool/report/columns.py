@@ -41,6 +41,12 @@ def _kept(candidate: Json) -> Cell:
     return estimated(kept, scale=100, significant=not retrieval or retrieval["differs_from_raw"])
 
 
+def _memory(candidate: Json) -> Cell:
+    # Evaluations of earlier versions did not measure it.
+    memory = candidate.get("memory")
+    return hundredths(memory["bits_per_value"]) if memory else estimated(None)
+
+
 def faster(candidate: Json) -> Cell:
     """How many times sooner the first token comes. Without a spread, since a few rounds give no 95 % interval."""
     speedup = candidate["times"] and candidate["times"]["ttft_speedup"]
@@ -62,6 +68,15 @@ COLUMNS = (
         "16 divided by the bits per value: how many times smaller than a cache of 16-bit numbers. "
         "A raw cache in 32 bits has the ratio 0.5.",
         lambda candidate: hundredths(candidate["ratio"]),
+    ),
+    Column(
+        "memory",
+        "memory",
+        "Bits per value of the cache once it is loaded: 8 times the bytes of its tensors, divided by the number of key and "
+        "value elements before compression, the prefix counted in both. Only recipes that drop tokens lower it: all others "
+        "are decoded to full size.",
+        _memory,
+        better="less",
     ),
     Column(
         "kl",

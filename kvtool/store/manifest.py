@@ -16,6 +16,10 @@ RAW = "raw"
 AVERAGED = "averaged"
 """The variant that ``kvtool.blending.averaged`` makes, uncompressed as ``raw`` is."""
 
+INPUTS = "inputs"
+"""The variant that holds what stages need beside keys and values, which ``prefill --collect`` makes. It is no cache; its recipe
+record names them, under "inputs"."""
+
 AVERAGED_IN_RECORDS = "expected"
 """Name of ``AVERAGED`` in a variant's recipe record, under "of", and as a variant in manifests written before it was renamed."""
 
@@ -37,6 +41,11 @@ class Variant:
     artifact: str
     nbytes: int
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether its recipe removes tokens."""
+        return bool((self.recipe.get("pipeline") or {}).get("prune"))
 
 
 @dataclass(frozen=True)
@@ -67,9 +76,9 @@ class Document:
 
     @property
     def variants(self) -> list[str]:
-        """Names of the variants that every segment has, raw first."""
+        """Names of the variants that every segment has and that are caches, raw first."""
         common = set.intersection(*(set(segment.variants) for segment in self.segments))
-        return sorted(common, key=lambda name: (name != RAW, name))
+        return sorted(common - {INPUTS}, key=lambda name: (name != RAW, name))
 
     @property
     def artifacts(self) -> list[Variant]:

@@ -11,7 +11,7 @@ from kvtool.compression.pipeline_options import parameters_of
 from kvtool.errors import UsageError
 
 
-@pytest.mark.parametrize("recipe", sorted(recipes()))
+@pytest.mark.parametrize("recipe", sorted(name for name, recipe in recipes().items() if not recipe.prunes))
 def test_every_recipe_is_compared_at_two_settings(recipe: str) -> None:
     some = rows([recipe])
     assert len({row.setting for row in some}) >= 2

@@ -41,9 +41,11 @@ from kvtool.codecs import (
 )
 from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.spec import Array, Payload, Spec
-from kvtool.codecs.stage import Stage
-from kvtool.codecs.stage_registry import FOLDERS
+from kvtool.codecs.stage import BaseStage, Stage
+from kvtool.codecs.stage_registry import FOLDERS, prune_stages
+from tests.codecs.prune.scored import scored
 
+CONTRACTS = ("kvtool.codecs.stage", "kvtool.codecs.prune.stage")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(2, 37, 10), (1, 1, 8), (3, 0, 8), (1, 161, 33), (2, 5, 0), (1, 1, 1), (2, 64, 64)]
 # The only sizes that a stage with a calibration takes: those of its examples.
@@ -65,6 +67,7 @@ def needed(needs: Iterable[str], shape: tuple[int, ...]) -> dict[str, Tensor]:
         "importance": torch.rand(*layers, tokens, generator=generator) + 1e-3,
         "attention": torch.rand(*layers, heads, tokens, generator=generator),
         "queries": torch.randn(*layers, 2 * heads, 6, channels, generator=generator),
+        **({} if layers else scored(tokens, heads, channels=channels).inputs),
     }
     return {name: made[name] for name in needs}
 
@@ -151,8 +154,6 @@ def test_stage_round_trip(stage: Stage) -> None:
         assert equal(encoded, stage.encode(payload, spec)), "encoding is not deterministic"
         decoded = decode_stage(stage, encoded, spec)
         assert equal(payload, before), "a stage wrote to its input"
-        if stage.kind == "prune":
-            continue
         spec.check(decoded, stage.name)
         assert all(tensor.is_contiguous() for tensor in decoded.values())
         bound = stage.error(payload, spec)
@@ -195,18 +196,17 @@ def test_stage_survives_hostile_bytes(stage: Stage) -> None:
             except CodecError:
                 refused += 1
             else:
-                if stage.kind != "prune":
-                    spec.check(decoded, stage.name)
+                spec.check(decoded, stage.name)
     if any(array.at_most for array in stage.plan(inputs(stage)[0][0]).arrays.values()):
         assert refused
 
 
-def stage_classes(module: ModuleType) -> list[type[Stage]]:
+def stage_classes(module: ModuleType) -> list[type[BaseStage]]:
     """The stages that a module defines; abstract ones are what others share."""
     return [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)
-        if issubclass(cls, Stage) and cls.__module__ == module.__name__ and not inspect.isabstract(cls)
+        if issubclass(cls, BaseStage) and cls.__module__ == module.__name__ and not inspect.isabstract(cls)
     ]
 
 
@@ -216,7 +216,7 @@ def check_stages_can_be_found(module: ModuleType) -> None:
     for cls in stage_classes(module):
         # A decorator alone is not enough: this suite may have imported what discovery never does.
         assert folder == f"kvtool.codecs.{cls.kind}", f"{cls} is out of place"
-        assert cls in stages().values(), f"{cls} is not registered"
+        assert cls in {*stages().values(), *prune_stages().values()}, f"{cls} is not registered"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -224,13 +224,15 @@ def test_every_stage_in_the_folders_is_registered(folder: str) -> None:
     package = importlib.import_module(f"kvtool.codecs.{folder}")
     for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(info.name)
-        assert stage_classes(module), f"{info.name} holds no stage"
+        # What stages of a kind share is beside them.
+        assert stage_classes(module) or info.ispkg or info.name in CONTRACTS, f"{info.name} holds no stage"
         check_stages_can_be_found(module)
 
 
 def test_no_stage_lies_outside_the_folders() -> None:
     for info in pkgutil.walk_packages(kvtool.codecs.__path__, "kvtool.codecs."):
-        check_stages_can_be_found(importlib.import_module(info.name))
+        if info.name not in CONTRACTS:
+            check_stages_can_be_found(importlib.import_module(info.name))
 
 
 @pytest.mark.parametrize(
@@ -307,10 +309,10 @@ _calibrations: dict[tuple[str, str], Calibration] = {}
 
 
 def built(recipe: Recipe, name: str) -> Pipeline:
-    """The recipe's pipeline for ``KVS[name]``, calibrated on samples if it must be."""
+    """The recipe's pipeline for ``KVS[name]``, calibrated on samples if it must be; one that prunes keeps all."""
     if recipe.fit is None:
         assert not recipe.calibration, f"{recipe.name} cannot be calibrated"
-        return recipe.build()
+        return recipe.build(keep=1.0) if recipe.prunes else recipe.build()
     if (recipe.name, name) not in _calibrations:
         _calibrations[recipe.name, name] = recipe.fit(samples(name))
     return recipe.build(_calibrations[recipe.name, name])
@@ -319,7 +321,7 @@ def built(recipe: Recipe, name: str) -> Pipeline:
 INPUTS = {
     name: {
         need: [needed([need], tuple(layer.keys.shape))[need] for layer in kv.layers]
-        for need in ("attention", "importance", "queries", "token_ids")
+        for need in ("attention", "importance", "queries", "token_ids", *scored(1).inputs)
     }
     for name, kv in KVS.items()
 }
@@ -339,8 +341,8 @@ def test_recipe_round_trip(recipe: Recipe, name: str) -> None:
     blob = encode(kv, pipeline, inputs=inputs)
     assert bool(blob.calibrations) == bool(recipe.calibration)
     calibrations = {found.digest: Calibration.from_bytes(found.to_bytes()) for found in blob.calibrations}
-    config = json.loads(json.dumps(pipeline.to_config()))
-    again = encode(kv, Pipeline.from_config(config, calibrations), inputs=inputs)
+    same = Pipeline.from_config(json.loads(json.dumps(pipeline.to_config())), calibrations)
+    again = encode(kv, same, inputs=inputs)
     assert equal(blob.tensors, again.tensors)
     assert json.dumps(blob.metadata) == json.dumps(again.metadata)
     back = decode(Blob(blob.tensors, json.loads(json.dumps(blob.metadata)), tuple(calibrations.values())))

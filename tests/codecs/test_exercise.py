@@ -82,7 +82,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         own = source.replace("kvtool.codecs.quantize.clipped", f"{package.name}.clipped")
         assert (own != source) == (name == RECIPE)
         (package / Path(name).name).write_text(own)
-    found, points, before = importlib.metadata.entry_points, entry_points(), dict(stage_registry.stages())
+    found, points, before = importlib.metadata.entry_points, entry_points(), dict(stage_registry._known())
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(package.parent)
         for module in (recipe_registry, stage_registry):
@@ -96,11 +96,13 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for name in [name for name in sys.modules if name.partition(".")[0] == package.name]:
         del sys.modules[name]
     assert "skvq" not in recipe_registry.recipes()
-    assert stage_registry.stages() == before
+    assert stage_registry._known() == before
 
 
 def clipped(**fields: int) -> Stage:
-    return stage_registry.stage_from_config({"name": "clipped", "version": 1, **fields})
+    stage = stage_registry.stage_from_config({"name": "clipped", "version": 1, **fields})
+    assert isinstance(stage, Stage)
+    return stage
 
 
 def skvq() -> Recipe:

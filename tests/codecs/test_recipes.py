@@ -80,7 +80,7 @@ def test_a_pipeline_takes_no_parameters() -> None:
 
 @pytest.fixture
 def kept_registry() -> Iterator[None]:
-    before = dict(stage_registry.stages())
+    before = dict(stage_registry._known())
     yield
     stage_registry._stages.clear()
     stage_registry._stages.update(before)

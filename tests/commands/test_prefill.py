@@ -23,6 +23,7 @@ def test_prefill(cli: Cli) -> None:
         "replaced": {},
         "averaged": [],
         "without_neighbours": [],
+        "collected": [],
         "problems": [],
         "warnings": [],
         "passed_over": {},
@@ -142,3 +143,14 @@ def test_planning_is_shown_before_the_model_runs(cli: Cli, monkeypatch: pytest.M
     assert lines.index(planning[-1]) < next(
         n for n, line in enumerate(lines) if line.startswith("prefilling: ")
     )
+
+
+def test_what_recipes_need_is_collected(cli: Cli) -> None:
+    assert "3 measured for recipes" in cli("prefill", "docs", "c.txt", "--collect", "h2o").stderr
+    assert "measured" not in cli("prefill", "docs", "c.txt", "--collect", "h2o").stderr
+    cli("verify")
+    assert cli("gc").stdout == ""
+    assert "inputs" in cli("show", "c.txt").stdout
+    assert "measuring" not in cli("compress", "--recipe", "h2o", "--set", "keep=0.4").stderr
+    # Its cache, what was collected, and the variant.
+    assert "freed 3 artifacts" in cli("rm", "c.txt").stderr

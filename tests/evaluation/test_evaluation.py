@@ -118,6 +118,22 @@ def test_the_size_is_that_of_the_variant(documents: LocalStore, lively: kvtool.M
     assert of(found, "kivi:bits=4")["bits_per_value"] == pytest.approx(bits, rel=0.01)
 
 
+def test_only_pruning_lowers_what_a_loaded_cache_takes(documents: LocalStore, lively: kvtool.Model) -> None:
+    """The prefix counts, and four bytes for the place of each kept token."""
+    recipes = ["kivi:bits=4", "keydiff:keep=0.3", "keydiff:keep=0.3:heads=across"]
+    scope = Scope(metrics=("kl",), tokens=4)
+    found = evaluate(documents, "a.txt", model=lively, recipes=recipes, scope=scope)
+    raw, kivi, *pruned = (candidate["memory"] for candidate in found["candidates"])
+    assert raw["bits_per_value"] == kivi["bits_per_value"] == 32
+    assert kivi["stored_bytes"] < kivi["resident_bytes"] == raw["resident_bytes"]
+    assert [memory["bits_per_value"] / 32 for memory in pruned] == pytest.approx([0.33, 0.33], rel=0.1)
+    cache = documents.load("a.txt", lively)
+    cache.fit(0)
+    n_prefix = len(documents.parts("a.txt")[0].token_ids)
+    n_tokens = n_prefix + found["documents"][0]["cached_tokens"]
+    assert raw["resident_bytes"] == cache.nbytes / len(cache.token_ids) * n_tokens
+
+
 def test_the_store_is_only_read(whole: Any, documents: LocalStore) -> None:
     assert documents["a.txt"].variants == ["raw"]
     assert not documents.collect(dry_run=True)
@@ -132,6 +148,7 @@ CANDIDATE: dict[str, Any] = {
     **dict.fromkeys(("name", "kind", "family", "summary", "paper"), str),
     **dict.fromkeys(("bits_per_value", "ratio"), float),
     **dict.fromkeys(("kl", "dnll", "top1"), ESTIMATE),
+    "memory": {"stored_bytes", "resident_bytes", "bits_per_value"},
     "retrieval": set(RETRIEVAL),
     "answers": {"exact_match", "f1", "questions", "turns", "examples"},
     "relative_error": {"keys", "values"},

@@ -89,6 +89,16 @@ def test_raw_that_answers_nothing_leaves_nothing_to_keep() -> None:
     assert retrieval(SAID, raw=["no"] * 4)["retention"] is None
 
 
+def test_memory_is_that_of_all_contexts_where_it_was_measured() -> None:
+    def memory(*records: dict[str, Any]) -> Any:
+        measured = [Measured(Context("text", "a", (1, 2)), (each, each)) for each in records]
+        return candidate_summary(1, Raw(), measured)["memory"]
+
+    new = record(resident_nbytes=300, resident_elements=200)
+    assert memory(new, new) == {"stored_bytes": 200, "resident_bytes": 600, "bits_per_value": 12.0}
+    assert memory(new, record()) is None
+
+
 def test_segments_of_one_document_are_one() -> None:
     def text(document: str, segment: int) -> Measured:
         context = Context("text", document, (1, 2), (1,), (2,), segment=SegmentRef(document, segment))

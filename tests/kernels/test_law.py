@@ -1,8 +1,8 @@
 """One law for every kernel: each implementation gives the reference's bits.
 
 That goes for floats too: what is rounded when is part of each kernel's contract, and products are never fused
-with sums, in Triton because its kernels ask for that. Its interpreter shows that they compute the right thing;
-that a GPU does the same is left to a machine that has one.
+with sums, in Triton because its kernels ask for that. Attention alone is a sum whose order is free. Triton's
+interpreter shows that kernels compute the right thing; that a GPU does the same is left to a machine that has one.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ class Maker:
             "paper": "2402.02750 KIVI: A Tuning-Free Asymmetric 2bit Quantization" if kivi else "",
             "bits_per_value": bits,
             "ratio": 16 / bits,
+            "memory": {"stored_bytes": 1000, "resident_bytes": 4000, "bits_per_value": 32.0},
             "kl": estimate(kl, kl * self.near(0.2)),
             "dnll": estimate(kl * self.random.uniform(-0.2, 0.6), kl * 0.25),
             "top1": estimate(1 - 0.5 * kl**0.5, 0.0 if kl == 0 else 0.004 + kl * 0.05),

@@ -146,13 +146,13 @@ def test_marks_lie_where_the_table_says(opened: Any, make_evaluation: Make) -> N
 
     for candidate in shown:
         index = [c["name"] for c in candidates(make_evaluation())].index(candidate["name"])
-        bits, _, kl, *_ = (float(v) for v in table[candidate["name"]][:3])
+        bits, _, _, kl = (float(v) for v in table[candidate["name"]][:4])
         x, y = middle(opened, f"rate-{index}")
         # A pixel is about half a percent of bits, and one and a half of KL.
         assert along(0, "rate-x-4", "rate-x-32", x, True) == pytest.approx(bits, rel=0.01)
         assert along(1, "rate-y-0.001", "rate-y-1", y, True) == pytest.approx(kl, rel=0.03)
         x, y = middle(opened, f"kept-{index}")
-        ratio, kept = (float(table[candidate["name"]][column]) for column in (1, 6))
+        ratio, kept = (float(table[candidate["name"]][column]) for column in (1, 7))
         assert along(0, "kept-x-1", "kept-x-4", x, True) == pytest.approx(ratio, rel=0.01)
         assert along(1, "kept-y-60", "kept-y-100", y, False) == pytest.approx(100 * kept, abs=0.3)
 

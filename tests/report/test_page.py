@@ -51,6 +51,7 @@ def test_the_main_table_has_the_evaluations_numbers(soup: BeautifulSoup, make_ev
         expected = [
             candidate["bits_per_value"],
             candidate["ratio"],
+            candidate["memory"]["bits_per_value"],
             candidate["kl"]["value"],
             candidate["dnll"]["value"],
             candidate["top1"]["value"],
@@ -255,7 +256,7 @@ def test_odd_evaluations(make_evaluation: Make) -> None:
         candidate["retrieval"]["retention"] = None
     soup = parsed(broken)
     assert "answers none of the questions" in soup.get_text()
-    assert "±?" in rows_of(soup.select_one("#candidates table"))["zeroed"][2].get_text()
+    assert "±?" in rows_of(soup.select_one("#candidates table"))["zeroed"][3].get_text()
     exact = make_evaluation(candidates=(("same", "same", "recipe", 16.0, 0.0),))
     assert "Within a KL of 0.01" in parsed(exact).find(class_="lead").get_text()
 
@@ -269,7 +270,7 @@ def test_a_cache_broken_so_badly_that_nothing_is_a_number(make_evaluation: Make)
     zeroed["kl"] = zeroed["dnll"] = {"value": nan, "low": nan, "high": nan, "n": 6}
     zeroed["relative_error"] = {side: [[nan] * 2] * 4 for side in ("keys", "values")}
     soup = parsed(evaluation)
-    assert rows_of(soup.select_one("#candidates table"))["zeroed"][2].get_text().strip() == "nan"
+    assert rows_of(soup.select_one("#candidates table"))["zeroed"][3].get_text().strip() == "nan"
     assert soup.find(id="rate-1") is None
     assert soup.find(id="rate-2") is not None
     assert "zeroed: keys are no numbers" in soup.find(id="figure-error-1").figcaption.get_text()

@@ -44,6 +44,7 @@ def test_each_line_has_the_candidates_numbers(make_evaluation: Make) -> None:
         expected = [
             candidate["bits_per_value"],
             candidate["ratio"],
+            candidate["memory"]["bits_per_value"],
             candidate["kl"]["value"],
             candidate["dnll"]["value"],
             100 * candidate["top1"]["value"],
@@ -77,7 +78,7 @@ def test_columns_that_nobody_has_are_left_out(make_evaluation: Make) -> None:
     for candidate in evaluation["candidates"]:
         candidate |= {"retrieval": None, "answers": None, "times": None}
     head = table(evaluation).splitlines()[0].split()
-    assert head == ["candidate", "bits", "ratio", "KL", "dNLL", "top-1", "%"]
+    assert head == ["candidate", "bits", "ratio", "memory", "KL", "dNLL", "top-1", "%"]
     evaluation["candidates"][1]["kl"] = None
     assert "–" in lines_of(evaluation)["lossless"]
 
@@ -141,3 +142,11 @@ def test_the_table_does_not_wait_for_matplotlib() -> None:
     code = "import sys, kvtool.report.table, kvtool.report.page; print({'matplotlib', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_evaluations_from_before_memory_was_measured_are_shown_without_it(make_evaluation: Make) -> None:
+    evaluation = make_evaluation()
+    assert "memory" in table(evaluation)
+    for candidate in evaluation["candidates"]:
+        del candidate["memory"]
+    assert "memory" not in table(evaluation)

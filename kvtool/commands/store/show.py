@@ -41,12 +41,13 @@ def describe(store: Store, name: str) -> dict[str, Any]:
                 users = calibrations.setdefault(digest, _calibration(store, digest))["variants"]
                 if label not in users:
                     users.append(label)
-            n_elements = artifact.contents.geometry.n_elements
+            geometry = artifact.contents.geometry
             variants[label] = {
                 "digest": variant.artifact,
                 "file": str(artifact.path),
                 "bytes": artifact.nbytes,
-                "bits_per_value": round(8 * artifact.nbytes / n_elements, 4),
+                "bits_per_value": round(8 * artifact.nbytes / geometry.n_elements, 4),
+                "resident_bytes": geometry.cache_nbytes,
                 "recipe": dict(variant.recipe) or None,
             }
         place = {"segment": index, "tokens": segment.n_tokens, "characters": [segment.start, segment.end]}
@@ -86,7 +87,7 @@ def render(description: dict[str, Any]) -> output.Lines:
         width = max(map(len, segment["variants"]))
         lines += [
             f"    {label:{width}} {variant['bytes']:>13,} bytes  {variant['bits_per_value']:6.2f} bits per value  "
-            f"{variant['file']}"
+            f"{variant['resident_bytes']:>13,} bytes in memory  {variant['file']}"
             for label, variant in segment["variants"].items()
         ]
     lines += [

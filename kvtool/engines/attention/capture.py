@@ -44,8 +44,11 @@ OnWeights: TypeAlias = Callable[[int, Tensor], None]
 class Observer(Protocol):
     """Takes what one layer's attention does, pass by pass."""
 
-    def on_queries(self, query: Tensor, mask: Tensor) -> None:
-        """A pass's queries [Q, S, D], and which of the N cached tokens each may see: ``mask`` [S, N]."""
+    def on_queries(self, query: Tensor, mask: Tensor, scaling: float | None) -> None:
+        """A pass's queries [Q, S, D], and which of the N cached tokens each may see: ``mask`` [S, N].
+
+        Scores are products times ``scaling``; None where the family scales by itself.
+        """
 
     def on_weights(self, first: int, weights: Tensor) -> None:
         """Weights [G, B, N] of some of these queries: G query heads from ``first`` on, and B queries."""
@@ -94,7 +97,7 @@ def _captured(
     if eager is None:
         raise capture_error(model)
     observer, mask = observers[module.layer_idx], attention_mask[0, 0]
-    observer.on_queries(query[0], mask)
+    observer.on_queries(query[0], mask, scaling)
 
     def family(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         added = query.new_zeros(mask.shape).masked_fill_(~mask, torch.finfo(query.dtype).min)

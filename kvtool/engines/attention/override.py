@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
+import torch
 import transformers
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvtool.model.model import Model
 
@@ -49,6 +51,27 @@ def override_attention(model: Model, attention: Attention, refusal: Exception) -
 def eager_attention(module: Any) -> Callable[..., Any] | None:
     """The family's own attention: each that takes part in the interface has it beside its module, as the default."""
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+
+def family_attention(
+    implementation: str,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    **options: Any,
+) -> Tensor:
+    """What the family's own attention gives, of ``implementation``, under a boolean mask; shapes as of ``override_attention``."""
+    eager = eager_attention(module)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    if function is eager:
+        # Eager attention adds its mask to the scores.
+        mask = query.new_zeros(mask.shape).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    # Families that scale by themselves take no scaling.
+    scaled = options if scaling is None else {**options, "scaling": scaling}
+    return function(module, query, key, value, mask, **scaled)[0]  # type: ignore[no-any-return]
 
 
 def _attend(

@@ -7,30 +7,23 @@ weight against prefix and question by a scale S. The model's attention is overri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvtool.engines.attention.capture import step_tokens
-from kvtool.engines.attention.override import override_attention
+from kvtool.engines.attention.override import Attention
 from kvtool.engines.cache import DocumentCache, ParallelEncoding
 from kvtool.errors import ModelError
 from kvtool.model.model import Model
 
 
-@contextmanager
-def parallel_attention(model: Model, cache: DocumentCache | None) -> Iterator[None]:
-    """Makes ``model`` attend to ``cache`` as ``cache.parallel`` says; where that is None, nothing changes.
+def parallel_attention(cache: DocumentCache, parallel: ParallelEncoding) -> Attention:
+    """Attention to ``cache`` as ``parallel`` says, for ``override_attention``.
 
-    The model is as it was afterwards. ``capabilities.has_softmax_attention`` says whether a model can do so.
+    ``capabilities.has_softmax_attention`` says whether a model can do so.
     """
-    parallel = cache.parallel if cache is not None else None
-    if cache is None or parallel is None:
-        yield
-        return
     documents = slice(parallel.prefix_tokens, len(cache.token_ids))
 
     def attention(
@@ -44,8 +37,7 @@ def parallel_attention(model: Model, cache: DocumentCache | None) -> Iterator[No
         ]
         return torch.cat(parts, 1)
 
-    with override_attention(model, attention, parallel_error(model)):
-        yield
+    return attention
 
 
 def adaptive_attention(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvtool.codecs import Inputs
 from kvtool.engines.attention.capture import capture_attention, capture_error, step_tokens
-from kvtool.engines.cache import DocumentCache
+from kvtool.engines.cache import DocumentCache, refuse_pruned
 from kvtool.engines.recompute import recompute_tokens
 from kvtool.model.model import Model
 
@@ -50,6 +50,7 @@ def observe(model: Model, cache: DocumentCache, token_ids: Tensor, probes: Tenso
     is exact, and costs about as much as prefilling the segment. The cache is not changed. Raises ``ModelError`` for a
     family whose attention cannot be captured.
     """
+    refuse_pruned(cache, "measuring attention received")
     n_tokens = len(token_ids)
     start = len(cache.token_ids) - n_tokens
     positions = start + (probe_tokens(n_tokens) if probes is None else probes)
@@ -82,7 +83,7 @@ class _ReceivedAttention:
         self.weight = torch.zeros(0, n_tokens)
         self.seen = torch.zeros(n_tokens)
 
-    def on_queries(self, query: Tensor, mask: Tensor) -> None:
+    def on_queries(self, query: Tensor, mask: Tensor, scaling: float | None) -> None:
         self.queries.append(query.float().cpu())
         self.seen += mask[:, self.start :].sum(0).cpu()
         if not len(self.weight):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engines.attention.capture import capture_attention, capture_error
-from kvtool.engines.cache import DocumentCache
+from kvtool.engines.cache import DocumentCache, refuse_pruned
 from kvtool.engines.recompute import OnLayer, recompute_tokens
 from kvtool.model.model import Model
 
@@ -53,6 +53,7 @@ def _observe_after(
     make_observer: Callable[[], AnObserver],
 ) -> list[AnObserver]:
     """What an observer for each layer saw of ``token_ids``, run after the cache."""
+    refuse_pruned(cache, "measuring what a question attends to")
     n_cached = cache.get_seq_length()
     appended = torch.arange(n_cached, n_cached + len(token_ids))
     for layer in cache.layers:
@@ -95,7 +96,7 @@ class _MeanWeights:
         self.n_cached, self.n_queries = n_cached, n_queries
         self.weights: dict[int, Tensor] = {}
 
-    def on_queries(self, query: Tensor, mask: Tensor) -> None:
+    def on_queries(self, query: Tensor, mask: Tensor, scaling: float | None) -> None:
         pass
 
     def on_weights(self, first: int, weights: Tensor) -> None:
@@ -110,7 +111,7 @@ class _EachQuery:
         self.n_cached, self.n_heads = n_cached, 0
         self.weights: defaultdict[int, list[Tensor]] = defaultdict(list)
 
-    def on_queries(self, query: Tensor, mask: Tensor) -> None:
+    def on_queries(self, query: Tensor, mask: Tensor, scaling: float | None) -> None:
         self.n_heads = len(query)
 
     def on_weights(self, first: int, weights: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Sequences after several caches in one pass: the weights are read once for all of them.
 
-Each cache's tokens attend to that cache alone, by the family's own attention, called for one cache after the other. No
+Each cache's tokens attend to that cache alone, as it must be read, one cache after the other. No
 model-specific code. A family that makes its keys from what the cache holds (latent attention) cannot be run so: whether a
 model can is found out by running it.
 """
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, get_layer_types_and_kwargs
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kvtool.engines.attention.override import eager_attention, override_attention
+from kvtool.engines.attention.cache_attention import attention_to
+from kvtool.engines.attention.override import Attention, override_attention
 from kvtool.engines.batching.shared_prefix import Feed, SequenceBatch
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.ragged import reading_pruned
 from kvtool.engines.transformers import causal_masks, device_of, new_cache, run_masked
 from kvtool.errors import KvtoolError, ModelError
 from kvtool.model.model import Model
@@ -40,31 +41,30 @@ def feed_batches(
     passes = [batch.plan(feed, every) for batch, feed in feeds]
     ends = torch.tensor([len(step.token_ids) for step in passes]).cumsum(0).tolist()
     parts = [
-        _Part(batch.cache, slice(end - len(step.token_ids), end), step.masks(model))
+        _Part(batch.cache, slice(end - len(step.token_ids), end), attention_to(model, batch.cache))
         for (batch, _), step, end in zip(feeds, passes, ends, strict=True)
     ]
     kinds, _ = get_layer_types_and_kwargs(model.text_config)
-    implementation = model.model.config.get_text_config(decoder=True)._attn_implementation
     layers = [_MultiLayer(parts, index) for index in range(len(kinds))]
 
     def attention(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, **rest: Any
     ) -> Tensor:
-        family = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention(module))
         index = module.layer_idx
         outputs = []
-        for part, (keys, values) in zip(parts, layers[index].states, strict=True):
-            mask = part.masks[kinds[index]] if isinstance(part.masks, dict) else part.masks
+        for part, each, (keys, values) in zip(parts, masks, layers[index].states, strict=True):
+            seen = each[kinds[index]] if isinstance(each, dict) else each
             queries = query[:, :, part.tokens]
-            outputs.append(family(module, queries, keys, values, mask, scaling=scale, **rest)[0])
+            outputs.append(part.attention(module, queries, keys, values, seen, scale, **rest))
         return torch.cat(outputs, 1)
 
     ids = torch.cat([step.token_ids for step in passes])
     positions = torch.cat([step.positions for step in passes])
     kept = torch.cat([step.kept + part.tokens.start for step, part in zip(passes, parts, strict=True)])
-    mask = causal_masks(model, torch.arange(len(ids)), len(ids))
     refusal = ModelError(model.name, f"the attention of {model.config.model_type} cannot be replaced")
-    with override_attention(model, attention, refusal):
+    with reading_pruned(), override_attention(model, attention, refusal):
+        masks = [step.masks(model) for step in passes]
+        mask = causal_masks(model, torch.arange(len(ids)), len(ids))
         cache = Cache(layers=layers)
         out = run_masked(model, ids, positions, mask, cache, logits_to_keep=kept.to(device_of(model)))
     for (batch, _), step in zip(feeds, passes, strict=True):
@@ -74,11 +74,11 @@ def feed_batches(
 
 @dataclass(frozen=True)
 class _Part:
-    """The ``tokens`` of a pass that follow ``cache``."""
+    """The ``tokens`` of a pass that follow ``cache``, and the attention that reads it."""
 
     cache: DocumentCache
     tokens: slice
-    masks: Any
+    attention: Attention
 
 
 class _MultiLayer(DynamicLayer):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from kvtool.engines.attention.parallel_encoding import parallel_attention
+from kvtool.engines.attention.cache_attention import cache_attention
 from kvtool.engines.cache import ROOM, DocumentCache
 from kvtool.engines.transformers import SHARED, device_of, masks, run_masked, same_row, windows
 from kvtool.errors import ModelError
@@ -88,7 +88,7 @@ class SequenceBatch:
         """Logits at the last token of each sequence, and of those in ``every`` at all their tokens."""
         step, model = self.plan(feed, every), self.model
         kept = step.kept.to(device_of(model))
-        with parallel_attention(model, self.cache):
+        with cache_attention(model, self.cache):
             out = run_masked(
                 model, step.token_ids, step.positions, step.masks(model), self.cache, logits_to_keep=kept
             )
@@ -136,9 +136,7 @@ class SequenceBatch:
     def _keep(self, kept: Tensor) -> None:
         after = kept[self.n_cached :]
         for layer in self.cache.layers:
-            for states in (layer.keys, layer.values):
-                states[:, :, self.n_cached : len(kept)] = states[:, :, after.to(states.device)]
-            layer.crop(len(kept) - len(self.owners))
+            layer.keep(self.n_cached, after)
         self.owners, self.key_positions = self.owners[kept], self.key_positions[kept]
 
     def _next_positions(self, sequence: int, tokens: int) -> Tensor:

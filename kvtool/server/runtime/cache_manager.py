@@ -11,9 +11,10 @@ from functools import cached_property, partial
 
 import torch
 
-from kvtool.artifact.load import load_cache
+from kvtool.artifact.load import cache_geometry, load_cache, loaded_nbytes
 from kvtool.artifact.read import Artifact
 from kvtool.blending.blend import assemble
+from kvtool.blending.pruned import joining_nbytes
 from kvtool.engines import transformers as engine
 from kvtool.engines.cache import ROOM, DocumentCache
 from kvtool.engines.capabilities import key_rotations
@@ -127,11 +128,15 @@ class CacheManager:
 
     @contextmanager
     def _stored(self, source: Stored, tenant: Tenant) -> Iterator[OpenCache]:
-        """Shared by all of the tenant's requests that begin with the same artifacts."""
-        tokens = sum(len(artifact.token_ids) for artifact in source.artifacts)
+        """Shared by all of the tenant's requests that begin with the same artifacts.
+
+        A pruned cache has no room of its own for what is appended, so that each request brings some.
+        """
         key = (tenant.name, *(artifact.digest for artifact in source.artifacts))
         load = partial(self._load, source.variant, source.artifacts)
-        with self._shared(key, tokens, load, source.nbytes) as cache:
+        geometry = cache_geometry(source.artifacts)
+        private = source.nbytes + (self.token_bytes * ROOM if geometry.is_pruned else 0)
+        with self._shared(key, loaded_nbytes(geometry), load, private) as cache:
             self.metrics.hits.inc()
             yield OpenCache(cache, source.tokens)
 
@@ -145,7 +150,8 @@ class CacheManager:
             return self._prefill(source.token_ids)
 
         key = (tenant.name, "prefilled", source.identity)
-        with self._shared(key, source.tokens, compute, source.nbytes) as cache:
+        nbytes = self.token_bytes * (source.tokens + ROOM)
+        with self._shared(key, nbytes, compute, source.nbytes) as cache:
             if not computed:
                 self.metrics.hits.inc()
             yield OpenCache(cache, source.tokens, computed)
@@ -156,10 +162,12 @@ class CacheManager:
 
         Empty, so that all is prefilled, where it is not known how to move the model's keys to another place.
         """
-        layout = source.layout
-        nbytes = source.nbytes + self.token_bytes * (source.tokens + ROOM)
-        with self.memory.reserved(nbytes, timeout=self.wait):
-            if source.blending.recompute < 1 and not self._moves_keys():
+        layout, nbytes = source.layout, self.token_bytes * source.tokens
+        is_prefilled = source.blending.recompute < 1 and not self._moves_keys()
+        if layout.pruned and source.blending.takes_pruned and not is_prefilled:
+            nbytes = joining_nbytes(layout)
+        with self.memory.reserved(source.nbytes + nbytes + self.token_bytes * ROOM, timeout=self.wait):
+            if is_prefilled:
                 prompt_tokens = source.tokens + len(source.question)
                 yield OpenCache(engine.new_cache(self.model, prompt_tokens + ROOM), 0)
                 return
@@ -174,9 +182,8 @@ class CacheManager:
         return self.scheduler.call(partial(key_rotations, self.model)).result() is not None
 
     def _shared(
-        self, key: Hashable, tokens: int, load: Callable[[], DocumentCache], private: int
+        self, key: Hashable, nbytes: int, load: Callable[[], DocumentCache], private: int
     ) -> AbstractContextManager[DocumentCache]:
-        nbytes = self.token_bytes * (tokens + ROOM)
         return self.memory.holding(key, nbytes, load, private=private, timeout=self.wait)
 
     def _load(self, variant: str, artifacts: Sequence[Artifact]) -> DocumentCache:

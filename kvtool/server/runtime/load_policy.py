@@ -61,12 +61,15 @@ class LoadPolicy:
         if self.options.variant is not None or any(document.variant for document in documents):
             return LoadChoice(self.options.variant or RAW)
         manifests = [tenant.store[document.name] for document in documents]
-        estimates = [self._estimate(variant, manifests, tenant) for variant in shared_variants(manifests)]
+        is_alone = not is_moved and sum(len(manifest.segments) for manifest in manifests) == 1
+        variants = shared_variants(manifests)
+        if not is_alone and not blending.takes_pruned:
+            variants = [variant for variant in variants if not is_pruned(variant, manifests)]
+        estimates = [self._estimate(variant, manifests, tenant) for variant in variants]
         if not estimates:
             return LoadChoice(RAW)
         max_seconds = self.options.max_load_seconds
         best = finest_within(estimates, max_seconds)
-        is_alone = not is_moved and sum(len(manifest.segments) for manifest in manifests) == 1
         tokens = sum(manifest.n_tokens for manifest in manifests)
         load, prefill = best.seconds, self.caches.prefill_seconds(tokens)
         if not is_alone:
@@ -123,6 +126,11 @@ def shared_variants(documents: Sequence[Document]) -> list[str]:
     variants = set.intersection(*(set(document.variants) for document in documents))
     twins = {AVERAGED, *map(averaged_name, variants)}
     return sorted(variants - twins)
+
+
+def is_pruned(variant: str, documents: Sequence[Document]) -> bool:
+    """Whether any of the documents has lost tokens in ``variant``."""
+    return any(segment.variants[variant].is_pruned for document in documents for segment in document.segments)
 
 
 def finest_within(estimates: Iterable[LoadEstimate], max_seconds: float | None) -> LoadEstimate:

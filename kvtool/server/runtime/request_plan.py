@@ -85,10 +85,10 @@ class Planner:
                 prefix=prefix.token_ids if is_moved else None,
             )
         except MismatchError as error:
-            message = (
-                "documents: they were prefilled by another model, or their variant lacks tokens; name others"
-            )
+            message = "documents: they were prefilled by another model, or places of their tokens are not known; name others"
             raise ApiError(400, message, param="documents") from error
+        if is_loaded:
+            blending.refuse_pruned(layout)
         question = request.prompt.tokens_after(self.model, prefix)
         token_ids = [*layout.token_ids.tolist(), *question]
         size = self._size(token_ids, request, len(question))

@@ -173,7 +173,7 @@ def test_prefill_says_what_it_made(cli: Callable[..., Any], monkeypatch: pytest.
     tokens = sum(document.n_tokens for document in store.values())
     assert first.keys() == {
         "store", "model", "dry_run", "prefilled", "unchanged", "averaged", "without_neighbours", "problems", "tokens",
-        "seconds", "replaced", "warnings", "passed_over",
+        "seconds", "replaced", "warnings", "passed_over", "collected",
     }  # fmt: skip
     assert sorted(first["averaged"]) == sorted(first["prefilled"]) == THREE
     assert first["tokens"] == 3 * tokens

@@ -14,7 +14,8 @@ import transformers as t
 import kvtool
 from kvtool.ask import ask, generate
 from kvtool.blending.blend import BlendOptions
-from kvtool.engines.attention.parallel_encoding import adaptive_attention, parallel_attention
+from kvtool.engines.attention.cache_attention import cache_attention
+from kvtool.engines.attention.parallel_encoding import adaptive_attention
 from kvtool.engines.attention.softmax_check import is_softmax_attention
 from kvtool.engines.batching.generate_many import end_tokens, generate_many, logits_after
 from kvtool.engines.cache import DocumentCache, ParallelEncoding
@@ -135,7 +136,7 @@ def test_generate_reads_it_too(plain: Any, cache: Any) -> None:
     beams = copy.deepcopy(cache)
     beams.batch_repeat_interleave(2)
     options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 2}
-    with parallel_attention(plain, beams):
+    with cache_attention(plain, beams):
         out = plain.model.generate(torch.tensor([ids]), past_key_values=beams, **options)
     assert out[0, -1] == answer[0]
 
@@ -157,7 +158,7 @@ def test_the_model_is_as_it_was(plain: Any, cache: Any) -> None:
     before = plain.model.config._attn_implementation
 
     def read() -> None:
-        with parallel_attention(plain, cache):
+        with cache_attention(plain, cache):
             assert plain.model.config._attn_implementation != before
             raise KeyboardInterrupt
 
@@ -165,7 +166,7 @@ def test_the_model_is_as_it_was(plain: Any, cache: Any) -> None:
         read()
     assert plain.model.config._attn_implementation == before
     cache.parallel = None
-    with parallel_attention(plain, cache), parallel_attention(plain, None):
+    with cache_attention(plain, cache), cache_attention(plain, None):
         assert plain.model.config._attn_implementation == before
 
 

@@ -156,3 +156,32 @@ def test_a_segment_that_does_not_fit_twice_is_replayed_in_passages(
 def test_a_segment_of_one_token(family: kvtool.Model, parts_of: Any) -> None:
     parts = parts_of(family, "a")
     assert all(layer.shape == (1,) for layer in replay(family, *loaded(family, parts))["importance"])
+
+
+def test_copies_are_looked_up_as_eager_attention_reports(
+    family: kvtool.Model, parts_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = parts_of(family)
+    whole = replay(family, *loaded(family, parts))["copied"]
+    for copied, truth in zip(whole, reported_copies(family, parts), strict=True):
+        assert (copied.dtype, copied.shape) == (torch.float32, truth.shape)
+        assert (copied - truth).abs().max() < BOUND
+    # Passes of 3 tokens come for all heads at once, others by key head.
+    monkeypatch.setattr(capture, "SCORES", 30 * sum(len(part.token_ids) for part in parts))
+    monkeypatch.setitem(capture.BLOCK, "cpu", 5000)
+    for copied, truth in zip(replay(family, *loaded(family, parts))["copied"], whole, strict=True):
+        assert (copied - truth).abs().max() < BOUND
+
+
+def reported_copies(model: kvtool.Model, parts: Any) -> list[torch.Tensor]:
+    """The mean weights [Q, 2] of replayed tokens to their own place in the segment, and to the next."""
+    held, token_ids = torch.cat([part.token_ids for part in parts]), parts[-1].token_ids
+    request = torch.tensor(document_tokens(model, REQUEST))
+    _, attentions = eager_prefill(model, torch.cat([held, request, token_ids]))
+    start, first = len(held) - len(token_ids), len(held) + len(request)
+    rows = torch.arange(first, first + len(token_ids))
+    columns = torch.arange(start, start + len(token_ids))
+    return [
+        torch.stack([w[:, rows, columns].mean(1), w[:, rows[:-1], columns[1:]].mean(1)], 1)
+        for w in attentions
+    ]

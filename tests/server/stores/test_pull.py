@@ -65,6 +65,16 @@ def test_pull_takes_one_variant_and_later_another(
     assert "docs/z.txt: is not in the store" in partly
 
 
+def test_pull_brings_what_was_collected(url: str, documents: LocalStore, served: kvtool.Model) -> None:
+    kvtool.prefill(["docs/a.txt"], model=served, store=documents, collect=["h2o"])
+    mine = LocalStore("mine")
+    pull(kvtool.Store(url), mine)
+    assert kvtool.compress(mine, "docs/a.txt", recipe="h2o", model=lambda: served).compressed == [
+        "docs/a.txt"
+    ]
+    assert mine["docs/a.txt"].segments[0].variants["inputs"].recipe == {"inputs": ["received"]}
+
+
 def test_pull_refuses_what_differs_unless_told(url: str, documents: LocalStore, served: kvtool.Model) -> None:
     mine = LocalStore("mine")
     pull(kvtool.Store(url), mine)

@@ -1,0 +1,1 @@
+"""Inputs of stages that are not attention."""

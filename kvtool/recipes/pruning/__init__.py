@@ -1,0 +1,1 @@
+"""Recipes that leave out tokens before any question is known."""

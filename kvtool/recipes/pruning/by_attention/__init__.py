@@ -1,0 +1,1 @@
+"""Tokens chosen by the attention of all later tokens."""

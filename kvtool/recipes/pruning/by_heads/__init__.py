@@ -1,0 +1,1 @@
+"""Heads that keep all tokens, and others that keep few."""

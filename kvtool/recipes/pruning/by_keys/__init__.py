@@ -1,0 +1,1 @@
+"""Tokens chosen by keys, values and places alone."""

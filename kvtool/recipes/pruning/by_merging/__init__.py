@@ -1,0 +1,1 @@
+"""Tokens that are merged into those that stay."""

@@ -1,0 +1,1 @@
+"""Tokens chosen by what a repetition of the text looks up."""

@@ -1,0 +1,1 @@
+"""Tokens chosen by the text alone."""

@@ -1,0 +1,1 @@
+"""Tokens chosen by the attention of a segment's last tokens."""
