@@ -12,7 +12,7 @@ from kvtool.artifact.read import Artifact
 from kvtool.codecs import Geometry
 from kvtool.digest import digest_token_ids
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
-from kvtool.engines.ragged import RaggedLayer, UniformLayer, pruned_layer
+from kvtool.engines.ragged import PrunedLayer, new_layer
 from kvtool.errors import MismatchError
 from kvtool.kernels.threads import thread_pool
 
@@ -35,10 +35,10 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     _refuse_gaps(parts)
     geometry = cache_geometry(parts)
     token_ids = torch.cat([part.token_ids for part in parts])
-    cache = DocumentCache(len(geometry.layers), capacity=len(token_ids) + ROOM, token_ids=token_ids)
+    cache = DocumentCache(len(geometry.layers), token_ids=token_ids)
     # Here, not in the threads that fill them: memory that an earlier cache gave back is not given to other threads.
-    for index in range(len(cache.layers)):
-        _allocate(cache, index, geometry)
+    device = torch.device("cpu")
+    cache.layers = [new_layer(size, len(token_ids), geometry.dtype, device) for size in geometry.layers]
     for part in parts:
         if len(part.contents.groups) == 1:
             _fill(cache.layers, part.contents.groups[0], part)
@@ -61,17 +61,7 @@ def loaded_nbytes(geometry: Geometry) -> int:
     )
 
 
-def _allocate(cache: DocumentCache, index: int, geometry: Geometry) -> None:
-    size, device = geometry.layers[index], torch.device("cpu")
-    if geometry.holds_all(index):
-        cache.layers[index].allocate(size.keys, size.values, geometry.dtype, device)
-    else:
-        cache.layers[index] = pruned_layer(size, geometry.n_tokens, geometry.dtype, device)
-
-
-def _fill(
-    targets: Sequence[BufferedLayer | UniformLayer | RaggedLayer], group: range, part: Artifact
-) -> None:
+def _fill(targets: Sequence[BufferedLayer | PrunedLayer], group: range, part: Artifact) -> None:
     if part.is_raw and all(targets[index].holds_all for index in group):
         for index in group:
             keys, values = targets[index].extend(part.contents.geometry.layers[index].tokens)
@@ -79,13 +69,7 @@ def _fill(
             part.read_into(f"layers.{index:04d}.values", values[0])
         return
     for index, layer in zip(group, part.group(group), strict=True):
-        target = targets[index]
-        if isinstance(target, UniformLayer | RaggedLayer):
-            target.place(layer)
-            continue
-        keys, values = target.extend(layer.keys.shape[1])
-        keys[0].copy_(layer.keys)
-        values[0].copy_(layer.values)
+        targets[index].place(layer)
 
 
 def refuse_mismatch(part: Artifact, model: Model) -> None:

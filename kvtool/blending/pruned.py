@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvtool.blending.cache import BlendedCache
 from kvtool.blending.layout import Layout, Placed
-from kvtool.codecs import Geometry, LayerGeometry, LayerKV
+from kvtool.codecs import Geometry, LayerKV
 from kvtool.codecs.rope import Rope
 from kvtool.engines.attention.cache_attention import cache_attention
 from kvtool.engines.ragged import appended, joined_layer
@@ -45,15 +45,8 @@ def joining_nbytes(layout: Layout) -> int:
     """Bytes of memory that ``join`` takes at most: the cache, and a copy of its parts."""
     parts = [segment.artifact.contents.geometry for segment in layout.segments]
     n_text = int((~layout.cached).sum())
-    layers = tuple(_whole(size, n_text) for size in parts[0].layers)
+    layers = tuple(size.whole(n_text) for size in parts[0].layers)
     return 2 * Geometry.joined([*parts, Geometry(parts[0].dtype, n_text, layers)]).cache_nbytes
-
-
-def _whole(size: LayerGeometry, n_tokens: int) -> LayerGeometry:
-    """The sizes of a layer of which all heads hold ``n_tokens``."""
-    if size.lengths is None:
-        return replace(size, tokens=n_tokens, biased=False)
-    return LayerGeometry(n_tokens, (size.n_heads, size.keys[1]), (size.n_heads, size.values[1]))
 
 
 def _moved(segment: Placed, rotations: Rotations) -> _Part:

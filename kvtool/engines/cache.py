@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from kvtool.codecs import LayerKV
 from kvtool.errors import UsageError
 
 ROOM = 256
@@ -91,6 +92,14 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
                 self._buffers[name] = grown
         self._length = end
         return self._buffers["keys"][:, :, start:end], self._buffers["values"][:, :, start:end]
+
+    def place(self, part: LayerKV) -> None:
+        """Copies the tokens of ``part`` after those in place; it has all heads' tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(part.keys[None], part.values[None])
+        keys, values = self.extend(part.keys.shape[1])
+        keys[0].copy_(part.keys)
+        values[0].copy_(part.values)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:

@@ -27,9 +27,5 @@ def slice_kv(model: Model, cache: DocumentCache, start: int, token_ids: Sequence
 
 def append_kv(cache: DocumentCache, kv: KV) -> None:
     """Copies ``kv`` to the end of ``cache``."""
-    for layer, source in zip(cache.layers, kv.layers, strict=True):
-        if not layer.is_initialized:
-            layer.lazy_initialization(source.keys[None], source.values[None])
-        keys, values = layer.extend(source.keys.shape[1])
-        keys[0].copy_(source.keys)
-        values[0].copy_(source.values)
+    for layer, part in zip(cache.layers, kv.layers, strict=True):
+        layer.place(part)

@@ -240,7 +240,7 @@ PrunedLayer: TypeAlias = UniformLayer | RaggedLayer
 
 
 def pruned_layer(size: LayerGeometry, n_tokens: int, dtype: torch.dtype, device: torch.device) -> PrunedLayer:
-    """A layer of a document of ``n_tokens`` tokens, with room for what ``LayerGeometry.joined`` says that it holds."""
+    """A layer of a document of ``n_tokens`` tokens, of which it has room for those that ``size`` says that it holds."""
     if size.lengths is None:
         uniform = UniformLayer(size.tokens, n_tokens)
         uniform.allocate(size.keys, size.values, dtype, device)
@@ -250,21 +250,26 @@ def pruned_layer(size: LayerGeometry, n_tokens: int, dtype: torch.dtype, device:
     return ragged
 
 
+def new_layer(
+    size: LayerGeometry, n_tokens: int, dtype: torch.dtype, device: torch.device
+) -> BufferedLayer | PrunedLayer:
+    """An empty layer of a cache of ``n_tokens`` tokens that will hold what ``size``, of ``LayerGeometry.joined``, says.
+
+    One that will hold them all has ``ROOM`` for more; another has none.
+    """
+    if size.lengths is not None or size.tokens < n_tokens:
+        return pruned_layer(size, n_tokens, dtype, device)
+    layer = BufferedLayer(n_tokens + ROOM)
+    layer.allocate(size.keys, size.values, dtype, device)
+    return layer
+
+
 def joined_layer(parts: Sequence[LayerKV], n_tokens: int) -> BufferedLayer | PrunedLayer:
     """A layer of ``parts``, one after the other, whose positions are places in a cache of ``n_tokens`` tokens."""
     size = LayerGeometry.joined([LayerGeometry.of(part) for part in parts])
-    dtype, device = parts[0].keys.dtype, parts[0].keys.device
-    if size.lengths is not None or size.tokens < n_tokens:
-        pruned = pruned_layer(size, n_tokens, dtype, device)
-        for part in parts:
-            pruned.place(part)
-        return pruned
-    layer = BufferedLayer(n_tokens + ROOM)
-    layer.allocate(size.keys, size.values, dtype, device)
+    layer = new_layer(size, n_tokens, parts[0].keys.dtype, parts[0].keys.device)
     for part in parts:
-        keys, values = layer.extend(len(part.positions))
-        keys[0].copy_(part.keys)
-        values[0].copy_(part.values)
+        layer.place(part)
     return layer
 
 
