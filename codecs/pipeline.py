@@ -44,15 +44,19 @@ class Pipeline:
         return self.layers != 1
 
     @property
+    def stages(self) -> tuple[Prune | Stage, ...]:
+        """All stages, of both sides."""
+        return (*([self.prune] if self.prune else []), *self.keys, *self.values)
+
+    @property
     def needs(self) -> frozenset[str]:
         """Names of the inputs that encoding needs, beyond those that every segment has."""
-        wanted = frozenset[str]().union(*(stage.needs for stage in self.keys + self.values))
-        return (wanted | (self.prune.needs if self.prune else frozenset())) - {POSITIONS, TOKEN_IDS}
+        return frozenset[str]().union(*(stage.needs for stage in self.stages)) - {POSITIONS, TOKEN_IDS}
 
     @property
     def calibrations(self) -> tuple[Calibration, ...]:
         """The calibrations of its stages, each once, in their order. Decoding needs them beside the stored tensors."""
-        held = (calibration for stage in self.keys + self.values for calibration in stage.calibrations)
+        held = (calibration for stage in self.stages for calibration in stage.calibrations)
         return tuple(dict.fromkeys(held))
 
     @property

@@ -38,14 +38,15 @@ def encode(
             yield ref, existing
         else:
             remaining.append(ref)
-    unmeasured = [ref for ref in remaining if not holds_inputs(store, ref, job.pipeline.needs)]
+    measured = remaining
     if job.pipeline.needs and job.model is not None:
+        holds = {ref: holds_inputs(store, ref, job.pipeline.needs) for ref in remaining}
+        measured, unmeasured = ([ref for ref in remaining if holds[ref] is held] for held in (True, False))
         if unmeasured:
             say(_cost(store, unmeasured, job.pipeline, job.model))
         for ref in unmeasured:
             yield ref, _encode_with_model(store, ref, job.pipeline, job.model)
-        remaining = [ref for ref in remaining if ref not in unmeasured]
-    yield from encode_all(store, remaining, job.pipeline)
+    yield from encode_all(store, measured, job.pipeline)
 
 
 def _cost(store: LocalStore, refs: Sequence[SegmentRef], pipeline: Pipeline, model: Model) -> str:

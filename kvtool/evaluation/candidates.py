@@ -97,7 +97,7 @@ class Coded:
 
     @property
     def identity(self) -> Json:
-        stages = {type(stage) for stage in (*self.pipeline.keys, *self.pipeline.values)}
+        stages = {type(stage) for stage in self.pipeline.stages}
         # The journal knows kvtool's own files, but not those of plug-ins.
         plugins = [stage for stage in stages if not stage.__module__.startswith("kvtool.")]
         files = sorted(map(inspect.getfile, plugins))

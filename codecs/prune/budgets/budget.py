@@ -70,12 +70,19 @@ def best(scores: Tensor, always: Tensor, counts: Tensor | int) -> Tensor:
 
     ``always`` is bool, ``counts`` has the other axes; both may be broadcast. Of equal scores, the first come first.
     """
+    return ranks(scores, always) < torch.as_tensor(counts, device=scores.device)[..., None]
+
+
+def ranks(scores: Tensor, first: Tensor) -> Tensor:
+    """The place of each of ``scores`` along the last axis, 0 for the best: those of ``first`` before all others, then the larger.
+
+    ``first`` is bool, and may be broadcast. Of equal scores, the first come first.
+    """
     order = scores.argsort(dim=-1, descending=True, stable=True)
-    ranked = always.to(scores.device).expand_as(scores).gather(-1, order)
+    ranked = first.to(scores.device).expand_as(scores).gather(-1, order)
     order = order.gather(-1, ranked.to(torch.uint8).argsort(dim=-1, descending=True, stable=True))
     places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(-1, order, places)
-    return ranks < torch.as_tensor(counts, device=scores.device)[..., None]
+    return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def apportion(shares: Sequence[float], total: int, low: Sequence[int], high: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs.errors import unexpected
+from kvtool.codecs.prune.budgets.budget import ranks
 
 
 def kvcrush(scores: Tensor, always: Tensor, kept: int, share: float = 0.25) -> Tensor:
@@ -27,11 +28,11 @@ def kvcrush(scores: Tensor, always: Tensor, kept: int, share: float = 0.25) -> T
     if not 0 <= share <= 1:
         raise unexpected("kvcrush: share", share, "a number from 0 to 1")
     always = always.to(scores.device)
-    ranks = _ranks(scores.masked_fill(always, -torch.inf), always)
+    order_of_head = ranks(scores.masked_fill(always, -torch.inf), ~always)
     free = tokens - int(always.sum())
     kept = min(max(kept, 0), free)
     groups = int(kept * share)
-    best, halves = ranks < kept - groups, ranks < free // 2
+    best, halves = order_of_head < kept - groups, order_of_head < free // 2
     anchor = torch.arange(heads, device=scores.device) % 2 == 1
     order = (halves != anchor[:, None]).sum(0).argsort(stable=True)
     order = order[~(best.any(0) | always)[order]]
@@ -40,12 +41,4 @@ def kvcrush(scores: Tensor, always: Tensor, kept: int, share: float = 0.25) -> T
         steps = torch.linspace(0, len(order) - 1, min(groups, len(order)), device=scores.device).long()
         places[:, order[steps]] = 1
     # Within a place, the head's own order: a fraction that falls with the rank.
-    return places.masked_fill(always, 3) + (1 - (ranks.double() + 1) / (tokens + 1)).float()
-
-
-def _ranks(scores: Tensor, last: Tensor) -> Tensor:
-    """The place [H, T] of each token in its head, 0 for the best; of equal ones the first, and ``last`` [T] after all."""
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    order = order.gather(1, last.to(torch.uint8)[order].argsort(dim=-1, stable=True))
-    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)
+    return places.masked_fill(always, 3) + (1 - (order_of_head.double() + 1) / (tokens + 1)).float()
