@@ -16,6 +16,9 @@ from kvtool.codecs.spec import Array, Place
 
 Value: TypeAlias = "int | float | str"
 
+WINDOWS = ("sinks", "recent")
+"""Parameters that keep the first and the last tokens apart."""
+
 PRESETS = "presets"
 """The name, among a calibration's facts, of what it measured for each preset."""
 
@@ -227,7 +230,8 @@ class Recipe:
 def combined(prunes: Recipe, codes: Recipe) -> Recipe:
     """The recipe that leaves out tokens as ``prunes`` does, and codes what stays as ``codes`` does.
 
-    It has the parameters of both. Raises CodecError unless the first prunes, and nothing else, and the second does not.
+    It has the parameters of both. ``WINDOWS`` are 0 where nothing else is asked for: of packed heads nobody knows which tokens
+    are the first and the last. Raises CodecError unless the first prunes, and nothing else, and the second does not.
     """
     name = f"{prunes.name}+{codes.name}"
     if not prunes.prunes or codes.prunes:
@@ -240,13 +244,14 @@ def combined(prunes: Recipe, codes: Recipe) -> Recipe:
         second = {key: value for key, value in parameters.items() if key not in prunes.parameters}
         return replace(codes.make(**second), prune=prunes.make(**first).prune)
 
+    windows = {key: replace(codes.parameters[key], default=0) for key in WINDOWS if key in codes.parameters}
     return replace(
         codes,
         name=name,
         summary=f"{prunes.summary}; {codes.summary}",
         paper=f"{prunes.paper}; {codes.paper}",
         make=make,
-        parameters={**prunes.parameters, **codes.parameters},
+        parameters={**prunes.parameters, **codes.parameters, **windows},
         # What presets promise was measured with all tokens.
         dial=codes.dial and Dial(codes.dial.parameter),
     )

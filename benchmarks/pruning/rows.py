@@ -34,7 +34,7 @@ COMBINED: Mapping[str, Sequence[str]] = {
     "kvzip+klt:heads=tokens": ("step=0.02", "step=0.04", "step=0.08"),
     "attention-matching+klt": ("step=0.02", "step=0.04", "step=0.08"),
     "attention-matching+klt:heads=tokens": ("step=0.02", "step=0.04", "step=0.08"),
-    "kvzip+kivi:recent=0": ("bits=4", "bits=2"),
+    "kvzip+kivi": ("bits=4", "bits=2"),
 }
 """Each with the settings of what codes. ``klt`` codes all layers together: where heads hold different tokens it codes all of
 them, so that only those with the same tokens in all heads take fewer bytes."""

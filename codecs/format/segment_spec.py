@@ -86,12 +86,16 @@ class Contents:
 
     @cached_property
     def whole(self) -> Contents | None:
-        """What is coded where a pipeline prunes heads apart and codes layers together; None where that is what stays.
+        """What is coded where a pipeline prunes layers or heads apart and codes layers together; None where that is what stays.
 
-        Heads that hold different tokens have no rows in common, so all tokens are coded, and some left out once decoded.
+        Layers and heads that hold different tokens have no rows in common, so all are coded, and some left out once decoded.
         """
-        packed = any(layer.lengths is not None for layer in self.geometry.layers)
-        if self.pipeline.prune is None or not (self.pipeline.grouped and packed):
+        prune = self.pipeline.prune
+        if (
+            prune is None
+            or prune.keeps_same_tokens
+            or not (self.pipeline.grouped and self.geometry.is_pruned)
+        ):
             return None
         layers = tuple(layer.whole(self.geometry.n_tokens) for layer in self.geometry.layers)
         return replace(

@@ -90,6 +90,10 @@ class Select(Prune):
     def needs(self) -> frozenset[str]:
         return SCORES[self.score].needs | (SHARES[self.layers].needs if self.layers else frozenset())
 
+    @property
+    def keeps_same_tokens(self) -> bool:
+        return self.heads == "tokens"
+
     def scores(self, layer: LayerKV, inputs: Payload, rope: Rope | None) -> Tensor:
         scores = SCORES[self.score].of(layer, inputs, rope)
         return value_aware(scores, layer) if self.values else scores

@@ -38,6 +38,11 @@ class Prune(BaseStage):
         """Names of the inputs that it needs beyond keys and values."""
         return frozenset()
 
+    @property
+    def keeps_same_tokens(self) -> bool:
+        """Whether the same tokens stay in all layers and heads."""
+        return False
+
     @abstractmethod
     def scores(self, layer: LayerKV, inputs: Payload, rope: Rope | None) -> Tensor:
         """What each token is worth, [H, T] float32, larger for those to keep.

@@ -248,7 +248,9 @@ def test_a_broken_mask_is_refused() -> None:
 def test_combinations_are_named_with_a_plus() -> None:
     built = recipe("kvzip+kivi").build(keep=0.25, bits=4)
     assert built.prune == recipe("kvzip").build(keep=0.25).prune
-    assert built.keys == recipe("kivi").build(bits=4).keys
+    # Windows are of no use where heads hold different tokens.
+    assert built.keys == recipe("kivi").build(bits=4, recent=0).keys
+    assert recipe("kvzip+kivi").build(recent=8).keys == recipe("kivi").build(recent=8).keys
     for wrong in ("kivi+kvzip", "kvzip+kvzip", "kvzip+kivi+nf4"):
         with pytest.raises(CodecError, match=r"a plus|no recipe"):
             recipe(wrong)
@@ -284,3 +286,12 @@ def read_by(queries: Tensor, head: LayerKV) -> tuple[Tensor, Tensor]:
     scores = queries @ head.keys[0].T / head.keys.shape[2] ** 0.5
     scores = scores if head.bias is None else scores + head.bias
     return scores.logsumexp(1), scores.softmax(1) @ head.values[0]
+
+
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_layers_that_hold_different_tokens_are_coded_whole(n_heads: int) -> None:
+    kv = made_kv(4, n_heads)
+    blob = encode(kv, Pipeline(layers=2, prune=Select("l2-norm", keep=0.3)))
+    pruned = decode(through_json(blob))
+    check_kept(kv, pruned)
+    assert {head.keys.shape[1] for layer in pruned.layers for head in layer.heads()} == {12}
