@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.pages.against import Against, against
+from benchmarks.pages.evaluation import failed, machine, with_interval
 from benchmarks.pages.tables import table
 
 Json = Mapping[str, Any]
@@ -75,14 +76,12 @@ def markdown(result: Json, pictures: Sequence[tuple[str, str]] = ()) -> str:
     rows = [_row(result, one) for one in [raw, *candidates]]
     legend = LEGEND.format(dtype=result["model"]["dtype"])
     parts += ["## All rows\n\n" + legend, table(COLUMNS, rows), *_methods(result, candidates)]
-    if result["failed"]:
-        failed = [f"- `{name}`: {reason}" for name, reason in result["failed"].items()]
-        parts.append("## Rows that failed\n\n" + "\n".join(failed))
+    parts += failed(result)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _head(result: Json, raw: Json) -> str:
-    machine, haystacks = result["machine"], result["haystacks"]
+    haystacks = result["haystacks"]
     retrieval = (
         RETRIEVAL.format(
             asked=raw["retrieval"]["questions"],
@@ -96,10 +95,7 @@ def _head(result: Json, raw: Json) -> str:
     )
     return HEAD.format(
         command=result["command"],
-        machine=(
-            f"{machine['cores']} cores ({machine['processor']}), {machine['device']}, Python {machine['python']}, "
-            f"torch {machine['torch']}, transformers {machine['transformers']}, kvtool {result['kvtool']}"
-        ),
+        machine=machine(result),
         model=result["model"]["name"],
         documents=len({document["name"] for document in result["documents"]}),
         context=result["settings"]["context"],
@@ -156,21 +152,13 @@ def _row(result: Json, one: Json) -> list[str]:
         f"{one['bits_per_value']:.3f}",
         f"{costs['stored_bytes'] / raw['stored_bytes']:.4f}",
         f"{costs['resident_bytes'] / raw['resident_bytes']:.3f}",
-        _with_interval(one["kl"], 4),
-        _with_interval(retrieval.get("retention"), 3),
-        _with_interval(retrieval.get("score"), 3),
+        with_interval(one["kl"], 4),
+        with_interval(retrieval.get("retention"), 3),
+        with_interval(retrieval.get("score"), 3),
         f"{costs['collect_seconds']:.1f}" if costs["collect_seconds"] else "",
         f"{costs['encode_seconds']:.1f}" if costs["encode_seconds"] else "",
         f"{costs['load_seconds']:.2f}",
     ]
-
-
-def _with_interval(estimate: Mapping[str, float] | None, digits: int) -> str:
-    """Empty where there is none."""
-    if estimate is None:
-        return ""
-    value, low, high = (f"{estimate[part]:.{digits}f}" for part in ("value", "low", "high"))
-    return value if low == high else f"{value} ({low} to {high})"
 
 
 AGAINST = """## Combinations against `klt`

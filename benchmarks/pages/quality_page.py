@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.pages.evaluation import failed, machine, with_interval
 from benchmarks.pages.frontier import KEPT, KL, frontier, points
 from benchmarks.pages.overhead import overhead
 from benchmarks.pages.tables import table
@@ -112,20 +113,15 @@ def markdown(result: Json, pictures: Sequence[tuple[str, str]] = ()) -> str:
     ]
     parts += [_frontier(result), *(f"![{shows}]({address})" for shows, address in pictures)]
     parts += [_overhead(result), ADVICE_HEAD, *_methods(result)]
-    if result["failed"]:
-        failed = [f"- `{name}`: {reason}" for name, reason in result["failed"].items()]
-        parts.append("## Rows that failed\n\n" + "\n".join(failed))
+    parts += failed(result)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _head(result: Json, raw: Json) -> str:
-    machine, settings = result["machine"], result["settings"]
+    settings = result["settings"]
     return HEAD.format(
         command=result["command"],
-        machine=(
-            f"{machine['cores']} cores ({machine['processor']}), {machine['device']}, Python {machine['python']}, "
-            f"torch {machine['torch']}, transformers {machine['transformers']}, kvtool {result['kvtool']}"
-        ),
+        machine=machine(result),
         model=result["model"]["name"],
         documents=len({document["name"] for document in result["documents"]}),
         context=settings["context"],
@@ -161,22 +157,14 @@ def _row(result: Json, one: Json) -> list[str]:
         f"{bits + 8 * calibration['nbytes'] / (STORE * result['values_per_token']):.2f}"
         if calibration
         else "",
-        _with_interval(one["kl"], 4),
-        ("≈ " if holds_zero(one["dnll"]) else "") + _with_interval(one["dnll"], 4),
-        _with_interval(one["top1"], 3),
-        ("≈ " if all_kept else "") + _with_interval(retrieval["retention"], 2),
-        _with_interval(times["ttft_speedup"], 1),
+        with_interval(one["kl"], 4),
+        ("≈ " if holds_zero(one["dnll"]) else "") + with_interval(one["dnll"], 4),
+        with_interval(one["top1"], 3),
+        ("≈ " if all_kept else "") + with_interval(retrieval["retention"], 2),
+        with_interval(times["ttft_speedup"], 1),
         f"{times['encode_seconds'] / prefill:.2f}" if times["encode_seconds"] else "",
         f"{times['load_seconds'] / prefill:.3f}",
     ]
-
-
-def _with_interval(estimate: Mapping[str, float] | None, digits: int) -> str:
-    """Empty where there is none, as for what the raw cache keeps of itself, and for what is no number."""
-    if estimate is None:
-        return ""
-    value, low, high = (f"{estimate[part]:.{digits}f}" for part in ("value", "low", "high"))
-    return value if low == high else f"{value} ({low} to {high})"
 
 
 def _frontier(result: Json) -> str:

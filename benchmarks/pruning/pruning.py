@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from itertools import chain
@@ -25,7 +25,7 @@ from benchmarks.common.arguments import command, make_parser
 from benchmarks.common.output import Lines, machine
 from benchmarks.corpora.prefilled import Prefilled
 from benchmarks.corpora.texts import held_out
-from benchmarks.pages import quality_pictures
+from benchmarks.pages.evaluation import show
 from benchmarks.pages.pruning_page import markdown
 from benchmarks.peers.environments import FOLDER
 from benchmarks.pruning.costs import costs
@@ -38,7 +38,6 @@ from kvtool.codecs import Calibration
 from kvtool.evaluation.candidates import Raw
 from kvtool.measurement.contexts import Context, text_contexts
 from kvtool.measurement.scope import Scope
-from kvtool.report.table import table
 
 CALIBRATION_TOKENS = 1024
 """Of each text that klt is calibrated with. These texts share no source with what is measured."""
@@ -47,7 +46,7 @@ CALIBRATION_TOKENS = 1024
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     if arguments.read:
-        _show(json.loads(arguments.read.read_text()), arguments)
+        show(json.loads(arguments.read.read_text()), arguments, "pruning", markdown)
         return
     chosen = rows(arguments.rows, arguments.keep)
     print(machine(), flush=True)
@@ -55,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     result = measured(prefilled, chosen, arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "pruning.json").write_text(json.dumps(result, indent=1))
-    _show(result, arguments)
+    show(result, arguments, "pruning", markdown)
 
 
 def measured(prefilled: Prefilled, chosen: Sequence[Row], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -115,18 +114,6 @@ def _find(prefilled: Prefilled) -> FindCalibration:
         return prefilled.calibrate(recipe.rpartition("+")[2], CALIBRATION_TOKENS)
 
     return lambda recipe: calibration(recipe.name)
-
-
-def _show(result: Mapping[str, Any], arguments: argparse.Namespace) -> None:
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    quality_pictures.draw(result, arguments.out, "pruning", ("svg", "png"))
-    if arguments.write:
-        write: Path = arguments.write
-        drawn = quality_pictures.draw(result, write.parent, write.stem)
-        write.write_text(markdown(result, [(shows, path.name) for shows, path in drawn]))
-    print(table(result))
-    for name, reason in result["failed"].items():
-        print(f"failed: {name}: {reason}")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from itertools import chain
@@ -28,7 +28,7 @@ from benchmarks.common.output import Lines, machine
 from benchmarks.corpora.prefilled import Prefilled
 from benchmarks.corpora.sources import HELD_OUT
 from benchmarks.corpora.texts import held_out
-from benchmarks.pages import quality_pictures
+from benchmarks.pages.evaluation import show
 from benchmarks.pages.quality_page import markdown
 from benchmarks.peers.environments import FOLDER
 from benchmarks.quality import retrieval
@@ -41,7 +41,6 @@ from kvtool.evaluation.candidates import Raw
 from kvtool.measurement.contexts import text_contexts
 from kvtool.measurement.scope import Scope
 from kvtool.report.page import page
-from kvtool.report.table import table
 
 CALIBRATION_TOKENS = 1024
 """Of each text that recipes are calibrated with. These texts share no source with what is measured."""
@@ -53,7 +52,7 @@ LENGTHS, HAYSTACKS, KEYS = (512, 1024), (20, 10), (10, 20)
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     if arguments.read:
-        _show(json.loads(arguments.read.read_text()), arguments)
+        show(json.loads(arguments.read.read_text()), arguments, "quality", markdown)
         return
     print(machine(), flush=True)
     chosen = rows(arguments.rows)
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "quality.json").write_text(json.dumps(result, indent=1))
     (arguments.out / "quality.html").write_text(page(result))
-    _show(result, arguments)
+    show(result, arguments, "quality", markdown)
 
 
 def _measured(
@@ -142,17 +141,6 @@ def _find_own(prefilled: Prefilled, tokens: int, documents: int) -> FindCalibrat
 def _values_per_token(prefilled: Prefilled) -> int:
     geometry = prefilled.store.open(next(iter(prefilled.store))).contents.geometry
     return sum(heads * size for layer in geometry.layers for heads, size in (layer.keys, layer.values))
-
-
-def _show(result: Mapping[str, Any], arguments: argparse.Namespace) -> None:
-    quality_pictures.draw(result, arguments.out, "quality", ("svg", "png"))
-    if arguments.write:
-        write: Path = arguments.write
-        drawn = quality_pictures.draw(result, write.parent, write.stem)
-        write.write_text(markdown(result, [(shows, path.name) for shows, path in drawn]))
-    print(table(result))
-    for name, reason in result["failed"].items():
-        print(f"failed: {name}: {reason}")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
