@@ -10,7 +10,6 @@ import torch
 from transformers import DynamicCache
 
 import kvtool
-import kvtool.artifact.load as loading
 import kvtool.engines.cache
 from kvtool.ask import ask
 from kvtool.engines.sampling import Sampling
@@ -165,18 +164,16 @@ def test_deepcopies_are_independent(model: kvtool.Model, cache: Any, ids: Any) -
     assert torch.equal(model.model.generate(ids, past_key_values=cache, **GREEDY), a)
 
 
-def tight(store: kvtool.Store, model: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> Any:
+def tight(store: kvtool.Store, model: kvtool.Model) -> Any:
     """A cache with next to no room after the document."""
-    monkeypatch.setattr(kvtool.engines.cache, "ROOM", 3)
-    monkeypatch.setattr(loading, "ROOM", 3)
-    return store.load(NAME, model)
+    cache = store.load(NAME, model)
+    cache.fit(3)
+    return cache
 
 
-def test_growing_past_its_room(
-    model: kvtool.Model, store: kvtool.Store, ids: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_growing_past_its_room(model: kvtool.Model, store: kvtool.Store, ids: Any) -> None:
     # By then the answer alone is longer than every sliding window.
-    cache = tight(store, model, monkeypatch)
+    cache = tight(store, model)
     buffers = cache.layers[0]._buffers["keys"]
     assert_generates_as_without(model, cache, ids, GREEDY | {"max_new_tokens": 40, "min_new_tokens": 40})
     assert cache.layers[0]._buffers["keys"] is not buffers
@@ -191,10 +188,10 @@ def test_reset(model: kvtool.Model, cache: Any, ids: Any) -> None:
 @pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 @pytest.mark.parametrize("then", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_any_grad_mode_after_any_other(
-    model: kvtool.Model, store: kvtool.Store, first: Any, then: Any, monkeypatch: pytest.MonkeyPatch
+    model: kvtool.Model, store: kvtool.Store, first: Any, then: Any
 ) -> None:
     # It moves to new buffers, which are inference tensors if that happens in inference mode.
-    cache = tight(store, model, monkeypatch)
+    cache = tight(store, model)
     more = torch.arange(30, 45)[None]
     expected = full_prefill(model, torch.cat([cache.token_ids, more[0], more[0, :3]]))
     with first():
