@@ -215,8 +215,8 @@ class Recipe:
     def nominal_bits(self, **parameters: Value) -> float:
         """Bits per value of 1,024 tokens of a common model (32 layers, 8 heads of 128 channels, 16 bits).
 
-        Entropy-coded tensors count with the most bytes that they can take. The container is not counted. Raises
-        NeedsCalibration where one is needed: it is of another model, and what it learned decides.
+        Entropy-coded tensors count with the most bytes that they can take, and tokens that are left out with none. The container
+        is not counted. Raises NeedsCalibration where one is needed: it is of another model, and what it learned decides.
         """
         pipeline = self.build(None, **parameters)
         x = Array((8, 1024, 128), torch.float16)
@@ -224,7 +224,8 @@ class Recipe:
         layers = min(pipeline.layers or 32, 32)
         total = 32 - 32 % layers
         places = (Place(first, layers, 32, (rope,) * layers) for first in range(0, total, layers))
-        return 8 * sum(pipeline.plan(x, x, place).nbytes for place in places) / (2 * total * x.numel)
+        keep = float(parameters.get("keep", self.parameters["keep"].default)) if pipeline.prune else 1.0
+        return keep * 8 * sum(pipeline.plan(x, x, place).nbytes for place in places) / (2 * total * x.numel)
 
 
 def combined(prunes: Recipe, codes: Recipe) -> Recipe:

@@ -37,8 +37,8 @@ of text.
 COLUMNS_HEAD = """## The table
 
 - **bits**: per key or value, all that is stored of a document's first {context:,} tokens, headers and tables too. The raw
-  cache would have 16. **haystacks**: the same over the haystacks, which are shorter or as long. A window of fixed size
-  counts more in short texts.
+  cache is in 32 here; on GPUs caches have 16. **haystacks**: the same over the haystacks, which are shorter or as long. A
+  window of fixed size counts more in short texts.
 - **calibration**: its bytes, and the tokens that it was made from. It is made once for a model and all documents, so
   **bits** leaves it out. **with it**: the bits of a store of {store:,} tokens, calibration included.
 - **KL**, **ΔNLL**: nats per token, against the raw cache. **top-1**: share of equal next tokens.

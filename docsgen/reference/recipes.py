@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 
 from docsgen.markdown import code, docstring, table
 from docsgen.markdown import page as whole_page
@@ -13,13 +14,29 @@ from kvtool.codecs.stage_registry import FOLDERS
 INTRO = """How a KV cache can be compressed. `kvtool compress --recipe NAME --set PARAMETER=VALUE` uses one; `kvtool recipes NAME`
 shows it in the terminal. [Stages](stages.md) has the steps that recipes are made of.
 
-*Needs* is what a recipe is given beside keys and values. *Bits* are nominal, per value: those of 1,024 tokens of a common
-model, before entropy coding. A recipe with a calibration has none, since what it learns decides."""
+*Needs* is what a recipe is given beside keys and values. *Bits* are nominal, per value of all tokens: those of 1,024 tokens of
+a common model, before entropy coding. A recipe with a calibration has none, since what it learns decides."""
+
+KEEPING = "These keep all tokens, in fewer bits:"
+DROPPING = """These drop tokens. A plus joins one to a recipe above that codes what stays: `kvzip+kivi`."""
 
 
 def page() -> str:
     listed = recipes().values()
-    overview = [
+    return whole_page(
+        "Recipes",
+        "kvtool/recipes/",
+        INTRO,
+        KEEPING,
+        overview(recipe for recipe in listed if not recipe.prunes),
+        DROPPING,
+        overview(recipe for recipe in listed if recipe.prunes),
+        *(block for recipe in listed for block in described(recipe)),
+    )
+
+
+def overview(some: Iterable[Recipe]) -> str:
+    rows = [
         (
             f"[{recipe.name}](#{recipe.name})",
             paper(recipe, short=True),
@@ -27,15 +44,9 @@ def page() -> str:
             bits(recipe),
             recipe.summary,
         )
-        for recipe in listed
+        for recipe in some
     ]
-    return whole_page(
-        "Recipes",
-        "kvtool/recipes/",
-        INTRO,
-        table(("recipe", "paper", "needs", "bits", "what it does"), overview),
-        *(block for recipe in listed for block in described(recipe)),
-    )
+    return table(("recipe", "paper", "needs", "bits", "what it does"), rows)
 
 
 def described(recipe: Recipe) -> list[str]:

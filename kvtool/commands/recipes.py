@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from kvtool.codecs.recipe import Preset
     from kvtool.config import Settings
 
-HEADINGS = ("recipe", "arXiv", "needs", "bits", "what it does")
-LEGEND = "bits: nominal, per value; entropy coding takes fewer. kvtool recipes RECIPE shows one in full"
+HEADINGS = ("arXiv", "needs", "bits", "what it does")
+LEGEND = (
+    "needs: a calibration of the model, or a short run of the model over each document. bits: nominal, per value of all "
+    "tokens; entropy coding takes fewer",
+    "join one that drops tokens to one that keeps all by a plus: kvzip+kivi. kvtool recipes RECIPE shows one in full",
+)
 
 
 @with_settings(StoreFlags)
@@ -87,12 +91,19 @@ def to_json(recipe: Recipe, measured: Mapping[str, Calibration] = MappingProxyTy
 
 
 def render_list(recipes: Sequence[Recipe]) -> output.Lines:
-    rows = []
-    for recipe in recipes:
-        paper, needs = recipe.paper.split(" ")[0] or "–", ", ".join(_needs(recipe)) or "–"
-        bits = "–" if recipe.calibration else f"{recipe.nominal_bits():.2f}"
-        rows.append((recipe.name, paper, needs, bits, recipe.summary))
-    return output.Lines(output.table([HEADINGS, *rows]), [LEGEND])
+    keep_all = [_row(recipe) for recipe in recipes if not recipe.prunes]
+    drop_some = [_row(recipe) for recipe in recipes if recipe.prunes]
+    rows = [("keep all tokens", *HEADINGS), *keep_all, ("drop tokens", *HEADINGS), *drop_some]
+    lines = output.table(rows)
+    return output.Lines([*lines[: len(keep_all) + 1], "", *lines[len(keep_all) + 1 :]], LEGEND)
+
+
+def _row(recipe: Recipe) -> tuple[str, ...]:
+    paper = recipe.paper.split(" ")[0] or "–"
+    if recipe.calibration:
+        return recipe.name, paper, "calibration", "–", recipe.summary
+    needs = "model" if recipe.build().needs else "–"
+    return recipe.name, paper, needs, f"{recipe.nominal_bits():.2f}", recipe.summary
 
 
 def render(recipe: Recipe, measured: Mapping[str, Calibration] = MappingProxyType({})) -> output.Lines:

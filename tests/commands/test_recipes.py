@@ -22,7 +22,12 @@ def test_recipes(cli: Cli) -> None:
         for parameter in row["parameters"].values():
             assert parameter.keys() == {"default", "allowed", "help"}
     assert by_name["zipcache"]["needs"] == ["attention"]
-    assert [line.split()[0] for line in cli("recipes").stdout.splitlines()] == ["recipe", *by_name]
+    assert by_name["kvzip"]["nominal_bits"] == 16 * by_name["kvzip"]["parameters"]["keep"]["default"]
+    keeping, dropping = cli("recipes").stdout.split("\n\n")
+    names = [line.split()[0] for part in (keeping, dropping) for line in part.splitlines()[1:]]
+    assert sorted(names) == list(by_name)
+    assert "\nkivi " in keeping
+    assert "\nkvzip " in dropping
     page = cli("recipes", "kivi").stdout
     assert "What differs." in page
     assert "group=32" in page
