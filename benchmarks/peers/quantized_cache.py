@@ -9,8 +9,9 @@ groups 64 neighbours in memory: one token's channels, where the head size is 64.
 as KIVI does for keys. HQQ with axis 1, what the documentation recommends, groups one token's channels too. 0, its
 default in code, groups 64 values that lie evenly over the whole tensor: one channel over all heads if heads x tokens is
 a multiple of 64, a mixture of channels otherwise. quanto refuses to group by channel what is no multiple, HQQ gets
-worse; so both are given a multiple as the prefill, and the rest, kept in full, in a second call. HQQ's 3 bits take 3.5,
-and decode with both axes 0 alone.
+worse; so both are given a multiple as the prefill, and the rest, kept in full, in a second call. Codes that share a byte
+HQQ can only pack from as many groups, so it gets a multiple of 2 tokens for 4 bits, and of 4 for 2. HQQ's 3 bits take
+3.5, and decode with both axes 0 alone.
 
 fp8 has one scale for each tensor, frozen at prefill. None of these caches can be saved, other than by pickling them.
 """
@@ -64,7 +65,7 @@ def hqq(
     if bits == 3 and any(axes.values()):
         raise ValueError("HQQ's 3 bits cannot be decoded in this shape but with axis_key=0 and axis_value=0")
     cache = _cache(request, "hqq", nbits=bits, q_group_size=q_group_size, **axes)
-    return _restore(request, cache, multiple=1 if all(axes.values()) else q_group_size)
+    return _restore(request, cache, multiple=8 // bits if all(axes.values()) else q_group_size)
 
 
 def fp8(request: Request) -> Restored:
