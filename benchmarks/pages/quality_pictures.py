@@ -58,7 +58,7 @@ def draw(
             axes = figure.subplots()
             _axes(axes, axis, label)
             _points(axes, drawn)
-            axes.legend(frameon=False, fontsize=8, loc="upper right" if axis == KL else "lower left")
+            axes.legend(frameon=False, fontsize=8, loc="lower left")
             canvas.draw()
             figure.set_layout_engine("none")
             _labels(axes, canvas, drawn)
