@@ -17,8 +17,8 @@ from kvtool.calibration.pieces import Piece, split_off
 from kvtool.codecs import KV, Inputs, LayerKV, Pipeline, decode, encode
 from kvtool.engines.batching.generate_many import generate_many, logits_after
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.kv import append_kv
 from kvtool.engines.prefiller import Prefiller
+from kvtool.engines.ragged import joined_layer
 from kvtool.engines.stage_inputs import measure_inputs
 from kvtool.measurement.contexts import Context, haystack_context
 from kvtool.measurement.distortion import distortion
@@ -143,9 +143,9 @@ class HeldBack:
     def _cache(self, kv: KV) -> DocumentCache:
         parts = [kv] if self.prefix is None else [self.prefix, kv]
         token_ids = torch.cat([part.token_ids for part in parts])
-        cache = DocumentCache(len(kv.layers), capacity=len(token_ids) + ROOM, token_ids=token_ids)
-        for part in parts:
-            append_kv(cache, part)
+        cache = DocumentCache(0, token_ids=token_ids)
+        layers = zip(*(part.layers for part in parts), strict=True)
+        cache.layers = [joined_layer(of_parts, len(token_ids)) for of_parts in layers]
         return cache
 
 
