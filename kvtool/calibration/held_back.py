@@ -45,6 +45,10 @@ FACTS, TOKENS_FOR_FACT = 8, 64
 """Facts in a piece, at most, and tokens of it for each. A small model confuses more."""
 
 
+PROMPT_TOKENS = 24
+"""About as many tokens as a question about a fact has."""
+
+
 @dataclass(frozen=True)
 class Quality:
     """Sums over what was predicted and asked over one cache, or several."""
@@ -89,6 +93,13 @@ def hold_back(pieces: Sequence[Piece], tokens: int, model: Model) -> tuple[list[
 def at_most(tokens: int) -> int:
     """The most tokens that are held back beside ``tokens`` that are learned from."""
     return min(TOKENS, tokens // SHARE)
+
+
+def measuring_cost(piece: Piece) -> int:
+    """Tokens of ``piece`` and of what is asked about it, as ``Context.cost`` counts them: about the time of one pipeline."""
+    n_tokens = len(piece.token_ids)
+    facts = min(FACTS, (n_tokens - PREDICTED) // TOKENS_FOR_FACT)
+    return n_tokens + facts * (PROMPT_TOKENS + 8 * LOOKUP_TOKENS)
 
 
 class HeldBack:
