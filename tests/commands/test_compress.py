@@ -28,6 +28,7 @@ def test_compress(cli: Cli, store: LocalStore) -> None:
         "calibration_bytes": "int",
         "bits_per_value": "float",
         "preset": None,
+        "choice": None,
         "seconds": "float",
     }
     assert report["compressed"] == THREE
