@@ -14,7 +14,7 @@ from kvtool.calibration.search import Setting
 from kvtool.codecs import CodecError, Pipeline
 from kvtool.codecs.recipe_registry import is_recipe
 from kvtool.compression.joint.choice import Choice
-from kvtool.compression.joint.find import find_choice
+from kvtool.compression.joint.find import OnSetting, find_choice
 from kvtool.compression.preset import ChosenPreset, choose_preset
 from kvtool.compression.rate_control import find_setting
 from kvtool.compression.request import Request
@@ -55,16 +55,18 @@ def resolve(
     dry_run: bool,
     say: Callable[[str], None],
     on_calibration: OnProgress,
+    on_setting: OnSetting = lambda done, total: None,
 ) -> Job:
     """Decides everything about compressing ``names`` but which of their segments are encoded.
 
     A calibration that is missing is made, and put into the store, unless ``dry_run``; ``say`` gets a line
-    about it, ``on_calibration`` its progress. Raises ``UsageError`` as ``compress`` says.
+    about it, ``on_calibration`` its progress; ``on_setting`` that of settings that are measured. Raises ``UsageError`` as
+    ``compress`` says.
     """
     loaded = _model(request, store, names, model, dry_run)
     make = None if dry_run else maker(store, loaded, say, on_calibration)
     find = finder(store, names, request.calibration, make)
-    pipeline, setting, preset = _pipeline(request, store, names, find, loaded, say)
+    pipeline, setting, preset = _pipeline(request, store, names, find, loaded, say, on_setting)
     if request.calibration is not None and not pipeline.calibrations:
         raise UsageError("--calibration", f"recipe {request.recipe!r} takes none", "leave it out")
     if not _is_collected(store, names, request.source, pipeline.needs):
@@ -133,6 +135,7 @@ def _pipeline(
     find: FindCalibration,
     model: Model | None,
     say: Callable[[str], None],
+    on_setting: OnSetting,
 ) -> tuple[Pipeline, Setting | Choice | None, ChosenPreset | None]:
     """The pipeline, the setting if one was searched for, and the preset if one decides it."""
     if request.preset is not None:
@@ -146,7 +149,7 @@ def _pipeline(
         refuse_unmet(request.recipe, default, model)
     build = partial(request.pipeline, find)
     if (space := request.space) is not None:
-        choice = find_choice(request.wanted, space, build, store, names, model, say)
+        choice = find_choice(request.wanted, space, build, store, names, model, say, on_setting)
         return build(**choice.parameters), choice, None
     assert request.target is not None
     setting = find_setting(request.target, request.recipe, build, store, names, model)

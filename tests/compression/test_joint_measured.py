@@ -74,7 +74,7 @@ def test_where_one_parameter_is_set_nothing_is_measured(
     assert chosen(report).quality is None
     assert 2.6 < chosen(report).candidate.bits <= 16 / 6
     with pytest.raises(
-        UsageError, match=r"--ratio 6: 6 settings of that size are measured by running .* give --model"
+        UsageError, match=r"--ratio 6: settings of that size are told apart by running .* give --model"
     ):
         kvtool.compress(long, "long.txt", recipe="keydiff+kivi", ratio=6, name="other")
 
@@ -82,5 +82,7 @@ def test_where_one_parameter_is_set_nothing_is_measured(
 def test_too_little_text_says_what_to_set(long: LocalStore, tiny: kvtool.Model) -> None:
     store = LocalStore("short-store")
     kvtool.prefill(["short.txt"], model=tiny, store=store)
-    with pytest.raises(UsageError, match=r"too little text to tell which is best; .*--set bits=VALUE"):
+    with pytest.raises(
+        UsageError, match=r"too little text to tell settings of that size apart; .*--set bits=VALUE"
+    ):
         kvtool.compress(store, recipe="keydiff+kivi", model=tiny, resident=0.5)

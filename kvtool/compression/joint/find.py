@@ -7,8 +7,10 @@ parameters are open, KL and facts that are still found are measured as for prese
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from kvtool.calibration.held_back import measuring_cost
+from kvtool.calibration.pieces import Piece
 from kvtool.calibration.remembered import held_back_pieces, remembered_quality
 from kvtool.codecs import Pipeline
 from kvtool.compression.joint.choice import Choice, choose
@@ -22,6 +24,9 @@ from kvtool.model.prefill_speed import recall
 from kvtool.store.base import Store
 from kvtool.store.segments import holds_inputs
 
+OnSetting: TypeAlias = Callable[[int, int], None]
+"""Called with how many settings have been measured, of how many."""
+
 
 def find_choice(
     wanted: Wanted,
@@ -31,13 +36,15 @@ def find_choice(
     names: Sequence[str],
     model: Model | None,
     say: Callable[[str], None],
+    on_setting: OnSetting = lambda done, total: None,
 ) -> Choice:
     """Finds the setting of ``space`` that meets ``wanted`` on a few segments of ``names`` and loses least.
 
-    ``build`` gives the pipeline for a setting. Where several meet it, they are measured on text that was held back; ``say``
-    gets a line before each step, with an estimate of the time. Raises ``UsageError`` where none meets it, and for several
-    without a model or without text to measure them on.
+    ``build`` gives the pipeline for a setting. Where several meet it, they are measured on text that was held back;
+    ``on_setting`` gets the progress. ``say`` gets a line before each step, with an estimate of the time. Raises ``UsageError``
+    where none meets it, and where two parameters are open and there is no model, or no text, to measure with.
     """
+    pieces = _pieces(wanted, space, store, model) if space.is_joint else []
     refs = sample_segments(store, names)
     needs = build(**space.first).needs
     starts = Starts(store, refs, model, needs)
@@ -54,25 +61,31 @@ def find_choice(
     ).candidates()
     if len(candidates) == 1:
         return Choice(candidates[0])
-    if model is None:
-        reason = f"{len(candidates)} settings of that size are measured by running the documents' model"
-        raise UsageError(wanted.options, reason, "give --model, or compress(..., model=model)")
-    pieces = held_back_pieces(store, model)
-    if not pieces:
-        reason = (
-            f"{len(candidates)} settings meet it, and the store has too little text to tell which is best"
-        )
-        raise UsageError(
-            wanted.options, reason, f"prefill longer documents, or say how finely: --set {space.name}=VALUE"
-        )
+    assert model is not None
     tokens = sum(len(piece.token_ids) for piece in pieces)
     cost = (len(candidates) + 1) * sum(map(measuring_cost, pieces)) + round(tokens * inputs_cost(needs))
     say(
         f"{space.recipe}: measuring {len(candidates)} settings of that size on {tokens:,} tokens held back from the "
         f"documents, once{_estimate(model, cost)}"
     )
-    quality = remembered_quality(model, pieces)
-    return choose(candidates, [quality(build(**candidate.parameters)) for candidate in candidates])
+    measure = remembered_quality(model, pieces)
+    qualities = []
+    for candidate in candidates:
+        on_setting(len(qualities), len(candidates))
+        qualities.append(measure(build(**candidate.parameters)))
+    return choose(candidates, qualities)
+
+
+def _pieces(wanted: Wanted, space: Space, store: Store, model: Model | None) -> list[Piece]:
+    """The text on which settings are told apart."""
+    if model is None:
+        reason = "settings of that size are told apart by running the documents' model"
+        raise UsageError(wanted.options, reason, "give --model, or compress(..., model=model)")
+    if pieces := held_back_pieces(store, model):
+        return pieces
+    reason = "the store has too little text to tell settings of that size apart"
+    remedy = f"prefill longer documents, or say how finely to code: --set {space.name}=VALUE"
+    raise UsageError(wanted.options, reason, remedy)
 
 
 def _measured_once(build: Callable[..., Pipeline], trial: Trial) -> Measure:
