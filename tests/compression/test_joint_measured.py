@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from kvtool.store.local import LocalStore
 
 
 @pytest.fixture
-def long(tiny: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStore]:
+def long(tiny: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     """A store with a document that is long enough to hold something back, and a short one."""
     monkeypatch.chdir(tmp_path)
     Path("long.txt").write_text(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from kvtool.calibration.held_back import measuring_cost
+from kvtool.calibration.held_back import Quality, measuring_cost
 from kvtool.calibration.pieces import Piece
 from kvtool.calibration.remembered import held_back_pieces, remembered_quality
 from kvtool.codecs import Pipeline
@@ -69,7 +69,7 @@ def find_choice(
         f"documents, once{_estimate(model, cost)}"
     )
     measure = remembered_quality(model, pieces)
-    qualities = []
+    qualities: list[Quality] = []
     for candidate in candidates:
         on_setting(len(qualities), len(candidates))
         qualities.append(measure(build(**candidate.parameters)))

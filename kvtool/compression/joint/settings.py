@@ -40,6 +40,7 @@ class Finder:
         Raises ``UsageError`` where none meets what is wanted, with the one that comes nearest.
         """
         most = self._most_in_memory()
+        settings: list[Parameters]
         if self.wanted.target is None:
             settings = [self._kept(most) | dict(finer) for finer in self.space.grid]
         elif isinstance(self.space.settings, Between):
@@ -53,7 +54,7 @@ class Finder:
         if self.space.keep is None or self.wanted.resident is None:
             return 1.0
         limit, coding = self.wanted.resident, self.space.grid[0]
-        most = self._largest_keep(lambda keep: self.resident({KEEP: keep, **coding}), limit, limit, 1.0)
+        most = self._largest_keep(_along(self.resident, coding, KEEP), limit, limit, 1.0)
         if not most.met:
             self._refuse(f"{percent(most.measured)} of the raw cache's memory", most.parameter)
         return most.value
@@ -68,7 +69,7 @@ class Finder:
         )
         for keep in self._keeps(most):
             found = _search(
-                lambda value, keep=keep: self.bits({**keep, self.space.name: value}),
+                _along(self.bits, keep, self.space.name),
                 limit,
                 name=self.space.name,
                 start=start,
@@ -93,9 +94,7 @@ class Finder:
                     yield setting
                     return
                 continue
-            found = self._largest_keep(
-                lambda keep, coding=coding: self.bits({KEEP: keep, **coding}), limit, most, most
-            )
+            found = self._largest_keep(_along(self.bits, coding, KEEP), limit, most, most)
             setting = {**found.parameter, **coding}
             # Fewer bits are worth nothing where they keep no more tokens.
             if found.met and found.value > kept:
@@ -128,6 +127,11 @@ class Finder:
     def _refuse(self, size: str, nearest: Parameters) -> NoReturn:
         reason = f"recipe {self.space.recipe!r} comes no nearer on these documents than {size}, with {shown(nearest)}"
         raise UsageError(self.wanted.options, reason, "ask for that, or take another recipe")
+
+
+def _along(measure: Measure, setting: Parameters, name: str) -> Callable[[float], float]:
+    """The size of ``setting``, by the value of the parameter ``name``."""
+    return lambda value: measure({**setting, name: value})
 
 
 def _search(
