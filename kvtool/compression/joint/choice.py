@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kvtool.calibration.held_back import Quality
-from kvtool.calibration.presets import used_up
-from kvtool.codecs.recipe import Preset
 from kvtool.compression.joint.space import percent, shown
 
-WEIGHTS = Preset(max_kl=0.03, min_retrieval=0.85, setting=math.nan)
-"""How much KL is worth as much as how many lost facts: as in the preset balanced of klt. It is not promised."""
+KL, LOST = 0.03, 0.15
+"""How much KL is worth as much as which share of lost facts: what the preset balanced of klt allows of each."""
 
 CLOSE = 0.1
 """The share of its loss by which a setting may lose more than the best and count as no worse."""
@@ -77,5 +75,8 @@ def choose(candidates: Sequence[Candidate], qualities: Sequence[Quality]) -> Cho
 
 
 def loss(quality: Quality) -> float:
-    """The larger of KL and of the share of facts lost, by ``WEIGHTS``; infinite for a cache that is not made of numbers."""
-    return used_up(WEIGHTS, quality) if math.isfinite(quality.kl) else math.inf
+    """KL and the share of lost facts, weighed and summed; infinite for a cache that is not made of numbers."""
+    if not math.isfinite(quality.kl):
+        return math.inf
+    lost = 0.0 if quality.retrieval is None else 1 - quality.retrieval
+    return quality.kl / KL + lost / LOST
