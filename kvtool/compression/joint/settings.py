@@ -62,11 +62,8 @@ class Finder:
     def _by_dial(self, limit: float, most: float) -> Iterator[Parameters]:
         """For each of a few shares to keep, the finest setting of the dial."""
         assert isinstance(self.space.settings, Between)
-        between, start, is_met = (
-            (self.space.settings.low, self.space.settings.high),
-            self.space.default,
-            False,
-        )
+        between = self.space.settings.low, self.space.settings.high
+        start, is_met = self.space.default, False
         for keep in self._keeps(most):
             found = _search(
                 _along(self.bits, keep, self.space.name),
