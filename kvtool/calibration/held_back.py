@@ -17,8 +17,8 @@ from kvtool.calibration.pieces import Piece, split_off
 from kvtool.codecs import KV, Inputs, LayerKV, Pipeline, decode, encode
 from kvtool.engines.batching.generate_many import generate_many, logits_after
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.kv import append_kv
 from kvtool.engines.prefiller import Prefiller
+from kvtool.engines.ragged import joined_layer
 from kvtool.engines.stage_inputs import measure_inputs
 from kvtool.measurement.contexts import Context, haystack_context
 from kvtool.measurement.distortion import distortion
@@ -43,6 +43,10 @@ FEWEST_FACTS = 8
 
 FACTS, TOKENS_FOR_FACT = 8, 64
 """Facts in a piece, at most, and tokens of it for each. A small model confuses more."""
+
+
+PROMPT_TOKENS = 24
+"""About as many tokens as a question about a fact has."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,13 @@ def hold_back(pieces: Sequence[Piece], tokens: int, model: Model) -> tuple[list[
 def at_most(tokens: int) -> int:
     """The most tokens that are held back beside ``tokens`` that are learned from."""
     return min(TOKENS, tokens // SHARE)
+
+
+def measuring_cost(piece: Piece) -> int:
+    """Tokens of ``piece`` and of what is asked about it, as ``Context.cost`` counts them: about the time of one pipeline."""
+    n_tokens = len(piece.token_ids)
+    facts = min(FACTS, (n_tokens - PREDICTED) // TOKENS_FOR_FACT)
+    return n_tokens + facts * (PROMPT_TOKENS + 8 * LOOKUP_TOKENS)
 
 
 class HeldBack:
@@ -143,9 +154,9 @@ class HeldBack:
     def _cache(self, kv: KV) -> DocumentCache:
         parts = [kv] if self.prefix is None else [self.prefix, kv]
         token_ids = torch.cat([part.token_ids for part in parts])
-        cache = DocumentCache(len(kv.layers), capacity=len(token_ids) + ROOM, token_ids=token_ids)
-        for part in parts:
-            append_kv(cache, part)
+        cache = DocumentCache(0, token_ids=token_ids)
+        layers = zip(*(part.layers for part in parts), strict=True)
+        cache.layers = [joined_layer(of_parts, len(token_ids)) for of_parts in layers]
         return cache
 
 

@@ -67,6 +67,13 @@ def run(
             help="Keep this share of the tokens, with a recipe that prunes, as kvzip or kvzip+kivi.",
         ),
     ] = None,
+    resident: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Leave out tokens until loaded caches take at most this share of the raw ones' memory, as 25%.",
+        ),
+    ] = None,
     recent: Annotated[
         int | None, typer.Option(metavar="N", help="Keep the last N tokens in 16 bits.")
     ] = None,
@@ -117,7 +124,7 @@ def run(
         settings,
         compress_inputs(settings.store, chosen, variant),
         documents=chosen,
-        recipe=[recipe, bits, ratio, max_kl, preset, keys, values, keep, recent, sinks, parameters],
+        recipe=[recipe, bits, ratio, max_kl, preset, keys, values, keep, resident, recent, sinks, parameters],
         variant=[calibration, name, source, replace],
     )
     if not dry_run and command.replay(as_json):
@@ -127,7 +134,7 @@ def run(
     from kvtool.store.open import open_store
 
     store = open_store(settings.store, existing=True)
-    targets = given(bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, preset=preset)
+    targets = given(bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, resident=resident, preset=preset)
     settings_of_recipe = {
         **targets,
         **given(keep=keep, recent=recent, sinks=sinks),
@@ -148,6 +155,7 @@ def run(
             dry_run=dry_run,
             say=output.note,
             on_calibration=lambda p: output.calibration_progress(bars.show("calibrating"))(p),
+            on_setting=lambda done, total: bars.show("measuring").update(done, total, "settings"),
             on_progress=lambda r: bars.show("compressing").update(
                 r.segments_done, r.segments_total, "segments"
             ),
@@ -225,8 +233,12 @@ def _summary(report: Report) -> str:
 
 def _reached(report: Report) -> list[str]:
     """The setting that rate control chose, and how near that comes to the target; a preset whose promise is not kept."""
+    from kvtool.compression.joint.choice import Choice
+
     if report.preset and report.preset.is_unmet:
         return [f"{report.variant}: {report.preset.describe_unmet()}"]
+    if isinstance(report.setting, Choice):
+        return [f"{report.variant}: {report.setting.describe()}"]
     if report.setting is None or report.target is None:
         return []
     setting = f"{report.setting.name}={report.setting.value:g}"

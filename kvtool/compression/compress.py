@@ -11,6 +11,7 @@ from kvtool.calibration.calibrate import OnProgress
 from kvtool.codecs import Calibration
 from kvtool.compression.commit import Committer
 from kvtool.compression.encode import encode
+from kvtool.compression.joint.find import OnSetting
 from kvtool.compression.plan import Plan, plan
 from kvtool.compression.report import Report
 from kvtool.compression.request import make_request
@@ -39,6 +40,7 @@ def compress(
     dry_run: bool = False,
     say: Callable[[str], None] = log.info,
     on_calibration: OnProgress = lambda _: None,
+    on_setting: OnSetting = lambda done, total: None,
     on_progress: Callable[[Report], None] = lambda _: None,
     **parameters: int | float | str,
 ) -> Report:
@@ -55,6 +57,12 @@ def compress(
     the target. Documents that join a variant that was asked for alike get its setting. That for a preset was found when the
     calibration was made; ``Report.preset`` has it, and ``say`` gets a line first, with what it costs. Without any of these,
     the preset is the recipe's default one.
+
+    A recipe that leaves out tokens takes ``resident`` too: the share of the raw cache's memory that a loaded cache has at most,
+    as 0.25 or "25%". That, ``bits`` and ``ratio`` decide ``keep`` and how finely what stays is coded, as far as the parameters
+    leave them open. Where both are, a few settings of the size are measured on text that was held back, KL and facts that are
+    still found, and the best is taken; ``say`` gets a line first, ``on_setting`` the progress. ``Report.setting`` has the
+    choice. What cannot be met is refused.
 
     ``model`` is the one that prefilled the documents, or a function that loads it, which is called only if it is needed. It is
     run for recipes that need more than keys and values (``pipeline_of(recipe).needs``). By default it is the embedded one,
@@ -79,7 +87,16 @@ def compress(
     if dry_run and is_uncalibrated(request, store, chosen):
         report.compressed += [document for document in chosen if document in store]
         return report
-    job = resolve(request, store, chosen, model, dry_run=dry_run, say=say, on_calibration=on_calibration)
+    job = resolve(
+        request,
+        store,
+        chosen,
+        model,
+        dry_run=dry_run,
+        say=say,
+        on_calibration=on_calibration,
+        on_setting=on_setting,
+    )
     report.setting, report.preset = job.setting, job.preset
     report.calibration_nbytes = sum(made.nbytes for made in job.pipeline.calibrations)
     if dry_run:

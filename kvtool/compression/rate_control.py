@@ -1,12 +1,12 @@
 """Rate control: the setting of a recipe's dial that meets a target.
 
-Sizes are those of encoded tensors with headers. KL is measured by running the model, as ``kvtool eval`` does. Both are
-measured on the first tokens of a few segments, spread over the documents.
+Sizes are those of encoded tensors with headers. KL is measured by running the model, as ``kvtool eval``
+does. Both are measured on the first tokens of a few segments, spread over the documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from kvtool.calibration.search import Setting, search
@@ -14,7 +14,7 @@ from kvtool.codecs import Pipeline
 from kvtool.codecs.recipe import Between
 from kvtool.compression.target import Target, recipe_of
 from kvtool.errors import UsageError
-from kvtool.measurement.trials import Trial, bits_trial, kl_trial, sample_segments
+from kvtool.measurement.trials import Starts, Trial, bits_trial, kl_trial, sample_segments
 from kvtool.model.model import Model
 from kvtool.store.base import Store
 
@@ -37,7 +37,8 @@ def find_setting(
     dial = dialled.dial.parameter
     parameter = dialled.parameters[dial]
     assert isinstance(parameter.allowed, Between)
-    with _trial(target, store, names, model) as measure:
+    needs = build(**{dial: parameter.default}).needs
+    with _trial(target, store, names, model, needs) as measure:
         return search(
             lambda value: measure(build(**{dial: value})),
             target.limit,
@@ -49,11 +50,13 @@ def find_setting(
 
 
 @contextmanager
-def _trial(target: Target, store: Store, names: Sequence[str], model: Model | None) -> Iterator[Trial]:
+def _trial(
+    target: Target, store: Store, names: Sequence[str], model: Model | None, needs: Collection[str]
+) -> Iterator[Trial]:
     """A function that measures a pipeline in the target's unit."""
     refs = sample_segments(store, names)
     if not target.needs_model:
-        yield bits_trial(store, refs, model)
+        yield bits_trial(Starts(store, refs, model, needs))
     elif model is None:
         reason = "is measured by running the documents' model"
         raise UsageError("--max-kl", reason, "give --model, or compress(..., model=model)")

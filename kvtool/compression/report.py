@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvtool.calibration.search import Setting
+from kvtool.compression.joint.choice import Choice
 from kvtool.compression.plan import Plan, Sizes
 from kvtool.compression.preset import ChosenPreset
 from kvtool.compression.target import Target
@@ -39,7 +40,7 @@ class Report:
     n_elements: int = 0
     seconds: float = 0.0
     target: Target | None = None
-    setting: Setting | None = None
+    setting: Setting | Choice | None = None
     preset: ChosenPreset | None = None
 
     @property
@@ -82,5 +83,6 @@ class Report:
             "calibration_bytes": self.calibration_nbytes,
             "bits_per_value": round(self.bits_per_value, 4),
             "preset": self.preset and self.preset.to_json(),
+            "choice": self.setting.to_json() if isinstance(self.setting, Choice) else None,
             "seconds": round(self.seconds, 3),
         }

@@ -13,6 +13,8 @@ from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finde
 from kvtool.calibration.search import Setting
 from kvtool.codecs import CodecError, Pipeline
 from kvtool.codecs.recipe_registry import is_recipe
+from kvtool.compression.joint.choice import Choice
+from kvtool.compression.joint.find import OnSetting, find_choice
 from kvtool.compression.preset import ChosenPreset, choose_preset
 from kvtool.compression.rate_control import find_setting
 from kvtool.compression.request import Request
@@ -31,7 +33,7 @@ ModelSource: TypeAlias = "Model | Callable[[], Model] | None"
 class Job:
     """The work on every document. ``record`` tells manifests how the variant was made.
 
-    ``model`` is None where none is needed. ``setting`` is that of the dial, None where it was not searched for; ``preset`` is
+    ``model`` is None where none is needed. ``setting`` is the one that was searched for, None where none was; ``preset`` is
     the one that decides it, None where none does.
     """
 
@@ -40,7 +42,7 @@ class Job:
     pipeline: Pipeline
     record: Mapping[str, object]
     model: Model | None = None
-    setting: Setting | None = None
+    setting: Setting | Choice | None = None
     preset: ChosenPreset | None = None
 
 
@@ -53,16 +55,18 @@ def resolve(
     dry_run: bool,
     say: Callable[[str], None],
     on_calibration: OnProgress,
+    on_setting: OnSetting = lambda done, total: None,
 ) -> Job:
     """Decides everything about compressing ``names`` but which of their segments are encoded.
 
     A calibration that is missing is made, and put into the store, unless ``dry_run``; ``say`` gets a line
-    about it, ``on_calibration`` its progress. Raises ``UsageError`` as ``compress`` says.
+    about it, ``on_calibration`` its progress; ``on_setting`` that of settings that are measured. Raises ``UsageError`` as
+    ``compress`` says.
     """
     loaded = _model(request, store, names, model, dry_run)
     make = None if dry_run else maker(store, loaded, say, on_calibration)
     find = finder(store, names, request.calibration, make)
-    pipeline, setting, preset = _pipeline(request, store, names, find, loaded)
+    pipeline, setting, preset = _pipeline(request, store, names, find, loaded, say, on_setting)
     if request.calibration is not None and not pipeline.calibrations:
         raise UsageError("--calibration", f"recipe {request.recipe!r} takes none", "leave it out")
     if not _is_collected(store, names, request.source, pipeline.needs):
@@ -101,9 +105,7 @@ def _needs_model(request: Request, store: Store, names: Sequence[str]) -> bool:
         needs = request.pipeline(finder(store, names, request.calibration)).needs
     except MissingCalibration:
         return True
-    if request.target is not None and request.target.needs_model:
-        return True
-    return not _is_collected(store, names, request.source, needs)
+    return request.needs_model or not _is_collected(store, names, request.source, needs)
 
 
 def _is_collected(store: Store, names: Iterable[str], source: str, needs: Collection[str]) -> bool:
@@ -127,17 +129,29 @@ def _embedded_model(store: Store, names: Iterable[str]) -> Model | None:
 
 
 def _pipeline(
-    request: Request, store: Store, names: Sequence[str], find: FindCalibration, model: Model | None
-) -> tuple[Pipeline, Setting | None, ChosenPreset | None]:
-    """The pipeline, the setting of its dial if that was searched for, and the preset if one decides it."""
+    request: Request,
+    store: Store,
+    names: Sequence[str],
+    find: FindCalibration,
+    model: Model | None,
+    say: Callable[[str], None],
+    on_setting: OnSetting,
+) -> tuple[Pipeline, Setting | Choice | None, ChosenPreset | None]:
+    """The pipeline, the setting if one was searched for, and the preset if one decides it."""
     if request.preset is not None:
         return _preset_pipeline(request, request.preset, find)
-    if request.target is None:
+    if not request.is_targeted:
         return request.pipeline(find), None, None
     if request.calibration is None and (pipeline := _pipeline_of_same_request(request, store, names)):
         return pipeline, None, None
-    refuse_unmet(request.recipe, request.pipeline(find), model)
+    default = request.pipeline(find)
+    if not _is_collected(store, names, request.source, default.needs):
+        refuse_unmet(request.recipe, default, model)
     build = partial(request.pipeline, find)
+    if (space := request.space) is not None:
+        choice = find_choice(request.wanted, space, build, store, names, model, say, on_setting)
+        return build(**choice.parameters), choice, None
+    assert request.target is not None
     setting = find_setting(request.target, request.recipe, build, store, names, model)
     return build(**setting.parameter), setting, None
 
@@ -157,12 +171,18 @@ def _preset_pipeline(
     return request.pipeline(find, **{chosen.parameter: chosen.setting}), None, chosen
 
 
-def _pipeline_of_same_request(request: Request, store: Store, names: Iterable[str]) -> Pipeline | None:
-    """The pipeline of a variant that was asked for in the same words, if any of the documents has one."""
+def _pipeline_of_same_request(request: Request, store: Store, names: Sequence[str]) -> Pipeline | None:
+    """The pipeline of a variant that was asked for in the same words, if any document of the same models has one."""
     record = {**request.record, "pipeline": None}
-    for name in names:
+    models = set()
+    for name in dict.fromkeys([*names, *store]):
         with suppress(KvtoolError):
-            for segment in store[name].segments:
+            document = store[name]
+            if name in names:
+                models.add(document.model["fingerprint"])
+            elif document.model["fingerprint"] not in models:
+                continue
+            for segment in document.segments:
                 existing = segment.variants.get(request.variant)
                 if existing and {**existing.recipe, "pipeline": None} == record:
                     return Pipeline.from_config(existing.recipe["pipeline"], store.calibrations)

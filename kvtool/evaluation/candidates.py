@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from kvtool.calibration.lookup import FindCalibration
@@ -14,10 +12,11 @@ from kvtool.codecs import CodecError, Pipeline
 from kvtool.codecs.recipe_registry import is_recipe
 from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.compression.pipeline_options import parameters_of, pipeline_of
-from kvtool.digest import Json, digest
+from kvtool.digest import Json
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.stage_inputs import refuse_unmeasurable
 from kvtool.errors import UsageError
+from kvtool.measurement import journal
 from kvtool.measurement.bench import Bench
 from kvtool.store.base import Store
 from kvtool.store.manifest import AVERAGED, INPUTS, RAW
@@ -97,11 +96,7 @@ class Coded:
 
     @property
     def identity(self) -> Json:
-        stages = {type(stage) for stage in self.pipeline.stages}
-        # The journal knows kvtool's own files, but not those of plug-ins.
-        plugins = [stage for stage in stages if not stage.__module__.startswith("kvtool.")]
-        files = sorted(map(inspect.getfile, plugins))
-        return [self.pipeline.to_config(), *(digest(Path(file).read_bytes()) for file in files)]
+        return journal.pipeline_identity(self.pipeline)
 
     @property
     def variant(self) -> str | None:

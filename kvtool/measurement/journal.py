@@ -6,6 +6,7 @@ A measurement is found by everything that it depends on. Times are not kept: the
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 
+from kvtool.codecs import Pipeline
 from kvtool.digest import Json, digest, digest_json
 from kvtool.system.cache_dir import cache_dir
 from kvtool.system.files import write_atomic
@@ -22,6 +24,15 @@ from kvtool.system.files import write_atomic
 def key(*parts: Json) -> str:
     """The key of a measurement, from what it depends on, as JSON. kvtool's code and its libraries are always part of it."""
     return digest_json([_code(), torch.__version__, transformers.__version__, *parts])
+
+
+def pipeline_identity(pipeline: Pipeline) -> Json:
+    """What a pipeline's results depend on, for ``key``."""
+    stages = {type(stage) for stage in pipeline.stages}
+    # Plug-ins' files are no part of kvtool's code.
+    plugins = [stage for stage in stages if not stage.__module__.startswith("kvtool.")]
+    files = sorted(map(inspect.getfile, plugins))
+    return [pipeline.to_config(), *(digest(Path(file).read_bytes()) for file in files)]
 
 
 def recall(key: str) -> Any:

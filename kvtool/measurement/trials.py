@@ -6,7 +6,7 @@ A trial maps a pipeline to a number. What it is measured on is read once and the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from kvtool.artifact.measure import measure_artifact
-from kvtool.codecs import KV, Inputs, LayerKV, Pipeline, encode
+from kvtool.codecs import KV, Blob, CodecError, Geometry, Inputs, LayerKV, Pipeline, encode
 from kvtool.codecs.spec import BY_TOKEN
 from kvtool.errors import UsageError
 from kvtool.measurement.bench import Bench
@@ -25,7 +25,7 @@ from kvtool.measurement.reference import logits_over, measure_reference
 from kvtool.measurement.scope import Scope
 from kvtool.model.model import Model
 from kvtool.store.base import Store
-from kvtool.store.segments import SegmentRef
+from kvtool.store.segments import SegmentRef, cannot_compress, holds_inputs, stored_inputs
 
 SEGMENTS = 4
 """Segments of a trial."""
@@ -51,19 +51,57 @@ def sample_segments(store: Store, names: Sequence[str]) -> list[SegmentRef]:
     return [refs[(2 * n + 1) * len(refs) // (2 * count)] for n in range(count)]
 
 
-def bits_trial(store: Store, refs: Sequence[SegmentRef], model: Model | None) -> Trial:
+class Starts:
+    """The first tokens of the segments ``refs``, and what pipelines need of them: read and measured once, and then held.
+
+    ``needs`` are those of all pipelines; ``model`` measures what the store does not hold.
+    """
+
+    def __init__(
+        self, store: Store, refs: Sequence[SegmentRef], model: Model | None, needs: Collection[str]
+    ) -> None:
+        self.store, self.refs, self.model, self.needs = store, refs, model, needs
+        self._held: dict[SegmentRef, tuple[KV, Inputs]] = {}
+
+    def encoded(self, pipeline: Pipeline) -> Iterator[tuple[KV, Blob]]:
+        """Each start, and how ``pipeline`` encodes it.
+
+        Raises ``KvtoolError``, naming the document and the segment, for one that cannot be encoded.
+        """
+        for ref in self.refs:
+            if ref not in self._held:
+                self._held[ref] = _start(self.store, ref, self.needs, self.model)
+            kv, inputs = self._held[ref]
+            try:
+                yield kv, encode(kv, pipeline, inputs=inputs)
+            except CodecError as error:
+                raise cannot_compress(ref, error) from error
+
+
+def bits_trial(starts: Starts) -> Trial:
     """Measures bits per value: 8 times all bytes, with headers, divided by the number of keys and values."""
-    starts: dict[SegmentRef, tuple[KV, Inputs]] = {}
 
     def measure(pipeline: Pipeline) -> float:
         nbytes = elements = 0
-        for ref in refs:
-            if ref not in starts:
-                starts[ref] = _start(store, ref, pipeline, model)
-            kv, inputs = starts[ref]
-            nbytes += encode(kv, pipeline, inputs=inputs).nbytes
+        for kv, blob in starts.encoded(pipeline):
+            nbytes += blob.nbytes
             elements += kv.n_elements
         return 8 * nbytes / max(elements, 1)
+
+    return measure
+
+
+def resident_trial(starts: Starts) -> Trial:
+    """Measures the memory of loaded caches, as a share of that of the raw ones."""
+
+    def measure(pipeline: Pipeline) -> float:
+        # How what stays is coded makes no difference once it is loaded.
+        kept = Pipeline(prune=pipeline.prune)
+        loaded = raw = 0
+        for kv, blob in starts.encoded(kept):
+            loaded += Geometry.from_json(blob.metadata["geometry"]).cache_nbytes
+            raw += Geometry.of(kv).cache_nbytes
+        return loaded / max(raw, 1)
 
     return measure
 
@@ -119,11 +157,11 @@ def _holding(store: Store, context: Context, ref: SegmentRef, model: Model) -> I
             yield _Reference(bench, context, logits)
 
 
-def _start(store: Store, ref: SegmentRef, pipeline: Pipeline, model: Model | None) -> tuple[KV, Inputs]:
-    """A segment's first tokens, and the pipeline's inputs for them, measured over all of the segment."""
-    inputs: Inputs = {}
-    if pipeline.needs and model is not None:
-        inputs = measure_artifact(model, store.parts(ref.document, ref.variant, ref.segment), pipeline.needs)
+def _start(store: Store, ref: SegmentRef, needs: Collection[str], model: Model | None) -> tuple[KV, Inputs]:
+    """A segment's first tokens, and the inputs that are needed of them, measured over all of the segment."""
+    inputs = stored_inputs(store, ref, needs) if holds_inputs(store, ref, needs) else {}
+    if needs and not inputs and model is not None:
+        inputs = measure_artifact(model, store.parts(ref.document, ref.variant, ref.segment), needs)
     cut = {
         name: [tensor[..., :START].clone() for tensor in tensors] if name in BY_TOKEN else tensors
         for name, tensors in inputs.items()

@@ -28,11 +28,29 @@ def test_compress(cli: Cli, store: LocalStore) -> None:
         "calibration_bytes": "int",
         "bits_per_value": "float",
         "preset": None,
+        "choice": None,
         "seconds": "float",
     }
     assert report["compressed"] == THREE
     assert report["bytes"] == sum(store.size(name, "kivi") for name in THREE)
     assert "3 documents" in cli("compress", "--recipe", "kivi", "--name", "other").stderr
+
+
+def test_a_share_of_memory_is_met_and_shown(cli: Cli, store: LocalStore) -> None:
+    result = cli("compress", "--recipe", "keydiff", "--resident", "50%", "--json")
+    choice = json.loads(result.stdout)["choice"]
+    assert choice["resident"] <= 0.5
+    assert choice["candidates"] == 1
+    assert choice["kl"] is None
+    keep = choice["parameters"]["keep"]
+    pipeline = store["c.txt"].segments[0].variants["keydiff"].recipe["pipeline"]
+    assert pipeline["prune"]["keep"] == keep
+    shown = cli("compress", "--recipe", "keydiff", "--resident", "0.5", "--name", "other").stderr
+    assert f"other: keep={keep:g}: " in shown
+    assert "of the raw cache's memory" in shown
+    assert "--recipe kvzip+kivi" in error_of(
+        cli("compress", "--recipe", "kivi", "--resident", "50%", code=USAGE)
+    )
 
 
 def test_compress_without_a_recipe_makes_a_calibration_and_says_so(cli: Cli, store: LocalStore) -> None:
