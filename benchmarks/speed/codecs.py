@@ -93,7 +93,8 @@ def recipe_table(kv: KV, inputs: Inputs, repeats: int) -> None:
     }
     blobs = {}
     for name, each in recipes().items():
-        if each.needs_calibration(each.uncalibrated):
+        # What those that only drop tokens cost is in the benchmark pruning.
+        if each.prunes or each.needs_calibration(each.uncalibrated):
             continue  # What learns a model first is measured by rate_distortion.
         pipeline = each.build(None, **each.uncalibrated)
         blobs[name] = kvtool.codecs.encode(kv, pipeline, inputs=inputs)
