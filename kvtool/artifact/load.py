@@ -10,6 +10,7 @@ import torch
 
 from kvtool.artifact.read import Artifact
 from kvtool.codecs import Geometry
+from kvtool.counts import counted
 from kvtool.digest import digest_token_ids
 from kvtool.engines.attention.cache_attention import refuse_unreadable
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
@@ -102,7 +103,7 @@ def _refuse_gaps(parts: Sequence[Artifact]) -> None:
     for part in parts:
         prefix = part.meta["prefix"]
         if prefix["digest"] != before or part.contents.start != tokens:
-            other = f"another prefix ({prefix['tokens']} tokens, digest {prefix['digest'][:12]}…)"
+            other = f"another prefix ({counted(prefix['tokens'], 'token')}, digest {prefix['digest'][:12]}…)"
             reason = f"was prefilled under {other} than the one before it"
             raise MismatchError(part.path, reason, "prefill the document again")
         before = digest_token_ids(part.token_ids.tolist())
