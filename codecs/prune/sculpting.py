@@ -146,7 +146,7 @@ def sculpt(
 
     fit()
     for _ in range(rounds):
-        solver.step(loss)
+        solver.step(loss)  # type: ignore[no-untyped-call]
         fit()
     made[free] = moving
     return made, read_values, float(state()[1].square().mean())
