@@ -141,14 +141,16 @@ class KeepChannels(Stage):
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
         keys, kept = x["x"], self._kept(x)
-        index, others = (_places(mask)[:, None].expand(-1, keys.shape[1], -1) for mask in (kept, ~kept))
+        tokens, dropped = keys.shape[1], self._dropped(keys.shape[2])
+        channels = _places(kept, keys.shape[2] - dropped)
         encoded = {name: tensor for name, tensor in x.items() if name not in self.needs}
         encoded |= {
-            "x": keys.gather(2, index),
-            "channels": _places(kept).to(self.plan(spec).arrays["channels"].dtype),
+            "x": keys.gather(2, channels[:, None].expand(-1, tokens, -1)),
+            "channels": channels.to(self.plan(spec).arrays["channels"].dtype),
         }
         if self.recent:
-            last = keys.gather(2, others)[:, keys.shape[1] - min(self.recent, keys.shape[1]) :]
+            others = _places(~kept, dropped)[:, None].expand(-1, tokens, -1)
+            last = keys.gather(2, others)[:, tokens - min(self.recent, tokens) :]
             encoded["dropped"] = to_window(self, "dropped entry", last)
         return encoded
 
@@ -167,7 +169,7 @@ class KeepChannels(Stage):
         x.scatter_(2, index[:, None].expand(-1, tokens, -1), y["x"])
         if self.recent:
             last = x[:, tokens - y["dropped"].shape[1] :]
-            others = _places(~kept)[:, None].expand(-1, last.shape[1], -1)
+            others = _places(~kept, self._dropped(channels))[:, None].expand(-1, last.shape[1], -1)
             last.scatter_(2, others, y["dropped"].to(array.dtype))
         return spec.beside_x(y) | {"x": x}
 
@@ -181,17 +183,16 @@ class KeepChannels(Stage):
     def _kept(self, x: Payload) -> Tensor:
         """[H, D] bool: the channels that stay."""
         keys = x["x"]
-        scores = think(LayerKV(keys, keys, torch.arange(keys.shape[1])), x)
-        return ranks(scores, torch.zeros_like(scores, dtype=torch.bool)) < keys.shape[2] - self._dropped(
-            keys.shape[2]
-        )
+        heads, tokens, channels = keys.shape
+        # Without heads there are no queries to score by.
+        layer = LayerKV(keys, keys, torch.arange(tokens))
+        scores = think(layer, x) if heads else torch.zeros(0, channels)
+        return ranks(scores, torch.zeros_like(scores, dtype=torch.bool)) < channels - self._dropped(channels)
 
 
-def _places(mask: Tensor) -> Tensor:
-    """Where each row of ``mask`` [H, n] is true, as often in each: [H, k] int64, ascending."""
-    if not mask.any():
-        return torch.empty((len(mask), 0), dtype=torch.int64)
-    return mask.nonzero()[:, 1].view(len(mask), -1)
+def _places(mask: Tensor, count: int) -> Tensor:
+    """Where each row of ``mask`` [H, n] is true, ``count`` times in each: [H, count] int64, ascending."""
+    return mask.nonzero()[:, 1].view(len(mask), count)
 
 
 def split_heads(x: Tensor, heads: int) -> tuple[Tensor, ...]:
