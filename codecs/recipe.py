@@ -150,6 +150,7 @@ class Recipe:
     word on the default of its parameter: that is what the calibration measured.
 
     ``prunes``: its pipelines leave out tokens and store the others as they are, so that another recipe can code them.
+    ``narrows``: they do so with channels of keys.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Recipe:
     uncalibrated: Mapping[str, Value] = field(default_factory=dict)
     dial: Dial | None = None
     prunes: bool = False
+    narrows: bool = False
 
     def build(self, calibration: Calibration | None = None, **parameters: Value) -> Pipeline:
         """The pipeline for these parameters, the others at their defaults, or at what the calibration measured.
@@ -229,13 +231,14 @@ class Recipe:
 
 
 def combined(prunes: Recipe, codes: Recipe) -> Recipe:
-    """The recipe that leaves out tokens as ``prunes`` does, and codes what stays as ``codes`` does.
+    """The recipe that leaves out tokens or channels as ``prunes`` does, and codes what stays as ``codes`` does.
 
     It has the parameters of both. ``WINDOWS`` are 0 where nothing else is asked for: of packed heads nobody knows which tokens
-    are the first and the last. Raises CodecError unless the first prunes, and nothing else, and the second does not.
+    are the first and the last. Raises CodecError unless the first leaves something out, and nothing else, and the second no
+    tokens; and, when it is built, for channels of layers that are coded together.
     """
     name = f"{prunes.name}+{codes.name}"
-    if not prunes.prunes or codes.prunes:
+    if not (prunes.prunes or prunes.narrows) or codes.prunes or (prunes.narrows and codes.narrows):
         raise CodecError(
             f"recipe {name!r}: expected one that prunes, a plus, and one that does not, as in kvzip+kivi"
         )
@@ -243,7 +246,12 @@ def combined(prunes: Recipe, codes: Recipe) -> Recipe:
     def make(**parameters: Any) -> Pipeline:
         first = {key: value for key, value in parameters.items() if key in prunes.parameters}
         second = {key: value for key, value in parameters.items() if key not in prunes.parameters}
-        return replace(codes.make(**second), prune=prunes.make(**first).prune)
+        left, coded = prunes.make(**first), codes.make(**second)
+        if left.keys and coded.grouped:
+            reason = "each layer leaves out other channels, expected a recipe that codes layer by layer after the plus"
+            raise CodecError(f"recipe {name!r}: {reason}")
+        narrowing = tuple(stage for stage in left.keys if stage.kind == "transform")
+        return replace(coded, keys=narrowing + coded.keys if coded.keys else left.keys, prune=left.prune)
 
     windows = {key: replace(codes.parameters[key], default=0) for key in WINDOWS if key in codes.parameters}
     return replace(

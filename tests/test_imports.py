@@ -37,7 +37,7 @@ OPTIONAL = frozenset(
 )
 """Dependencies of pyproject's extras: what needs them imports them where it is used."""
 
-LIGHT = ("typer", "kvtool.errors", "kvtool.commands", *sys.stdlib_module_names)
+LIGHT = ("typer", "kvtool.errors", "kvtool.counts", "kvtool.commands", *sys.stdlib_module_names)
 """What the command line may import before it knows which command is meant."""
 
 

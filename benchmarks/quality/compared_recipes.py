@@ -44,6 +44,12 @@ RECIPES: Mapping[str, Method] = {
             "kivi:bits=2:recent=0": "Without the window, which dominates the bits of short texts.",
         },
     ),
+    "think": Method(
+        authors={
+            "think": "40 % of the channels and 32 recent tokens, as in the authors' kv_pruning_utils.py."
+        },
+        kvtool={"think:drop=0.6": "More than half."},
+    ),
     "gear": Method(
         authors={
             "gear": "GEAR in 2 bits, groups of 64, rank 4 and 2 % outliers: the authors' run_template_llama-3-8b.sh.",

@@ -39,7 +39,7 @@ class SelectHeads(Prune):
 
     def __post_init__(self) -> None:
         self.require(self.score in HEADS, "score", self.score, ", ".join(HEADS))
-        self.budget()
+        self.budget(0)
 
     @classmethod
     def examples(cls) -> tuple[Prune, ...]:
@@ -60,9 +60,9 @@ class SelectHeads(Prune):
         joined = HEADS[self.score].joined
         # A layer without tokens has nothing to choose.
         heads = joined(layers, inputs) if joined else [score[:, :1].sum(1) for score in scores]
-        return by_class(scores, heads, self.budget())
+        return by_class(scores, heads, self.budget(len(scores)))
 
-    def budget(self) -> Budget:
+    def budget(self, n_layers: int) -> Budget:
         return Budget(self.keep, self.sinks, self.recent)
 
 
@@ -78,7 +78,7 @@ class CompensateHeads(SelectHeads):
     name: ClassVar[str] = "compensate-heads"
     version: ClassVar[int] = 1
 
-    def budget(self) -> Budget:
+    def budget(self, n_layers: int) -> Budget:
         # The first token after the sinks is dropped with others, and stands for them.
         return Budget(self.keep, self.sinks + 1, self.recent)
 

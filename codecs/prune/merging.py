@@ -70,7 +70,7 @@ class MergeRuns(Prune):
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        self._budget()
+        self.budget(0)
 
     @classmethod
     def examples(cls) -> tuple[Prune, ...]:
@@ -87,7 +87,7 @@ class MergeRuns(Prune):
     def choose(
         self, scores: Sequence[Tensor], layers: Sequence[LayerKV], inputs: Sequence[Payload]
     ) -> list[Tensor]:
-        self._budget().total(scores)
+        self.budget(len(scores)).total(scores)
         return [score > 0 for score in scores]
 
     def reduce(self, layer: LayerKV, kept: Tensor, inputs: Payload) -> LayerKV:
@@ -95,9 +95,9 @@ class MergeRuns(Prune):
 
     def _merged(self, layer: LayerKV, inputs: Payload) -> tuple[LayerKV, Tensor]:
         heads, tokens = layer.keys.shape[:2]
-        always = self._budget().always(0, tokens)
+        always = self.budget(1).always(0, tokens)
         counts = torch.full((heads,), max(round(self.keep * tokens), int(always.sum())))
         return kvmerger(layer, read(inputs, RECEIVED, layer), always, counts)
 
-    def _budget(self) -> Budget:
+    def budget(self, n_layers: int) -> Budget:
         return Budget(self.keep, self.sinks, self.recent)

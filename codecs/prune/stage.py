@@ -10,7 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.kv import LayerKV
+from kvtool.codecs.prune.budgets.budget import Budget
 from kvtool.codecs.rope import Rope
 from kvtool.codecs.spec import Payload
 from kvtool.codecs.stage import BaseStage, Kind
@@ -42,6 +44,14 @@ class Prune(BaseStage):
     def keeps_same_tokens(self) -> bool:
         """Whether the same tokens stay in all layers and heads."""
         return False
+
+    def refuse(self, geometry: Geometry) -> None:
+        """Raises CodecError for a segment of ``geometry``, which holds all tokens, of which more stay than the budget."""
+        self.budget(len(geometry.layers)).of([(layer.n_heads, layer.tokens) for layer in geometry.layers])
+
+    @abstractmethod
+    def budget(self, n_layers: int) -> Budget:
+        """How many of the tokens of ``n_layers`` layers stay, and which always do."""
 
     @abstractmethod
     def scores(self, layer: LayerKV, inputs: Payload, rope: Rope | None) -> Tensor:

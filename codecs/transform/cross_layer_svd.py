@@ -79,7 +79,8 @@ class CrossLayerSvd(Stage):
             return inner
         encoded, own, largest = self.trial(x, spec)
         amplified = inner * encoded["right"].double().abs().sum(2).amax().item()
-        return own + amplified + (largest + amplified) * torch.finfo(tensor.dtype).eps
+        dtype = torch.finfo(tensor.dtype)
+        return own + amplified + (largest + amplified) * dtype.eps + dtype.smallest_normal * dtype.eps
 
     def _rank(self, x: Array) -> int:
         layers, heads, tokens, channels = x.shape

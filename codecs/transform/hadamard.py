@@ -16,7 +16,7 @@ from kvtool.codecs.float16 import saturated
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
-from kvtool.codecs.transform.reorder import join_heads, split_heads
+from kvtool.codecs.transform.channels import join_heads, split_heads
 from kvtool.kernels import dispatch
 
 

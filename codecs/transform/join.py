@@ -8,7 +8,7 @@ from typing import ClassVar
 from kvtool.codecs.spec import Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
-from kvtool.codecs.transform.reorder import join_heads
+from kvtool.codecs.transform.channels import join_heads
 
 
 @register

@@ -87,7 +87,8 @@ class Pca(Stage):
         rank = basis.shape[0]
         length: float = encoded["x"].double().norm(dim=-1).amax().item() + inner * rank**0.5
         rounding = (rank + 1) * torch.finfo(torch.float32).eps * (length + largest)
-        return own + amplified + rounding + largest * torch.finfo(tensor.dtype).eps
+        dtype = torch.finfo(tensor.dtype)
+        return own + amplified + rounding + largest * dtype.eps + dtype.smallest_normal * dtype.eps
 
     def _held(self, spec: Spec) -> tuple[Tensor, Tensor]:
         """The basis [r, L, H, D] and the mean [L, H, D] of the layers at the spec's place."""

@@ -43,10 +43,14 @@ class Window(Stage):
     def plan(self, spec: Spec) -> Spec:
         x = self.x_of(spec, "...", "heads", "tokens", "channels")
         # The first and last of a packed layer are those of its first and last heads.
-        kept = self.sinks + self.recent
-        self.require(
-            not (kept and spec.place.packed), "sinks and recent", kept, "0 where heads hold different tokens"
-        )
+        for option, kept in (("sinks", self.sinks), ("recent", self.recent)):
+            self.require(
+                not (kept and spec.place.packed),
+                option,
+                kept,
+                f"0 after pruning that leaves heads different tokens: leave {option} out, or let all heads keep the same "
+                "ones, as heads=tokens does",
+            )
         sinks, between, recent = self._sizes(x)
         parts = {"x": Array(_resized(x, between), x.dtype)}
         if self.sinks:

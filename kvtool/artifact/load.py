@@ -10,7 +10,9 @@ import torch
 
 from kvtool.artifact.read import Artifact
 from kvtool.codecs import Geometry
+from kvtool.counts import counted
 from kvtool.digest import digest_token_ids
+from kvtool.engines.attention.cache_attention import refuse_unreadable
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
 from kvtool.engines.ragged import PrunedLayer, new_layer
 from kvtool.errors import MismatchError
@@ -28,12 +30,14 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
 
     Layers that any of them does not hold whole take no more memory than what the parts hold, which ``loaded_nbytes`` says
     ahead. Every byte is checked before the cache is handed out. Raises ``MismatchError``, naming the field, for an artifact of
-    another model, or one that does not continue the one before it; ``ArtifactError`` for a broken one.
+    another model, or one that does not continue the one before it; ``ModelError`` for a pruned cache that the model's attention
+    cannot read; ``ArtifactError`` for a broken one.
     """
     for part in parts:
         refuse_mismatch(part, model)
     _refuse_gaps(parts)
     geometry = cache_geometry(parts)
+    refuse_unreadable(model, geometry)
     token_ids = torch.cat([part.token_ids for part in parts])
     cache = DocumentCache(len(geometry.layers), token_ids=token_ids)
     # Here, not in the threads that fill them: memory that an earlier cache gave back is not given to other threads.
@@ -99,7 +103,7 @@ def _refuse_gaps(parts: Sequence[Artifact]) -> None:
     for part in parts:
         prefix = part.meta["prefix"]
         if prefix["digest"] != before or part.contents.start != tokens:
-            other = f"another prefix ({prefix['tokens']} tokens, digest {prefix['digest'][:12]}…)"
+            other = f"another prefix ({counted(prefix['tokens'], 'token')}, digest {prefix['digest'][:12]}…)"
             reason = f"was prefilled under {other} than the one before it"
             raise MismatchError(part.path, reason, "prefill the document again")
         before = digest_token_ids(part.token_ids.tolist())

@@ -18,6 +18,7 @@ from kvtool.blending.layout import Layout, Part, lay_out
 from kvtool.blending.policies import DEFAULT, Policy, policy_of
 from kvtool.blending.policy_inputs import USUAL_QUESTION, PolicyInputs
 from kvtool.blending.pruned import join
+from kvtool.counts import counted
 from kvtool.digest import digest_token_ids
 from kvtool.engines.attention.parallel_encoding import parallel_error
 from kvtool.engines.cache import ROOM, DocumentCache
@@ -221,13 +222,13 @@ def _recompute(
     def before_layer(layer: int) -> None:
         nonlocal started
         if layer:
-            trace.add("recompute", f"{len(tokens)} tokens in layer {layer - 1}", started)
+            trace.add("recompute", f"{counted(len(tokens), 'token')} in layer {layer - 1}", started)
         loader.wait(layer)
         started = time.perf_counter()
 
     ids, n_keys = cache.token_ids, int(tokens[-1]) + 1
     recompute_tokens(model, cache, ids, tokens, n_keys=n_keys, before_layer=before_layer, on_change=drift)
-    trace.add("recompute", f"{len(tokens)} tokens in layer {len(cache.layers) - 1}", started)
+    trace.add("recompute", f"{counted(len(tokens), 'token')} in layer {len(cache.layers) - 1}", started)
 
 
 def _load(model: Model, layout: Layout, trace: Trace) -> BlendedCache:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvtool.artifact.load import refuse_mismatch
 from kvtool.artifact.read import Artifact
+from kvtool.counts import counted
 from kvtool.digest import digest_token_ids
 from kvtool.errors import MismatchError, UsageError
 from kvtool.model.chat_template import document_tokens
@@ -257,8 +258,8 @@ def _shared_prefix(store: Store, segments: Sequence[Placed]) -> list[Placed]:
         if expected["digest"] != prefix["digest"]:
             raise MismatchError(
                 other.document,
-                f"was prefilled under another prefix ({prefix['tokens']} tokens, digest "
-                f"{prefix['digest'][:12]}…) than {first.document} ({expected['tokens']} tokens, "
+                f"was prefilled under another prefix ({counted(prefix['tokens'], 'token')}, digest "
+                f"{prefix['digest'][:12]}…) than {first.document} ({counted(expected['tokens'], 'token')}, "
                 f"{expected['digest'][:12]}…)",
                 "prefill both under the same",
             )

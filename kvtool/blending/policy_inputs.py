@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvtool.blending.layer_loader import LayerLoader
 from kvtool.blending.layout import Layout
+from kvtool.counts import counted
 from kvtool.engines.attention.query import query_attention, query_norms, token_attention
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.recompute import OnLayer, StopRecompute, recompute_tokens
@@ -80,7 +81,7 @@ class PolicyInputs:
         return torch.stack([each / total for each, total in zip(weights, totals, strict=True)]).sum(0)
 
     def _look(self, look: Look, question_ids: Tensor) -> Tensor:
-        with self.trace.span("look", f"{len(question_ids)} tokens of the question"):
+        with self.trace.span("look", f"{counted(len(question_ids), 'token')} of the question"):
             return look(self.model, self.cache, question_ids, self.loader.wait)
 
     def score(self, name: str) -> Tensor | None:
@@ -120,7 +121,7 @@ class PolicyInputs:
             if index == layer:
                 raise StopRecompute
 
-        with self.trace.span("compare", f"{len(tokens)} tokens at layer {layer}"):
+        with self.trace.span("compare", f"{counted(len(tokens), 'token')} at layer {layer}"):
             recompute_tokens(
                 self.model,
                 self.cache,

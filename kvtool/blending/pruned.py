@@ -14,7 +14,8 @@ from kvtool.blending.cache import BlendedCache
 from kvtool.blending.layout import Layout, Placed
 from kvtool.codecs import Geometry, LayerKV
 from kvtool.codecs.rope import Rope
-from kvtool.engines.attention.cache_attention import cache_attention
+from kvtool.counts import counted
+from kvtool.engines.attention.cache_attention import cache_attention, refuse_unreadable
 from kvtool.engines.ragged import appended, joined_layer
 from kvtool.engines.rope import Rotations, moved
 from kvtool.engines.transformers import feed, new_cache
@@ -27,7 +28,9 @@ _Part = Sequence[LayerKV]
 
 
 def join(layout: Layout, model: Model, rotations: Rotations, trace: Trace) -> BlendedCache:
-    """The cache of ``layout``, which holds no more than its segments do."""
+    """The cache of ``layout``, which holds no more than its segments do. Raises ``ModelError`` as ``load_cache`` does."""
+    for segment in layout.segments:
+        refuse_unreadable(model, segment.artifact.contents.geometry)
     parts: list[_Part] = []
     end = 0
     for segment in layout.segments:
@@ -76,7 +79,7 @@ def _computed(layout: Layout, model: Model, parts: Sequence[_Part], gap: range, 
     if not gap:
         return []
     cache = _cache(layout, parts, gap.start) if parts else new_cache(model, len(gap))
-    with trace.span("recompute", f"{len(gap)} tokens of text"), cache_attention(model, cache):
+    with trace.span("recompute", f"{counted(len(gap), 'token')} of text"), cache_attention(model, cache):
         feed(model, layout.token_ids[gap.start : gap.stop].tolist(), cache)
     return [[appended(layer, gap) for layer in cache.layers]]
 

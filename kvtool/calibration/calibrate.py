@@ -19,6 +19,7 @@ from kvtool.codecs import Calibration, CodecError, Recipe
 from kvtool.codecs.recipe import PRESETS
 from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.codecs.recipe_registry import recipes
+from kvtool.counts import counted
 from kvtool.digest import Json, digest_json
 from kvtool.errors import KvtoolError, MismatchError, UsageError
 from kvtool.model.model import Model
@@ -135,7 +136,7 @@ def calibrate(
     except CodecError as error:
         raise UsageError(
             None,
-            f"{error}. It was given {progress.tokens_total} tokens of {progress.documents} documents",
+            f"{error}. It was given {counted(progress.tokens_total, 'token')} of {counted(progress.documents, 'document')}",
             f"raise --tokens (now {tokens}), prefill more documents, give more --text, or compress with --recipe kivi, "
             "which needs no calibration",
         ) from error

@@ -11,6 +11,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, ModelFlags, given, load_model, with_settings
+from kvtool.counts import counted
 from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def render(answer: Answer, uncached: Answer | None, model: Model) -> output.Line
     recomputed = f", {answer.recomputed_tokens} of them recomputed" if answer.recomputed_tokens else ""
     line = (
         f"first token after {answer.first_token_seconds:.2f} s from the {variants} cache "
-        f"({answer.cached_tokens} tokens{recomputed})"
+        f"({counted(answer.cached_tokens, 'token')}{recomputed})"
     )
     if uncached:
         seconds = uncached.first_token_seconds
@@ -204,7 +205,8 @@ def faster(answer: Answer, uncached_seconds: float) -> str:
 
 
 def render_uncached(answer: Answer, cached: Answer | None) -> output.Lines:
-    line = f"first token after {answer.first_token_seconds:.2f} s without the cache ({answer.prompt_tokens} tokens prefilled)"
+    prefilled = f"{counted(answer.prompt_tokens, 'token')} prefilled"
+    line = f"first token after {answer.first_token_seconds:.2f} s without the cache ({prefilled})"
     if cached:
         line += f"; {cached.first_token_seconds:.2f} s with it"
     return output.Lines(notes=[line])
@@ -212,8 +214,9 @@ def render_uncached(answer: Answer, cached: Answer | None) -> output.Lines:
 
 def render_several(answers: Answers) -> output.Lines:
     summary = (
-        f"{len(answers.texts)} answers in {answers.seconds:.2f} s, {answers.load_seconds:.2f} of them for the cache "
-        f"({answers.cached_tokens} tokens, {answers.recomputed_tokens} of them recomputed)"
+        f"{counted(len(answers.texts), 'answer')} in {answers.seconds:.2f} s, {answers.load_seconds:.2f} of them for the "
+        "cache "
+        f"({counted(answers.cached_tokens, 'token')}, {answers.recomputed_tokens} of them recomputed)"
     )
     lines: list[str] = []
     for question, answer in zip(answers.questions, answers.texts, strict=True):

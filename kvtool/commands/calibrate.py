@@ -11,6 +11,7 @@ import typer
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, TextFlags, load_model, with_settings
 from kvtool.commands.recipes import preset_lines
+from kvtool.counts import counted
 
 if TYPE_CHECKING:
     from kvtool.calibration.calibrate import Report
@@ -85,8 +86,8 @@ def _read_texts(paths: Sequence[str], account: Account, encoding: str | None) ->
 def render(report: Report, recipe: Recipe) -> output.Lines:
     calibration, source = report.calibration, report.source
     summary = (
-        f"{calibration.method}: calibrated {report.model.name} from {source['tokens']:,} tokens of "
-        f"{source['documents']} documents in {report.seconds:.1f} s; {output.size(calibration.nbytes)} → {report.file}"
+        f"{calibration.method}: calibrated {report.model.name} from {counted(source['tokens'], 'token')} of "
+        f"{counted(source['documents'], 'document')} in {report.seconds:.1f} s; {output.size(calibration.nbytes)} → {report.file}"
     )
     presets = ["presets on this model:", *preset_lines(recipe, calibration)] if recipe.dial else []
     return output.Lines([calibration.digest], [summary, *presets])

@@ -18,6 +18,7 @@ from kvtool.commands.options import (
     with_settings,
 )
 from kvtool.commands.repeats import Repeatable
+from kvtool.counts import counted
 from kvtool.errors import DONE, GATE, UsageError
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _parse(options: Sequence[str]) -> Mapping[str, int | float | str]:
 
 def render(report: Report, store: Store) -> output.Lines:
     if report.dry_run:
-        summary = f"{report.variant}: would compress {len(report.compressed)} documents"
+        summary = f"{report.variant}: would compress {counted(len(report.compressed), 'document')}"
         return output.Lines(report.compressed, [summary, *_reached(report)])
     notes = []
     if report.n_elements:
@@ -207,10 +208,15 @@ def render(report: Report, store: Store) -> output.Lines:
         notes.append(f"nothing to compress: {store} is empty; run kvtool prefill first")
     if report.fallback_segments:
         fallback = report.fallback_segments
+        unlike = counted(
+            len(fallback),
+            "segment is unlike the calibration's text and was",
+            "segments are unlike the calibration's text and were",
+        )
         some = ", ".join(f"{ref.document} (segment {ref.segment})" for ref in fallback[:3])
         more = ", …" if len(fallback) > 3 else ""
         notes.append(
-            f"{report.variant}: {len(fallback)} segments are unlike the calibration's text and were coded by the fallback, "
+            f"{report.variant}: {unlike} coded by the fallback, "
             f"in more bytes: {some}{more}; kvtool calibrate on documents like these makes them smaller"
         )
     return output.Lines(notes=[*notes, *_reached(report)])
@@ -218,9 +224,9 @@ def render(report: Report, store: Store) -> output.Lines:
 
 def _summary(report: Report) -> str:
     bits = report.bits_per_value
-    line = f"{report.variant}: compressed {len(report.compressed)} documents in {report.seconds:.1f} s"
+    line = f"{report.variant}: compressed {counted(len(report.compressed), 'document')} in {report.seconds:.1f} s"
     if report.unchanged:
-        line += f"; {len(report.unchanged)} were there already"
+        line += f"; {counted(len(report.unchanged), 'was there already', 'were there already')}"
     line += (
         f"; {output.size(report.raw_nbytes)} → {output.size(report.nbytes)}, {bits:.2f} bits per value, "
         f"ratio {16 / bits:.1f} to 16 bits"

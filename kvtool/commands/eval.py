@@ -16,12 +16,16 @@ from kvtool.commands.options import (
     AsJson,
     DocumentNames,
     DryRun,
+    Fresh,
     ModelFlags,
+    Seed,
     given,
     load_model,
+    measured,
     split,
     with_settings,
 )
+from kvtool.counts import counted
 from kvtool.errors import DONE, GATE, UsageError
 
 if TYPE_CHECKING:
@@ -52,13 +56,8 @@ def run(
     metrics: Annotated[
         list[str] | None, typer.Option(help="Measure some of kl,retrieval,answers,times (default: all).")
     ] = None,
-    documents: Annotated[
-        int | None,
-        typer.Option(help="Measure on at most this many segments, drawn if there are more (default: 12)."),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Cache at most this many tokens of each (default: 2048).")
-    ] = None,
+    documents: Annotated[int | None, measured("documents", 12)] = None,
+    context: Annotated[int | None, measured("context", 2048)] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Predict this many tokens after the cached ones (default: 256).")
     ] = None,
@@ -69,21 +68,17 @@ def run(
             help="Build haystacks of these lengths in tokens (default: those of 512,1024,2048 that are possible).",
         ),
     ] = None,
-    haystacks: Annotated[
-        int | None, typer.Option(help="Build this many haystacks of each kind and length (default: 2).")
-    ] = None,
+    haystacks: Annotated[int | None, measured("haystacks", 2)] = None,
     answer_tokens: Annotated[
         int | None, typer.Option(help="Compare this many tokens of each answer (default: 48).")
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Time this many rounds (default: 3).")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Draw segments and needles by this seed (default: 0).")
-    ] = None,
+    seed: Seed = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the report to this file, as one page.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --html.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat what an earlier run has measured.")] = False,
+    fresh: Fresh = False,
     max_kl: Annotated[float | None, typer.Option(help="Fail if KL is above this, in nats per token.")] = None,
     max_dnll: Annotated[
         float | None, typer.Option(help="Fail if dNLL is above this, in nats per token.")
@@ -182,12 +177,12 @@ def render_plan(plan: Plan) -> list[str]:
     from kvtool.report.text import printable
 
     kinds = [context.kind for context in plan.contexts]
-    labels = {"text": "segments", "needles": "haystacks"}
-    parts = [f"{kinds.count(kind)} {label}" for kind, label in labels.items() if kind in kinds]
+    labels = {"text": "segment", "needles": "haystack"}
+    parts = [counted(kinds.count(kind), label) for kind, label in labels.items() if kind in kinds]
     if plan.questions:
         turns = sum(len(question.turns) for _, questions in plan.questions for question in questions)
-        parts.append(f"{turns} questions")
-    summary = f"{len(plan.runner.candidates)} candidates, raw among them, on {', '.join(parts)}"
+        parts.append(counted(turns, "question"))
+    summary = f"{counted(len(plan.runner.candidates), 'candidate')}, raw among them, on {', '.join(parts)}"
     return [summary, *map(printable, plan.notes)]
 
 

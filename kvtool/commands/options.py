@@ -27,6 +27,20 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be done, without changing anything.")
 ]
 
+Seed = Annotated[int | None, typer.Option(help="Draw segments and needles by this seed (default: 0).")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Repeat what an earlier run has measured.")]
+
+_MEASURED = {
+    "documents": "Measure on at most this many segments, drawn if there are more",
+    "context": "Cache at most this many tokens of each",
+    "haystacks": "Build this many haystacks of each kind and length",
+}
+
+
+def measured(what: str, default: int) -> Any:
+    """An option of commands that measure on segments and haystacks, where each has its own ``default``."""
+    return typer.Option(help=f"{_MEASURED[what]} (default: {default}).")
+
 
 class StoreFlags:
     """For a command that reads or changes a store. Each field is one of ``Settings``."""

@@ -12,6 +12,7 @@ import typer
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DryRun, TextFlags, load_model, with_settings
 from kvtool.commands.repeats import Repeatable
+from kvtool.counts import counted
 from kvtool.errors import DONE, UsageError
 
 if TYPE_CHECKING:
@@ -172,14 +173,16 @@ def _documents(paths: list[str], name: str | None) -> Sequence[str | NamedBytes]
 
 
 def render(report: Report) -> output.Lines:
-    summary = f"{'would prefill' if report.dry_run else 'prefilled'} {len(report.prefilled)} documents"
+    summary = (
+        f"{'would prefill' if report.dry_run else 'prefilled'} {counted(len(report.prefilled), 'document')}"
+    )
     if report.tokens:
         rate = report.tokens / report.seconds
-        summary += f", {report.tokens:,} tokens in {report.seconds:.1f} s ({rate:,.0f} a second)"
+        summary += f", {counted(report.tokens, 'token')} in {report.seconds:.1f} s ({rate:,.0f} a second)"
     if report.unchanged:
-        summary += f"; {len(report.unchanged)} were there already"
+        summary += f"; {counted(len(report.unchanged), 'was there already', 'were there already')}"
     if empty := report.passed_over["empty"]:
-        summary += f"; passed over {empty} empty {'file' if empty == 1 else 'files'}"
+        summary += f"; passed over {counted(empty, 'empty file')}"
     if report.averaged:
         summary += f"; {len(report.averaged)} averaged over neighbours, for blending"
     if report.collected:

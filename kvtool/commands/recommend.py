@@ -14,10 +14,13 @@ from kvtool.commands.options import (
     AsJson,
     DocumentNames,
     DryRun,
+    Fresh,
     ModelFlags,
+    Seed,
     StoreFlags,
     given,
     load_model,
+    measured,
     split,
     with_settings,
 )
@@ -39,20 +42,11 @@ def run(
             "from all bits to a fifth of one, without those that lack a calibration).",
         ),
     ] = None,
-    documents: Annotated[
-        int | None,
-        typer.Option(help="Measure on at most this many segments, drawn if there are more (default: 4)."),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Cache at most this many tokens of each (default: 1024).")
-    ] = None,
-    haystacks: Annotated[
-        int | None, typer.Option(help="Build this many haystacks of each kind and length (default: 1).")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Draw segments and needles by this seed (default: 0).")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat what an earlier run has measured.")] = False,
+    documents: Annotated[int | None, measured("documents", 4)] = None,
+    context: Annotated[int | None, measured("context", 1024)] = None,
+    haystacks: Annotated[int | None, measured("haystacks", 1)] = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
     *,
     settings: Settings,
     dry_run: DryRun = False,

@@ -9,6 +9,7 @@ from kvtool.artifact.measure import measure_artifact
 from kvtool.codecs import Pipeline
 from kvtool.compression.resolve import Job
 from kvtool.compression.workers import Outcome, encode_all
+from kvtool.counts import counted
 from kvtool.engines.stage_inputs import measuring_cost
 from kvtool.errors import KvtoolError
 from kvtool.model.model import Model
@@ -54,9 +55,7 @@ def _cost(store: LocalStore, refs: Sequence[SegmentRef], pipeline: Pipeline, mod
     tokens, speed = sum(ref.n_tokens(store) for ref in refs), recall(model.fingerprint)
     time_needed = f"; about {tokens * measuring_cost(pipeline.needs) / speed:,.0f} s" if speed else ""
     names = ", ".join(sorted(pipeline.needs))
-    return (
-        f"measuring {names} of {tokens:,} tokens{time_needed}; prefill --collect keeps it for other recipes"
-    )
+    return f"measuring {names} of {counted(tokens, 'token')}{time_needed}; prefill --collect keeps it for other recipes"
 
 
 def _encode_with_model(

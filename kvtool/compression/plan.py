@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvtool.codecs import Calibration
+from kvtool.codecs import Calibration, CodecError
 from kvtool.compression.inputs import compared
 from kvtool.compression.resolve import Job
 from kvtool.errors import KvtoolError, MismatchError, StoreError
 from kvtool.store.base import Store
 from kvtool.store.manifest import Document, Variant
-from kvtool.store.segments import SegmentRef
+from kvtool.store.segments import SegmentRef, cannot_compress
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,26 @@ def _plan_document(store: Store, job: Job, document: Document, replace: bool) ->
     for calibration in job.pipeline.calibrations:
         _refuse_other_model(document, calibration)
     artifacts: list[Variant | None] = []
-    for segment in document.segments:
+    for index, segment in enumerate(document.segments):
         existing = segment.variants.get(job.variant)
         if existing and existing.recipe != job.record and not replace:
             reason = f"has a variant {job.variant!r} made otherwise"
             raise StoreError(document.name, reason, "give this one another --name, or --replace it")
         is_made = existing is not None and existing.recipe == job.record and store.holds(existing)
         artifacts.append(existing if is_made else None)
+        if not is_made:
+            _refuse_budget(store, job, SegmentRef(document.name, index, job.source))
     return DocumentPlan(document, tuple(artifacts))
+
+
+def _refuse_budget(store: Store, job: Job, ref: SegmentRef) -> None:
+    if job.pipeline.prune is None:
+        return
+    geometry = store.open(ref.document, ref.variant, ref.segment).contents.geometry
+    try:
+        job.pipeline.prune.refuse(geometry)
+    except CodecError as error:
+        raise cannot_compress(ref, error) from error
 
 
 def _refuse_other_model(document: Document, calibration: Calibration) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvtool import limits
+from kvtool.counts import counted
 from kvtool.documents.encoding import declared_encoding, decode, given_encoding
 from kvtool.documents.html import html_text
 from kvtool.documents.office.convert import FORMATS, office_text
@@ -55,7 +56,7 @@ def text_of(
         if html:
             text = html_text(text, name, warnings)
     if not text or text.isspace():
-        reason = f"no text in its {len(data):,} bytes" if data else "it is empty (0 bytes)"
+        reason = f"no text in its {counted(len(data), 'byte')}" if data else "it is empty (0 bytes)"
         kind = BlankFile if suffix in FORMATS or not data.strip() else DocumentError
         raise kind(name, f"{reason}; expected a document with text", "fill the file or leave it out")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from semchunk import chunk
 
+from kvtool.counts import counted
 from kvtool.errors import DocumentError
 
 CHARACTERS_PER_TOKEN = 8
@@ -105,7 +106,7 @@ def _longest_fit(text: str, start: int, end: int, count: Callable[[str], int], l
     if not fitting:
         raise DocumentError(
             f"the character {text[start]!r} at offset {start}",
-            f"is {count(text[start])} tokens by itself, and a segment may have {limit}",
+            f"is {counted(count(text[start]), 'token')} by itself, and a segment may have {limit}",
             "use a model with a longer context, or a shorter prefix",
         )
     return stops[fitting - 1]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvtool.engines.attention.softmax_check import is_softmax_attention
+from kvtool.engines.attention.check import adds_biases, is_softmax_attention
+from kvtool.engines.attention.override import can_override
 from kvtool.engines.once_per_model import once_per_model
 from kvtool.engines.rope import Rotations, describe_rotations, find_rotations
 from kvtool.model.model import Model
@@ -26,3 +27,15 @@ def key_rotations(model: Model) -> Rotations | None:
 def has_softmax_attention(model: Model) -> bool:
     """Whether attention is a softmax over scaled products in every layer, without soft caps, sinks or biases."""
     return is_softmax_attention(model)
+
+
+@once_per_model
+def is_replaceable(model: Model) -> bool:
+    """Whether attention of ours can take the place of the model's."""
+    return can_override(model)
+
+
+@once_per_model
+def takes_biases(model: Model) -> bool:
+    """Whether biases of tokens can be added to the scores of every layer."""
+    return has_softmax_attention(model) or adds_biases(model)

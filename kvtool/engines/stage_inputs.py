@@ -15,6 +15,7 @@ from kvtool.codecs.prune.scores.inputs import (
     TOKEN_ENTROPY,
 )
 from kvtool.codecs.spec import IMPORTANCE
+from kvtool.engines.attention.cache_attention import refuse_biases
 from kvtool.engines.attention.collect import COLLECTED, OF_WINDOW, collect
 from kvtool.engines.attention.probe import observe
 from kvtool.engines.attention.replay import replay
@@ -82,7 +83,10 @@ def refuse_unmeasurable(recipe: str, pipeline: Pipeline) -> None:
 
 
 def refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
-    """Raises ``UsageError`` for a pipeline that needs what kvtool cannot measure, or a model to measure with and has none."""
+    """Raises ``UsageError`` for a pipeline that needs what kvtool cannot measure, or a model to measure with and has none.
+
+    Raises ``ModelError`` for biases that ``model`` cannot read.
+    """
     refuse_unmeasurable(recipe, pipeline)
     if pipeline.needs and model is None:
         raise UsageError(
@@ -90,3 +94,5 @@ def refuse_unmet(recipe: str, pipeline: Pipeline, model: Model | None) -> None:
             "the model that the documents were prefilled with",
             f"kvtool compress --recipe {recipe} --model MODEL, or compress(..., model=model)",
         )
+    if model is not None and pipeline.prune is not None and pipeline.prune.biased:
+        refuse_biases(model)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvtool.artifact.load import refuse_mismatch
 from kvtool.calibration.lookup import finder
+from kvtool.counts import counted
 from kvtool.engines import transformers as engine
 from kvtool.errors import ModelError, UsageError
 from kvtool.evaluation.candidates import Candidate, Raw, chosen, variants_of
@@ -182,7 +183,7 @@ def _refuse_wrong_segment(path: str | Path, question: UserQuestion, count: int) 
     if question.segment is None and count > 1:
         raise UsageError(
             path,
-            f"{question.document} has {count} segments, each with a cache of its own",
+            f"{question.document} has {counted(count, 'segment')}, each with a cache of its own",
             f'name one with "segment": 0 to {count - 1} (kvtool show {question.document} lists them)',
         )
     if question.segment is not None and question.segment >= count:

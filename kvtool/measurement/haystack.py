@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kvtool.counts import counted
 from kvtool.documents.split import CHARACTERS_PER_TOKEN
 from kvtool.errors import UsageError
 
@@ -59,7 +60,7 @@ def document_text(
     if tokens * MOST_REPEATS < length or not tokens:
         raise UsageError(
             f"length {length:,}",
-            f"the documents have {tokens:,} tokens in all, and haystacks of this length need "
+            f"the documents have {counted(tokens, 'token')} in all, and haystacks of this length need "
             f"{max(1, length // MOST_REPEATS):,} or more",
             "name more documents, or choose a smaller length",
         )

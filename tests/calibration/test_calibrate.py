@@ -222,7 +222,7 @@ def test_too_few_tokens_are_refused_with_the_number_needed(
     store: LocalStore, tiny: kvtool.Model, recipe: str, needed: int
 ) -> None:
     texts = ["x" * 145] if recipe == "kvtc" else ["Too few."]
-    message = rf"{recipe}: \d+ tokens .* are too few, expected at least {needed}, .* It was given \d+ tokens of 1 documents"
+    message = rf"{recipe}: \d+ tokens .* are too few, expected at least {needed}, .* It was given \d+ tokens of 1 document"
     with pytest.raises(UsageError, match=message):
         calibrate(store, model=tiny, recipe=recipe, texts=texts)
     assert not store.calibrations

@@ -58,13 +58,15 @@ def keeps_its_word(
         "attention": [torch.rand(heads, tokens, generator=generator)] * LAYERS,
         "importance": [torch.rand(tokens, generator=generator)] * LAYERS,
         "queries": [torch.randn(2 * heads, 6, channels, generator=generator)] * LAYERS,
+        "window_queries": [torch.randn(2 * heads, min(tokens, 4), channels, generator=generator)] * LAYERS,
     }
     try:
         blob = encode(kv, pipeline, inputs=inputs)
     except CodecError as error:
         # What a plan cannot know: how large entries are, and how many channels the model's queries have.
         if not re.search(
-            r"^pipeline: |float16|too large|a coefficient in steps|shape of queries", str(error)
+            r"^pipeline: |float16|too large|a coefficient in steps|shape of queries|window_queries",
+            str(error),
         ):
             raise
         return False

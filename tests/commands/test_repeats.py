@@ -146,8 +146,8 @@ def test_a_removed_document_is_prefilled_again(cli: Cli, loads: list[str]) -> No
     cli(*COMPRESS)
     loads.clear()
     cli("rm", "docs/a.md")
-    assert "prefilled 1 documents" in cli(*PREFILL).stderr
-    assert "compressed 1 documents" in cli(*COMPRESS).stderr
+    assert "prefilled 1 document" in cli(*PREFILL).stderr
+    assert "compressed 1 document" in cli(*COMPRESS).stderr
     assert loads == ["prefill", "compress"]
 
 
@@ -176,7 +176,7 @@ def test_another_writer_in_between_is_not_forgotten(cli: Cli, monkeypatch: pytes
     monkeypatch.setattr(module, "prefill_inputs", replaced)
     cli(*PREFILL)
     Path("docs/a.md").write_text("Replaced again.\n")
-    assert "prefilled 1 documents" in cli(*PREFILL).stderr
+    assert "prefilled 1 document" in cli(*PREFILL).stderr
 
 
 def test_an_unwritable_cache_directory_costs_time_only(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

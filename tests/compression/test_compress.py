@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -209,6 +210,35 @@ def test_what_a_recipe_needs_is_measured_with_the_model(
     for document in store.values():
         variants = document.segments[0].variants
         assert variants[recipe].artifact == variants["again"].artifact
+
+
+@pytest.mark.parametrize(("recipe", "whole", "least"), [("l2-norm", 1, 0.5), ("d2o", 2, 1.0)])
+def test_the_smallest_share_is_named_before_anything_is_measured(
+    store: LocalStore,
+    tiny: kvtool.Model,
+    recipe: str,
+    whole: int,
+    least: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the model's two layers, one recipe keeps the first whole, the other all."""
+    compress = partial(kvtool.compress, store, recipe=recipe, model=tiny, whole=whole)
+    with monkeypatch.context() as patched:
+        patched.setattr("kvtool.compression.encode.measure_artifact", Mock(side_effect=AssertionError))
+        message = rf"keep is 0.3, .* layers kept whole \(0.*smallest keep .* is {least:g}$"
+        with pytest.raises(StoreError, match=message):
+            compress("c.txt", keep=0.3)
+        report = compress(keep=least - 0.01, dry_run=True)
+    assert [error.subject for error in report.problems] == THREE
+    assert compress("c.txt", keep=least).compressed == ["c.txt"]
+
+
+def test_windows_of_heads_that_hold_different_tokens_name_the_option(store: LocalStore) -> None:
+    with pytest.raises(
+        StoreError, match=r"recent is 3, expected 0 .* leave recent out, .* as heads=tokens does"
+    ):
+        kvtool.compress(store, "c.txt", recipe="keydiff+kivi", keep=0.5, recent=3)
+    kvtool.compress(store, "c.txt", recipe="keydiff+kivi", keep=0.5, recent=3, heads="tokens")
 
 
 def test_a_recipe_that_needs_attention_is_refused_without_a_model(store: LocalStore) -> None:

@@ -67,7 +67,7 @@ def test_a_table_and_a_choice_for_each_level(documents: LocalStore) -> None:
         "small",
     ]
     assert f"  kvtool compress a.txt --recipe lossless --store {documents.root} --model" in result.stdout
-    assert "3 candidates, raw among them, on 1 segments" in result.stderr
+    assert "3 candidates, raw among them, on 1 segment" in result.stderr
 
 
 def test_json_has_the_evaluation_and_the_choices() -> None:

@@ -45,6 +45,7 @@ def sample(stage: Stage) -> tuple[Spec, dict[str, torch.Tensor]]:
         "importance": torch.linspace(0.1, 2, 13),
         "attention": torch.rand(shape[:2], generator=generator),
         "queries": torch.randn(4, 5, 6, generator=generator),
+        "window_queries": torch.randn(4, 5, 6, generator=generator),
     }
     try:
         stage.plan(spec)

@@ -43,14 +43,24 @@ class Budget:
         for index, layer in enumerate(scores):
             if layer.isnan().any():
                 raise CodecError(f"layer {index}: a score is NaN, expected numbers")
-        every, least = sum(layer.numel() for layer in scores), sum(self.least(scores))
+        return self.of([(len(s), s.shape[1]) for s in scores])
+
+    def of(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """The number of tokens to keep of layers of ``sizes``, heads and tokens.
+
+        Raises CodecError for a budget that is less than what is always kept.
+        """
+        every, least = sum(heads * tokens for heads, tokens in sizes), sum(self._least(sizes))
         total = round(self.keep * every)
         if total < least:
             smallest = math.ceil(least / every * 10_000) / 10_000
-            layers = f", and {len(self.whole)} whole layers" if self.whole else ""
+            ends = [f"the {which} {n}" for n, which in ((self.sinks, "first"), (self.recent, "last")) if n]
+            parts = [f"of each head {' and '.join(ends)}"] if ends else []
+            if self.whole:
+                parts.append(f"all in layers kept whole ({', '.join(map(str, sorted(self.whole)))})")
             raise CodecError(
-                f"keep is {self.keep:g}, which is {total} tokens of {every} in all heads, but {self.sinks} sinks and "
-                f"{self.recent} recent tokens of each head{layers} are {least}; expected at least {smallest:g}"
+                f"keep is {self.keep:g}, which is {total} of {every} tokens in all heads, but {least} always stay: "
+                f"{', and '.join(parts)}; the smallest keep for this model and text is {smallest:g}"
             )
         return total
 
@@ -62,7 +72,10 @@ class Budget:
 
     def least(self, scores: Scores) -> list[int]:
         """The tokens that are always kept of each layer, over its heads."""
-        return [len(s) * int(self.always(index, s.shape[1]).sum()) for index, s in enumerate(scores)]
+        return self._least([(len(s), s.shape[1]) for s in scores])
+
+    def _least(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        return [heads * int(self.always(index, tokens).sum()) for index, (heads, tokens) in enumerate(sizes)]
 
 
 def best(scores: Tensor, always: Tensor, counts: Tensor | int) -> Tensor:

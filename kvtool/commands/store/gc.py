@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DryRun, StoreFlags, with_settings
+from kvtool.counts import counted
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -30,7 +31,7 @@ def run(*, settings: Settings, dry_run: DryRun = False, as_json: AsJson = False)
 
 def render(removed: Sequence[Path], dry_run: bool, writers: Sequence[str]) -> output.Lines:
     if dry_run:
-        notes = [f"would remove {len(removed)} artifacts"]
+        notes = [f"would remove {counted(len(removed), 'artifact')}"]
         notes += [f"what {writer} has not committed yet is among them" for writer in writers]
         return output.Lines(list(map(str, removed)), notes)
-    return output.Lines(notes=[f"removed {len(removed)} artifacts"])
+    return output.Lines(notes=[f"removed {counted(len(removed), 'artifact')}"])

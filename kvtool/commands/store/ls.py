@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, StoreFlags, with_settings
+from kvtool.counts import counted
 from kvtool.errors import KvtoolError
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def render(listing: Listing) -> output.Lines:
     rows = []
     for document in listing.documents:
         n_segments = len(document.segments)
-        tokens = f"{document.n_tokens:>7,} tokens" + (f" in {n_segments} segments" if n_segments > 1 else "")
+        tokens = f"{counted(document.n_tokens, 'token'):>14}" + (
+            f" in {n_segments} segments" if n_segments > 1 else ""
+        )
         sizes = [f"{variant} {output.size(document.nbytes(variant))}" for variant in document.variants]
         rows.append((document.name, tokens, "  ".join(sizes)))
     return output.Lines(output.table(rows))

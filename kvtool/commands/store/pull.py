@@ -8,6 +8,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, DryRun, StoreFlags, with_settings
+from kvtool.counts import counted
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -62,7 +63,11 @@ def run(
 
 
 def render(report: Report, store: Store) -> output.Lines:
-    already = f"; {len(report.unchanged)} were there already" if report.unchanged else ""
+    already = (
+        f"; {counted(len(report.unchanged), 'was there already', 'were there already')}"
+        if report.unchanged
+        else ""
+    )
     verb, nbytes = ("would pull", report.nbytes_total) if report.dry_run else ("pulled", report.nbytes)
-    summary = f"{verb} {len(report.pulled)} documents, {output.size(nbytes)}{already} → {store}"
+    summary = f"{verb} {counted(len(report.pulled), 'document')}, {output.size(nbytes)}{already} → {store}"
     return output.Lines(report.pulled if report.dry_run else [], [summary])

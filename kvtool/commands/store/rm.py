@@ -8,6 +8,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import DryRun, StoreFlags, with_settings
+from kvtool.counts import counted
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -31,4 +32,4 @@ def run(
     for name in names:
         output.note(f"{'would remove' if dry_run else 'removed'} {name}")
     if freed is not None:
-        output.note(f"freed {len(freed)} artifacts")
+        output.note(f"freed {counted(len(freed), 'artifact')}")

@@ -8,6 +8,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, StoreFlags, with_settings
+from kvtool.counts import counted
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -76,13 +77,13 @@ def render(description: dict[str, Any]) -> output.Lines:
     model, prefix = description["model"], description["prefix"]
     n_tokens = sum(segment["tokens"] for segment in description["segments"])
     lines = [
-        f"{description['name']}: {n_tokens:,} tokens",
+        f"{description['name']}: {counted(n_tokens, 'token')}",
         f"  model   {model['name']}  {model['fingerprint']}",
-        f"  prefix  {prefix['tokens']} tokens, {prefix['origin']['kind']}",
+        f"  prefix  {counted(prefix['tokens'], 'token')}, {prefix['origin']['kind']}",
     ]
     for segment in description["segments"]:
         start, end = segment["characters"]
-        tokens = f"{segment['tokens']:,} tokens, characters {start} to {end}"
+        tokens = f"{counted(segment['tokens'], 'token')}, characters {start} to {end}"
         lines.append(f"  segment {segment['segment']}: {tokens}")
         width = max(map(len, segment["variants"]))
         lines += [

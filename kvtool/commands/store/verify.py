@@ -10,6 +10,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, StoreFlags, with_settings
+from kvtool.counts import counted
 from kvtool.errors import DONE, GATE, KvtoolError
 
 if TYPE_CHECKING:
@@ -121,5 +122,6 @@ def _check_calibrations(store: Store, remove: bool, report: Report) -> None:
 
 def render(report: Report) -> output.Lines:
     removed = f", {len(report.removed)} removed" if report.removed else ""
-    summary = f"{len(report.intact)} artifacts are intact, {len(report.broken)} are not{removed}"
+    intact = counted(len(report.intact), "artifact is", "artifacts are")
+    summary = f"{intact} intact, {counted(len(report.broken), 'is', 'are')} not{removed}"
     return output.Lines(notes=[summary])

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from kvtool.codecs import Geometry
 from kvtool.engines.attention.override import Attention, family_attention, override_attention
 from kvtool.engines.attention.parallel_encoding import parallel_attention, parallel_error
 from kvtool.engines.attention.ragged import PrunedAttention
 from kvtool.engines.cache import DocumentCache, refuse_pruned
-from kvtool.engines.capabilities import has_softmax_attention
+from kvtool.engines.capabilities import has_softmax_attention, is_replaceable, takes_biases
 from kvtool.engines.ragged import reading_pruned
 from kvtool.errors import ModelError
 from kvtool.model.model import Model
@@ -22,7 +23,7 @@ def cache_attention(model: Model, cache: DocumentCache | None) -> Iterator[None]
 
     A cache whose documents were encoded in parallel (``cache.parallel``), or whose layers do not hold every token, has
     attention of ours. For any other, and for None, nothing changes. Raises ``ModelError`` where the model's attention cannot
-    be replaced, or cannot do what the cache needs.
+    be replaced, or cannot add the cache's biases.
     """
     if cache is None or (cache.holds_all and cache.parallel is None):
         yield
@@ -41,6 +42,29 @@ def attention_to(model: Model, cache: DocumentCache) -> Attention:
     if cache.holds_all:
         return partial(family_attention, implementation)
     return PrunedAttention(model, cache, implementation, is_softmax=has_softmax_attention(model))
+
+
+def refuse_unreadable(model: Model, geometry: Geometry) -> None:
+    """Raises ``ModelError`` for a cache of ``geometry`` that ``model`` could not be run over, before it is loaded."""
+    if geometry.is_pruned and not is_replaceable(model):
+        raise pruned_attention_error(model)
+    biased = [index for index, layer in enumerate(geometry.layers) if layer.biased]
+    if biased:
+        refuse_biases(model, biased[0])
+
+
+def refuse_biases(model: Model, layer: int = 0) -> None:
+    """Raises ``ModelError``, naming ``layer``, where biases cannot be added to the model's scores."""
+    if takes_biases(model):
+        return
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
+    kind = f" ({kinds[layer]})" if kinds else ""
+    raise ModelError(
+        model.name,
+        f"the attention of {model.config.model_type} adds no numbers to its scores before a softmax, so that layer {layer}{kind} "
+        "cannot have the biases of a token that stands for others",
+        "compress with a recipe that makes no biases, such as kvzip",
+    )
 
 
 def pruned_attention_error(model: Model) -> ModelError:

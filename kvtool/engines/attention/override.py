@@ -48,6 +48,18 @@ def override_attention(model: Model, attention: Attention, refusal: Exception) -
         _attention.reset(token)
 
 
+def can_override(model: Model) -> bool:
+    """Whether ``override_attention`` would not raise its ``refusal``."""
+    refusal = ValueError()
+    try:
+        with override_attention(model, family_attention, refusal):
+            return True
+    except ValueError as error:
+        if error is not refusal:
+            raise
+        return False
+
+
 def eager_attention(module: Any) -> Callable[..., Any] | None:
     """The family's own attention: each that takes part in the interface has it beside its module, as the default."""
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
@@ -63,15 +75,22 @@ def family_attention(
     scaling: float | None,
     **options: Any,
 ) -> Tensor:
-    """What the family's own attention gives, of ``implementation``, under a boolean mask; shapes as of ``override_attention``."""
+    """What the family's own attention gives, of ``implementation``; shapes as of ``override_attention``.
+
+    The mask is boolean, or for eager attention what is added to the scores.
+    """
     eager = eager_attention(module)
     function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-    if function is eager:
-        # Eager attention adds its mask to the scores.
-        mask = query.new_zeros(mask.shape).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    if function is eager and mask.dtype == torch.bool:
+        mask = hidden(mask, query.dtype)
     # Families that scale by themselves take no scaling.
     scaled = options if scaling is None else {**options, "scaling": scaling}
     return function(module, query, key, value, mask, **scaled)[0]  # type: ignore[no-any-return]
+
+
+def hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What eager attention adds to the scores: nothing where the boolean ``mask`` is true, else the least number."""
+    return mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def _attend(

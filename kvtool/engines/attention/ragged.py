@@ -1,7 +1,8 @@
 """Attention to layers whose heads hold different tokens, without padding or copying them.
 
 For each key head, one softmax over the tokens that it holds and those that were appended. A family whose attention is
-something else, such as one with sinks or a soft cap, is computed by its own eager function over a padded copy of the layer.
+something else, such as one with sinks or a soft cap, is computed by its own eager function over a padded copy of the layer,
+biases in its mask.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engines.attention.capture import step_tokens
-from kvtool.engines.attention.override import family_attention
+from kvtool.engines.attention.override import family_attention, hidden
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.ragged import RaggedLayer, UniformLayer
 from kvtool.errors import ModelError
@@ -24,20 +25,12 @@ class PrunedAttention:
     """Attention to ``cache``, some layers of which do not hold every token, for ``override_attention``.
 
     ``implementation`` is the model's own attention, for layers that hold them all. ``is_softmax`` says whether it is a softmax
-    over scaled products. Raises ``ModelError`` for biases where it is not.
+    over scaled products.
     """
 
     def __init__(self, model: Model, cache: DocumentCache, implementation: str, *, is_softmax: bool) -> None:
         self.model, self.layers = model, cache.layers
         self.implementation, self.is_softmax = implementation, is_softmax
-        biased = any(isinstance(x, RaggedLayer) and x.packed.bias is not None for x in cache.layers)
-        if biased and not is_softmax:
-            raise ModelError(
-                model.name,
-                f"the attention of {model.config.model_type} is not a softmax over scaled products, to which "
-                "the biases of this cache could be added",
-                "compress with a recipe that makes no biases",
-            )
 
     def __call__(
         self,
@@ -64,8 +57,8 @@ class PrunedAttention:
         keys, values = pad(packed, packed.keys, key), pad(packed, packed.values, value)
         parts = []
         for some, seen in steps:
-            shown = head_masks(packed, seen, key.shape[2], query.shape[1] // key.shape[1])
-            parts.append(family_attention("eager", module, some, keys, values, shown, scaling, **options))
+            added = added_scores(packed, seen, key.shape[2], query.shape[1] // key.shape[1], query.dtype)
+            parts.append(family_attention("eager", module, some, keys, values, added, scaling, **options))
         return torch.cat(parts, 1)
 
     def _refuse_derived(self, layer: RaggedLayer, key: Tensor, value: Tensor) -> None:
@@ -96,14 +89,21 @@ def softmax_attention(
     return attended.permute(1, 3, 0, 2, 4).flatten(2, 3)
 
 
-def head_masks(packed: Packed, mask: Tensor, n_appended: int, group: int) -> Tensor:
-    """``mask``, bool [B, 1, S, n + A] by tokens' places, as [B, Q, S, P + A]: of the keys that ``pad`` makes."""
+def added_scores(packed: Packed, mask: Tensor, n_appended: int, group: int, dtype: torch.dtype) -> Tensor:
+    """What is added to scores [B, Q, S, P + A] of the keys that ``pad`` makes: biases, and what hides others.
+
+    ``mask``, bool [B, 1, S, n + A], shows tokens by their places.
+    """
     n_document, most = mask.shape[-1] - n_appended, max(packed.lengths)
     shown = mask.new_zeros(len(mask), len(packed.lengths), mask.shape[2], most + n_appended)
     shown[..., most:] = mask[..., n_document:]
     for number, head in enumerate(packed.heads):
         shown[:, number, :, : packed.lengths[number]] = mask[:, 0, :, packed.places[head]]
-    return shown.repeat_interleave(group, 1)
+    added = hidden(shown, dtype)
+    if packed.bias is not None:
+        for number, head in enumerate(packed.heads):
+            added[:, number, :, : packed.lengths[number]] += packed.bias[head].to(dtype)
+    return added.repeat_interleave(group, 1)
 
 
 def pad(packed: Packed, states: Tensor, appended: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from kvtool.codecs.entropy.pack import Pack
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.block_float import BlockFloat
 from kvtool.codecs.recipe import Parameter, Recipe
-from kvtool.codecs.transform.reorder import Reorder
+from kvtool.codecs.transform.channels import Reorder
 from kvtool.recipes import common
 
 

@@ -6,8 +6,8 @@ from kvtool.codecs.quantize.clipped import ClippedGroup
 from kvtool.codecs.quantize.group import Group
 from kvtool.codecs.recipe import Between, Parameter, Recipe
 from kvtool.codecs.stage import Stage
+from kvtool.codecs.transform.channels import Reorder
 from kvtool.codecs.transform.hadamard import Hadamard
-from kvtool.codecs.transform.reorder import Reorder
 from kvtool.codecs.transform.unrope import Unrope
 from kvtool.recipes import common
 

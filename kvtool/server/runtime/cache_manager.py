@@ -17,8 +17,8 @@ from kvtool.blending.blend import assemble
 from kvtool.blending.pruned import joining_nbytes
 from kvtool.engines import transformers as engine
 from kvtool.engines.cache import ROOM, DocumentCache
-from kvtool.engines.capabilities import key_rotations
-from kvtool.errors import ArtifactError, MismatchError, StoreError
+from kvtool.engines.capabilities import is_replaceable, key_rotations, takes_biases
+from kvtool.errors import ArtifactError, MismatchError, ModelError, StoreError
 from kvtool.model.model import Model
 from kvtool.model.prefill_speed import recall
 from kvtool.server.http.metrics import Metrics
@@ -61,8 +61,13 @@ class CacheManager:
         scheduler.on_pass = self.throughput.prefilled
 
     def warm_up(self, *, measures_prefill: bool) -> None:
-        """Runs the model to measure a token's size, and the speed of prefill unless it is known."""
+        """Runs the model to measure a token's size, and the speed of prefill unless it is known.
+
+        Also finds what pruned caches need it to do: later, threads that load them must not run it.
+        """
         _ = self.token_bytes
+        is_replaceable(self.model)
+        takes_biases(self.model)
         if measures_prefill and self.throughput.prefill.is_unknown:
             tokens = min(SAMPLE_TOKENS, self.model.context)
             started = time.monotonic()
@@ -102,7 +107,7 @@ class CacheManager:
         source, *others = sources
         try:
             cache = stack.enter_context(self._open(source, tenant))
-        except (StoreError, ArtifactError, MismatchError) as error:
+        except (StoreError, ArtifactError, MismatchError, ModelError) as error:
             if not others:
                 raise
             _log.warning("a cached beginning was not used: %s", error)

@@ -7,7 +7,7 @@ import torch
 
 from kvtool.codecs import CodecError, Spec
 from kvtool.codecs.quantize.block_float import BlockFloat
-from kvtool.codecs.transform.reorder import Reorder
+from kvtool.codecs.transform.channels import Reorder
 
 
 def off(stage: BlockFloat, x: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ def test_rm_and_gc(cli: Cli, store: LocalStore) -> None:
     assert "would remove c.txt" in cli("rm", "c.txt", "--dry-run").stderr
     assert sorted(store.root.rglob("*")) == before
     artifact = store.path_of(store["c.txt"].segments[0].variants["raw"])
-    assert "freed 1 artifacts" in cli("rm", "c.txt").stderr
+    assert "freed 1 artifact" in cli("rm", "c.txt").stderr
     assert not artifact.exists()
     assert list(store) == THREE[1:]
     store.remove("docs/a.md")
@@ -56,7 +56,7 @@ def test_rm_leaves_what_an_interrupted_prefill_of_another_document_has_finished(
         patch.setattr(LocalStore, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             kvtool.prefill("long.md", **options)  # type: ignore[arg-type]
-    assert "freed 1 artifacts" in cli("rm", "c.txt", "c.txt").stderr
+    assert "freed 1 artifact" in cli("rm", "c.txt", "c.txt").stderr
     assert "long.md" not in store
     report = kvtool.prefill("long.md", **options)  # type: ignore[arg-type]
     segments = store["long.md"].segments
@@ -68,7 +68,7 @@ def test_rm_leaves_what_another_document_uses(cli: Cli, store: LocalStore, tiny:
     kvtool.prefill("copy.txt", model=tiny, store=store)
     assert "freed 0 artifacts" in cli("rm", "c.txt").stderr
     assert store.read("copy.txt").n_tokens == 30
-    assert "freed 1 artifacts" in cli("rm", "copy.txt").stderr
+    assert "freed 1 artifact" in cli("rm", "copy.txt").stderr
 
 
 HOLD = "import sys, kvtool\nwith kvtool.Store(sys.argv[1]).writing():\n    print('held', flush=True)\n    sys.stdin.read()"

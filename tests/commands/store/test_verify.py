@@ -30,7 +30,7 @@ def test_verify(cli: Cli, store: LocalStore) -> None:
     assert path.exists()
     result = cli("verify", "--remove", code=GATE)
     assert str(path) in error_of(result)
-    assert "3 artifacts are intact, 1 are not, 1 removed" in result.stderr
+    assert "3 artifacts are intact, 1 is not, 1 removed" in result.stderr
     assert not path.exists()
     cli("verify", "docs/a.md")
     cli("verify", code=GATE)

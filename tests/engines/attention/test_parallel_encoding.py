@@ -15,8 +15,8 @@ import kvtool
 from kvtool.ask import ask, generate
 from kvtool.blending.blend import BlendOptions
 from kvtool.engines.attention.cache_attention import cache_attention
+from kvtool.engines.attention.check import is_softmax_attention
 from kvtool.engines.attention.parallel_encoding import adaptive_attention
-from kvtool.engines.attention.softmax_check import is_softmax_attention
 from kvtool.engines.batching.generate_many import end_tokens, generate_many, logits_after
 from kvtool.engines.cache import DocumentCache, ParallelEncoding
 from kvtool.errors import ModelError

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+import transformers as t
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.gpt_oss import modeling_gpt_oss
 
 import kvtool
-from kvtool.engines.attention.cache_attention import cache_attention
+from kvtool.codecs import Geometry, LayerGeometry
+from kvtool.codecs.recipe_registry import recipes
+from kvtool.engines.attention.cache_attention import cache_attention, refuse_unreadable
+from kvtool.engines.attention.override import family_attention
 from kvtool.engines.attention.query import query_attention
 from kvtool.engines.attention.ragged import softmax_attention
 from kvtool.engines.batching.generate_many import generate_many, logits_after
@@ -22,6 +28,7 @@ from kvtool.engines.cache import ROOM, DocumentCache, ParallelEncoding
 from kvtool.engines.generate import generate
 from kvtool.engines.kv import slice_kv
 from kvtool.engines.ragged import RaggedLayer, UniformLayer
+from kvtool.engines.stage_inputs import refuse_unmet
 from kvtool.errors import ModelError, UsageError
 from kvtool.kernels.dispatch import Packed
 from tests.pruned import PREFIX, dense_cache, hiding, keep_some, prune
@@ -242,12 +249,61 @@ def test_biases_are_added_to_scaled_scores(model_of: Any, name: str, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["gpt-oss", "softcapped"])
-def test_biases_are_refused_without_softmax_attention(model_of: Any, request: Any, name: str) -> None:
+def test_a_bias_counts_a_token_again(request: Any, model_of: Any, name: str) -> None:
+    """With sinks or a soft cap too: a token with a bias of log 2 is attended to as two of them."""
     model = request.getfixturevalue(name) if name == "softcapped" else model_of(name)
     dense = dense_cache(model, DOCUMENT)
-    cache = prune(dense, keep_some(dense), [torch.zeros(2, 40) for _ in dense.layers])
-    with pytest.raises(ModelError, match=r"biases.*makes no biases"):
-        logits_after(model, cache, QUESTION)
+    kept = keep_some(dense)
+    twice = [torch.rand(some.shape) < 0.5 for some in kept]
+    cache = prune(dense, kept, [some * math.log(2) for some in twice])
+
+    def doubled(
+        _: str, module: Any, query: Any, key: Any, value: Any, mask: Any, *rest: Any, **options: Any
+    ) -> Any:
+        again = twice[module.layer_idx].repeat_interleave(2, 0)[None, :, None] & mask[..., :40]
+        keys, values = (torch.cat([x, x[:, :, :40]], 2) for x in (key, value))
+        return family_attention(
+            "eager", module, query, keys, values, torch.cat([mask, again], -1), *rest, **options
+        )
+
+    with pytest.MonkeyPatch.context() as patched, hiding(model, kept):
+        patched.setattr("tests.pruned.family_attention", doubled)
+        expected = logits_after(model, copy.deepcopy(dense), QUESTION)
+    assert near(logits_after(model, cache, QUESTION), expected)
+    assert not near(logits_after(model, prune(dense, kept), QUESTION), expected)
+
+
+def test_biases_are_refused_before_loading_where_attention_adds_none(
+    save_model: Any, sizes: Any, tmp_path: Any, monkeypatch: Any
+) -> None:
+    layers = ["sliding_attention", "full_attention", "full_attention"]
+    config = t.GptOssConfig(
+        **sizes, layer_types=layers, head_dim=8, num_local_experts=4, num_experts_per_tok=2
+    )
+    model = kvtool.load_model(save_model(tmp_path, config))
+    eager = modeling_gpt_oss.eager_attention_forward
+
+    def blind(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        return eager(module, query, key, value, mask.clamp(max=-1e9) * (mask < -1e9), **options)
+
+    monkeypatch.setattr(modeling_gpt_oss, "eager_attention_forward", blind)
+    plain, biased = (LayerGeometry(5, (1, 8), (1, 8), (2, 3), biased) for biased in (False, True))
+    refuse_unreadable(model, Geometry(torch.float32, 9, (plain, plain, plain)))
+    message = r"gpt_oss.*layer 1 \(full_attention\).*compress with a recipe that makes no biases"
+    with pytest.raises(ModelError, match=message):
+        refuse_unreadable(model, Geometry(torch.float32, 9, (plain, biased, plain)))
+    pipeline = recipes()["attention-matching"].build()
+    with pytest.raises(ModelError, match=r"layer 0 \(sliding_attention\)"):
+        refuse_unmet("attention-matching", pipeline, model)
+
+
+def test_a_pruned_cache_is_refused_outside_the_attention_interface(
+    save_model: Any, sizes: Any, tmp_path: Any
+) -> None:
+    model = kvtool.load_model(save_model(tmp_path, t.FalconConfig(**sizes)))
+    refuse_unreadable(model, Geometry(torch.float32, 9, (LayerGeometry(9, (2, 8), (2, 8)),)))
+    with pytest.raises(ModelError, match="falcon does not go through"):
+        refuse_unreadable(model, Geometry(torch.float32, 9, (LayerGeometry(5, (2, 8), (2, 8)),)))
 
 
 def test_a_soft_cap_is_the_familys_own(softcapped: kvtool.Model) -> None:

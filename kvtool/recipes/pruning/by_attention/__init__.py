@@ -1,1 +1,1 @@
-"""Tokens chosen by the attention of all later tokens."""
+"""Tokens chosen, or made, by the attention of all later tokens."""

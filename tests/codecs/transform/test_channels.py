@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvtool.codecs import CodecError, Spec
-from kvtool.codecs.transform.reorder import Reorder, join_heads, split_heads
+from kvtool.codecs.transform.channels import Reorder, join_heads, split_heads
 
 
 def test_the_largest_channels_come_first_and_go_back_to_their_place() -> None:
