@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
-from pathlib import Path
 
 import blake3
 import torch
@@ -15,7 +14,6 @@ from kvtool.codecs import CodecError, LayerKV
 from kvtool.codecs.format import container
 from kvtool.codecs.format.paged import Paged
 from kvtool.codecs.spec import TOKEN_IDS
-from kvtool.digest import digest
 from kvtool.errors import ArtifactError
 
 
@@ -47,7 +45,7 @@ class PartReader:
         ranges = [range(offsets[name], offsets[name] + container.nbytes(entries[name])) for name in names]
         tensors: dict[str, Tensor] = {}
         for name, data in zip(names, self.read(ranges), strict=True):
-            if digest(data) != self.artifact.meta["tensors"][name]:
+            if _digest((data,)).hex() != self.artifact.meta["tensors"][name]:
                 raise broken(
                     self.artifact.path, f"tensor {name} has changed since it was written (digest differs)"
                 )
@@ -55,14 +53,20 @@ class PartReader:
             tensors[name] = _tensor(bytearray(data), dtype, shape)
         return tensors
 
-    def read(self, ranges: Sequence[range]) -> Sequence[bytes]:
+    def read(self, ranges: Sequence[range]) -> Sequence[memoryview]:
         """The bytes of the file in ``ranges``, not checked."""
-        artifact = self.artifact
-        data = artifact.fetch(ranges) if artifact.fetch else _read_file(artifact.path, ranges)
+        artifact, runs = self.artifact, list(joined(ranges))
+        data = _fetch(artifact, runs) if runs else []
         self.nbytes += sum(map(len, data))
-        if list(map(len, data)) != list(map(len, ranges)):
+        if list(map(len, data)) != list(map(len, runs)):
             raise broken(artifact.path, "it is cut off")
-        return data
+        starts = [run.start for run in runs]
+
+        def cut(wanted: range) -> memoryview:
+            at = bisect_right(starts, wanted.start) - 1
+            return memoryview(data[at])[wanted.start - starts[at] : wanted.stop - starts[at]]
+
+        return [cut(wanted) if wanted else memoryview(b"") for wanted in ranges]
 
 
 class PageReader(PartReader):
@@ -90,7 +94,7 @@ class PageReader(PartReader):
 
     def pages(self, layer: int, pages: Sequence[int]) -> LayerKV:
         """The tokens of ``pages``, ascending, of one layer. Neighbouring pages are one range of the file."""
-        runs = list(_runs(self.paged, pages))
+        runs = list(joined(map(self.paged.tokens, pages)))
         arrays = self.paged.arrays(layer)
         size = {name: array.nbytes // self.paged.n_tokens for name, array in arrays.items()}
         ranges = [
@@ -143,16 +147,25 @@ def _digest(parts: Iterable[bytes | memoryview]) -> bytes:
     return bytes(hasher.digest())
 
 
-def _runs(paged: Paged, pages: Sequence[int]) -> Iterator[range]:
-    """The tokens of ``pages``, ascending, in as few ranges as there are."""
-    for _, group in groupby(enumerate(pages), key=lambda pair: pair[1] - pair[0]):
-        run = [page for _, page in group]
-        yield range(paged.tokens(run[0]).start, paged.tokens(run[-1]).stop)
+def joined(ranges: Iterable[range]) -> Iterator[range]:
+    """What ``ranges``, which do not overlap, cover: ascending, and as few as there are."""
+    run = range(0)
+    for one in sorted(filter(None, ranges), key=lambda one: one.start):
+        if run and one.start == run.stop:
+            run = range(run.start, one.stop)
+            continue
+        if run:
+            yield run
+        run = one
+    if run:
+        yield run
 
 
-def _read_file(path: Path, ranges: Sequence[range]) -> list[bytes]:
+def _fetch(artifact: Artifact, ranges: Sequence[range]) -> Sequence[bytes]:
+    if artifact.fetch:
+        return artifact.fetch(ranges)
     data: list[bytes] = []
-    with reading(path), path.open("rb", buffering=0) as file:
+    with reading(artifact.path), artifact.path.open("rb", buffering=0) as file:
         for wanted in ranges:
             file.seek(wanted.start)
             data.append(file.read(len(wanted)))

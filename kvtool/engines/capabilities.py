@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvtool.engines.attention.cached_keys import is_attention_to_cache
 from kvtool.engines.attention.softmax_check import is_softmax_attention
 from kvtool.engines.once_per_model import once_per_model
 from kvtool.engines.rope import Rotations, describe_rotations, find_rotations
@@ -26,3 +27,9 @@ def key_rotations(model: Model) -> Rotations | None:
 def has_softmax_attention(model: Model) -> bool:
     """Whether attention is a softmax over scaled products in every layer, without soft caps, sinks or biases."""
     return is_softmax_attention(model)
+
+
+@once_per_model
+def attends_to_cached_keys(model: Model) -> bool:
+    """Whether attention multiplies queries with the very keys that are cached; in latent attention it makes others of them."""
+    return is_attention_to_cache(model)
