@@ -103,6 +103,8 @@ def ask(
     """
     if read is not None:
         check_share(read)
+        if not cached:
+            raise UsageError("read", "is of a cache", "leave it out with cached=False")
         store = parts_of(store)
     # Loading the tokenizer and hashing the weights are parts of loading the model, not of the times below.
     _ = model.text_tokenizer, model.fingerprint

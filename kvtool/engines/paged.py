@@ -62,8 +62,11 @@ def upper_bounds(queries: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def choose(scores: Tensor, share: float) -> list[int]:
-    """The ``share`` of the pages, ascending, that have most of the attention, by upper bounds of their scores [Q, S, P]."""
+    """The ``share`` of the pages, ascending, that have most of the attention, by upper bounds of their scores [Q, S, P].
+
+    Each head and query has the same say: a softmax over its bounds, summed.
+    """
     n_pages = scores.shape[-1]
-    weights = scores.softmax(-1).amax((0, 1))
+    weights = scores.softmax(-1).sum((0, 1))
     chosen: list[int] = weights.topk(math.ceil(share * n_pages)).indices.sort().values.tolist()
     return chosen

@@ -41,10 +41,11 @@ def test_no_score_is_above_the_bound_of_its_page(
         torch.testing.assert_close(bounds[head], scores[..., 0])
 
 
-def test_pages_are_chosen_by_their_largest_share_of_attention() -> None:
+def test_pages_are_chosen_by_their_share_of_all_heads_and_queries_attention() -> None:
     scores = torch.zeros(2, 3, 8)
-    scores[0, 1, 6] = 9.0
-    scores[1, 2, 3] = 5.0
+    scores[0, :2, 6] = 9.0
+    # However large one score is, it has one query's say.
+    scores[1, 2, 3] = 100.0
     assert choose(scores, 0.01) == [6]
     assert choose(scores, 0.25) == [3, 6]
     assert choose(scores, 1.0) == list(range(8))
