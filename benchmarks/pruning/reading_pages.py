@@ -35,7 +35,7 @@ from kvtool.engines.generate import generate
 from kvtool.engines.transformers import device_of
 from kvtool.measurement.needles import Haystack, Question, contained
 from kvtool.measurement.statistics import mean
-from kvtool.model.conversation import conversation_tokens
+from kvtool.model.chat_template import conversation_tokens
 from kvtool.store.local import LocalStore
 from kvtool.store.remote import RemoteStore
 from kvtool.system.cache_dir import cache_dir

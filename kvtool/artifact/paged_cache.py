@@ -65,14 +65,14 @@ def paged_cache(parts: Sequence[Artifact], model: Model, share: float) -> PagedC
     geometry = document.contents.geometry
     n_before = n_tokens - geometry.n_tokens
     for index, size in enumerate(geometry.layers):
-        held = [layers[index] for layers in placed]
+        prefix = [layers[index] for layers in placed]
         if index < whole:
-            cache.layers[index] = joined_layer([*held, first[index]], n_tokens)
+            cache.layers[index] = joined_layer([*prefix, first[index]], n_tokens)
             continue
         layer = PagedLayer(n_before, n_tokens, index, pages, share)
         layer.allocate(size.keys, size.values, geometry.dtype, torch.device("cpu"))
-        for part in held:
-            layer.place(part)
+        for some in prefix:
+            layer.place(some)
         cache.layers[index] = layer
     return cache
 

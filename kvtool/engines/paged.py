@@ -34,21 +34,21 @@ class PagedLayer(UniformLayer):
         self.index, self.share = index, share
         self.source: PageSource | None = source
 
-    def read(self, query: Tensor, scaling: float | None) -> None:
-        """Reads the pages that ``query`` [B, Q, S, D] ranks first, and puts their tokens before the appended ones."""
+    def read(self, query: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
+        """All keys and values, once the pages that ``query`` [B, Q, S, D] ranks first are before the appended tokens."""
+        assert self.keys is not None
+        assert self.values is not None
         if self.source is None:
-            return
+            return self.keys, self.values
         low, high = self.source.bounds(self.index)
         bounds = upper_bounds(query.transpose(0, 1).flatten(1, 2).float().cpu(), low, high)
         pages = choose(bounds * (scaling or query.shape[-1] ** -0.5), self.share)
         part, self.source = self.source.pages(self.index, pages), None
-        held, appended = len(self.indices), self.n_appended
-        assert self.keys is not None
-        assert self.values is not None
+        held = len(self.indices)
         keys, values = self.keys[:, :, held:].clone(), self.values[:, :, held:].clone()
-        super().crop(-appended)
+        super().crop(-self.n_appended)
         self.place(part)
-        self.update(keys, values)
+        return self.update(keys, values)
 
 
 def upper_bounds(queries: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -52,8 +52,7 @@ class PrunedAttention:
     ) -> Tensor:
         layer = self.layers[module.layer_idx]
         if isinstance(layer, PagedLayer):
-            layer.read(query, scaling)
-            key, value = layer.keys, layer.values
+            key, value = layer.read(query, scaling)
         if isinstance(layer, UniformLayer):
             mask = mask[..., layer.columns]
         if not isinstance(layer, RaggedLayer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from email.message import Message
 
 RANGES = 1000
 """Ranges of one request. They fit in its headers, and in what a kvtool server answers."""
@@ -29,7 +30,7 @@ def most_bytes(ranges: Sequence[range]) -> int:
     return sum(map(len, ranges)) + (0 if len(ranges) == 1 else _HEAD_BYTES * (len(ranges) + 1))
 
 
-def parse_parts(headers: Mapping[str, str], body: bytes, ranges: Sequence[range]) -> list[bytes]:
+def parse_parts(headers: Mapping[str, str] | Message, body: bytes, ranges: Sequence[range]) -> list[bytes]:
     """The bytes of ``ranges``, in their order, from an answer. Raises ``ValueError`` for one that has other ranges."""
     if len(ranges) == 1:
         _expect(str(headers.get("Content-Range", "")).encode(), ranges[0])
