@@ -11,9 +11,6 @@ from torch import Tensor
 from kvtool.codecs import LayerKV
 from kvtool.engines.ragged import UniformLayer
 
-REACH = 0.5
-"""How far from the middle of a page's keys to their bounds a page is ranked by. Few keys come near the bounds of all channels."""
-
 
 class PageSource(Protocol):
     """A document in pages of tokens, which are read from a file or over a network."""
@@ -44,8 +41,8 @@ class PagedLayer(UniformLayer):
         if self.source is None:
             return self.keys, self.values
         low, high = self.source.bounds(self.index)
-        products = page_scores(query.transpose(0, 1).flatten(1, 2).float().cpu(), low, high)
-        pages = choose(products * (scaling or query.shape[-1] ** -0.5), self.share)
+        bounds = upper_bounds(query.transpose(0, 1).flatten(1, 2).float().cpu(), low, high)
+        pages = choose(bounds * (scaling or query.shape[-1] ** -0.5), self.share)
         part, self.source = self.source.pages(self.index, pages), None
         held = len(self.indices)
         keys, values = self.keys[:, :, held:].clone(), self.values[:, :, held:].clone()
@@ -54,23 +51,20 @@ class PagedLayer(UniformLayer):
         return self.update(keys, values)
 
 
-def page_scores(queries: Tensor, low: Tensor, high: Tensor, reach: float = REACH) -> Tensor:
-    """What a key of each page may have as its product with queries [Q, S, D], [Q, S, P].
+def upper_bounds(queries: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The largest product that queries [Q, S, D] can have with a key of each page, [Q, S, P].
 
     ``low`` and ``high`` [P, H, D] are the pages' smallest and largest keys of each channel; Q / H query heads share a key head.
-    With ``reach`` 1, no product is larger; with 0, it is that of the middle between the two.
     """
     group = len(queries) // low.shape[1]
-    middle, half = (
-        x.transpose(0, 1).repeat_interleave(group, 0).mT for x in ((high + low) / 2, (high - low) / 2)
-    )
-    return queries @ middle + reach * (queries.abs() @ half)
+    smallest, largest = (x.transpose(0, 1).repeat_interleave(group, 0).mT for x in (low, high))
+    return queries.clamp(max=0) @ smallest + queries.clamp(min=0) @ largest
 
 
 def choose(scores: Tensor, share: float) -> list[int]:
-    """The ``share`` of the pages, ascending, that may have most of the attention, by their scores [Q, S, P].
+    """The ``share`` of the pages, ascending, that have most of the attention, by upper bounds of their scores [Q, S, P].
 
-    Each head and query has the same say: a softmax over its scores, summed.
+    Each head and query has the same say: a softmax over its bounds, summed.
     """
     n_pages = scores.shape[-1]
     weights = scores.softmax(-1).sum((0, 1))

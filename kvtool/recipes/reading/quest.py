@@ -12,17 +12,16 @@ WHOLE = 16
 def quest(page: int, bits: int, group: int) -> Pipeline:
     """Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference (Tang et al., 2024, arXiv 2406.10774).
 
-    Tokens in pages of ``page``, and for each page and channel the smallest and the largest key. These
-    bound the scores that any token of the page can have with a question's queries, and ``kvtool ask --read`` fetches the
-    pages that rank first alone. Nothing is left out of the file: read whole, it gives every token.
+    Tokens in pages of ``page``, and for each page and channel the smallest and the largest key. From these a question's
+    queries bound the scores that any token of the page can have, and ``kvtool ask --read`` fetches the pages with the
+    largest bounds alone. Nothing is left out of the file: read whole, it gives every token.
 
     With ``bits`` below 16, keys and values are quantized as in KIVI (arXiv 2402.02750), keys over the tokens of a page and
     values over ``group`` channels. The keys' scales and zeros then are the bounds, and nothing is stored beside them.
 
     What differs. The paper chooses pages for each head and each query while it decodes, out of a cache in memory, and reads
     all for a prompt. Here all heads of a layer read the same pages, so that their bytes are in a row, and a question's tokens
-    choose them together. Pages are ranked by the score half way between that of the middle of their keys and the bound, which
-    comes nearer to what is attended to.
+    choose them together.
     """
     if bits == WHOLE:
         return Pipeline(keys=(Pages(page, bounds=True),), values=(Pages(page),))

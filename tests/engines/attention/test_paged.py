@@ -13,7 +13,7 @@ from torch import Tensor
 from kvtool.codecs import LayerKV
 from kvtool.engines.attention.cache_attention import cache_attention
 from kvtool.engines.cache import DocumentCache
-from kvtool.engines.paged import PagedLayer, choose, page_scores
+from kvtool.engines.paged import PagedLayer, choose, upper_bounds
 from tests.families import model_of, tiny
 from tests.pruned import dense_cache
 
@@ -33,7 +33,7 @@ def test_no_score_is_above_the_bound_of_its_page(
     random = torch.Generator().manual_seed(seed)
     keys = torch.randn(n_pages, page, n_heads, 6, generator=random)
     queries = torch.randn(n_heads * group, 3, 6, generator=random)
-    bounds = page_scores(queries, keys.amin(1), keys.amax(1), reach=1.0)
+    bounds = upper_bounds(queries, keys.amin(1), keys.amax(1))
     for head in range(n_heads * group):
         scores = torch.einsum("sd,ptd->spt", queries[head], keys[:, :, head // group])
         assert (scores <= bounds[head][..., None] + 1e-5).all()
