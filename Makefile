@@ -64,6 +64,7 @@ bench: setup
 	$(BIN)/python -m benchmarks recommend --write docs/results/recommendations.md
 	$(BIN)/python -m benchmarks pruning --write docs/results/pruning.md
 	$(BIN)/python -m benchmarks pruned_speed --write docs/results/pruning_speed.md
+	$(BIN)/python -m benchmarks reading_pages --write docs/results/reading_pages.md
 	$(BIN)/python -m benchmarks ttft
 	$(BIN)/python -m benchmarks prefill
 	$(BIN)/python -m benchmarks memory

@@ -24,6 +24,7 @@ MODULES = {
     "lm_eval": "serving.harness",
     "pruning": "pruning.pruning",
     "pruned_speed": "pruning.pruned_speed",
+    "reading_pages": "pruning.reading_pages",
     "prune_peers": "pruning.prune_peers",
     "peers": "peers.environments",
 }

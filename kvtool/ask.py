@@ -10,6 +10,7 @@ from typing import Any
 from kvtool.blending.blend import BlendOptions, assemble, shared_prefix
 from kvtool.blending.cache import BlendedCache
 from kvtool.blending.layout import Layout, Part, Text, lay_out, listed
+from kvtool.blending.reading import Read, check_share, open_pages, read_of, refuse_unreadable
 from kvtool.engines.batching.generate_many import generate_many
 from kvtool.engines.cache import DocumentCache
 from kvtool.engines.capabilities import key_rotations
@@ -19,6 +20,7 @@ from kvtool.errors import UsageError
 from kvtool.model.chat_template import SEPARATOR, question_tokens
 from kvtool.model.model import Model
 from kvtool.store.base import Store
+from kvtool.store.headers import parts_of
 from kvtool.store.manifest import RAW
 from kvtool.system.trace import Trace
 
@@ -29,7 +31,8 @@ class Answer:
 
     ``documents`` are the names that were asked for, ``variants`` those of their segments, each in order. ``cached`` is
     whether their caches were used. ``first_token_seconds`` runs from opening the artifacts (or, without caches, from the
-    prompt) to the first token; loading the model and running it for the first time are not part of it.
+    prompt) to the first token; loading the model and running it for the first time are not part of it. ``read`` is of a document
+    that was read in part.
     """
 
     text: str
@@ -44,6 +47,7 @@ class Answer:
     load_seconds: float
     first_token_seconds: float
     seconds: float
+    read: Read | None = None
 
     def timed_as(self, other: Answer) -> Answer:
         """This answer with the times of ``other``, up to the first token."""
@@ -62,6 +66,8 @@ class Answer:
             "answer_tokens": len(self.token_ids),
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
+            "read_bytes": self.read and self.read.nbytes,
+            "stored_bytes": self.read and self.read.stored_nbytes,
             "load_seconds": round(self.load_seconds, 4),
             "first_token_seconds": round(self.first_token_seconds, 4),
             "first_token_seconds_without_cache": full and round(full.first_token_seconds, 4),
@@ -80,15 +86,26 @@ def ask(
     max_tokens: int = 200,
     sampling: Sampling = GREEDY,
     cached: bool = True,
+    read: float | None = None,
     trace: Trace | None = None,
     on_text: Callable[[str], None] = lambda _: None,
 ) -> Answer:
     """Generates the answer to ``question`` over ``documents``; ``sampling`` says how its tokens are chosen.
 
     Several documents, or one of several segments, are blended as ``options`` say, with ``separator`` between them.
-    ``cached=False`` runs the same tokens through a full prefill. Raises ``UsageError`` if the question does not fit after
+    ``cached=False`` runs the same tokens through a full prefill.
+
+    With ``read``, a share, that of a document's pages is read that the question ranks first, layer by layer while the model runs
+    over it; ``variant`` is one of the recipe quest. Answers are those that these pages give: some of the rest may have mattered.
+
+    Raises ``UsageError`` if the question does not fit after
     the documents, and what ``kvtool.blend`` raises.
     """
+    if read is not None:
+        check_share(read)
+        if not cached:
+            raise UsageError("read", "is of a cache", "leave it out with cached=False")
+        store = parts_of(store)
     # Loading the tokenizer and hashing the weights are parts of loading the model, not of the times below.
     _ = model.text_tokenizer, model.fingerprint
     opening = time.monotonic()
@@ -98,12 +115,18 @@ def ask(
     (prompt,) = _prompts([question], layout, model, store)
     length = len(layout.token_ids) + len(prompt)
     prepared = time.monotonic() - (opening if cached else opened)
+    if read is not None:
+        refuse_unreadable(layout, model)
     # The times below are without those of loading the model, of its first run and of finding its rotations.
     warm_up(model)
     if not layout.is_alone and cached:
         key_rotations(model)
     started = time.monotonic() - prepared
-    cache = assemble(layout, model, options, [prompt], trace) if cached else None
+    cache: DocumentCache | None = None
+    if read is not None:
+        cache = open_pages(layout, model, read)
+    elif cached:
+        cache = assemble(layout, model, options, [prompt], trace)
     loaded = time.monotonic()
     stream = TextStream(model.tokenizer, on_text)
     tokens = generate(
@@ -127,6 +150,7 @@ def ask(
         load_seconds=loaded - started,
         first_token_seconds=(stream.first_token_time or time.monotonic()) - started,
         seconds=time.monotonic() - started,
+        read=read_of(cache),
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 import kvtool
 from kvtool.ask import ask, ask_each
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached, Text
+from kvtool.errors import UsageError
 from kvtool.store.local import LocalStore
 
 
@@ -23,6 +26,8 @@ def test_an_answer_as_json(store: LocalStore, tiny: kvtool.Model) -> None:
         "answer_tokens": len(answer.token_ids),
         "prompt_tokens": answer.prompt_tokens,
         "cached_tokens": answer.cached_tokens,
+        "read_bytes": None,
+        "stored_bytes": None,
         "load_seconds": round(answer.load_seconds, 4),
         "first_token_seconds": round(answer.first_token_seconds, 4),
         "first_token_seconds_without_cache": None,
@@ -52,3 +57,17 @@ def test_answers_as_json(store: LocalStore, tiny: kvtool.Model) -> None:
         "seconds",
     ]
     assert (found["documents"], found["variants"]) == (["c.txt", "docs/a.md"], ["raw", "raw"])
+
+
+def test_part_of_a_document(store: LocalStore, tiny: kvtool.Model) -> None:
+    kvtool.compress(store, recipe="quest")
+    whole = ask("What?", "c.txt", tiny, store, max_tokens=3)
+    part = ask("What?", "c.txt", tiny, store, variant="quest", read=1.0, max_tokens=3)
+    assert part.token_ids == whole.token_ids
+    assert part.read is not None
+    assert part.to_json()["read_bytes"] == part.read.nbytes <= part.read.stored_nbytes
+    for share in (0.0, 1.5, -1.0, float("nan")):
+        with pytest.raises(UsageError, match=r"is no share of a document; expected a number above 0"):
+            ask("What?", "c.txt", tiny, store, variant="quest", read=share)
+    with pytest.raises(UsageError, match=r"c.txt, docs/a.md: are several documents"):
+        ask("What?", ["c.txt", "docs/a.md"], tiny, store, variant="quest", read=0.5)

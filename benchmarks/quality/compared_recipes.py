@@ -14,6 +14,13 @@ RECIPES: Mapping[str, Method] = {
         kvtool={"lossless:level=19": "The highest of zstd's usual levels."},
         differs="There is no paper and no authors' code.",
     ),
+    "quest": Method(
+        authors={"quest": "Pages of 16 tokens, as in the paper. Read whole, nothing is lost."},
+        kvtool={
+            "quest:bits=8": "Pages in 8 bits.",
+            "quest:bits=4": "Pages in 4 bits.",
+        },
+    ),
     "int8-blockwise": Method(
         authors={
             "int8-blockwise": "256 entries, what bitsandbytes' optimizers have.",

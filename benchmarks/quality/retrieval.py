@@ -67,20 +67,21 @@ def haystack_contexts(
 ) -> list[Context]:
     """The haystacks with their questions. The first of a length are the same however many there are."""
     return [
-        haystack_context(model, prefix, _haystack(model, f"{length}/{n}", text, length, number))
+        haystack_context(model, prefix, lookup_haystack(model, f"{length}/{n}", text, length, number))
         for length in lengths
-        for n, text in enumerate(_texts(model, length, haystacks))
+        for n, text in enumerate(haystack_texts(model, length, haystacks))
     ]
 
 
-def _haystack(model: kvtool.Model, seed: str, text: Text, length: int, number: int) -> Haystack:
+def lookup_haystack(model: kvtool.Model, seed: str, text: Text, length: int, number: int) -> Haystack:
+    """``number`` keys hidden in ``length`` tokens of a text."""
     tasks = [key_task(key, LOOKUP) for key in draw_keys(Random(seed), text.text, number)]
     tasks = [replace(task, question=replace(task.question, max_tokens=LOOKUP_TOKENS)) for task in tasks]
     name = f"keys-{seed}-{text.source}"
     return haystack(name, tasks, text.text, length, lambda part: len(document_tokens(model, part)))
 
 
-def _texts(model: kvtool.Model, length: int, haystacks: int) -> list[Text]:
+def haystack_texts(model: kvtool.Model, length: int, haystacks: int) -> list[Text]:
     """One of each kind, then the next of each."""
     texts = held_out(model, length, documents=HAYSTACKS)
     return list(chain.from_iterable(zip(*texts.values(), strict=True)))[:haystacks]

@@ -35,7 +35,7 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     """
     for part in parts:
         refuse_mismatch(part, model)
-    _refuse_gaps(parts)
+    refuse_gaps(parts)
     geometry = cache_geometry(parts)
     refuse_unreadable(model, geometry)
     token_ids = torch.cat([part.token_ids for part in parts])
@@ -94,7 +94,8 @@ def refuse_mismatch(part: Artifact, model: Model) -> None:
     raise MismatchError(part.path, f"was made by another model: {difference}. {remedy}")
 
 
-def _refuse_gaps(parts: Sequence[Artifact]) -> None:
+def refuse_gaps(parts: Sequence[Artifact]) -> None:
+    """Raises ``MismatchError`` for an artifact that does not continue the one before it."""
     if len({part.n_layers for part in parts}) > 1:
         reason = f"has {parts[-1].n_layers} layers, its prefix {parts[0].n_layers}"
         raise MismatchError(parts[-1].path, reason)

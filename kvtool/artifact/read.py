@@ -9,12 +9,12 @@ stored layer by layer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import blake3
 import torch
@@ -27,6 +27,7 @@ from kvtool.codecs import KV, Array, Calibration, CodecError, Contents, LayerKV,
 from kvtool.codecs.calibration import NONE
 from kvtool.codecs.format import container
 from kvtool.codecs.format.container import DTYPES, Entry
+from kvtool.codecs.format.paged import Paged
 from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.digest import canonical_json, digest, digest_token_ids
 from kvtool.errors import ArtifactError, BrokenFile
@@ -34,12 +35,18 @@ from kvtool.errors import ArtifactError, BrokenFile
 FORMAT = 1
 """The newest format that is read, and the one that is written."""
 
+DIGEST_BYTES = 32
+
+Fetch: TypeAlias = Callable[[Sequence[range]], Sequence[bytes]]
+"""Gives the bytes of a file in these ranges, in their order."""
+
 
 @dataclass(frozen=True)
 class Artifact:
     """An artifact file whose header has been checked. Tensors are checked as they are read.
 
-    ``calibrations`` has those that its pipeline names, by digest.
+    ``calibrations`` has those that its pipeline names, by digest. Where the file at ``path`` has no more than header and token
+    ids, ``fetch`` reads ranges of the whole one, for ``artifact.pages``.
     """
 
     path: Path
@@ -48,6 +55,7 @@ class Artifact:
     offsets: Mapping[str, int]
     nbytes: int
     calibrations: Mapping[str, Calibration] = field(default_factory=dict, repr=False, compare=False)
+    fetch: Fetch | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -59,13 +67,13 @@ class Artifact:
         ``calibrations`` has not, since how much would be read is then unknown.
         """
         try:
-            with _reading(path):
+            with reading(path):
                 artifact = replace(_open(cls, path, expected), calibrations=calibrations)
             artifact._refuse_unplanned()
             return artifact
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             cause = f"{type(error).__name__}: {str(error)[:200]}"
-            raise _broken(path, f"its header is not an artifact's ({cause})") from error
+            raise broken(path, f"its header is not an artifact's ({cause})") from error
 
     @property
     def digest(self) -> str:
@@ -116,17 +124,22 @@ class Artifact:
             )
             raise ArtifactError(self.path, str(error)[:300], remedy) from error
 
+    @cached_property
+    def paged(self) -> Paged | None:
+        """Its pages, if it can be read by them; it then has ``page_digests_name`` of each layer."""
+        return Paged.of(self.contents)
+
     def _refuse_unplanned(self) -> None:
         """The header may claim no other tensors than geometry and pipeline call for: they decide what is allocated."""
         geometry = self.contents.geometry
         if geometry.n_elements * geometry.dtype.itemsize > limits.ARTIFACT_BYTES:
-            raise _broken(self.path, f"its geometry claims more than {limits.ARTIFACT_BYTES} bytes")
+            raise broken(self.path, f"its geometry claims more than {limits.ARTIFACT_BYTES} bytes")
         if geometry.n_tokens > limits.ARTIFACT_TOKENS:
-            raise _broken(self.path, f"its geometry claims more than {limits.ARTIFACT_TOKENS} tokens")
+            raise broken(self.path, f"its geometry claims more than {limits.ARTIFACT_TOKENS} tokens")
         # Every group has a tensor. There is no room for groups yet where even full ones would be too many.
         most = (self.contents.pipeline.layers or self.n_layers) * len(self.entries)
         if self.n_layers > most or len(self.contents.groups) > len(self.entries):
-            raise _broken(self.path, f"it claims {self.n_layers} layers in {len(self.entries)} tensors")
+            raise broken(self.path, f"it claims {self.n_layers} layers in {len(self.entries)} tensors")
         planned = {TOKEN_IDS: Array((geometry.n_tokens,), torch.int32)}
         sizes = {"layers": len(geometry.layers), "tokens": geometry.n_tokens}
         for name in self.scores:
@@ -136,6 +149,10 @@ class Artifact:
                 # Of any shape: they are no larger than the file.
                 _, shape = self.entries[input_name(name, index)]
                 planned[input_name(name, index)] = Array(shape, torch.float32)
+        if self.paged:
+            shape = self.paged.n_pages, DIGEST_BYTES
+            names = map(page_digests_name, range(self.n_layers))
+            planned |= dict.fromkeys(names, Array(shape, torch.uint8))
         try:
             for group in self.contents.groups:
                 planned |= self.contents.arrays(group)
@@ -144,22 +161,22 @@ class Artifact:
             if list(stored) != list(planned) or list(placed.items()) != list(self.entries.items()):
                 odd = planned.keys() ^ stored.keys() or self.entries.keys() ^ stored.keys()
                 first = min(odd, default="order")
-                raise _broken(self.path, f"its tensors are not those it should have (first: {first})")
+                raise broken(self.path, f"its tensors are not those it should have (first: {first})")
             for name, (dtype, shape) in stored.items():
                 planned[name].check(f"tensor {name}", torch.empty(shape, dtype=dtype, device="meta"))
         except CodecError as error:
-            raise _broken(self.path, str(error)[:300]) from error
+            raise broken(self.path, str(error)[:300]) from error
         if self.meta["calibrations"] != calibration_digests(self.contents.pipeline):
-            raise _broken(self.path, "its calibrations are not those that its pipeline names")
+            raise broken(self.path, "its calibrations are not those that its pipeline names")
         if self.meta["tensors"].keys() != planned.keys():
-            raise _broken(self.path, "its digests are not those of its tensors")
+            raise broken(self.path, "its digests are not those of its tensors")
 
     @cached_property
     def token_ids(self) -> Tensor:
         """``[T]``, int64."""
         ids = self.read(TOKEN_IDS).to(torch.int64)
         if digest_token_ids(ids.tolist()) != self.meta["token_digest"]:
-            raise _broken(self.path, "its token ids are not those it names")
+            raise broken(self.path, "its token ids are not those it names")
         return ids
 
     def kv(self) -> KV:
@@ -191,7 +208,7 @@ class Artifact:
     def read(self, name: str) -> Tensor:
         """A fresh tensor, its digest checked."""
         if name not in self.entries:
-            raise _broken(self.path, f"tensor {name} is missing")
+            raise broken(self.path, f"tensor {name} is missing")
         dtype, shape = self.entries[name]
         out = torch.empty(shape, dtype=dtype)
         self.read_into(name, out)
@@ -202,20 +219,20 @@ class Artifact:
         dtype, shape = self.entries[name]
         if out.dtype != dtype or tuple(out.shape) != shape:
             difference = f"{dtype} {list(shape)}, not {out.dtype} {list(out.shape)}"
-            raise _broken(self.path, f"tensor {name} is {difference}")
+            raise broken(self.path, f"tensor {name} is {difference}")
         self._read_pieces(name, runs(out))
 
     def _read_pieces(self, name: str, pieces: Iterable[memoryview]) -> None:
         """Reads the tensor's bytes into ``pieces``, one after the other, and checks their digest."""
         hasher = blake3.blake3()
-        with _reading(self.path), self.path.open("rb", buffering=0) as file:
+        with reading(self.path), self.path.open("rb", buffering=0) as file:
             file.seek(self.offsets[name])
             for piece in pieces:
                 if _fill(file, piece) != len(piece):
-                    raise _broken(self.path, f"tensor {name} is cut off")
+                    raise broken(self.path, f"tensor {name} is cut off")
                 hasher.update(piece)
         if hasher.hexdigest() != self.meta["tensors"][name]:
-            raise _broken(self.path, f"tensor {name} has changed since it was written (digest differs)")
+            raise broken(self.path, f"tensor {name} has changed since it was written (digest differs)")
 
     def verify(self) -> None:
         """Reads every byte, a few at a time. Raises ``ArtifactError`` for the first that is not what was written."""
@@ -225,16 +242,21 @@ class Artifact:
             self._read_pieces(name, (buffer[: nbytes - at] for at in range(0, nbytes, len(buffer))))
         _ = self.token_ids
         padding = [name for name in self.entries if name not in self.meta["tensors"]]
-        with _reading(self.path), self.path.open("rb") as file:
+        with reading(self.path), self.path.open("rb") as file:
             for name in padding:
                 file.seek(self.offsets[name])
                 if any(file.read(container.nbytes(self.entries[name]))):
-                    raise _broken(self.path, f"padding {name} is not zero")
+                    raise broken(self.path, f"padding {name} is not zero")
 
 
 def input_name(name: str, layer: int) -> str:
     """The name of an input's tensor of a layer in the file."""
     return f"inputs.{name}.{layer:04d}"
+
+
+def page_digests_name(layer: int) -> str:
+    """The name of the tensor with the digest of each page of a layer, [P, 32] uint8."""
+    return f"digests.{layer:04d}"
 
 
 def header_bytes(placed: Mapping[str, Entry], meta: Mapping[str, Any]) -> bytes:
@@ -247,15 +269,15 @@ def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
         first = file.read(8)
         length = int.from_bytes(first, "little")
         if len(first) < 8:
-            raise _broken(path, f"it has only {len(first)} bytes")
+            raise broken(path, f"it has only {len(first)} bytes")
         if length > limits.HEADER_BYTES:
-            raise _broken(path, f"its header claims {length} bytes, more than {limits.HEADER_BYTES}")
+            raise broken(path, f"its header claims {length} bytes, more than {limits.HEADER_BYTES}")
         head = first + file.read(length)
         size = file.seek(0, 2)
     header = json.loads(head[8:])
     meta = json.loads(header.pop("__metadata__")["kvtool"])
     if type(meta["format"]) is not int or meta["format"] < 1:
-        raise _broken(path, f"its format is {str(meta['format'])[:80]}")
+        raise broken(path, f"its format is {str(meta['format'])[:80]}")
     if meta["format"] > FORMAT:
         reason = f"is an artifact of format {meta['format']}, this kvtool reads up to {FORMAT}"
         raise ArtifactError(path, reason, "upgrade kvtool")
@@ -263,21 +285,21 @@ def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
     _ = meta["identity"], meta["token_digest"], meta["source"]
     _ = meta["model"]["fingerprint"], meta["prefix"]["digest"]
     if len(header) > limits.ARTIFACT_TENSORS:
-        raise _broken(path, f"it claims {len(header)} tensors, more than {limits.ARTIFACT_TENSORS}")
+        raise broken(path, f"it claims {len(header)} tensors, more than {limits.ARTIFACT_TENSORS}")
     entries: dict[str, Entry] = {
         name: (DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))) for name, entry in header.items()
     }
     unsigned = {key: value for key, value in meta.items() if key != "digest"}
     if header_bytes(entries, meta) != head or digest(header_bytes(entries, unsigned)) != meta["digest"]:
-        raise _broken(path, "its header has changed since it was written (digest differs)")
+        raise broken(path, "its header has changed since it was written (digest differs)")
     if expected is not None and meta["digest"] != expected:
-        raise _broken(path, f"it is another artifact ({meta['digest'][:12]}…) than its name says")
+        raise broken(path, f"it is another artifact ({meta['digest'][:12]}…) than its name says")
     offsets, end = {}, len(head)
     for name, entry in entries.items():
         offsets[name] = end
         end += container.nbytes(entry)
     if end != size or end > limits.ARTIFACT_BYTES:
-        raise _broken(path, f"it has {size} bytes, its header says {end}")
+        raise broken(path, f"it has {size} bytes, its header says {end}")
     return cls(path, meta, entries, offsets, size)
 
 
@@ -297,7 +319,7 @@ def runs(tensor: Tensor) -> Iterator[memoryview]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -318,7 +340,7 @@ class BrokenArtifact(BrokenFile):
     """Its bytes are not those that kvtool wrote. What is merely newer, or cannot be read now, is no such thing."""
 
 
-def _broken(path: Path, what: str) -> BrokenArtifact:
+def broken(path: Path, what: str) -> BrokenArtifact:
     remedy = (
         "nothing was loaded; kvtool verify --remove takes broken artifacts out, and the same prefill or compress makes "
         "them again"

@@ -17,10 +17,12 @@ from kvtool.artifact.identity import (
     made_entry,
     segment_identity,
 )
-from kvtool.artifact.read import FORMAT, Artifact, header_bytes, runs
+from kvtool.artifact.pages import page_digests
+from kvtool.artifact.read import FORMAT, Artifact, header_bytes, page_digests_name, runs
 from kvtool.artifact.scores import in_8_bits, tensor_name
 from kvtool.codecs import KV, Contents, Inputs, Pipeline
 from kvtool.codecs.format import container
+from kvtool.codecs.format.paged import Paged
 from kvtool.codecs.format.pruned import Segment, pruned
 from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.digest import digest, digest_token_ids
@@ -99,8 +101,13 @@ def compressed_content(original: Artifact, pipeline: Pipeline, inputs: Inputs | 
     contents = segment.contents
     tensors = {TOKEN_IDS: ids.to(torch.int32)}
     tensors |= {tensor_name(name): original.read(tensor_name(name)) for name in original.scores}
+    layers: dict[str, Tensor] = {}
     for group in contents.groups:
-        tensors |= segment.encode(group, ids)
+        layers |= segment.encode(group, ids)
+    if paged := Paged.of(contents):
+        for index in range(len(contents.geometry.layers)):
+            tensors[page_digests_name(index)] = page_digests(paged, index, layers)
+    tensors |= layers
     meta = {
         **original.meta,
         **contents.to_metadata(),

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from kvtool.model.model import Model
 
 
+QUEST = "quest"
+"""The variant that is read in part, unless another is named: the recipe's own."""
+
+
 def _list_policies(wanted: bool) -> None:
     if wanted:
         from kvtool.blending.policies import DEFAULT, POLICIES
@@ -43,8 +47,11 @@ def run(
         ),
     ],
     variant: Annotated[
-        str, typer.Option(help="Load this variant: raw, or a compressed one by its name.")
-    ] = "raw",
+        str | None,
+        typer.Option(
+            help="Load this variant: raw, or a compressed one by its name (default: raw, or quest with --read)."
+        ),
+    ] = None,
     segment: Annotated[
         int | None, typer.Option(help="Take this segment of a long document (default: all, blended).")
     ] = None,
@@ -74,6 +81,13 @@ def run(
         typer.Option(help="Sample from tokens with at least this share of the likeliest one's probability."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Make sampling repeatable, by this seed.")] = None,
+    read: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Read this share of the document, such as 25%: what the question needs most. For the recipe quest.",
+        ),
+    ] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Prefill the documents now, without their caches.")
     ] = False,
@@ -133,6 +147,11 @@ def run(
     if len(questions) > 1 and (temperature or seed is not None or no_cache or compare):
         remedy = "ask one at a time with --temperature, --seed, --no-cache or --compare"
         raise UsageError(f"{len(questions)} questions", "are answered greedily, from the cache", remedy)
+    share = None if read is None else parse_share(read)
+    if share is not None and (len(questions) > 1 or len(doc) > 1 or no_cache):
+        raise UsageError(f"--read {read}", "is for one question about one document, from its cache")
+    if variant is None:
+        variant = "raw" if share is None else QUEST
     store = open_store(settings.store, existing=True)
     documents = [chosen_document(store, name, segment) for name in doc]
     model = load_model(settings)
@@ -155,7 +174,7 @@ def run(
             sys.stdout.flush()
 
     once = functools.partial(ask, questions[0], documents, model, store, sampling=sampling, **blending)
-    answer = once(cached=not no_cache, max_tokens=max_tokens, on_text=stream, trace=timeline)
+    answer = once(cached=not no_cache, max_tokens=max_tokens, on_text=stream, trace=timeline, read=share)
     if not as_json:
         typer.echo()
     if trace is not None:
@@ -163,10 +182,23 @@ def run(
     other = None
     if compare:
         # Whatever a first run alone has to do, such as reading files from the disk, is done now for both.
-        again, other = (once(cached=cached, max_tokens=1) for cached in (not no_cache, no_cache))
+        again = once(cached=not no_cache, max_tokens=1, read=share)
+        other = once(cached=no_cache, max_tokens=1)
         answer = answer.timed_as(again)
     lines = render_uncached(answer, other) if no_cache else render(answer, other, model)
     output.emit(answer.to_json(other), lines, as_json)
+
+
+def parse_share(text: str) -> float:
+    """The share that ``--read`` names as a percentage. Raises ``UsageError`` for anything else."""
+    try:
+        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else 0.0
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        reason = "is no share of a document"
+        raise UsageError(f"--read {text}", reason, "expected a percentage above 0%, up to 100%, such as 25%")
+    return share
 
 
 def render(answer: Answer, uncached: Answer | None, model: Model) -> output.Lines:
@@ -179,6 +211,8 @@ def render(answer: Answer, uncached: Answer | None, model: Model) -> output.Line
         f"first token after {answer.first_token_seconds:.2f} s from the {variants} cache "
         f"({counted(answer.cached_tokens, 'token')}{recomputed})"
     )
+    if answer.read:
+        line += f"; read {output.size(answer.read.nbytes)} of {output.size(answer.read.stored_nbytes)}"
     if uncached:
         seconds = uncached.first_token_seconds
         line += f"; {seconds:.2f} s without it: {faster(answer, seconds)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvtool.engines.attention.cached_keys import is_attention_to_cache
 from kvtool.engines.attention.check import adds_biases, is_softmax_attention
 from kvtool.engines.attention.override import can_override
 from kvtool.engines.once_per_model import once_per_model
@@ -39,3 +40,9 @@ def is_replaceable(model: Model) -> bool:
 def takes_biases(model: Model) -> bool:
     """Whether biases of tokens can be added to the scores of every layer."""
     return has_softmax_attention(model) or adds_biases(model)
+
+
+@once_per_model
+def attends_to_cached_keys(model: Model) -> bool:
+    """Whether attention multiplies queries with the very keys that are cached; in latent attention it makes others of them."""
+    return is_attention_to_cache(model)

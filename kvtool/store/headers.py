@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from kvtool import limits
@@ -24,6 +26,11 @@ FIRST = 64 * limits.KIB
 def headers_of(store: Store) -> Store:
     """A view of ``store`` for readers of headers and token ids. Of a remote store, keys and values are not fetched."""
     return Headers(store) if isinstance(store, RemoteStore) else store
+
+
+def parts_of(store: Store) -> Store:
+    """A view of ``store`` for readers of parts. Of a remote store, these alone are fetched."""
+    return Parts(store) if isinstance(store, RemoteStore) else store
 
 
 class Headers(Store):
@@ -90,14 +97,13 @@ class Headers(Store):
 
     def _header(self, variant: Variant) -> Iterator[bytes]:
         """The file's bytes up to the end of its token ids, as far as they can be told from what comes."""
-        backend = self.remote.backend
-        first = backend.part(variant.artifact, 0, min(FIRST, variant.nbytes))
+        first = self._part(variant, 0, min(FIRST, variant.nbytes))
         yield first
         start = 8 + int.from_bytes(first[:8], "little")
         if start > 8 + limits.HEADER_BYTES:
             return  # None of ours, as the check then says.
         if start > len(first):
-            second = backend.part(variant.artifact, len(first), start)
+            second = self._part(variant, len(first), start)
             yield second
             first += second
         try:
@@ -105,4 +111,18 @@ class Headers(Store):
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             return
         if len(first) < end <= variant.nbytes:
-            yield backend.part(variant.artifact, len(first), end)
+            yield self._part(variant, len(first), end)
+
+    def _part(self, variant: Variant, start: int, stop: int) -> bytes:
+        (part,) = self.remote.backend.parts(variant.artifact, [range(start, stop)])
+        return part
+
+
+class Parts(Headers):
+    """A view whose artifacts are read in parts, by ``artifact.pages``, where they were not fetched whole. No part is kept."""
+
+    def open_artifact(self, variant: Variant) -> Artifact:
+        artifact = super().open_artifact(variant)
+        if self.remote.cache.holds(variant):
+            return artifact
+        return replace(artifact, fetch=partial(self.remote.backend.parts, variant.artifact))

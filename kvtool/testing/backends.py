@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -156,8 +156,12 @@ class BackendSuite:
     def test_artifacts_come_in_parts(self, backend: Backend, local: LocalStore) -> None:
         variant = raw(local, NAMES[0])
         data = local.path_of(variant).read_bytes()
-        for start, stop in ((0, 8), (8, 100), (len(data) - 1, len(data)), (0, len(data))):
-            assert backend.part(variant.artifact, start, stop) == data[start:stop]
+        end = len(data)
+        every = [[range(8)], [range(8, 100)], [range(end)], [range(8), range(9, 100), range(end - 1, end)]]
+        every.append([range(start, start + 3) for start in range(0, end - 3, end // 300)])
+        for ranges in every:
+            parts = backend.parts(variant.artifact, ranges)
+            assert list(parts) == [data[wanted.start : wanted.stop] for wanted in ranges]
 
     def test_more_bytes_than_were_named_are_refused(self, backend: Backend, local: LocalStore) -> None:
         variant = raw(local, NAMES[0])
@@ -173,7 +177,7 @@ class BackendSuite:
         reads: list[Callable[[], object]] = [
             lambda: backend.manifest("docs/none.md"),
             lambda: list(backend.artifact(NOWHERE, 100)),
-            lambda: backend.part(NOWHERE, 0, 8),
+            lambda: backend.parts(NOWHERE, [range(8)]),
             lambda: list(backend.calibration(NOWHERE)),
         ]
         for read in reads:
@@ -267,7 +271,7 @@ class Unplugged:
     def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
         raise Unreachable(self.url, "is unplugged")
 
-    def part(self, digest: str, start: int, stop: int) -> bytes:
+    def parts(self, digest: str, ranges: Sequence[range]) -> Sequence[bytes]:
         raise Unreachable(self.url, "is unplugged")
 
     def calibration(self, digest: str) -> Iterator[bytes]:

@@ -31,6 +31,8 @@ def test_ask(cli: Cli, store: Store) -> None:
         "answer_tokens": "int",
         "prompt_tokens": "int",
         "cached_tokens": "int",
+        "read_bytes": None,
+        "stored_bytes": None,
         "load_seconds": "float",
         "first_token_seconds": "float",
         "first_token_seconds_without_cache": None,

@@ -48,7 +48,7 @@ def test_the_second_time_nothing_is_asked(
 ) -> None:
     headers_of(Store(url)).open("docs/a.md")
     again = headers_of(Store(url))
-    monkeypatch.setattr(DirectoryBackend, "part", None)
+    monkeypatch.setattr(DirectoryBackend, "parts", None)
     assert len(again.open("docs/a.md").token_ids)
 
 

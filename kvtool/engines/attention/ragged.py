@@ -15,6 +15,7 @@ from torch import Tensor
 from kvtool.engines.attention.capture import step_tokens
 from kvtool.engines.attention.override import family_attention, hidden
 from kvtool.engines.cache import DocumentCache
+from kvtool.engines.paged import PagedLayer
 from kvtool.engines.ragged import RaggedLayer, UniformLayer
 from kvtool.errors import ModelError
 from kvtool.kernels.dispatch import Packed, packed_attention
@@ -43,6 +44,8 @@ class PrunedAttention:
         **options: Any,
     ) -> Tensor:
         layer = self.layers[module.layer_idx]
+        if isinstance(layer, PagedLayer):
+            key, value = layer.read(query, scaling)
         if isinstance(layer, UniformLayer):
             mask = mask[..., layer.columns]
         if not isinstance(layer, RaggedLayer):

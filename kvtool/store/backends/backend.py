@@ -7,7 +7,7 @@ has the tests that each must pass.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from kvtool.errors import StoreError
@@ -49,8 +49,8 @@ class Backend(Protocol):
     def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
         """Its bytes in pieces. Raises ``StoreError`` for more than ``nbytes``, before the surplus is handed out."""
 
-    def part(self, digest: str, start: int, stop: int) -> bytes:
-        """An artifact's bytes from ``start`` up to ``stop``."""
+    def parts(self, digest: str, ranges: Sequence[range]) -> Sequence[bytes]:
+        """An artifact's bytes in each of ``ranges``, which are ascending and neither empty nor adjacent."""
 
     def calibration(self, digest: str) -> Iterator[bytes]: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvtool import limits
 from kvtool.digest import digest
@@ -63,8 +63,9 @@ class FileBackend(ABC):
     def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
         return self._read(layout.artifact_file(digest), nbytes)
 
-    def part(self, digest: str, start: int, stop: int) -> bytes:
-        return self._range(layout.artifact_file(digest), start, stop)
+    def parts(self, digest: str, ranges: Sequence[range]) -> Sequence[bytes]:
+        file = layout.artifact_file(digest)
+        return [self._range(file, wanted.start, wanted.stop) for wanted in ranges]
 
     def calibration(self, digest: str) -> Iterator[bytes]:
         return self._read(layout.calibration_file(digest), limits.CALIBRATION_BYTES)

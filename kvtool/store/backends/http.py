@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from http.client import HTTPException
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPException, HTTPResponse
 from ssl import SSLCertVerificationError
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -18,6 +18,7 @@ from kvtool import limits
 from kvtool.digest import digest
 from kvtool.errors import StoreError, UsageError
 from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets
+from kvtool.store.backends.byte_ranges import batched, most_bytes, parse_parts, range_header
 
 SECONDS = 30.0
 """Silence after which a server is given up."""
@@ -64,29 +65,45 @@ class HttpBackend:
     def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
         return self._get(f"/v1/artifacts/{digest}", nbytes)
 
-    def part(self, digest: str, start: int, stop: int) -> bytes:
-        part = {"Range": f"bytes={start}-{stop - 1}"}
-        return b"".join(self._get(f"/v1/artifacts/{digest}", stop - start, part))
+    def parts(self, digest: str, ranges: Sequence[range]) -> Sequence[bytes]:
+        return [part for some in batched(ranges) for part in self._parts(f"/v1/artifacts/{digest}", some)]
+
+    def _parts(self, path: str, ranges: Sequence[range]) -> Sequence[bytes]:
+        with self._answer(path, range_header(ranges)) as answer:
+            body = b"".join(self._body(self.url + path, answer, most_bytes(ranges)))
+            try:
+                return parse_parts(answer.headers, body, ranges)
+            except ValueError as error:
+                reason = f"sends other ranges than were asked for ({error})"
+                raise StoreError(self.url + path, reason, "is it a kvtool server?") from None
 
     def calibration(self, digest: str) -> Iterator[bytes]:
         return self._get(f"/v1/calibrations/{digest}", limits.CALIBRATION_BYTES)
 
-    def _get(self, path: str, most: int, headers: Mapping[str, str] | None = None) -> Iterator[bytes]:
+    def _get(self, path: str, most: int) -> Iterator[bytes]:
+        with self._answer(path) as answer:
+            yield from self._body(self.url + path, answer, most)
+
+    def _body(self, url: str, answer: HTTPResponse, most: int) -> Iterator[bytes]:
+        size = 0
+        while chunk := answer.read(_CHUNK):
+            size += len(chunk)
+            if size > most:
+                reason = f"sends more than {most:,} bytes, which it should not"
+                raise StoreError(url, reason, "nothing was kept")
+            yield chunk
+        if answer.length:
+            raise Unreachable(url, f"broke off after {size:,} bytes", "run the same command again")
+
+    @contextmanager
+    def _answer(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[HTTPResponse]:
         url = self.url + path
         headers = dict(headers or {})
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        size = 0
         try:
             with self._opener.open(Request(url, headers=headers), timeout=SECONDS) as answer:
-                while chunk := answer.read(_CHUNK):
-                    size += len(chunk)
-                    if size > most:
-                        reason = f"sends more than {most:,} bytes, which it should not"
-                        raise StoreError(url, reason, "nothing was kept")
-                    yield chunk
-                if answer.length:
-                    raise Unreachable(url, f"broke off after {size:,} bytes", "run the same command again")
+                yield answer
         except HTTPError as error:
             with error:
                 raise _refusal(url, error) from error

@@ -1,0 +1,1 @@
+"""Recipes whose artifacts are read in part: only what a question needs."""
