@@ -258,7 +258,7 @@ def test_documents_under_different_prefixes_are_refused(
     with pytest.raises(MismatchError) as caught:
         lay_out(copied, ["a.txt", "other.txt"], lively)
     assert str(caught.value) == (
-        f"other.txt: was prefilled under another prefix ({there['tokens']} tokens, digest {there['digest'][:12]}…) than "
+        f"other.txt: was prefilled under another prefix (1 token, digest {there['digest'][:12]}…) than "
         f"a.txt ({here['tokens']} tokens, {here['digest'][:12]}…); prefill both under the same"
     )
     lay_out(copied, ["other.txt", "other.txt"], lively)

@@ -215,7 +215,7 @@ def test_verify_takes_a_broken_one_out_and_prefill_makes_it_again(
     path = made.open("c.txt", "averaged").path
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert "1 are not, 1 removed" in cli("verify", "--remove", code=4).stderr
+    assert "1 is not, 1 removed" in cli("verify", "--remove", code=4).stderr
     assert not path.exists()
     cli("prefill", "docs", "c.txt", "--neighbours", "2")
     assert path.read_bytes() == data
