@@ -126,7 +126,8 @@ def _compressed(
     path = folder / f"{tokens}.txt"
     path.write_text(text_of(model, tokens))
     store = LocalStore(folder / "store")
-    kvtool.prefill([path], model=model, store=store)
+    # More than the default, which leaves room for long answers. Text that is tokenized again may have a few tokens more.
+    kvtool.prefill([path], model=model, store=store, segment_tokens=tokens + 64)
     if (segments := len(store[path.name].segments)) > 1:
         raise kvtool.KvtoolError(
             f"--tokens {tokens}", f"makes {segments} segments, expected one", "choose fewer tokens"
