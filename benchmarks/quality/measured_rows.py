@@ -16,6 +16,7 @@ from benchmarks.quality.compared import Row, peers
 from kvtool.calibration.lookup import FindCalibration
 from kvtool.compression.pipeline_options import parameters_of
 from kvtool.digest import Json
+from kvtool.errors import first_line
 from kvtool.evaluation.candidates import Candidate, Coded, Kind, Raw, Restored, candidate
 from kvtool.evaluation.evaluation import run_plan
 from kvtool.evaluation.gate import Gate
@@ -27,13 +28,12 @@ from kvtool.measurement.scope import Scope
 from kvtool.store.segments import SegmentRef
 
 
-class RowError(Exception):
-    """The candidate ``name`` failed."""
+class RowError(kvtool.KvtoolError):
+    """The candidate ``name`` failed. As any error of kvtool's, on a few tokens: then it is tried on more."""
 
     def __init__(self, name: str, error: Exception) -> None:
-        super().__init__(f"{name}: {error}")
+        super().__init__(name, first_line(error))
         self.name = name
-        self.reason = str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,13 @@ def measure(
         try:
             plan = Plan(chosen, scope, segments, contexts, [], Gate())
             return run_plan(plan, command=command, on_progress=on_progress).json
-        except RowError as error:
-            print(f"left out: {error}", flush=True)
-            compared.failed[error.name] = error.reason
+        except kvtool.KvtoolError as error:
+            # One that was refused when it was tried is the cause of what says so.
+            row = error if isinstance(error, RowError) else error.__cause__
+            if not isinstance(row, RowError):
+                raise
+            print(f"left out: {row}", flush=True)
+            compared.failed[row.name] = row.reason
 
 
 def _watched(one: Candidate) -> Watched:

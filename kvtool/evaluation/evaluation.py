@@ -14,7 +14,7 @@ from kvtool.evaluation.gate import Gate
 from kvtool.evaluation.plan import Plan, plan
 from kvtool.evaluation.questions import UserQuestion
 from kvtool.evaluation.result import Evaluation, result
-from kvtool.evaluation.run import OnProgress, Progress
+from kvtool.evaluation.run import OnProgress, Progress, Runner
 from kvtool.evaluation.summary import Measured
 from kvtool.evaluation.timing import Times, measure_times
 from kvtool.measurement.bench import Bench
@@ -86,19 +86,33 @@ def _with_conversations(
 
 
 def _try_candidates(plan: Plan, bench: Bench) -> None:
-    """Restores every candidate on a few tokens, so that an unusable one is named at once and not after an hour."""
+    """Restores every candidate on a few tokens, so that an unusable one is named at once and not after an hour.
+
+    Recipes that always keep some tokens may have no room for their share of so few, so what fails is tried on a whole context.
+    """
     first = plan.all_contexts[0]
     short = replace(first, token_ids=first.token_ids[:TRIAL_TOKENS])
-    usable: list[Candidate] = []
-    with bench.holding(plan.runner.kv(short)):
-        for candidate in plan.runner.candidates:
+    failed = _failed(plan.runner, bench, short, plan.runner.candidates)
+    if failed:
+        failed = _failed(plan.runner, bench, first, [candidate for candidate, _ in failed])
+    for candidate, error in failed:
+        reason = f"cannot be used with {plan.runner.model.name}: {error}"
+        if not plan.leaves_out_unusable:
+            raise UsageError(candidate.name, reason) from error
+        plan.notes.append(f"{candidate.name} is left out: it {reason}.")
+    unusable = {candidate.name for candidate, _ in failed}
+    plan.runner.candidates = [one for one in plan.runner.candidates if one.name not in unusable]
+
+
+def _failed(
+    runner: Runner, bench: Bench, context: Context, candidates: Sequence[Candidate]
+) -> list[tuple[Candidate, KvtoolError]]:
+    """Those of ``candidates`` that cannot be restored on ``context``, and why."""
+    failed: list[tuple[Candidate, KvtoolError]] = []
+    with bench.holding(runner.kv(context)):
+        for candidate in candidates:
             try:
                 candidate.restore(bench)
             except KvtoolError as error:
-                reason = f"cannot be used with {plan.runner.model.name}: {error}"
-                if not plan.leaves_out_unusable:
-                    raise UsageError(candidate.name, reason) from error
-                plan.notes.append(f"{candidate.name} is left out: it {reason}.")
-            else:
-                usable.append(candidate)
-    plan.runner.candidates = usable
+                failed.append((candidate, error))
+    return failed

@@ -82,6 +82,19 @@ def test_a_candidate_that_cannot_be_used_is_named_at_once(
         evaluate(documents, model=lively, recipes=["nf4"], scope=KL, others=[Broken("odd one", fail)])
 
 
+def test_a_candidate_that_needs_more_than_a_few_tokens_is_tried_on_all(
+    documents: kvtool.Store, lively: kvtool.Model
+) -> None:
+    # A third of the few tokens is less than what always stays.
+    recipes = ["streaming-llm:keep=0.3:last=60"]
+    candidates = evaluate(documents, model=lively, recipes=recipes, scope=KL)["candidates"]
+    assert [candidate["name"] for candidate in candidates] == ["raw", *recipes]
+    with pytest.raises(
+        kvtool.KvtoolError, match=r"last=600 cannot be used with|last=600: cannot be used with"
+    ):
+        evaluate(documents, model=lively, recipes=["streaming-llm:keep=0.3:last=600"], scope=KL)
+
+
 def test_another_model_is_refused(documents: kvtool.Store, tiny: kvtool.Model) -> None:
     with pytest.raises(kvtool.KvtoolError, match="another model"):
         evaluate(documents, model=tiny, recipes=["nf4"], scope=KL)
