@@ -19,7 +19,7 @@ BUDGETS = {
     "kvzip:heads=uniform": "KVzip's scores, all heads alike.",
     "kvzip:heads=ada-kv": "KVzip's scores, the heads of a layer by Ada-KV.",
     "kvzip:heads=tokens": "KVzip's scores, the same tokens in all layers and heads.",
-    "expected-attention:heads=ada-kv": "Expected Attention's scores, the heads of a layer by Ada-KV.",
+    "expected-attention:heads=across": "Expected Attention's scores, one budget for all layers and heads.",
     "attention-matching:heads=ada-kv": "KVzip's scores, Ada-KV's budgets, least-squares values.",
 }
 """Other budgets than the papers' own, and what each is."""
