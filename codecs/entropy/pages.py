@@ -12,6 +12,7 @@ from kvtool.codecs.quantize.group import extremes
 from kvtool.codecs.spec import Array, Payload, Spec, check_codes
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
+from kvtool.kernels import dispatch
 
 LOW, HIGH = "low", "high"
 
@@ -76,7 +77,7 @@ class Pages(Stage):
             if len(array.shape) == 3:
                 heads, n, last = array.shape
                 rows = _unpack(tensor, array.bits) if _packs(array) else tensor
-                tensor = rows.view(n, heads, last).transpose(0, 1).contiguous()
+                tensor = rows.reshape(n, heads, last).transpose(0, 1).contiguous()
             if array.levels and array.dtype == torch.uint8:
                 check_codes(f"{self.label}: {name}", tensor, array.levels)
             out[name] = tensor
@@ -101,14 +102,15 @@ def _in_rows(array: Array) -> Array:
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
+    """``codes`` [n, H, D] as [n, bytes], each row packed by itself."""
     n, heads, last = codes.shape
-    parts = codes.view(n, 8 // bits, heads * last * bits // 8)
-    return (parts << _shifts(codes, bits)).sum(1, dtype=torch.uint8)
+    nbytes = heads * last * bits // 8
+    # The kernel fills the k-th bits of all bytes from the k-th run of codes: here the k-th parts of all rows.
+    parts = codes.view(n, 8 // bits, nbytes).transpose(0, 1)
+    return dispatch.pack(parts.reshape(-1), bits).view(n, nbytes)
 
 
 def _unpack(rows: Tensor, bits: int) -> Tensor:
-    return (rows[:, None] >> _shifts(rows, bits)) & ((1 << bits) - 1)
-
-
-def _shifts(codes: Tensor, bits: int) -> Tensor:
-    return torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)[:, None]
+    n, nbytes = rows.shape
+    codes = dispatch.unpack(rows.reshape(-1), n * nbytes * 8 // bits, bits)
+    return codes.view(8 // bits, n, nbytes).transpose(0, 1)
