@@ -226,7 +226,7 @@ class Recipe:
         layers = min(pipeline.layers or 32, 32)
         total = 32 - 32 % layers
         places = (Place(first, layers, 32, (rope,) * layers) for first in range(0, total, layers))
-        keep = float(parameters.get("keep", self.parameters["keep"].default)) if pipeline.prune else 1.0
+        keep = pipeline.prune.budget(total).keep if pipeline.prune else 1.0
         return keep * 8 * sum(pipeline.plan(x, x, place).nbytes for place in places) / (2 * total * x.numel)
 
 

@@ -18,7 +18,7 @@ def canonical_json(value: Json) -> bytes:
     return text.encode()
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     return str(blake3.blake3(data).hexdigest())
 
 

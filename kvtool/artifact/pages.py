@@ -14,6 +14,7 @@ from kvtool.codecs import CodecError, LayerKV
 from kvtool.codecs.format import container
 from kvtool.codecs.format.paged import Paged
 from kvtool.codecs.spec import TOKEN_IDS
+from kvtool.digest import digest
 from kvtool.errors import ArtifactError
 
 
@@ -45,7 +46,7 @@ class PartReader:
         ranges = [range(offsets[name], offsets[name] + container.nbytes(entries[name])) for name in names]
         tensors: dict[str, Tensor] = {}
         for name, data in zip(names, self.read(ranges), strict=True):
-            if _digest((data,)).hex() != self.artifact.meta["tensors"][name]:
+            if digest(data) != self.artifact.meta["tensors"][name]:
                 raise broken(
                     self.artifact.path, f"tensor {name} has changed since it was written (digest differs)"
                 )

@@ -13,7 +13,7 @@ from kvtool.counts import counted
 from kvtool.engines.stage_inputs import measuring_cost
 from kvtool.errors import KvtoolError
 from kvtool.model.model import Model
-from kvtool.model.prefill_speed import recall
+from kvtool.model.prefill_speed import time_needed
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Variant
 from kvtool.store.segments import SegmentRef, encode_segment, holds_inputs
@@ -52,10 +52,10 @@ def encode(
 
 def _cost(store: LocalStore, refs: Sequence[SegmentRef], pipeline: Pipeline, model: Model) -> str:
     """What will be measured, and how long that takes, from how fast the model prefilled on this machine."""
-    tokens, speed = sum(ref.n_tokens(store) for ref in refs), recall(model.fingerprint)
-    time_needed = f"; about {tokens * measuring_cost(pipeline.needs) / speed:,.0f} s" if speed else ""
+    tokens = sum(ref.n_tokens(store) for ref in refs)
     names = ", ".join(sorted(pipeline.needs))
-    return f"measuring {names} of {counted(tokens, 'token')}{time_needed}; prefill --collect keeps it for other recipes"
+    duration = time_needed(model.fingerprint, tokens * measuring_cost(pipeline.needs))
+    return f"measuring {names} of {counted(tokens, 'token')}{duration}; prefill --collect keeps it for other recipes"
 
 
 def _encode_with_model(

@@ -174,11 +174,11 @@ def _preset_pipeline(
 def _pipeline_of_same_request(request: Request, store: Store, names: Sequence[str]) -> Pipeline | None:
     """The pipeline of a variant that was asked for in the same words, if any document of the same models has one."""
     record = {**request.record, "pipeline": None}
-    models = set()
+    models, asked = set(), set(names)
     for name in dict.fromkeys([*names, *store]):
         with suppress(KvtoolError):
             document = store[name]
-            if name in names:
+            if name in asked:
                 models.add(document.model["fingerprint"])
             elif document.model["fingerprint"] not in models:
                 continue

@@ -1,4 +1,4 @@
-"""The speed at which this machine prefills with a model, remembered so that ``ask`` can say what the cache saved."""
+"""The speed at which this machine prefills with a model, remembered to say what a cache saved and what work will take."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def recall(fingerprint: str) -> float | None:
         return float(run["tokens"] / run["seconds"])
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
+
+
+def time_needed(fingerprint: str, tokens: float) -> str:
+    """How long running the model over that many tokens takes, as the end of a line; empty where nobody knows, or for none."""
+    speed = recall(fingerprint)
+    return f"; about {tokens / speed:,.0f} s" if speed and tokens else ""
 
 
 def _path(fingerprint: str) -> Path:

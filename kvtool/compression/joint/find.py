@@ -20,7 +20,7 @@ from kvtool.engines.stage_inputs import measuring_cost as inputs_cost
 from kvtool.errors import UsageError
 from kvtool.measurement.trials import Starts, Trial, bits_trial, resident_trial, sample_segments
 from kvtool.model.model import Model
-from kvtool.model.prefill_speed import recall
+from kvtool.model.prefill_speed import time_needed
 from kvtool.store.base import Store
 from kvtool.store.segments import holds_inputs
 
@@ -51,7 +51,7 @@ def find_choice(
     cost = sum(ref.n_tokens(store) for ref in refs if not holds_inputs(store, ref, needs))
     say(
         f"{space.recipe}: finding settings for {wanted.options} on {len(refs)} segments"
-        f"{_estimate(model, cost * inputs_cost(needs))}"
+        f"{time_needed(model.fingerprint, cost * inputs_cost(needs)) if model else ''}"
     )
     candidates = Finder(
         space,
@@ -66,7 +66,7 @@ def find_choice(
     cost = (len(candidates) + 1) * sum(map(measuring_cost, pieces)) + round(tokens * inputs_cost(needs))
     say(
         f"{space.recipe}: measuring {len(candidates)} settings of that size on {tokens:,} tokens held back from the "
-        f"documents, once{_estimate(model, cost)}"
+        f"documents, once{time_needed(model.fingerprint, cost)}"
     )
     measure = remembered_quality(model, pieces)
     qualities: list[Quality] = []
@@ -99,9 +99,3 @@ def _measured_once(build: Callable[..., Pipeline], trial: Trial) -> Measure:
         return known[key]
 
     return measure
-
-
-def _estimate(model: Model | None, tokens: float) -> str:
-    """How long running that many tokens takes, from how fast the model prefilled on this machine; nothing for no time."""
-    speed = recall(model.fingerprint) if model else None
-    return f"; about {tokens / speed:,.0f} s" if speed and tokens else ""
