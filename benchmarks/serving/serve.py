@@ -1,10 +1,12 @@
 """What serving costs: many clients at a server process, each answer compared to the one that is given alone.
 
 python -m benchmarks serve [--clients 64] [--seconds 60] [--documents 20] [--tokens 2000] [--memory 2.5]
+    [--compress kvzip:keep=0.3 …]
 
-The same clients ask the same questions of a server with caches and of one without; requests that are on their way when the
-time is up are waited for. Memory is what the process holds beyond what it held before the first request, sampled every half
-second.
+The same clients ask the same questions of a server with caches and of one without; with --compress, of one with raw caches and
+of one with caches of each recipe instead. Requests that are on their way when the time is up are waited for. Memory is what the
+process holds beyond what it held before the first request, sampled every half second; "caches" are those that its memory for
+caches holds at the end.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -28,6 +31,8 @@ from benchmarks.common.output import machine, print_table
 from benchmarks.common.server import ANSWER_TOKENS, Asked, ask_once, served
 from benchmarks.corpora.help_text import prefilled_help
 from kvtool.ask import ask
+from kvtool.compression.pipeline_options import parameters_of
+from kvtool.store.manifest import RAW
 
 QUESTIONS = (
     "What is this text about?",
@@ -44,6 +49,7 @@ class Told:
     errors: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    caches: int = 0
 
     def row(self, name: str, nbytes: int) -> list[object]:
         ordered = sorted(self.first)
@@ -56,10 +62,31 @@ class Told:
             f"{statistics.median(ordered):.2f}",
             f"{ordered[int(0.95 * (len(ordered) - 1))]:.2f}",
             f"{nbytes / 1e6:.0f}",
+            self.caches,
         ]
 
 
-HEADER = ["", "answers", "errors", "wrong", "a second", "TTFT median, s", "TTFT 95 %, s", "memory, MB"]
+@dataclass(frozen=True)
+class Way:
+    """A server that clients ask. ``variant`` is what it answers from, as ``kvtool ask`` does alone."""
+
+    name: str
+    clients: int
+    options: tuple[str, ...] = ()
+    variant: str = RAW
+
+
+HEADER = [
+    "",
+    "answers",
+    "errors",
+    "wrong",
+    "a second",
+    "TTFT median, s",
+    "TTFT 95 %, s",
+    "memory, MB",
+    "caches",
+]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,37 +96,67 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--documents", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--memory", type=float, default=2.5, help="GB, the server's --memory")
+    parser.add_argument("--compress", nargs="+", default=[], help="recipes with settings, beside raw")
     arguments = parser.parse_args(argv)
     print(machine())
     model = kvtool.load_model()
     with tempfile.TemporaryDirectory() as folder:
         store, names = prefilled_help(model, Path(folder), arguments.documents, arguments.tokens)
+        for setting in arguments.compress:
+            recipe, *options = setting.split(":")
+            parameters: dict[str, Any] = {**parameters_of(options, setting, "keep=0.3")}
+            kvtool.compress(store, recipe=recipe, name=_variant(setting), model=model, **parameters)
+        variants = {RAW: RAW} | {setting: _variant(setting) for setting in arguments.compress}
+        questions = [Asked(name, question) for name in names for question in QUESTIONS]
         expected = {
-            Asked(name, question): ask(question, name, model, store, max_tokens=ANSWER_TOKENS).text
-            for name in names
-            for question in QUESTIONS
+            variant: {one: _alone(one, model, store, variant) for one in questions}
+            for variant in variants.values()
         }
         print(
-            f"{len(names)} documents of {arguments.tokens:,} tokens, {len(expected)} answers alone",
+            f"{len(names)} documents of {arguments.tokens:,} tokens, {len(questions)} answers alone",
             flush=True,
         )
+        ways = [
+            Way("with caches", arguments.clients),
+            Way("without", arguments.clients, ("--no-caches",)),
+            Way("with caches, one client", 1),
+            Way("without, one client", 1, ("--no-caches",)),
+        ]
+        if arguments.compress:
+            ways = [
+                Way(name, arguments.clients, ("--variant", variant), variant)
+                for name, variant in variants.items()
+            ]
         rows = []
-        for name, clients, options in (
-            ("with caches", arguments.clients, ()),
-            ("without", arguments.clients, ("--no-caches",)),
-            ("with caches, one client", 1, ()),
-            ("without, one client", 1, ("--no-caches",)),
-        ):
+        for way in ways:
             memory = ("--memory", f"{arguments.memory:g}")
             with (
-                served("--store", str(store), *memory, *options) as (process, url),
+                served("--store", str(store), *memory, *way.options) as (process, url),
                 _watched(process.pid) as held,
             ):
-                told = _load(url, model.name, expected, clients, arguments.seconds)
-            rows.append(told.row(f"{name} ({clients})", max(held) - held[0]))
+                told = _load(url, model.name, expected[way.variant], way.clients, arguments.seconds)
+                told.caches = _caches(url)
+            rows.append(told.row(f"{way.name} ({way.clients})", max(held) - held[0]))
             for problem in (*told.errors[:3], *told.wrong[:3]):
                 print(problem, flush=True)
         print_table(HEADER, rows)
+
+
+def _variant(setting: str) -> str:
+    return setting.replace(":", "-").replace("=", "-")
+
+
+def _alone(asked: Asked, model: kvtool.Model, store: kvtool.Store, variant: str) -> str:
+    documents = [asked.document] if asked.document else []
+    return ask(asked.question, documents, model, store, variant=variant, max_tokens=ANSWER_TOKENS).text
+
+
+def _caches(url: str) -> int:
+    """How many caches the server holds in memory."""
+    lines = httpx.get(f"{url.removesuffix('/v1')}/metrics").text.splitlines()
+    return next(
+        int(float(line.split()[1])) for line in lines if line.startswith("kvtool:cache_memory_caches ")
+    )
 
 
 @contextmanager

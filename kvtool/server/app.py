@@ -55,6 +55,7 @@ async def get_metrics(request: Request) -> Response:
         raise ApiError(403, f"/metrics: is for the tenant {METRICS!r} of the server's --tokens alone")
     service.metrics.running.set(service.scheduler.running)
     service.metrics.waiting.set(service.waiting)
+    service.metrics.caches.set(len(service.memory))
     service.metrics.memory.set(service.memory.used)
     service.metrics.memory_limit.set(service.memory.limit)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

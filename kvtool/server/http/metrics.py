@@ -37,6 +37,7 @@ class Metrics:
         self.bytes_read = self._counter("cache_read_bytes", "Bytes of caches read")
         self.running = self._gauge("num_requests_running", "Answers being generated")
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for memory or caches")
+        self.caches = self._gauge("cache_memory_caches", "Caches in memory")
         self.memory = self._gauge("cache_memory_bytes", "Bytes that caches take in memory")
         self.memory_limit = self._gauge("cache_memory_limit_bytes", "Bytes that caches may take in memory")
 

@@ -40,6 +40,9 @@ class CacheMemory:
         # One request at a time waits for room: of several that had a part of what they need each, none might ever get the rest.
         self._queue = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def has(self, key: Hashable) -> bool:
         return key in self._entries
 

@@ -33,6 +33,7 @@ def test_metrics_are_counted(client: TestClient) -> None:
     assert float(values["kvtool:cache_read_bytes_total"]) > 1000
     assert float(values["kvtool:cache_load_seconds_count"]) == 1
     assert float(values["kvtool:time_per_output_token_seconds_count"]) == 1
+    assert float(values["kvtool:cache_memory_caches"]) == 1
     assert 0 < float(values["kvtool:cache_memory_bytes"]) < float(values["kvtool:cache_memory_limit_bytes"])
 
 
