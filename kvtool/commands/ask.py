@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, ModelFlags, given, load_model, with_settings
-from kvtool.counts import counted
+from kvtool.counts import counted, parse_share
 from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def run(
     if len(questions) > 1 and (temperature or seed is not None or no_cache or compare):
         remedy = "ask one at a time with --temperature, --seed, --no-cache or --compare"
         raise UsageError(f"{len(questions)} questions", "are answered greedily, from the cache", remedy)
-    share = None if read is None else parse_share(read)
+    share = None if read is None else _share_read(read)
     if share is not None and (len(questions) > 1 or len(doc) > 1 or no_cache):
         raise UsageError(f"--read {read}", "is for one question about one document, from its cache")
     if variant is None:
@@ -189,15 +190,13 @@ def run(
     output.emit(answer.to_json(other), lines, as_json)
 
 
-def parse_share(text: str) -> float:
-    """The share that ``--read`` names as a percentage. Raises ``UsageError`` for anything else."""
-    try:
-        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else 0.0
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        reason = "is no share of a document"
-        raise UsageError(f"--read {text}", reason, "expected a percentage above 0%, up to 100%, such as 25%")
+def _share_read(text: str) -> float:
+    """The share that ``--read`` names. Raises ``UsageError`` for anything else."""
+    share = parse_share(text)
+    if math.isnan(share):
+        raise UsageError(
+            f"--read {text}", "is no share of a document", "expected one up to 100%, as 25% or 0.25"
+        )
     return share
 
 

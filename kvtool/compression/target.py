@@ -9,6 +9,7 @@ from typing import Any
 from kvtool.codecs import CodecError, Recipe
 from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.compression.pipeline_options import Parameters
+from kvtool.counts import parse_share
 from kvtool.errors import UsageError
 
 SIZES, MAX_KL, PRESET = ("bits", "ratio"), "max_kl", "preset"
@@ -90,11 +91,8 @@ def split_resident(recipe: str, parameters: Parameters) -> tuple[float | None, d
     if RESIDENT not in others:
         return None, others
     text = str(others.pop(RESIDENT))
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
+    share = parse_share(text)
+    if math.isnan(share):
         reason = "expected a share of the raw cache's memory, as 25% or 0.25"
         raise UsageError(
             f"--resident {text}", reason, "documents differ in length, so that a size would not fit all"
