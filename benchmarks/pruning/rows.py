@@ -13,14 +13,16 @@ from kvtool.errors import UsageError
 KEEPS = (0.7, 0.5, 0.3, 0.2, 0.1)
 """Shares of the tokens that stay, at which every recipe is measured."""
 
-FURTHER_KEEPS: Mapping[str, Sequence[float]] = {"attention-matching": (0.05,)}
+FURTHER_KEEPS: Mapping[str, Sequence[float]] = {"attention-matching": (0.15, 0.05), "kvzip": (0.15,)}
 
 BUDGETS = {
     "kvzip:heads=uniform": "KVzip's scores, all heads alike.",
     "kvzip:heads=ada-kv": "KVzip's scores, the heads of a layer by Ada-KV.",
     "kvzip:heads=tokens": "KVzip's scores, the same tokens in all layers and heads.",
     "expected-attention:heads=across": "Expected Attention's scores, one budget for all layers and heads.",
+    "duoattention:first=4:last=32": "Smaller windows than the authors', which are more than few tokens of a short text.",
     "attention-matching:heads=ada-kv": "KVzip's scores, Ada-KV's budgets, least-squares values.",
+    "attention-matching:heads=tokens": "The same tokens in all layers and heads, least-squares values.",
 }
 """Other budgets than the papers' own, and what each is."""
 
@@ -30,16 +32,15 @@ STEPS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6)
 """Of ``klt`` alone: the curve that combinations are held against."""
 
 COMBINED: Mapping[str, Sequence[str]] = {
-    "kvzip+klt": ("step=0.02", "step=0.04", "step=0.08"),
-    "kvzip+klt:heads=tokens": ("step=0.02", "step=0.04", "step=0.08"),
-    "attention-matching+klt": ("step=0.02", "step=0.04", "step=0.08"),
-    "attention-matching+klt:heads=tokens": ("step=0.02", "step=0.04", "step=0.08"),
+    "kvzip+klt": ("step=0.02", "step=0.08"),
+    "kvzip+klt:heads=tokens": ("step=0.02", "step=0.08"),
+    "attention-matching+klt": ("step=0.02", "step=0.08"),
     "kvzip+kivi": ("bits=4", "bits=2"),
 }
 """Each with the settings of what codes. ``klt`` codes all layers together: where heads hold different tokens it codes all of
 them, so that only those with the same tokens in all heads take fewer bytes."""
 
-COMBINED_KEEPS = (0.7, 0.5, 0.3, 0.2)
+COMBINED_KEEPS = (0.5, 0.3)
 
 
 def rows(chosen: Iterable[str] = (), keeps: Iterable[float] = ()) -> list[Row]:
