@@ -21,7 +21,8 @@ BUDGETS = {
     "kvzip:heads=tokens": "KVzip's scores, the same tokens in all layers and heads.",
     "expected-attention:heads=across": "Expected Attention's scores, one budget for all layers and heads.",
     "duoattention:first=4:last=32": "Smaller windows than the authors', which are more than few tokens of a short text.",
-    "attention-matching:heads=ada-kv": "KVzip's scores, Ada-KV's budgets, least-squares values.",
+    "attention-matching:score=kvzip": "KVzip's scores alone, least-squares values.",
+    "attention-matching:heads=ada-kv": "Its own scores, Ada-KV's budgets, least-squares values.",
     "attention-matching:heads=tokens": "The same tokens in all layers and heads, least-squares values.",
 }
 """Other budgets than the papers' own, and what each is."""

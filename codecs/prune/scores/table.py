@@ -12,6 +12,7 @@ from kvtool.codecs.kv import LayerKV
 from kvtool.codecs.prune.scores.cache import keydiff, l2_norm, streaming_llm
 from kvtool.codecs.prune.scores.inputs import (
     COPIED,
+    MOVED_QUERIES,
     QUERY_COVARIANCE,
     QUERY_MEAN,
     RECEIVED,
@@ -20,7 +21,7 @@ from kvtool.codecs.prune.scores.inputs import (
     WINDOW_WEIGHTS,
 )
 from kvtool.codecs.prune.scores.received import elastic_cache, h2o, sirllm
-from kvtool.codecs.prune.scores.replay import kvzip
+from kvtool.codecs.prune.scores.replay import kvzip, replayed_and_moved
 from kvtool.codecs.prune.scores.retrieval import duo_attention, kvzip_heads, razor_attention
 from kvtool.codecs.prune.scores.statistics import expected_attention
 from kvtool.codecs.prune.scores.window import a2sf, cake, corm, keyformer, scissorhands, snapkv
@@ -72,6 +73,7 @@ SCORES = {
     "keyformer": Score(keyformer, frozenset({WINDOW_WEIGHTS})),
     "kvzip": Score(kvzip, frozenset({REPLAYED})),
     "l2-norm": Score(l2_norm),
+    "replayed-and-moved": Score(replayed_and_moved, frozenset({REPLAYED, MOVED_QUERIES})),
     "scissorhands": Score(scissorhands, frozenset({WINDOW_WEIGHTS})),
     "sirllm": Score(sirllm, frozenset({TOKEN_ENTROPY})),
     "snapkv": Score(snapkv, frozenset({WINDOW_WEIGHTS})),

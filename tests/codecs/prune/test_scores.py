@@ -15,6 +15,7 @@ from kvtool.codecs.prune.scores import inputs as names
 from kvtool.codecs.prune.scores.cache import keydiff, l2_norm, streaming_llm, value_aware
 from kvtool.codecs.prune.scores.inputs import read
 from kvtool.codecs.prune.scores.received import h2o
+from kvtool.codecs.prune.scores.replay import GOES_ON
 from kvtool.codecs.prune.scores.statistics import expected_attention, mean_rotation
 from kvtool.codecs.prune.scores.table import SCORES
 from kvtool.codecs.prune.scores.window import snapkv
@@ -154,3 +155,13 @@ def test_after_a_prefix_no_token_is_a_sink() -> None:
     case = scored(9)
     layer = dataclasses.replace(case.layer, positions=case.layer.positions + 4)
     assert not expected_attention(layer, case.inputs, None).isinf().any()
+
+
+def test_a_text_that_goes_on_counts_beside_the_replay() -> None:
+    case = scored(9)
+    score = SCORES["replayed-and-moved"].of(case.layer, case.inputs)
+    keys = case.layer.keys.repeat_interleave(2, 0)
+    weights = (case.inputs[names.MOVED_QUERIES] @ keys.mT / math.sqrt(keys.shape[2])).softmax(-1)
+    attention = weights.square().view(2, 2, 9, 9).mean((1, 2)).sqrt()
+    expected = case.inputs[names.REPLAYED] + GOES_ON * attention
+    assert torch.allclose(score, expected, rtol=1e-5)

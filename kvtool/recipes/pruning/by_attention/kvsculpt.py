@@ -17,9 +17,9 @@ def kvsculpt(keep: float, first: int, last: int, rounds: int) -> Pipeline:
     another's code of it. How the pilot's errors become budgets is our own: a head's share grows with the fourth root
     of its error. Rounds are few, to bound the time.
 
-    It is for text that goes on, not for looking things up. At `keep` 0.2 of 844 tokens of a novel, its KL to the full
-    cache was 0.012 where that of `attention-matching` was 0.034, but of 9 facts that were found over the full cache
-    it found 1, `attention-matching` all. Queries of a repetition beside the document's own did not change that.
+    It is for text that goes on, not for looking things up. At `keep` 0.2 of 844 tokens of a novel it found 1 of 9 facts
+    that were found over the full cache, `attention-matching` all. Queries of a repetition beside the document's own
+    did not change that.
     """
     return Pipeline(prune=SculptKeys(keep, first, last, rounds))
 
