@@ -167,6 +167,11 @@ For each combination the bits that `klt` alone needs to be as good in both: the 
 fewest measured at which it keeps as many answers. **÷ klt** is the combination's bits divided by the larger of the two;
 "never" where no measured setting is as good, ≤ and ≥ where the curve of `klt` ends before this KL. **resident** is against
 the raw cache, which `klt` needs whole.
+
+`klt` codes all layers and heads of a token together. Where heads hold different tokens, nearly every token is kept by some, so
+that all are coded: such a combination takes the bytes of `klt` at its step, and some for what is kept and for biases. It frees
+memory, at the cost of what pruning loses. With `heads=tokens` bytes fall too, and answers are lost. An error of a value weighs
+more after pruning, since one token stands for several.
 """
 
 
