@@ -105,27 +105,23 @@ def main(argv: Sequence[str]) -> None:
         for setting in arguments.compress:
             recipe, *options = setting.split(":")
             parameters: dict[str, Any] = {**parameters_of(options, setting, "keep=0.3")}
-            kvtool.compress(store, recipe=recipe, name=_variant(setting), model=model, **parameters)
-        variants = {RAW: RAW} | {setting: _variant(setting) for setting in arguments.compress}
+            kvtool.compress(store, recipe=recipe, name=setting, model=model, **parameters)
+        variants = (RAW, *arguments.compress)
         questions = [Asked(name, question) for name in names for question in QUESTIONS]
         expected = {
-            variant: {one: _alone(one, model, store, variant) for one in questions}
-            for variant in variants.values()
+            variant: {one: _alone(one, model, store, variant) for one in questions} for variant in variants
         }
         print(
             f"{len(names)} documents of {arguments.tokens:,} tokens, {len(questions)} answers alone",
             flush=True,
         )
-        ways = [
-            Way("with caches", arguments.clients),
-            Way("without", arguments.clients, ("--no-caches",)),
-            Way("with caches, one client", 1),
-            Way("without, one client", 1, ("--no-caches",)),
-        ]
-        if arguments.compress:
+        ways = [Way(name, arguments.clients, ("--variant", name), name) for name in variants]
+        if not arguments.compress:
             ways = [
-                Way(name, arguments.clients, ("--variant", variant), variant)
-                for name, variant in variants.items()
+                Way("with caches", arguments.clients),
+                Way("without", arguments.clients, ("--no-caches",)),
+                Way("with caches, one client", 1),
+                Way("without, one client", 1, ("--no-caches",)),
             ]
         rows = []
         for way in ways:
@@ -140,10 +136,6 @@ def main(argv: Sequence[str]) -> None:
             for problem in (*told.errors[:3], *told.wrong[:3]):
                 print(problem, flush=True)
         print_table(HEADER, rows)
-
-
-def _variant(setting: str) -> str:
-    return setting.replace(":", "-").replace("=", "-")
 
 
 def _alone(asked: Asked, model: kvtool.Model, store: kvtool.Store, variant: str) -> str:

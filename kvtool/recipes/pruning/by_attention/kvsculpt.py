@@ -18,8 +18,8 @@ def kvsculpt(keep: float, first: int, last: int, rounds: int) -> Pipeline:
     of its error. Rounds are few, to bound the time.
 
     It is for text that goes on, not for looking things up. At `keep` 0.2 of 844 tokens of a novel it found 1 of 9 facts
-    that were found over the full cache, `attention-matching` all. Queries of a repetition beside the document's own
-    did not change that.
+    that were found over the full cache. `attention-matching` with `score=kvzip` found all. Queries of a repetition beside
+    the document's own did not change that.
     """
     return Pipeline(prune=SculptKeys(keep, first, last, rounds))
 
