@@ -26,8 +26,8 @@ kvpress](pruning_peers.md) holds the scores themselves against another tool's. T
 {documents} documents were measured: prose, abstracts, source code, tables and dialogue, which no calibration has seen. The
 first {context:,} tokens of each are cached, and the {tokens} tokens after them are predicted. {retrieval}
 
-One number was chosen on what is measured here, on the first text of each kind and the first two haystacks of each length: the
-weight in the score of `attention-matching`. Its rows may be too favourable there.
+Nothing was chosen on these texts and haystacks. One number, the weight in the score of `attention-matching`, was chosen on other
+texts of the same kinds, some of them from the same sources.
 
 Bytes and seconds are of a text of {timed:,} tokens. Intervals are 95 % and come from drawing documents and haystacks again.
 """

@@ -39,6 +39,9 @@ from kvtool.evaluation.candidates import Raw
 from kvtool.measurement.contexts import Context, text_contexts
 from kvtool.measurement.scope import Scope
 
+CHOSEN_ON = 1
+"""Of each kind the texts that are not measured, nor haystacks of them: on those a score's weight was chosen."""
+
 CALIBRATION_TOKENS = 1024
 """Of each text that klt is calibrated with. These texts share no source with what is measured."""
 
@@ -63,8 +66,8 @@ def measured(prefilled: Prefilled, chosen: Sequence[Row], arguments: argparse.Na
     scope = Scope(
         metrics, context=arguments.context, tokens=arguments.tokens, lengths=tuple(arguments.lengths)
     )
-    texts = held_out(prefilled.model, scope.context + scope.tokens + 8, arguments.documents)
-    segments = prefilled.place(chain.from_iterable(texts.values()))
+    texts = held_out(prefilled.model, scope.context + scope.tokens + 8, CHOSEN_ON + arguments.documents)
+    segments = prefilled.place(chain.from_iterable(some[CHOSEN_ON:] for some in texts.values()))
     contexts, short = text_contexts(prefilled.store, segments, scope)
     assert not short, short
     timed = _timed(prefilled, arguments.timed)
@@ -74,6 +77,7 @@ def measured(prefilled: Prefilled, chosen: Sequence[Row], arguments: argparse.Na
         lengths=arguments.lengths,
         haystacks=arguments.haystacks,
         number=arguments.keys,
+        first=CHOSEN_ON * len(texts),
     )
     find = _find(prefilled)
     with ExitStack() as stack:

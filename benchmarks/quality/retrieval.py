@@ -64,12 +64,13 @@ def haystack_contexts(
     lengths: Sequence[int] = LENGTHS,
     haystacks: int = HAYSTACKS,
     number: int = KEYS,
+    first: int = 0,
 ) -> list[Context]:
-    """The haystacks with their questions. The first of a length are the same however many there are."""
+    """The haystacks with their questions. The ``first`` of a length are left out; others are the same whatever it is."""
     return [
         haystack_context(model, prefix, lookup_haystack(model, f"{length}/{n}", text, length, number))
         for length in lengths
-        for n, text in enumerate(haystack_texts(model, length, haystacks))
+        for n, text in list(enumerate(haystack_texts(model, length, first + haystacks)))[first:]
     ]
 
 
