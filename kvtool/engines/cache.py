@@ -19,6 +19,9 @@ from kvtool.errors import UsageError
 ROOM = 256
 """Tokens of room after a loaded document, before the first reallocation."""
 
+STEP = 32
+"""Tokens by which a layer without such room grows, one that lost tokens to pruning: for few tokens, ``ROOM`` is as large as it."""
+
 
 class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys ``[B, H, T, D]`` and values ``[B, H, T, Dv]``, as views of buffers with room to grow.
@@ -87,7 +90,8 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
             # Tensors made in inference mode cannot be written to outside of it.
             sealed = buffer.is_inference() and not torch.is_inference_mode_enabled()
             if buffer.shape[2] < end or sealed:
-                grown = buffer.new_empty((*buffer.shape[:2], end + max(ROOM, end // 8), buffer.shape[3]))
+                growth = max(self.room, end // 8) if self.room else STEP
+                grown = buffer.new_empty((*buffer.shape[:2], end + growth, buffer.shape[3]))
                 grown[:, :, :start] = buffer[:, :, :start]
                 self._buffers[name] = grown
         self._length = end

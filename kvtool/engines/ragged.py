@@ -110,6 +110,12 @@ class UniformLayer(BufferedLayer):
         self.indices, self.n_tokens = self.indices[:0], 0
 
 
+class AppendedLayer(BufferedLayer):
+    """The tokens after a document. It grows by few, since a pruned document has few itself."""
+
+    room = 0
+
+
 class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer whose heads hold different tokens of a document, ``packed``, and after them dense tokens, ``appended``.
 
@@ -122,7 +128,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, lengths: Sequence[int], n_tokens: int) -> None:
         """A layer whose heads will hold ``lengths`` tokens of a document of ``n_tokens``. Call ``allocate``, then ``place``."""
         super().__init__()
-        self.n_tokens, self.appended = n_tokens, BufferedLayer()
+        self.n_tokens, self.appended = n_tokens, AppendedLayer()
         self._lengths = tuple(lengths)
         self._placed = [0 for _ in lengths]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvtool.engines.attention.cache_attention import cache_attention
-from kvtool.engines.cache import ROOM, DocumentCache
+from kvtool.engines.cache import ROOM, STEP, DocumentCache
 from kvtool.engines.transformers import SHARED, device_of, masks, run_masked, same_row, windows
 from kvtool.errors import ModelError
 from kvtool.model.model import Model
@@ -129,14 +129,18 @@ class SequenceBatch:
         self.owners[self.owners == sequence] = _GONE
         kept = (self.owners != _GONE).nonzero()[:, 0]
         n_kept = len(kept) - self.n_cached
-        # Every pass pays for removed tokens; closing the gaps costs about as much as one pass.
-        if not n_kept or len(self.owners) - len(kept) > max(ROOM, n_kept):
+        # Every pass pays for removed tokens; closing the gaps costs about as much as one pass. Beside a pruned document the memory
+        # of removed tokens counts.
+        limit = max(ROOM, n_kept) if self.cache.holds_all else STEP
+        if not n_kept or len(self.owners) - len(kept) > limit:
             self._keep(kept)
 
     def _keep(self, kept: Tensor) -> None:
         after = kept[self.n_cached :]
         for layer in self.cache.layers:
             layer.keep(self.n_cached, after)
+            if not layer.holds_all:
+                layer.fit(STEP)
         self.owners, self.key_positions = self.owners[kept], self.key_positions[kept]
 
     def _next_positions(self, sequence: int, tokens: int) -> Tensor:

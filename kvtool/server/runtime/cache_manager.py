@@ -16,7 +16,7 @@ from kvtool.artifact.read import Artifact
 from kvtool.blending.blend import assemble
 from kvtool.blending.pruned import joining_nbytes
 from kvtool.engines import transformers as engine
-from kvtool.engines.cache import ROOM, DocumentCache
+from kvtool.engines.cache import ROOM, STEP, DocumentCache
 from kvtool.engines.capabilities import is_replaceable, key_rotations, takes_biases
 from kvtool.errors import ArtifactError, MismatchError, ModelError, StoreError
 from kvtool.model.model import Model
@@ -135,12 +135,13 @@ class CacheManager:
     def _stored(self, source: Stored, tenant: Tenant) -> Iterator[OpenCache]:
         """Shared by all of the tenant's requests that begin with the same artifacts.
 
-        A pruned cache has no room of its own for what is appended, so that each request brings some.
+        A pruned cache has no room of its own for what is appended. It grows by ``STEP``, and holds up to ``STEP`` tokens of
+        requests that have ended.
         """
         key = (tenant.name, *(artifact.digest for artifact in source.artifacts))
         load = partial(self._load, source.variant, source.artifacts)
         geometry = cache_geometry(source.artifacts)
-        private = source.nbytes + (self.token_bytes * ROOM if geometry.is_pruned else 0)
+        private = source.nbytes + (2 * STEP * self.token_bytes if geometry.is_pruned else 0)
         with self._shared(key, loaded_nbytes(geometry), load, private) as cache:
             self.metrics.hits.inc()
             yield OpenCache(cache, source.tokens)

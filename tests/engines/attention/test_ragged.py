@@ -24,7 +24,7 @@ from kvtool.engines.attention.ragged import softmax_attention
 from kvtool.engines.batching.generate_many import generate_many, logits_after
 from kvtool.engines.batching.multi_cache import feed_batches
 from kvtool.engines.batching.shared_prefix import SequenceBatch
-from kvtool.engines.cache import ROOM, DocumentCache, ParallelEncoding
+from kvtool.engines.cache import ROOM, STEP, DocumentCache, ParallelEncoding
 from kvtool.engines.generate import generate
 from kvtool.engines.kv import slice_kv
 from kvtool.engines.ragged import RaggedLayer, UniformLayer
@@ -164,6 +164,25 @@ def test_sequences_come_and_go(case: Case, model: kvtool.Model, dense: DocumentC
     rows.leave(7)
     assert rows.cache.get_seq_length() == 40 + len(QUESTION)
     assert near(rows.feed([(8, [5, 6]), (0, [3])])[1:], expected[1])
+
+
+@torch.no_grad()
+def test_sequences_that_leave_take_their_room_with_them(case: Case, model: kvtool.Model) -> None:
+    cache = case.prune(dense_cache(model, DOCUMENT))
+    if cache.layers[0].holds_all:
+        pytest.skip("its first layer has room of its own")
+    cache.fit(0)
+    held = cache.layers[0].nbytes
+    rows = SequenceBatch(model, cache)
+    rows.feed([(number, QUESTION) for number in range(12)])
+    full = cache.layers[0].nbytes - held
+    for number in range(1, 12):
+        rows.leave(number)
+    rows.feed([(0, [3])])
+    rest = cache.layers[0].nbytes - held
+    each = full / (12 * len(QUESTION) + STEP)
+    assert rest <= each * (len(QUESTION) + 1 + 2 * STEP)
+    rows.close()
 
 
 def test_crop_within_what_was_appended_and_into_the_document(
