@@ -16,13 +16,19 @@ Markdown = Callable[[Json, Sequence[tuple[str, str]]], str]
 """Makes the page, of an evaluation and of what each picture shows and its address."""
 
 
-def show(result: Json, arguments: Namespace, name: str, markdown: Markdown) -> None:
+Draw = Callable[..., list[tuple[str, Path]]]
+"""Draws pictures, as ``quality_pictures.draw`` does."""
+
+
+def show(
+    result: Json, arguments: Namespace, name: str, markdown: Markdown, draw: Draw = quality_pictures.draw
+) -> None:
     """Draws the pictures ``name`` in ``arguments.out``, writes the page where ``arguments.write`` says, and prints the table."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    quality_pictures.draw(result, arguments.out, name, ("svg", "png"))
+    draw(result, arguments.out, name, ("svg", "png"))
     if arguments.write:
         write: Path = arguments.write
-        drawn = quality_pictures.draw(result, write.parent, write.stem)
+        drawn = draw(result, write.parent, write.stem)
         write.write_text(markdown(result, [(shows, path.name) for shows, path in drawn]))
     print(table(result))
     for row, reason in result["failed"].items():

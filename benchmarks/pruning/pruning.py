@@ -25,6 +25,7 @@ from benchmarks.common.arguments import command, make_parser
 from benchmarks.common.output import Lines, machine
 from benchmarks.corpora.prefilled import Prefilled
 from benchmarks.corpora.texts import held_out
+from benchmarks.pages import pruning_pictures
 from benchmarks.pages.evaluation import show
 from benchmarks.pages.pruning_page import markdown
 from benchmarks.peers.environments import FOLDER
@@ -49,7 +50,7 @@ CALIBRATION_TOKENS = 1024
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     if arguments.read:
-        show(json.loads(arguments.read.read_text()), arguments, "pruning", markdown)
+        show(json.loads(arguments.read.read_text()), arguments, "pruning", markdown, pruning_pictures.draw)
         return
     chosen = rows(arguments.rows, arguments.keep)
     print(machine(), flush=True)
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     result = measured(prefilled, chosen, arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "pruning.json").write_text(json.dumps(result, indent=1))
-    show(result, arguments, "pruning", markdown)
+    show(result, arguments, "pruning", markdown, pruning_pictures.draw)
 
 
 def measured(prefilled: Prefilled, chosen: Sequence[Row], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ ROOM = 256
 """Tokens of room after a loaded document, before the first reallocation."""
 
 STEP = 32
-"""Tokens by which a layer without such room grows, one that lost tokens to pruning: for few tokens, ``ROOM`` is as large as it."""
+"""Tokens by which a layer without such room grows, one that lost tokens to pruning. ``ROOM`` may be as large as what it holds."""
 
 
 class BufferedLayer(DynamicLayer):  # type: ignore[misc]

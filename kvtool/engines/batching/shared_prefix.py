@@ -129,8 +129,8 @@ class SequenceBatch:
         self.owners[self.owners == sequence] = _GONE
         kept = (self.owners != _GONE).nonzero()[:, 0]
         n_kept = len(kept) - self.n_cached
-        # Every pass pays for removed tokens; closing the gaps costs about as much as one pass. Beside a pruned document the memory
-        # of removed tokens counts.
+        # Every pass pays for removed tokens; closing the gaps costs about as much as one pass. Beside a pruned document their
+        # memory counts, too.
         limit = max(ROOM, n_kept) if self.cache.holds_all else STEP
         if not n_kept or len(self.owners) - len(kept) > limit:
             self._keep(kept)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.pages import pruning_pictures
 from benchmarks.pages.against import against
 from benchmarks.pages.pruning_page import markdown
 
@@ -128,3 +130,20 @@ def test_without_haystacks_kl_alone_counts() -> None:
 def _split(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     some = measured["candidates"]
     return [one for one in some if one["family"] == "klt"], [one for one in some if "+" in one["family"]]
+
+
+def test_pictures_have_a_line_for_each_method_and_name_the_best(tmp_path: Path) -> None:
+    measured = result()
+    drawn = pruning_pictures.draw(measured, tmp_path, "page")
+    assert [path.name for _, path in drawn] == ["page-kl.svg", "page-kept.svg"]
+    again = pruning_pictures.draw(measured, tmp_path, "again")
+    assert [path.read_bytes() for _, path in again] == [path.read_bytes() for _, path in drawn]
+    for one in measured["candidates"]:
+        one["retrieval"] = None
+    assert [path.name for _, path in pruning_pictures.draw(measured, tmp_path, "page")] == ["page-kl.svg"]
+
+
+def test_the_best_method_beats_most_at_the_shares_that_it_has() -> None:
+    lines = [("one", [0.1, 0.3], [0.5, 0.2]), ("two", [0.3], [0.1]), ("three", [0.1, 0.3], [0.9, 0.8])]
+    assert pruning_pictures.best_first(lines, least=True) == ["two", "one", "three"]
+    assert pruning_pictures.best_first(lines, least=False) == ["three", "one", "two"]
