@@ -75,7 +75,10 @@ def _lines(result: Mapping[str, Any], measure: str) -> list[Line]:
             if measure == "kl" and estimate["value"] <= 0:
                 continue
             found.setdefault(about["method"], []).append((about["keep"], estimate["value"]))
-    return [(name, *map(list, zip(*sorted(points), strict=True))) for name, points in found.items()]
+    return [
+        (name, [share for share, _ in sorted(points)], [value for _, value in sorted(points)])
+        for name, points in found.items()
+    ]
 
 
 def _axes(axes: Axes, lines: Sequence[Line], measure: str, label: str) -> None:
