@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.pages.quality_pictures import LINE, SETTINGS
 from kvtool.report.numbers import plain
@@ -89,6 +89,8 @@ def _axes(axes: Axes, lines: Sequence[Line], measure: str, label: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     if measure == "kl":
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain(y)))
     axes.grid(color=LINE, alpha=0.25, lw=0.6)
     axes.set_axisbelow(True)
