@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 def run(
     names: DocumentNames = None,
     recipe: Annotated[
-        str, typer.Option(help="Compress with this recipe; kvtool recipes lists them.")
-    ] = "klt",
+        str | None,
+        typer.Option(
+            help="Compress with this recipe; kvtool recipes lists them (default: klt; attention-matching with --keep or "
+            "--resident)."
+        ),
+    ] = None,
     bits: Annotated[
         float | None,
         typer.Option(
@@ -65,7 +69,7 @@ def run(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Keep this share of the tokens, with a recipe that prunes, as kvzip or kvzip+kivi.",
+            help="Keep this share of the tokens, with a recipe that prunes: attention-matching, or as kvzip or kvzip+kivi.",
         ),
     ] = None,
     resident: Annotated[
@@ -117,8 +121,9 @@ def run(
     is one of them, and makes a calibration of that model first, once. What its presets cost on the model is measured then;
     kvtool recipes klt has what they promise. kivi is quick and needs no model.
     """
-    from kvtool.compression.inputs import compress_inputs, variant_name
+    from kvtool.compression.inputs import chosen_recipe, compress_inputs, variant_name
 
+    recipe = chosen_recipe(recipe, prunes=keep is not None or resident is not None)
     chosen, variant = names or None, variant_name(recipe, name, source)
     command = Repeatable(
         "compress",

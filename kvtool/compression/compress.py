@@ -11,6 +11,7 @@ from kvtool.calibration.calibrate import OnProgress
 from kvtool.codecs import Calibration
 from kvtool.compression.commit import Committer
 from kvtool.compression.encode import encode
+from kvtool.compression.inputs import chosen_recipe
 from kvtool.compression.joint.find import OnSetting
 from kvtool.compression.plan import Plan, plan
 from kvtool.compression.report import Report
@@ -22,14 +23,12 @@ from kvtool.store.manifest import RAW
 
 log = logging.getLogger(__name__)
 
-DEFAULT_RECIPE = "klt"
-
 
 def compress(
     store: Store,
     names: str | Iterable[str] | None = None,
     *,
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | None = None,
     keys: str | int | None = None,
     values: str | int | None = None,
     model: ModelSource = None,
@@ -46,10 +45,11 @@ def compress(
 ) -> Report:
     """Compresses the raw artifacts of ``names`` (default: all documents) into the variant ``name``.
 
-    The variant is called after the recipe unless ``name`` is given. ``source`` may name the variant that prefill made for
-    blending; that is compressed then, and the name ends so too. ``parameters`` are the recipe's, such as ``bits``. ``keys``
-    and ``values`` change one side alone, as ``pipeline_of`` says. A variant that exists with the same pipeline is left alone;
-    one with another is refused unless ``replace``. ``dry_run`` reports which documents would be compressed, and no sizes.
+    ``recipe`` is ``klt`` by default, and ``attention-matching`` where ``keep`` or ``resident`` is given. The variant is called
+    after the recipe unless ``name`` is given. ``source`` may name the variant that prefill made for blending; that is
+    compressed then, and the name ends so too. ``parameters`` are the recipe's, such as ``bits``. ``keys`` and ``values`` change
+    one side alone, as ``pipeline_of`` says. A variant that exists with the same pipeline is left alone; one with another is
+    refused unless ``replace``. ``dry_run`` reports which documents would be compressed, and no sizes.
 
     A recipe with a dial takes one of ``bits`` (per value, at most), ``ratio`` (to 16 bits, at least), ``max_kl`` (nats per
     token, at most) and ``preset`` instead of its setting, unless it has a parameter so called. The setting for the first three
@@ -77,6 +77,7 @@ def compress(
     """
     started = time.monotonic()
     store = writable(store)
+    recipe = chosen_recipe(recipe, prunes=not parameters.keys().isdisjoint(("keep", "resident")))
     request = make_request(
         recipe, parameters, keys=keys, values=values, calibration=calibration, name=name, source=source
     )

@@ -12,6 +12,13 @@ from kvtool.store.layout import CALIBRATIONS
 from kvtool.store.manifest import AVERAGED, AVERAGED_IN_RECORDS, INPUTS, RAW, averaged_name
 from kvtool.system.files import file_state
 
+DEFAULT_RECIPE, DEFAULT_PRUNING = "klt", "attention-matching"
+
+
+def chosen_recipe(recipe: str | None, *, prunes: bool) -> str:
+    """``recipe``, or the default: the best that leaves out tokens where that is asked for (``prunes``), or else ``klt``."""
+    return recipe or (DEFAULT_PRUNING if prunes else DEFAULT_RECIPE)
+
 
 def compress_inputs(store: Path, names: Iterable[str] | None, variant: str) -> dict[str, Any] | None:
     """What the store holds, as JSON: entries and calibrations; None where any cannot be read.

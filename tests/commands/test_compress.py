@@ -53,6 +53,16 @@ def test_a_share_of_memory_is_met_and_shown(cli: Cli, store: LocalStore) -> None
     )
 
 
+@pytest.mark.parametrize("share", [("--keep", "0.5"), ("--resident", "60%")])
+def test_without_a_recipe_the_best_that_leaves_out_tokens_does(
+    cli: Cli, store: LocalStore, share: tuple[str, str]
+) -> None:
+    assert "attention-matching: compressed 3 documents" in cli("compress", *share).stderr
+    cli("compress", "--recipe", "attention-matching", *share, "--name", "named")
+    variants = store["c.txt"].segments[0].variants
+    assert variants["named"].recipe["pipeline"] == variants["attention-matching"].recipe["pipeline"]
+
+
 def test_compress_without_a_recipe_makes_a_calibration_and_says_so(cli: Cli, store: LocalStore) -> None:
     first = cli("compress").stderr
     assert first.count("no calibration for tiny yet: making one from") == 1
