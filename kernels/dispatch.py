@@ -31,14 +31,16 @@ __all__ = [
     "rans_encode",
     "rotate",
     "unpack",
+    "wide_decode",
+    "wide_encode",
 ]
 
 
 class Kernels(Protocol):
     """One implementation of every kernel; ``kvtool.kernels.reference`` documents what each computes.
 
-    ``context``'s are the exception: the reference and the CPU have them, and no GPU, since each code waits for the one
-    before it.
+    ``context``'s and ``wide``'s are the exception: the reference and the CPU have them. No GPU has ``context``'s, since each code
+    waits for the one before it; ``wide``'s are made for one, and not written for it yet.
     """
 
     def pack(self, codes: Tensor, bits: int) -> Tensor: ...
@@ -159,13 +161,13 @@ def rans_decode(
 
 def context_count(codes: Tensor, conditions: Conditions, counts: Tensor) -> None:
     """Add to ``counts`` how often each symbol stands in each table; ``kvtool.kernels.reference.context`` says more."""
-    _check_context(codes, conditions)
+    _check_coded(codes, conditions.exponents)
     cpu.context_count(codes, conditions, counts)
 
 
 def context_encode(codes: Tensor, conditions: Conditions, cumulative: Tensor) -> Tensor:
     """``codes`` [T, C] int16 as one block of bytes; ``kvtool.kernels.reference.context`` has the format."""
-    _check_context(codes, conditions)
+    _check_coded(codes, conditions.exponents)
     return cpu.context_encode(codes, conditions, cumulative)
 
 
@@ -174,13 +176,32 @@ def context_decode(stream: Tensor, conditions: Conditions, cumulative: Tensor, o
 
     Raises ValueError for a block that ``context_encode`` has not made with the same.
     """
-    _check_context(out, conditions)
+    _check_coded(out, conditions.exponents)
     cpu.context_decode(stream, conditions, cumulative, out)
 
 
-def _check_context(codes: Tensor, conditions: Conditions) -> None:
+def wide_encode(
+    codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, cumulative: Tensor
+) -> Tensor:
+    """``codes`` [T, C] int16 as one block of bytes; ``kvtool.kernels.reference.wide`` has the format."""
+    _check_coded(codes, exponents)
+    return cpu.wide_encode(codes.contiguous(), exponents, scales, weights, cumulative)
+
+
+def wide_decode(
+    stream: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, cumulative: Tensor, out: Tensor
+) -> None:
+    """Decode ``stream``, one block, into ``out`` [T, C] int16.
+
+    Raises ValueError for a block that ``wide_encode`` has not made with the same.
+    """
+    _check_coded(out, exponents)
+    cpu.wide_decode(stream, exponents, scales, weights, cumulative, out)
+
+
+def _check_coded(codes: Tensor, exponents: Tensor) -> None:
     """Raises ValueError for a device that has no kernels, and for exponents that they do not take."""
     if codes.device.type != "cpu":
         raise ValueError(f"no kernels for a tensor on {codes.device}, expected one on the CPU")
-    if len(conditions.exponents) and (largest := int(conditions.exponents.max())) > reference.EXPONENTS:
+    if len(exponents) and (largest := int(exponents.max())) > reference.EXPONENTS:
         raise ValueError(f"exponent {largest}, expected at most {reference.EXPONENTS}")

@@ -7,6 +7,7 @@ from kvtool.kernels.cpu.hadamard import hadamard
 from kvtool.kernels.cpu.packing import pack, unpack
 from kvtool.kernels.cpu.rans import rans_decode, rans_encode
 from kvtool.kernels.cpu.rope import rotate
+from kvtool.kernels.cpu.wide import wide_decode, wide_encode
 
 __all__ = [
     "context_count",
@@ -20,4 +21,6 @@ __all__ = [
     "rans_encode",
     "rotate",
     "unpack",
+    "wide_decode",
+    "wide_encode",
 ]

@@ -1,40 +1,39 @@
 """Transform coefficients under an adaptive model; ``kvtool.kernels.reference.context`` has the format.
 
-The expectation of a token's components is computed for all of them at once, except for how loud the token is. All is in
-one file, since numba does not recompile what it cached when a function that it calls in another file has changed.
+The expectation of a token's components is computed for all of them at once, except for how loud the token is.
 """
 
 from __future__ import annotations
-
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kvtool.kernels.cpu.context_model import (
+    CLASSES,
+    LARGEST,
+    LOUD,
+    LOUDEST,
+    LOUDNESS,
+    LOUDNESS_FLOOR,
+    QUIETEST,
+    SLOW,
+    SLOWER,
+    Int,
+    Ints,
+    expect,
+    first_symbols,
+    log2,
+    memory_of,
+    power,
+    table_entries,
+)
 from kvtool.kernels.cpu.jit import compiled
-from kvtool.kernels.reference import context_model as model
 from kvtool.kernels.reference.context import LOWEST
 from kvtool.kernels.reference.context_model import Conditions
 
-Ints: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
-Int: TypeAlias = Any
-"""Of either sign, in 64 bits."""
-
-BUCKETS, CLASSES, QUIETEST, LOUD = model.BUCKETS, model.CLASSES, model.QUIETEST, model.LOUD
-SCALE, HISTORY, LOUDNESS = model.SCALE, model.HISTORY, model.LOUDNESS
-SLOW, SLOWER = model.SLOW, model.SLOWER
-LARGEST, LOUDEST = model.LARGEST, model.LOUDEST
-HISTORY_FLOOR, LOUDNESS_FLOOR = model.HISTORY_FLOOR, model.LOUDNESS_FLOOR
-NEAR_1, NEAR_2, NEAR_3, NEAR_4 = model.NEAR
-FAR = model.FAR
-LOG, EIGHTHS = np.array(model.LOG), np.array(model.EIGHTHS)
-
 PADDING = 8
 """Words after the last: a code reads four at most, and only then is checked whether there were as many."""
-
-RUN = 8
-"""Bits of the slots whose first symbol is looked up."""
 
 U8, U16, U32, U48 = np.uint64(8), np.uint64(16), np.uint64(32), np.uint64(48)
 L, LOW16, LOW32 = np.uint64(LOWEST), np.uint64(0xFFFF), np.uint64(0xFFFFFFFF)
@@ -48,7 +47,7 @@ def context_count(codes: Tensor, conditions: Conditions, counts: Tensor) -> None
 def context_encode(codes: Tensor, conditions: Conditions, cumulative: Tensor) -> Tensor:
     """One block of bytes [n] uint8."""
     shares = np.empty(4 * codes.numel(), np.uint32)
-    n = _shares(*_arrays(codes, conditions), _entries(cumulative), shares)
+    n = _shares(*_arrays(codes, conditions), table_entries(cumulative), shares)
     words = np.empty(n, np.uint32)
     state, used = _encode(shares[:n], words)
     content = int(state).to_bytes(8, "little") + words[:used][::-1].astype("<u4").tobytes()
@@ -65,9 +64,9 @@ def context_decode(stream: Tensor, conditions: Conditions, cumulative: Tensor, o
         raise ValueError(f"a block of {len(content)} bytes cannot hold a state and words")
     words = np.zeros(len(content) // 4 - 2 + PADDING, np.uint32)
     words[:-PADDING] = np.frombuffer(content[8:], "<u4")
-    entries, codes = _entries(cumulative), torch.empty(out.shape, dtype=torch.int16)
+    entries, codes = table_entries(cumulative), torch.empty(out.shape, dtype=torch.int16)
     state = np.uint64(int.from_bytes(content[:8], "little"))
-    tables = entries, _first_symbols(entries)
+    tables = entries, first_symbols(entries)
     state, read, fits = _decode(*_arrays(codes, conditions), *tables, state, words)
     if not fits:
         raise ValueError(f"a block of {len(content)} bytes holds a code that 16 bits do not")
@@ -84,71 +83,10 @@ def _arrays(codes: Tensor, conditions: Conditions) -> tuple[Ints, Ints, Ints, In
     return codes.contiguous().numpy(), exponents, scales, weights, conditions.loudness.numpy()
 
 
-def _entries(cumulative: Tensor) -> Ints:
-    """Each symbol's share and start in a word."""
-    bounds = cumulative.numpy().astype(np.uint32)
-    return ((bounds[:, 1:] - bounds[:, :-1]) << np.uint32(16)) | bounds[:, :-1]
-
-
-@compiled
-def _first_symbols(entries: Ints) -> Ints:
-    """For each table, the first symbol of each run of 2**RUN slots."""
-    tables, symbols = entries.shape
-    first = np.empty((tables, 1 << (16 - RUN)), np.uint8)
-    for k in range(tables):
-        s = 0
-        for run in range(1 << (16 - RUN)):
-            while s + 1 < symbols and np.int64(entries[k, s + 1] & np.uint32(0xFFFF)) <= run << RUN:
-                s += 1
-            first[k, run] = s
-    return first
-
-
-@compiled
-def _power(eighths: Int) -> Int:
-    return (EIGHTHS[eighths & 7] << 30) >> (30 - (eighths >> 3))
-
-
-@compiled
-def _log2(x: Int) -> Int:
-    """By the bits of a float64, which holds ``x`` as it is."""
-    bits = np.float64(x).view(np.int64)
-    return 64 * ((bits >> 52) - 1039) + LOG[(bits >> 47) & 31]
-
-
-@compiled
-def _components(scales: Ints) -> Ints:
-    """For each component its memory (history, last, mean), its expectation (value, middle, kind, magnitude) and 1 / scale."""
-    memory = np.zeros((8, len(scales)), np.int64)
-    for i in range(len(scales)):
-        memory[0, i], memory[7, i] = _power(scales[i]), _power(-scales[i])
-    return memory
-
-
-@compiled
-def _expect(memory: Ints, scales: Ints, weights: Ints, exponent: Int) -> None:
-    history, last, mean, value, middle, kind, magnitude = memory[:7]
-    back = _power(-4 * exponent)
-    for i in range(len(scales)):
-        expected = weights[i, 0] * (last[i] >> 8) + weights[i, 1] * (mean[i] >> 8)
-        predicted = min(max((expected * back) >> 25, -(1 << 19)), 1 << 19)
-        nearest = (predicted + 32) >> 6 if abs(predicted) >= 64 else 0
-        above = predicted - 64 * nearest
-        size = abs(above)
-        near = np.int64(size >= NEAR_1) + (size >= NEAR_2) + (size >= NEAR_3) + (size >= NEAR_4)
-        far = 5 + np.int64(size >= FAR)
-        value[i], middle[i] = 2 * expected, nearest
-        # A class, and in the bit above whether differences are turned.
-        kind[i] = (near if nearest == 0 else far) | (8 if above < 0 else 0)
-        magnitude[i] = (
-            8 * SCALE * scales[i] + HISTORY * _log2(history[i] + HISTORY_FLOOR) - 512 * exponent + 128
-        )
-
-
 @compiled
 def _table(magnitude: Int, kind: Int, loud: Int) -> tuple[Int, Int]:
     """The table, and the number of low bits."""
-    bucket = (magnitude + LOUDNESS * _log2(loud + LOUDNESS_FLOOR)) >> 8
+    bucket = (magnitude + LOUDNESS * log2(loud + LOUDNESS_FLOOR)) >> 8
     low = min((bucket - LOUD + 3) >> 2, 15) if bucket > LOUD else 0
     bucket = min(max(bucket - 4 * low, QUIETEST), LOUD) - QUIETEST
     return bucket * CLASSES + (kind & 7), low
@@ -178,10 +116,10 @@ def _symbol(off: Int, low: Int) -> Int:
 
 @compiled
 def _count(codes: Ints, exponents: Ints, scales: Ints, weights: Ints, loudness: Ints, counts: Ints) -> None:
-    memory = _components(scales)
+    memory = memory_of(scales)
     for t in range(len(exponents)):
-        loud, unit = np.int64(loudness[t]), _power(4 * (exponents[t] - 32))
-        _expect(memory, scales, weights, exponents[t] - 32)
+        loud, unit = np.int64(loudness[t]), power(4 * (exponents[t] - 32))
+        expect(memory, scales, weights, exponents[t] - 32)
         for i in range(len(scales)):
             table, low = _table(memory[6, i], memory[5, i], loud)
             off = codes[t, i] - memory[4, i]
@@ -196,10 +134,10 @@ def _shares(
     codes: Ints, exponents: Ints, scales: Ints, weights: Ints, loudness: Ints, entries: Ints, out: Ints
 ) -> Int:
     """Shares and starts of all coded symbols, in order, and their number."""
-    memory, n = _components(scales), 0
+    memory, n = memory_of(scales), 0
     for t in range(len(exponents)):
-        loud, unit = np.int64(loudness[t]), _power(4 * (exponents[t] - 32))
-        _expect(memory, scales, weights, exponents[t] - 32)
+        loud, unit = np.int64(loudness[t]), power(4 * (exponents[t] - 32))
+        expect(memory, scales, weights, exponents[t] - 32)
         for i in range(len(scales)):
             table, low = _table(memory[6, i], memory[5, i], loud)
             off = codes[t, i] - memory[4, i]
@@ -272,11 +210,11 @@ def _decode(
     words: Ints,
 ) -> tuple[Int, Int, bool]:
     """The final state; the words read, more than there are if they did not suffice; whether all codes fitted."""
-    memory, read = _components(scales), 0
+    memory, read = memory_of(scales), 0
     last = len(words) - PADDING
     for t in range(len(exponents)):
-        loud, unit = np.int64(loudness[t]), _power(4 * (exponents[t] - 32))
-        _expect(memory, scales, weights, exponents[t] - 32)
+        loud, unit = np.int64(loudness[t]), power(4 * (exponents[t] - 32))
+        expect(memory, scales, weights, exponents[t] - 32)
         for i in range(len(scales)):
             table, low = _table(memory[6, i], memory[5, i], loud)
             slot = x & LOW16

@@ -8,6 +8,7 @@ from kvtool.kernels.reference.hadamard import hadamard
 from kvtool.kernels.reference.packing import pack, packed_size, sections, unpack
 from kvtool.kernels.reference.rans import rans_decode, rans_encode
 from kvtool.kernels.reference.rope import Layout, angles, rotate
+from kvtool.kernels.reference.wide import wide_decode, wide_encode
 
 __all__ = [
     "EXPONENTS",
@@ -28,4 +29,6 @@ __all__ = [
     "rotate",
     "sections",
     "unpack",
+    "wide_decode",
+    "wide_encode",
 ]

@@ -109,10 +109,14 @@ def expect(component: Component, loudness: int, exponent: int) -> Expected:
 
 def learn(component: Component, loudness: int, exponent: int, code: int, expected: Expected) -> int:
     """Remember a code; returns the loudness after it."""
+    return loudness + ((remember(component, exponent, code, expected) - loudness) >> SLOWER)
+
+
+def remember(component: Component, exponent: int, code: int, expected: Expected) -> int:
+    """Remember a code; returns how large it is, relative to its component's scale."""
     level = min(max(code * power(4 * exponent), -LARGEST), LARGEST)
     off = min(abs(level - expected.value), LARGEST) if code or expected.middle else 0
     component.history += (off - component.history) >> SLOW
     component.mean += (level - component.mean) >> SLOW
     component.last = level
-    relative = min((off >> 8) * power(-component.scale) >> 8, LOUDEST)
-    return loudness + ((relative - loudness) >> SLOWER)
+    return min((off >> 8) * power(-component.scale) >> 8, LOUDEST)

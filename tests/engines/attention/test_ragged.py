@@ -167,22 +167,15 @@ def test_sequences_come_and_go(case: Case, model: kvtool.Model, dense: DocumentC
 
 
 @torch.no_grad()
-def test_sequences_that_leave_take_their_room_with_them(case: Case, model: kvtool.Model) -> None:
-    cache = case.prune(dense_cache(model, DOCUMENT))
-    if cache.layers[0].holds_all:
-        pytest.skip("its first layer has room of its own")
-    cache.fit(0)
-    held = cache.layers[0].nbytes
-    rows = SequenceBatch(model, cache)
+def test_sequences_that_leave_take_their_room_with_them(tiny: kvtool.Model) -> None:
+    cache = prune(dense_cache(tiny, DOCUMENT), keep_some(dense_cache(tiny, DOCUMENT)))
+    held, rows = cache.nbytes, SequenceBatch(tiny, cache)
     rows.feed([(number, QUESTION) for number in range(12)])
-    full = cache.layers[0].nbytes - held
+    each = (cache.nbytes - held) / (12 * len(QUESTION) + STEP)
     for number in range(1, 12):
         rows.leave(number)
     rows.feed([(0, [3])])
-    rest = cache.layers[0].nbytes - held
-    each = full / (12 * len(QUESTION) + STEP)
-    assert rest <= each * (len(QUESTION) + 1 + 2 * STEP)
-    rows.close()
+    assert cache.nbytes - held <= each * (len(QUESTION) + 1 + 2 * STEP)
 
 
 def test_crop_within_what_was_appended_and_into_the_document(
