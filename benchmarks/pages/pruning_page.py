@@ -14,10 +14,17 @@ Json = Mapping[str, Any]
 ALONE = "klt"
 """The recipe that keeps all tokens, and that combinations are held against."""
 
-HEAD = """# Pruning: results
+ALL = """# Pruning: results
 
-Every recipe that prunes, at several shares of the tokens, and combinations with `klt` beside `klt` alone. [Pruning against
-kvpress](pruning_peers.md) holds the scores themselves against another tool's. This command makes the page:
+Recipes that prune, at several shares of the tokens. [Fewer tokens in fewer bits](pruning_combined.md) combines them with recipes
+that code what stays; [pruning against kvpress](pruning_peers.md) holds the scores themselves against another tool's."""
+
+COMBINED = """# Fewer tokens in fewer bits: results
+
+Recipes that prune, combined with recipes that code what stays, beside each alone. [Pruning](pruning.md) has all recipes
+that prune, over more documents."""
+
+HEAD = """{about} This command makes the page:
 
 `{command}`
 
@@ -96,7 +103,9 @@ def _head(result: Json, raw: Json) -> str:
         if raw["retrieval"]
         else "Retrieval was not measured."
     )
+    is_combined = any("+" in one["family"] for one in result["candidates"])
     return HEAD.format(
+        about=COMBINED if is_combined else ALL,
         command=result["command"],
         machine=machine(result),
         model=result["model"]["name"],
@@ -212,7 +221,7 @@ def _share(one: Against) -> str:
 
 def _methods(result: Json, candidates: Sequence[Json]) -> list[str]:
     """A section for each recipe: its paper, its rows with other budgets, and what differs."""
-    sections = ["## The recipes"]
+    sections: list[str] = []
     for recipe, differs in result["differs"].items():
         some = [one for one in candidates if one["family"] == recipe]
         if not some:
@@ -222,4 +231,4 @@ def _methods(result: Json, candidates: Sequence[Json]) -> list[str]:
         paper = f" ({some[0]['paper']})" if some[0]["paper"] else ""
         parts = [f"### {recipe}", f"{some[0]['summary']}{paper}.", *["\n".join(budgets)][: len(budgets)]]
         sections.append("\n\n".join([*parts, f"What differs: {differs}"]))
-    return sections
+    return ["## The recipes", *sections] if sections else []

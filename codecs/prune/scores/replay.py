@@ -24,7 +24,7 @@ def kvzip(layer: LayerKV, inputs: Payload) -> Tensor:
 
 GOES_ON = 32.0
 """What attention of a text that goes on counts against a replay's: means over many queries are smaller than the largest weight
-of any. Chosen, of 0, 8 and 32, on five texts and four haystacks, all of which docs/results/pruning.md measures too."""
+of any. Chosen, of 0, 8 and 32, on five texts and four haystacks; docs/results/pruning.md measures others."""
 
 
 def replayed_and_moved(layer: LayerKV, inputs: Payload) -> Tensor:
