@@ -17,7 +17,8 @@ ALONE = "klt"
 ALL = """# Pruning: results
 
 Recipes that prune, at several shares of the tokens. [Fewer tokens in fewer bits](pruning_combined.md) combines them with recipes
-that code what stays; [pruning against kvpress](pruning_peers.md) holds the scores themselves against another tool's."""
+that code what stays; [pruning against kvpress](pruning_peers.md) holds the scores themselves against another tool's. Shares
+without a number were not measured, nor was `kvsculpt`, which takes an hour for each share."""
 
 COMBINED = """# Fewer tokens in fewer bits: results
 
