@@ -17,6 +17,9 @@ from kvtool.report.numbers import plain
 COLOURS = ("#1f9d6b", "#2f8fd0", "#d9822b", "#c0508f", "#8a6fd1", "#a08a2a")
 """Of the best methods, the best first. They can be read on white and on black."""
 
+LEAST_SHARES = 2
+"""Fewer make no line."""
+
 Line = tuple[str, Sequence[float], Sequence[float]]
 """A method, shares in ascending order, and what is drawn at each."""
 
@@ -33,7 +36,7 @@ def draw(
     made = []
     for measure, shows, label in PICTURES:
         lines = _lines(result, measure)
-        if not lines:
+        if len({share for _, shares, _ in lines for share in shares}) < LEAST_SHARES:
             continue
         with matplotlib.rc_context(SETTINGS):
             figure = Figure(figsize=(8, 5.5), layout="constrained")
@@ -49,20 +52,24 @@ def draw(
 
 
 def best_first(lines: Sequence[Line], *, least: bool) -> list[str]:
-    """Names of methods by how many others each beats, share by share, on average. ``least`` is whether small numbers are good."""
+    """Names of methods, those first that win most comparisons with others at the same share.
+
+    ``least`` is whether small numbers are good.
+    """
     at_share: dict[float, list[float]] = {}
     for _, shares, values in lines:
         for share, value in zip(shares, values, strict=True):
             at_share.setdefault(share, []).append(value)
 
-    def beaten(line: Line) -> float:
+    def won(line: Line) -> float:
         _, shares, values = line
-        return sum(
-            sum(other > value if least else other < value for other in at_share[share]) / len(at_share[share])
+        wins = sum(
+            sum(other > value if least else other < value for other in at_share[share])
             for share, value in zip(shares, values, strict=True)
-        ) / len(shares)
+        )
+        return wins / max(1, sum(len(at_share[share]) - 1 for share in shares))
 
-    return [name for name, *_ in sorted(lines, key=beaten, reverse=True)]
+    return [name for name, *_ in sorted(lines, key=won, reverse=True)]
 
 
 def _lines(result: Mapping[str, Any], measure: str) -> list[Line]:
