@@ -37,7 +37,7 @@ def test_commands_that_write_over_or_delete_have_a_dry_run(cli: Cli, command: st
 def test_help_says_what_is_the_default(cli: Cli) -> None:
     shown = cli("compress", "--help").stdout
     assert "(default: all)" in shown
-    assert "[default: klt]" in shown
+    assert "(default: klt;" in shown
     assert "(default: kv-store)" in shown
 
 
