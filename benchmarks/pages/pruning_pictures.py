@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.pages.quality_pictures import LINE, SETTINGS
+from benchmarks.pages.quality_pictures import LINE, SETTINGS, save
 from kvtool.report.numbers import plain
 
 COLOURS = ("#1f9d6b", "#2f8fd0", "#d9822b", "#c0508f", "#8a6fd1", "#a08a2a")
@@ -43,11 +43,8 @@ def draw(
             axes = figure.subplots()
             _axes(axes, lines, measure, label)
             _draw(axes, lines, best_first(lines, least=measure == "kl")[: len(COLOURS)])
-            paths = [folder / f"{name}-{measure}.{ending}" for ending in endings]
-            for path in paths:
-                metadata = {"Date": None} if path.suffix == ".svg" else None
-                figure.savefig(path, dpi=150, metadata=metadata, transparent=path.suffix == ".svg")
-        made.append((shows, paths[0]))
+            first = save(figure, folder / f"{name}-{measure}", endings)
+        made.append((shows, first))
     return made
 
 

@@ -62,12 +62,18 @@ def draw(
             canvas.draw()
             figure.set_layout_engine("none")
             _labels(axes, canvas, drawn)
-            paths = [folder / f"{name}-{axis}.{ending}" for ending in endings]
-            for path in paths:
-                metadata = {"Date": None} if path.suffix == ".svg" else None
-                figure.savefig(path, dpi=150, metadata=metadata, transparent=path.suffix == ".svg")
-        made.append((f"{shows}, with the frontier", paths[0]))
+            first = save(figure, folder / f"{name}-{axis}", endings)
+        made.append((f"{shows}, with the frontier", first))
     return made
+
+
+def save(figure: Figure, stem: Path, endings: Sequence[str]) -> Path:
+    """Saves ``figure`` with each of ``endings``, without a date, so that it is the same every time. Returns the first file."""
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in endings]
+    for path in paths:
+        is_svg = path.suffix == ".svg"
+        figure.savefig(path, dpi=150, metadata={"Date": None} if is_svg else None, transparent=is_svg)
+    return paths[0]
 
 
 def _axes(axes: Axes, axis: str, label: str) -> None:

@@ -10,23 +10,18 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.cpu.context_model import (
-    CLASSES,
-    LARGEST,
-    LOUD,
-    LOUDEST,
-    LOUDNESS,
-    LOUDNESS_FLOOR,
-    QUIETEST,
-    SLOW,
     SLOWER,
     Int,
     Ints,
     expect,
     first_symbols,
-    log2,
+    learn,
     memory_of,
     power,
+    remember,
     table_entries,
+    table_of,
+    weighed,
 )
 from kvtool.kernels.cpu.jit import compiled
 from kvtool.kernels.reference.context import LOWEST
@@ -84,29 +79,9 @@ def _arrays(codes: Tensor, conditions: Conditions) -> tuple[Ints, Ints, Ints, In
 
 
 @compiled
-def _table(magnitude: Int, kind: Int, loud: Int) -> tuple[Int, Int]:
-    """The table, and the number of low bits."""
-    bucket = (magnitude + LOUDNESS * log2(loud + LOUDNESS_FLOOR)) >> 8
-    low = min((bucket - LOUD + 3) >> 2, 15) if bucket > LOUD else 0
-    bucket = min(max(bucket - 4 * low, QUIETEST), LOUD) - QUIETEST
-    return bucket * CLASSES + (kind & 7), low
-
-
-@compiled
 def _louder(loud: Int, code: Int, unit: Int, memory: Ints, i: Int) -> Int:
     """The loudness after ``code``: its expected magnitude is replaced by the one that came."""
-    level = min(max(code * unit, -LARGEST), LARGEST)
-    off = min(abs(level - memory[3, i]), LARGEST) if code != 0 or memory[4, i] != 0 else 0
-    memory[1, i], memory[3, i] = level, off
-    return loud + ((min(((off >> 8) * memory[7, i]) >> 8, LOUDEST) - loud) >> SLOWER)
-
-
-@compiled
-def _learn(memory: Ints) -> None:
-    history, last, mean, off = memory[:4]
-    for i in range(len(history)):
-        history[i] += (off[i] - history[i]) >> SLOW
-        mean[i] += (last[i] - mean[i]) >> SLOW
+    return loud + ((remember(memory, i, code, unit) - loud) >> SLOWER)
 
 
 @compiled
@@ -121,12 +96,12 @@ def _count(codes: Ints, exponents: Ints, scales: Ints, weights: Ints, loudness: 
         loud, unit = np.int64(loudness[t]), power(4 * (exponents[t] - 32))
         expect(memory, scales, weights, exponents[t] - 32)
         for i in range(len(scales)):
-            table, low = _table(memory[6, i], memory[5, i], loud)
+            table, low = table_of(memory[6, i], memory[5, i], weighed(loud))
             off = codes[t, i] - memory[4, i]
             counts[table, _symbol(-off if memory[5, i] & 8 else off, low)] += 1
             loud = _louder(loud, np.int64(codes[t, i]), unit, memory, i)
         loudness[t] = loud
-        _learn(memory)
+        learn(memory)
 
 
 @compiled
@@ -139,7 +114,7 @@ def _shares(
         loud, unit = np.int64(loudness[t]), power(4 * (exponents[t] - 32))
         expect(memory, scales, weights, exponents[t] - 32)
         for i in range(len(scales)):
-            table, low = _table(memory[6, i], memory[5, i], loud)
+            table, low = table_of(memory[6, i], memory[5, i], weighed(loud))
             off = codes[t, i] - memory[4, i]
             off = -off if memory[5, i] & 8 else off
             symbol = _symbol(off, low)
@@ -154,7 +129,7 @@ def _shares(
             n = _bits(out, n, off & ((1 << low) - 1), low)
             loud = _louder(loud, np.int64(codes[t, i]), unit, memory, i)
         loudness[t] = loud
-        _learn(memory)
+        learn(memory)
     return n
 
 
@@ -216,7 +191,7 @@ def _decode(
         loud, unit = np.int64(loudness[t]), power(4 * (exponents[t] - 32))
         expect(memory, scales, weights, exponents[t] - 32)
         for i in range(len(scales)):
-            table, low = _table(memory[6, i], memory[5, i], loud)
+            table, low = table_of(memory[6, i], memory[5, i], weighed(loud))
             slot = x & LOW16
             symbol = symbols[table, slot >> U8]
             entry = np.uint64(entries[table, symbol])
@@ -238,5 +213,5 @@ def _decode(
             codes[t, i] = code
             loud = _louder(loud, code, unit, memory, i)
         loudness[t] = loud
-        _learn(memory)
+        learn(memory)
     return x, read, True

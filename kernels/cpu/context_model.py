@@ -90,3 +90,36 @@ def expect(memory: Ints, scales: Ints, weights: Ints, exponent: Int) -> None:
         magnitude[i] = (
             8 * SCALE * scales[i] + HISTORY * log2(history[i] + HISTORY_FLOOR) - 512 * exponent + 128
         )
+
+
+@compiled
+def weighed(loud: Int) -> Int:
+    """What a loudness adds to a magnitude."""
+    return LOUDNESS * log2(loud + LOUDNESS_FLOOR)
+
+
+@compiled
+def table_of(magnitude: Int, kind: Int, added: Int) -> tuple[Int, Int]:
+    """The table, and the number of low bits; ``added`` is what ``weighed`` gives."""
+    bucket = (magnitude + added) >> 8
+    low = min((bucket - LOUD + 3) >> 2, 15) if bucket > LOUD else 0
+    bucket = min(max(bucket - 4 * low, QUIETEST), LOUD) - QUIETEST
+    return bucket * CLASSES + (kind & 7), low
+
+
+@compiled
+def remember(memory: Ints, i: Int, code: Int, unit: Int) -> Int:
+    """Notes what component ``i`` was, for ``learn``; returns how large that is, relative to its scale."""
+    level = min(max(code * unit, -LARGEST), LARGEST)
+    off = min(abs(level - memory[3, i]), LARGEST) if code != 0 or memory[4, i] != 0 else 0
+    memory[1, i], memory[3, i] = level, off
+    return min(((off >> 8) * memory[7, i]) >> 8, LOUDEST)
+
+
+@compiled
+def learn(memory: Ints) -> None:
+    """Moves the running means, once a token's components have been remembered."""
+    history, last, mean, off = memory[:4]
+    for i in range(len(history)):
+        history[i] += (off[i] - history[i]) >> SLOW
+        mean[i] += (last[i] - mean[i]) >> SLOW

@@ -13,31 +13,26 @@ import torch
 from torch import Tensor
 
 from kvtool.kernels.cpu.context_model import (
-    CLASSES,
-    LARGEST,
-    LOUD,
-    LOUDEST,
-    LOUDNESS,
-    LOUDNESS_FLOOR,
-    QUIETEST,
     RUN,
-    SLOW,
     Int,
     Ints,
     expect,
     first_symbols,
-    log2,
+    learn,
     memory_of,
     power,
+    remember,
     table_entries,
+    table_of,
+    weighed,
 )
 from kvtool.kernels.cpu.jit import compiled
 from kvtool.kernels.reference import wide as reference
-from kvtool.kernels.reference.context_model import ONE
+from kvtool.kernels.reference.context_model import ONE, SYMBOLS
 from kvtool.kernels.reference.wide import Layout
 
 LOWEST, SIGNS, LANES = reference.LOWEST, reference.SIGNS, reference.LANES
-MIDDLE = 16
+MIDDLE = SYMBOLS // 2
 """The symbol of a code that is as predicted."""
 
 PADDING = 4 * 2 * LANES
@@ -48,7 +43,7 @@ def wide_encode(
     codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, cumulative: Tensor
 ) -> Tensor:
     """One block of bytes [n] uint8."""
-    layout, first_apart = Layout.for_codes(codes)
+    layout = Layout.for_codes(codes)
     values = codes.numpy().astype(np.int64)[:, layout.live]
     apart = values[:, layout.apart :]
     signs = (apart[apart != 0] < 0).astype(np.uint8)
@@ -66,7 +61,7 @@ def wide_encode(
             length = _encode(own, some, row)
             rows.append(_states(own) + row[:length][::-1].tobytes())
     lengths = b"".join(len(row).to_bytes(3, "little") for row in rows)
-    head = reference.head_of(codes.shape[1], layout.live, first_apart)
+    head = reference.head_of(codes.shape[1], layout)
     content = b"".join([head, lengths, *rows, left.tobytes()])
     return torch.from_numpy(np.frombuffer(bytearray(content), np.uint8))
 
@@ -132,8 +127,7 @@ def _ends(signs: Ints, lanes: int) -> tuple[Ints, Ints]:
 
 def _folded(cumulative: Tensor) -> Ints:
     """Entries of the magnitudes of codes that are predicted to be 0."""
-    middle = MIDDLE
-    ends = cumulative[:, middle + 1 :] - cumulative[:, : middle + 1].flip(1)
+    ends = cumulative[:, MIDDLE + 1 :] - cumulative[:, : MIDDLE + 1].flip(1)
     return table_entries(torch.cat([torch.zeros_like(ends[:, :1]), ends], 1))
 
 
@@ -174,25 +168,12 @@ def _turn(magnitudes: Ints, ends: Ints, left: Ints) -> None:
 
 
 @compiled
-def _table(magnitude: Int, kind: Int, loud: Int) -> tuple[Int, Int]:
-    """The table, and the number of low bits. ``loud`` is the logarithm, weighted."""
-    bucket = (magnitude + loud) >> 8
-    low = min((bucket - LOUD + 3) >> 2, 15) if bucket > LOUD else 0
-    bucket = min(max(bucket - 4 * low, QUIETEST), LOUD) - QUIETEST
-    return bucket * CLASSES + (kind & 7), low
-
-
-@compiled
 def _learn(memory: Ints, codes: Ints, unit: Int, loud: Int, width: Int, gain: Int) -> Int:
     """Remembers a band's codes; returns the loudness after them."""
     total = 0
     for i in range(len(codes)):
-        level = min(max(codes[i] * unit, -LARGEST), LARGEST)
-        off = min(abs(level - memory[3, i]), LARGEST) if codes[i] != 0 or memory[4, i] != 0 else 0
-        memory[0, i] += (off - memory[0, i]) >> SLOW
-        memory[2, i] += (level - memory[2, i]) >> SLOW
-        memory[1, i] = level
-        total += min(((off >> 8) * memory[7, i]) >> 8, LOUDEST)
+        total += remember(memory, i, codes[i], unit)
+    learn(memory)
     return loud + (((total // width - loud) * gain) >> 16)
 
 
@@ -219,9 +200,9 @@ def _takes(
     memory = memory_of(scales)
     for t in range(len(exponents)):
         expect(memory, scales, weights, exponents[t])
-        loud = LOUDNESS * log2(loudness[t] + LOUDNESS_FLOOR)
+        added = weighed(loudness[t])
         for i in range(len(scales)):
-            table, low = _table(memory[6, i], memory[5, i], loud)
+            table, low = table_of(memory[6, i], memory[5, i], added)
             off = codes[t, i] - memory[4, i]
             off = -off if memory[5, i] & 8 else off
             high = min(max(off >> low, -16), 16)
@@ -310,12 +291,12 @@ def _decode(
     highs, lows, widths = np.empty(n, np.int64), np.empty(n, np.int64), np.zeros(n, np.int64)
     for t in range(len(exponents)):
         expect(memory, scales, weights, exponents[t])
-        loud = LOUDNESS * log2(loudness[t] + LOUDNESS_FLOOR)
+        added = weighed(loudness[t])
         for group in range(len(reads)):
             first, last, read = group * LANES, min(group * LANES + LANES, n), reads[group]
             escapes, has_low = False, False
             for i in range(first, last):
-                table, low = _table(memory[6, i], memory[5, i], loud)
+                table, low = table_of(memory[6, i], memory[5, i], added)
                 own, begin = (folded, folded_symbols) if i >= apart else (entries, symbols)
                 x = states[i]
                 slot = x & 0xFFFF

@@ -72,12 +72,14 @@ def bands(components: int) -> list[range]:
 
 
 class Layout(NamedTuple):
-    """Which components are coded, ``live``, as lanes; the first of these whose signs are apart; and lanes in bands and groups.
+    """Which components are coded, ``live``, as lanes; the lanes in bands and groups.
 
-    ``widths`` are those of the bands, with what is not coded.
+    Signs are apart from component ``first_apart`` on, which is lane ``apart``. ``widths`` are those of the bands, with what is
+    not coded.
     """
 
     live: list[int]
+    first_apart: int
     apart: int
     bands: list[range]
     widths: list[int]
@@ -92,11 +94,11 @@ class Layout(NamedTuple):
             for lanes in places
             for first in range(lanes.start, lanes.stop, LANES)
         ]
-        return cls(live, bisect_left(live, first_apart), places, list(map(len, cut)), groups)
+        return cls(live, first_apart, bisect_left(live, first_apart), places, list(map(len, cut)), groups)
 
     @classmethod
-    def for_codes(cls, codes: Tensor) -> tuple[Layout, int]:
-        """What suits ``codes``, and the first component whose signs are apart: so many that all lanes end with some.
+    def for_codes(cls, codes: Tensor) -> Layout:
+        """What suits ``codes``: so many signs are apart that all lanes end with some.
 
         What is predicted takes fewer bits, so that there are no more of these than that, nor any of the first components.
         """
@@ -104,8 +106,7 @@ class Layout(NamedTuple):
         live = counts.nonzero()[:, 0].tolist()
         signs = counts.flip(0).cumsum(0).flip(0)
         first = int((signs >= SIGNS * len(live)).sum()) - 1
-        first = max(first, codes.shape[1] // PREDICTED, 0)
-        return cls.of(codes.shape[1], live, first), first
+        return cls.of(codes.shape[1], live, max(first, codes.shape[1] // PREDICTED))
 
 
 @cache
@@ -121,7 +122,7 @@ def wide_encode(
     codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, cumulative: Tensor
 ) -> Tensor:
     """One block of bytes [n] uint8. ``exponents``, ``scales`` and ``weights`` are as in ``Conditions``."""
-    bounds, (layout, first_apart) = cumulative.tolist(), Layout.for_codes(codes)
+    bounds, layout = cumulative.tolist(), Layout.for_codes(codes)
     coded = codes[:, layout.live]
     takes: list[list[list[Take | None]]] = [[] for _ in codes]
     for t, lanes, expected in _walk(coded, layout, exponents, scales, weights):
@@ -135,7 +136,7 @@ def wide_encode(
         rows.append(_encode(ends, [token[group.start : group.stop] for token in takes]))
     lengths = b"".join(len(row).to_bytes(3, "little") for row in rows)
     left = _packed(signs[SIGNS * len(layout.live) :])
-    head = head_of(codes.shape[1], layout.live, first_apart)
+    head = head_of(codes.shape[1], layout)
     return torch.tensor(list(b"".join([head, lengths, *rows, left])), dtype=torch.uint8)
 
 
@@ -170,12 +171,12 @@ def wide_decode(
     out[:, layout.live] = found.to(torch.int16)
 
 
-def head_of(components: int, live: Sequence[int], first_apart: int) -> bytes:
+def head_of(components: int, layout: Layout) -> bytes:
     """What a block begins with."""
-    head = first_apart.to_bytes(3, "little") + bytes([len(live) == components])
-    if len(live) == components:
+    coded = set(layout.live)
+    head = layout.first_apart.to_bytes(3, "little") + bytes([len(coded) == components])
+    if len(coded) == components:
         return head
-    coded = set(live)
     return head + _packed([i in coded for i in range(components)])
 
 

@@ -43,6 +43,19 @@ def codes_of(tokens: int, components: int, largest: int, seed: int = 1) -> Tenso
     return wide.clamp(-largest, largest).to(torch.int16)
 
 
+def drawn(data: st.DataObject, shape: tuple[int, int]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Any codes, and any exponents, scales and weights."""
+
+    def each(low: int, high: int, *sizes: int) -> Tensor:
+        n = torch.Size(sizes).numel()
+        entries = data.draw(st.lists(st.integers(low, high), min_size=n, max_size=n))
+        return torch.tensor(entries).view(sizes)
+
+    codes = each(-32768, 32767, *shape).short()
+    scales, weights = each(-45, 104, shape[1]).int(), each(-128, 127, shape[1], 2).char()
+    return codes, (each(0, 64, shape[0]).byte(), scales, weights)
+
+
 def loudness_of(tokens: int) -> Tensor:
     return torch.full((tokens,), model.ONE, dtype=torch.int32)
 
@@ -152,14 +165,7 @@ def test_any_bytes_are_decoded_or_refused_as_by_the_reference(content: bytes, sh
 @given(data=st.data(), shape=st.tuples(st.integers(1, 9), st.integers(1, 6)))
 @settings(max_examples=60)
 def test_all_codes_come_back_under_all_that_may_be_given(data: st.DataObject, shape: tuple[int, int]) -> None:
-    def drawn(low: int, high: int, *sizes: int) -> Tensor:
-        n = torch.Size(sizes).numel()
-        entries = data.draw(st.lists(st.integers(low, high), min_size=n, max_size=n))
-        return torch.tensor(entries).view(sizes)
-
-    codes = drawn(-32768, 32767, *shape).short()
-    scales, weights = drawn(-45, 104, shape[1]).int(), drawn(-128, 127, shape[1], 2).char()
-    given = drawn(0, 64, shape[0]).byte(), scales, weights
+    codes, given = drawn(data, shape)
     loudness = loudness_of(shape[0])
     stream = cpu.context_encode(codes, Conditions(*given, loudness), TABLES)
     assert torch.equal(

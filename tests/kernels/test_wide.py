@@ -14,7 +14,7 @@ from torch import Tensor
 from kvtool.kernels import cpu, dispatch, reference
 from kvtool.kernels.reference import wide
 from kvtool.kernels.reference.context_model import Conditions
-from tests.kernels.test_context import SHAPES, TABLES, codes_of, given_of, loudness_of
+from tests.kernels.test_context import SHAPES, TABLES, codes_of, drawn, given_of, loudness_of
 
 IMPLEMENTATIONS = {"reference": reference, "cpu": cpu}
 UNTOUCHED = 77
@@ -148,14 +148,7 @@ def test_any_bytes_are_decoded_or_refused_as_by_the_reference(content: bytes, sh
 @given(data=st.data(), shape=st.tuples(st.integers(1, 9), st.integers(1, 6)))
 @settings(max_examples=60)
 def test_all_codes_come_back_under_all_that_may_be_given(data: st.DataObject, shape: tuple[int, int]) -> None:
-    def drawn(low: int, high: int, *sizes: int) -> Tensor:
-        n = torch.Size(sizes).numel()
-        entries = data.draw(st.lists(st.integers(low, high), min_size=n, max_size=n))
-        return torch.tensor(entries).view(sizes)
-
-    codes = drawn(-32768, 32767, *shape).short()
-    scales, weights = drawn(-45, 104, shape[1]).int(), drawn(-128, 127, shape[1], 2).char()
-    given = drawn(0, 64, shape[0]).byte(), scales, weights
+    codes, given = drawn(data, shape)
     stream = cpu.wide_encode(codes, *given, TABLES)
     assert torch.equal(stream, reference.wide_encode(codes, *given, TABLES))
     assert outcome(cpu, stream, shape[0], given) == codes.tolist()
