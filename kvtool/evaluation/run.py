@@ -12,6 +12,7 @@ from typing import Any
 
 from kvtool.codecs import KV
 from kvtool.engines.prefiller import Prefiller
+from kvtool.errors import StoreError
 from kvtool.evaluation.candidates import Candidate
 from kvtool.evaluation.measure import measure
 from kvtool.measurement import journal
@@ -89,10 +90,17 @@ class Runner:
         return [record for record in records if record is not None]
 
     def kv(self, context: Context) -> KV:
-        """The raw keys and values of a context: the first tokens of a stored segment, or prefilled now."""
+        """The raw keys and values of a context: the first tokens of a stored segment, or prefilled now.
+
+        Raises ``StoreError`` where the segment has other tokens by now: what is measured would be kept as the context's.
+        """
         if context.segment is None:
             return self._prefiller.one(context.token_ids)
-        return first_tokens(self.store, context.segment, len(context.token_ids))
+        kv = first_tokens(self.store, context.segment, len(context.token_ids))
+        if kv.token_ids.tolist() != list(context.token_ids):
+            name = context.segment.document
+            raise StoreError(name, "was replaced while it was being measured", "measure it again")
+        return kv
 
     def timed(self, context: Context) -> Callable[[str], None]:
         """A callback that counts ``context`` as done; its argument names what was timed."""

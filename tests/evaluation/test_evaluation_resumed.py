@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import kvtool
+from kvtool.errors import StoreError
+from kvtool.evaluation import run
 from kvtool.evaluation.evaluation import evaluate
 from kvtool.evaluation.run import OnProgress, Progress
 
@@ -68,3 +70,17 @@ def test_a_wider_run_adds_to_a_narrow_one(
     recipes = ["nf4", "lossless"]
     evaluate(documents, model=lively, recipes=recipes, scope=KL, on_progress=copies(seen))
     assert (seen[-1].kept, seen[-1].measured) == (6, 3)
+
+
+def test_a_document_that_is_replaced_meanwhile_is_no_measurement(
+    documents: kvtool.Store, lively: kvtool.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its other tokens, or fewer, would be kept as the measurement of what was planned."""
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path))
+    read = run.first_tokens
+    monkeypatch.setattr(run, "first_tokens", lambda store, ref, count: read(store, ref, count - 1))
+    with pytest.raises(
+        StoreError, match=r"\.txt: was replaced while it was being measured; measure it again"
+    ):
+        evaluate(documents, model=lively, recipes=["nf4"], scope=KL)
+    assert not [path for path in (tmp_path / "evaluations").rglob("*") if path.is_file()]
