@@ -14,6 +14,7 @@ MODULES = {
     "blend": "quality.blend",
     "exactness": "quality.exactness",
     "recommend": "quality.recommend",
+    "bundle": "quality.bundle",
     "ttft": "speed.ttft",
     "prefill": "speed.prefill",
     "memory": "speed.memory",

@@ -143,7 +143,8 @@ class Recipe:
     empty for most. ``fit`` then makes one from samples of a model's caches (``Sequence[Sample]``) and from options
     by name; it knows no model, the caller names it (``Calibration.made``). Samples may be iterated more than
     once; with ``gradients`` they have gradients in the first iteration. With ``embedding`` one of the
-    options is the model's input embeddings under that name, [vocabulary, width] float32.
+    options is the model's input embeddings under that name, [vocabulary, width] float32, and another their
+    ``embedding_digest``, None where ``kvtool.codecs.klt.embeddings`` cannot find them by it.
     ``uncalibrated`` are values of parameters with any of which ``make`` wants no calibration after all, and gets none.
 
     ``dial`` is for recipes that can be asked for a size or a quality instead of for parameters. Its default preset has the last

@@ -39,8 +39,8 @@ __all__ = [
 class Kernels(Protocol):
     """One implementation of every kernel; ``kvtool.kernels.reference`` documents what each computes.
 
-    ``context``'s and ``wide``'s are the exception: the reference and the CPU have them. No GPU has ``context``'s, since each code
-    waits for the one before it; ``wide``'s are made for one, and not written for it yet.
+    ``context``'s are the exception: the reference and the CPU have them, and no GPU, since each code waits for the one before
+    it.
     """
 
     def pack(self, codes: Tensor, bits: int) -> Tensor: ...
@@ -64,6 +64,18 @@ class Kernels(Protocol):
         table: Tensor,
         precision: int,
         lanes: int,
+        out: Tensor,
+    ) -> None: ...
+    def wide_encode(
+        self, codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, cumulative: Tensor
+    ) -> Tensor: ...
+    def wide_decode(
+        self,
+        stream: Tensor,
+        exponents: Tensor,
+        scales: Tensor,
+        weights: Tensor,
+        cumulative: Tensor,
         out: Tensor,
     ) -> None: ...
 
@@ -184,8 +196,8 @@ def wide_encode(
     codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, cumulative: Tensor
 ) -> Tensor:
     """``codes`` [T, C] int16 as one block of bytes; ``kvtool.kernels.reference.wide`` has the format."""
-    _check_coded(codes, exponents)
-    return cpu.wide_encode(codes.contiguous(), exponents, scales, weights, cumulative)
+    _check_exponents(exponents)
+    return _for(codes).wide_encode(codes.contiguous(), exponents, scales, weights, cumulative)
 
 
 def wide_decode(
@@ -195,13 +207,17 @@ def wide_decode(
 
     Raises ValueError for a block that ``wide_encode`` has not made with the same.
     """
-    _check_coded(out, exponents)
-    cpu.wide_decode(stream, exponents, scales, weights, cumulative, out)
+    _check_exponents(exponents)
+    _for(out).wide_decode(stream, exponents, scales, weights, cumulative, out)
 
 
 def _check_coded(codes: Tensor, exponents: Tensor) -> None:
     """Raises ValueError for a device that has no kernels, and for exponents that they do not take."""
     if codes.device.type != "cpu":
         raise ValueError(f"no kernels for a tensor on {codes.device}, expected one on the CPU")
+    _check_exponents(exponents)
+
+
+def _check_exponents(exponents: Tensor) -> None:
     if len(exponents) and (largest := int(exponents.max())) > reference.EXPONENTS:
         raise ValueError(f"exponent {largest}, expected at most {reference.EXPONENTS}")

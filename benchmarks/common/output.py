@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 import transformers
 
+from kvtool.calibration.calibrate import Progress as Calibrating
 from kvtool.evaluation.run import Progress
 from kvtool.prefilling.report import Report
 
@@ -49,3 +50,9 @@ class Lines:
 
     def prefilled(self, report: Report) -> None:
         self("prefilled", report.tokens, report.tokens_total)
+
+    def calibrated(self, progress: Calibrating) -> None:
+        if progress.settings_total:
+            self("settings tried", progress.settings, progress.settings_total)
+        else:
+            self("prefilled for the calibration", progress.tokens, progress.tokens_total)

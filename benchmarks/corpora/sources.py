@@ -152,7 +152,7 @@ def _characters(_: Path) -> str:
     return "code,name,category\n" + "\n".join(row for row in rows if ",," not in row)
 
 
-def _pages(folder: Path, pattern: str) -> str:
+def pages(folder: Path, pattern: str) -> str:
     pages = [path.read_text(errors="replace") for path in sorted(folder.glob(pattern))]
     bare = [re.sub(r"(?s)<(script|style).*?</\1>|<[^>]+>", "", page) for page in pages]
     return "\n\n".join(re.sub(r"\s*\n\s*\n\s*", "\n\n", html.unescape(page)).strip() for page in bare)
@@ -192,12 +192,12 @@ SEEN: Sequence[Source] = [
     Source("headers", _headers),
     Source(
         "essays",
-        lambda folder: _pages(folder, "usr/share/doc/anarchism/html/sec*.html"),
+        lambda folder: pages(folder, "usr/share/doc/anarchism/html/sec*.html"),
         Package("debian", "anarchism"),
     ),
     Source(
         "handbook",
-        lambda folder: _pages(folder, "usr/share/doc/debian-handbook/html/en-US/*.html"),
+        lambda folder: pages(folder, "usr/share/doc/debian-handbook/html/en-US/*.html"),
         Package("debian", "debian-handbook"),
     ),
     Source("jargon", _jargon, Package("debian", "jargon-text")),

@@ -28,7 +28,7 @@ def held_out(model: kvtool.Model, tokens: int, documents: int = 2) -> dict[str, 
 
     The same arguments give the same texts. Raises ``KvtoolError`` if a source is not to be had or too short.
     """
-    return {kind: _drawn(model, kind, sources, tokens, documents) for kind, sources in HELD_OUT.items()}
+    return {kind: drawn(model, kind, sources, tokens, documents) for kind, sources in HELD_OUT.items()}
 
 
 def for_calibration(model: kvtool.Model, tokens: int, documents: int = 24) -> list[Text]:
@@ -44,7 +44,7 @@ def for_calibration(model: kvtool.Model, tokens: int, documents: int = 24) -> li
             print(f"not in the calibration: {source.name} ({error})", file=sys.stderr, flush=True)
         else:
             there.append(source)
-    return _drawn(model, "calibration", there, tokens, documents)
+    return drawn(model, "calibration", there, tokens, documents)
 
 
 def write(texts: Iterable[Text], folder: Path) -> list[Path]:
@@ -57,9 +57,10 @@ def write(texts: Iterable[Text], folder: Path) -> list[Path]:
     return paths
 
 
-def _drawn(
+def drawn(
     model: kvtool.Model, kind: str, sources: Sequence[Source], tokens: int, documents: int
 ) -> list[Text]:
+    """``documents`` of ``tokens`` tokens each from ``sources`` in turn, the first of every source before any second."""
     windows = {}
     for n, source in enumerate(sources[:documents]):
         # Source n has the documents n, n + len(sources), …

@@ -25,6 +25,7 @@ from kvtool.store.local import LocalStore
 QUESTION = "Which of these statements can raise an exception?"
 VARIANTS: dict[str, dict[str, Any]] = {
     "raw": {},
+    "klt": {},
     "kivi": {"bits": 2},
     "cachegen": {},
     "cachegen-lmcache": {},

@@ -12,11 +12,14 @@ from torch import Tensor
 from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.entropy_models.context import MIDDLE
 from kvtool.codecs.errors import CodecError, unexpected
-from kvtool.codecs.klt.compact import some_rows, whole_rows, whole_symmetric
+from kvtool.codecs.klt import compact, eight_bits
+from kvtool.codecs.klt.features import features
+from kvtool.codecs.klt.weights import Weights, whole_weights
 from kvtool.codecs.spec import Array
+from kvtool.kernels.threads import thread_pool
 
-TABLE = "tokens"
-"""The name of the table that predicts a token's keys and values, and the next token's, from its id."""
+BLOCK = 256
+"""Rows of a matrix that one thread computes."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Basis:
     ``directions`` [2 · features + rank, width] has those of the features, of a token and of the one before it, and then
     those of the components: one matrix, so that decoding cuts it and copies nothing. ``mean`` [width]. Both float32.
     What is left out has a basis of its own for each layer, whose components come in an ``order`` [width] across
-    layers.
+    layers. A calibration has its matrices under ``weights``; one that was made before there were such has them as they are.
     """
 
     calibration: Calibration
@@ -63,6 +66,7 @@ class Basis:
     sizes: Sizes
     directions: Tensor
     mean: Tensor
+    weights: Weights | None = None
 
     @property
     def prediction(self) -> Tensor:
@@ -89,11 +93,11 @@ class Basis:
         return self.mean + self.features(token_ids) @ self.prediction
 
     def own_features(self, token_ids: Tensor) -> Tensor:
-        """[T, features]: the table's rows for these tokens, zeros for those beyond it."""
-        shape = (self.sizes.vocabulary, self.sizes.features)
-        if not all(shape):
-            return torch.zeros(len(token_ids), self.sizes.features)
-        return some_rows(self.calibration, TABLE, shape, token_ids)
+        """[T, features]: zeros for tokens beyond the vocabulary."""
+        sizes = self.sizes
+        if not (sizes.vocabulary and sizes.features):
+            return torch.zeros(len(token_ids), sizes.features)
+        return features(self.calibration, token_ids, sizes.vocabulary, sizes.features)
 
     def features(self, token_ids: Tensor) -> Tensor:
         """[T, 2 · features]: those of each token and of the one before it; nothing stands before the first."""
@@ -102,8 +106,10 @@ class Basis:
     @cached_property
     def sensitivity(self) -> Tensor:
         """[L, C, C]: the cost of an error's outer product, layer by layer."""
+        if self.weights is not None:
+            return self.weights.sensitivity
         name = f"{self.name}.sensitivity"
-        return whole_symmetric(self.calibration, name, self.sizes.layers, self.sizes.channels)
+        return eight_bits.whole_symmetric(self.calibration, name, self.sizes.layers, self.sizes.channels)
 
     @cached_property
     def analysis(self) -> Tensor:
@@ -118,8 +124,14 @@ class Basis:
     @cached_property
     def complement(self) -> Tensor:
         """[L, C, C]: for each layer, the basis of what the components leave out."""
-        rows = whole_rows(self.calibration, f"{self.name}.complement", self.sizes.width, self.sizes.channels)
-        return rows.view(self.sizes.layers, self.sizes.channels, self.sizes.channels)
+        sizes, name = self.sizes, f"{self.name}.complement"
+        if self.weights is None:
+            rows = eight_bits.whole_rows(self.calibration, name, sizes.width, sizes.channels)
+            return rows.view(sizes.layers, sizes.channels, sizes.channels)
+        rows = compact.whole_rows(self.calibration, name, sizes.width, sizes.channels)
+        by_row = rows.view(sizes.layers, sizes.channels, sizes.channels).transpose(0, 1).flatten(1)
+        back = self.weights.undo(by_row).view(sizes.channels, sizes.layers, sizes.channels)
+        return back.transpose(0, 1).contiguous()
 
     @cached_property
     def order(self) -> Tensor:
@@ -158,10 +170,23 @@ class Basis:
 def basis_of(calibration: Calibration, name: str) -> Basis:
     """Raises CodecError for a calibration that has no such basis, or tensors of other sizes than it claims."""
     sizes = Sizes.of(calibration, name)
-    synthesis = whole_rows(calibration, f"{name}.basis", sizes.rank, sizes.width)
-    prediction = whole_rows(calibration, f"{name}.prediction", 2 * sizes.features, sizes.width)
     mean = calibration.tensor(f"{name}.mean", Array((sizes.width,), torch.float32))
-    return Basis(calibration, name, sizes, torch.cat([prediction, synthesis]), mean)
+    predicting, rank, width = 2 * sizes.features, sizes.rank, sizes.width
+    if f"{name}.weights.diagonal" not in calibration.tensors:
+        shapes = (("prediction", predicting), ("basis", rank))
+        parts = [eight_bits.whole_rows(calibration, f"{name}.{part}", n, width) for part, n in shapes]
+        return Basis(calibration, name, sizes, torch.cat(parts), mean)
+    weights = whole_weights(calibration, f"{name}.weights", sizes.layers, sizes.channels)
+    matrices = (("prediction", predicting, width), ("basis", rank, width), ("spanned", predicting, rank))
+    # One thread for each matrix and block: what is encoded may not depend on how many there are.
+    with thread_pool() as pool:
+        rest, synthesis, spanned = pool.map(
+            lambda of: compact.whole_rows(calibration, f"{name}.{of[0]}", *of[1:]), matrices
+        )
+        blocks = zip(torch.split(rest, BLOCK), torch.split(spanned, BLOCK), strict=True)
+        predicted = pool.map(lambda of: weights.undo(torch.addmm(of[0], of[1], synthesis)), blocks)
+        directions = torch.cat([*predicted, *pool.map(weights.undo, torch.split(synthesis, BLOCK))])
+    return Basis(calibration, name, sizes, directions, mean, weights)
 
 
 def _is_size(value: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 
 import torch
@@ -17,8 +17,11 @@ from kvtool.codecs.entropy_models import context
 from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.klt import prediction
-from kvtool.codecs.klt.basis import TABLE, Sizes, basis_of
-from kvtool.codecs.klt.compact import compact_rows, compact_symmetric
+from kvtool.codecs.klt.basis import Sizes, basis_of
+from kvtool.codecs.klt.compact import compact_rows, whole_rows
+from kvtool.codecs.klt.eight_bits import compact_rows as in_eight_bits
+from kvtool.codecs.klt.features import TABLE, compact_directions
+from kvtool.codecs.klt.weights import Weights, compact_weights, whole_weights
 from kvtool.codecs.kv import KV, LayerKV
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.deadzone import Deadzone
@@ -37,8 +40,15 @@ RANK = 1536
 SMALLEST = 0.008
 """Standard deviation below which a component is not kept; what is left out has a basis of its own for each layer."""
 
+ROUNDED = 0.04
+"""The squared error, in the loss, that rounding all matrices of a side may add to a token at most. A step of 0.075 adds
+thirty times as much."""
+
 TABLE_BYTES = 1 << 25
-"""Bytes of the table of predictions, at most."""
+"""Bytes of the table of features, at most, where there is one."""
+
+COARSEST = 1 / 20
+"""Step of a complement's rows, at most: much coarser ones would no longer span all that is left out."""
 
 STEPS, CODED = (0.01, 0.03, 0.07), 1 << 13
 """Steps at which codes are counted, and about how many tokens: a few numbers are learned from them, and soon."""
@@ -48,6 +58,7 @@ def fit(
     samples: Sequence[Sample],
     *,
     embedding: Tensor | None = None,
+    embedding_digest: str | None = None,
     features: int = 512,
     rank: int | None = None,
     seed: int = 0,
@@ -55,10 +66,11 @@ def fit(
     """For keys and values of each run of layers of equal sizes: sensitivities, predictions, and a basis.
 
     A channel's sensitivity comes from the samples' gradients: F, the mean of g · gᵀ over tokens, a matrix for each
-    layer. Rows are weighted by F^½, so that an error's square says what it does to the loss. Of ``embedding`` [V, W],
-    the model's own, ``features`` numbers for each token are kept, fewer where a vocabulary is large. At most ``rank``
-    components are kept, by default 1,536, those whose standard deviation is not too small. Samples without gradients
-    count for the basis and the predictions alone.
+    layer. Rows are weighted by its root, so that an error's square says what it does to the loss; matrices are rounded by
+    what their errors do. Of ``embedding`` [V, W], the model's own, ``features`` directions are kept. With its
+    ``embedding_digest`` the calibration names it (``kvtool.codecs.klt.embeddings``); without, it holds a table of all tokens'
+    features, of fewer where a vocabulary is large. At most ``rank`` components are kept, by default 1,536, those whose
+    standard deviation is not too small. Samples without gradients count for the basis and the predictions alone.
     ``samples`` is gone through three times, and gradients are used the first time only, so it may be lazy. Raises
     CodecError for samples of several models, for gradients of fewer tokens than a layer has channels, and for fewer
     tokens than ``rank``.
@@ -68,35 +80,70 @@ def fit(
         raise CodecError(f"klt: rank {rank} needs at least {rank} tokens, here are {learned.tokens}")
     moments, covariances = learned.moments(embedding if features else None)
     facts: dict[str, Json] = {}
-    tensors: dict[str, Tensor] = {}
-    table = torch.zeros(0, 0)
-    if moments is not None:
-        cut = prediction.directions(moments, min(features, TABLE_BYTES // len(moments.embedded)))
-        table = moments.embedded @ cut
-        moments = moments.cut(cut)
-        tensors |= _under(TABLE, compact_rows(table))
+    bases: dict[str, Json] = {}
+    tensors: dict[str, Tensor] = dict(learned.tensors)
+    vocabulary = 0
+    if moments is not None and embedding is not None:
+        vocabulary = len(embedding)
+        if embedding_digest is None:
+            features = min(features, TABLE_BYTES // vocabulary)
+        moments = moments.cut(prediction.directions(moments, features, learned.tokens))
+        own, fact = _features(moments, learned.tokens, embedding_digest)
+        tensors |= own
+        facts |= fact
     for name, (group, _) in learned.names.items():
         left = covariances.pop(name)
-        maps = torch.zeros(0, len(left))
+        width = len(left)
+        channels, most = width // len(group), min(rank or RANK, width, learned.tokens)
+        n_features = 0 if moments is None else moments.embedded.directions.shape[1]
+        step = (12 * ROUNDED / (width * (2 * n_features + most))) ** 0.5
+        maps = torch.zeros(0, width)
         if moments is not None:
             maps = prediction.ridge(moments.seen, moments.crossed[name])
             left = prediction.residual(left, moments.seen, moments.crossed[name], maps)
         left /= learned.tokens
-        directions = leading(left, min(rank or RANK, len(left), learned.tokens), seed)
+        directions = leading(left, most, seed)
         deviation = ((directions @ left) * directions).sum(1).clamp(min=0).sqrt()
         kept = max(1, int((deviation > SMALLEST).sum()))
-        channels = len(left) // len(group)
-        sizes = Sizes(len(group), channels, kept, table.shape[1], len(table))
-        facts[name] = asdict(sizes)
-        tensors |= _under(
-            name, {"mean": learned.means[name], **learned.complement(name, left, directions[:kept])}
-        )
-        basis = learned.weighted(name, directions[:kept], -0.5)
-        tensors |= _under(f"{name}.basis", compact_rows(basis))
-        tensors |= _under(f"{name}.prediction", compact_rows(learned.weighted(name, maps, -0.5)))
-        tensors |= _under(f"{name}.sensitivity", compact_symmetric(learned.sensitivities[name]))
-    fitted = Calibration("klt", {"tokens": learned.tokens, "bases": facts}, tensors)
+        bases[name] = asdict(Sizes(len(group), channels, kept, n_features, vocabulary))
+        # No row is rounded to nothing.
+        steps = (step / deviation[:kept].clamp(min=1e-30)).clamp(max=width**-0.5)
+        tensors |= _under(name, _spanned(directions[:kept], steps, maps, step))
+        tensors[f"{name}.mean"] = learned.means[name]
+        tensors |= _under(name, learned.complement(left, directions[:kept], group, step))
+    fitted = Calibration("klt", {"tokens": learned.tokens, "bases": bases, **facts}, tensors)
     return learned.with_statistics(fitted)
+
+
+def _features(
+    moments: prediction.Moments, tokens: int, digest: str | None
+) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """Tensors and facts of the features of tokens: directions of an embedding that has a digest, or else a table."""
+    embedded = moments.embedded
+    if digest is None:
+        every = torch.arange(len(embedded.embedding))
+        return _under(TABLE, in_eight_bits(embedded.features(every))), {}
+    n = embedded.directions.shape[1]
+    predicted = torch.zeros(n)
+    for crossed in moments.crossed.values():
+        maps = prediction.ridge(moments.seen, crossed)
+        predicted += maps[:n].square().sum(1) + maps[n:].square().sum(1)
+    return compact_directions(embedded.mean, embedded.directions, predicted, digest, len(embedded.embedding))
+
+
+def _spanned(basis: Tensor, steps: Tensor, maps: Tensor, step: float) -> dict[str, Tensor]:
+    """Tensors of a basis [rank, width] and of the maps that predict: what of these it spans, and what it does not.
+
+    It spans most, so that both take two thirds of the bits that the maps alone would.
+    """
+    coded = compact_rows(basis, steps)
+    held = Calibration("klt", {}, _under("basis", coded))
+    basis, by_row = whole_rows(held, "basis", *basis.shape), torch.full((len(maps),), step)
+    spanned = compact_rows(maps @ basis.mT, by_row)
+    held = Calibration("klt", {}, _under("spanned", spanned))
+    rest = maps - whole_rows(held, "spanned", len(maps), len(basis)) @ basis
+    parts = {"basis": coded, "spanned": spanned, "prediction": compact_rows(rest, by_row)}
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 @dataclass
@@ -108,8 +155,8 @@ class _Learned:
     names: dict[str, tuple[range, str]]
     tokens: int
     means: dict[str, Tensor]
-    sensitivities: dict[str, Tensor]
-    roots: dict[tuple[str, float], Tensor] = field(default_factory=dict)
+    weights: dict[str, Weights]
+    tensors: dict[str, Tensor]
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> _Learned:
@@ -141,15 +188,23 @@ class _Learned:
         channels = max((len(sums[name]) // len(group) for name, (group, _) in names.items()), default=1)
         refuse_too_few("klt", sloped, channels, "tokens with gradients")
         means = {name: (total / tokens).float() for name, total in sums.items()}
-        sensitivities = {name: _shrunk(square / sloped) for name, square in squares.items()}
-        return cls(samples, contents, names, tokens, means, sensitivities)
+        tensors: dict[str, Tensor] = {}
+        for name, square in squares.items():
+            tensors |= _under(f"{name}.weights", compact_weights(_shrunk(square / sloped)))
+        # As they will be read, so that coding and decoding take the same.
+        held = Calibration("klt", {}, tensors)
+        weights = {
+            name: whole_weights(held, f"{name}.weights", *square.shape[:2])
+            for name, square in squares.items()
+        }
+        return cls(samples, contents, names, tokens, means, weights, tensors)
 
     def moments(self, embedding: Tensor | None) -> tuple[prediction.Moments | None, dict[str, Tensor]]:
         """The second pass: how features and rows, weighted, go together; and the rows' second moments."""
         moments = None
         if embedding is not None:
             ids = torch.cat([sample.kv.token_ids for sample in self.samples])
-            moments = prediction.Moments.none(prediction.embedded_tokens(embedding, ids))
+            moments = prediction.Moments.none(prediction.Embedded.of(embedding, ids))
         covariances: dict[str, Tensor] = {}
         for sample, contents in zip(self.samples, self.contents, strict=True):
             after_sinks = _after_sinks(contents)
@@ -159,32 +214,35 @@ class _Learned:
                 moments.add(features)
             for name, (group, side) in self.names.items():
                 rows = cache_rows(sample, contents, group, side, after_sinks) - self.means[name]
-                rows = self.weighted(name, rows, 0.5)
+                rows = self.weights[name].apply(rows)
                 if moments is not None and features is not None:
                     moments.cross(name, features, rows)
                 square = rows.mT @ rows
                 covariances[name] = covariances[name].add_(square) if name in covariances else square
         return moments, covariances
 
-    def complement(self, name: str, covariance: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    @staticmethod
+    def complement(covariance: Tensor, kept: Tensor, group: range, step: float) -> dict[str, Tensor]:
         """For each layer a basis [C, C] of what the components ``kept`` leave out, and all layers' common order.
 
         Across layers there is little left to gain, so a matrix is stored for each layer.
         """
-        roots = self._root(name, -0.5)
-        layers, channels, _ = roots.shape
-        by_layer = kept.view(len(kept), layers, channels)
+        channels = len(covariance) // len(group)
+        by_layer = kept.view(len(kept), len(group), channels)
         energy = ((kept @ covariance) * kept).sum(1)
         rows, variances = [], []
-        for index, root in enumerate(roots):
+        for index in range(len(group)):
             part = slice(index * channels, (index + 1) * channels)
             own = by_layer[:, index]
             left = covariance[part, part] - own.mT @ (energy[:, None] * own)
             values, vectors = torch.linalg.eigh(left.double())
-            rows.append(vectors.mT.float() @ root)
+            rows.append(vectors.mT.float())
             variances.append(values)
-        order = torch.cat(variances).argsort(descending=True, stable=True).to(torch.int32)
-        return {**_under("complement", compact_rows(torch.cat(rows))), "order": order}
+        variance = torch.cat(variances).clamp(min=1e-30)
+        # Rows are orthonormal, and must stay apart when they are rounded.
+        steps = (step / variance.sqrt()).float().clamp(max=COARSEST)
+        order = variance.argsort(descending=True, stable=True).to(torch.int32)
+        return {**_under("complement", compact_rows(torch.cat(rows), steps)), "order": order}
 
     def with_statistics(self, fitted: Calibration) -> Calibration:
         """The third pass: statistics for the entropy coder (``kvtool.codecs.entropy_models.context``)."""
@@ -220,19 +278,6 @@ class _Learned:
         means = {name: total / max(tokens, 1) for name, total in left_out.items()}
         tensors["tables"] = context.roots(total)
         return Calibration(fitted.method, {**fitted.facts, "left_out": means}, tensors)
-
-    def weighted(self, name: str, rows: Tensor, power: float) -> Tensor:
-        """Rows [n, L · C] times a power of each layer's sensitivity."""
-        roots = self._root(name, power)
-        return torch.einsum("tlc,lcd->tld", rows.view(len(rows), *roots.shape[:2]), roots).flatten(1)
-
-    def _root(self, name: str, power: float) -> Tensor:
-        """[L, C, C]: a power of each layer's sensitivity."""
-        if (name, power) not in self.roots:
-            values, vectors = torch.linalg.eigh(self.sensitivities[name].double())
-            scaled = vectors * values.clamp(min=1e-30)[:, None] ** power
-            self.roots[name, power] = (scaled @ vectors.mT).float()
-        return self.roots[name, power]
 
 
 def _coded(parts: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, float]]:

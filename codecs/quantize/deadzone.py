@@ -80,6 +80,9 @@ class Deadzone(Stage):
         x = y["codes"].float() * self._steps(y["exponents"])
         return spec.beside_x(y) | {"x": x.to(spec.arrays["x"].dtype)}
 
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
+        return tokens
+
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         tensor = x["x"]
         if not tensor.numel():

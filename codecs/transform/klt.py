@@ -80,34 +80,44 @@ class Klt(Stage):
         return spec.beside_x(x) | {"x": coefficients}
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
+        return self.decode_tokens(y, spec, None)
+
+    def decode_tokens(self, y: Payload, spec: Spec, tokens: range | None) -> Payload:
+        """Tokens that are not wanted are 0."""
         basis, ids, array = self._basis(spec), _ids(y), spec.arrays["x"]
-        layers, heads, tokens, channels = array.shape
-        # Small components are often 0 in all of a segment: those after the last that is not are left out.
-        coefficients = y["x"][:, : basis.sizes.rank]
-        used = int(coefficients.ne(0).any(0).nonzero().amax()) + 1 if coefficients.any() else 0
+        layers, heads, n_tokens, channels = array.shape
+        wanted = slice(0, n_tokens) if tokens is None else slice(tokens.start, tokens.stop)
+        # Many components are 0 in all of a segment. They are left out.
+        coefficients = y["x"][wanted, : basis.sizes.rank]
+        used = coefficients.ne(0).any(0).nonzero().flatten()
         # A text repeats tokens: the prediction from each is computed once.
-        words, where = torch.unique(ids, return_inverse=True)
+        first = max(wanted.start - 1, 0)
+        words, where = torch.unique(ids[first : wanted.stop], return_inverse=True)
+        own, previous = where[wanted.start - first :], where[: len(coefficients) - (first == wanted.start)]
         features = basis.own_features(words)
         # 16 bits would blur a fine step.
-        products = (tokens * used + features.numel()) * basis.sizes.width
+        products = (len(coefficients) * len(used) + features.numel()) * basis.sizes.width
         dtype = torch.float32 if self.whole else factors(products)
-        features, coefficients = features.to(dtype), coefficients[:, :used].to(dtype)
+        features, coefficients = features.to(dtype), coefficients[:, used].to(dtype)
         of_token, of_previous, of_components = basis.directions_in(dtype)
-        of_components = of_components[:used]
+        of_components = of_components[used]
         rest = None
         if self.whole:
-            rest = torch.empty(tokens, basis.sizes.width)
-            rest[:, basis.order] = y["x"][:, basis.sizes.rank :]
-            rest = rest.view(tokens, layers, heads * channels)
-        out = torch.empty(array.shape, dtype=array.dtype)
+            rest = torch.empty(len(coefficients), basis.sizes.width)
+            rest[:, basis.order] = y["x"][wanted, basis.sizes.rank :]
+            rest = rest.view(-1, layers, heads * channels)
+        out = torch.zeros(array.shape, dtype=array.dtype)
         for index in range(layers):
             rows = (coefficients @ of_components[:, index]).float() + basis.mean.view(layers, -1)[index]
-            rows += (features @ of_token[:, index])[where]
-            rows[1:] += (features @ of_previous[:, index])[where[:-1]]
+            rows += (features @ of_token[:, index])[own]
+            rows[len(rows) - len(previous) :] += (features @ of_previous[:, index])[previous]
             if rest is not None:
                 rows += rest[:, index] @ basis.complement[index]
-            out[index] = saturated(rows.view(tokens, heads, channels).transpose(0, 1), array.dtype)
+            out[index, :, wanted] = saturated(rows.view(-1, heads, channels).transpose(0, 1), array.dtype)
         return spec.beside_x(y) | {"x": out}
+
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
+        return tokens
 
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """The part of ``x`` that the basis leaves out, ``inner`` once for each component, and rounding."""

@@ -67,6 +67,9 @@ class Unrope(Stage):
         x = saturated(_turned(y["x"], y["positions"], spec, undo=False), array.dtype)
         return spec.beside_x(y) | {"x": x}
 
+    def tokens_after(self, tokens: range, spec: Spec) -> range | None:
+        return tokens
+
     def error(self, x: Payload, spec: Spec, inner: float = 0.0) -> float:
         """Both errors of a pair may fall on one channel; each way rounds a product and a sum."""
         tensor = x["x"]

@@ -49,7 +49,7 @@ def wide_encode(
     signs = (apart[apart != 0] < 0).astype(np.uint8)
     apart[:] = np.abs(apart)
     states, left = _ends(signs, len(layout.live))
-    entries = table_entries(cumulative), _folded(cumulative)
+    entries = table_entries(cumulative), folded(cumulative)
     loudness, rows = np.full(len(codes), ONE, np.int64), []
     for band, given in _bands(layout, exponents, scales, weights):
         takes = np.zeros((len(codes), 4, len(band)), np.uint32)
@@ -77,8 +77,8 @@ def wide_decode(
     content = np.zeros(n_bytes + PADDING, np.uint8)
     content[:n_bytes] = stream.contiguous().numpy()
     layout, head = reference.read_head(content[:n_bytes].tobytes(), out.shape[1])
-    starts, states = _begin(content[:n_bytes], head, layout.groups)
-    entries = table_entries(cumulative), _folded(cumulative)
+    starts, states = begin(content[:n_bytes], head, layout.groups)
+    entries = table_entries(cumulative), folded(cumulative)
     first = first_symbols(entries[0]), first_symbols(entries[1])
     values, loudness = np.zeros((len(out), len(layout.live)), np.int64), np.full(len(out), ONE, np.int64)
     group = 0
@@ -95,7 +95,7 @@ def wide_decode(
         group += count
     if (states >> SIGNS != 1).any():
         raise ValueError(f"a block of {n_bytes} bytes does not end where it was begun")
-    _turn(values[:, layout.apart :], states - LOWEST, content[starts[-1] : n_bytes])
+    turn(values[:, layout.apart :], states - LOWEST, content[starts[-1] : n_bytes])
     if values.size and not -(1 << 15) <= values.min() <= values.max() < 1 << 15:
         raise ValueError(f"a block of {n_bytes} bytes holds a code that 16 bits do not")
     out.zero_()
@@ -125,7 +125,7 @@ def _ends(signs: Ints, lanes: int) -> tuple[Ints, Ints]:
     return ends, np.packbits(signs[len(taken) :], bitorder="little")
 
 
-def _folded(cumulative: Tensor) -> Ints:
+def folded(cumulative: Tensor) -> Ints:
     """Entries of the magnitudes of codes that are predicted to be 0."""
     ends = cumulative[:, MIDDLE + 1 :] - cumulative[:, : MIDDLE + 1].flip(1)
     return table_entries(torch.cat([torch.zeros_like(ends[:, :1]), ends], 1))
@@ -135,7 +135,7 @@ def _states(states: Ints) -> bytes:
     return states.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
 
 
-def _begin(content: Ints, head: int, groups: list[range]) -> tuple[Ints, Ints]:
+def begin(content: Ints, head: int, groups: list[range]) -> tuple[Ints, Ints]:
     """Where each group begins, and the last ends, and the states of all lanes. ``content`` has lengths from ``head`` on."""
     first = head + 3 * len(groups)
     lengths, lanes = _numbers(content[head:first]), [len(group) for group in groups]
@@ -155,7 +155,7 @@ def _numbers(content: Ints) -> Ints:
     return each[:, 0] | each[:, 1] << 8 | each[:, 2] << 16
 
 
-def _turn(magnitudes: Ints, ends: Ints, left: Ints) -> None:
+def turn(magnitudes: Ints, ends: Ints, left: Ints) -> None:
     """Gives ``magnitudes`` [T, n] their signs: those with which lanes end, and those that are left over."""
     own = ((ends[:, None] >> np.arange(SIGNS)) & 1).astype(np.uint8).ravel()
     bits = np.concatenate([own, np.unpackbits(left, bitorder="little")])

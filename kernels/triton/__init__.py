@@ -6,6 +6,7 @@ from kvtool.kernels.triton.hadamard import hadamard
 from kvtool.kernels.triton.packing import pack, unpack
 from kvtool.kernels.triton.rans import rans_decode, rans_encode
 from kvtool.kernels.triton.rope import rotate
+from kvtool.kernels.triton.wide import wide_decode, wide_encode
 
 __all__ = [
     "dequantize",
@@ -16,4 +17,6 @@ __all__ = [
     "rans_encode",
     "rotate",
     "unpack",
+    "wide_decode",
+    "wide_encode",
 ]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import triton
 from kvtool.kernels.reference.rans import LOWEST
+from kvtool.kernels.triton import wide
 from kvtool.kernels.triton.attention import ROWS, SPLIT, TOKENS, attend_split
 from kvtool.kernels.triton.dequantize import dequantize_head
 from kvtool.kernels.triton.hadamard import hadamard_rows
@@ -22,6 +23,7 @@ from kvtool.kernels.triton.jit import BLOCK, OPTIONS, Kernel
 from kvtool.kernels.triton.packing import pack_section, unpack_section
 from kvtool.kernels.triton.rans import WARPS, decode_block
 from kvtool.kernels.triton.rope import rotate_head
+from kvtool.kernels.triton.wide import decode_step
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -87,6 +89,12 @@ BUILDS = [
         )
         for lanes in (4, 32)
         for precision, halvings in ((12, 4), (14, 8))
+    ),
+    Build(
+        decode_step,
+        "*u8 *i32 *i32 *i32 *i64 *i32 *i32 *i32 *i64 *i64 *i32 *i64 *i64 *i64 *i32" + 6 * " i32",
+        wide.CONSTANTS,
+        wide.WARPS,
     ),
 ]
 

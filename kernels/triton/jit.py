@@ -16,7 +16,7 @@ BLOCK = 1024
 OPTIONS = {"enable_fp_fusion": False}
 
 
-def kernel(function: Callable[..., None]) -> Kernel:
+def kernel(function: Callable[..., Any]) -> Kernel:
     """``function``, compiled when it is first launched; interpreted, on the CPU, if TRITON_INTERPRET is 1 now."""
     return triton.jit(function)
 

@@ -28,9 +28,14 @@ from kvtool.codecs.calibration import NONE
 from kvtool.codecs.format import container
 from kvtool.codecs.format.container import DTYPES, Entry
 from kvtool.codecs.format.paged import Paged
+from kvtool.codecs.klt.embeddings import provide
 from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.digest import canonical_json, digest, digest_token_ids
 from kvtool.errors import ArtifactError, BrokenFile
+from kvtool.model.embedding import find as find_embedding
+
+# Calibrations may name their model's embedding, which decoding then needs.
+provide(find_embedding)
 
 FORMAT = 1
 """The newest format that is read, and the one that is written."""

@@ -22,6 +22,7 @@ from kvtool.codecs.recipe_registry import recipes
 from kvtool.counts import counted
 from kvtool.digest import Json, digest_json
 from kvtool.errors import KvtoolError, MismatchError, UsageError
+from kvtool.model.embedding import digest_of
 from kvtool.model.model import Model
 from kvtool.model.prefill_speed import recall
 from kvtool.store.base import Store
@@ -130,7 +131,9 @@ def calibrate(
         on_progress(progress)
 
     if chosen.embedding:
-        options["embedding"] = model.model.get_input_embeddings().weight.detach().float().cpu()
+        weight = model.model.get_input_embeddings().weight.detach().cpu()
+        assert model.fingerprint  # Looking at its files remembers where the embedding lies.
+        options |= {"embedding": weight.float(), "embedding_digest": digest_of(weight)}
     try:
         fitted = chosen.fit(Samples(pieces, model, chosen.gradients, advance), **options)
     except CodecError as error:

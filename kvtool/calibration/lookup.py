@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from kvtool.calibration.bundled_calibrations import bundled
 from kvtool.codecs import Calibration, Recipe
 from kvtool.errors import KvtoolError, UsageError
 from kvtool.store.base import Store
@@ -29,8 +30,8 @@ def finder(
     """A function that finds the calibration for compressing the documents ``names``.
 
     That is ``chosen`` or, if it is a digest, the store's of that digest; else the store's newest of the recipe's method
-    for the documents' model; else the one that ``make`` makes. The function raises ``MissingCalibration`` where there is
-    none, ``UsageError`` where there are several models.
+    for the documents' model; else one that comes with kvtool; else the one that ``make`` makes. The function raises
+    ``MissingCalibration`` where there is none, ``UsageError`` where there are several models.
     """
 
     known: dict[str, Calibration] = {}
@@ -54,6 +55,8 @@ def finder(
         fingerprint, model = _model(store, names)
         if newest := store.calibrations.newest(recipe.calibration, fingerprint):
             return newest
+        if ready := bundled(recipe.calibration, fingerprint):
+            return ready
         if make is not None:
             return make(recipe, fingerprint, model)
         without = "".join(f", or give --set {name}={value}" for name, value in recipe.uncalibrated.items())

@@ -41,13 +41,13 @@ def run(
         _announce(f"prefill {' '.join(paths)}")
         if code := prefill.run(paths, store=store):
             return code
-        _announce("compress --recipe nf4")
-        if code := compress.run(recipe="nf4", store=store):
+        _announce("compress")
+        if code := compress.run(store=store):
             return code
         _announce("ls")
         ls.run(store=store)
         # The same prefill without a cache, timed once: it takes most of the demo's time.
-        for variant, flag, compare in (("raw", " --compare", True), ("nf4", "", False)):
+        for variant, flag, compare in (("raw", " --compare", True), ("klt", "", False)):
             _announce(f"ask '{question}' --doc {handbook} --variant {variant} --max-tokens {TOKENS}{flag}")
             ask.run([question], [handbook], variant=variant, max_tokens=TOKENS, compare=compare, store=store)
         both = " ".join(f"--doc {name}" for name in BLENDED)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+from kvtool.calibration.bundled_calibrations import is_bundled
 from kvtool.calibration.calibrate import OnProgress, maker
 from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
 from kvtool.calibration.search import Setting
@@ -27,6 +28,11 @@ from kvtool.store.segments import SegmentRef, holds_inputs
 
 ModelSource: TypeAlias = "Model | Callable[[], Model] | None"
 """A model, a function that loads one where it is needed, or None for the embedded one."""
+
+READY = (
+    "using the calibration that comes with kvtool for this model; kvtool calibrate makes one from your documents, once, "
+    "with which files are usually smaller"
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ def resolve(
         raise UsageError("--calibration", f"recipe {request.recipe!r} takes none", "leave it out")
     if not _is_collected(store, names, request.source, pipeline.needs):
         refuse_unmet(request.recipe, pipeline, loaded)
+    if any(is_bundled(one) and one.digest not in store.calibrations for one in pipeline.calibrations):
+        say(READY)
     record = {**request.record, "pipeline": pipeline.to_config()}
     return Job(request.variant, request.source, pipeline, record, loaded, setting, preset)
 

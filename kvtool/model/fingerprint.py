@@ -78,13 +78,20 @@ def digest_tokenizer(directory: Path) -> str:
 
 def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:
     """Digest over the name, dtype, shape and bytes of every tensor of ``directory``'s safetensors files."""
+    tensors: dict[str, Any] = {}
+    for path in weight_files(directory, name=name):
+        tensors |= file_tensors(path)
+    return digest_json(tensors)
+
+
+def weight_files(directory: Path, *, name: str = "model.safetensors") -> list[Path]:
+    """The safetensors files of a model, one or its shards. Raises ``ModelError`` for one that is missing."""
     index = directory / f"{name}.index.json"
     # transformers looks for shards only where there is no single file.
     sharded = index.exists() and not (directory / name).exists()
     names = sorted(set(_read_json(index)["weight_map"].values())) if sharded else [name]
-    tensors: dict[str, Any] = {}
-    for file in names:
-        path = directory / file
+    paths = [directory / file for file in names]
+    for file, path in zip(names, paths, strict=True):
         if path.parent != directory or not path.is_file():
             raise ModelError(
                 directory,
@@ -92,8 +99,7 @@ def digest_weights(directory: Path, *, name: str = "model.safetensors") -> str:
                 "kvtool loads weights from safetensors files only, never from pickles. Convert the model "
                 "with its save_pretrained()",
             )
-        tensors |= file_tensors(path)
-    return digest_json(tensors)
+    return paths
 
 
 def file_tensors(path: Path) -> dict[str, Any]:

@@ -13,8 +13,16 @@ import transformers
 
 from kvtool.digest import digest, digest_json
 from kvtool.errors import ModelError, UsageError, first_line
+from kvtool.model import embedding
 from kvtool.model.checkpoint import check_adapter, refuse_uncovered
-from kvtool.model.fingerprint import Identity, digest_config, digest_tokenizer, digest_weights
+from kvtool.model.fingerprint import (
+    Identity,
+    digest_config,
+    digest_tokenizer,
+    digest_weights,
+    file_tensors,
+    weight_files,
+)
 from kvtool.model.gguf import converted
 from kvtool.model.hf_logging import quiet
 from kvtool.model.locate import locate
@@ -71,8 +79,12 @@ class Model:
     @cached_property
     def identity(self) -> Identity:
         template = self.tokenizer.chat_template
+        weights = digest_weights(self.directory)
+        for path in weight_files(self.directory):
+            vocabulary = int(getattr(self.text_config, "vocab_size", 0) or 0)
+            embedding.remember(path.resolve(), file_tensors(path), vocabulary)
         return Identity(
-            weights=digest_weights(self.directory),
+            weights=weights,
             config=digest_config(self.directory),
             tokenizer=digest_tokenizer(self.directory),
             chat_template=digest_json(template),

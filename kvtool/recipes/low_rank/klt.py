@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Literal
 
 from kvtool.codecs.calibration import Calibration
-from kvtool.codecs.entropy.context import Context
+from kvtool.codecs.entropy.wide import Wide
 from kvtool.codecs.klt.basis import audible
 from kvtool.codecs.klt.calibrate import SINKS, fit
 from kvtool.codecs.pipeline import Pipeline
@@ -51,7 +51,7 @@ def klt(calibration: Calibration, step: float, power: float) -> Pipeline:
     def side(name: Literal["keys", "values"]) -> tuple[Stage, ...]:
         kept = 0 if whole else audible(calibration, name, step * SILENT)
         transform = Klt(calibration, name, kept, whole)
-        return transform, Deadzone(step=step, power=power, rate=RATE), Context(calibration, name, step)
+        return transform, Deadzone(step=step, power=power, rate=RATE), Wide(calibration, name, step)
 
     return Pipeline(
         keys=(Sinks(SINKS), Unrope(), *side("keys")), values=(Sinks(SINKS), *side("values")), layers=0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from torch import Tensor
 from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, Place, Rope, Sample, Spec, decode, encode
 from kvtool.codecs.calibrate.principal import leading
 from kvtool.codecs.calibration import Calibration
-from kvtool.codecs.klt import calibrate, products
+from kvtool.codecs.klt import calibrate, embeddings, products
 from kvtool.codecs.klt.basis import basis_of
-from kvtool.codecs.klt.compact import compact_rows, compact_symmetric, some_rows, whole_rows, whole_symmetric
+from kvtool.codecs.klt.weights import Weights
 from kvtool.codecs.quantize.deadzone import MIDDLE, Deadzone
 from kvtool.codecs.spec import Array
 from kvtool.codecs.transform.klt import Klt
@@ -64,29 +65,6 @@ def values(sample: Sample) -> Tensor:
     return torch.stack([layer.values for layer in sample.kv.layers])
 
 
-def holding(**tensors: Tensor) -> Calibration:
-    return Calibration("klt", {}, {f"a.{name}": tensor for name, tensor in tensors.items()})
-
-
-def test_matrices_in_few_bits() -> None:
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(5, 2001, generator=generator) * torch.logspace(-3, 3, 5)[:, None]
-    back = whole_rows(holding(**compact_rows(matrix)), "a", 5, 2001)
-    assert ((back - matrix).norm(dim=1) / matrix.norm(dim=1)).amax() < 0.012
-    table = torch.randn(300, 4, generator=generator)
-    rows = torch.tensor([3, 299, 3, 300, 10_000])
-    some = some_rows(holding(**compact_rows(table)), "a", (300, 4), rows)
-    assert torch.equal(some[0], some[2])
-    assert not some[3:].any()
-    torch.testing.assert_close(some[:2], table[rows[:2]], rtol=0, atol=0.02)
-    factor = torch.randn(2, 8, 5, generator=generator) * torch.logspace(-4, 4, 8)[:, None]
-    matrices = factor @ factor.mT
-    again = whole_symmetric(holding(**compact_symmetric(matrices)), "a", 2, 8)
-    scale = matrices.diagonal(dim1=1, dim2=2).sqrt()
-    assert ((again - matrices) / (scale[:, :, None] * scale[:, None])).abs().amax() <= 0.5 / 127 + 1e-6
-    assert torch.equal(again, again.mT)
-
-
 def test_leading_directions_are_eigenvectors() -> None:
     generator = torch.Generator().manual_seed(0)
     axes = torch.linalg.qr(torch.randn(400, 400, generator=generator)).Q
@@ -109,13 +87,34 @@ def test_what_tokens_say_is_taken_off() -> None:
     assert left[10] < 0.25 * left[0]
 
 
+def test_a_named_embedding_gives_the_features_that_a_table_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"d1": EMBEDDING}
+    monkeypatch.setattr(embeddings, "_finders", [known.get])
+    table = fitted(embedding=EMBEDDING, features=6)
+    named = fitted(embedding=EMBEDDING, embedding_digest="d1", features=6)
+    assert "tokens.bytes" not in named.tensors
+    ids = torch.tensor([0, 39, 7, 40, -1])
+    held, found = (basis_of(one, "0000.keys").own_features(ids) for one in (table, named))
+    torch.testing.assert_close(found, held, rtol=0, atol=0.05)
+    assert not found[3:].any()
+    assert found[:3].all()
+    known.clear()
+    with pytest.raises(
+        CodecError, match=rf"{re.escape(named.label)}: needs the input embedding .* \(digest d1"
+    ):
+        basis_of(named, "0000.keys").own_features(ids)
+    known["d1"] = EMBEDDING[1:]
+    with pytest.raises(CodecError, match=r"shape of the embedding is \[39, 10\], expected \[40, 10\]"):
+        basis_of(named, "0000.keys").own_features(ids)
+
+
 @pytest.mark.parametrize("side", ["keys", "values"])
 def test_coefficients_leave_the_least_weighted_error(side: str) -> None:
     sample = drawn(5)
     calibration = fitted(rank=20)
     basis = basis_of(calibration, f"0000.{side}")
-    F = whole_symmetric(calibration, f"0000.{side}.sensitivity", LAYERS, HEADS * CHANNELS)
-    root = torch.linalg.cholesky(torch.block_diag(*F).double())
+    assert isinstance(basis.weights, Weights)
+    root = torch.block_diag(*basis.weights.root).double()
     rows = torch.randn(30, basis.sizes.width, generator=torch.Generator().manual_seed(3))
     expected = torch.linalg.lstsq((basis.synthesis.double() @ root).mT, (rows.double() @ root).mT).solution.mT
     torch.testing.assert_close(rows @ basis.analysis, expected.float(), rtol=1e-3, atol=1e-3)
@@ -130,6 +129,19 @@ def test_all_components_give_all_back() -> None:
     coded = stage.encode(given, spec)
     back = stage.decode({**coded, "token_ids": sample.kv.token_ids}, spec)["x"]
     torch.testing.assert_close(back, given["x"], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("wanted", [range(0, 1), range(0, 30), range(70, 90), range(399, 400), range(9, 9)])
+def test_a_range_of_tokens_is_decoded_as_in_the_whole(wanted: range, whole: bool) -> None:
+    sample = drawn(5)
+    stage, spec = Klt(fitted(embedding=EMBEDDING), "values", whole=whole), spec_of(sample)
+    given = {"x": values(sample), "token_ids": sample.kv.token_ids}
+    coded = {**stage.encode(given, spec), "token_ids": sample.kv.token_ids}
+    part = slice(wanted.start, wanted.stop)
+    whole_x, some = stage.decode(coded, spec)["x"], stage.decode_tokens(coded, spec, wanted)["x"]
+    torch.testing.assert_close(some[:, :, part], whole_x[:, :, part], rtol=0, atol=1e-4)
+    assert some[:, :, : wanted.start].any() == some[:, :, wanted.stop :].any() == torch.tensor(False)
 
 
 def test_products_in_16_bits_stay_within_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +161,7 @@ def test_products_in_16_bits_stay_within_the_error(monkeypatch: pytest.MonkeyPat
 def test_samples_without_gradients_count_for_the_basis_alone() -> None:
     with_all = fitted([drawn(0), drawn(1)])
     more = fitted([drawn(0), drawn(1), drawn(2, gradients=False)])
-    name = "0000.keys.sensitivity.scale"
+    name = "0000.keys.weights.diagonal"
     assert torch.equal(with_all.tensors[name], more.tensors[name])
     assert with_all.facts["tokens"] == 800
     assert more.facts["tokens"] == 1200
