@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -16,7 +17,7 @@ from kvtool.codecs.klt import compact, eight_bits
 from kvtool.codecs.klt.features import features
 from kvtool.codecs.klt.weights import Weights, whole_weights
 from kvtool.codecs.spec import Array
-from kvtool.kernels.threads import thread_pool
+from kvtool.kernels.threads import one_thread, thread_pool
 
 BLOCK = 256
 """Rows of a matrix that one thread computes."""
@@ -53,7 +54,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Basis:
-    """Rows x [T, width] are ``predicted(token_ids) + coefficients @ synthesis``, up to what the basis leaves out.
+    """Rows x [T, width] are what token ids predict and ``coefficients @ synthesis``, up to what the basis leaves out.
 
     ``directions`` [2 · features + rank, width] has those of the features, of a token and of the one before it, and then
     those of the components: one matrix, so that decoding cuts it and copies nothing. ``mean`` [width]. Both float32.
@@ -88,9 +89,23 @@ class Basis:
     def _in_bfloat16(self) -> Tensor:
         return self.directions.bfloat16()
 
-    def predicted(self, token_ids: Tensor) -> Tensor:
-        """Rows [T, width] predicted from token ids [T]. A token missing in the table predicts nothing."""
-        return self.mean + self.features(token_ids) @ self.prediction
+    def predictor(self, token_ids: Tensor) -> Callable[[int, int], Tensor]:
+        """Gives the rows [n, width] that ``token_ids`` [T] predict, from one to before another.
+
+        A token missing in the vocabulary predicts nothing. A text repeats tokens: what each predicts is computed once.
+        """
+        words, where = torch.unique(token_ids, return_inverse=True)
+        with one_thread():
+            own = self.own_features(words)
+        of_token, of_previous = (_product(own, half) for half in self.prediction.chunk(2))
+
+        def rows(first: int, stop: int) -> Tensor:
+            rows = self.mean + of_token[where[first:stop]]
+            after = where[max(first - 1, 0) : stop - 1]
+            rows[len(rows) - len(after) :] += of_previous[after]
+            return rows
+
+        return rows
 
     def own_features(self, token_ids: Tensor) -> Tensor:
         """[T, features]: zeros for tokens beyond the vocabulary."""
@@ -114,12 +129,14 @@ class Basis:
     @cached_property
     def analysis(self) -> Tensor:
         """[width, rank]: gives the coefficients with the least error, weighted by its effect on the loss."""
-        weighted = self._weighted(self.synthesis)
+        with one_thread():
+            weighted = self._weighted(self.synthesis)
         # The basis was orthonormal under these weights before it was stored in few bits; now it is nearly so.
-        gram = (weighted @ self.synthesis.mT).double()
+        gram = _product(weighted, self.synthesis.mT).double()
         gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-        coefficients: Tensor = torch.linalg.solve(gram, weighted.double()).float()
-        return coefficients.mT.contiguous()
+        with one_thread():
+            inverse = torch.linalg.inv(gram).float()
+        return _product(weighted.mT, inverse)
 
     @cached_property
     def complement(self) -> Tensor:
@@ -141,17 +158,33 @@ class Basis:
             raise CodecError(f"{self.calibration.label}: {self.name}.order is no permutation")
         return order
 
-    def coefficients(self, rows: Tensor, token_ids: Tensor, *, whole: bool) -> Tensor:
-        """[T, rank], or [T, rank + width] with the complement's if ``whole``."""
-        residual = rows - self.predicted(token_ids)
-        kept = residual @ self.analysis
-        if not whole:
-            return kept
-        rest = (residual - kept @ self.synthesis).view(len(rows), self.sizes.layers, self.sizes.channels)
+    @cached_property
+    def _apart(self) -> Tensor:
+        """[L, C, C]: gives the components of what is left out."""
         # One layer at a time: once torch.set_num_threads was called, torch 2.13 fails on a batch of large matrices.
-        pairs = zip(self.complement.double(), rest.transpose(0, 1).double(), strict=True)
-        apart = torch.stack([torch.linalg.solve(basis, layer, left=False) for basis, layer in pairs])
-        return torch.cat([kept, apart.float().transpose(0, 1).flatten(1)[:, self.order]], 1)
+        with one_thread():
+            return torch.stack([torch.linalg.inv(basis) for basis in self.complement.double()]).float()
+
+    def coefficients(self, rows: Tensor, token_ids: Tensor, *, whole: bool) -> Tensor:
+        """[T, rank], or [T, rank + width] with the complement's if ``whole``.
+
+        One thread for each block of tokens: what is encoded may not depend on how many there are.
+        """
+        analysis, synthesis, predicted = self.analysis, self.synthesis, self.predictor(token_ids)
+        apart, order = (self._apart, self.order) if whole else (None, None)
+
+        def of_block(first: int) -> Tensor:
+            stop = min(first + BLOCK, len(rows))
+            residual = rows[first:stop] - predicted(first, stop)
+            kept = residual @ analysis
+            if apart is None:
+                return kept
+            rest = torch.addmm(residual, kept, synthesis, alpha=-1)
+            by_layer = rest.view(len(rest), self.sizes.layers, self.sizes.channels).transpose(0, 1)
+            return torch.cat([kept, (by_layer @ apart).transpose(0, 1).flatten(1)[:, order]], 1)
+
+        with thread_pool() as pool:
+            return torch.cat(list(pool.map(of_block, range(0, max(len(rows), 1), BLOCK))))
 
     def left_out(self, rows: Tensor, token_ids: Tensor) -> float:
         """The mean of what the basis leaves out of ``rows`` [T, width], squared and weighted, over some 256 tokens."""
@@ -187,6 +220,12 @@ def basis_of(calibration: Calibration, name: str) -> Basis:
         predicted = pool.map(lambda of: weights.undo(torch.addmm(of[0], of[1], synthesis)), blocks)
         directions = torch.cat([*predicted, *pool.map(weights.undo, torch.split(synthesis, BLOCK))])
     return Basis(calibration, name, sizes, directions, mean, weights)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, the same whatever the number of threads."""
+    with thread_pool() as pool:
+        return torch.cat(list(pool.map(lambda rows: rows @ b, torch.split(a, BLOCK))))
 
 
 def _is_size(value: object) -> bool:

@@ -12,12 +12,15 @@ from torch import Tensor
 from kvtool.codecs.spec import ATTENTION, Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
-from kvtool.kernels.threads import one_thread
+from kvtool.kernels.threads import thread_pool
 
 MIDDLE = 32
 """The exponent of a token whose step is the stage's own."""
 
 LARGEST = 32767
+
+BLOCK = 128
+"""Tokens that one thread quantizes."""
 
 QUIETEST = 0.05
 """The least magnitude, in steps, that is expected of a coefficient."""
@@ -69,12 +72,32 @@ class Deadzone(Stage):
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
         tensor, exponents = x["x"].float(), self._exponents(x, spec)
-        scaled = tensor / self._steps(exponents)
-        magnitudes = scaled.abs()
-        codes = scaled.sign() * (magnitudes + self._rounding(magnitudes)).floor().clamp(min=0)
-        if codes.numel() and (largest := codes.abs().max().item()) > LARGEST:
-            self.require(False, "a coefficient in steps", largest, f"at most {LARGEST}; take a larger step")
-        return spec.beside_x(x) | {"codes": codes.to(torch.int16), "exponents": exponents}
+        steps = self._steps(exponents)
+        parts = [slice(first, first + BLOCK) for first in range(0, max(len(steps), 1), BLOCK)]
+
+        def magnitudes(part: slice) -> Tensor:
+            return (tensor[..., part, :] / steps[part]).abs_()
+
+        # In blocks of tokens, each by one thread, so that what is encoded does not depend on how many there are.
+        with thread_pool() as pool:
+            component = None
+            if self.rate and tensor.numel():
+                sums = torch.stack(list(pool.map(lambda part: magnitudes(part).sum(-2, keepdim=True), parts)))
+                component = (sums.sum(0) / len(steps)).clamp(min=QUIETEST)
+
+            def codes(part: slice) -> Tensor:
+                found = magnitudes(part)
+                found.add_(self._rounding(found, component)).floor_().clamp_(min=0)
+                if found.numel() and (largest := found.max().item()) > LARGEST:
+                    self.require(
+                        False, "a coefficient in steps", largest, f"at most {LARGEST}; take a larger step"
+                    )
+                return found.copysign_(tensor[..., part, :]).to(torch.int16)
+
+            return spec.beside_x(x) | {
+                "codes": torch.cat(list(pool.map(codes, parts)), -2),
+                "exponents": exponents,
+            }
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         x = y["codes"].float() * self._steps(y["exponents"])
@@ -91,16 +114,14 @@ class Deadzone(Stage):
         largest = self._steps(self._exponents(x, spec)).amax().item() * widest
         return inner + largest + 4 * tensor.abs().amax().item() * torch.finfo(tensor.dtype).eps
 
-    def _rounding(self, magnitudes: Tensor) -> Tensor | float:
-        """The offset that is added before rounding down, for magnitudes in steps [..., T, R]."""
-        if not self.rate or not magnitudes.numel():
+    def _rounding(self, magnitudes: Tensor, component: Tensor | None) -> Tensor | float:
+        """The offset that is added before rounding down, for magnitudes in steps [..., T, R], and each component's mean."""
+        if component is None:
             return self.rounding
-        with one_thread():
-            component = magnitudes.mean(-2, keepdim=True).clamp(min=QUIETEST)
-            token = (magnitudes / component).clamp(max=8).mean(-1, keepdim=True)
-        expected = (component * token).clamp(min=QUIETEST)
+        token = (magnitudes / component).clamp_(max=8).mean(-1, keepdim=True)
+        expected = (component * token).clamp_(min=QUIETEST)
         # One step more takes 1 / (ln 2 * expected) bits, each worth ln 2 / 6 of a step's square.
-        return (0.5 - self.rate / (12 * expected)).clamp(min=-0.5)
+        return expected.reciprocal_().mul_(-self.rate / 12).add_(0.5).clamp_(min=-0.5)
 
     def _exponents(self, x: Payload, spec: Spec) -> Tensor:
         tokens = spec.arrays["x"].shape[-2]

@@ -73,8 +73,7 @@ class Klt(Stage):
         return replace(self, components=0, whole=True) if left_out > FAR * expected else self
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
-        with one_thread():
-            coefficients = self._basis(spec).coefficients(_rows(x), _ids(x), whole=self.whole)
+        coefficients = self._basis(spec).coefficients(_rows(x), _ids(x), whole=self.whole)
         if self.components:
             coefficients = coefficients[:, : self.components].contiguous()
         return spec.beside_x(x) | {"x": coefficients}

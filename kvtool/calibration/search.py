@@ -86,8 +86,9 @@ def _next_setting(
     if good and bad:
         return _between(good, bad, limit * (1 - close / 2))
     setting, measured = good or bad or (safe, limit)
+    aim = limit * (1 - close / 2)
     # Sizes and errors are roughly proportional to the setting, so the factor that is missing is a guess.
-    factor = max(limit / measured, measured / limit, 1.1)
+    factor = max(aim / measured, measured / aim, 1.05)
     end = far if good else safe
     return min(setting * factor, end) if end > setting else max(setting / factor, end)
 

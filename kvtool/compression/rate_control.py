@@ -6,13 +6,14 @@ does. Both are measured on the first tokens of a few segments, spread over the d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from kvtool.calibration.search import Setting, search
-from kvtool.codecs import Pipeline
-from kvtool.codecs.recipe import Between
-from kvtool.compression.target import Target, recipe_of
+from kvtool.codecs import Calibration, Parameter, Pipeline
+from kvtool.codecs.recipe import Between, Dial
+from kvtool.compression.target import MAX_KL, Target, recipe_of
 from kvtool.errors import UsageError
 from kvtool.measurement.trials import Starts, Trial, bits_trial, kl_trial, sample_segments
 from kvtool.model.model import Model
@@ -37,16 +38,39 @@ def find_setting(
     dial = dialled.dial.parameter
     parameter = dialled.parameters[dial]
     assert isinstance(parameter.allowed, Between)
-    needs = build(**{dial: parameter.default}).needs
-    with _trial(target, store, names, model, needs) as measure:
+    default = build(**{dial: parameter.default})
+    with _trial(target, store, names, model, default.needs) as measure:
         return search(
             lambda value: measure(build(**{dial: value})),
             target.limit,
             name=dial,
-            start=float(parameter.default),
+            start=likely_setting(target, dialled.dial, default.calibrations, parameter),
             between=(parameter.allowed.low, parameter.allowed.high),
             rising=target.unit == "max_kl",
         )
+
+
+def likely_setting(
+    target: Target, dial: Dial, calibrations: Sequence[Calibration], parameter: Parameter
+) -> float:
+    """Where to look first: where a line through what a calibration measured for presets, in logarithms, meets the target.
+
+    The line is that of the two points nearest to it. Without two of them it is the parameter's default.
+    """
+    measured = [dial.measured(preset, one) for one in calibrations for preset in dial.presets]
+    points = {}
+    for one in measured:
+        cost = one and (one.kl if target.unit == MAX_KL else one.bits_per_value)
+        if one and cost and one.setting > 0:
+            points[math.log(cost)] = math.log(one.setting)
+    aim = math.log(target.limit)
+    nearest = sorted(points, key=lambda cost: abs(cost - aim))[:2]
+    if len(nearest) < 2:
+        return float(parameter.default)
+    (x0, x1), (y0, y1) = nearest, (points[cost] for cost in nearest)
+    assert isinstance(parameter.allowed, Between)
+    likely = math.exp(y0 + (aim - x0) * (y1 - y0) / (x1 - x0))
+    return min(max(likely, parameter.allowed.low), parameter.allowed.high)
 
 
 @contextmanager

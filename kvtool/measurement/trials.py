@@ -30,7 +30,7 @@ from kvtool.store.segments import SegmentRef, cannot_compress, holds_inputs, sto
 SEGMENTS = 4
 """Segments of a trial."""
 
-START = 4096
+START = 2048
 """Tokens at the start of each segment whose size is measured, at most. The rest costs as much for each token. With 1,024 of
 1,200 tokens a size came out 5 % too small."""
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 
 from kvtool.calibration.search import CLOSE, TRIES, Setting, search
+from kvtool.codecs import Calibration, Parameter
+from kvtool.codecs.recipe import PRESETS, Between, Dial, MeasuredPreset, Preset
+from kvtool.compression.rate_control import likely_setting
 from kvtool.compression.target import Target, split_target
 from kvtool.errors import UsageError
 
@@ -47,6 +51,27 @@ def test_what_cannot_be_met_gives_the_nearest() -> None:
 def test_a_measure_that_always_meets_ends_at_the_far_side() -> None:
     found = search(lambda _: 0.001, 0.5, start=0.04, between=(1e-3, 10), rising=True)
     assert (found.value, found.met) == (10, True)
+
+
+def test_the_search_begins_where_presets_point_to() -> None:
+    dial = Dial(
+        "step", {name: Preset(0.01, 0.5, 0.1) for name in ("fine", "middle", "coarse")}, default="middle"
+    )
+    parameter = Parameter(0.075, Between(1e-3, 1.0), "")
+
+    def holding(**settings: float) -> Calibration:
+        measured = {
+            name: asdict(MeasuredPreset(step, True, 5 * step**2, 0.02 / step, None, 100, 0))
+            for name, step in settings.items()
+        }
+        return Calibration("klt", {PRESETS: measured}, {})
+
+    known = holding(fine=0.01, middle=0.05, coarse=0.2)
+    for target, expected in ((("bits", 0.5), 0.04), (("ratio", 320.0), 0.4), (("max_kl", 0.0002), 0.00632)):
+        assert likely_setting(Target(*target), dial, [known], parameter) == pytest.approx(expected, rel=0.01)
+    assert likely_setting(Target("bits", 1e-4), dial, [known], parameter) == 1.0
+    for unknown in ([], [holding()], [holding(fine=0.01)]):
+        assert likely_setting(Target("bits", 0.5), dial, unknown, parameter) == 0.075
 
 
 def test_settings_that_are_known_save_tries() -> None:

@@ -251,14 +251,9 @@ torch.set_num_threads(2)
 from kvtool.codecs.klt.basis import Basis, Sizes
 
 
-class Unpredicted(Basis):
-    def predicted(self, token_ids):
-        return torch.zeros(())
-
-
 layers, channels = 30, 192
 width = layers * channels
-basis = Unpredicted(None, "keys", Sizes(layers, channels, 0, 0, 0), torch.zeros(0, width), torch.zeros(width))
+basis = Basis(None, "keys", Sizes(layers, channels, 0, 0, 0), torch.zeros(0, width), torch.zeros(width))
 matrices = torch.eye(channels) + torch.rand(layers, channels, channels) / channels
 vars(basis).update(complement=matrices, analysis=torch.zeros(width, 0), order=torch.arange(width))
 rows = torch.randn(8, width)
