@@ -19,8 +19,8 @@ from kvtool.codecs.klt.weights import Weights, whole_weights
 from kvtool.codecs.spec import Array
 from kvtool.kernels.threads import one_thread, thread_pool
 
-BLOCK = 256
-"""Rows of a matrix that one thread computes."""
+BLOCK, FEW = 256, 64
+"""Rows of a matrix that one thread computes, of a large one and of a small one."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,25 @@ class Basis:
         return eight_bits.whole_symmetric(self.calibration, name, self.sizes.layers, self.sizes.channels)
 
     @cached_property
-    def analysis(self) -> Tensor:
-        """[width, rank]: gives the coefficients with the least error, weighted by its effect on the loss."""
+    def _analysis(self) -> tuple[Tensor, Tensor]:
+        """[width, rank] and [rank, rank]: one after the other they give the coefficients with the least weighted error."""
         with one_thread():
             weighted = self._weighted(self.synthesis)
         # The basis was orthonormal under these weights before it was stored in few bits; now it is nearly so.
         gram = _product(weighted, self.synthesis.mT).double()
         gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-        with one_thread():
-            inverse = torch.linalg.inv(gram).float()
-        return _product(weighted.mT, inverse)
+        try:
+            with one_thread():
+                return weighted.mT, torch.cholesky_inverse(torch.linalg.cholesky(gram)).float()
+        except torch.linalg.LinAlgError:
+            raise CodecError(
+                f"{self.calibration.label}: rows of {self.name}.basis depend on one another"
+            ) from None
+
+    def projected(self, rows: Tensor) -> Tensor:
+        """Coefficients [n, rank] of ``rows`` [n, width], with the least error, weighted by its effect on the loss."""
+        weighted, inverse = self._analysis
+        return rows @ weighted @ inverse
 
     @cached_property
     def complement(self) -> Tensor:
@@ -170,13 +179,13 @@ class Basis:
 
         One thread for each block of tokens: what is encoded may not depend on how many there are.
         """
-        analysis, synthesis, predicted = self.analysis, self.synthesis, self.predictor(token_ids)
+        synthesis, predicted, _ = self.synthesis, self.predictor(token_ids), self._analysis
         apart, order = (self._apart, self.order) if whole else (None, None)
 
         def of_block(first: int) -> Tensor:
             stop = min(first + BLOCK, len(rows))
             residual = rows[first:stop] - predicted(first, stop)
-            kept = residual @ analysis
+            kept = self.projected(residual)
             if apart is None:
                 return kept
             rest = torch.addmm(residual, kept, synthesis, alpha=-1)
@@ -187,11 +196,20 @@ class Basis:
             return torch.cat(list(pool.map(of_block, range(0, max(len(rows), 1), BLOCK))))
 
     def left_out(self, rows: Tensor, token_ids: Tensor) -> float:
-        """The mean of what the basis leaves out of ``rows`` [T, width], squared and weighted, over some 256 tokens."""
-        every = max(1, len(rows) // 256)
-        residual = rows[::every] - self.mean - self.features(token_ids)[::every] @ self.prediction
-        rest = residual - residual @ self.analysis @ self.synthesis
-        return (self._weighted(rest) * rest).sum().item() / max(len(rest), 1)
+        """The mean of what the basis leaves out of ``rows`` [T, width], squared and weighted, over some 128 tokens."""
+        some = slice(None, None, max(1, len(rows) // 128))
+        with one_thread():
+            features = self.features(token_ids)[some]
+        _ = self._analysis
+
+        def squared(rows: Tensor, features: Tensor) -> Tensor:
+            residual = rows - self.mean - features @ self.prediction
+            rest = residual - self.projected(residual) @ self.synthesis
+            return (self._weighted(rest) * rest).sum()
+
+        parts = (torch.split(x, FEW) for x in (rows[some], features))
+        with thread_pool() as pool:
+            return sum(part.item() for part in pool.map(squared, *parts)) / max(len(features), 1)
 
     def _weighted(self, rows: Tensor) -> Tensor:
         """[n, width], times each layer's sensitivity."""

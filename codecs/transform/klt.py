@@ -16,7 +16,6 @@ from kvtool.codecs.klt.products import EPS, factors
 from kvtool.codecs.spec import TOKEN_IDS, Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
-from kvtool.kernels.threads import one_thread
 
 FAR = 4.0
 """Text is unlike the calibration's if the basis leaves out this many times as much of it, weighted and squared."""
@@ -68,8 +67,7 @@ class Klt(Stage):
         expected = usual.get(entry(spec.place.first, self.side)) if isinstance(usual, dict) else None
         if self.whole or not isinstance(expected, float) or not x["x"].numel():
             return self
-        with one_thread():
-            left_out = self._basis(spec).left_out(_rows(x), _ids(x))
+        left_out = self._basis(spec).left_out(_rows(x), _ids(x))
         return replace(self, components=0, whole=True) if left_out > FAR * expected else self
 
     def encode(self, x: Payload, spec: Spec) -> Payload:
@@ -99,16 +97,16 @@ class Klt(Stage):
         dtype = torch.float32 if self.whole else factors(products)
         features, coefficients = features.to(dtype), coefficients[:, used].to(dtype)
         of_token, of_previous, of_components = basis.directions_in(dtype)
-        of_components = of_components[used]
+        of_components, means = of_components[used], basis.mean.view(layers, -1)
         rest = None
         if self.whole:
             rest = torch.empty(len(coefficients), basis.sizes.width)
             rest[:, basis.order] = y["x"][wanted, basis.sizes.rank :]
             rest = rest.view(-1, layers, heads * channels)
-        out = torch.zeros(array.shape, dtype=array.dtype)
+        out = (torch.empty if tokens is None else torch.zeros)(array.shape, dtype=array.dtype)
         for index in range(layers):
-            rows = (coefficients @ of_components[:, index]).float() + basis.mean.view(layers, -1)[index]
-            rows += (features @ of_token[:, index])[own]
+            rows = ((features @ of_token[:, index]).float() + means[index])[own]
+            rows += coefficients @ of_components[:, index]
             rows[len(rows) - len(previous) :] += (features @ of_previous[:, index])[previous]
             if rest is not None:
                 rows += rest[:, index] @ basis.complement[index]

@@ -61,6 +61,8 @@ class Sinks(Stage):
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         array = spec.arrays["x"]
+        if not self._n(spec):
+            return spec.beside_x(y) | {"x": y["x"].to(array.dtype)}
         first = saturated(y["sinks"].float() * y["sink_scale"], array.dtype)
         return spec.beside_x(y) | {"x": torch.cat([first, y["x"].to(array.dtype)], dim=-2)}
 

@@ -117,7 +117,7 @@ def test_coefficients_leave_the_least_weighted_error(side: str) -> None:
     root = torch.block_diag(*basis.weights.root).double()
     rows = torch.randn(30, basis.sizes.width, generator=torch.Generator().manual_seed(3))
     expected = torch.linalg.lstsq((basis.synthesis.double() @ root).mT, (rows.double() @ root).mT).solution.mT
-    torch.testing.assert_close(rows @ basis.analysis, expected.float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(basis.projected(rows), expected.float(), rtol=1e-3, atol=1e-3)
     assert sample.gradients is not None
 
 
@@ -255,7 +255,7 @@ layers, channels = 30, 192
 width = layers * channels
 basis = Basis(None, "keys", Sizes(layers, channels, 0, 0, 0), torch.zeros(0, width), torch.zeros(width))
 matrices = torch.eye(channels) + torch.rand(layers, channels, channels) / channels
-vars(basis).update(complement=matrices, analysis=torch.zeros(width, 0), order=torch.arange(width))
+vars(basis).update(complement=matrices, _analysis=(torch.zeros(width, 0), torch.zeros(0, 0)), order=torch.arange(width))
 rows = torch.randn(8, width)
 whole = basis.coefficients(rows, torch.arange(8), whole=True).view(8, layers, 1, channels)
 assert torch.allclose((whole @ matrices).view(8, width), rows, atol=1e-4)
