@@ -137,7 +137,7 @@ class Basis:
         try:
             with one_thread():
                 return weighted.mT, torch.cholesky_inverse(torch.linalg.cholesky(gram)).float()
-        except torch.linalg.LinAlgError:
+        except RuntimeError:
             raise CodecError(
                 f"{self.calibration.label}: rows of {self.name}.basis depend on one another"
             ) from None
