@@ -1,6 +1,6 @@
 """The texts that the embedded model's calibration is made from, which comes with kvtool.
 
-The calibration holds statistics of them and nothing of their words. They are of eleven kinds, in six languages, and of
+The calibration holds statistics of them and nothing of their words. They are of eleven kinds, in seven languages, and of
 licences that allow that: Python's own, MIT, GPL, Creative Commons, the public domain. None of them is in ``HELD_OUT``.
 """
 
