@@ -23,6 +23,7 @@ from kvtool.calibration.samples import Samples
 from kvtool.cli import app
 from kvtool.codecs import Calibration, CodecError, Recipe, Sample
 from kvtool.errors import FAILED, PARTLY, USAGE, MismatchError, StoreError, UsageError
+from kvtool.model.fingerprint import file_tensors
 from kvtool.store.local import LocalStore
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
@@ -201,6 +202,8 @@ def test_a_recipe_gets_gradients_and_embeddings_if_it_says_so(
     embedding = given.pop("embedding")
     assert isinstance(embedding, torch.Tensor)
     assert torch.equal(embedding, tiny.model.get_input_embeddings().weight)
+    tensors = file_tensors(tiny.directory / "model.safetensors")
+    assert given.pop("embedding_digest") == tensors["model.embed_tokens.weight"][2]
     assert given == {"gradients": [True] * 3, "rank": 3}
 
 

@@ -23,7 +23,7 @@ ANSWERS = json.loads((GOLDEN / "answers.json").read_text())
 PARAMETERS: dict[str, dict[str, Any]] = {
     "cachegen": {"group": 10, "level": 3},
     "kivi": {"bits": 4},
-    "klt": {"preset": "balanced"},
+    "klt": {"preset": "balanced", "coder": "context"},
     "lossless": {},
     "turboquant": {"objective": "prod"},
     "xkv": {},

@@ -3,9 +3,11 @@ from __future__ import annotations
 from typing import Literal
 
 from kvtool.codecs.calibration import Calibration
+from kvtool.codecs.entropy.context import Context
 from kvtool.codecs.entropy.wide import Wide
 from kvtool.codecs.klt.basis import audible
 from kvtool.codecs.klt.calibrate import SINKS, fit
+from kvtool.codecs.klt.coefficients import Coefficients
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.deadzone import Deadzone
 from kvtool.codecs.recipe import Between, Dial, Parameter, Preset, Recipe
@@ -32,7 +34,10 @@ PRESETS = {
 room for chance."""
 
 
-def klt(calibration: Calibration, step: float, power: float) -> Pipeline:
+CODERS: dict[str, type[Coefficients]] = {"wide": Wide, "context": Context}
+
+
+def klt(calibration: Calibration, step: float, power: float, coder: str) -> Pipeline:
     """kvtool's own: transform coding, with errors weighted by their effect on the model's loss.
 
     Keys lose their rotation (RoPE). A prediction from each token and the one before it is subtracted, since token ids are
@@ -51,7 +56,7 @@ def klt(calibration: Calibration, step: float, power: float) -> Pipeline:
     def side(name: Literal["keys", "values"]) -> tuple[Stage, ...]:
         kept = 0 if whole else audible(calibration, name, step * SILENT)
         transform = Klt(calibration, name, kept, whole)
-        return transform, Deadzone(step=step, power=power, rate=RATE), Wide(calibration, name, step)
+        return transform, Deadzone(step=step, power=power, rate=RATE), CODERS[coder](calibration, name, step)
 
     return Pipeline(
         keys=(Sinks(SINKS), Unrope(), *side("keys")), values=(Sinks(SINKS), *side("values")), layers=0
@@ -70,6 +75,9 @@ RECIPE = Recipe(
         ),
         "power": Parameter(
             0.4, Between(0.0, 1.0), "how far attention to a token lowers its step; 0 for not at all"
+        ),
+        "coder": Parameter(
+            "wide", tuple(CODERS), "decoded in parallel; or code after code, which takes 1 to 4 % fewer bytes"
         ),
     },
     calibration="klt",

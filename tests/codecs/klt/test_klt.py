@@ -173,7 +173,7 @@ def test_samples_without_gradients_count_for_the_basis_alone() -> None:
 
 def test_what_is_far_from_the_calibration_is_coded_whole() -> None:
     calibration = fitted(embedding=EMBEDDING, rank=24)
-    pipeline = klt_pipeline(calibration, step=0.05, power=0.0)
+    pipeline = klt_pipeline(calibration, step=0.05, power=0.0, coder="wide")
     near, far = drawn(5).kv, drawn(5, noise=3.0).kv
     for kv, whole in ((near, False), (far, True)):
         blob = encode(kv, pipeline)
