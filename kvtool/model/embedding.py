@@ -29,10 +29,11 @@ def remember(path: Path, tensors: Mapping[str, Any], vocabulary: int) -> None:
     for name, (dtype, shape, digest) in tensors.items():
         if dtype in _FLOATS and len(shape) == 2 and shape[0] >= vocabulary > 0 and digest not in _known:
             _known[digest] = (path, name)
-            if not _record(digest).exists():
-                # Where it cannot be kept, models are named anew in each process, nothing else.
-                with suppress(StoreError):
-                    write_atomic(_record(digest), [canonical_json({"file": str(path), "tensor": name})])
+            place = canonical_json({"file": str(path), "tensor": name})
+            # Where it cannot be kept, models are named anew in each process, nothing else.
+            with suppress(StoreError, OSError):
+                if not _record(digest).exists() or _record(digest).read_bytes() != place:
+                    write_atomic(_record(digest), [place])
 
 
 def digest_of(weight: Tensor) -> str | None:

@@ -49,6 +49,17 @@ def test_what_may_be_an_embedding_is_found_by_its_content(
     assert torch.equal(again, found)
 
 
+def test_a_model_that_was_moved_is_found_where_it_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = file_tensors(file)
+    embeddings.remember(file, tensors, 50)
+    moved = file.rename(file.with_name("moved.safetensors"))
+    monkeypatch.setattr(embeddings, "_known", {})
+    assert embeddings.find(tensors["embed"][2]) is None
+    embeddings.remember(moved, file_tensors(moved), 50)
+    monkeypatch.setattr(embeddings, "_known", {})
+    assert embeddings.find(tensors["embed"][2]) is not None
+
+
 def test_a_file_that_changed_has_it_no_longer(file: Path) -> None:
     tensors = file_tensors(file)
     embeddings.remember(file, tensors, 50)
