@@ -88,7 +88,7 @@ def fit(
         if embedding_digest is None:
             features = min(features, TABLE_BYTES // vocabulary)
         moments = moments.cut(prediction.directions(moments, features, learned.tokens))
-        own, fact = _features(moments, learned.tokens, embedding_digest)
+        own, fact = _features(moments, embedding_digest)
         tensors |= own
         facts |= fact
     for name, (group, _) in learned.names.items():
@@ -115,9 +115,7 @@ def fit(
     return learned.with_statistics(fitted)
 
 
-def _features(
-    moments: prediction.Moments, tokens: int, digest: str | None
-) -> tuple[dict[str, Tensor], dict[str, Json]]:
+def _features(moments: prediction.Moments, digest: str | None) -> tuple[dict[str, Tensor], dict[str, Json]]:
     """Tensors and facts of the features of tokens: directions of an embedding that has a digest, or else a table."""
     embedded = moments.embedded
     if digest is None:
