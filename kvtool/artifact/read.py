@@ -294,6 +294,10 @@ def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
     entries: dict[str, Entry] = {
         name: (DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))) for name, entry in header.items()
     }
+    for name, (_, shape) in entries.items():
+        # Two negative sizes would take as many bytes as two positive ones.
+        if not all(0 <= size < 1 << 31 for size in shape):
+            raise broken(path, f"tensor {name[:80]!r} has shape {str(shape)[:80]}")
     unsigned = {key: value for key, value in meta.items() if key != "digest"}
     if header_bytes(entries, meta) != head or digest(header_bytes(entries, unsigned)) != meta["digest"]:
         raise broken(path, "its header has changed since it was written (digest differs)")

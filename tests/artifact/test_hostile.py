@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from kvtool import limits
-from kvtool.artifact.read import Artifact
+from kvtool.artifact.read import Artifact, header_bytes
 from kvtool.artifact.write import compressed_content, digest_tensor, serialize
 from kvtool.codecs import KV, Pipeline
 from kvtool.codecs.entropy.planes import Planes
@@ -94,6 +94,18 @@ def test_hostile_metadata_is_refused_without_allocation(make_kv: KVs, write: Wri
         tracemalloc.stop()
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_negative_sizes_are_refused(make_kv: KVs, write: Write) -> None:
+    path = write(make_kv())
+    artifact, data = Artifact.open(path), path.read_bytes()
+    dtype, shape = artifact.entries["layers.0000.keys"]
+    entries = {**artifact.entries, "layers.0000.keys": (dtype, (-shape[0], -shape[1], *shape[2:]))}
+    meta = {name: value for name, value in artifact.meta.items() if name != "digest"}
+    head = header_bytes(entries, {**meta, "digest": digest(header_bytes(entries, meta))})
+    path.write_bytes(head + data[-sum(map(container.nbytes, artifact.entries.values())) :])
+    with pytest.raises(ArtifactError, match=r"tensor 'layers.0000.keys' has shape \(-2, -5, 4\)"):
+        Artifact.open(path)
 
 
 def test_forging_nothing_is_no_forgery(make_kv: KVs, write: Write) -> None:

@@ -135,7 +135,8 @@ def test_the_second_signal_ends_it(running: Any) -> None:
 
 @pytest.mark.slow
 def test_answers_have_so_long_to_finish(running: Any) -> None:
-    with running("--drain", "1") as server, asked_for_long(server):
+    # Some machines have given the whole answer after a second.
+    with running("--drain", "0.1") as server, asked_for_long(server):
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 1
 
