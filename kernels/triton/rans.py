@@ -9,6 +9,7 @@ import triton.language as tl
 from kvtool.kernels import cpu
 from kvtool.kernels.reference.rans import LOWEST
 from kvtool.kernels.triton.jit import kernel
+from kvtool.kernels.triton.symbol import symbol_of
 
 WARPS = 1
 """Lanes exchange their words' places in every step, which one warp does without waiting for another."""
@@ -80,13 +81,7 @@ def decode_block(
             for t in range(0, count, LANES):
                 inside = lane < count - t
                 slot = (x & ((1 << PRECISION) - 1)).to(tl.int32)
-                # Halved until found: a row's table from slots to codes would be larger than what a block
-                # has of the row.
-                code = tl.full((LANES,), 0, tl.int32)
-                for i in tl.static_range(HALVINGS):
-                    middle = code + (1 << (HALVINGS - 1 - i))
-                    bound = tl.load(bounds + middle, mask=middle < levels, other=1 << PRECISION)
-                    code = tl.where(bound <= slot, middle, code)
+                code = symbol_of(bounds, slot, levels, PRECISION, HALVINGS, LANES)
                 start = tl.load(bounds + code)
                 share = tl.load(bounds + code + 1) - start
                 left = share.to(tl.uint32) * (x >> PRECISION) + (slot - start).to(tl.uint32)

@@ -36,6 +36,7 @@ from kvtool.kernels.reference.context_model import (
 )
 from kvtool.kernels.reference.wide import LANES, LOWEST, SIGNS, Layout
 from kvtool.kernels.triton.jit import kernel
+from kvtool.kernels.triton.symbol import symbol_of
 
 WARPS = 1
 """A group's lanes are those of a warp."""
@@ -98,8 +99,7 @@ def wide_decode(
     groups = _groups(layout, starts)
     bands = [layout.widths, [reference.gain(width) for width in layout.widths]]
     magnitudes = torch.nn.functional.pad(folded_bounds(cumulative), (0, SYMBOLS // 2), value=1 << 16)
-    history = powers[:, 0].clone()
-    memory = on_device(torch.stack([history, *torch.zeros(2, lanes, dtype=torch.int64)]), torch.int64)
+    memory = on_device(torch.stack([powers[:, 0], *torch.zeros(2, lanes, dtype=torch.int64)]), torch.int64)
     state, values = on_device(states), torch.zeros(tokens, lanes, dtype=torch.int64, device=device)
     loudness, totals = torch.zeros(2, tokens, len(layout.bands), dtype=torch.int64, device=device)
     reads = on_device(groups[:, 3])
@@ -268,11 +268,7 @@ def decode_step(
         # The symbol, and what it leaves of the state.
         x, read = tl.load(states + own, mask=used, other=LOWEST), tl.load(reads + group)
         slot = x & 0xFFFF
-        symbol = tl.full((LANES,), 0, tl.int32)
-        for i in tl.static_range(HALVINGS):
-            half = symbol + (1 << (HALVINGS - 1 - i))
-            bound = tl.load(row + half, mask=half < SYMBOLS, other=1 << 16)
-            symbol = tl.where(bound <= slot, half, symbol)
+        symbol = symbol_of(row, slot, SYMBOLS, 16, HALVINGS, LANES)
         start = tl.load(row + symbol)
         share = tl.load(row + symbol + 1) - start
         x = tl.where(used, share * (x >> 16) + slot - start, x)
