@@ -7,10 +7,10 @@ process. So whoever sets it in another thread sets it back here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -71,6 +71,12 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
         return [call() for call in calls]
     with thread_pool(len(calls), threads=threads // len(calls)) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def one_thread_each(call: Callable[..., T], *items: Iterable[Any]) -> list[T]:
+    """``call`` of each of ``items``, on all of torch's threads, each of them by one: the same whatever their number."""
+    with thread_pool() as pool:
+        return list(pool.map(call, *items))
 
 
 @contextmanager

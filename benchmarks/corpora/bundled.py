@@ -7,7 +7,6 @@ licences that allow that: Python's own, MIT, GPL, Creative Commons, the public d
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,8 +44,7 @@ def _licences(folder: Path) -> str:
 
 def _talk(folder: Path) -> str:
     files = (folder / "usr/share/games/fortunes" / name for name in ("knghtbrd", "startrek", "perl"))
-    quotes = "\n%\n".join(path.read_text(errors="replace") for path in files)
-    return re.sub(r"\n%\n", "\n\n", quotes)
+    return "\n\n".join(path.read_text(errors="replace").replace("\n%\n", "\n\n") for path in files)
 
 
 def _markup(folder: Path) -> str:

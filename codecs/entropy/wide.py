@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -21,7 +20,7 @@ from kvtool.codecs.stage import Stage
 from kvtool.codecs.stage_registry import register
 from kvtool.kernels import dispatch
 from kvtool.kernels.reference.wide import HEAD, LANES
-from kvtool.kernels.threads import thread_pool
+from kvtool.kernels.threads import one_thread_each
 
 
 @register
@@ -68,8 +67,7 @@ class Wide(Coefficients):
             return dispatch.wide_encode(codes[part], exponents[part], *held)
 
         sections = [Rans().encode({name: x[name] for name in rest.arrays}, rest)["x"]]
-        with thread_pool() as pool:
-            sections += pool.map(coded, self._chunks(spec))
+        sections += one_thread_each(coded, self._chunks(spec))
         lengths = struct.pack(f"<{len(sections)}I", *map(len, sections))
         return {"x": torch.cat([byte_tensor(lengths), *sections])}
 
@@ -95,14 +93,13 @@ class Wide(Coefficients):
         ]
         codes = torch.zeros(n_tokens, components, dtype=torch.int16)
 
-        def decoded(chunk: range, section: Tensor) -> None:
+        def decoded(call: tuple[range, Tensor]) -> None:
+            chunk, section = call
             part = slice(chunk.start, chunk.stop)
             dispatch.wide_decode(section, exponents[part], *held, codes[part])
 
         try:
-            with thread_pool() as pool:
-                for future in [pool.submit(partial(decoded, *call)) for call in calls]:
-                    future.result()
+            one_thread_each(decoded, calls)
         except ValueError as error:
             raise CodecError(f"{self.label}: x: {error}") from None
         return {**out, "codes": codes}

@@ -17,7 +17,7 @@ from kvtool.codecs.klt import compact, eight_bits
 from kvtool.codecs.klt.features import features
 from kvtool.codecs.klt.weights import Weights, whole_weights
 from kvtool.codecs.spec import Array
-from kvtool.kernels.threads import one_thread, thread_pool
+from kvtool.kernels.threads import one_thread, one_thread_each
 
 BLOCK, FEW = 256, 64
 """Rows of a matrix that one thread computes, of a large one and of a small one."""
@@ -192,8 +192,7 @@ class Basis:
             by_layer = rest.view(len(rest), self.sizes.layers, self.sizes.channels).transpose(0, 1)
             return torch.cat([kept, (by_layer @ apart).transpose(0, 1).flatten(1)[:, order]], 1)
 
-        with thread_pool() as pool:
-            return torch.cat(list(pool.map(of_block, range(0, max(len(rows), 1), BLOCK))))
+        return torch.cat(one_thread_each(of_block, range(0, max(len(rows), 1), BLOCK)))
 
     def left_out(self, rows: Tensor, token_ids: Tensor) -> float:
         """The mean of what the basis leaves out of ``rows`` [T, width], squared and weighted, over some 128 tokens."""
@@ -208,8 +207,7 @@ class Basis:
             return (self._weighted(rest) * rest).sum()
 
         parts = (torch.split(x, FEW) for x in (rows[some], features))
-        with thread_pool() as pool:
-            return sum(part.item() for part in pool.map(squared, *parts)) / max(len(features), 1)
+        return sum(part.item() for part in one_thread_each(squared, *parts)) / max(len(features), 1)
 
     def _weighted(self, rows: Tensor) -> Tensor:
         """[n, width], times each layer's sensitivity."""
@@ -229,21 +227,18 @@ def basis_of(calibration: Calibration, name: str) -> Basis:
         return Basis(calibration, name, sizes, torch.cat(parts), mean)
     weights = whole_weights(calibration, f"{name}.weights", sizes.layers, sizes.channels)
     matrices = (("prediction", predicting, width), ("basis", rank, width), ("spanned", predicting, rank))
-    # One thread for each matrix and block: what is encoded may not depend on how many there are.
-    with thread_pool() as pool:
-        rest, synthesis, spanned = pool.map(
-            lambda of: compact.whole_rows(calibration, f"{name}.{of[0]}", *of[1:]), matrices
-        )
-        blocks = zip(torch.split(rest, BLOCK), torch.split(spanned, BLOCK), strict=True)
-        predicted = pool.map(lambda of: weights.undo(torch.addmm(of[0], of[1], synthesis)), blocks)
-        directions = torch.cat([*predicted, *pool.map(weights.undo, torch.split(synthesis, BLOCK))])
+    rest, synthesis, spanned = one_thread_each(
+        lambda of: compact.whole_rows(calibration, f"{name}.{of[0]}", *of[1:]), matrices
+    )
+    blocks = (torch.split(x, BLOCK) for x in (rest, spanned))
+    predicted = one_thread_each(lambda rest, spanned: weights.undo(rest.addmm_(spanned, synthesis)), *blocks)
+    directions = torch.cat([*predicted, *one_thread_each(weights.undo, torch.split(synthesis, BLOCK))])
     return Basis(calibration, name, sizes, directions, mean, weights)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``, the same whatever the number of threads."""
-    with thread_pool() as pool:
-        return torch.cat(list(pool.map(lambda rows: rows @ b, torch.split(a, BLOCK))))
+    return torch.cat(one_thread_each(lambda rows: rows @ b, torch.split(a, BLOCK)))
 
 
 def _is_size(value: object) -> bool:

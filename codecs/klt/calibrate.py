@@ -18,7 +18,7 @@ from kvtool.codecs.errors import CodecError
 from kvtool.codecs.format.segment_spec import Contents
 from kvtool.codecs.klt import prediction
 from kvtool.codecs.klt.basis import Sizes, basis_of
-from kvtool.codecs.klt.compact import compact_rows, whole_rows
+from kvtool.codecs.klt.compact import compact_rows, rounded_rows
 from kvtool.codecs.klt.eight_bits import compact_rows as in_eight_bits
 from kvtool.codecs.klt.features import TABLE, compact_directions
 from kvtool.codecs.klt.weights import Weights, compact_weights, whole_weights
@@ -83,12 +83,14 @@ def fit(
     bases: dict[str, Json] = {}
     tensors: dict[str, Tensor] = dict(learned.tensors)
     vocabulary = 0
+    all_maps: dict[str, Tensor] = {}
     if moments is not None and embedding is not None:
         vocabulary = len(embedding)
         if embedding_digest is None:
             features = min(features, TABLE_BYTES // vocabulary)
         moments = moments.cut(prediction.directions(moments, features, learned.tokens))
-        own, fact = _features(moments, embedding_digest)
+        all_maps = {name: prediction.ridge(moments.seen, moments.crossed[name]) for name in learned.names}
+        own, fact = _features(moments.embedded, all_maps, embedding_digest)
         tensors |= own
         facts |= fact
     for name, (group, _) in learned.names.items():
@@ -97,9 +99,8 @@ def fit(
         channels, most = width // len(group), min(rank or RANK, width, learned.tokens)
         n_features = 0 if moments is None else moments.embedded.directions.shape[1]
         step = (12 * ROUNDED / (width * (2 * n_features + most))) ** 0.5
-        maps = torch.zeros(0, width)
+        maps = all_maps.get(name, torch.zeros(0, width))
         if moments is not None:
-            maps = prediction.ridge(moments.seen, moments.crossed[name])
             left = prediction.residual(left, moments.seen, moments.crossed[name], maps)
         left /= learned.tokens
         directions = leading(left, most, seed)
@@ -115,17 +116,15 @@ def fit(
     return learned.with_statistics(fitted)
 
 
-def _features(moments: prediction.Moments, digest: str | None) -> tuple[dict[str, Tensor], dict[str, Json]]:
+def _features(
+    embedded: prediction.Embedded, maps: dict[str, Tensor], digest: str | None
+) -> tuple[dict[str, Tensor], dict[str, Json]]:
     """Tensors and facts of the features of tokens: directions of an embedding that has a digest, or else a table."""
-    embedded = moments.embedded
     if digest is None:
         every = torch.arange(len(embedded.embedding))
         return _under(TABLE, in_eight_bits(embedded.features(every))), {}
-    n = embedded.directions.shape[1]
-    predicted = torch.zeros(n)
-    for crossed in moments.crossed.values():
-        maps = prediction.ridge(moments.seen, crossed)
-        predicted += maps[:n].square().sum(1) + maps[n:].square().sum(1)
+    halves = [half.square().sum(1) for of_side in maps.values() for half in of_side.chunk(2)]
+    predicted = torch.stack(halves).sum(0)
     return compact_directions(embedded.mean, embedded.directions, predicted, digest, len(embedded.embedding))
 
 
@@ -134,14 +133,14 @@ def _spanned(basis: Tensor, steps: Tensor, maps: Tensor, step: float) -> dict[st
 
     It spans most, so that both take two thirds of the bits that the maps alone would.
     """
-    coded = compact_rows(basis, steps)
-    held = Calibration("klt", {}, _under("basis", coded))
-    basis, by_row = whole_rows(held, "basis", *basis.shape), torch.full((len(maps),), step)
-    spanned = compact_rows(maps @ basis.mT, by_row)
-    held = Calibration("klt", {}, _under("spanned", spanned))
-    rest = maps - whole_rows(held, "spanned", len(maps), len(basis)) @ basis
-    parts = {"basis": coded, "spanned": spanned, "prediction": compact_rows(rest, by_row)}
-    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    by_row, rounded = torch.full((len(maps),), step), rounded_rows(basis, steps)
+    spanned = maps @ rounded.mT
+    rest = maps - rounded_rows(spanned, by_row) @ rounded
+    return {
+        **_under("basis", compact_rows(basis, steps)),
+        **_under("spanned", compact_rows(spanned, by_row)),
+        **_under("prediction", compact_rows(rest, by_row)),
+    }
 
 
 @dataclass

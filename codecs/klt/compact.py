@@ -27,13 +27,24 @@ ROUNDING = 0.4
 
 def compact_rows(matrix: Tensor, steps: Tensor) -> dict[str, Tensor]:
     """A matrix [n, C] as tensors for ``whole_rows``, its rows in ``steps`` [n]; they are coarser where 16 bits demand it."""
-    steps = torch.maximum(steps.float(), matrix.abs().amax(1).float() / LARGEST).clamp(min=1e-30)
-    scaled = matrix.float() / steps[:, None]
-    codes = (scaled.sign() * (scaled.abs() + ROUNDING).floor()).to(torch.int16)
+    codes, steps = _rounded(matrix, steps)
     magnitudes = codes.abs().double().mean(0) if len(codes) else torch.zeros(codes.shape[1])
     scales = (8 * magnitudes.clamp(min=1e-3).log2()).round().clamp(model.LEAST, model.MOST).to(torch.int8)
     stream = dispatch.context_encode(codes, _conditions(len(codes), scales), model.cumulative(None))
     return {"codes": stream, "step": steps, "scales": scales}
+
+
+def rounded_rows(matrix: Tensor, steps: Tensor) -> Tensor:
+    """What ``whole_rows`` gives of the tensors that ``compact_rows`` makes of the same."""
+    codes, steps = _rounded(matrix, steps)
+    return codes.float() * steps[:, None]
+
+
+def _rounded(matrix: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [n, C] int16, and the steps [n] float32 that they are of."""
+    steps = torch.maximum(steps.float(), matrix.abs().amax(1).float() / LARGEST).clamp(min=1e-30)
+    scaled = matrix.float() / steps[:, None]
+    return (scaled.sign() * (scaled.abs() + ROUNDING).floor()).to(torch.int16), steps
 
 
 def whole_rows(calibration: Calibration, name: str, rows: int, columns: int) -> Tensor:

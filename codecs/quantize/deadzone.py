@@ -12,7 +12,7 @@ from torch import Tensor
 from kvtool.codecs.spec import ATTENTION, Array, Payload, Spec
 from kvtool.codecs.stage import Kind, Stage
 from kvtool.codecs.stage_registry import register
-from kvtool.kernels.threads import thread_pool
+from kvtool.kernels.threads import one_thread_each
 
 MIDDLE = 32
 """The exponent of a token whose step is the stage's own."""
@@ -78,26 +78,24 @@ class Deadzone(Stage):
         def magnitudes(part: slice) -> Tensor:
             return (tensor[..., part, :] / steps[part]).abs_()
 
-        # In blocks of tokens, each by one thread, so that what is encoded does not depend on how many there are.
-        with thread_pool() as pool:
-            component = None
-            if self.rate and tensor.numel():
-                sums = torch.stack(list(pool.map(lambda part: magnitudes(part).sum(-2, keepdim=True), parts)))
-                component = (sums.sum(0) / len(steps)).clamp(min=QUIETEST)
+        component = None
+        if self.rate and tensor.numel():
+            sums = one_thread_each(lambda part: magnitudes(part).sum(-2, keepdim=True), parts)
+            component = (torch.stack(sums).sum(0) / len(steps)).clamp(min=QUIETEST)
 
-            def codes(part: slice) -> Tensor:
-                found = magnitudes(part)
-                found.add_(self._rounding(found, component)).floor_().clamp_(min=0)
-                if found.numel() and (largest := found.max().item()) > LARGEST:
-                    self.require(
-                        False, "a coefficient in steps", largest, f"at most {LARGEST}; take a larger step"
-                    )
-                return found.copysign_(tensor[..., part, :]).to(torch.int16)
+        def codes(part: slice) -> Tensor:
+            found = magnitudes(part)
+            found.add_(self._rounding(found, component)).floor_().clamp_(min=0)
+            if found.numel() and (largest := found.max().item()) > LARGEST:
+                self.require(
+                    False, "a coefficient in steps", largest, f"at most {LARGEST}; take a larger step"
+                )
+            return found.copysign_(tensor[..., part, :]).to(torch.int16)
 
-            return spec.beside_x(x) | {
-                "codes": torch.cat(list(pool.map(codes, parts)), -2),
-                "exponents": exponents,
-            }
+        return spec.beside_x(x) | {
+            "codes": torch.cat(one_thread_each(codes, parts), -2),
+            "exponents": exponents,
+        }
 
     def decode(self, y: Payload, spec: Spec) -> Payload:
         x = y["codes"].float() * self._steps(y["exponents"])

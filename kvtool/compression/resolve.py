@@ -77,7 +77,7 @@ def resolve(
         raise UsageError("--calibration", f"recipe {request.recipe!r} takes none", "leave it out")
     if not _is_collected(store, names, request.source, pipeline.needs):
         refuse_unmet(request.recipe, pipeline, loaded)
-    if any(is_bundled(one) and one.digest not in store.calibrations for one in pipeline.calibrations):
+    if any(one.digest not in store.calibrations and is_bundled(one) for one in pipeline.calibrations):
         say(READY)
     record = {**request.record, "pipeline": pipeline.to_config()}
     return Job(request.variant, request.source, pipeline, record, loaded, setting, preset)
