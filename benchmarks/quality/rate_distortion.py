@@ -1,7 +1,7 @@
 """What a ratio costs, in KL and in retrieval, for many settings of each recipe, on documents that no calibration has seen.
 
 python -m benchmarks rate_distortion [--model MODEL] [--calibration FILE …] [--recipes klt:step=0.03 kivi …]
-    [--write docs/results/klt.md]
+    [--unfitted] [--write docs/results/klt.md]
 
 Everything goes through files as kvtool writes them. rate_distortion.json in --out has all figures, two pictures are
 beside it, and --write puts the tables between the page's markers and the pictures beside the page. What was measured
@@ -21,6 +21,7 @@ import kvtool
 from benchmarks.common.arguments import command, make_parser
 from benchmarks.common.output import machine as machine_line
 from benchmarks.corpora.prefilled import Prefilled
+from benchmarks.corpora.sources import HELD_OUT, UNFITTED
 from benchmarks.corpora.texts import Text, held_out
 from benchmarks.pages import rate_page, rate_pictures, tables
 from benchmarks.quality import retrieval
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     prefilled = Prefilled(kvtool.load_model(arguments.model))
     if arguments.write:
         # Before anything long: a page without the markers takes no tables.
-        tables.replaced(arguments.write.read_text(), "rate_distortion", prefilled.model.name, "")
+        tables.replaced(arguments.write.read_text(), arguments.name, prefilled.model.name, "")
     print(machine_line(), flush=True)
     found = measure(prefilled, arguments)
     _show(found, arguments)
@@ -63,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
 def measure(prefilled: Prefilled, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON."""
     scope = Scope(context=arguments.context, tokens=arguments.tokens)
-    texts = held_out(prefilled.model, scope.context + scope.tokens + 8, arguments.documents)
+    kinds = UNFITTED if arguments.unfitted else HELD_OUT
+    texts = held_out(prefilled.model, scope.context + scope.tokens + 8, arguments.documents, kinds)
     documents = [text for some in texts.values() for text in some]
     places = prefilled.place(documents)
     predicted, short = text_contexts(prefilled.store, places, scope)
@@ -147,14 +149,15 @@ def _show(found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     if not arguments.read:
-        (out / "rate_distortion.json").write_text(json.dumps(found, indent=1))
-    rate_pictures.draw(found, out, "rate_distortion", ("svg", "png"))
+        (out / f"{arguments.name}.json").write_text(json.dumps(found, indent=1))
+    rate_pictures.draw(found, out, arguments.name, ("svg", "png"))
     if arguments.write:
         page: Path = arguments.write
         model = found["model"]["name"]
-        drawn = rate_pictures.draw(found, page.parent, f"{page.stem}-{model}")
+        infix = "-unfitted" if arguments.unfitted else ""
+        drawn = rate_pictures.draw(found, page.parent, f"{page.stem}{infix}-{model}")
         body = rate_page.body(found, [(shows, path.name) for shows, path in drawn])
-        page.write_text(tables.replaced(page.read_text(), "rate_distortion", model, body))
+        page.write_text(tables.replaced(page.read_text(), arguments.name, model, body))
     print(rate_page.body(found))
 
 
@@ -166,6 +169,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--calibration", type=Path, nargs="+", default=[], help="files of a store's calibrations/"
+    )
+    parser.add_argument(
+        "--unfitted",
+        action="store_true",
+        help="kinds of text that the calibration which comes with kvtool lacks",
     )
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--write", type=Path, help="a page that has the markers")
@@ -185,4 +193,5 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="measure anew what an earlier run has measured")
     arguments = parser.parse_args(argv)
     arguments.command = command("rate_distortion", argv)
+    arguments.name = "unfitted" if arguments.unfitted else "rate_distortion"
     return arguments

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from kvtool.codecs.calibrate.factors import eigh, orthonormal
+
 EXACT_AT_MOST = 8192
 """Channels whose covariance is built: 512 MiB of it. Beyond, the components are found without."""
-OVERSAMPLING, PASSES = 64, 4
+OVERSAMPLING, PASSES = 64, 3
 
 
 def mean_of(parts: Iterable[Tensor], width: int) -> tuple[Tensor, int]:
@@ -26,7 +28,7 @@ def principal(parts: Iterable[Tensor], width: int, rank: int, seed: int) -> Tens
 
     ``parts`` are centred rows [n, width]. Where the covariance is too large to hold, or at most half of its
     eigenvectors are wanted, the directions are those of a randomised range (Halko, Martinsson and Tropp, 2011,
-    arXiv 0909.4061): of ``rank`` and 64 more random vectors, sent through the covariance four times, and then its
+    arXiv 0909.4061): of ``rank`` and 64 more random vectors, sent through the covariance three times, and then its
     eigenvectors among them. A covariance that is too large is never built; ``parts`` are gone through several times.
     """
     if width <= EXACT_AT_MOST:
@@ -40,7 +42,7 @@ def principal(parts: Iterable[Tensor], width: int, rank: int, seed: int) -> Tens
         sent = torch.zeros_like(within)
         for part in parts:
             sent += part.mT @ (part @ within)
-        within = torch.linalg.qr(sent).Q
+        within = orthonormal(sent)
     smaller = torch.zeros(within.shape[1], within.shape[1], dtype=torch.float64)
     for part in parts:
         seen = part @ within
@@ -59,13 +61,13 @@ def leading(symmetric: Tensor, rank: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     within = torch.randn(n, rank + OVERSAMPLING, generator=generator)
     for _ in range(PASSES):
-        within = torch.linalg.qr(symmetric @ within).Q
+        within = orthonormal(symmetric @ within)
     return _fixed(_eigenvectors(within.mT @ (symmetric @ within), rank) @ within.mT)
 
 
 def _eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
     # In float32, which halves the wait: directions are kept in 16 bits or fewer.
-    vectors: Tensor = torch.linalg.eigh(symmetric.float()).eigenvectors
+    _, vectors = eigh(symmetric.float())
     return vectors.mT.flip(0)[:rank]
 
 

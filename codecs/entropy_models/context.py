@@ -26,6 +26,9 @@ LEAST, MOST = -45, 104
 RIDGE = 0.005
 """Added to the mean square of what a prediction is made from, in steps, so that rare values weigh little."""
 
+BLOCK = 128
+"""Tokens whose running means are computed at once."""
+
 ABOVE = (2.5, 7.5, 14.5, 25.5, 46, 8, 24)
 """How far the prediction lies above, in 64ths of a step: the middles of the classes."""
 NOT_NEAR_ZERO = 5
@@ -51,10 +54,13 @@ class Autoregression:
     def add(self, codes: Tensor, exponents: Tensor) -> None:
         """One segment at one step: ``codes`` [T, R] int16, ``exponents`` [T] uint8."""
         levels = codes.double() * torch.exp2((exponents.double() - 32) / 2)[:, None]
-        last = mean = torch.zeros(codes.shape[1], dtype=torch.float64)
-        for level in levels:
-            self.sums += torch.stack([last * last, last * mean, mean * mean, last * level, mean * level])
-            last, mean = level, mean + (level - mean) / (1 << SLOW)
+        before = torch.cat([torch.zeros(1, codes.shape[1]), levels])[: len(levels)]
+        mean = torch.zeros(codes.shape[1], dtype=torch.float64)
+        for last, level in zip(torch.split(before, BLOCK), torch.split(levels, BLOCK), strict=True):
+            means = _running_means(last, mean)
+            mean = means[-1]
+            products = (last * last, last * means, means * means, last * level, means * level)
+            self.sums += torch.stack([product.sum(0) for product in products])
         self.tokens += len(codes)
 
     def weights(self) -> Tensor:
@@ -64,6 +70,14 @@ class Autoregression:
         solved = torch.stack([bb * ay - ab * by, aa * by - ab * ay], 1) / (aa * bb - ab * ab)[:, None]
         weights: Tensor = (128 * solved).round().clamp(-127, 127).to(torch.int8)
         return weights
+
+
+def _running_means(rows: Tensor, mean: Tensor) -> Tensor:
+    """The running mean after each of ``rows`` [n, R], from ``mean`` [R] before the first."""
+    kept, n = 1 - 2.0**-SLOW, len(rows)
+    age = torch.arange(n, dtype=torch.float64)[:, None] - torch.arange(n)
+    shares = torch.where(age >= 0, 2.0**-SLOW * kept ** age.clamp(min=0), 0)
+    return shares @ rows + kept ** torch.arange(1, n + 1, dtype=torch.float64)[:, None] * mean
 
 
 def counts(codes: Tensor, exponents: Tensor, scales: Tensor, weights: Tensor, step: float) -> Tensor:

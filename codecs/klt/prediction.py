@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvtool.codecs.calibrate.factors import eigh, solve
 from kvtool.codecs.klt.basis import with_previous
 from kvtool.codecs.klt.features import unit_rows
+from kvtool.codecs.klt.learned import Learned
 
 EMBEDDED = 512
 """Directions of the embedding, those in which the samples' tokens differ most, that features are looked for in."""
@@ -17,7 +19,7 @@ RIDGE = 0.01
 """Added to each feature's variance, as a share of the mean variance: there are few tokens for many features."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Moments:
     """Sums over tokens of products: of embedded tokens with one another, and with rows of each basis."""
 
@@ -26,22 +28,19 @@ class Moments:
     crossed: dict[str, Tensor]
 
     @classmethod
-    def none(cls, embedded: Embedded) -> Moments:
-        """Before the first token."""
+    def of(cls, embedding: Tensor, learned: Learned) -> Moments:
+        """Goes through the samples once. ``embedding`` [V, W]."""
+        embedded = Embedded.of(embedding, torch.cat([sample.kv.token_ids for sample in learned.samples]))
         n = 2 * embedded.directions.shape[1]
-        return cls(embedded, torch.zeros(n, n), {})
-
-    def both(self, token_ids: Tensor) -> Tensor:
-        """[T, 2 · n]: each token's embedding and that of the one before."""
-        return with_previous(self.embedded.features(token_ids))
-
-    def add(self, features: Tensor) -> None:
-        self.seen += features.mT @ features
-
-    def cross(self, name: str, features: Tensor, rows: Tensor) -> None:
-        if name not in self.crossed:
-            self.crossed[name] = torch.zeros(features.shape[1], rows.shape[1])
-        self.crossed[name] += features.mT @ rows
+        seen, crossed = torch.zeros(n, n), {}
+        for number, name in enumerate(learned.groups):
+            crossed[name] = torch.zeros(n, len(learned.means[name]))
+            for part in learned.weighted(name):
+                features = embedded.both(part.token_ids)
+                crossed[name].addmm_(features.mT, part.rows)
+                if not number:
+                    seen.addmm_(features.mT, features)
+        return cls(embedded, seen, crossed)
 
     def cut(self, directions: Tensor) -> Moments:
         """The same of fewer features."""
@@ -67,13 +66,17 @@ class Embedded:
         rows = (rows - mean) * shares.sqrt()
         directions = torch.eye(rows.shape[1])
         if rows.shape[1] > EMBEDDED:
-            directions = torch.linalg.eigh(rows.mT @ rows).eigenvectors[:, -EMBEDDED:]
+            directions = eigh(rows.mT @ rows)[1][:, -EMBEDDED:]
         scale = ((rows @ directions).square().sum() / directions.shape[1]).sqrt().clamp(min=1e-12)
         return cls(embedding, mean, directions / scale)
 
     def features(self, token_ids: Tensor) -> Tensor:
         """[T, n]"""
         return (unit_rows(self.embedding[token_ids]) - self.mean) @ self.directions
+
+    def both(self, token_ids: Tensor) -> Tensor:
+        """[T, 2 · n]: each token's features and those of the one before."""
+        return with_previous(self.features(token_ids))
 
     def cut(self, directions: Tensor) -> Embedded:
         """Features ``features @ directions``."""
@@ -86,7 +89,7 @@ def directions(moments: Moments, features: int, tokens: int) -> Tensor:
     ``moments`` are sums over ``tokens``.
     """
     n = moments.embedded.directions.shape[1]
-    values, vectors = torch.linalg.eigh(moments.seen[:n, :n].double())
+    values, vectors = eigh(moments.seen[:n, :n].double())
     root = values.clamp(min=values.amax().item() * 1e-9).sqrt()
     predicted = torch.zeros(n, n, dtype=torch.float64)
     for crossed in moments.crossed.values():
@@ -94,7 +97,7 @@ def directions(moments: Moments, features: int, tokens: int) -> Tensor:
         for half in (maps[:n], maps[n:]):
             own = root[:, None] * (vectors.mT @ half)
             predicted += own @ own.mT
-    best = torch.linalg.eigh(predicted).eigenvectors.flip(1)[:, :features]
+    best = eigh(predicted)[1].flip(1)[:, :features]
     directions: Tensor = (vectors @ (best / root[:, None]) * tokens**0.5).float()
     return directions
 
@@ -103,11 +106,4 @@ def ridge(seen: Tensor, crossed: Tensor) -> Tensor:
     """The map [n, width] that predicts rows from features with the least squared error, kept small."""
     n = len(seen)
     damped = seen.double() + RIDGE * seen.diagonal().mean().double() * torch.eye(n, dtype=torch.float64)
-    solution: Tensor = torch.linalg.solve(damped, crossed.double()).float()
-    return solution
-
-
-def residual(covariance: Tensor, seen: Tensor, crossed: Tensor, maps: Tensor) -> Tensor:
-    """The second moment [width, width] of rows less what ``maps`` predict; sums, as are all that is given."""
-    half = maps.mT @ crossed
-    return covariance - half - half.mT + maps.mT @ (seen @ maps)
+    return solve(damped, crossed.double()).float()

@@ -17,6 +17,9 @@ from kvtool.kernels.threads import one_thread_each
 MIDDLE = 32
 """The exponent of a token whose step is the stage's own."""
 
+COARSEST = 64
+"""The largest exponent."""
+
 LARGEST = 32767
 
 BLOCK = 128
@@ -37,7 +40,8 @@ class Deadzone(Stage):
     the bits it takes are worth, ``rate`` times what they are worth at high rates (Sullivan, 1996). Expected is a
     Laplace distribution, as wide as the component's mean times the token's. With ``power`` a token's step goes
     with the ``attention`` a that is paid to it, the mean over layers and heads, as ``a ** -power``, relative to the
-    tokens' geometric mean, at most ``octaves`` either way. With 0 all tokens are alike, and nothing is needed.
+    tokens' geometric mean, at most ``octaves`` either way. With 0 all tokens are alike, and nothing is needed, but that one
+    whose largest entry is no 16 bits' number of steps has larger ones.
     """
 
     name: ClassVar[str] = "deadzone"
@@ -87,9 +91,7 @@ class Deadzone(Stage):
             found = magnitudes(part)
             found.add_(self._rounding(found, component)).floor_().clamp_(min=0)
             if found.numel() and (largest := found.max().item()) > LARGEST:
-                self.require(
-                    False, "a coefficient in steps", largest, f"at most {LARGEST}; take a larger step"
-                )
+                self.require(False, "a coefficient in steps", largest, f"at most {LARGEST}")
             return found.copysign_(tensor[..., part, :]).to(torch.int16)
 
         return spec.beside_x(x) | {
@@ -123,11 +125,17 @@ class Deadzone(Stage):
 
     def _exponents(self, x: Payload, spec: Spec) -> Tensor:
         tokens = spec.arrays["x"].shape[-2]
-        if not self.power or not tokens:
+        tensor = x["x"]
+        if not tensor.numel():
             return torch.full((tokens,), MIDDLE, dtype=torch.uint8)
-        octaves = _octaves(x[ATTENTION], tokens)
-        moved = (-2 * self.power * octaves).round().clamp(-2 * self.octaves, 2 * self.octaves)
-        return (moved + MIDDLE).to(torch.uint8)
+        moved = torch.zeros(tokens)
+        if self.power:
+            octaves = _octaves(x[ATTENTION], tokens)
+            moved = (-2 * self.power * octaves).round().clamp(-2 * self.octaves, 2 * self.octaves)
+        # Larger steps where the token's largest entry would not fit in 16 bits.
+        largest = tensor.float().abs().amax(-1).reshape(-1, tokens).amax(0)
+        needed = (2 * (largest / (self.step * (LARGEST - 1))).log2()).floor() + 1
+        return (torch.maximum(moved, needed).clamp(max=COARSEST - MIDDLE) + MIDDLE).to(torch.uint8)
 
     def _steps(self, exponents: Tensor) -> Tensor:
         """[T, 1] float32."""

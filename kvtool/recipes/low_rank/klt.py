@@ -6,8 +6,9 @@ from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.entropy.context import Context
 from kvtool.codecs.entropy.wide import Wide
 from kvtool.codecs.klt.basis import audible
-from kvtool.codecs.klt.calibrate import SINKS, fit
+from kvtool.codecs.klt.calibrate import fit
 from kvtool.codecs.klt.coefficients import Coefficients
+from kvtool.codecs.klt.learned import SINKS
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.deadzone import Deadzone
 from kvtool.codecs.recipe import Between, Dial, Parameter, Preset, Recipe

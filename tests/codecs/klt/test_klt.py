@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvtool.codecs import KV, CodecError, LayerKV, Pipeline, Place, Rope, Sample, Spec, decode, encode
+from kvtool.codecs.calibrate import principal
 from kvtool.codecs.calibrate.principal import leading
 from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.klt import calibrate, embeddings, products
@@ -264,3 +265,26 @@ assert torch.allclose((whole @ matrices).view(8, width), rows, atol=1e-4)
 
 def test_many_layers_are_solved_after_threads_were_set() -> None:
     subprocess.run([sys.executable, "-c", MANY_LAYERS], check=True)
+
+
+def test_wide_models_need_no_matrix_of_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = drawn(5)
+    held = {"x": values(sample), "token_ids": sample.kv.token_ids}
+    spec = spec_of(sample)
+    errors = []
+    for most in (principal.EXACT_AT_MOST, 1):
+        monkeypatch.setattr(principal, "EXACT_AT_MOST", most)
+        stage = Klt(fitted(embedding=EMBEDDING, rank=8), "values")
+        back = stage.decode({**stage.encode(held, spec), "token_ids": sample.kv.token_ids}, spec)["x"]
+        errors.append((back - held["x"]).norm().item())
+    assert errors[1] < 1.02 * errors[0]
+
+
+def test_a_coefficient_that_16_bits_do_not_hold_has_a_larger_step() -> None:
+    x = torch.tensor([[400.0, -0.5], [1.0, 2.0], [-1e5, 0.0]])
+    stage, spec = Deadzone(step=0.01), Spec.of(x)
+    coded = stage.encode({"x": x}, spec)
+    assert coded["exponents"].tolist() == [33, 32, 49]
+    torch.testing.assert_close(stage.decode(coded, spec)["x"], x, rtol=1e-4, atol=0.02)
+    with pytest.raises(CodecError, match=r"a coefficient in steps is .*, expected at most 32767"):
+        stage.encode({"x": 1e5 * x}, spec)
