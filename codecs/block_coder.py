@@ -61,15 +61,15 @@ class Coding:
         coded = torch.cat([byte_tensor(head + side), *blocks])
         return coded if len(coded) < len(packed) else packed
 
-    def decode(self, data: Tensor, tokens: range | None = None) -> Tensor:
-        """Undo ``encode``. Raises CodecError for bytes that it has not made.
+    def decode(self, data: Tensor, tokens: range | None = None, device: torch.device | None = None) -> Tensor:
+        """Undo ``encode``: codes on ``device``, of bytes on the CPU. Raises CodecError for bytes that it has not made.
 
         Of blocks that hold none of ``tokens`` the codes are 0, not decoded.
         """
         if not len(data) or int(data[0]) > len(entropy_models.MODELS):
             raise CodecError(f"starts with {data[:1].tolist()}, expected the number of a model")
         if int(data[0]) == PACKED:
-            return self._unpack(data[1:], self.array.numel).view(self.array.shape)
+            return self._unpack(data[1:].to(device), self.array.numel).view(self.array.shape)
         (n_side, *lengths), start = read_lengths(data, len(self._starts) + 1, 1)
         model = entropy_models.MODELS[int(data[0]) - 1]
         if self._cells > CELLS_AT_MOST:
@@ -81,7 +81,7 @@ class Coding:
             if self._least_bytes(n := self._cut[0] * len(place) * self._cut[2]) > length:
                 raise CodecError(f"a block of {length} bytes cannot hold {n} codes")
         tables = model.tables(bytes(data[start : start + n_side].numpy()), *self._sizes)
-        out, coded = torch.zeros(self._cut, dtype=torch.uint8), []
+        out, coded = torch.zeros(self._cut, dtype=torch.uint8, device=device), []
         start += n_side
         for place, length in zip(self._blocks, lengths, strict=True):
             where = [start, start + length, place.start, place.stop]
@@ -90,7 +90,8 @@ class Coding:
                 continue
             piece = out[:, place.start : place.stop]
             if length == self._packed(piece.numel()):
-                piece.copy_(self._unpack(data[where[0] : where[1]], piece.numel()).view(piece.shape))
+                packed = data[where[0] : where[1]].to(device)
+                piece.copy_(self._unpack(packed, piece.numel()).view(piece.shape))
             else:
                 coded.append(where)
         try:

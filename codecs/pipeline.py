@@ -129,11 +129,13 @@ class Pipeline:
         place: Place = Place(),
         tokens: range | None = None,
         token_ids: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> list[LayerKV]:
         """Undo ``encode`` for layers whose keys and values were as ``keys`` and ``values`` say.
 
         With ``tokens``, only that range is given, and no more is decoded than it needs. ``token_ids`` [T] are for
-        stages that need them.
+        stages that need them. Keys and values are given on ``device``, by default the CPU, and the last stages that can
+        compute there do so.
 
         Names, dtypes and shapes are held against the plan before any content is read, so that nothing larger
         than planned is allocated. Raises CodecError, naming the tensor.
@@ -150,13 +152,17 @@ class Pipeline:
             payload: Payload = {name: tensors[stored_name(side, name)] for name in specs[-1].arrays}
             at_stage, wanted = _inputs(stages, specs, available), _wanted(stages, specs, tokens)
             steps = list(zip(stages, pairwise(specs), at_stage, wanted, strict=True))
-            for stage, (before, _), extra, part in reversed(steps):
+            # From here on, all stages compute where their payload is.
+            moved = next((n for n, stage in enumerate(stages) if not stage.on_any_device), len(stages)) - 1
+            for number, (stage, (before, _), extra, part) in reversed(list(enumerate(steps))):
+                if number == moved:
+                    payload = {name: tensor.to(device) for name, tensor in payload.items()}
                 try:
                     payload = stage.decode_tokens({**payload, **extra}, before, part)
                 except CodecError as error:
                     raise CodecError(f"{_label(place)}: {side}: {error}") from None
                 before.check(payload, f"{_label(place)}: {side}: decoded by stage {stage.name!r}")
-            return payload["x"]
+            return payload["x"].to(device)
 
         calls = [partial(side_of, *side) for side in self._sides(plan)]
         # Where all layers are one group there is nothing else to share the work by.

@@ -62,7 +62,7 @@ def turn(x: Tensor, rope: Rope, positions: Tensor, *, scaling: float = 1.0, undo
     """
     if not rope.inv_freq:
         return x
-    frequencies = torch.tensor(rope.inv_freq, dtype=torch.float32, device=x.device)
+    frequencies = torch.tensor(rope.inv_freq, dtype=torch.float32).to(x.device)
     cos, sin = dispatch.angles(positions.to(x.device), frequencies, scaling, undo=undo)
     part = x[..., rope.start :]
     dispatch.rotate(part, cos, sin, rope.layout, part)

@@ -65,6 +65,9 @@ class Stage(BaseStage):
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    on_any_device: ClassVar[bool] = False
+    """Whether ``decode`` gives its results on the device of its payload, whichever that is. Inputs are on the CPU."""
+
     @classmethod
     def examples(cls) -> tuple[Stage, ...]:
         """Configurations that together reach every path. Tests and golden artifacts are made of them.

@@ -24,6 +24,7 @@ class Pack(Stage):
     name: ClassVar[str] = "pack"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "entropy"
+    on_any_device: ClassVar[bool] = True
 
     def plan(self, spec: Spec) -> Spec:
         return spec.with_arrays({name: self._packed(array) for name, array in spec.arrays.items()})

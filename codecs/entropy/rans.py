@@ -33,6 +33,7 @@ class Rans(Stage):
     name: ClassVar[str] = "rans"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "entropy"
+    on_any_device: ClassVar[bool] = True
 
     block: int = 1024
     level: int = 3
@@ -75,7 +76,7 @@ class Rans(Stage):
         return self.decode_tokens(y, spec, None)
 
     def decode_tokens(self, y: Payload, spec: Spec, tokens: range | None) -> Payload:
-        data, out = y["x"], {}
+        data, device, out = y["x"].cpu(), y["x"].device, {}
         lengths, start = read_lengths(data, len(spec.arrays), 0)
         if sum(lengths) != len(data) - start:
             raise CodecError(f"{self.label}: x: tensors of {lengths} bytes in {len(data) - start}")
@@ -86,10 +87,10 @@ class Rans(Stage):
                 if array.levels is None:
                     inner = Spec({"x": array})
                     self._planes.plan(inner).check({"x": section}, name)
-                    out[name] = self._planes.decode({"x": section}, inner)["x"]
+                    out[name] = self._planes.decode({"x": section}, inner)["x"].to(device)
                 else:
                     wanted = tokens if name in MAIN else None
-                    out[name] = Coding(array, self.block).decode(section, wanted)
+                    out[name] = Coding(array, self.block).decode(section, wanted, device)
             except CodecError as error:
                 raise CodecError(f"{self.label}: {name}: {error}") from None
         return out

@@ -34,6 +34,7 @@ class Wide(Coefficients):
 
     name: ClassVar[str] = "wide"
     version: ClassVar[int] = 1
+    on_any_device: ClassVar[bool] = True
 
     chunk: int = 1024
 
@@ -76,7 +77,8 @@ class Wide(Coefficients):
 
     def decode_tokens(self, y: Payload, spec: Spec, tokens: range | None) -> Payload:
         """Codes of chunks that have none of ``tokens`` are 0."""
-        data, (n_tokens, components), chunks = y["x"].cpu(), self._sizes(spec), self._chunks(spec)
+        data, device = y["x"].cpu(), y["x"].device
+        (n_tokens, components), chunks = self._sizes(spec), self._chunks(spec)
         lengths, start = read_lengths(data, 1 + len(chunks), 0)
         if len(data) != start + sum(lengths):
             raise CodecError(f"{self.label}: x: {len(data)} bytes, expected {start + sum(lengths)}")
@@ -91,7 +93,7 @@ class Wide(Coefficients):
             for chunk, section in zip(chunks, sections, strict=True)
             if chunk.start < wanted.stop and wanted.start < chunk.stop
         ]
-        codes = torch.zeros(n_tokens, components, dtype=torch.int16)
+        codes = torch.zeros(n_tokens, components, dtype=torch.int16, device=device)
 
         def decoded(call: tuple[range, Tensor]) -> None:
             chunk, section = call
@@ -102,7 +104,7 @@ class Wide(Coefficients):
             one_thread_each(decoded, calls)
         except ValueError as error:
             raise CodecError(f"{self.label}: x: {error}") from None
-        return {**out, "codes": codes}
+        return {**{name: tensor.to(device) for name, tensor in out.items()}, "codes": codes}
 
     def _chunks(self, spec: Spec) -> list[range]:
         """Of equal lengths, up to a token."""

@@ -68,8 +68,10 @@ def encode(
     return Blob(tensors, contents.to_metadata(), contents.pipeline.calibrations)
 
 
-def decode(blob: Blob) -> KV:
+def decode(blob: Blob, device: torch.device | None = None) -> KV:
     """The segment that ``encode`` was given, without what was pruned, within the recipe's error.
+
+    Keys and values are given on ``device``, by default the CPU. What a recipe's stages can compute there, they do.
 
     Raises CodecError, naming the layer and the tensor, for a blob that is not what its metadata says, and
     MissingCalibration for one without a calibration that its pipeline names.
@@ -79,7 +81,7 @@ def decode(blob: Blob) -> KV:
     layers: list[LayerKV] = []
     for group in contents.groups:
         own = {name: blob.tensors[name] for name in contents.arrays(group)}
-        layers += contents.decode(group, own, token_ids=token_ids)
+        layers += contents.decode(group, own, token_ids=token_ids, device=device)
     return KV(tuple(layers), token_ids.to(torch.int64), contents.rope, contents.start)
 
 

@@ -179,13 +179,14 @@ class Contents:
         tensors: Mapping[str, Tensor],
         tokens: range | None = None,
         token_ids: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> list[LayerKV]:
-        """Undo ``encode``, for ``tokens`` (a range without steps) or all.
+        """Undo ``encode``, for ``tokens`` (a range without steps) or all; keys and values on ``device``, by default the CPU.
 
         Raises CodecError, naming the layer and the tensor.
         """
         if self.whole:
-            return self._decode_whole(self.whole, group, tensors, tokens, token_ids)
+            return self._decode_whole(self.whole, group, tensors, tokens, token_ids, device)
         held = self.geometry.layers[group[0]].tokens
         if tokens is not None and not (0 <= tokens.start <= tokens.stop <= held and tokens.step == 1):
             raise CodecError(f"tokens is {tokens}, expected a range within the layer's {held}")
@@ -196,7 +197,7 @@ class Contents:
         sizes = self.geometry.arrays(group[0])
         positions = [layer.positions for layer in read]
         ids = self._ids_of(positions[0], token_ids)
-        layers = self.pipeline.decode(short, *sizes, positions, self.place(group), tokens, ids)
+        layers = self.pipeline.decode(short, *sizes, positions, self.place(group), tokens, ids, device)
         if all(layer.lengths is None and layer.bias is None for layer in read):
             return layers
         # A range of packed tokens belongs to no heads.
@@ -214,13 +215,14 @@ class Contents:
         tensors: Mapping[str, Tensor],
         tokens: range | None,
         token_ids: Tensor | None,
+        device: torch.device | None,
     ) -> list[LayerKV]:
         if tokens is not None:
             raise CodecError(f"tokens is {tokens}, expected none where heads hold different tokens")
         own = self._tokens(group)
         coded = {name: tensor for name, tensor in tensors.items() if name not in own}
         layers: list[LayerKV] = []
-        for index, layer in zip(group, whole.decode(group, coded, None, token_ids), strict=True):
+        for index, layer in zip(group, whole.decode(group, coded, None, token_ids, device), strict=True):
             read = self._read_tokens(index, tensors)
             kept = self._kept(read) if self._is_pruned(index) else torch.ones(1, len(layer.positions))
             layers.append(replace(take(layer, kept.bool()), bias=read.bias))

@@ -79,15 +79,17 @@ class Basis:
         """[rank, width]"""
         return self.directions[2 * self.sizes.features :]
 
-    def directions_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Directions of a token's features, of the previous token's, and of the components, each [n, L, C] of ``dtype``."""
-        directions = self.directions if dtype == torch.float32 else self._in_bfloat16
+    def directions_on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Directions of a token's features, of the previous token's, and of the components, each [n, L, C]."""
+        if (device, dtype) not in self._copies:
+            self._copies[device, dtype] = self.directions.to(device, dtype)
+        directions = self._copies[device, dtype]
         by_layer, n = directions.view(-1, self.sizes.layers, self.sizes.channels), self.sizes.features
         return by_layer[:n], by_layer[n : 2 * n], by_layer[2 * n :]
 
     @cached_property
-    def _in_bfloat16(self) -> Tensor:
-        return self.directions.bfloat16()
+    def _copies(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
 
     def predictor(self, token_ids: Tensor) -> Callable[[int, int], Tensor]:
         """Gives the rows [n, width] that ``token_ids`` [T] predict, from one to before another.

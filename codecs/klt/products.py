@@ -20,6 +20,7 @@ def _fast() -> bool:
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def factors(multiplications: int) -> torch.dtype:
+def factors(multiplications: int, device: torch.device) -> torch.dtype:
     """The dtype for the factors of a product of that size: bfloat16 where that pays, else float32."""
-    return torch.bfloat16 if multiplications >= FROM and _fast() else torch.float32
+    pays = multiplications >= FROM and (device.type != "cpu" or _fast())
+    return torch.bfloat16 if pays else torch.float32

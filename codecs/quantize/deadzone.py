@@ -47,6 +47,7 @@ class Deadzone(Stage):
     name: ClassVar[str] = "deadzone"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quantize"
+    on_any_device: ClassVar[bool] = True
 
     step: float = 0.04
     rounding: float = 0.4
@@ -139,8 +140,8 @@ class Deadzone(Stage):
 
     def _steps(self, exponents: Tensor) -> Tensor:
         """[T, 1] float32."""
-        factors = torch.tensor([self.step * math.exp2((e - MIDDLE) / 2) for e in range(256)])
-        return factors[exponents.long()][:, None]
+        factors = [self.step * math.exp2((e - MIDDLE) / 2) for e in range(256)]
+        return torch.tensor(factors).to(exponents.device)[exponents.long()][:, None]
 
 
 def _octaves(weights: Tensor, tokens: int) -> Tensor:

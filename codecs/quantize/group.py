@@ -31,6 +31,7 @@ class Group(Stage):
     name: ClassVar[str] = "group"
     version: ClassVar[int] = 2
     kind: ClassVar[Kind] = "quantize"
+    on_any_device: ClassVar[bool] = True
 
     bits: int = 2
     group: int = 32

@@ -33,6 +33,7 @@ class Vectorwise(Stage):
     name: ClassVar[str] = "vectorwise"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "quantize"
+    on_any_device: ClassVar[bool] = True
 
     bins: tuple[int, ...] = (32, 16)
     ends: tuple[int, ...] = ()

@@ -28,6 +28,7 @@ class Anchors(Stage):
     name: ClassVar[str] = "anchors"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "transform"
+    on_any_device: ClassVar[bool] = True
 
     group: int = 10
 
@@ -64,7 +65,7 @@ class Anchors(Stage):
         array = spec.arrays["x"]
         (heads, tokens, channels), step = array.shape, self.group
         read, deltas = _read(y["anchors"], y["anchor_scale"]), y["x"]
-        x = torch.empty(array.shape)
+        x = torch.empty(array.shape, device=read.device)
         # Group by group, by views: picking tokens by their indices takes several times as long.
         x[:, ::step] = read
         whole = tokens // step

@@ -35,6 +35,7 @@ class Klt(Stage):
     name: ClassVar[str] = "klt"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "transform"
+    on_any_device: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({TOKEN_IDS})
 
     calibration: Calibration
@@ -81,7 +82,7 @@ class Klt(Stage):
 
     def decode_tokens(self, y: Payload, spec: Spec, tokens: range | None) -> Payload:
         """Tokens that are not wanted are 0."""
-        basis, ids, array = self._basis(spec), _ids(y), spec.arrays["x"]
+        basis, ids, array, device = self._basis(spec), _ids(y), spec.arrays["x"], y["x"].device
         layers, heads, n_tokens, channels = array.shape
         wanted = slice(0, n_tokens) if tokens is None else slice(tokens.start, tokens.stop)
         # Many components are 0 in all of a segment. They are left out.
@@ -90,26 +91,28 @@ class Klt(Stage):
         # A text repeats tokens: the prediction from each is computed once.
         first = max(wanted.start - 1, 0)
         words, where = torch.unique(ids[first : wanted.stop], return_inverse=True)
+        where = where.to(device)
         own, previous = where[wanted.start - first :], where[: len(coefficients) - (first == wanted.start)]
         features = basis.own_features(words)
         # 16 bits would blur a fine step.
         products = (len(coefficients) * len(used) + features.numel()) * basis.sizes.width
-        dtype = torch.float32 if self.whole else factors(products)
-        features, coefficients = features.to(dtype), coefficients[:, used].to(dtype)
-        of_token, of_previous, of_components = basis.directions_in(dtype)
-        of_components, means = of_components[used], basis.mean.view(layers, -1)
+        dtype = torch.float32 if self.whole else factors(products, device)
+        features, coefficients = features.to(device, dtype), coefficients[:, used].to(dtype)
+        of_token, of_previous, of_components = basis.directions_on(device, dtype)
+        of_components, means = of_components[used], basis.mean.view(layers, -1).to(device)
         rest = None
         if self.whole:
-            rest = torch.empty(len(coefficients), basis.sizes.width)
-            rest[:, basis.order] = y["x"][wanted, basis.sizes.rank :]
+            rest = torch.empty(len(coefficients), basis.sizes.width, device=device)
+            rest[:, basis.order.to(device)] = y["x"][wanted, basis.sizes.rank :]
             rest = rest.view(-1, layers, heads * channels)
-        out = (torch.empty if tokens is None else torch.zeros)(array.shape, dtype=array.dtype)
+        empty = torch.empty if tokens is None else torch.zeros
+        out = empty(array.shape, dtype=array.dtype, device=device)
         for index in range(layers):
             rows = ((features @ of_token[:, index]).float() + means[index])[own]
             rows += coefficients @ of_components[:, index]
             rows[len(rows) - len(previous) :] += (features @ of_previous[:, index])[previous]
             if rest is not None:
-                rows += rest[:, index] @ basis.complement[index]
+                rows += rest[:, index] @ basis.complement[index].to(device)
             out[index, :, wanted] = saturated(rows.view(-1, heads, channels).transpose(0, 1), array.dtype)
         return spec.beside_x(y) | {"x": out}
 

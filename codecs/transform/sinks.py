@@ -25,6 +25,7 @@ class Sinks(Stage):
     name: ClassVar[str] = "sinks"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "transform"
+    on_any_device: ClassVar[bool] = True
 
     below: int = 4
 

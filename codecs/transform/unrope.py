@@ -30,6 +30,7 @@ class Unrope(Stage):
     name: ClassVar[str] = "unrope"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "transform"
+    on_any_device: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"positions"})
 
     def plan(self, spec: Spec) -> Spec:

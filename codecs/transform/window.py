@@ -28,6 +28,7 @@ class Window(Stage):
     name: ClassVar[str] = "window"
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "transform"
+    on_any_device: ClassVar[bool] = True
 
     sinks: int = 0
     recent: int = 0

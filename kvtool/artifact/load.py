@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from kvtool.digest import digest_token_ids
 from kvtool.engines.attention.cache_attention import refuse_unreadable
 from kvtool.engines.cache import ROOM, BufferedLayer, DocumentCache
 from kvtool.engines.ragged import PrunedLayer, new_layer
+from kvtool.engines.transformers import device_of
 from kvtool.errors import MismatchError
 from kvtool.kernels.threads import thread_pool
 
@@ -41,14 +43,15 @@ def load_cache(parts: Sequence[Artifact], model: Model) -> DocumentCache:
     token_ids = torch.cat([part.token_ids for part in parts])
     cache = DocumentCache(len(geometry.layers), token_ids=token_ids)
     # Here, not in the threads that fill them: memory that an earlier cache gave back is not given to other threads.
-    device = torch.device("cpu")
+    device = _decoding_device(parts, model)
     cache.layers = [new_layer(size, len(token_ids), geometry.dtype, device) for size in geometry.layers]
     for part in parts:
         if len(part.contents.groups) == 1:
-            _fill(cache.layers, part.contents.groups[0], part)
+            _fill(cache.layers, part.contents.groups[0], part, device)
             continue
         with ThreadPoolExecutor(_READERS) if part.is_raw else thread_pool() as pool:
-            list(pool.map(lambda group, part=part: _fill(cache.layers, group, part), part.contents.groups))
+            fill = partial(_fill, cache.layers, part=part, device=device)
+            list(pool.map(fill, part.contents.groups))
     return cache
 
 
@@ -65,14 +68,24 @@ def loaded_nbytes(geometry: Geometry) -> int:
     )
 
 
-def _fill(targets: Sequence[BufferedLayer | PrunedLayer], group: range, part: Artifact) -> None:
-    if part.is_raw and all(targets[index].holds_all for index in group):
+def _decoding_device(parts: Sequence[Artifact], model: Model) -> torch.device:
+    """Where layers are made. What is raw is read into memory, from where layers move when they are first used."""
+    device = device_of(model)
+    # Threads launch kernels on their current GPU, which is the first.
+    usable = device.type == "cuda" and device.index in (None, 0)
+    return device if usable and not all(part.is_raw for part in parts) else torch.device("cpu")
+
+
+def _fill(
+    targets: Sequence[BufferedLayer | PrunedLayer], group: range, part: Artifact, device: torch.device
+) -> None:
+    if part.is_raw and device.type == "cpu" and all(targets[index].holds_all for index in group):
         for index in group:
             keys, values = targets[index].extend(part.contents.geometry.layers[index].tokens)
             part.read_into(f"layers.{index:04d}.keys", keys[0])
             part.read_into(f"layers.{index:04d}.values", values[0])
         return
-    for index, layer in zip(group, part.group(group), strict=True):
+    for index, layer in zip(group, part.group(group, device=device), strict=True):
         targets[index].place(layer)
 
 

@@ -193,20 +193,26 @@ class Artifact:
         group = next(group for group in self.contents.groups if index in group)
         return self.group(group)[group.index(index)]
 
-    def group(self, group: range, tokens: range | None = None) -> list[LayerKV]:
-        """The layers of one of ``contents.groups``, decoded: all tokens, or a range of them."""
-        return self.decoded(group, self.stored(group), tokens)
+    def group(
+        self, group: range, tokens: range | None = None, device: torch.device | None = None
+    ) -> list[LayerKV]:
+        """The layers of one of ``contents.groups``, decoded: all tokens, or a range; keys and values on ``device``."""
+        return self.decoded(group, self.stored(group), tokens, device)
 
     def stored(self, group: range) -> dict[str, Tensor]:
         """Stored tensors of one of ``contents.groups``, checked."""
         return {name: self.read(name) for name in self.contents.arrays(group)}
 
     def decoded(
-        self, group: range, stored: Mapping[str, Tensor], tokens: range | None = None
+        self,
+        group: range,
+        stored: Mapping[str, Tensor],
+        tokens: range | None = None,
+        device: torch.device | None = None,
     ) -> list[LayerKV]:
-        """The layers that ``stored`` holds: all tokens, or a range of them."""
+        """The layers that ``stored`` holds: all tokens, or a range of them; keys and values on ``device``."""
         try:
-            return self.contents.decode(group, stored, tokens, self.token_ids)
+            return self.contents.decode(group, stored, tokens, self.token_ids, device)
         except CodecError as error:
             raise ArtifactError(self.path, error) from error
 
