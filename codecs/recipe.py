@@ -144,7 +144,8 @@ class Recipe:
     by name; it knows no model, the caller names it (``Calibration.made``). Samples may be iterated more than
     once; with ``gradients`` they have gradients in the first iteration. With ``embedding`` one of the
     options is the model's input embeddings under that name, [vocabulary, width] float32, and another their
-    ``embedding_digest``, None where ``kvtool.codecs.klt.embeddings`` cannot find them by it.
+    ``embedding_digest``, None where ``kvtool.codecs.klt.embeddings`` cannot find them by it. With ``steps`` one is
+    ``on_step``, which gets the steps that are done after the first iteration, and how many there are.
     ``uncalibrated`` are values of parameters with any of which ``make`` wants no calibration after all, and gets none.
 
     ``dial`` is for recipes that can be asked for a size or a quality instead of for parameters. Its default preset has the last
@@ -163,6 +164,7 @@ class Recipe:
     fit: Callable[..., Calibration] | None = None
     gradients: bool = False
     embedding: bool = False
+    steps: bool = False
     uncalibrated: Mapping[str, Value] = field(default_factory=dict)
     dial: Dial | None = None
     prunes: bool = False

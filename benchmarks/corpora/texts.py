@@ -27,13 +27,16 @@ def held_out(
     model: kvtool.Model,
     tokens: int,
     documents: int = 2,
-    kinds: Mapping[str, Sequence[Source]] = HELD_OUT,
+    kinds: Mapping[str, Sequence[Source]] | None = None,
 ) -> dict[str, list[Text]]:
-    """For each kind ``documents`` of ``tokens`` tokens each, from its sources in turn and from all over them.
+    """For each of ``kinds``, by default ``HELD_OUT``, ``documents`` of ``tokens`` tokens each, from its sources in turn.
 
-    The same arguments give the same texts. Raises ``KvtoolError`` if a source is not to be had or too short.
+    They are from all over them. The same arguments give the same texts. Raises ``KvtoolError`` if a source is not to be had
+    or too short.
     """
-    return {kind: drawn(model, kind, sources, tokens, documents) for kind, sources in kinds.items()}
+    return {
+        kind: drawn(model, kind, sources, tokens, documents) for kind, sources in (kinds or HELD_OUT).items()
+    }
 
 
 def for_calibration(model: kvtool.Model, tokens: int, documents: int = 24) -> list[Text]:

@@ -21,7 +21,7 @@ import kvtool
 from benchmarks.common.arguments import command, make_parser
 from benchmarks.common.output import machine as machine_line
 from benchmarks.corpora.prefilled import Prefilled
-from benchmarks.corpora.sources import HELD_OUT, UNFITTED
+from benchmarks.corpora.sources import UNFITTED
 from benchmarks.corpora.texts import Text, held_out
 from benchmarks.pages import rate_page, rate_pictures, tables
 from benchmarks.quality import retrieval
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 def measure(prefilled: Prefilled, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON."""
     scope = Scope(context=arguments.context, tokens=arguments.tokens)
-    kinds = UNFITTED if arguments.unfitted else HELD_OUT
+    kinds = UNFITTED if arguments.unfitted else None
     texts = held_out(prefilled.model, scope.context + scope.tokens + 8, arguments.documents, kinds)
     documents = [text for some in texts.values() for text in some]
     places = prefilled.place(documents)

@@ -26,7 +26,8 @@ def orthonormal(columns: Tensor) -> Tensor:
     return basis
 
 
-def solve(symmetric: Tensor, right: Tensor) -> Tensor:
-    """x [n, m] of ``symmetric @ x == right``, for a matrix [n, n] that is positive definite."""
+def solve(left: Tensor, right: Tensor) -> Tensor:
+    """x [n, m] of ``left @ x == right``."""
     with one_thread():
-        return torch.cholesky_solve(right, torch.linalg.cholesky(symmetric))
+        x: Tensor = torch.linalg.solve(left, right)
+    return x

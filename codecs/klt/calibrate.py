@@ -6,9 +6,10 @@ No matrix has a side for every channel of every layer twice: time and memory gro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ TABLE_BYTES = 1 << 25
 COARSEST = 1 / 20
 """Step of a complement's rows, at most: much coarser ones would no longer span all that is left out."""
 
+OnStep: TypeAlias = Callable[[int, int], None]
+
 
 def fit(
     samples: Sequence[Sample],
@@ -53,6 +56,7 @@ def fit(
     features: int = 512,
     rank: int | None = None,
     seed: int = 0,
+    on_step: OnStep = lambda done, total: None,
 ) -> Calibration:
     """For keys and values of each run of layers of equal sizes: sensitivities, predictions, and a basis.
 
@@ -63,12 +67,13 @@ def fit(
     features, of fewer where a vocabulary is large. At most ``rank`` components are kept, by default 1,536 or an eighth of the
     channels of all layers, those whose standard deviation is not too small. Samples without gradients count for the basis
     and the predictions alone. ``samples`` is gone through several times, and gradients are used the first time only, so it
-    may be lazy. Raises CodecError for samples of several models, for gradients of fewer tokens than a layer has channels,
-    and for fewer tokens than ``rank``.
+    may be lazy. From then on ``on_step`` gets the steps that are done, and how many there are. Raises CodecError for samples
+    of several models, for gradients of fewer tokens than a layer has channels, and for fewer tokens than ``rank``.
     """
     learned = Learned.of(samples)
     if rank is not None and learned.tokens < rank:
         raise CodecError(f"klt: rank {rank} needs at least {rank} tokens, here are {learned.tokens}")
+    steps = _Steps(2 + 2 * len(learned.groups), on_step)
     tensors, facts = dict(learned.tensors), dict[str, Json]()
     bases: dict[str, Json] = {}
     foretold: _Foretold | None = None
@@ -78,11 +83,13 @@ def fit(
         foretold = _Foretold.by(embedding, learned, features)
         own, facts = _features(foretold, embedding_digest)
         tensors |= own
+    steps.advance()
     for name, (group, _) in learned.groups.items():
         left = _Left(learned, name, foretold)
         width = len(learned.means[name])
         most = min(rank or max(RANK, width // WIDTH_FOR_RANK), width, learned.tokens)
         directions = principal(left, width, most, seed)
+        steps.advance()
         variance, by_layer = left.moments(directions)
         deviation = variance.sqrt()
         kept = max(1, int((deviation > SMALLEST).sum()))
@@ -91,12 +98,28 @@ def fit(
         bases[name] = asdict(Sizes(len(group), width // len(group), kept, predicting // 2, vocabulary))
         step = (12 * ROUNDED / (width * (predicting + most))) ** 0.5
         # No row is rounded to nothing.
-        steps = (step / deviation[:kept].clamp(min=1e-30)).clamp(max=width**-0.5)
-        tensors |= _under(name, _spanned(directions[:kept], steps, left.maps, step))
+        by_row = (step / deviation[:kept].clamp(min=1e-30)).clamp(max=width**-0.5)
+        tensors |= _under(name, _spanned(directions[:kept], by_row, left.maps, step))
         tensors[f"{name}.mean"] = learned.means[name]
         tensors |= _under(name, _complement(by_layer, directions[:kept], variance[:kept], step))
+        steps.advance()
     fitted = Calibration("klt", {"tokens": learned.tokens, "bases": bases, **facts}, tensors)
-    return with_statistics(fitted, learned)
+    fitted = with_statistics(fitted, learned)
+    steps.advance()
+    return fitted
+
+
+@dataclass
+class _Steps:
+    """Steps, about equally long, of which ``done`` are."""
+
+    total: int
+    report: OnStep
+    done: int = 0
+
+    def advance(self) -> None:
+        self.done += 1
+        self.report(self.done, self.total)
 
 
 @dataclass(frozen=True)

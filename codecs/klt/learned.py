@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -49,13 +50,14 @@ class Learned:
         groups: dict[str, tuple[range, str]] = {}
         sums: dict[str, Tensor] = {}
         squares: dict[str, Tensor] = {}
+        powers: list[float] = []
         tokens = sloped = 0
         for sample in samples:
             contents.append(Contents.of(sample.kv, Pipeline(layers=0)))
             after = after_sinks(contents[-1])
             n = max(sample.kv.n_tokens - after.start, 0)
             tokens += n
-            sloped += n if sample.gradients else 0
+            own: dict[str, Tensor] = {}
             for group in contents[-1].groups:
                 for side in ("keys", "values"):
                     name = entry(group.start, side)
@@ -66,13 +68,19 @@ class Learned:
                     sums[name] = sums.get(name, 0) + rows.double().sum(0)
                     if sample.gradients:
                         slopes = gradient_rows(sample, contents[-1], group, side, after)
-                        square = second_moments(slopes, len(group))
-                        squares[name] = squares.get(name, 0) + square.double()
+                        own[name] = second_moments(slopes, len(group)).double()
+            if sample.gradients and n:
+                sloped += n
+                power = sum(float(square.diagonal(dim1=1, dim2=2).sum()) for square in own.values()) / n
+                powers.append(power)
+                for name, square in own.items():
+                    squares[name] = squares.get(name, 0) + square / power
         channels = max((len(sums[name]) // len(group) for name, (group, _) in groups.items()), default=1)
         refuse_too_few("klt", sloped, channels, "tokens with gradients")
+        usual = math.exp(sum(map(math.log, powers)) / len(powers))
         tensors: dict[str, Tensor] = {}
         for name, square in squares.items():
-            parts = compact_weights(_shrunk(square / sloped))
+            parts = compact_weights(_shrunk(square * usual / sloped))
             tensors |= {f"{name}.weights.{part}": tensor for part, tensor in parts.items()}
         # As they will be read, so that coding and decoding take the same.
         held = Calibration("klt", {}, tensors)

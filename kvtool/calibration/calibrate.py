@@ -6,14 +6,15 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kvtool.calibration.held_back import HeldBack, at_most, hold_back
 from kvtool.calibration.lookup import MakeCalibration
-from kvtool.calibration.pieces import Piece, pieces_of_store, pieces_of_texts
+from kvtool.calibration.pieces import Piece, in_turn, pieces_of_store, pieces_of_texts
 from kvtool.calibration.presets import TRIES, with_presets
+from kvtool.calibration.sample_texts import sample_texts
 from kvtool.calibration.samples import GRADIENT_TOKENS, Samples
 from kvtool.codecs import Calibration, CodecError, Recipe
 from kvtool.codecs.recipe import PRESETS
@@ -40,14 +41,16 @@ GRADIENT_COST = 7.0
 class Progress:
     """Tokens that the model has run, of those that it will. After the last one the recipe learns from the samples.
 
-    For a recipe with presets, settings of its dial are then measured: ``settings`` have been, of ``settings_total`` at most.
-    That is 0 until then.
+    That takes ``steps``, for recipes that say so. For one with presets, settings of its dial are then measured: ``settings``
+    have been, of ``settings_total`` at most. Totals are 0 until then.
     """
 
     tokens_total: int
     documents: int
     tokens: int = 0
     seconds: float = 0.0
+    steps: int = 0
+    steps_total: int = 0
     settings: int = 0
     settings_total: int = 0
 
@@ -68,7 +71,10 @@ class Report:
 
     @property
     def source(self) -> dict[str, Any]:
-        """The numbers of tokens and documents that it was made from, and a digest of them."""
+        """The numbers of tokens and documents that it was made from, and a digest of them.
+
+        Where some came with kvtool, also how many tokens are theirs: ``sampled``.
+        """
         return dict(self.calibration.facts["source"])  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
@@ -97,12 +103,13 @@ def calibrate(
     texts: Sequence[str] | None = None,
     seed: int = 0,
     on_progress: OnProgress = lambda _: None,
-    **options: Json,
+    **options: Any,
 ) -> Calibration:
     """Makes a calibration for ``recipe`` from about ``tokens`` tokens, and puts it into ``store``.
 
-    They are drawn from the raw segments of ``names`` (default: all documents that ``model`` prefilled), evenly over
-    documents and kinds, or from ``texts``, which get the store's prefix. A ``seed`` always gives the same ones. The model runs
+    They are drawn from the raw segments of ``names``, evenly over documents and kinds, or from ``texts``, which get the
+    store's prefix. By default they are of all documents that ``model`` prefilled and, where these have fewer tokens, of the
+    texts that come with kvtool. A ``seed`` always gives the same ones. The model runs
     them piece by piece, at most 1,024 tokens at a time, the first 16,384 with gradients if the recipe wants them. Their keys
     and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of the recipe's ``fit``.
 
@@ -130,10 +137,16 @@ def calibrate(
         progress.seconds = time.monotonic() - started
         on_progress(progress)
 
+    def learn(done: int, total: int) -> None:
+        progress.steps, progress.steps_total = done, total
+        on_progress(progress)
+
     if chosen.embedding:
         weight = model.model.get_input_embeddings().weight.detach().cpu()
         assert model.fingerprint  # Looking at its files remembers where the embedding lies.
         options |= {"embedding": weight.float(), "embedding_digest": digest_of(weight)}
+    if chosen.steps:
+        options |= {"on_step": learn}
     try:
         fitted = chosen.fit(Samples(pieces, model, chosen.gradients, advance), **options)
     except CodecError as error:
@@ -150,6 +163,8 @@ def calibrate(
         "documents": progress.documents,
         "text": digest_json([[piece.prefix_ids, piece.token_ids] for piece in pieces]),
     }
+    if sampled := _sampled(pieces):
+        source["sampled"] = sampled
     calibration = fitted.made(model=model.fingerprint, source=source)
     with store.writing():
         store.put_calibration(calibration)
@@ -219,12 +234,13 @@ def maker(
                 f"{model.name} is {model.fingerprint[:12]}…",
                 f"give --model {name}",
             )
-        pieces, _ = _sample(recipe, model, TOKENS, lambda tokens: pieces_of_store(store, None, model, tokens))
-        tokens = _tokens(pieces)
+        pieces, _ = _sample(recipe, model, TOKENS, lambda tokens: _pieces(store, None, model, tokens))
+        tokens, sampled = _tokens(pieces), _sampled(pieces)
         seconds = estimated_seconds(recipe, model, tokens)
         time_needed = "" if seconds is None else f"; about {max(1, round(seconds / 60))} minutes"
-        source = f"{tokens:,} tokens of the store's documents (once{time_needed})"
-        say(f"no calibration for {model.name} yet: making one from {source}")
+        source = f"{tokens - sampled:,} tokens of the store's documents"
+        source += f" and {sampled:,} of texts that come with kvtool" if sampled else ""
+        say(f"no calibration for {model.name} yet: making one from {source} (once{time_needed})")
         return calibrate(store, model=model, recipe=recipe.name, on_progress=on_progress)
 
     return make
@@ -239,6 +255,11 @@ def estimated_seconds(recipe: Recipe, model: Model, tokens: int) -> float | None
     return (tokens + (GRADIENT_COST - 1) * with_gradients) / tokens_per_second
 
 
+def _sampled(pieces: Sequence[Piece]) -> int:
+    """Tokens of texts that come with kvtool."""
+    return sum(len(piece.token_ids) for piece in pieces if piece.from_sample)
+
+
 def _tokens(pieces: Sequence[Piece]) -> int:
     return sum(len(piece.token_ids) for piece in pieces)
 
@@ -248,8 +269,8 @@ def _pieces(
     names: str | Sequence[str] | None,
     model: Model,
     tokens: int,
-    texts: Sequence[str] | None,
-    seed: int,
+    texts: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> list[Piece]:
     if texts is not None:
         if names is not None:
@@ -268,7 +289,12 @@ def _pieces(
     if not store:
         reason = "is empty, so that there is nothing to calibrate on"
         raise UsageError(str(store), reason, "run kvtool prefill first, or give --text")
-    return pieces_of_store(store, [names] if isinstance(names, str) else names, model, tokens, seed)
+    pieces = pieces_of_store(store, [names] if isinstance(names, str) else names, model, tokens, seed)
+    missing = tokens - _tokens(pieces)
+    if names is not None or missing <= 0:
+        return pieces
+    others = pieces_of_texts(sample_texts(), store, model, missing, seed)
+    return list(in_turn([pieces, [replace(piece, from_sample=True) for piece in others]]))
 
 
 def _is_path(text: str) -> bool:

@@ -27,11 +27,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Piece:
-    """``token_ids`` of the document called ``source``, which the model runs after ``prefix``."""
+    """``token_ids`` of the document called ``source``, which the model runs after ``prefix``.
+
+    ``from_sample``: it is a text that comes with kvtool.
+    """
 
     source: str
     prefix: Prefix
     token_ids: tuple[int, ...]
+    from_sample: bool = False
 
     @property
     def prefix_ids(self) -> tuple[int, ...]:
@@ -116,11 +120,12 @@ def _spread(by_document: dict[str, list[T]], seed: int) -> Iterator[T]:
     turns = []
     for documents in kinds.values():
         draw.shuffle(documents)
-        turns.append(_in_turn(documents))
-    return _in_turn(turns)
+        turns.append(in_turn(documents))
+    return in_turn(turns)
 
 
-def _in_turn(rows: Sequence[Sequence[T] | Iterator[T]]) -> Iterator[T]:
+def in_turn(rows: Sequence[Sequence[T] | Iterator[T]]) -> Iterator[T]:
+    """The first entry of every row, then the second of those that have one, and so on."""
     nothing = object()
     for row in zip_longest(*rows, fillvalue=nothing):
         yield from (entry for entry in row if entry is not nothing)  # type: ignore[misc]

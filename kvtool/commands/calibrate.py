@@ -41,7 +41,8 @@ def run(
 ) -> int:
     """Make a calibration: what a recipe learns about a model, once, for all documents.
 
-    The model runs over a sample of the store's documents, or of other text. kvtool compress takes the newest
+    The model runs over a sample of the store's documents, and of texts that come with kvtool where these are too few, or of other
+    text. kvtool compress takes the newest
     calibration that fits. For a recipe with presets, the settings that keep their promises on this model are found then.
     """
     from kvtool.calibration.calibrate import Report, calibrate, calibrated_recipe
@@ -55,7 +56,7 @@ def run(
     texts = _read_texts(text, account, settings.encoding) if text else None
     model = load_model(settings)
     started = time.monotonic()
-    with output.Bar("calibrating") as bar:
+    with output.Bars() as bars:
         calibration = calibrate(
             store,
             names or None,
@@ -64,7 +65,7 @@ def run(
             tokens=tokens,
             texts=texts,
             seed=seed,
-            on_progress=output.calibration_progress(bar),
+            on_progress=output.calibration_progress(bars),
         )
     file = str(store.locate_calibration(calibration.digest))
     report = Report(calibration, file, model, time.monotonic() - started, account.problems, account.warnings)
@@ -85,9 +86,13 @@ def _read_texts(paths: Sequence[str], account: Account, encoding: str | None) ->
 
 def render(report: Report, recipe: Recipe) -> output.Lines:
     calibration, source = report.calibration, report.source
+    sampled = (
+        f", {source['sampled']:,} of them of texts that come with kvtool," if "sampled" in source else ""
+    )
     summary = (
         f"{calibration.method}: calibrated {report.model.name} from {counted(source['tokens'], 'token')} of "
-        f"{counted(source['documents'], 'document')} in {report.seconds:.1f} s; {output.size(calibration.nbytes)} → {report.file}"
+        f"{counted(source['documents'], 'document')}{sampled} in {report.seconds:.1f} s; {output.size(calibration.nbytes)} → "
+        f"{report.file}"
     )
     presets = ["presets on this model:", *preset_lines(recipe, calibration)] if recipe.dial else []
     return output.Lines([calibration.digest], [summary, *presets])

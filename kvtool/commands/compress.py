@@ -160,7 +160,7 @@ def run(
             replace=replace,
             dry_run=dry_run,
             say=output.note,
-            on_calibration=lambda p: output.calibration_progress(bars.show("calibrating"))(p),
+            on_calibration=output.calibration_progress(bars),
             on_setting=lambda done, total: bars.show("measuring").update(done, total, "settings"),
             on_progress=lambda r: bars.show("compressing").update(
                 r.segments_done, r.segments_total, "segments"

@@ -188,17 +188,20 @@ class Bars:
         return self.bar
 
 
-def calibration_progress(bar: Bar) -> Callable[[CalibrateProgress], None]:
-    """Shows on ``bar`` the tokens that the model has run, and says when fitting and measuring begin, which take time too."""
+def calibration_progress(bars: Bars) -> Callable[[CalibrateProgress], None]:
+    """Shows a bar for each phase: the model runs, the recipe learns from that, and its presets are measured."""
 
     def show(progress: CalibrateProgress) -> None:
         if progress.settings_total:
-            bar.update(progress.settings, progress.settings_total, "settings")
             if not progress.settings:
                 note("measuring what the presets cost, on text that was held back")
-            return
-        bar.update(progress.tokens, progress.tokens_total, "tokens")
-        if progress.tokens == progress.tokens_total:
-            note(f"the model has run, {progress.seconds:.0f} s; fitting the calibration to what it gave")
+            bar = bars.show("calibrating: measuring presets")
+            bar.update(progress.settings, progress.settings_total, "settings")
+        elif progress.steps_total:
+            bars.show("calibrating: learning").update(progress.steps, progress.steps_total, "steps")
+        else:
+            bars.show("calibrating").update(progress.tokens, progress.tokens_total, "tokens")
+            if progress.tokens == progress.tokens_total:
+                note(f"the model has run, {progress.seconds:.0f} s; fitting the calibration to what it gave")
 
     return show

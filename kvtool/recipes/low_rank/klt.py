@@ -85,5 +85,6 @@ RECIPE = Recipe(
     fit=fit,
     gradients=True,
     embedding=True,
+    steps=True,
     dial=Dial("step", PRESETS, default="balanced"),
 )
