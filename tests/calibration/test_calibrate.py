@@ -387,5 +387,5 @@ def test_the_texts_that_come_with_kvtool_are_of_many_kinds() -> None:
     texts = sample_texts()
     assert len(texts) >= 40
     assert all(len(text) > 1000 for text in texts)
-    for part in ("def ", "function", "#define", " droit ", "LORD", "Licence"):
+    for part in ("def ", "function", "#define", " droit ", "LORD", "License"):
         assert any(part in text for text in texts), part
