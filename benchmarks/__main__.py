@@ -20,6 +20,7 @@ MODULES = {
     "prefill": "speed.prefill",
     "memory": "speed.memory",
     "codecs": "speed.codecs",
+    "decoding": "speed.decoding",
     "large": "speed.large",
     "serve": "serving.serve",
     "loading": "serving.loading",
