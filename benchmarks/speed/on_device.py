@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ def measure(device: torch.device, tokens: int, repeats: int) -> None:
     }
     for recipe in RECIPES:
         calibration = bundled(recipe, model.fingerprint)
-        blob = encode(raw, recipe, calibration=calibration, **({"power": 0.0} if recipe == "klt" else {}))
+        options: dict[str, Any] = {"power": 0.0} if recipe == "klt" else {}
+        blob = encode(raw, recipe, calibration=calibration, **options)
         pairs = zip(decode(blob, device).layers, decode(blob).layers, strict=True)
         off = max((a.keys.cpu() - b.keys).abs().max().item() for a, b in pairs)
         print(f"{recipe}: keys decoded there and on the CPU differ by {off:.2g} at most", flush=True)

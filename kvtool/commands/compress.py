@@ -211,20 +211,22 @@ def render(report: Report, store: Store) -> output.Lines:
         notes.append(_summary(report))
     elif not report.problems:
         notes.append(f"nothing to compress: {store} is empty; run kvtool prefill first")
-    if report.fallback_segments:
-        fallback = report.fallback_segments
-        unlike = counted(
-            len(fallback),
-            "segment is unlike the calibration's text and was",
-            "segments are unlike the calibration's text and were",
-        )
-        some = ", ".join(f"{ref.document} (segment {ref.segment})" for ref in fallback[:3])
-        more = ", …" if len(fallback) > 3 else ""
-        notes.append(
-            f"{report.variant}: {unlike} coded by the fallback, "
-            f"in more bytes: {some}{more}; kvtool calibrate on documents like these makes them smaller"
-        )
+    if report.unlike:
+        notes.append(_unlike(report))
     return output.Lines(notes=[*notes, *_reached(report)])
+
+
+def _unlike(report: Report) -> str:
+    """Which documents the calibration does not fit, what they cost, and what to do about it."""
+    n, others = len(report.unlike), report.others_bits_per_value
+    some = [f"{name} ({sizes.bits_per_value:.2f} bits)" for name, sizes in list(report.unlike.items())[:3]]
+    return (
+        f"{report.variant}: {counted(n, 'document is', 'documents are')} unlike the calibration's text and "
+        f"{'takes' if n == 1 else 'take'} more bits per value"
+        + (f", beside {others:.2f} of the others" if others is not None else "")
+        + f": {', '.join(some)}{', …' if n > 3 else ''}; kvtool calibrate learns from your documents, and then "
+        "kvtool compress --replace makes these smaller"
+    )
 
 
 def _summary(report: Report) -> str:

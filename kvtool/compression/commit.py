@@ -53,8 +53,7 @@ class Committer:
                 document = document.with_variant(index, self.job.variant, artifact)
             self.store.commit(document)
         self.report.entries[name] = document.state(compared(self.job.variant))
-        self.report.count(sizes(self.store, self.job.source, document, artifacts))
-        self.report.compressed.append(name)
+        self.report.count_compressed(name, sizes(self.store, self.job.source, document, artifacts))
 
     def _sources(self, document: Document) -> list[Variant | None]:
         """The source of each segment's variant."""

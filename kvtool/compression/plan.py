@@ -23,6 +23,10 @@ class Sizes:
     nbytes: int
     n_elements: int
 
+    @property
+    def bits_per_value(self) -> float:
+        return 8 * self.nbytes / self.n_elements if self.n_elements else 0.0
+
 
 @dataclass(frozen=True)
 class DocumentPlan:

@@ -21,7 +21,8 @@ class Report:
 
     Bytes are those of the source of each document that has the variant now, of the variant, and of the calibrations that it
     needs, which all documents of a model share. ``fallback_segments`` are segments so unlike the calibration's text that the
-    fallback coded them, in more bytes. ``entries`` are the states of the documents' entries as this run left them.
+    fallback coded them, in more bytes; ``unlike`` are their documents, and what these take. ``entries`` are the states of the
+    documents' entries as this run left them.
     """
 
     variant: str = ""
@@ -29,6 +30,7 @@ class Report:
     compressed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     fallback_segments: list[SegmentRef] = field(default_factory=list)
+    unlike: dict[str, Sizes] = field(default_factory=dict)
     problems: list[KvtoolError] = field(default_factory=list)
     entries: dict[str, str] = field(default_factory=dict)
     documents_total: int = 0
@@ -62,11 +64,25 @@ class Report:
         self.nbytes += sizes.nbytes
         self.n_elements += sizes.n_elements
 
+    def count_compressed(self, name: str, sizes: Sizes) -> None:
+        """Counts the document ``name``, which this run compressed."""
+        self.compressed.append(name)
+        self.count(sizes)
+        if any(ref.document == name for ref in self.fallback_segments):
+            self.unlike[name] = sizes
+
+    @property
+    def others_bits_per_value(self) -> float | None:
+        """Of the documents that are like the calibration's text; None if there are none."""
+        n_elements = self.n_elements - sum(sizes.n_elements for sizes in self.unlike.values())
+        nbytes = self.nbytes - sum(sizes.nbytes for sizes in self.unlike.values())
+        return 8 * nbytes / n_elements if n_elements else None
+
     def repeated(self, names: Iterable[str]) -> Report:
         """The report of the same run, done again: there is nothing left to do. ``names`` give the documents' order."""
         done = {*self.unchanged, *self.compressed}
         unchanged = [name for name in dict.fromkeys(names) if name in done]
-        return replace(self, unchanged=unchanged, compressed=[], fallback_segments=[], seconds=0.0)
+        return replace(self, unchanged=unchanged, compressed=[], fallback_segments=[], unlike={}, seconds=0.0)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,6 +93,7 @@ class Report:
             "fallback_segments": [
                 {"document": r.document, "segment": r.segment} for r in self.fallback_segments
             ],
+            "unlike": {name: round(sizes.bits_per_value, 4) for name, sizes in self.unlike.items()},
             "problems": [error.to_json() for error in self.problems],
             "raw_bytes": self.raw_nbytes,
             "bytes": self.nbytes,

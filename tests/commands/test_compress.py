@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 from torch.nn.functional import cross_entropy
 
+from kvtool.commands.compress import render
+from kvtool.compression.plan import Sizes
+from kvtool.compression.report import Report
 from kvtool.errors import FAILED, PARTLY, USAGE
 from kvtool.store.local import LocalStore
+from kvtool.store.segments import SegmentRef
 from tests.commands.conftest import THREE, Cli, error_of, typed
 
 
@@ -22,6 +26,7 @@ def test_compress(cli: Cli, store: LocalStore) -> None:
         "compressed": ["str"],
         "unchanged": [],
         "fallback_segments": [],
+        "unlike": {},
         "problems": [],
         "raw_bytes": "int",
         "bytes": "int",
@@ -156,3 +161,18 @@ def test_recompressing_with_other_bits_is_refused(cli: Cli, store: LocalStore) -
     assert store["c.txt"] == made
     cli("compress", "c.txt", "--recipe", "kivi", "--bits", "4", "--replace")
     assert store["c.txt"] != made
+
+
+def test_documents_that_the_calibration_does_not_fit_are_named_with_what_they_cost(store: LocalStore) -> None:
+    report = Report(variant="klt", compressed=["a.md"])
+    report.count(Sizes(1, 16_000, 100, 8_000))
+    report.fallback_segments.append(SegmentRef("b.txt", 1))
+    report.count_compressed("b.txt", Sizes(2, 16_000, 900, 8_000))
+    (line,) = [line for line in render(report, store).notes if "unlike" in line]
+    assert (
+        "1 document is unlike the calibration's text and takes more bits per value, beside 0.10 of the others"
+        in line
+    )
+    assert "b.txt (0.90 bits)" in line
+    assert "kvtool calibrate" in line
+    assert report.to_json()["unlike"] == {"b.txt": 0.9}
