@@ -11,6 +11,8 @@ from kvtool.codecs.calibrate.factors import eigh, orthonormal
 
 EXACT_AT_MOST = 8192
 """Channels whose covariance is built: 512 MiB of it. Beyond, the components are found without."""
+COLUMNS = 1024
+"""Of a covariance, that are computed at once."""
 OVERSAMPLING, PASSES = 64, 3
 
 
@@ -32,10 +34,7 @@ def principal(parts: Iterable[Tensor], width: int, rank: int, seed: int) -> Tens
     eigenvectors among them. A covariance that is too large is never built; ``parts`` are gone through several times.
     """
     if width <= EXACT_AT_MOST:
-        covariance = torch.zeros(width, width)
-        for part in parts:
-            covariance += part.mT @ part
-        return leading(covariance, rank, seed)
+        return leading(_second_moments(parts, width), rank, seed)
     generator = torch.Generator().manual_seed(seed)
     within = torch.randn(width, min(rank + OVERSAMPLING, width), generator=generator)
     for _ in range(PASSES):
@@ -48,6 +47,16 @@ def principal(parts: Iterable[Tensor], width: int, rank: int, seed: int) -> Tens
         seen = part @ within
         smaller += seen.mT @ seen
     return _fixed(_eigenvectors(smaller, rank) @ within.mT)
+
+
+def _second_moments(parts: Iterable[Tensor], width: int) -> Tensor:
+    """The sum of all rows' outer products [width, width]. What lies below the diagonal is copied, not computed."""
+    total = torch.zeros(width, width)
+    for part in parts:
+        for first in range(0, width, COLUMNS):
+            columns = part[:, first : first + COLUMNS]
+            total[first : first + COLUMNS, first:].addmm_(columns.mT, part[:, first:])
+    return total.triu() + total.triu(1).mT
 
 
 def leading(symmetric: Tensor, rank: int, seed: int) -> Tensor:
