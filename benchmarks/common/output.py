@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import transformers
 
-from kvtool.calibration.calibrate import Progress as Calibrating
+from kvtool.calibration.learning import Progress as Calibrating
 from kvtool.evaluation.run import Progress
 from kvtool.prefilling.report import Report
 

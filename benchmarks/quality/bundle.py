@@ -8,17 +8,20 @@ Takes twenty minutes on two cores, and 8 GB of memory.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 
 import kvtool
 from benchmarks.common.arguments import make_parser
 from benchmarks.common.output import Lines
-from benchmarks.corpora.bundled import texts_for_bundle
+from benchmarks.corpora.bundled import TYPICAL, texts_for_bundle
+from benchmarks.corpora.texts import Text
 from kvtool.calibration.bundled_calibrations import FOLDER, INDEX
 from kvtool.calibration.calibrate import RECIPE
-from kvtool.store.local import LocalStore
+from kvtool.calibration.learning import learned_from
+from kvtool.calibration.pieces import Piece
+from kvtool.codecs.recipe_registry import recipe
+from kvtool.model.chat_template import document_tokens, prefix_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 """A calibration serves a model in any of these: what they compute differs by less than what is rounded away."""
@@ -29,16 +32,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--documents", type=int, default=200, help="of 1,024 tokens each")
     arguments = parser.parse_args(argv)
     model = kvtool.load_model()
-    texts = texts_for_bundle(model, arguments.documents)
-    with tempfile.TemporaryDirectory() as folder:
-        calibration = kvtool.calibrate(
-            LocalStore(folder),
-            model=model,
-            recipe=RECIPE,
-            texts=[text.text for text in texts],
-            tokens=1024 * len(texts),
-            on_progress=Lines().calibrated,
-        )
+    learned, held_back = (
+        [_piece(model, text) for text in texts] for texts in texts_for_bundle(model, arguments.documents)
+    )
+    calibration = learned_from(
+        recipe(RECIPE),
+        model,
+        learned,
+        held_back,
+        Lines().calibrated,
+        gradient_tokens=1024 * len(TYPICAL),
+    )
     file = f"{RECIPE}-{model.name}.safetensors"
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / file).write_bytes(calibration.to_bytes())
@@ -46,3 +50,7 @@ def main(argv: Sequence[str]) -> None:
     entry = {"file": file, "method": calibration.method, "fingerprints": fingerprints}
     INDEX.write_text(json.dumps([entry], indent=2) + "\n")
     print(f"{FOLDER / file}: {calibration.nbytes:,} bytes, {calibration.digest}")
+
+
+def _piece(model: kvtool.Model, text: Text) -> Piece:
+    return Piece(text.name, prefix_of(model), tuple(document_tokens(model, text.text)[:1024]))

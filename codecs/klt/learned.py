@@ -49,9 +49,8 @@ class Learned:
         contents: list[Contents] = []
         groups: dict[str, tuple[range, str]] = {}
         sums: dict[str, Tensor] = {}
-        squares: dict[str, Tensor] = {}
-        powers: list[float] = []
-        tokens = sloped = 0
+        sensitivities = _Sensitivities({}, [])
+        tokens = 0
         for sample in samples:
             contents.append(Contents.of(sample.kv, Pipeline(layers=0)))
             after = after_sinks(contents[-1])
@@ -69,24 +68,19 @@ class Learned:
                     if sample.gradients:
                         slopes = gradient_rows(sample, contents[-1], group, side, after)
                         own[name] = second_moments(slopes, len(group)).double()
-            if sample.gradients and n:
-                sloped += n
-                power = sum(float(square.diagonal(dim1=1, dim2=2).sum()) for square in own.values()) / n
-                powers.append(power)
-                for name, square in own.items():
-                    squares[name] = squares.get(name, 0) + square / power
+            if own:
+                sensitivities.add(own, n)
         channels = max((len(sums[name]) // len(group) for name, (group, _) in groups.items()), default=1)
-        refuse_too_few("klt", sloped, channels, "tokens with gradients")
-        usual = math.exp(sum(map(math.log, powers)) / len(powers))
+        refuse_too_few("klt", sensitivities.tokens, channels, "tokens with gradients")
         tensors: dict[str, Tensor] = {}
-        for name, square in squares.items():
-            parts = compact_weights(_shrunk(square * usual / sloped))
+        for name, square in sensitivities.means().items():
+            parts = compact_weights(_shrunk(square))
             tensors |= {f"{name}.weights.{part}": tensor for part, tensor in parts.items()}
         # As they will be read, so that coding and decoding take the same.
         held = Calibration("klt", {}, tensors)
         weights = {
-            name: whole_weights(held, f"{name}.weights", *square.shape[:2])
-            for name, square in squares.items()
+            name: whole_weights(held, f"{name}.weights", len(group), len(sums[name]) // len(group))
+            for name, (group, _) in groups.items()
         }
         means = {name: (total / tokens).float() for name, total in sums.items()}
         return cls(samples, contents, groups, tokens, means, weights, tensors)
@@ -113,6 +107,31 @@ def second_moments(rows: Tensor, layers: int) -> Tensor:
     """Sums over rows [T, layers · C] of each layer's outer products, [layers, C, C]."""
     by_layer = rows.view(len(rows), layers, rows.shape[1] // layers).transpose(0, 1)
     return by_layer.mT @ by_layer
+
+
+@dataclass
+class _Sensitivities:
+    """Sums over texts of slopes' outer products [L, C, C], by basis, each text's divided by its mean ``powers``.
+
+    So each counts as much as any other: slopes are ten times as large in some.
+    """
+
+    squares: dict[str, Tensor]
+    powers: list[float]
+    tokens: int = 0
+
+    def add(self, squares: dict[str, Tensor], tokens: int) -> None:
+        traces = sum(float(square.diagonal(dim1=1, dim2=2).sum()) for square in squares.values())
+        power = max(traces / max(tokens, 1), 1e-30)
+        for name, square in squares.items():
+            self.squares[name] = self.squares.get(name, 0) + square / power
+        self.powers.append(power)
+        self.tokens += tokens
+
+    def means(self) -> dict[str, Tensor]:
+        """Over tokens, on the scale of a text as they usually are."""
+        usual = math.exp(sum(map(math.log, self.powers)) / len(self.powers))
+        return {name: square * usual / self.tokens for name, square in self.squares.items()}
 
 
 def _shrunk(square: Tensor) -> Tensor:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kvtool.calibration.held_back import HeldBack, at_most, hold_back
+from kvtool.calibration.held_back import at_most, hold_back
+from kvtool.calibration.learning import OnProgress, learned_from, sampled_tokens, total_tokens
 from kvtool.calibration.lookup import MakeCalibration
 from kvtool.calibration.pieces import Piece, in_turn, pieces_of_store, pieces_of_texts
-from kvtool.calibration.presets import TRIES, with_presets
 from kvtool.calibration.sample_texts import sample_texts
-from kvtool.calibration.samples import GRADIENT_TOKENS, Samples
+from kvtool.calibration.samples import GRADIENT_TOKENS
 from kvtool.codecs import Calibration, CodecError, Recipe
 from kvtool.codecs.recipe import PRESETS
 from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.codecs.recipe_registry import recipes
 from kvtool.counts import counted
-from kvtool.digest import Json, digest_json
 from kvtool.errors import KvtoolError, MismatchError, UsageError
-from kvtool.model.embedding import digest_of
 from kvtool.model.model import Model
 from kvtool.model.prefill_speed import recall
 from kvtool.store.base import Store
@@ -35,27 +32,6 @@ RECIPE, TOKENS = "klt", 16_384
 
 GRADIENT_COST = 7.0
 """How many times longer a segment takes with its gradients than a prefill of it."""
-
-
-@dataclass
-class Progress:
-    """Tokens that the model has run, of those that it will. After the last one the recipe learns from the samples.
-
-    That takes ``steps``, for recipes that say so. For one with presets, settings of its dial are then measured: ``settings``
-    have been, of ``settings_total`` at most. Totals are 0 until then.
-    """
-
-    tokens_total: int
-    documents: int
-    tokens: int = 0
-    seconds: float = 0.0
-    steps: int = 0
-    steps_total: int = 0
-    settings: int = 0
-    settings_total: int = 0
-
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +86,7 @@ def calibrate(
     They are drawn from the raw segments of ``names``, evenly over documents and kinds, or from ``texts``, which get the
     store's prefix. By default they are of all documents that ``model`` prefilled and, where these have fewer tokens, of the
     texts that come with kvtool. A ``seed`` always gives the same ones. The model runs
-    them piece by piece, at most 1,024 tokens at a time, the first 16,384 with gradients if the recipe wants them. Their keys
+    them piece by piece, at most 1,024 tokens at a time, the first 4,096 with gradients if the recipe wants them. Their keys
     and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of the recipe's ``fit``.
 
     For a recipe with presets, the settings that keep what they promise are found on up to 2,048 further tokens, and stored
@@ -129,43 +105,16 @@ def calibrate(
     pieces, held_back = _sample(
         chosen, model, tokens, lambda tokens: _pieces(store, names, model, tokens, texts, seed)
     )
-    started = time.monotonic()
-    progress = Progress(_tokens(pieces), len({piece.source for piece in pieces}))
-
-    def advance(done: int) -> None:
-        progress.tokens += done
-        progress.seconds = time.monotonic() - started
-        on_progress(progress)
-
-    def learn(done: int, total: int) -> None:
-        progress.steps, progress.steps_total = done, total
-        on_progress(progress)
-
-    if chosen.embedding:
-        weight = model.model.get_input_embeddings().weight.detach().cpu()
-        assert model.fingerprint  # Looking at its files remembers where the embedding lies.
-        options |= {"embedding": weight.float(), "embedding_digest": digest_of(weight)}
-    if chosen.steps:
-        options |= {"on_step": learn}
     try:
-        fitted = chosen.fit(Samples(pieces, model, chosen.gradients, advance), **options)
+        calibration = learned_from(chosen, model, pieces, held_back, on_progress, **options)
     except CodecError as error:
+        documents = len({piece.source for piece in pieces})
         raise UsageError(
             None,
-            f"{error}. It was given {counted(progress.tokens_total, 'token')} of {counted(progress.documents, 'document')}",
+            f"{error}. It was given {counted(total_tokens(pieces), 'token')} of {counted(documents, 'document')}",
             f"raise --tokens (now {tokens}), prefill more documents, give more --text, or compress with --recipe kivi, "
             "which needs no calibration",
         ) from error
-    if held_back:
-        fitted = _measure(chosen, fitted, held_back, model, progress, on_progress)
-    source: dict[str, Json] = {
-        "tokens": progress.tokens_total,
-        "documents": progress.documents,
-        "text": digest_json([[piece.prefix_ids, piece.token_ids] for piece in pieces]),
-    }
-    if sampled := _sampled(pieces):
-        source["sampled"] = sampled
-    calibration = fitted.made(model=model.fingerprint, source=source)
     with store.writing():
         store.put_calibration(calibration)
     return calibration
@@ -178,27 +127,6 @@ def _sample(
     if recipe.dial is None or not recipe.dial.presets:
         return draw(tokens), []
     return hold_back(draw(tokens + at_most(tokens)), tokens, model)
-
-
-def _measure(
-    recipe: Recipe,
-    fitted: Calibration,
-    held_back: Sequence[Piece],
-    model: Model,
-    progress: Progress,
-    on_progress: OnProgress,
-) -> Calibration:
-    """``fitted`` with what its presets come to on the pieces that were held back."""
-    assert recipe.dial is not None
-    progress.settings_total = TRIES * len(recipe.dial.presets)
-    on_progress(progress)
-
-    def advance() -> None:
-        progress.settings += 1
-        on_progress(progress)
-
-    contexts = [HeldBack(model, piece, number) for number, piece in enumerate(held_back)]
-    return with_presets(recipe, fitted, contexts, advance)
 
 
 def calibrated_recipe(name: str) -> Recipe:
@@ -235,7 +163,7 @@ def maker(
                 f"give --model {name}",
             )
         pieces, _ = _sample(recipe, model, TOKENS, lambda tokens: _pieces(store, None, model, tokens))
-        tokens, sampled = _tokens(pieces), _sampled(pieces)
+        tokens, sampled = total_tokens(pieces), sampled_tokens(pieces)
         seconds = estimated_seconds(recipe, model, tokens)
         time_needed = "" if seconds is None else f"; about {max(1, round(seconds / 60))} minutes"
         source = f"{tokens - sampled:,} tokens of the store's documents"
@@ -253,15 +181,6 @@ def estimated_seconds(recipe: Recipe, model: Model, tokens: int) -> float | None
         return None
     with_gradients = min(tokens, GRADIENT_TOKENS) if recipe.gradients else 0
     return (tokens + (GRADIENT_COST - 1) * with_gradients) / tokens_per_second
-
-
-def _sampled(pieces: Sequence[Piece]) -> int:
-    """Tokens of texts that come with kvtool."""
-    return sum(len(piece.token_ids) for piece in pieces if piece.from_sample)
-
-
-def _tokens(pieces: Sequence[Piece]) -> int:
-    return sum(len(piece.token_ids) for piece in pieces)
 
 
 def _pieces(
@@ -290,7 +209,7 @@ def _pieces(
         reason = "is empty, so that there is nothing to calibrate on"
         raise UsageError(str(store), reason, "run kvtool prefill first, or give --text")
     pieces = pieces_of_store(store, [names] if isinstance(names, str) else names, model, tokens, seed)
-    missing = tokens - _tokens(pieces)
+    missing = tokens - total_tokens(pieces)
     if names is not None or missing <= 0:
         return pieces
     others = pieces_of_texts(sample_texts(), store, model, missing, seed)

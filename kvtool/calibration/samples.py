@@ -18,8 +18,8 @@ from kvtool.engines.prefiller import Prefiller
 from kvtool.errors import UsageError
 from kvtool.model.model import Model
 
-GRADIENT_TOKENS = 16_384
-"""About how many tokens get gradients. The cost of errors is soon known, and each token takes as long as seven without."""
+GRADIENT_TOKENS = 4096
+"""About how many tokens get gradients. Each takes as long as seven without, and with four times as many nothing was better."""
 
 KEPT_BYTES = 8 << 30
 """The most bytes of all samples' keys and values in 16 bits. They stay in memory while a recipe goes over them."""
@@ -28,7 +28,7 @@ KEPT_BYTES = 8 << 30
 class Samples(Sequence[Sample]):
     """The caches of ``pieces``, each computed when it is first asked for, then kept in 16 bits.
 
-    Gradients, where they are wanted, come with the first ``GRADIENT_TOKENS`` tokens, and the first time only.
+    Gradients come with the first ``gradient_tokens`` tokens, and the first time only.
     ``on_tokens`` is called with the number of tokens of each sample that was computed. Raises ``UsageError`` as soon as it is
     known that all would take more than ``KEPT_BYTES``.
     """
@@ -37,12 +37,12 @@ class Samples(Sequence[Sample]):
         self,
         pieces: Sequence[Piece],
         model: Model,
-        with_gradients: bool,
+        gradient_tokens: int = 0,
         on_tokens: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.pieces, self.model, self.on_tokens = pieces, model, on_tokens
         tokens_before = accumulate((len(piece.token_ids) for piece in pieces), initial=0)
-        self._has_gradients = [with_gradients and n < GRADIENT_TOKENS for n in tokens_before]
+        self._has_gradients = [n < gradient_tokens for n in tokens_before]
         self._kept: dict[int, KV] = {}
         self._prefiller: Prefiller | None = None
         self._prefix_ids: tuple[int, ...] | None = None

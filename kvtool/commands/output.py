@@ -17,7 +17,7 @@ import typer
 from kvtool.errors import DONE, FAILED, INTERRUPTED, PARTLY, KvtoolError
 
 if TYPE_CHECKING:
-    from kvtool.calibration.calibrate import Progress as CalibrateProgress
+    from kvtool.calibration.learning import Progress as CalibrateProgress
 
 debug = False
 """Whether errors are raised with their tracebacks, as ``kvtool --debug`` asks."""

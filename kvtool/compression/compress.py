@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
 
-from kvtool.calibration.calibrate import OnProgress
+from kvtool.calibration.learning import OnProgress
 from kvtool.codecs import Calibration
 from kvtool.compression.commit import Committer
 from kvtool.compression.encode import encode

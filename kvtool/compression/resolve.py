@@ -9,7 +9,8 @@ from functools import partial
 from typing import TypeAlias
 
 from kvtool.calibration.bundled_calibrations import is_bundled
-from kvtool.calibration.calibrate import OnProgress, maker
+from kvtool.calibration.calibrate import maker
+from kvtool.calibration.learning import OnProgress
 from kvtool.calibration.lookup import FindCalibration, MissingCalibration, finder
 from kvtool.calibration.search import Setting
 from kvtool.codecs import CodecError, Pipeline

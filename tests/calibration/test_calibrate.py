@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import kvtool
 from kvtool import calibrate
 from kvtool.calibration import pieces, samples
-from kvtool.calibration.calibrate import Progress
+from kvtool.calibration.learning import Progress
 from kvtool.calibration.pieces import pieces_of_store, pieces_of_texts
 from kvtool.calibration.sample_texts import sample_texts
 from kvtool.calibration.samples import Samples
@@ -107,7 +107,7 @@ def test_texts_stand_after_the_stores_prefix(store: LocalStore, tiny: kvtool.Mod
 def test_samples_are_computed_once_and_kept_in_16_bits(store: LocalStore, tiny: kvtool.Model) -> None:
     done: list[int] = []
     pieces = pieces_of_store(store, None, tiny, 10**6)
-    made = Samples(pieces, tiny, with_gradients=True, on_tokens=done.append)
+    made = Samples(pieces, tiny, gradient_tokens=16_384, on_tokens=done.append)
     assert (len(made), done) == (3, [])
     first = [sample.gradients for sample in made]
     assert all(gradients is not None for gradients in first)
@@ -130,7 +130,7 @@ def test_samples_are_computed_once_and_kept_in_16_bits(store: LocalStore, tiny: 
 
 
 def test_without_gradients_the_model_only_runs_forward(store: LocalStore, tiny: kvtool.Model) -> None:
-    made = Samples(pieces_of_store(store, None, tiny, 10**6), tiny, with_gradients=False)
+    made = Samples(pieces_of_store(store, None, tiny, 10**6), tiny)
     assert [sample.gradients for sample in made] == [None] * 3
     assert made[0].kv.layers[0].keys.dtype == torch.float16
 

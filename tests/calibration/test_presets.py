@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import kvtool
 from kvtool.calibration import held_back, pieces
-from kvtool.calibration.calibrate import Progress
 from kvtool.calibration.held_back import Quality, hold_back
+from kvtool.calibration.learning import Progress
 from kvtool.calibration.pieces import pieces_of_store
 from kvtool.calibration.presets import TRIES, find_settings, used_up
 from kvtool.cli import app
