@@ -61,14 +61,16 @@ def fit(
     """For keys and values of each run of layers of equal sizes: sensitivities, predictions, and a basis.
 
     A channel's sensitivity comes from the samples' gradients: F, the mean of g · gᵀ over tokens, a matrix for each
-    layer, to which each sample contributes alike. Rows are weighted by its root, so that an error's square says what it does to the loss; matrices are rounded by
-    what their errors do. Of ``embedding`` [V, W], the model's own, ``features`` directions are kept. With its
-    ``embedding_digest`` the calibration names it (``kvtool.codecs.klt.embeddings``); without, it holds a table of all tokens'
-    features, of fewer where a vocabulary is large. At most ``rank`` components are kept, by default 1,536 or an eighth of the
-    channels of all layers, those whose standard deviation is not too small. Samples without gradients count for the basis
-    and the predictions alone. ``samples`` is gone through several times, and gradients are used the first time only, so it
-    may be lazy. From then on ``on_step`` gets the steps that are done, and how many there are. Raises CodecError for samples
-    of several models, for gradients of fewer tokens than a layer has channels, and for fewer tokens than ``rank``.
+    layer, to which each sample contributes alike. Rows are weighted by its root, so that an error's square says what it
+    does to the loss; matrices are rounded by what their errors do. Of ``embedding`` [V, W], the model's own, ``features``
+    directions are kept. With its ``embedding_digest`` the calibration names it (``kvtool.codecs.klt.embeddings``); without,
+    it holds a table of all tokens' features, of fewer where a vocabulary is large. At most ``rank`` components are kept, by
+    default 1,536 or an eighth of the channels of all layers, those whose standard deviation is not too small. Samples
+    without gradients count for the basis and the predictions alone.
+
+    ``samples`` is gone through several times, and gradients are used the first time only, so it may be lazy. From then on
+    ``on_step`` gets the steps that are done, and how many there are. Raises CodecError for samples of several models, for
+    gradients of fewer tokens than a layer has channels, and for fewer tokens than ``rank``.
     """
     learned = Learned.of(samples)
     if rank is not None and learned.tokens < rank:
