@@ -14,7 +14,7 @@ from kvtool.calibration.learning import OnProgress, learned_from, sampled_tokens
 from kvtool.calibration.lookup import MakeCalibration
 from kvtool.calibration.pieces import Piece, in_turn, pieces_of_store, pieces_of_texts
 from kvtool.calibration.sample_texts import sample_texts
-from kvtool.calibration.samples import GRADIENT_TOKENS
+from kvtool.calibration.samples import GRADIENT_TOKENS, KEPT_BYTES
 from kvtool.codecs import Calibration, CodecError, Recipe
 from kvtool.codecs.recipe import PRESETS
 from kvtool.codecs.recipe_registry import recipe as find_recipe
@@ -75,19 +75,19 @@ def calibrate(
     *,
     model: Model,
     recipe: str = RECIPE,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     texts: Sequence[str] | None = None,
     seed: int = 0,
     on_progress: OnProgress = lambda _: None,
     **options: Any,
 ) -> Calibration:
-    """Makes a calibration for ``recipe`` from about ``tokens`` tokens, and puts it into ``store``.
+    """Makes a calibration for ``recipe`` from about ``tokens`` tokens, by default ``default_tokens``, and puts it into ``store``.
 
     They are drawn from the raw segments of ``names``, evenly over documents and kinds, or from ``texts``, which get the
     store's prefix. By default they are of all documents that ``model`` prefilled and, where these have fewer tokens, of the
-    texts that come with kvtool. A ``seed`` always gives the same ones. The model runs
-    them piece by piece, at most 1,024 tokens at a time, the first 4,096 with gradients if the recipe wants them. Their keys
-    and values wait in memory, 2 bytes for each, at most 8 GiB. ``options`` are those of the recipe's ``fit``.
+    texts that come with kvtool. A ``seed`` always gives the same ones. The model runs them piece by piece, at most 1,024
+    tokens at a time, the first 4,096 with gradients if the recipe wants them. Their keys and values wait in memory, 2 bytes
+    for each, at most 8 GiB. ``options`` are those of the recipe's ``fit``.
 
     For a recipe with presets, the settings that keep what they promise are found on up to 2,048 further tokens, and stored
     in the calibration with what was measured (``Recipe.dial``). Where there are no further ones, an eighth of the tokens is
@@ -100,6 +100,7 @@ def calibrate(
     store = writable(store)
     chosen = calibrated_recipe(recipe)
     assert chosen.fit is not None
+    tokens = default_tokens(model) if tokens is None else tokens
     if tokens < 1:
         raise UsageError(f"--tokens {tokens}", "expected at least 1")
     pieces, held_back = _sample(
@@ -118,6 +119,16 @@ def calibrate(
     with store.writing():
         store.put_calibration(calibration)
     return calibration
+
+
+def default_tokens(model: Model) -> int:
+    """16,384, or as many as all layers together have channels of keys, as far as these are kept in memory."""
+    config = model.text_config
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = key_heads * size * (getattr(config, "num_hidden_layers", None) or 0)
+    return max(TOKENS, min(width, KEPT_BYTES // max(4 * width, 1)))
 
 
 def _sample(
@@ -162,7 +173,9 @@ def maker(
                 f"{model.name} is {model.fingerprint[:12]}…",
                 f"give --model {name}",
             )
-        pieces, _ = _sample(recipe, model, TOKENS, lambda tokens: _pieces(store, None, model, tokens))
+        pieces, _ = _sample(
+            recipe, model, default_tokens(model), lambda tokens: _pieces(store, None, model, tokens)
+        )
         tokens, sampled = total_tokens(pieces), sampled_tokens(pieces)
         seconds = estimated_seconds(recipe, model, tokens)
         time_needed = "" if seconds is None else f"; about {max(1, round(seconds / 60))} minutes"

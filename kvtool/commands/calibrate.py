@@ -33,7 +33,12 @@ def run(
     recipe: Annotated[
         str, typer.Option(help="Calibrate this recipe; kvtool recipes says which take a calibration.")
     ] = "klt",
-    tokens: Annotated[int, typer.Option(metavar="N", help="Take about this many tokens.")] = 16384,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Take about this many tokens; default: 16,384, more for large models."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Draw other parts of the documents for another seed.")] = 0,
     *,
     settings: Settings,

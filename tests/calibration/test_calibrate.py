@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 import kvtool
 from kvtool import calibrate
 from kvtool.calibration import pieces, samples
+from kvtool.calibration.calibrate import default_tokens
 from kvtool.calibration.learning import Progress
 from kvtool.calibration.pieces import pieces_of_store, pieces_of_texts
 from kvtool.calibration.sample_texts import sample_texts
@@ -389,3 +391,14 @@ def test_the_texts_that_come_with_kvtool_are_of_many_kinds() -> None:
     assert all(len(text) > 1000 for text in texts)
     for part in ("def ", "function", "#define", " droit ", "LORD", "License"):
         assert any(part in text for text in texts), part
+
+
+def test_larger_models_are_calibrated_from_more_tokens(tiny: kvtool.Model) -> None:
+    def tokens(**sizes: int) -> int:
+        config = SimpleNamespace(hidden_size=4096, num_attention_heads=32, **sizes)
+        return default_tokens(SimpleNamespace(text_config=config))  # type: ignore[arg-type]
+
+    assert default_tokens(tiny) == 16_384
+    assert tokens(num_hidden_layers=32, num_key_value_heads=8) == 32_768
+    assert tokens(num_hidden_layers=80, num_key_value_heads=8, head_dim=128) == 26_214
+    assert tokens() == 16_384
