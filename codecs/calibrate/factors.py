@@ -19,11 +19,32 @@ def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
+ROWS = 4096
+"""That are in float64 at once."""
+DEPENDENT = 1e-5
+"""Share of the largest diagonal entry of a root, below which columns are nearly dependent."""
+
+
 def orthonormal(columns: Tensor) -> Tensor:
-    """An orthonormal basis of what ``columns`` [n, rank] span."""
+    """An orthonormal basis [n, rank] float32 of what ``columns`` [n, rank] span.
+
+    By the root of their products in float64 where they are far from dependent (Cholesky QR): all large work is then a
+    product of matrices.
+    """
+    products = torch.zeros(columns.shape[1], columns.shape[1], dtype=torch.float64)
+    for rows in torch.split(columns, ROWS):
+        products.addmm_(rows.mT.double(), rows.double())
     with one_thread():
-        basis: Tensor = torch.linalg.qr(columns).Q
-    return basis
+        root, failed = torch.linalg.cholesky_ex(products, upper=True)
+        diagonal = root.diagonal()
+        if failed or diagonal.min() <= DEPENDENT * diagonal.max():
+            basis: Tensor = torch.linalg.qr(columns).Q
+            return basis
+    solved = (
+        torch.linalg.solve_triangular(root, rows.double(), upper=True, left=False).float()
+        for rows in torch.split(columns, ROWS)
+    )
+    return torch.cat(list(solved))
 
 
 def solve(left: Tensor, right: Tensor) -> Tensor:
