@@ -15,7 +15,7 @@ MODULES = {
     "exactness": "quality.exactness",
     "recommend": "quality.recommend",
     "bundle": "quality.bundle",
-    "sample_texts": "quality.sample_texts",
+    "sample_texts": "corpora.sample_texts",
     "ttft": "speed.ttft",
     "prefill": "speed.prefill",
     "memory": "speed.memory",

@@ -21,7 +21,6 @@ from kvtool.calibration import pieces, samples
 from kvtool.calibration.calibrate import default_tokens
 from kvtool.calibration.learning import Progress
 from kvtool.calibration.pieces import pieces_of_store, pieces_of_texts
-from kvtool.calibration.sample_texts import sample_texts
 from kvtool.calibration.samples import Samples
 from kvtool.cli import app
 from kvtool.codecs import Calibration, CodecError, Recipe, Sample
@@ -365,32 +364,6 @@ def test_the_command_compress_makes_one_first(cli: Cli, store: LocalStore) -> No
     assert "centred: compressed 3 documents" in result.stderr
     assert len(store.calibrations) == 1
     assert "no calibration" not in cli("compress", "--recipe", "centred", "--name", "again").stderr
-
-
-@pytest.mark.usefixtures("centred")
-def test_a_small_store_is_filled_up_with_texts_that_come_with_kvtool(
-    store: LocalStore, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = kvtool.calibrate(store, model=tiny, recipe="centred", tokens=2000)
-    monkeypatch.setattr("kvtool.calibration.calibrate.sample_texts", sample_texts)
-    filled = kvtool.calibrate(store, model=tiny, recipe="centred", tokens=2000)
-    source, before = filled.facts["source"], own.facts["source"]
-    assert isinstance(source, dict)
-    assert isinstance(before, dict)
-    assert source["tokens"] == 2000
-    assert source["sampled"] == 2000 - before["tokens"]
-    named = kvtool.calibrate(store, list(store), model=tiny, recipe="centred", tokens=2000)
-    assert named.facts["source"] == before
-    fewer = kvtool.calibrate(store, model=tiny, recipe="centred", tokens=before["tokens"])
-    assert "sampled" not in fewer.facts["source"]
-
-
-def test_the_texts_that_come_with_kvtool_are_of_many_kinds() -> None:
-    texts = sample_texts()
-    assert len(texts) >= 40
-    assert all(len(text) > 1000 for text in texts)
-    for part in ("def ", "function", "#define", " droit ", "LORD", "License"):
-        assert any(part in text for text in texts), part
 
 
 def test_larger_models_are_calibrated_from_more_tokens(tiny: kvtool.Model) -> None:
