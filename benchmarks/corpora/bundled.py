@@ -1,4 +1,4 @@
-"""The texts that the embedded model's calibration is made from, which comes with kvtool.
+"""The texts that the embedded model's calibration is made from, which comes with kvtool, and those that come with it themselves.
 
 The calibration holds statistics of them and nothing of their words. They are of eleven kinds, in seven languages, and of
 licences that allow that: Python's own, MIT, GPL, Creative Commons, the public domain. None of them is in ``HELD_OUT``.
@@ -7,17 +7,17 @@ licences that allow that: Python's own, MIT, GPL, Creative Commons, the public d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, zip_longest
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import kvtool
 from benchmarks.corpora.packages import Package
-from benchmarks.corpora.sources import SEEN, Source, pages
+from benchmarks.corpora.sources import HANDBOOK, SEEN, Source, handbook, pages
 from benchmarks.corpora.texts import Text, drawn
+from kvtool.calibration.pieces import in_turn
 
 FORTUNES = Package("debian", "fortunes")
-HANDBOOK = Package("debian", "debian-handbook")
 LICENCES = Package(
     "npm",
     "spdx-license-list",
@@ -54,10 +54,6 @@ def _markup(folder: Path) -> str:
     return "\n\n".join(path.read_text(errors="replace") for path in files[::7])
 
 
-def _handbook(language: str) -> Callable[[Path], str]:
-    return lambda folder: pages(folder, f"usr/share/doc/debian-handbook/html/{language}/*.html")
-
-
 def _rights(folder: Path) -> str:
     languages = ("fra", "spa", "deu_1996", "por_PT", "ita", "nld")
     return "\n\n".join(pages(folder, f"package/declaration/{name}.html") for name in languages)
@@ -84,9 +80,9 @@ BUNDLED: Mapping[str, tuple[int, Sequence[Source]]] = {
     "other languages": (
         7,
         [
-            Source("handbook-fr", _handbook("fr-FR"), HANDBOOK),
-            Source("handbook-de", _handbook("de-DE"), HANDBOOK),
-            Source("handbook-es", _handbook("es-ES"), HANDBOOK),
+            Source("handbook-fr", handbook("fr-FR"), HANDBOOK),
+            Source("handbook-de", handbook("de-DE"), HANDBOOK),
+            Source("handbook-es", handbook("es-ES"), HANDBOOK),
             Source("rights", _rights, RIGHTS),
         ],
     ),
@@ -112,7 +108,7 @@ SAMPLED: Sequence[tuple[int, Source, str]] = [
 def texts_for_sample(model: kvtool.Model) -> list[Text]:
     """What ``SAMPLED`` says, of 1,024 tokens each, the first of every source before any second."""
     drawn_by_source = [drawn(model, "sample", [source], 1024, number) for number, source, _ in SAMPLED]
-    return [text for turn in zip_longest(*drawn_by_source) for text in turn if text is not None]
+    return list(in_turn(drawn_by_source))
 
 
 TYPICAL = ("help", "library", "essays", "headers", "news", "handbook", "jquery", "jargon")

@@ -65,6 +65,7 @@ WAGES = Package(
     "0.2.3",
     "ab0b6c8f45ec125dd5fa7ea78a7380d3e83d261633c566c78f655c8355f427f8",
 )
+HANDBOOK = Package("debian", "debian-handbook")
 BOOTSTRAP = Package(
     "npm", "bootstrap", "5.3.3", "38cee936dbd80138de6775683149f22e9226fc2d654392337a921f53000c789e"
 )
@@ -162,6 +163,10 @@ def pages(folder: Path, pattern: str) -> str:
     return "\n\n".join(re.sub(r"\s*\n\s*\n\s*", "\n\n", html.unescape(page)).strip() for page in bare)
 
 
+def handbook(language: str) -> Callable[[Path], str]:
+    return lambda folder: pages(folder, f"usr/share/doc/debian-handbook/html/{language}/*.html")
+
+
 def _jargon(folder: Path) -> str:
     return gzip.decompress((folder / "usr/share/doc/jargon-text/jargon.txt.gz").read_bytes()).decode(
         errors="replace"
@@ -210,21 +215,15 @@ SEEN: Sequence[Source] = [
     ),
     Source(
         "handbook",
-        lambda folder: pages(folder, "usr/share/doc/debian-handbook/html/en-US/*.html"),
-        Package("debian", "debian-handbook"),
+        handbook("en-US"),
+        HANDBOOK,
     ),
     Source("jargon", _jargon, Package("debian", "jargon-text")),
 ]
 """The first two are wherever Python is."""
 
 UNFITTED: Mapping[str, Sequence[Source]] = {
-    "Polish": [
-        Source(
-            "handbook-pl",
-            lambda folder: pages(folder, "usr/share/doc/debian-handbook/html/pl-PL/*.html"),
-            Package("debian", "debian-handbook"),
-        )
-    ],
+    "Polish": [Source("handbook-pl", handbook("pl-PL"), HANDBOOK)],
     "Rust": [Source("regex-syntax", _rust, Package("debian", "librust-regex-syntax-dev"))],
     "JSON": [Source("cars", file("vega_datasets/_data/cars.json"), VEGA)],
     "CSS": [Source("bootstrap", file("package/dist/css/bootstrap.css"), BOOTSTRAP)],

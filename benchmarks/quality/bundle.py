@@ -2,7 +2,7 @@
 
 python -m benchmarks bundle [--documents 200] [--presets]
 
-Takes twenty minutes on two cores, and 8 GB of memory.
+Takes half an hour on two cores, and 8 GB of memory.
 """
 
 from __future__ import annotations

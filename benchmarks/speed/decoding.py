@@ -19,7 +19,7 @@ from benchmarks.common.output import machine, print_table
 from benchmarks.speed import on_device
 from benchmarks.speed.geometries import GEOMETRIES, Geometry
 from kvtool.codecs.entropy.wide import Wide
-from kvtool.codecs.klt.calibrate import RANK, WIDTH_FOR_RANK
+from kvtool.codecs.klt.calibrate import components_at_most
 from kvtool.kernels.reference.wide import bands
 
 FEATURES = 512
@@ -43,7 +43,7 @@ class Decoding:
     @property
     def ranks(self) -> list[int]:
         """The most components of keys, and of values, that a calibration keeps."""
-        return [min(width, max(RANK, width // WIDTH_FOR_RANK)) for width in self.geometry.widths]
+        return [components_at_most(width) for width in self.geometry.widths]
 
     @property
     def chunks(self) -> int:
@@ -60,20 +60,15 @@ class Decoding:
         return self.chunks * sum(self.ranks)
 
     @property
-    def flops(self) -> float:
-        """Of a token: coefficients and features times directions."""
-        return sum(
-            2.0 * width * (rank + 2 * FEATURES)
-            for width, rank in zip(self.geometry.widths, self.ranks, strict=True)
-        )
+    def entries(self) -> int:
+        """Of the directions of components and features, which all tokens share."""
+        sides = zip(self.geometry.widths, self.ranks, strict=True)
+        return sum(width * (rank + 2 * FEATURES) for width, rank in sides)
 
     @property
-    def directions_bytes(self) -> int:
-        """Of the matrices, in 16 bits, which are read once for all tokens."""
-        return sum(
-            2 * width * (rank + 2 * FEATURES)
-            for width, rank in zip(self.geometry.widths, self.ranks, strict=True)
-        )
+    def flops(self) -> int:
+        """Of a token: coefficients and features times directions."""
+        return 2 * self.entries
 
     @property
     def coded_bytes(self) -> float:
@@ -84,7 +79,7 @@ class Decoding:
     def seconds(self) -> float:
         """On an H100 at its best: the coder's steps, and then what takes longer, products or memory."""
         products = self.tokens * self.flops / FLOPS
-        memory = (self.directions_bytes + self.tokens * self.geometry.raw_bytes) / BANDWIDTH
+        memory = (2 * self.entries + self.tokens * self.geometry.raw_bytes) / BANDWIDTH
         copy = self.tokens * self.coded_bytes / BUS
         return copy + self.steps * LAUNCH + max(products, memory)
 

@@ -33,7 +33,7 @@ LOUDEST, FALL, NOISE = 2.0, 0.7, 0.002
 """Deviation of the first component, the power of its number that others fall with, and of each channel's noise."""
 
 
-class MadeUp(Sequence[Sample]):
+class Synthetic(Sequence[Sample]):
     """``tokens`` tokens in pieces of 1,024, with gradients. Keys and values are kept, as while calibrating."""
 
     def __init__(self, geometry: Geometry, tokens: int) -> None:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
         print(" ".join(rows[-1]), flush=True)
         return result
 
-    samples = timed(f"making up {arguments.tokens} tokens", lambda: MadeUp(geometry, arguments.tokens))
+    samples = timed(f"making up {arguments.tokens} tokens", lambda: Synthetic(geometry, arguments.tokens))
     embedding = torch.randn(VOCABULARY, EMBEDDING, generator=torch.Generator().manual_seed(1))
     provide(lambda digest: embedding if digest == "made up" else None)
     calibration = timed("calibrating", lambda: fit(samples, embedding=embedding, embedding_digest="made up"))

@@ -11,18 +11,17 @@ from torch import Tensor
 
 from kvtool.kernels.threads import one_thread
 
+ROWS = 4096
+"""That are in float64 at once."""
+DEPENDENT = 1e-5
+"""Share of the largest diagonal entry of a root, below which columns are nearly dependent."""
+
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [n], rising, and eigenvectors in the columns of [n, n]."""
     with one_thread():
         values, vectors = torch.linalg.eigh(symmetric)
     return values, vectors
-
-
-ROWS = 4096
-"""That are in float64 at once."""
-DEPENDENT = 1e-5
-"""Share of the largest diagonal entry of a root, below which columns are nearly dependent."""
 
 
 def orthonormal(columns: Tensor) -> Tensor:
@@ -32,19 +31,20 @@ def orthonormal(columns: Tensor) -> Tensor:
     product of matrices.
     """
     products = torch.zeros(columns.shape[1], columns.shape[1], dtype=torch.float64)
-    for rows in torch.split(columns, ROWS):
-        products.addmm_(rows.mT.double(), rows.double())
+    for part in torch.split(columns, ROWS):
+        rows = part.double()
+        products.addmm_(rows.mT, rows)
     with one_thread():
         root, failed = torch.linalg.cholesky_ex(products, upper=True)
         diagonal = root.diagonal()
         if failed or diagonal.min() <= DEPENDENT * diagonal.max():
             basis: Tensor = torch.linalg.qr(columns).Q
             return basis
-    solved = (
-        torch.linalg.solve_triangular(root, rows.double(), upper=True, left=False).float()
-        for rows in torch.split(columns, ROWS)
-    )
-    return torch.cat(list(solved))
+    solved = [
+        torch.linalg.solve_triangular(root, part.double(), upper=True, left=False).float()
+        for part in torch.split(columns, ROWS)
+    ]
+    return torch.cat(solved)
 
 
 def solve(left: Tensor, right: Tensor) -> Tensor:

@@ -78,30 +78,30 @@ def fit(
     steps = _Steps(2 + 2 * len(learned.groups), on_step)
     tensors, facts = dict(learned.tensors), dict[str, Json]()
     bases: dict[str, Json] = {}
-    foretold: _Foretold | None = None
+    predicted: _Prediction | None = None
     if embedding is not None and features:
         if embedding_digest is None:
             features = min(features, TABLE_BYTES // len(embedding))
-        foretold = _Foretold.by(embedding, learned, features)
-        own, facts = _features(foretold, embedding_digest)
+        predicted = _Prediction.by(embedding, learned, features)
+        own, facts = _features(predicted, embedding_digest)
         tensors |= own
     steps.advance()
     for name, (group, _) in learned.groups.items():
-        left = _Left(learned, name, foretold)
+        residuals = _Residuals(learned, name, predicted)
         width = len(learned.means[name])
-        most = min(rank or max(RANK, width // WIDTH_FOR_RANK), width, learned.tokens)
-        directions = principal(left, width, most, seed)
+        most = min(rank or components_at_most(width), learned.tokens, width)
+        directions = principal(residuals, width, most, seed)
         steps.advance()
-        variance, by_layer = left.moments(directions)
+        variance, by_layer = residuals.moments(directions)
         deviation = variance.sqrt()
         kept = max(1, int((deviation > SMALLEST).sum()))
-        predicting = 0 if foretold is None else len(foretold.maps[name])
-        vocabulary = 0 if foretold is None else len(foretold.embedded.embedding)
+        predicting = 0 if predicted is None else len(predicted.maps[name])
+        vocabulary = 0 if predicted is None else len(predicted.embedded.embedding)
         bases[name] = asdict(Sizes(len(group), width // len(group), kept, predicting // 2, vocabulary))
         step = (12 * ROUNDED / (width * (predicting + most))) ** 0.5
         # No row is rounded to nothing.
         by_row = (step / deviation[:kept].clamp(min=1e-30)).clamp(max=width**-0.5)
-        tensors |= _under(name, _spanned(directions[:kept], by_row, left.maps, step))
+        tensors |= _under(name, _spanned(directions[:kept], by_row, residuals.maps, step))
         tensors[f"{name}.mean"] = learned.means[name]
         tensors |= _under(name, _complement(by_layer, directions[:kept], variance[:kept], step))
         steps.advance()
@@ -109,6 +109,11 @@ def fit(
     fitted = with_statistics(fitted, learned)
     steps.advance()
     return fitted
+
+
+def components_at_most(width: int) -> int:
+    """Of a basis over ``width`` channels, unless ``fit`` is told otherwise."""
+    return min(max(RANK, width // WIDTH_FOR_RANK), width)
 
 
 @dataclass
@@ -125,14 +130,14 @@ class _Steps:
 
 
 @dataclass(frozen=True)
-class _Foretold:
-    """What tokens foretell: ``maps`` [2 · features, width] of each basis, from ``embedded`` tokens."""
+class _Prediction:
+    """What tokens predict: ``maps`` [2 · features, width] of each basis, from ``embedded`` tokens."""
 
     embedded: prediction.Embedded
     maps: dict[str, Tensor]
 
     @classmethod
-    def by(cls, embedding: Tensor, learned: Learned, features: int) -> _Foretold:
+    def by(cls, embedding: Tensor, learned: Learned, features: int) -> _Prediction:
         moments = prediction.Moments.of(embedding, learned)
         moments = moments.cut(prediction.directions(moments, features, learned.tokens))
         maps = {name: prediction.ridge(moments.seen, crossed) for name, crossed in moments.crossed.items()}
@@ -140,23 +145,23 @@ class _Foretold:
 
 
 @dataclass(frozen=True)
-class _Left:
-    """What tokens do not foretell of one basis's rows, weighted: [T, width] of each sample, again each time."""
+class _Residuals:
+    """What tokens do not predict of one basis's rows, weighted: [T, width] of each sample, again each time."""
 
     learned: Learned
     name: str
-    foretold: _Foretold | None
+    predicted: _Prediction | None
 
     @property
     def maps(self) -> Tensor:
-        if self.foretold is None:
+        if self.predicted is None:
             return torch.zeros(0, len(self.learned.means[self.name]))
-        return self.foretold.maps[self.name]
+        return self.predicted.maps[self.name]
 
     def __iter__(self) -> Iterator[Tensor]:
         for part in self.learned.weighted(self.name):
-            if self.foretold is not None:
-                part.rows.addmm_(self.foretold.embedded.both(part.token_ids), self.maps, alpha=-1)
+            if self.predicted is not None:
+                part.rows.addmm_(self.predicted.embedded.both(part.token_ids), self.maps, alpha=-1)
             yield part.rows
 
     def moments(self, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,15 +175,15 @@ class _Left:
         return variance / self.learned.tokens, by_layer / self.learned.tokens
 
 
-def _features(foretold: _Foretold, digest: str | None) -> tuple[dict[str, Tensor], dict[str, Json]]:
+def _features(predicted: _Prediction, digest: str | None) -> tuple[dict[str, Tensor], dict[str, Json]]:
     """Tensors and facts of the features of tokens: directions of an embedding that has a digest, or else a table."""
-    embedded = foretold.embedded
+    embedded = predicted.embedded
     if digest is None:
         every = torch.arange(len(embedded.embedding))
         return _under(TABLE, in_eight_bits(embedded.features(every))), {}
-    halves = [half.square().sum(1) for maps in foretold.maps.values() for half in maps.chunk(2)]
-    predicted = torch.stack(halves).sum(0)
-    return compact_directions(embedded.mean, embedded.directions, predicted, digest, len(embedded.embedding))
+    halves = [half.square().sum(1) for maps in predicted.maps.values() for half in maps.chunk(2)]
+    variance = torch.stack(halves).sum(0)
+    return compact_directions(embedded.mean, embedded.directions, variance, digest, len(embedded.embedding))
 
 
 def _spanned(basis: Tensor, steps: Tensor, maps: Tensor, step: float) -> dict[str, Tensor]:

@@ -134,7 +134,8 @@ class Deadzone(Stage):
             octaves = _octaves(x[ATTENTION], tokens)
             moved = (-2 * self.power * octaves).round().clamp(-2 * self.octaves, 2 * self.octaves)
         # Larger steps where the token's largest entry would not fit in 16 bits.
-        largest = tensor.float().abs().amax(-1).reshape(-1, tokens).amax(0)
+        low, high = torch.aminmax(tensor, dim=-1)
+        largest = torch.maximum(-low, high).float().reshape(-1, tokens).amax(0)
         needed = (2 * (largest / (self.step * (LARGEST - 1))).log2()).floor() + 1
         return (torch.maximum(moved, needed).clamp(max=COARSEST - MIDDLE) + MIDDLE).to(torch.uint8)
 

@@ -68,7 +68,7 @@ def learned_from(
 
     if recipe.embedding:
         weight = model.model.get_input_embeddings().weight.detach().cpu()
-        assert model.fingerprint  # Looking at its files remembers where the embedding lies.
+        _ = model.fingerprint  # Looking at its files remembers where the embedding lies.
         options |= {"embedding": weight.float(), "embedding_digest": digest_of(weight)}
     if recipe.steps:
         options |= {"on_step": step}

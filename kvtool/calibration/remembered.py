@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import reduce
 from operator import add
 
-from kvtool.calibration.calibrate import TOKENS
+from kvtool.calibration.calibrate import default_tokens
 from kvtool.calibration.held_back import HeldBack, Quality, at_most, hold_back
 from kvtool.calibration.pieces import Piece, pieces_of_store
 from kvtool.codecs import Pipeline
@@ -19,8 +19,9 @@ from kvtool.store.base import Store
 
 def held_back_pieces(store: Store, model: Model) -> list[Piece]:
     """What ``calibrate`` holds back of the documents of ``model``, unless it is told otherwise; none of too little text."""
-    pieces = pieces_of_store(store, None, model, TOKENS + at_most(TOKENS))
-    return hold_back(pieces, TOKENS, model)[1]
+    tokens = default_tokens(model)
+    pieces = pieces_of_store(store, None, model, tokens + at_most(tokens))
+    return hold_back(pieces, tokens, model)[1]
 
 
 def remembered_quality(model: Model, pieces: Sequence[Piece]) -> Callable[[Pipeline], Quality]:

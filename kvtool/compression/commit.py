@@ -19,6 +19,7 @@ class Committer:
         self.store, self.job, self.report = store, job, report
         self._documents = {name: planned.document for name, planned in plan.to_encode.items()}
         self._artifacts = {name: list(planned.artifacts) for name, planned in plan.to_encode.items()}
+        self._unlike: set[str] = set()
 
     def take(self, ref: SegmentRef, outcome: Variant | KvtoolError) -> None:
         """Notes the outcome of one segment. A document of which one segment fails is not committed."""
@@ -43,6 +44,7 @@ class Committer:
         pipeline = self.job.pipeline
         if pipeline.chooses and self.store.open_artifact(artifact).contents.pipeline != pipeline:
             self.report.fallback_segments.append(ref)
+            self._unlike.add(ref.document)
 
     def _commit(self, name: str, artifacts: list[Variant]) -> None:
         with self.store.changing():
@@ -53,7 +55,11 @@ class Committer:
                 document = document.with_variant(index, self.job.variant, artifact)
             self.store.commit(document)
         self.report.entries[name] = document.state(compared(self.job.variant))
-        self.report.count_compressed(name, sizes(self.store, self.job.source, document, artifacts))
+        counted = sizes(self.store, self.job.source, document, artifacts)
+        self.report.count(counted)
+        self.report.compressed.append(name)
+        if name in self._unlike:
+            self.report.unlike[name] = counted
 
     def _sources(self, document: Document) -> list[Variant | None]:
         """The source of each segment's variant."""

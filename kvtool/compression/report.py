@@ -64,13 +64,6 @@ class Report:
         self.nbytes += sizes.nbytes
         self.n_elements += sizes.n_elements
 
-    def count_compressed(self, name: str, sizes: Sizes) -> None:
-        """Counts the document ``name``, which this run compressed."""
-        self.compressed.append(name)
-        self.count(sizes)
-        if any(ref.document == name for ref in self.fallback_segments):
-            self.unlike[name] = sizes
-
     @property
     def others_bits_per_value(self) -> float | None:
         """Of the documents that are like the calibration's text; None if there are none."""

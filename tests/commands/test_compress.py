@@ -14,7 +14,6 @@ from kvtool.compression.plan import Sizes
 from kvtool.compression.report import Report
 from kvtool.errors import FAILED, PARTLY, USAGE
 from kvtool.store.local import LocalStore
-from kvtool.store.segments import SegmentRef
 from tests.commands.conftest import THREE, Cli, error_of, typed
 
 
@@ -166,8 +165,8 @@ def test_recompressing_with_other_bits_is_refused(cli: Cli, store: LocalStore) -
 def test_documents_that_the_calibration_does_not_fit_are_named_with_what_they_cost(store: LocalStore) -> None:
     report = Report(variant="klt", compressed=["a.md"])
     report.count(Sizes(1, 16_000, 100, 8_000))
-    report.fallback_segments.append(SegmentRef("b.txt", 1))
-    report.count_compressed("b.txt", Sizes(2, 16_000, 900, 8_000))
+    report.unlike["b.txt"] = Sizes(2, 16_000, 900, 8_000)
+    report.count(report.unlike["b.txt"])
     (line,) = [line for line in render(report, store).notes if "unlike" in line]
     assert (
         "1 document is unlike the calibration's text and takes more bits per value, beside 0.10 of the others"
