@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from kvtool.codecs.calibration import Calibration, entry
 from kvtool.codecs.float16 import saturated
@@ -87,17 +88,14 @@ class Klt(Stage):
         wanted = slice(0, n_tokens) if tokens is None else slice(tokens.start, tokens.stop)
         # Many components are 0 in all of a segment. They are left out.
         coefficients = y["x"][wanted, : basis.sizes.rank]
-        used = coefficients.ne(0).any(0).nonzero().flatten()
-        # A text repeats tokens: the prediction from each is computed once.
-        first = max(wanted.start - 1, 0)
-        words, where = torch.unique(ids[first : wanted.stop], return_inverse=True)
-        where = where.to(device)
-        own, previous = where[wanted.start - first :], where[: len(coefficients) - (first == wanted.start)]
+        used = coefficients.abs().sum(0).nonzero().flatten()
+        words, pairs = _pairs(ids[: wanted.stop], wanted.start)
         features = basis.own_features(words)
         # 16 bits would blur a fine step.
         products = (len(coefficients) * len(used) + features.numel()) * basis.sizes.width
         dtype = torch.float32 if self.whole else factors(products, device)
-        features, coefficients = features.to(device, dtype), coefficients[:, used].to(dtype)
+        coefficients = coefficients.to(dtype)[:, used]
+        features, pairs = features.to(device, dtype), pairs.to(device)
         of_token, of_previous, of_components = basis.directions_on(device, dtype)
         of_components, means = of_components[used], basis.mean.view(layers, -1).to(device)
         rest = None
@@ -107,13 +105,17 @@ class Klt(Stage):
             rest = rest.view(-1, layers, heads * channels)
         empty = torch.empty if tokens is None else torch.zeros
         out = empty(array.shape, dtype=array.dtype, device=device)
+        predicted = torch.zeros(2 * len(words) + 1, heads * channels, device=device)
         for index in range(layers):
-            rows = ((features @ of_token[:, index]).float() + means[index])[own]
+            predicted[: len(words)] = (features @ of_token[:, index]).float() + means[index]
+            predicted[len(words) : -1] = features @ of_previous[:, index]
+            rows = embedding_bag(pairs, predicted, mode="sum")
             rows += coefficients @ of_components[:, index]
-            rows[len(rows) - len(previous) :] += (features @ of_previous[:, index])[previous]
             if rest is not None:
                 rows += rest[:, index] @ basis.complement[index].to(device)
-            out[index, :, wanted] = saturated(rows.view(-1, heads, channels).transpose(0, 1), array.dtype)
+            # Rounded first: what is then moved is half as much.
+            rounded = saturated(rows, array.dtype).view(-1, heads, channels)
+            out[index, :, wanted] = rounded.transpose(0, 1)
         return spec.beside_x(y) | {"x": out}
 
     def tokens_after(self, tokens: range, spec: Spec) -> range | None:
@@ -145,6 +147,17 @@ class Klt(Stage):
 def _rows(payload: Payload) -> Tensor:
     """[T, L · H · D] float32."""
     return payload["x"].float().permute(2, 0, 1, 3).flatten(1)
+
+
+def _pairs(ids: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Distinct tokens [W], and [T, 2] for tokens from ``start`` on: which of them each is, and W + which the one before it is.
+
+    2 · W stands for none. A text repeats tokens: what each predicts is computed once.
+    """
+    words, where = torch.unique(ids[max(start - 1, 0) :], return_inverse=True)
+    if not start:
+        where = torch.cat([where.new_full((1,), len(words)), where])
+    return words, torch.stack([where[1:], where[:-1] + len(words)], 1)
 
 
 def _ids(payload: Payload) -> Tensor:

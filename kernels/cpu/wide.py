@@ -35,6 +35,9 @@ LOWEST, SIGNS, LANES = reference.LOWEST, reference.SIGNS, reference.LANES
 MIDDLE = SYMBOLS // 2
 """The symbol of a code that is as predicted."""
 
+TOO_LARGE = 1 << 15
+"""A positive code that 16 bits do not hold."""
+
 PADDING = 4 * 2 * LANES
 """Bytes after the last: a token of a group reads so many at most, and only then is checked whether there were as many."""
 
@@ -80,7 +83,7 @@ def wide_decode(
     starts, states = begin(content[:n_bytes], head, layout.groups)
     entries = table_entries(cumulative), folded(cumulative)
     first = first_symbols(entries[0]), first_symbols(entries[1])
-    values, loudness = np.zeros((len(out), len(layout.live)), np.int64), np.full(len(out), ONE, np.int64)
+    values, loudness = np.zeros((len(out), len(layout.live)), np.int32), np.full(len(out), ONE, np.int64)
     group = 0
     for band, given in _bands(layout, exponents, scales, weights):
         some, count = np.zeros((len(out), len(band)), np.int64), -(-len(band) // LANES)
@@ -91,15 +94,17 @@ def wide_decode(
             raise ValueError(f"a block of {n_bytes} bytes ends too early")
         if not np.array_equal(reads, ends):
             raise ValueError(f"a block of {n_bytes} bytes does not end where it was begun")
+        if some.size and not -TOO_LARGE <= some.min() <= some.max() <= TOO_LARGE:
+            raise ValueError(f"a block of {n_bytes} bytes holds a code that 16 bits do not")
         values[:, band.start : band.stop] = some
         group += count
     if (states >> SIGNS != 1).any():
         raise ValueError(f"a block of {n_bytes} bytes does not end where it was begun")
     turn(values[:, layout.apart :], states - LOWEST, content[starts[-1] : n_bytes])
-    if values.size and not -(1 << 15) <= values.min() <= values.max() < 1 << 15:
+    if values.size and not -TOO_LARGE <= values.min() <= values.max() < TOO_LARGE:
         raise ValueError(f"a block of {n_bytes} bytes holds a code that 16 bits do not")
     out.zero_()
-    out[:, layout.live] = torch.from_numpy(values.astype(np.int16))
+    out.numpy()[:, layout.live] = values
 
 
 Given: TypeAlias = tuple[Ints, Ints, Ints, int, int, int]
