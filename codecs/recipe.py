@@ -10,6 +10,7 @@ import torch
 
 from kvtool.codecs.calibration import Calibration
 from kvtool.codecs.errors import CodecError, NeedsCalibration
+from kvtool.codecs.geometry import Geometry
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.rope import Rope
 from kvtool.codecs.spec import Array, Place
@@ -146,6 +147,7 @@ class Recipe:
     options is the model's input embeddings under that name, [vocabulary, width] float32, and another their
     ``embedding_digest``, None where ``kvtool.codecs.klt.embeddings`` cannot find them by it. With ``steps`` one is
     ``on_step``, which gets the steps that are done after the first iteration, and how many there are.
+    ``fit_nbytes`` estimates the memory that ``fit`` takes beside the samples, from the geometry of one and the tokens of all.
     ``uncalibrated`` are values of parameters with any of which ``make`` wants no calibration after all, and gets none.
 
     ``dial`` is for recipes that can be asked for a size or a quality instead of for parameters. Its default preset has the last
@@ -162,6 +164,7 @@ class Recipe:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     calibration: str = ""
     fit: Callable[..., Calibration] | None = None
+    fit_nbytes: Callable[[Geometry, int], int] = lambda geometry, tokens: 0
     gradients: bool = False
     embedding: bool = False
     steps: bool = False

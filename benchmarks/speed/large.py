@@ -20,8 +20,10 @@ from benchmarks.common.output import machine, print_table
 from benchmarks.speed.geometries import GEOMETRIES, Geometry
 from kvtool.calibration.pieces import PIECE_TOKENS
 from kvtool.codecs import KV, LayerKV, Sample, decode, encode
+from kvtool.codecs import Geometry as CacheGeometry
 from kvtool.codecs.klt.calibrate import fit
 from kvtool.codecs.klt.embeddings import provide
+from kvtool.codecs.klt.memory import fit_nbytes
 from kvtool.codecs.recipe_registry import recipe
 from kvtool.codecs.rope import Rope, turn
 from kvtool.measurement.peak_memory import peak
@@ -96,6 +98,8 @@ def main(argv: Sequence[str]) -> None:
     samples = timed(f"making up {arguments.tokens} tokens", lambda: Synthetic(geometry, arguments.tokens))
     embedding = torch.randn(VOCABULARY, EMBEDDING, generator=torch.Generator().manual_seed(1))
     provide(lambda digest: embedding if digest == "made up" else None)
+    estimate = fit_nbytes(CacheGeometry.of(samples.pieces[0]), arguments.tokens)
+    print(f"estimated for calibrating: {estimate / 1e9:.2f} GB", flush=True)
     calibration = timed("calibrating", lambda: fit(samples, embedding=embedding, embedding_digest="made up"))
     pipeline = recipe("klt").build(calibration, step=arguments.step, power=0.0)
     kv = samples.pieces[0]

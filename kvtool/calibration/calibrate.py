@@ -12,9 +12,10 @@ from typing import Any
 from kvtool.calibration.held_back import at_most, hold_back
 from kvtool.calibration.learning import OnProgress, learned_from, sampled_tokens, total_tokens
 from kvtool.calibration.lookup import MakeCalibration
+from kvtool.calibration.memory import KEPT_BYTES
 from kvtool.calibration.pieces import Piece, in_turn, pieces_of_store, pieces_of_texts
 from kvtool.calibration.sample_texts import sample_texts
-from kvtool.calibration.samples import GRADIENT_TOKENS, KEPT_BYTES
+from kvtool.calibration.samples import GRADIENT_TOKENS
 from kvtool.codecs import Calibration, CodecError, Recipe
 from kvtool.codecs.recipe import PRESETS
 from kvtool.codecs.recipe_registry import recipe as find_recipe
@@ -87,15 +88,16 @@ def calibrate(
     store's prefix. By default they are of all documents that ``model`` prefilled and, where these have fewer tokens, of the
     texts that come with kvtool. A ``seed`` always gives the same ones. The model runs them piece by piece, at most 1,024
     tokens at a time, the first 4,096 with gradients if the recipe wants them. Their keys and values wait in memory, 2 bytes
-    for each, at most 8 GiB. ``options`` are those of the recipe's ``fit``.
+    for each, at most 8 GiB, beside what the recipe takes to learn (``Progress.nbytes``). ``options`` are those of the
+    recipe's ``fit``.
 
     For a recipe with presets, the settings that keep what they promise are found on up to 2,048 further tokens, and stored
     in the calibration with what was measured (``Recipe.dial``). Where there are no further ones, an eighth of the tokens is
     held back for that; where that is too little text, nothing is measured.
 
     Raises ``UsageError`` for a recipe that takes no calibration, for a store or texts without tokens, for too few of them,
-    and for a path in place of a text; ``MismatchError`` for documents of another model; ``ModelError`` for a model without
-    gradients.
+    for more than there is memory for, and for a path in place of a text; ``MismatchError`` for documents of another model;
+    ``ModelError`` for a model without gradients.
     """
     store = writable(store)
     chosen = calibrated_recipe(recipe)

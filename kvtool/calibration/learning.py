@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvtool.calibration.held_back import HeldBack
+from kvtool.calibration.memory import needed_nbytes
 from kvtool.calibration.pieces import Piece
 from kvtool.calibration.presets import TRIES, with_presets
 from kvtool.calibration.samples import GRADIENT_TOKENS, Samples
-from kvtool.codecs import Calibration, Recipe
+from kvtool.codecs import Calibration, Geometry, Recipe, Sample
 from kvtool.digest import Json, digest_json
 from kvtool.model.embedding import digest_of
 from kvtool.model.model import Model
@@ -33,6 +34,8 @@ class Progress:
     steps_total: int = 0
     settings: int = 0
     settings_total: int = 0
+    nbytes: int = 0
+    """Of memory that all this takes, beside the model: about, from the first sample on."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -51,14 +54,16 @@ def learned_from(
     """A calibration of ``recipe`` from ``pieces``, with presets as they are on those ``held_back``, if there are any.
 
     The first ``gradient_tokens`` tokens get gradients, if the recipe wants them. Raises CodecError as its ``fit`` does,
-    with ``options``, and ``UsageError`` for more tokens than are kept in memory.
+    with ``options``, and ``UsageError`` for more tokens than there is memory for.
     """
     assert recipe.fit is not None
     started = time.monotonic()
     progress = Progress(total_tokens(pieces), len({piece.source for piece in pieces}))
 
-    def run(done: int) -> None:
-        progress.tokens += done
+    def ran(sample: Sample) -> None:
+        kv = sample.kv
+        progress.nbytes = progress.nbytes or needed_nbytes(recipe, Geometry.of(kv), progress.tokens_total)
+        progress.tokens += kv.n_tokens
         progress.seconds = time.monotonic() - started
         on_progress(progress)
 
@@ -72,7 +77,7 @@ def learned_from(
         options |= {"embedding": weight.float(), "embedding_digest": digest_of(weight)}
     if recipe.steps:
         options |= {"on_step": step}
-    samples = Samples(pieces, model, gradient_tokens if recipe.gradients else 0, run)
+    samples = Samples(pieces, model, gradient_tokens if recipe.gradients else 0, ran)
     fitted = recipe.fit(samples, **options)
     if held_back:
         fitted = _measure(recipe, fitted, held_back, model, progress, on_progress)

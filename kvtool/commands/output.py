@@ -190,6 +190,7 @@ class Bars:
 
 def calibration_progress(bars: Bars) -> Callable[[CalibrateProgress], None]:
     """Shows a bar for each phase: the model runs, the recipe learns from that, and its presets are measured."""
+    said: list[int] = []
 
     def show(progress: CalibrateProgress) -> None:
         if progress.settings_total:
@@ -200,6 +201,9 @@ def calibration_progress(bars: Bars) -> Callable[[CalibrateProgress], None]:
         elif progress.steps_total:
             bars.show("calibrating: learning").update(progress.steps, progress.steps_total, "steps")
         else:
+            if progress.nbytes and not said:
+                said.append(progress.nbytes)
+                note(f"calibrating takes up to {size(progress.nbytes)} of memory beside the model")
             bars.show("calibrating").update(progress.tokens, progress.tokens_total, "tokens")
             if progress.tokens == progress.tokens_total:
                 note(f"the model has run, {progress.seconds:.0f} s; fitting the calibration to what it gave")

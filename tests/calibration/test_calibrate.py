@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import kvtool
 from kvtool import calibrate
-from kvtool.calibration import pieces, samples
+from kvtool.calibration import pieces
 from kvtool.calibration.calibrate import default_tokens
 from kvtool.calibration.learning import Progress
 from kvtool.calibration.pieces import pieces_of_store, pieces_of_texts
@@ -108,7 +108,7 @@ def test_texts_stand_after_the_stores_prefix(store: LocalStore, tiny: kvtool.Mod
 def test_samples_are_computed_once_and_kept_in_16_bits(store: LocalStore, tiny: kvtool.Model) -> None:
     done: list[int] = []
     pieces = pieces_of_store(store, None, tiny, 10**6)
-    made = Samples(pieces, tiny, gradient_tokens=16_384, on_tokens=done.append)
+    made = Samples(pieces, tiny, gradient_tokens=16_384, on_sample=lambda one: done.append(one.kv.n_tokens))
     assert (len(made), done) == (3, [])
     first = [sample.gradients for sample in made]
     assert all(gradients is not None for gradients in first)
@@ -134,16 +134,6 @@ def test_without_gradients_the_model_only_runs_forward(store: LocalStore, tiny: 
     made = Samples(pieces_of_store(store, None, tiny, 10**6), tiny)
     assert [sample.gradients for sample in made] == [None] * 3
     assert made[0].kv.layers[0].keys.dtype == torch.float16
-
-
-def test_what_would_take_too_much_memory_is_refused(
-    store: LocalStore, tiny: kvtool.Model, centred: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(samples, "KEPT_BYTES", 10_000)
-    message = r"--tokens: .* tokens of tiny .* give 78 or fewer to kvtool calibrate, or .*--recipe kivi"
-    with pytest.raises(UsageError, match=message):
-        calibrate(store, model=tiny, recipe="centred")
-    assert calibrate(store, model=tiny, recipe="centred", tokens=78)
 
 
 # Calibrating

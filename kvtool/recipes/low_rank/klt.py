@@ -9,6 +9,7 @@ from kvtool.codecs.klt.basis import audible
 from kvtool.codecs.klt.calibrate import fit
 from kvtool.codecs.klt.coefficients import Coefficients
 from kvtool.codecs.klt.learned import SINKS
+from kvtool.codecs.klt.memory import fit_nbytes
 from kvtool.codecs.pipeline import Pipeline
 from kvtool.codecs.quantize.deadzone import Deadzone
 from kvtool.codecs.recipe import Between, Dial, Parameter, Preset, Recipe
@@ -83,6 +84,7 @@ RECIPE = Recipe(
     },
     calibration="klt",
     fit=fit,
+    fit_nbytes=fit_nbytes,
     gradients=True,
     embedding=True,
     steps=True,
