@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from docsgen import changelog, picture
 from docsgen.reference import (
+    build_file,
     commands,
     http_paths,
     limits,
@@ -20,6 +21,7 @@ from docsgen.reference import (
 PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/commands.md": commands.page,
     "docs/reference/settings.md": settings.page,
+    "docs/reference/build-file.md": build_file.page,
     "docs/reference/recipes.md": recipes.page,
     "docs/reference/stages.md": stages.page,
     "docs/reference/http-paths.md": http_paths.page,

@@ -19,6 +19,7 @@ from kvtool.commands import (
     recommend,
     serve_cache,
 )
+from kvtool.commands.pipeline import build, init
 from kvtool.commands.store import gc, ls, pull, rm, show, verify
 from kvtool.errors import EXIT_CODES
 
@@ -52,6 +53,8 @@ COMMANDS = (
     ask,
     eval,
     recommend,
+    init,
+    build,
     serve_cache,
     ls,
     show,

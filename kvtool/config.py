@@ -36,6 +36,9 @@ def user_file() -> Path:
 OTHER_VARIABLES = ("KVTOOL_CACHE_DIR", "KVTOOL_TOKEN")
 """Variables that are read where they are needed."""
 
+BUILD = "build"
+"""The table that is no setting: ``kvtool.pipeline.project`` reads it."""
+
 PREFIX = ("system", "prefix_file", "no_prefix")
 """Settings of which one counts: that of the strongest source that has any."""
 
@@ -57,16 +60,22 @@ class _Environment(_OnePrefix, EnvSettingsSource):
 
 class _Toml(_OnePrefix, TomlConfigSettingsSource):
     def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
-        return _toml(file_path)
+        return _without_build(read_toml(file_path))
 
 
 class _Pyproject(_OnePrefix, PyprojectTomlConfigSettingsSource):
     def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
-        return _toml(file_path)
+        values = read_toml(file_path)
+        tool = values.get("tool", {})
+        return {"tool": {"kvtool": _without_build(tool.get("kvtool", {}))}}
 
 
-def _toml(path: Path | Traversable) -> dict[str, Any]:
-    """The file's values. Windows' editors put a byte order mark before them, which TOML does not know."""
+def _without_build(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != BUILD}
+
+
+def read_toml(path: Path | Traversable) -> dict[str, Any]:
+    """The file's values, after the byte order mark that Windows' editors write. Raises ``UsageError`` for what is not TOML."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -202,6 +211,6 @@ def _refuse_unknown_variables() -> None:
 def _file_with(field: str) -> Path:
     """The file that sets ``field``."""
     for path in (Path("kvtool.toml"), user_file()):
-        if path.is_file() and field in _toml(path):
+        if path.is_file() and field in read_toml(path):
             return path
     return Path("pyproject.toml")

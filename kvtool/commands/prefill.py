@@ -18,7 +18,6 @@ from kvtool.errors import DONE, UsageError
 if TYPE_CHECKING:
     from kvtool.config import Settings
     from kvtool.documents.load import NamedBytes
-    from kvtool.errors import DocumentError
     from kvtool.prefilling.report import Report
 
 
@@ -98,7 +97,7 @@ def run(
 
     What is already there is skipped, by content. An interrupted run, started again, goes on where it stopped.
     """
-    from kvtool.prefilling.inputs import prefill_inputs
+    from kvtool.prefilling.inputs import prefill_inputs, prefill_options
 
     documents = _documents(paths, name)
     inputs = prefill_inputs(documents, settings)
@@ -106,33 +105,22 @@ def run(
     if not dry_run and command.replay(as_json):
         return DONE
 
-    from kvtool.documents.read import read_text
     from kvtool.model.prefill_speed import remember
     from kvtool.prefilling.prefill import prefill
     from kvtool.store.open import open_store
 
     store = open_store(settings.store)
-    prefix_warnings: list[DocumentError] = []
+    options, prefix_warnings = prefill_options(settings)
     model = load_model(settings)
     with output.Bars() as bars:
         report = prefill(
             documents,
             model=model,
             store=store,
-            system=settings.system,
-            prefix_text=read_text(settings.prefix_file, prefix_warnings) if settings.prefix_file else None,
-            no_prefix=settings.no_prefix,
-            include=settings.include,
-            exclude=settings.exclude,
-            encoding=settings.encoding,
-            segment_tokens=settings.segment_tokens,
-            step_tokens=settings.step_tokens,
-            pack_tokens=settings.pack_tokens,
-            neighbours=settings.neighbours,
-            collect=settings.collect,
             replace=replace,
             dry_run=dry_run,
-            on_progress=lambda r: _show(bars, r),
+            on_progress=lambda r: show(bars, r),
+            **options,
         )
     report.warnings[:0] = prefix_warnings
     if report.model_tokens:
@@ -146,7 +134,7 @@ def run(
     return code
 
 
-def _show(bars: output.Bars, report: Report) -> None:
+def show(bars: output.Bars, report: Report) -> None:
     if report.files_read < report.files_total:
         bars.show("planning").update(report.files_read, report.files_total, "documents")
     else:

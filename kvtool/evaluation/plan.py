@@ -77,8 +77,12 @@ def plan(
     gate: Gate,
     others: Sequence[Candidate] = (),
     fresh: bool = False,
+    leaves_out_short: bool | None = None,
 ) -> Plan:
-    """Plans what ``evaluate`` measures for the same arguments, and raises what it raises before it tries the candidates."""
+    """Plans what ``evaluate`` measures for the same arguments, and raises what it raises before it tries the candidates.
+
+    Documents that are too short are left out, with a note, or refused: by default those that ``names`` name.
+    """
     documents = [names] if isinstance(names, str) else list(dict.fromkeys(store if names is None else names))
     if not documents:
         raise UsageError("nothing to evaluate", f"{store} is empty", "run kvtool prefill first")
@@ -99,7 +103,9 @@ def plan(
     runner = Runner(store, model, prefix, entries[0].prefix_artifact, [Raw(), *compared], fresh)
     notes: list[str] = []
     user_questions = _questions(runner, documents, questions, scope, notes)
-    contexts = _contexts(runner, segments, scope, notes, named=names is not None)
+    if leaves_out_short is None:
+        leaves_out_short = names is None
+    contexts = _contexts(runner, segments, scope, notes, leaves_out_short)
     if not contexts and not user_questions:
         raise UsageError(
             "nothing to measure", "--metrics answers needs questions to answer", "give --questions FILE"
@@ -125,13 +131,13 @@ def _prefix(model: Model, store: Store, entries: Sequence[Document]) -> Prefix:
 
 
 def _contexts(
-    runner: Runner, refs: Sequence[SegmentRef], scope: Scope, notes: list[str], named: bool
+    runner: Runner, refs: Sequence[SegmentRef], scope: Scope, notes: list[str], leaves_out_short: bool
 ) -> list[Context]:
     """Texts for KL and times, haystacks for retrieval. ``notes`` get a line for each omission."""
     contexts: list[Context] = []
     if "kl" in scope.metrics or "times" in scope.metrics:
         contexts, short = text_contexts(runner.store, refs, scope)
-        if short and (named or not contexts):
+        if short and not (leaves_out_short and contexts):
             raise too_short(short, runner.store, scope)
         if short and scope.fed:
             omitted = ", ".join(dict.fromkeys(ref.document for ref in short))

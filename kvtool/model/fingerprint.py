@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,6 +110,11 @@ def file_tensors(path: Path) -> dict[str, Any]:
 def digest_file(path: Path) -> str:
     """Digest of a whole file, remembered between runs."""
     return str(_remembered(path, _hash_file))
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """Digest of several files' names and bytes, each remembered between runs."""
+    return digest_json([[file.name, digest_file(file)] for file in files])
 
 
 def _remembered(path: Path, hash_file: Callable[[Path], Any]) -> Any:

@@ -60,15 +60,16 @@ def model_state(source: str | Path | None, adapter: str | Path | None = None) ->
     devices = sorted(str(node) for pattern in _DEVICES for node in Path("/").glob(pattern[1:]))
     return {
         "name": name,
-        "files": _states(path),
-        "adapter": adapter and _states(Path(adapter)),
+        "files": [file_state(file) for file in model_files(path)],
+        "adapter": adapter and [file_state(file) for file in model_files(Path(adapter))],
         "devices": [devices, *(os.environ.get(name) for name in _DEVICE_VARIABLES)],
     }
 
 
-def _states(path: Path) -> list[Any]:
+def model_files(path: Path) -> list[Path]:
+    """All files of a model, or of an adapter, in a directory; the file itself of one in a file."""
     files = [path] if path.is_file() else [*sorted(path.iterdir()), *sorted((path / _TEMPLATES).glob("*"))]
-    return [file_state(file) for file in files if file.is_file()]
+    return [file for file in files if file.is_file()]
 
 
 def _from_hub(source: str) -> tuple[Path, str]:

@@ -9,14 +9,29 @@ from kvtool.config import Settings
 from kvtool.digest import digest
 from kvtool.documents.find import find
 from kvtool.documents.load import NamedBytes
-from kvtool.documents.read import read_bytes
-from kvtool.errors import KvtoolError
+from kvtool.documents.read import read_bytes, read_text
+from kvtool.errors import DocumentError, KvtoolError
 from kvtool.model.locate import model_state
 from kvtool.store.catalog.local import LocalCatalog
 from kvtool.store.manifest import AVERAGED, INPUTS, RAW, Document
 
 PREFILLED = (RAW, AVERAGED, INPUTS)
 """The variants that a prefill makes."""
+
+
+OPTIONS = (
+    "system",
+    "no_prefix",
+    "include",
+    "exclude",
+    "encoding",
+    "segment_tokens",
+    "step_tokens",
+    "pack_tokens",
+    "neighbours",
+    "collect",
+)
+"""Settings that are arguments of ``prefill``, as they are."""
 
 
 def prefill_inputs(paths: Sequence[str | NamedBytes], settings: Settings) -> dict[str, Any] | None:
@@ -45,6 +60,14 @@ def prefill_inputs(paths: Sequence[str | NamedBytes], settings: Settings) -> dic
         }
     except (KvtoolError, OSError):
         return None
+
+
+def prefill_options(settings: Settings) -> tuple[dict[str, Any], list[DocumentError]]:
+    """The arguments of ``prefill`` that settings have, and warnings about the file of the prefix."""
+    warnings: list[DocumentError] = []
+    file = settings.prefix_file
+    options = {name: getattr(settings, name) for name in OPTIONS}
+    return {**options, "prefix_text": read_text(file, warnings) if file else None}, warnings
 
 
 def _others(catalog: LocalCatalog, settings: Settings, documents: Iterable[Document]) -> list[Any] | None:

@@ -94,6 +94,8 @@ def prefill(
         for plan in plans:
             done = all(piece.identity in known for piece in plan.pieces)
             (report.unchanged if done else report.prefilled).append(plan.name)
+            missing = (piece for piece in plan.pieces if piece.identity not in known)
+            report.tokens_total += sum(len(piece.token_ids) for piece in missing)
     elif plans:
         with store.writing():
             Run(plans, model, store, prefix, step_tokens, report, on_progress).run_all(pack_tokens)

@@ -88,7 +88,7 @@ class LocalCatalog(Catalog):
         artifacts = [v for s in document.segments for label, v in s.variants.items() if label in variants]
         if document.prefix_artifact:
             artifacts.append(document.prefix_artifact)
-        return document.state(variants) if all(map(self._holds_whole, artifacts)) else None
+        return document.state(variants) if all(map(self.holds_whole, artifacts)) else None
 
     def committed(self, name: str) -> float:
         return self._manifest_path(name).stat().st_mtime
@@ -97,7 +97,8 @@ class LocalCatalog(Catalog):
         """Whether the artifact's file is there."""
         return self.path_of(variant).is_file()
 
-    def _holds_whole(self, variant: Variant) -> bool:
+    def holds_whole(self, variant: Variant) -> bool:
+        """Whether the artifact's file is there, with as many bytes as it should have."""
         with suppress(OSError):
             return self.path_of(variant).stat().st_size == variant.nbytes
         return False

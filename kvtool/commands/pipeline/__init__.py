@@ -1,0 +1,1 @@
+"""Commands of a project: its build, and its first file."""

@@ -1,0 +1,161 @@
+"""kvtool build: make a project's store what its documents and its kvtool.toml say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, DryRun, ModelFlags, load_model, with_settings
+from kvtool.commands.prefill import show as show_prefill
+from kvtool.counts import counted
+from kvtool.errors import DONE, FAILED, GATE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvtool.config import Settings
+    from kvtool.pipeline.build import Report, Watch
+    from kvtool.pipeline.differences import Difference
+    from kvtool.pipeline.estimate import Estimate
+
+NAMED = 20
+"""Differences that are named one by one where something is done about them."""
+
+
+@with_settings(ModelFlags)
+def run(
+    *,
+    settings: Settings,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Do nothing; exit with 4 if kvtool.lock or the store is not what the sources say."
+        ),
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> int:
+    """Build a project's store: prefill, compress, verify and measure, as the table build in kvtool.toml says.
+
+    Only what a change requires is done, by content. kvtool.lock then has every digest. A gate that fails gives exit code 4, and
+    nothing is changed again until it passes. kvtool init writes a first kvtool.toml.
+    """
+    from kvtool.pipeline.differences import differences
+    from kvtool.pipeline.lock import read_lock
+    from kvtool.pipeline.project import read_project
+    from kvtool.pipeline.source_state import SourceState
+    from kvtool.store.catalog.local import LocalCatalog
+
+    started = time.monotonic()
+    project, _ = read_project(settings)
+    lock, sources = read_lock(), SourceState.of(project, settings)
+    found = differences(project, sources, lock, LocalCatalog(settings.store))
+    if check:
+        return _check(found, as_json)
+    if not found:
+        value = {"differences": [], "seconds": round(time.monotonic() - started, 3)}
+        n = counted(len(sources.documents), "document")
+        output.emit(value, output.Lines(notes=[f"nothing to do: {n} in {settings.store}"]), as_json)
+        return DONE
+    if dry_run:
+        from kvtool.pipeline.estimate import estimate
+
+        planned = estimate(project, settings, found, lambda: load_model(settings))
+        value = {"differences": [one.to_json() for one in found], "estimate": planned.to_json()}
+        output.emit(value, render_plan(found, planned), as_json)
+        return DONE
+
+    from kvtool.pipeline.build import build
+    from kvtool.store.local import LocalStore
+
+    for line in _described(found):
+        output.note(line)
+    with output.Bars() as bars:
+        report = build(
+            project,
+            settings,
+            sources,
+            LocalStore(settings.store),
+            lock,
+            found,
+            load_model=lambda: load_model(settings),
+            watch=_watch(bars),
+        )
+    if project.report and report.evaluation:
+        _write_page(project.report, report)
+    if report.lock:
+        report.lock.write()
+    output.emit(report.to_json(), render(report), as_json)
+    output.print_warnings(report.warnings)
+    if report.problems:
+        for problem in () if as_json else report.problems:
+            output.print_error(problem)
+        return FAILED
+    return DONE if report.has_passed else GATE
+
+
+def _check(found: Sequence[Difference], as_json: bool) -> int:
+    value = {"differences": [one.to_json() for one in found]}
+    notes = [str(one) for one in found]
+    n = len(found)
+    notes.append(
+        f"{n} {'thing differs' if n == 1 else 'things differ'}: run kvtool build" if n else "all is as built"
+    )
+    output.emit(value, output.Lines(notes=notes), as_json)
+    return GATE if found else DONE
+
+
+def _watch(bars: output.Bars) -> Watch:
+    from kvtool.pipeline.build import Watch
+
+    return Watch(
+        say=output.note,
+        prefill=lambda report: show_prefill(bars, report),
+        calibrate=output.calibration_progress(bars),
+        compress=lambda report: bars.show("compressing").update(
+            report.segments_done, report.segments_total, "segments"
+        ),
+        evaluate=lambda progress: bars.show("evaluating").update(progress.done, progress.total, "tokens"),
+    )
+
+
+def _described(found: Sequence[Difference]) -> list[str]:
+    lines = [str(one) for one in found[:NAMED]]
+    if len(found) > NAMED:
+        lines.append(f"and {len(found) - NAMED} more")
+    return lines
+
+
+def _write_page(path: Path, report: Report) -> None:
+    from kvtool.report.page import page
+    from kvtool.system.files import write_atomic
+
+    assert report.evaluation is not None
+    write_atomic(path, [page(report.evaluation).encode()])
+    output.note(f"report: {path}")
+
+
+def render_plan(found: Sequence[Difference], planned: Estimate) -> output.Lines:
+    return output.Lines([str(one) for one in found], planned.lines)
+
+
+def render(report: Report) -> output.Lines:
+    from kvtool.report.table import gate
+
+    done = [f"prefilled {counted(len(report.prefilled), 'document')}"] if report.prefilled else []
+    done += [f"removed {counted(len(report.removed), 'document')}"] if report.removed else []
+    done += [
+        f"{variant}: compressed {counted(len(names), 'document')}"
+        for variant, names in report.compressed.items()
+    ]
+    done += [f"verified {counted(report.verified, 'artifact')}"] if report.verified else []
+    notes = [*gate(report.checks)]
+    if report.lock:
+        notes.append(f"{'; '.join(done) or 'nothing was to be done'} in {report.seconds:.1f} s → kvtool.lock")
+    elif done:
+        notes.append(f"{'; '.join(done)}; kvtool.lock was left as it was")
+    return output.Lines(notes=notes)

@@ -1,0 +1,142 @@
+"""How a lock, its store and the sources differ: what a build has to do, and what ``kvtool build --check`` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from kvtool.digest import Json, digest_json
+from kvtool.pipeline.lock import LOCK, Lock, LockedDocument
+from kvtool.pipeline.project import Project
+from kvtool.pipeline.source_state import SourceState
+from kvtool.store.catalog.local import LocalCatalog
+from kvtool.store.layout import CALIBRATIONS
+from kvtool.store.manifest import RAW
+
+Step = Literal["prefill", "remove", "compress", "evaluate", "lock"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``subject`` is not as it should be, for this ``reason``; the step ``step`` of a build, of a ``variant``, mends that."""
+
+    step: Step
+    subject: str
+    reason: str
+    variant: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}"
+
+    def to_json(self) -> dict[str, str]:
+        return {"step": self.step, "subject": self.subject, "reason": self.reason}
+
+
+def differences(
+    project: Project, sources: SourceState, lock: Lock | None, catalog: LocalCatalog
+) -> list[Difference]:
+    """Everything that differs, in the order of a build's steps. Reads manifests, and no artifact."""
+    if lock is None:
+        missing = Difference("lock", str(LOCK), "is missing")
+        return [missing, *(Difference("prefill", name, "is new") for name in sources.documents)]
+    found = [*_of_prefill(sources, lock, catalog), *_removed(sources, lock)]
+    found += _of_variants(project, sources, lock, catalog)
+    return [*found, *_of_gates(project, lock)]
+
+
+def _of_prefill(sources: SourceState, lock: Lock, catalog: LocalCatalog) -> Iterator[Difference]:
+    for what, now, then in (
+        ("model", sources.model, lock.model),
+        ("setting", sources.settings, lock.settings),
+    ):
+        for field in now:
+            if now[field] != then.get(field):
+                yield Difference(
+                    "prefill", f"{what} {field}", f"is {_short(now[field])}, it was {_short(then.get(field))}"
+                )
+    for name, digest in sources.documents.items():
+        entry = lock.documents.get(name)
+        if entry is None:
+            yield Difference("prefill", name, "is new")
+        elif entry.source != digest:
+            yield Difference("prefill", name, "has changed")
+        elif reason := _not_held(name, entry, catalog, {RAW}):
+            yield Difference("prefill", name, reason)
+
+
+def _removed(sources: SourceState, lock: Lock) -> Iterator[Difference]:
+    for name in lock.documents:
+        if name not in sources.documents:
+            yield Difference("remove", name, "is no longer among the documents")
+
+
+def _of_variants(
+    project: Project, sources: SourceState, lock: Lock, catalog: LocalCatalog
+) -> Iterator[Difference]:
+    wanted = project.by_name
+    for name, one in wanted.items():
+        then = lock.variants.get(name)
+        if then is None or then["options"] != one.given:
+            reason = "is new" if then is None else "is to be made otherwise"
+            yield Difference("compress", f"variant {name}", reason, name)
+            continue
+        for calibration in then["calibrations"]:
+            if not (catalog.root / CALIBRATIONS / f"{calibration}.safetensors").is_file():
+                yield Difference(
+                    "compress", f"variant {name}", "its calibration is missing in the store", name
+                )
+        for document, entry in lock.documents.items():
+            is_same = sources.documents.get(document) == entry.source
+            if is_same and (lacking := _not_held(document, entry, catalog, {name})):
+                yield Difference("compress", document, f"{lacking}, variant {name}", name)
+    for name in lock.variants:
+        if name not in wanted:
+            yield Difference("lock", f"variant {name}", "is no longer wanted")
+
+
+def _of_gates(project: Project, lock: Lock) -> Iterator[Difference]:
+    for name, one in project.by_name.items():
+        if not (limits := one.gate.given):
+            continue
+        passed = lock.gates.get(name)
+        if passed is None or passed["limits"] != limits:
+            yield Difference("evaluate", f"gate of {name}", "was not passed with these limits", name)
+        elif passed["of"] != gate_subject(project, lock, name):
+            yield Difference("evaluate", f"gate of {name}", "was passed by other artifacts", name)
+
+
+def gate_subject(project: Project, lock: Lock, variant: str) -> str:
+    """Digest of what the gate of a variant measures: the documents' segments with and without it, and how much of them."""
+    documents: dict[str, Json] = {
+        name: [
+            [segment["identity"], segment["artifacts"].get(RAW), segment["artifacts"].get(variant)]
+            for segment in entry.segments
+        ]
+        for name, entry in lock.documents.items()
+    }
+    return digest_json([documents, project.measure.model_dump(mode="json")])
+
+
+def _not_held(name: str, entry: LockedDocument, catalog: LocalCatalog, variants: set[str]) -> str | None:
+    """Why the store does not hold what the lock says, of some variants; None if it does."""
+    if not entry.segments:
+        return None
+    if name not in catalog:
+        return "is not in the store"
+    document = catalog[name]
+    held = LockedDocument.of(entry.source, document, variants)
+    if held != replace(entry, segments=tuple(_only(segment, variants) for segment in entry.segments)):
+        return "is another in the store than in the lock"
+    return None if catalog.state(document, variants) else "has no whole artifact in the store"
+
+
+def _only(segment: Mapping[str, object], variants: set[str]) -> dict[str, object]:
+    artifacts = segment["artifacts"]
+    assert isinstance(artifacts, Mapping)
+    return {**segment, "artifacts": {name: digest for name, digest in artifacts.items() if name in variants}}
+
+
+def _short(value: Json) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
