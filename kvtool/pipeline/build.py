@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvtool.calibration.learning import OnProgress
@@ -26,6 +26,8 @@ from kvtool.prefilling.inputs import prefill_options
 from kvtool.prefilling.prefill import prefill
 from kvtool.prefilling.report import Report as PrefillReport
 from kvtool.store.local import LocalStore
+from kvtool.store.transfer.push import push
+from kvtool.store.transfer.transfer import Report as PushReport
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,15 @@ class Watch:
     calibrate: OnProgress = lambda _: None
     compress: Callable[[CompressReport], None] = lambda _: None
     evaluate: Callable[[Evaluating], None] = lambda _: None
+    push: Callable[[PushReport], None] = lambda _: None
 
 
 @dataclass
 class Report:
     """What a build did. ``verified`` artifacts were read whole; ``checks`` are those of gates, ``evaluation`` what they are on.
 
-    ``problems`` keep it from going on: there is no new lock then. What was made until then stays in the store.
+    ``problems`` keep it from going on: there is no new lock then, unless it is only that not all was ``pushed``. What was made
+    until then stays in the store.
     """
 
     differences: Sequence[Difference]
@@ -51,6 +55,7 @@ class Report:
     removed: list[str] = field(default_factory=list)
     compressed: dict[str, list[str]] = field(default_factory=dict)
     verified: int = 0
+    pushed: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
     problems: list[KvtoolError] = field(default_factory=list)
@@ -70,6 +75,7 @@ class Report:
             "compressed": self.compressed,
             "verified": self.verified,
             "gate": self.checks,
+            "pushed": self.pushed,
             "problems": [error.to_json() for error in self.problems],
             "warnings": [warning.to_json() for warning in self.warnings],
             "seconds": round(self.seconds, 3),
@@ -124,8 +130,11 @@ class _Build:
                 return
         lock = Lock.of(self.project, self.sources, self.store)
         self._verify(lock)
-        if not self.report.problems:
-            self.report.lock = lock.with_gates(self._gates(lock))
+        if self.report.problems:
+            return
+        self.report.lock = lock.with_gates(self._gates(lock))
+        if self.project.push and self.report.has_passed:
+            self._push(self.report.lock, self.project.push)
 
     def _is_due(self, step: str, variant: str | None = None) -> bool:
         return any(one.step == step and one.variant == variant for one in self.report.differences)
@@ -202,6 +211,19 @@ class _Build:
                     self.report.problems.append(error)
                 known.add(variant.artifact)
                 self.report.verified += 1
+
+    def _push(self, lock: Lock, to: str) -> None:
+        names = [name for name, entry in lock.documents.items() if entry.segments]
+        try:
+            done = push(self.store, to, names, replace=True, on_progress=self.watch.push)
+        except KvtoolError as error:
+            # What was built is in the lock whether or not the network works today.
+            self.report.problems.append(error)
+            return
+        self.report.pushed += done.copied
+        self.report.problems += done.problems
+        if not done.problems:
+            self.report.lock = replace(lock, pushed={to: lock.built})
 
     def _gates(self, lock: Lock) -> dict[str, Mapping[str, Json]]:
         """Those that are passed; those that were, on the same artifacts, are not measured again."""

@@ -14,7 +14,7 @@ from kvtool.store.catalog.local import LocalCatalog
 from kvtool.store.layout import CALIBRATIONS
 from kvtool.store.manifest import RAW
 
-Step = Literal["prefill", "remove", "compress", "evaluate", "lock"]
+Step = Literal["prefill", "remove", "compress", "evaluate", "push", "lock"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ def differences(
         return [missing, *(Difference("prefill", name, "is new") for name in sources.documents)]
     found = [*_of_prefill(sources, lock, catalog), *_removed(sources, lock)]
     found += _of_variants(project, sources, lock, catalog)
-    return [*found, *_of_gates(project, lock)]
+    found += _of_gates(project, lock)
+    if project.push and lock.pushed.get(project.push) != lock.built:
+        found.append(Difference("push", project.push, "was not sent all of it"))
+    return found
 
 
 def _of_prefill(sources: SourceState, lock: Lock, catalog: LocalCatalog) -> Iterator[Difference]:

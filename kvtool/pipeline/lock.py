@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kvtool.digest import Json
+from kvtool.digest import Json, digest_json
 from kvtool.errors import UsageError
 from kvtool.pipeline.project import Project
 from kvtool.pipeline.source_state import SourceState
@@ -65,7 +65,8 @@ class LockedDocument:
 class Lock:
     """``variants`` have the project's words for each, and the calibrations that it needs; ``gates`` the limits that were kept.
 
-    A gate names what was measured: a digest of the documents' entries and of how much was measured.
+    A gate names what was measured: a digest of the documents' entries and of how much was measured. ``pushed`` has the
+    ``built`` of what was copied to an address.
     """
 
     model: Mapping[str, Json]
@@ -73,6 +74,7 @@ class Lock:
     documents: Mapping[str, LockedDocument]
     variants: Mapping[str, Mapping[str, Json]]
     gates: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    pushed: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, project: Project, sources: SourceState, catalog: Catalog) -> Lock:
@@ -99,6 +101,11 @@ class Lock:
                 for name, one in wanted.items()
             },
         )
+
+    @property
+    def built(self) -> str:
+        """Digest of all documents."""
+        return digest_json({name: asdict(entry) for name, entry in self.documents.items()})
 
     def with_gates(self, gates: Mapping[str, Mapping[str, Json]]) -> Lock:
         return replace(self, gates=dict(sorted(gates.items())))

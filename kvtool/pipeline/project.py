@@ -106,6 +106,10 @@ class Project(_Table):
     )
     measure: Measure = Field(default=Measure(), description="How much is measured for gates.")
     report: Path | None = Field(default=None, description="Write what gates measured to this page.")
+    push: str | None = Field(
+        default=None,
+        description="Copy what was built to this bucket or directory, once all gates are passed.",
+    )
 
     @property
     def by_name(self) -> dict[str, VariantSpec]:

@@ -16,8 +16,8 @@ import kvtool
 from kvtool import Store
 from kvtool.errors import StoreError, UsageError
 from kvtool.store.manifest import Document
-from kvtool.store.pull import pull
 from kvtool.store.remote import RemoteStore
+from kvtool.store.transfer.pull import pull
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -55,7 +55,7 @@ def run(
     lock, sources = read_lock(), SourceState.of(project, settings)
     found = differences(project, sources, lock, LocalCatalog(settings.store))
     if check:
-        return _check(found, as_json)
+        return _check([one for one in found if one.step != "push"], as_json)
     if not found:
         value = {"differences": [], "seconds": round(time.monotonic() - started, 3)}
         n = counted(len(sources.documents), "document")
@@ -120,6 +120,7 @@ def _watch(bars: output.Bars) -> Watch:
             report.segments_done, report.segments_total, "segments"
         ),
         evaluate=lambda progress: bars.show("evaluating").update(progress.done, progress.total, "tokens"),
+        push=lambda report: bars.show("pushing").update(report.nbytes / 1e6, report.nbytes_total / 1e6, "MB"),
     )
 
 
@@ -153,6 +154,7 @@ def render(report: Report) -> output.Lines:
         for variant, names in report.compressed.items()
     ]
     done += [f"verified {counted(report.verified, 'artifact')}"] if report.verified else []
+    done += [f"pushed {counted(len(report.pushed), 'document')}"] if report.pushed else []
     notes = [*gate(report.checks)]
     if report.lock:
         notes.append(f"{'; '.join(done) or 'nothing was to be done'} in {report.seconds:.1f} s → kvtool.lock")

@@ -12,8 +12,7 @@ from kvtool.counts import counted
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
-    from kvtool.store.base import Store
-    from kvtool.store.pull import Report
+    from kvtool.store.transfer.transfer import Report
 
 
 @with_settings(StoreFlags)
@@ -44,7 +43,7 @@ def run(
     already there is not fetched again. An interrupted run, started again, goes on where it stopped.
     """
     from kvtool.store.open import open_store
-    from kvtool.store.pull import pull
+    from kvtool.store.transfer.pull import pull
 
     store = open_store(settings.store)
     with output.Bar("pulling") as bar:
@@ -57,17 +56,18 @@ def run(
             dry_run=dry_run,
             on_progress=lambda r: bar.update(r.nbytes / 1e6, r.nbytes_total / 1e6, "MB"),
         )
-    value = {"url": url, "store": str(store), **report.to_json()}
-    output.emit(value, render(report, store), as_json)
-    return output.exit_code(report.problems, len(report.pulled) + len(report.unchanged))
+    value = {"url": url, "store": str(store), **report.to_json("pulled")}
+    lines = output.Lines(report.copied if dry_run else [], [summary(report, "pull", store)])
+    output.emit(value, lines, as_json)
+    return output.exit_code(report.problems, len(report.copied) + len(report.unchanged))
 
 
-def render(report: Report, store: Store) -> output.Lines:
+def summary(report: Report, verb: str, to: object) -> str:
+    """What was copied, or would be, and what was there already."""
     already = (
         f"; {counted(len(report.unchanged), 'was there already', 'were there already')}"
         if report.unchanged
         else ""
     )
-    verb, nbytes = ("would pull", report.nbytes_total) if report.dry_run else ("pulled", report.nbytes)
-    summary = f"{verb} {counted(len(report.pulled), 'document')}, {output.size(nbytes)}{already} → {store}"
-    return output.Lines(report.pulled if report.dry_run else [], [summary])
+    done, nbytes = (f"would {verb}", report.nbytes_total) if report.dry_run else (f"{verb}ed", report.nbytes)
+    return f"{done} {counted(len(report.copied), 'document')}, {output.size(nbytes)}{already} → {to}"

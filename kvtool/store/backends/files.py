@@ -15,16 +15,18 @@ from kvtool.store.backends.backend import Listed, NotThere, Unreachable
 class FileBackend(ABC):
     """A backend over the files that ``layout`` names. A subclass lists manifests and reads files and parts of them.
 
-    Raises ``StoreError`` if there is no store of a known format at ``url``; not if nothing answers, since what was read
-    before is kept.
+    Raises ``StoreError`` if there is no store of a known format at ``url``, where it may not be ``new``; not if nothing answers,
+    since what was read before is kept.
     """
 
     url: str
 
-    def __init__(self) -> None:
+    def __init__(self, *, new: bool = False) -> None:
         try:
             marker = b"".join(self._read(layout.MARKER, limits.MARKER_BYTES))
         except NotThere:
+            if new:
+                return
             remedy = "name the folder that has it, or copy a store there as docs/how-to/share-a-store.md says"
             raise StoreError(self.url, f"is not a kvtool store (no {layout.MARKER})", remedy) from None
         except Unreachable:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 
 from kvtool.digest import digest
 from kvtool.store import layout
 from kvtool.store.backends.backend import Listed, NotThere
-from kvtool.store.backends.files import FileBackend
+from kvtool.store.backends.writable import Conflict, WritableFiles
 
 
-class MemoryBackend(FileBackend):
+class MemoryBackend(WritableFiles):
     """``files`` by their paths in the store, and ``name``, which tells this store's cache from others'."""
 
-    def __init__(self, name: str, files: Mapping[str, bytes]) -> None:
+    def __init__(self, name: str, files: MutableMapping[str, bytes], *, new: bool = False) -> None:
         self.url, self.files, self.opened = f"memory://{name}", files, time.time()
-        super().__init__()
+        self._swapping = threading.Lock()
+        super().__init__(new=new)
 
     def _manifests(self) -> Iterator[tuple[str, Listed]]:
         for file, data in self.files.items():
@@ -29,6 +32,23 @@ class MemoryBackend(FileBackend):
 
     def _range(self, file: str, start: int, stop: int) -> bytes:
         return self._data(file)[start:stop]
+
+    def nbytes_of(self, file: str) -> int | None:
+        return len(self.files[file]) if file in self.files else None
+
+    def put(self, file: str, path: Path) -> None:
+        self.files[file] = path.read_bytes()
+
+    def versioned(self, file: str) -> tuple[bytes, str] | None:
+        data = self.files.get(file)
+        return None if data is None else (data, digest(data))
+
+    def swap(self, file: str, data: bytes, version: str | None) -> None:
+        with self._swapping:
+            there = self.files.get(file)
+            if (there and digest(there)) != version:
+                raise Conflict(f"{self.url}/{file}", "was changed")
+            self.files[file] = data
 
     def _data(self, file: str) -> bytes:
         try:

@@ -6,20 +6,22 @@ service said: that may name a key.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kvtool import limits
 from kvtool.digest import digest
 from kvtool.errors import ModelError, StoreError, UsageError
 from kvtool.store import layout
 from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets
-from kvtool.store.backends.files import FileBackend
+from kvtool.store.backends.writable import Conflict, WritableFiles
 
 if TYPE_CHECKING:
     from obstore import GetResult
@@ -53,13 +55,13 @@ _WHERE = re.compile(r"(AWS|AZURE|GOOGLE)_.*(ENDPOINT|ACCOUNT_NAME|BASE_URL)")
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 
 
-class ObjectStoreBackend(FileBackend):
+class ObjectStoreBackend(WritableFiles):
     """``url`` is ``s3://BUCKET/PREFIX``, or with another of ``SCHEMES``; the store's files are below it.
 
     Raises ``UsageError`` for another URL, ``ModelError`` without obstore.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, new: bool = False) -> None:
         if not _URL.fullmatch(url):
             expected = "expected s3://BUCKET/PREFIX, gs:// or az://"
             raise UsageError(
@@ -81,7 +83,7 @@ class ObjectStoreBackend(FileBackend):
             )
         except (BaseError, ValueError, OSError):
             raise StoreError(self.url, "cannot be opened", f"check {self._variables}") from None
-        super().__init__()
+        super().__init__(new=new)
 
     @property
     def key(self) -> str:
@@ -114,8 +116,51 @@ class ObjectStoreBackend(FileBackend):
         with self._as_store_errors(file):
             return bytes(self._store.get_range(file, start=start, end=stop))
 
+    def nbytes_of(self, file: str) -> int | None:
+        try:
+            with self._as_store_errors(file):
+                return int(self._store.head(file)["size"])
+        except NotThere:
+            return None
+
+    def put(self, file: str, path: Path) -> None:
+        with self._as_store_errors(file, "written"):
+            self._store.put(file, path)
+
+    def versioned(self, file: str) -> tuple[bytes, str] | None:
+        try:
+            with self._as_store_errors(file):
+                answer = self._store.get(file)
+                named = {"e_tag": answer.meta["e_tag"], "version": answer.meta["version"]}
+                version = json.dumps({name: value for name, value in named.items() if value})
+        except NotThere:
+            return None
+        if answer.meta["size"] > limits.MANIFEST_BYTES:
+            raise StoreError(
+                f"{self.url}/{file}", f"has {answer.meta['size']:,} bytes, too many for a manifest"
+            )
+        with self._as_store_errors(file):
+            return bytes(answer.bytes()), version
+
+    def swap(self, file: str, data: bytes, version: str | None) -> None:
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        mode: Any = "create"
+        if version is not None:
+            mode = json.loads(version)
+        with self._as_store_errors(file, "written"):
+            try:
+                self._store.put(file, data, mode=mode)
+            except (AlreadyExistsError, PreconditionError):
+                raise Conflict(f"{self.url}/{file}", "was changed meanwhile") from None
+            except BaseError as error:
+                # What S3 answers to one of two that write at the same time.
+                if _status(error) in ("409", "412"):
+                    raise Conflict(f"{self.url}/{file}", "was changed meanwhile") from None
+                raise
+
     @contextmanager
-    def _as_store_errors(self, file: str) -> Iterator[None]:
+    def _as_store_errors(self, file: str, verb: str = "read") -> Iterator[None]:
         from obstore.exceptions import BaseError
 
         try:
@@ -123,14 +168,15 @@ class ObjectStoreBackend(FileBackend):
         # None of them is kept as the cause, which is shown with --debug.
         except (BaseError, OSError, ValueError) as error:
             status = "404" if isinstance(error, FileNotFoundError) else _status(error)
-            raise self._error(f"{self.url}/{file}", status) from None
+            raise self._error(f"{self.url}/{file}", status, verb) from None
 
-    def _error(self, where: str, status: str | None) -> StoreError:
+    def _error(self, where: str, status: str | None, verb: str) -> StoreError:
         if status == "404":
             return NotThere(where, "is missing")
         if status in ("401", "403"):
-            remedy = f"check that {self._variables} are those of one who may list and read it"
-            return StoreError(where, f"may not be read ({status})", remedy)
+            may = "list and read it" if verb == "read" else "write to it"
+            remedy = f"check that {self._variables} are those of one who may {may}"
+            return StoreError(where, f"may not be {verb} ({status})", remedy)
         answer = f"the service answered {status}" if status else "no answer"
         if status is not None and not status.startswith("5"):
             return StoreError(where, answer, f"check the name, and {self._variables}")

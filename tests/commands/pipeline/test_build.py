@@ -214,6 +214,31 @@ def test_an_empty_document_is_no_difference(project: Path, build: Build) -> None
     assert _lock(project)["documents"]["manual/empty.md"]["segments"] == []
 
 
+def test_what_passed_is_pushed(project: Path, cli: Cli, build: Build, edit: Edit) -> None:
+    edit("[build]", '[build]\npush = "shared"')
+    edit("max_kl = 0.01", "max_kl = -1.0")
+    build(code=GATE)
+    assert not (project / "shared").exists()
+    edit("max_kl = -1.0", "max_kl = 1.0")
+    assert build()["pushed"] == PAGES
+    assert dict(LocalStore(project / "shared")) == dict(LocalStore(project / "kv"))
+    assert build()["differences"] == []
+    with (project / "manual/b.md").open("a") as page:
+        page.write("One more sentence.")
+    assert build()["pushed"] == ["manual/b.md"]
+    assert dict(LocalStore(project / "shared")) == dict(LocalStore(project / "kv"))
+
+
+def test_a_push_that_fails_is_done_again(project: Path, build: Build, edit: Edit) -> None:
+    edit("[build]", '[build]\npush = "shared"')
+    (project / "shared").write_text("in the way")
+    assert len(build(code=FAILED)["problems"]) == 1
+    assert build("--check")["differences"] == []
+    (project / "shared").unlink()
+    printed = build()
+    assert (_subjects(printed), printed["prefilled"], printed["pushed"]) == (["push shared"], [], PAGES)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -15,7 +15,7 @@ from kvtool.cli import app as commands
 from kvtool.codecs import Calibration
 from kvtool.errors import DONE, FAILED, PARTLY, USAGE, UsageError
 from kvtool.store.local import LocalStore
-from kvtool.store.pull import pull
+from kvtool.store.transfer.pull import pull
 from tests.server.asking import THREE
 
 
@@ -88,7 +88,7 @@ def test_pull_refuses_what_differs_unless_told(url: str, documents: LocalStore, 
         "docs/a.txt: its text, model or prefix is another in mine than where it comes from; --replace takes that one"
     ]
     assert mine["docs/a.txt"] == before
-    assert pull(kvtool.Store(url), mine, replace=True).pulled == ["docs/a.txt"]
+    assert pull(kvtool.Store(url), mine, replace=True).copied == ["docs/a.txt"]
     assert mine["docs/a.txt"] == documents["docs/a.txt"]
     assert mine["docs/b.txt"].variants == ["raw", "lossless"]
 
@@ -100,7 +100,7 @@ def test_another_artifact_of_a_variant_is_refused_unless_told(url: str, document
     kvtool.compress(documents, ["docs/a.txt"], recipe="kivi", bits=2, name="small", replace=True)
     report = pull(kvtool.Store(url), mine, ["docs/a.txt"])
     assert "its variant small is another in mine" in str(report.problems[0])
-    assert pull(kvtool.Store(url), mine, ["docs/a.txt"], replace=True).pulled == ["docs/a.txt"]
+    assert pull(kvtool.Store(url), mine, ["docs/a.txt"], replace=True).copied == ["docs/a.txt"]
     assert mine["docs/a.txt"] == documents["docs/a.txt"]
 
 
@@ -123,7 +123,7 @@ def test_an_interrupted_pull_goes_on(url: str, counted: Any, documents: LocalSto
     finished = list(mine)
     report = pull(kvtool.Store(url), mine)
     assert report.unchanged == finished
-    assert report.pulled == [name for name in THREE if name not in finished]
+    assert report.copied == [name for name in THREE if name not in finished]
     assert counted.requests["artifacts"] == 4 - len(have)
     assert dict(mine) == dict(documents)
 

@@ -1,0 +1,58 @@
+"""kvtool push: copy documents from a store into a bucket, or another directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvtool.commands import output
+from kvtool.commands.options import AsJson, DocumentNames, DryRun, StoreFlags, with_settings
+from kvtool.commands.store.pull import summary
+
+if TYPE_CHECKING:
+    from kvtool.config import Settings
+
+
+@with_settings(StoreFlags)
+def run(
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="Copy to this bucket, s3://BUCKET/PREFIX, or to this directory."),
+    ],
+    names: DocumentNames = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Copy only this variant: raw, klt, … (default: all).")
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace documents there that differ from those of the store."),
+    ] = False,
+    *,
+    settings: Settings,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> int:
+    """Copy documents from a store into a bucket or another directory, with all that loading them needs.
+
+    Credentials for a bucket are taken from the environment. What is already there is not sent again. An interrupted run,
+    started again, goes on where it stopped. Of two that push at once, neither loses anything.
+    """
+    from kvtool.store.open import open_store
+    from kvtool.store.transfer.push import push
+
+    store = open_store(settings.store, existing=True)
+    with output.Bar("pushing") as bar:
+        report = push(
+            store,
+            url,
+            names or None,
+            variant=variant,
+            replace=replace,
+            dry_run=dry_run,
+            on_progress=lambda r: bar.update(r.nbytes / 1e6, r.nbytes_total / 1e6, "MB"),
+        )
+    value = {"url": url, "store": str(store), **report.to_json("pushed")}
+    lines = output.Lines(report.copied if dry_run else [], [summary(report, "push", url)])
+    output.emit(value, lines, as_json)
+    return output.exit_code(report.problems, len(report.copied) + len(report.unchanged))

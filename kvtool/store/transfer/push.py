@@ -1,0 +1,51 @@
+"""Documents of a store → a bucket, or another directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+from kvtool.errors import UsageError
+from kvtool.store.backends.object_store import SCHEMES, ObjectStoreBackend
+from kvtool.store.base import Store
+from kvtool.store.layout import address, scheme
+from kvtool.store.local import LocalStore
+from kvtool.store.transfer.destination import Destination
+from kvtool.store.transfer.to_directory import ToDirectory
+from kvtool.store.transfer.to_files import ToFiles
+from kvtool.store.transfer.transfer import Report, transfer
+
+
+def push(
+    store: Store,
+    to: str | Path,
+    names: Sequence[str] | None = None,
+    *,
+    variant: str | None = None,
+    replace: bool = False,
+    dry_run: bool = False,
+    on_progress: Callable[[Report], None] = lambda _: None,
+) -> Report:
+    """Copies documents to the store at the address ``to`` as ``transfer`` does; ``replace`` those that it has otherwise.
+
+    It is made if there is none. Raises ``UsageError`` for an address that cannot be written to, ``StoreError`` for a bucket
+    that may not be read or written, and for one that does not keep conditions.
+    """
+    into = destination(to, replace)
+    return transfer(
+        store, into, names, variant=variant, overwrite=replace, dry_run=dry_run, on_progress=on_progress
+    )
+
+
+def destination(to: str | Path, replace: bool = False) -> Destination:
+    """The store at an address, to be written to."""
+    kind = scheme(to)
+    if kind in SCHEMES:
+        return ToFiles(ObjectStoreBackend(address(to), new=True))
+    if kind == "file":
+        return ToDirectory(LocalStore(unquote(address(to).removeprefix("file://"))), replace)
+    if kind:
+        expected = f"expected a directory, s3://BUCKET/PREFIX, or another of {', '.join(SCHEMES)}"
+        raise UsageError(f"store {to}", "cannot be written to", expected)
+    return ToDirectory(LocalStore(to), replace)
