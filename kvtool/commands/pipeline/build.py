@@ -10,6 +10,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DryRun, ModelFlags, load_model, with_settings
+from kvtool.commands.pipeline.runner import annotate, summarize
 from kvtool.commands.prefill import show as show_prefill
 from kvtool.counts import counted
 from kvtool.errors import DONE, FAILED, GATE
@@ -89,8 +90,10 @@ def run(
         _write_page(project.report, report)
     if report.lock:
         report.lock.write()
-    output.emit(report.to_json(), render(report), as_json)
+    lines = render(report)
+    output.emit(report.to_json(), lines, as_json)
     output.print_warnings(report.warnings)
+    _tell_runner(report, lines)
     if report.problems:
         for problem in () if as_json else report.problems:
             output.print_error(problem)
@@ -106,7 +109,19 @@ def _check(found: Sequence[Difference], as_json: bool) -> int:
         f"{n} {'thing differs' if n == 1 else 'things differ'}: run kvtool build" if n else "all is as built"
     )
     output.emit(value, output.Lines(notes=notes), as_json)
+    rows = [(one.subject, one.reason) for one in found]
+    annotate(f"{subject}: {reason}" for subject, reason in rows)
+    summarize(f"kvtool build --check: {notes[-1]}", rows, ("what differs", "how"))
     return GATE if found else DONE
+
+
+def _tell_runner(report: Report, lines: output.Lines) -> None:
+    from kvtool.report.table import gate
+
+    annotate(str(problem) for problem in report.problems)
+    annotate(gate([check for check in report.checks if not check["passed"]]))
+    rows = [(one.subject, one.reason) for one in report.differences]
+    summarize(f"kvtool build: {lines.notes[-1] if lines.notes else 'failed'}", rows, ("what differed", "how"))
 
 
 def _watch(bars: output.Bars) -> Watch:
