@@ -1,4 +1,4 @@
-"""kvtool push: copy documents from a store into a bucket, or another directory."""
+"""kvtool push: copy documents from a store into a bucket, a server, or another directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def run(
     url: Annotated[
         str,
-        typer.Argument(metavar="URL", help="Copy to this bucket, s3://BUCKET/PREFIX, or to this directory."),
+        typer.Argument(
+            metavar="URL",
+            help="Copy to this bucket, s3://BUCKET/PREFIX, server, http://HOST:PORT, or directory.",
+        ),
     ],
     names: DocumentNames = None,
     variant: Annotated[
@@ -33,10 +36,11 @@ def run(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
-    """Copy documents from a store into a bucket or another directory, with all that loading them needs.
+    """Copy documents from a store into a bucket, a server (kvtool serve-cache) or another directory, with all that loading needs.
 
-    Credentials for a bucket are taken from the environment. What is already there is not sent again. An interrupted run,
-    started again, goes on where it stopped. Of two that push at once, neither loses anything.
+    Credentials for a bucket are taken from the environment, and a server's token from KVTOOL_TOKEN. What is already there is
+    not sent again. An interrupted run, started again, goes on where it stopped. Of two that push at once, neither loses
+    anything.
     """
     from kvtool.store.open import open_store
     from kvtool.store.transfer.push import push

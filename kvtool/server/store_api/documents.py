@@ -10,16 +10,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
+from kvtool.counts import counted
 from kvtool.digest import digest
-from kvtool.errors import KvtoolError
+from kvtool.errors import KvtoolError, StoreError
+from kvtool.server.http.errors import ApiError
 from kvtool.server.http.json_body import parse_body
-from kvtool.server.http.openapi import JSON, Operation, Resource
-from kvtool.server.runtime.errors import document_missing, model_missing
+from kvtool.server.http.openapi import JSON, Operation, Parameter, Resource
+from kvtool.server.runtime.errors import document_missing, model_missing, read_only
 from kvtool.server.runtime.service import Service
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.server.store_api.artifacts import KNOWN, is_known
 from kvtool.store.base import Store
 from kvtool.store.catalog.catalog import DocumentMissing
+from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document
 
 
@@ -45,6 +48,13 @@ class DocumentEntry(TypedDict):
 class DocumentList(TypedDict):
     object: Literal["list"]
     data: list[DocumentEntry]
+
+
+class Stored(TypedDict):
+    """``manifest`` is its digest, and the ETag."""
+
+    name: str
+    manifest: str
 
 
 class LookupRequest(BaseModel):
@@ -114,6 +124,49 @@ def get_document(request: Request) -> Response:
     return Response(manifest, media_type=JSON, headers=headers)
 
 
+async def put_document(request: Request) -> Response:
+    """Takes a manifest whose artifacts are here, in the place of the one that the client has seen, or of none."""
+    tenant: Tenant = request.state.tenant
+    name, store = request.path_params["name"], tenant.store
+    if not isinstance(store, LocalStore):
+        raise read_only(name)
+    seen = request.headers.get("if-match")
+    if seen is None and request.headers.get("if-none-match") != "*":
+        raise ApiError(428, "needs If-Match, with the ETag that is replaced, or If-None-Match: *")
+    body = await request.body()
+    was_there = await to_thread.run_sync(_replace, store, name, body, seen, limiter=tenant.uploads)
+    stored: Stored = {"name": name, "manifest": digest(body)}
+    return JSONResponse(stored, 200 if was_there else 201, {"ETag": f'"{stored["manifest"]}"'})
+
+
+def _replace(store: LocalStore, name: str, body: bytes, seen: str | None) -> bool:
+    """Commits a manifest; returns whether there was one. Raises ``ApiError`` for what is no manifest of what is here."""
+    try:
+        store.check_name(name)
+        document = Document.from_bytes(body, name)
+    except StoreError as error:
+        raise ApiError(400, str(error), code="manifest_invalid") from error
+    if document.name != name:
+        raise ApiError(400, f"is the manifest of {document.name[:200]!r}", code="manifest_invalid")
+    with store.writing():
+        # Within it, so that what is here now stays until the manifest names it.
+        if missing := [one.artifact for one in document.artifacts if not store.holds_whole(one)]:
+            message = (
+                f"{counted(len(missing), 'artifact is', 'artifacts are')} not here, {missing[0]} among them"
+            )
+            raise ApiError(409, message, code="artifact_not_found")
+        with store.changing():
+            try:
+                there = f'"{digest(store[name].to_bytes())}"'
+            except DocumentMissing:
+                there = None
+            if there != seen:
+                reason = "is another one by now" if there else "is no longer there"
+                raise ApiError(412, f"{name}: {reason}", code="manifest_changed")
+            store.commit(document)
+    return there is not None
+
+
 async def lookup(request: Request) -> Response:
     body = await parse_body(request, LookupRequest)
     service: Service = request.app.state.service
@@ -161,6 +214,18 @@ ROUTES = [
             parameters=[KNOWN],
             statuses=[200, 304],
             errors=[404, 503],
+        ),
+        PUT=Operation(
+            put_document,
+            "Stores a document's manifest, once its artifacts are here",
+            {JSON: Stored},
+            request={JSON: dict[str, Any]},
+            parameters=[
+                Parameter("If-Match", str, "the ETag of the manifest that is replaced", place="header"),
+                Parameter("If-None-Match", str, "*, where there is none yet", place="header"),
+            ],
+            statuses=[200, 201],
+            errors=[409, 412, 428, 507],
         ),
     ),
     Resource(

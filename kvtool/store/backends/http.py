@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
+from pathlib import Path
 from ssl import SSLCertVerificationError
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -19,12 +21,20 @@ from kvtool.digest import digest
 from kvtool.errors import StoreError, UsageError
 from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets
 from kvtool.store.backends.byte_ranges import batched, most_bytes, parse_parts, range_header
+from kvtool.store.backends.writable import Conflict
 
 SECONDS = 30.0
 """Silence after which a server is given up."""
 
+WAITS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds to wait, again and again, for a server that takes no further upload just now."""
+
 _CHUNK = limits.MIB
 _URL = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[\w.~%/-]*)?", re.ASCII)
+
+
+class Busy(StoreError):
+    """The server takes no more uploads for now."""
 
 
 class HttpBackend:
@@ -80,6 +90,52 @@ class HttpBackend:
     def calibration(self, digest: str) -> Iterator[bytes]:
         return self._get(f"/v1/calibrations/{digest}", limits.CALIBRATION_BYTES)
 
+    # Writing
+
+    def versioned(self, name: str) -> tuple[bytes, str] | None:
+        """A document's manifest and its ETag; None if there is none."""
+        path = f"/v1/documents/{quote(name)}"
+        try:
+            with self._answer(path) as answer:
+                etag = answer.headers.get("ETag", "")
+                return b"".join(self._body(self.url + path, answer, limits.MANIFEST_BYTES)), etag
+        except NotThere:
+            return None
+
+    def swap(self, name: str, manifest: bytes, version: str | None) -> None:
+        """Replaces the manifest of that version, or one that is missing. Raises ``Conflict`` if it is another by now."""
+        condition = {"If-None-Match": "*"} if version is None else {"If-Match": version}
+        headers = {"Content-Type": "application/json", **condition}
+        with self._sent(f"/v1/documents/{quote(name)}", manifest, headers):
+            pass
+
+    def has(self, kind: str, digest: str) -> bool:
+        """Whether there is an artifact, or a calibration, of that digest."""
+        try:
+            with self._answer(f"/v1/{kind}s/{digest}", method="HEAD"):
+                return True
+        except NotThere:
+            return False
+
+    def put(self, kind: str, digest: str, path: Path) -> None:
+        """Sends the file of an artifact or a calibration, which the server checks."""
+        for patience in (*WAITS, 0):
+            try:
+                with path.open("rb") as file:
+                    headers = {
+                        "Content-Type": "application/octet-stream",
+                        "Content-Length": str(path.stat().st_size),
+                    }
+                    with self._sent(f"/v1/{kind}s/{digest}", file, headers):
+                        return
+            except Busy:
+                if not patience:
+                    raise
+                time.sleep(patience)
+
+    def _sent(self, path: str, body: Any, headers: Mapping[str, str]) -> AbstractContextManager[HTTPResponse]:
+        return self._answer(path, headers, method="PUT", body=body)
+
     def _get(self, path: str, most: int) -> Iterator[bytes]:
         with self._answer(path) as answer:
             yield from self._body(self.url + path, answer, most)
@@ -96,13 +152,20 @@ class HttpBackend:
             raise Unreachable(url, f"broke off after {size:,} bytes", "run the same command again")
 
     @contextmanager
-    def _answer(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[HTTPResponse]:
+    def _answer(
+        self,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "GET",
+        body: Any = None,
+    ) -> Iterator[HTTPResponse]:
         url = self.url + path
         headers = dict(headers or {})
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
-            with self._opener.open(Request(url, headers=headers), timeout=SECONDS) as answer:
+            with self._opener.open(Request(url, body, headers, method=method), timeout=SECONDS) as answer:
                 yield answer
         except HTTPError as error:
             with error:
@@ -136,6 +199,10 @@ def _refusal(url: str, error: HTTPError) -> StoreError:
     message = str(error.reason)
     with suppress(OSError, HTTPException, ValueError, KeyError, TypeError):
         message = str(json.loads(error.read(64 * limits.KIB))["error"]["message"])[:300]
+    if error.code == 412:
+        return Conflict(url, message)
+    if error.code == 429:
+        return Busy(url, f"answered 429 ({message})", "try again later")
     if error.code == 404:
         return NotThere(url, f"is missing ({message})")
     return StoreError(url, f"answered {error.code} ({message})")

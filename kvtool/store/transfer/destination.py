@@ -13,7 +13,12 @@ OnBytes: TypeAlias = Callable[[int], None]
 
 
 class Destination(Protocol):
-    """Methods are called from any thread, those that write within ``writing``. All raise ``StoreError``."""
+    """Methods are called from any thread, those that write within ``writing``. All raise ``StoreError``.
+
+    ``at_once`` artifacts are taken at a time.
+    """
+
+    at_once: int
 
     def __str__(self) -> str:
         """The store's address."""

@@ -1,4 +1,4 @@
-"""Documents of a store → a bucket, or another directory."""
+"""Documents of a store → a bucket, a server, or another directory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from kvtool.errors import UsageError
+from kvtool.store.backends.http import HttpBackend
 from kvtool.store.backends.object_store import SCHEMES, ObjectStoreBackend
 from kvtool.store.base import Store
 from kvtool.store.layout import address, scheme
@@ -14,6 +15,7 @@ from kvtool.store.local import LocalStore
 from kvtool.store.transfer.destination import Destination
 from kvtool.store.transfer.to_directory import ToDirectory
 from kvtool.store.transfer.to_files import ToFiles
+from kvtool.store.transfer.to_server import ToServer
 from kvtool.store.transfer.transfer import Report, transfer
 
 
@@ -43,9 +45,13 @@ def destination(to: str | Path, replace: bool = False) -> Destination:
     kind = scheme(to)
     if kind in SCHEMES:
         return ToFiles(ObjectStoreBackend(address(to), new=True))
+    if kind in ("http", "https"):
+        return ToServer(HttpBackend(address(to)))
     if kind == "file":
         return ToDirectory(LocalStore(unquote(address(to).removeprefix("file://"))), replace)
     if kind:
-        expected = f"expected a directory, s3://BUCKET/PREFIX, or another of {', '.join(SCHEMES)}"
+        expected = (
+            f"expected a directory, s3://BUCKET/PREFIX, http://HOST:PORT, or another of {', '.join(SCHEMES)}"
+        )
         raise UsageError(f"store {to}", "cannot be written to", expected)
     return ToDirectory(LocalStore(to), replace)

@@ -21,6 +21,8 @@ from kvtool.store.transfer.destination import OnBytes
 class ToDirectory:
     """``store``, which is made when something is first written; with ``replace``, broken manifests count as missing."""
 
+    at_once = 8
+
     def __init__(self, store: LocalStore, replace: bool = False) -> None:
         self.store, self.replace = store, replace
 

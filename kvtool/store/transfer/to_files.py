@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kvtool.errors import StoreError
-from kvtool.store.backends.writable import Conflict, WritableFiles
+from kvtool.store.backends.writable import WritableFiles
 from kvtool.store.base import Store
 from kvtool.store.layout import artifact_file, calibration_file, manifest_file
 from kvtool.store.manifest import Document, Variant
+from kvtool.store.transfer.change import changed
 from kvtool.store.transfer.destination import OnBytes
-
-ATTEMPTS = 20
-"""How often a manifest is read again that others keep changing."""
 
 
 class ToFiles:
@@ -22,6 +20,8 @@ class ToFiles:
 
     Manifests are replaced only by who has seen what is replaced.
     """
+
+    at_once = 8
 
     def __init__(self, backend: WritableFiles) -> None:
         self.backend = backend
@@ -60,18 +60,10 @@ class ToFiles:
             raise StoreError(where, f"has {arrived} bytes after {size} were sent", "push again")
 
     def change(self, name: str, update: Callable[[Document | None], Document]) -> None:
-        for _ in range(ATTEMPTS):
-            before, version = self._versioned(name)
-            after = update(before)
-            if after == before:
-                return
-            try:
-                self.backend.swap(manifest_file(name), after.to_bytes(), version)
-                return
-            except Conflict:
-                continue
-        where = f"{self.backend.url}: {name}"
-        raise StoreError(where, f"was changed by others {ATTEMPTS} times meanwhile", "push again")
+        def swap(after: Document, version: str | None) -> None:
+            self.backend.swap(manifest_file(name), after.to_bytes(), version)
+
+        changed(f"{self}: {name}", lambda: self._versioned(name), update, swap)
 
     def _versioned(self, name: str) -> tuple[Document | None, str | None]:
         file = manifest_file(name)

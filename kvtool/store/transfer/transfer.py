@@ -16,9 +16,6 @@ from kvtool.store.manifest import Document, Variant
 from kvtool.store.transfer.destination import Destination
 from kvtool.system.files import DiskFull
 
-AT_ONCE = 8
-"""Artifacts that are copied at a time."""
-
 
 @dataclass
 class Report:
@@ -123,7 +120,7 @@ def _copies(
             report.nbytes += nbytes
             on_progress(report)
 
-    with ThreadPoolExecutor(AT_ONCE, "copy") as pool:
+    with ThreadPoolExecutor(destination.at_once, "copy") as pool:
         try:
             yield {
                 digest: pool.submit(destination.take, source, variant, came)
