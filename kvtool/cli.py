@@ -11,6 +11,7 @@ from kvtool.commands import (
     calibrate,
     compress,
     demo,
+    doctor,
     eval,
     options,
     output,
@@ -65,6 +66,7 @@ COMMANDS = (
     pull,
     recipes,
     demo,
+    doctor,
 )
 """In the order of --help."""
 
