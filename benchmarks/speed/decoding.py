@@ -3,8 +3,8 @@
 python -m benchmarks decoding [--tokens 4096] [--ratio 80] [--geometry NAME …] [--device DEVICE]
 
 That is counted, not measured, from the sizes of caches and the layout of the coder. Where there is a GPU, kernels are held
-against the reference on it, and decoding there is timed beside a copy of the raw cache and beside a prefill;
-``python -m benchmarks exactness`` then compares answers.
+against the reference on it, decoding there is timed beside a copy of the raw cache and beside a prefill, and answers over
+loaded caches are compared with those after a full prefill.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""On a device: every kernel held against the reference, recipes decoded there and on the CPU, and times of decoding."""
+"""On a device: every kernel held against the reference, recipes decoded there and on the CPU, times, and equal answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import kvtool
 from benchmarks.common.output import print_table
 from benchmarks.common.timing import interleaved
 from benchmarks.corpora.help_text import text_of
+from benchmarks.corpora.texts import Text
+from benchmarks.quality import exactness
 from kvtool.calibration.bundled_calibrations import bundled
+from kvtool.calibration.sample_texts import sample_texts
 from kvtool.codecs import KV, LayerKV, decode, encode
 from kvtool.codecs.entropy_models.context import cumulative
 from kvtool.engines.prefiller import Prefiller
@@ -22,6 +25,9 @@ from kvtool.kernels import dispatch, reference
 from kvtool.model.chat_template import document_tokens, prefix_of
 
 RECIPES = ("klt", "kivi", "cachegen")
+
+TEXTS, CHARACTERS, ANSWER_TOKENS = 10, 500, 24
+"""Texts that answers are compared over, and how much of them."""
 
 CPU = torch.device("cpu")
 
@@ -56,6 +62,17 @@ def measure(device: torch.device, tokens: int, repeats: int) -> None:
         [f"{len(ids):,} tokens", "ms", "prefill ÷ this", "this ÷ copy"],
         [[name, f"{1e3 * s:.1f}", f"{prefill / s:.1f}", f"{s / copy:.1f}"] for name, s in medians.items()],
     )
+    print_table(
+        exactness.HEADER, [[model.dtype_name, *exactness.equal_answers(model, _short(), ANSWER_TOKENS)]]
+    )
+
+
+def _short() -> list[Text]:
+    """Short texts that come with kvtool: where a GPU is, nothing may be there to fetch others from."""
+    kinds = [
+        ("sample", f"{number}.txt", text[:CHARACTERS]) for number, text in enumerate(sample_texts()[:TEXTS])
+    ]
+    return [Text(kind, kind, name, text) for kind, name, text in kinds]
 
 
 def _timed(device: torch.device, run: Callable[[], object]) -> Callable[[], float]:

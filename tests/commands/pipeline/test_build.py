@@ -242,7 +242,7 @@ def test_a_push_that_fails_is_done_again(project: Path, build: Build, edit: Edit
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("documents =", "documetns =", r"unknown key build.documetns; did you mean documents\?"),
+        ("documents =", "document =", r"unknown key build.document; did you mean documents\?"),
         ("bits = 4", "bist = 4", r"unknown key build.variants.0.bist; did you mean bits\?"),
         ("max_kl", "max_lk", r"unknown key build.variants.1.gate.max_lk; did you mean max_kl\?"),
         ("context = 128", "kontext = 1", r"unknown key build.measure.kontext; did you mean context\?"),
