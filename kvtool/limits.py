@@ -66,6 +66,9 @@ UPLOAD_RATE = 256 * KIB
 UPLOADS = 2
 """Uploads of one tenant at a time: each has a thread, and keeps ``gc`` waiting."""
 
+UPLOAD_SECONDS = 10.0
+"""That an upload waits for others of its tenant to end."""
+
 RANGES = 2048
 """Parts of a file in one answer. Few more could be asked for within ``HEAD_BYTES``; who asks for more gets the whole file."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from kvtool.commands import output
@@ -22,11 +21,18 @@ def run(*, settings: Settings, as_json: AsJson = False) -> int:
 
     Exits with 4 if anything is broken. Nothing is changed.
     """
-    from kvtool.diagnosis.machine import machine
+    from kvtool.diagnosis.finding import Finding
     from kvtool.diagnosis.packages import packages
-    from kvtool.diagnosis.project import project
 
-    found = list(chain(packages(), machine(), project(settings)))
+    found = list(packages())
+    try:
+        from kvtool.diagnosis.machine import machine
+        from kvtool.diagnosis.project import project
+    except ImportError as error:
+        # Without torch, say, which the packages' line names.
+        found.append(Finding("machine", "broken", f"cannot be looked at ({error})", found[0].remedy))
+    else:
+        found += [*machine(), *project(settings)]
     output.emit({"findings": [one.to_json() for one in found]}, render(found), as_json)
     return GATE if any(one.state == "broken" for one in found) else DONE
 

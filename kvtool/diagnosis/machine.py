@@ -15,16 +15,17 @@ import torch
 from kvtool.codecs import KV, LayerKV, decode, encode
 from kvtool.codecs.recipe_registry import recipe
 from kvtool.diagnosis.finding import Finding
+from kvtool.errors import first_line
 from kvtool.kernels.dispatch import implementations
 from kvtool.system.available_memory import available_memory
 from kvtool.system.cache_dir import cache_dir
 
 RECIPES = ("kivi", "cachegen")
-"""That need no calibration, and whose kernels are the two that most recipes use."""
+"""Recipes without calibrations, whose kernels are the two that most others use."""
 
 TOKENS, LAYERS, HEADS, CHANNELS = 1024, 4, 4, 64
 SECONDS = 0.3
-"""For which each is timed."""
+"""How long each is timed."""
 
 LITTLE = 2e9
 """Bytes of memory or of disk below which there is little one can do."""
@@ -47,17 +48,26 @@ def speeds(device: str) -> Iterator[Finding]:
     kv = _example()
     nbytes = 2 * kv.n_elements
     for name in RECIPES:
-        blob = encode(kv, recipe(name).build())
-        decode(blob, torch.device(device))  # Compiles what is not compiled yet.
-        started, rounds = time.monotonic(), 0
-        while (seconds := time.monotonic() - started) < SECONDS:
-            decode(blob, torch.device(device))
-            if device == "cuda":
-                torch.cuda.synchronize()
-            rounds += 1
-        yield Finding(
-            f"decoding {name}", "ok", f"{rounds * nbytes / seconds / 1e9:.2f} GB a second on {device}"
-        )
+        try:
+            rate = nbytes * _decoded_a_second(kv, name, device)
+        except Exception as error:  # Whatever a compiler or a driver raises, the other findings are wanted.
+            detail = f"fails on {device} ({first_line(error)})"
+            yield Finding(f"decoding {name}", "broken", detail, "tell kvtool's developers")
+        else:
+            yield Finding(f"decoding {name}", "ok", f"{rate / 1e9:.2f} GB a second on {device}")
+
+
+def _decoded_a_second(kv: KV, name: str, device: str) -> float:
+    """How often ``kv`` is decoded."""
+    blob = encode(kv, recipe(name).build())
+    decode(blob, torch.device(device))  # Compiles what is not compiled yet.
+    started, rounds = time.monotonic(), 0
+    while (seconds := time.monotonic() - started) < SECONDS:
+        decode(blob, torch.device(device))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        rounds += 1
+    return rounds / seconds
 
 
 def _example() -> KV:
@@ -110,4 +120,4 @@ def _size(folder: Path) -> str:
 
 def _bytes(subject: str, free: int, remedy: str) -> Finding:
     detail = f"{free / 1e9:.1f} GB free"
-    return Finding(subject, "broken", detail, remedy) if free < LITTLE else Finding(subject, "ok", detail)
+    return Finding(subject, "missing", detail, remedy) if free < LITTLE else Finding(subject, "ok", detail)

@@ -21,7 +21,7 @@ def project(settings: Settings) -> Iterator[Finding]:
 
 def _model(settings: Settings) -> Finding:
     try:
-        path, name = locate(settings.model)
+        path, name = locate(settings.model, download=False)
     except KvtoolError as error:
         return Finding("model", "broken", f"{error.subject}: {error.reason}", error.remedy)
     nbytes = sum(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -151,14 +151,19 @@ def chosen(
     return coded
 
 
-def variants_of(store: Store, names: Sequence[str]) -> list[Coded]:
-    """The pipelines of the variants that ``names`` have. Raises ``UsageError`` for a variant made in different ways."""
+def variants_of(store: Store, names: Sequence[str], only: Collection[str] | None = None) -> list[Coded]:
+    """The pipelines of the variants that ``names`` have, all or ``only`` some.
+
+    Raises ``UsageError`` for a variant made in different ways.
+    """
     by_variant: dict[str, Coded] = {}
     remedy = "name what to compare with --recipes"
     for name in names:
         for variant, artifact in store[name].segments[0].variants.items():
             # Variants made for blending are not read for a document without others.
             if variant in (RAW, AVERAGED, INPUTS) or "of" in artifact.recipe:
+                continue
+            if only is not None and variant not in only:
                 continue
             family = str(artifact.recipe.get("name", variant))
             try:

@@ -22,8 +22,11 @@ _DEVICES = ("/dev/nvidia*", "/dev/kfd", "/dev/dri/render*")
 _DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
-def locate(source: str | Path | None) -> tuple[Path, str]:
-    """The directory or ``.gguf`` file of the model ``source``, and the model's name. Raises as ``load_model`` does."""
+def locate(source: str | Path | None, *, download: bool = True) -> tuple[Path, str]:
+    """The directory or ``.gguf`` file of the model ``source``, and the model's name. Raises as ``load_model`` does.
+
+    What is not on this machine is downloaded, or refused without ``download``.
+    """
     if source is None or source == EMBEDDED:
         file = embedded_file()
         return file, file.stem
@@ -36,7 +39,7 @@ def locate(source: str | Path | None) -> tuple[Path, str]:
         return path, path.resolve().name
     if path.exists():
         raise ModelError(path, "is a file", "expected a model's directory, a .gguf file or a hub id")
-    return _from_hub(str(source))
+    return _from_hub(str(source), download)
 
 
 def embedded_file() -> Path:
@@ -72,10 +75,14 @@ def model_files(path: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def _from_hub(source: str) -> tuple[Path, str]:
+def _from_hub(source: str, download: bool) -> tuple[Path, str]:
     repo, _, revision = source.partition("@")
     try:
-        path = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
+        path = Path(
+            snapshot_download(
+                repo, revision=revision or None, allow_patterns=_HUB_FILES, local_files_only=not download
+            )
+        )
     except HFValidationError:
         raise ModelError(source, "no such directory, and not a hub id (owner/name@revision)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:

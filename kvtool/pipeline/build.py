@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,20 +12,20 @@ from kvtool.calibration.learning import OnProgress
 from kvtool.compression.compress import compress
 from kvtool.compression.report import Report as CompressReport
 from kvtool.config import Settings
-from kvtool.digest import Json
-from kvtool.errors import DocumentError, KvtoolError
+from kvtool.errors import DocumentError, KvtoolError, StoreError
 from kvtool.evaluation.run import Progress as Evaluating
 from kvtool.model.model import Model
 from kvtool.model.prefill_speed import remember
-from kvtool.pipeline.differences import Difference, gate_subject
+from kvtool.pipeline.differences import BROKEN, NO_ARTIFACT, Difference, due_variants, gate_subject, not_held
 from kvtool.pipeline.gates import evaluate_gates
-from kvtool.pipeline.lock import Lock
+from kvtool.pipeline.lock import Lock, PassedGate
 from kvtool.pipeline.project import Project
 from kvtool.pipeline.source_state import SourceState
 from kvtool.prefilling.inputs import prefill_options
 from kvtool.prefilling.prefill import prefill
 from kvtool.prefilling.report import Report as PrefillReport
 from kvtool.store.local import LocalStore
+from kvtool.store.manifest import RAW, Variant
 from kvtool.store.transfer.push import push
 from kvtool.store.transfer.transfer import Report as PushReport
 
@@ -44,10 +44,10 @@ class Watch:
 
 @dataclass
 class Report:
-    """What a build did. ``verified`` artifacts were read whole; ``checks`` are those of gates, ``evaluation`` what they are on.
+    """Results of a build. ``verified`` artifacts were read whole. ``checks`` are those of gates, from ``evaluation``.
 
-    ``problems`` keep it from going on: there is no new lock then, unless it is only that not all was ``pushed``. What was made
-    until then stays in the store.
+    Without a ``lock`` the build stopped at ``problems``. With one, they are of gates that could not be measured, or of what was
+    not ``pushed``. What was made until then stays in the store.
     """
 
     differences: Sequence[Difference]
@@ -93,10 +93,10 @@ def build(
     load_model: Callable[[], Model],
     watch: Watch = Watch(),
 ) -> Report:
-    """Makes ``store`` what ``sources`` say, and returns with a lock of that unless there were problems.
+    """Makes ``store`` what ``sources`` say. The report has the new lock.
 
-    ``differences`` say what to do; those of ``lock``. The model is loaded if a step runs it. Documents that were built and are
-    no sources any more are removed; others that the store has are left alone.
+    ``differences`` are those between ``lock`` and the rest. ``load_model`` is called if a step runs the model. Documents that the
+    last build made and that are no sources any more are removed. What others put into the store is not replaced or removed.
     """
     started = time.monotonic()
     report = Report(differences)
@@ -119,33 +119,39 @@ class _Build:
 
     def run(self) -> None:
         self._discard_cut()
-        if self._is_due("prefill"):
+        if any(one.step == "prefill" for one in self.report.differences):
             self._prefill()
         if self.report.problems:
             return
         self._remove()
-        for name in self.project.by_name:
+        for name in due_variants(self.project, self.before, self.report.differences):
             self._compress(name)
             if self.report.problems:
                 return
+        self._refuse_changed()
+        if self.report.problems:
+            return
         lock = Lock.of(self.project, self.sources, self.store)
         self._verify(lock)
         if self.report.problems:
             return
         self.report.lock = lock.with_gates(self._gates(lock))
-        if self.project.push and self.report.has_passed:
+        if self.project.push and self.report.has_passed and not self.report.problems:
             self._push(self.report.lock, self.project.push)
-
-    def _is_due(self, step: str, variant: str | None = None) -> bool:
-        return any(one.step == step and one.variant == variant for one in self.report.differences)
 
     def _discard_cut(self) -> None:
         """Removes files that are shorter than their artifacts, which would be taken for them."""
-        for name in {one.subject for one in self.report.differences}:
-            document = self.store.get(name)
-            for variant in document.artifacts if document else ():
+        for name in {*(one.subject for one in self.report.differences), *self.sources.documents}:
+            for variant in self._artifacts(name):
                 if self.store.holds(variant) and not self.store.holds_whole(variant):
                     self.store.discard(variant)
+
+    def _artifacts(self, name: str) -> list[Variant]:
+        try:
+            document = self.store.get(name)
+        except StoreError:
+            return []  # A broken manifest, which prefill replaces.
+        return document.artifacts if document else []
 
     def _prefill(self) -> None:
         options, warnings = prefill_options(self.settings)
@@ -154,7 +160,7 @@ class _Build:
             self.project.documents,
             model=model,
             store=self.store,
-            replace=True,
+            replace={name for name in self.sources.documents if self._is_ours(name)},
             on_progress=self.watch.prefill,
             **options,
         )
@@ -164,27 +170,33 @@ class _Build:
         self.report.problems += done.problems
         self.report.warnings += [*warnings, *done.warnings]
 
+    def _is_ours(self, name: str) -> bool:
+        """Whether the store holds a document as the last build left it, so that nothing of anybody else is lost."""
+        entry = self.before.documents.get(name) if self.before else None
+        return entry is not None and not_held(name, entry, self.store, {RAW}) in (None, NO_ARTIFACT, BROKEN)
+
     def _remove(self) -> None:
         gone = [one.subject for one in self.report.differences if one.step == "remove"]
-        held = [name for name in gone if name in self.store]
-        if held:
-            self.store.free(held)
-        self.report.removed += held
+        for name in gone:
+            if name not in self.store:
+                continue
+            if self._is_ours(name):
+                self.store.free([name])
+                self.report.removed.append(name)
+            else:
+                reason = (
+                    "is no longer among the documents, but is another in the store than the last build made"
+                )
+                self.report.warnings.append(
+                    DocumentError(name, reason, "it was left there; kvtool rm removes it")
+                )
 
     def _compress(self, variant: str) -> None:
         names = [name for name in self.sources.documents if name in self.store]
-        missing = [
-            name
-            for name in names
-            if any(variant not in segment.variants for segment in self.store[name].segments)
-        ]
-        if not (missing or self._is_due("compress", variant)):
-            return
-        wanted = self.project.by_name[variant]
         done = compress(
             self.store,
             names,
-            **wanted.given,
+            **self.project.by_name[variant].given,
             model=self.model,
             replace=True,
             say=self.watch.say,
@@ -195,14 +207,21 @@ class _Build:
             self.report.compressed[variant] = done.compressed
         self.report.problems += done.problems
 
+    def _refuse_changed(self) -> None:
+        """A document that was saved while the build ran may have been prefilled as it is now, and not as it was."""
+        now = SourceState.of(self.project, self.settings)
+        for name in sorted({*now.documents, *self.sources.documents}):
+            if now.documents.get(name) != self.sources.documents.get(name):
+                reason = "has changed while it was built"
+                self.report.problems.append(DocumentError(name, reason, "run kvtool build again"))
+
     def _verify(self, lock: Lock) -> None:
         """Reads what the last lock did not name, and documents that differed from it."""
         changed = {one.subject for one in self.report.differences}
         before = self.before.documents.items() if self.before else ()
         known = set().union(*(entry.artifacts for name, entry in before if name not in changed))
         for name in lock.documents:
-            document = self.store.get(name)
-            for variant in document.artifacts if document else ():
+            for variant in self._artifacts(name):
                 if variant.artifact in known:
                     continue
                 try:
@@ -225,26 +244,27 @@ class _Build:
         if not done.problems:
             self.report.lock = replace(lock, pushed={to: lock.built})
 
-    def _gates(self, lock: Lock) -> dict[str, Mapping[str, Json]]:
+    def _gates(self, lock: Lock) -> dict[str, PassedGate]:
         """Those that are passed; those that were, on the same artifacts, are not measured again."""
-        passed: dict[str, Mapping[str, Json]] = {}
-        due: list[str] = []
+        passed: dict[str, PassedGate] = {}
+        due: dict[str, PassedGate] = {}
         for name, wanted in self.project.by_name.items():
-            if not (limits := wanted.gate.given):
-                continue
-            gate = {"limits": limits, "of": gate_subject(self.project, lock, name)}
-            if self.before and self.before.gates.get(name) == gate:
-                passed[name] = gate
-            else:
-                due.append(name)
-                passed[name] = gate
+            if limits := wanted.gate.given:
+                gate = PassedGate(limits, gate_subject(self.project, self.sources, lock, name))
+                is_known = self.before is not None and self.before.gates.get(name) == gate
+                (passed if is_known else due)[name] = gate
         if due:
             names = [name for name, entry in lock.documents.items() if entry.segments]
-            self.report.evaluation, checks = evaluate_gates(
-                self.project, self.store, names, due, self.model(), self.watch.evaluate
-            )
+            try:
+                self.report.evaluation, checks = evaluate_gates(
+                    self.project, self.store, names, list(due), self.model(), self.watch.evaluate
+                )
+            except KvtoolError as error:
+                self.report.problems.append(error)
+                return passed
             self.report.checks += checks
-            for check in checks:
-                if not check["passed"]:
-                    passed.pop(check["candidate"], None)
+            for name, gate in due.items():
+                own = [check["passed"] for check in checks if check["candidate"] == name]
+                if own and all(own):
+                    passed[name] = gate
         return passed

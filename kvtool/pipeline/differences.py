@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from kvtool.digest import Json, digest_json
+from kvtool.errors import StoreError
 from kvtool.pipeline.lock import LOCK, Lock, LockedDocument
 from kvtool.pipeline.project import Project
 from kvtool.pipeline.source_state import SourceState
+from kvtool.prefilling.inputs import PREFILLED
 from kvtool.store.catalog.local import LocalCatalog
 from kvtool.store.layout import CALIBRATIONS
 from kvtool.store.manifest import RAW
+
+NO_ARTIFACT, BROKEN = "has no whole artifact in the store", "has a broken manifest"
 
 Step = Literal["prefill", "remove", "compress", "evaluate", "push", "lock"]
 
@@ -42,10 +46,17 @@ def differences(
         return [missing, *(Difference("prefill", name, "is new") for name in sources.documents)]
     found = [*_of_prefill(sources, lock, catalog), *_removed(sources, lock)]
     found += _of_variants(project, sources, lock, catalog)
-    found += _of_gates(project, lock)
+    found += _of_gates(project, sources, lock)
     if project.push and lock.pushed.get(project.push) != lock.built:
         found.append(Difference("push", project.push, "was not sent all of it"))
     return found
+
+
+def due_variants(project: Project, lock: Lock | None, found: Sequence[Difference]) -> list[str]:
+    """Variants that may be missing, or made otherwise, of some document: compressing finds out of which."""
+    changed = lock is None or any(one.step == "prefill" for one in found)
+    named = {one.variant for one in found if one.step == "compress"}
+    return [name for name in project.by_name if changed or name in named]
 
 
 def _of_prefill(sources: SourceState, lock: Lock, catalog: LocalCatalog) -> Iterator[Difference]:
@@ -55,17 +66,16 @@ def _of_prefill(sources: SourceState, lock: Lock, catalog: LocalCatalog) -> Iter
     ):
         for field in now:
             if now[field] != then.get(field):
-                yield Difference(
-                    "prefill", f"{what} {field}", f"is {_short(now[field])}, it was {_short(then.get(field))}"
-                )
+                reason = f"is {_short(now[field])}, it was {_short(then.get(field))}"
+                yield Difference("prefill", f"{what} {field}", reason)
     for name, digest in sources.documents.items():
         entry = lock.documents.get(name)
         if entry is None:
             yield Difference("prefill", name, "is new")
         elif entry.source != digest:
             yield Difference("prefill", name, "has changed")
-        elif reason := _not_held(name, entry, catalog, {RAW}):
-            yield Difference("prefill", name, reason)
+        elif lacking := not_held(name, entry, catalog, PREFILLED):
+            yield Difference("prefill", name, lacking)
 
 
 def _removed(sources: SourceState, lock: Lock) -> Iterator[Difference]:
@@ -80,64 +90,63 @@ def _of_variants(
     wanted = project.by_name
     for name, one in wanted.items():
         then = lock.variants.get(name)
-        if then is None or then["options"] != one.given:
+        if then is None or then.options != one.given:
             reason = "is new" if then is None else "is to be made otherwise"
             yield Difference("compress", f"variant {name}", reason, name)
             continue
-        for calibration in then["calibrations"]:
+        for calibration in then.calibrations:
             if not (catalog.root / CALIBRATIONS / f"{calibration}.safetensors").is_file():
                 yield Difference(
                     "compress", f"variant {name}", "its calibration is missing in the store", name
                 )
         for document, entry in lock.documents.items():
             is_same = sources.documents.get(document) == entry.source
-            if is_same and (lacking := _not_held(document, entry, catalog, {name})):
+            if is_same and (lacking := not_held(document, entry, catalog, {name})):
                 yield Difference("compress", document, f"{lacking}, variant {name}", name)
     for name in lock.variants:
         if name not in wanted:
             yield Difference("lock", f"variant {name}", "is no longer wanted")
 
 
-def _of_gates(project: Project, lock: Lock) -> Iterator[Difference]:
+def _of_gates(project: Project, sources: SourceState, lock: Lock) -> Iterator[Difference]:
     for name, one in project.by_name.items():
         if not (limits := one.gate.given):
             continue
         passed = lock.gates.get(name)
-        if passed is None or passed["limits"] != limits:
+        if passed is None or passed.limits != limits:
             yield Difference("evaluate", f"gate of {name}", "was not passed with these limits", name)
-        elif passed["of"] != gate_subject(project, lock, name):
-            yield Difference("evaluate", f"gate of {name}", "was passed by other artifacts", name)
+        elif passed.of != gate_subject(project, sources, lock, name):
+            reason = "was passed by other artifacts, or measured otherwise"
+            yield Difference("evaluate", f"gate of {name}", reason, name)
 
 
-def gate_subject(project: Project, lock: Lock, variant: str) -> str:
+def gate_subject(project: Project, sources: SourceState, lock: Lock, variant: str) -> str:
     """Digest of what the gate of a variant measures: the documents' segments with and without it, and how much of them."""
     documents: dict[str, Json] = {
         name: [
-            [segment["identity"], segment["artifacts"].get(RAW), segment["artifacts"].get(variant)]
+            [segment.identity, segment.artifacts.get(RAW), segment.artifacts.get(variant)]
             for segment in entry.segments
         ]
         for name, entry in lock.documents.items()
     }
-    return digest_json([documents, project.measure.model_dump(mode="json")])
+    return digest_json([documents, project.measure.model_dump(mode="json"), sources.questions])
 
 
-def _not_held(name: str, entry: LockedDocument, catalog: LocalCatalog, variants: set[str]) -> str | None:
+def not_held(
+    name: str, entry: LockedDocument, catalog: LocalCatalog, variants: Collection[str]
+) -> str | None:
     """Why the store does not hold what the lock says, of some variants; None if it does."""
     if not entry.segments:
         return None
-    if name not in catalog:
+    try:
+        document = catalog.get(name)
+    except StoreError:
+        return BROKEN
+    if document is None:
         return "is not in the store"
-    document = catalog[name]
-    held = LockedDocument.of(entry.source, document, variants)
-    if held != replace(entry, segments=tuple(_only(segment, variants) for segment in entry.segments)):
+    if LockedDocument.of(entry.source, document, variants) != entry.only(variants):
         return "is another in the store than in the lock"
-    return None if catalog.state(document, variants) else "has no whole artifact in the store"
-
-
-def _only(segment: Mapping[str, object], variants: set[str]) -> dict[str, object]:
-    artifacts = segment["artifacts"]
-    assert isinstance(artifacts, Mapping)
-    return {**segment, "artifacts": {name: digest for name, digest in artifacts.items() if name in variants}}
+    return None if catalog.state(document, variants) else NO_ARTIFACT
 
 
 def _short(value: Json) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvtool.errors import UsageError
 from kvtool.evaluation.candidates import variants_of
 from kvtool.evaluation.evaluation import run_plan
 from kvtool.evaluation.gate import METRICS, Gate
@@ -33,14 +32,10 @@ def evaluate_gates(
     """
     limits: dict[str, dict[str, Any]] = {name: project.by_name[name].gate.given for name in variants}
     wanted = {METRICS[limit] for own in limits.values() for limit in own if limit in METRICS}
-    if "answers" in wanted and project.measure.questions is None:
-        raise UsageError(
-            "gate min_answers", "needs questions to answer", "name a file: [build.measure] questions"
-        )
     # Something is measured even where only bytes are limited.
     scope = Scope(metrics=tuple(sorted(wanted or {"kl"})), **project.measure.given)
-    candidates = [one for one in variants_of(store, names) if one.name in variants]
-    questions = project.measure.questions
+    candidates = variants_of(store, names, variants)
+    questions = project.measure.questions if "answers" in wanted else None
     planned = plan(store, list(names), model, [], questions, scope, Gate(), candidates, leaves_out_short=True)
     evaluation = run_plan(planned, command=COMMAND, on_progress=on_progress).json
     checks = [

@@ -13,6 +13,7 @@ from kvtool.compression.inputs import chosen_recipe, variant_name
 from kvtool.config import BUILD, Settings, read_toml
 from kvtool.errors import UsageError
 from kvtool.store.layout import scheme
+from kvtool.store.manifest import RAW
 
 FILES = {"kvtool.toml": (BUILD,), "pyproject.toml": ("tool", "kvtool", BUILD)}
 """Where the table is looked for, in this order."""
@@ -108,7 +109,8 @@ class Project(_Table):
     report: Path | None = Field(default=None, description="Write what gates measured to this page.")
     push: str | None = Field(
         default=None,
-        description="Copy what was built to this bucket or directory, once all gates are passed.",
+        description="Copy what was built to this bucket, server or directory, once all gates are passed. Documents of the "
+        "same names there are replaced.",
     )
 
     @property
@@ -119,6 +121,16 @@ class Project(_Table):
             prunes = wanted.keep is not None or wanted.resident is not None
             recipe = chosen_recipe(wanted.recipe, prunes=prunes)
             name = variant_name(recipe, wanted.name, wanted.source or "raw")
+            if wanted.gate.given and wanted.source not in (None, RAW):
+                reason = (
+                    "cannot be measured: caches made for blending are not read for a document without others"
+                )
+                raise UsageError(f"gate of variant {name}", reason, "leave it out")
+            for key in wanted.parameters:
+                if key in type(wanted).model_fields:
+                    raise UsageError(
+                        f"variant {name}: set.{key}", "is a key of its own", f"write {key} = … without set"
+                    )
             if name in named:
                 raise UsageError(f"variant {name}", "is there twice", 'give one another name = "…"')
             named[name] = wanted

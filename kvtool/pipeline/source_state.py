@@ -11,6 +11,7 @@ from kvtool.config import Settings
 from kvtool.digest import Json, digest
 from kvtool.documents.find import find
 from kvtool.documents.read import read_bytes
+from kvtool.errors import DocumentError
 from kvtool.model.fingerprint import digest_files
 from kvtool.model.locate import locate, model_files
 from kvtool.pipeline.project import Project
@@ -22,24 +23,43 @@ DECIDING = ("dtype", "load_in", *(name for name in OPTIONS if name not in ("incl
 
 @dataclass(frozen=True)
 class SourceState:
-    """``documents`` are the digests of their files, by name; ``model`` has a name and a digest of all its files."""
+    """``documents`` are the digests of their files, by name; ``model`` has a name and a digest of all its files.
+
+    ``questions`` is the digest of the file of questions, None if there is none.
+    """
 
     documents: Mapping[str, str]
     model: Mapping[str, Json]
     settings: Mapping[str, Json]
+    questions: str | None
 
     @classmethod
-    def of(cls, project: Project, settings: Settings) -> SourceState:
-        """Reads all files. Raises KvtoolError for a document or a model that cannot be."""
-        found, errors, _ = find(project.documents, include=settings.include, exclude=settings.exclude)
+    def of(cls, project: Project, settings: Settings, *, download: bool = True) -> SourceState:
+        """Reads all files.
+
+        Raises KvtoolError for a document or a model that cannot be read, and where there is no document: an empty project would
+        remove all that was built. A hub's model is downloaded, or refused without ``download``.
+        """
+        found, errors, passed_over = find(
+            project.documents, include=settings.include, exclude=settings.exclude
+        )
         if errors:
             raise errors[0]
-        path, name = locate(settings.model)
+        if not found:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(passed_over.items()))
+            raise DocumentError(
+                f"build.documents {', '.join(project.documents)}",
+                f"no document is there{f' (passed over: {reasons})' if reasons else ''}",
+                "check the paths, the ignore rules and --exclude; kvtool rm removes documents on purpose",
+            )
+        path, name = locate(settings.model, download=download)
         adapter = settings.adapter and digest_files(model_files(Path(settings.adapter)))
         values: dict[str, Any] = settings.model_dump(mode="json", include=set(DECIDING))
         values["prefix_file"] = settings.prefix_file and digest(read_bytes(settings.prefix_file))
+        questions = project.measure.questions
         return cls(
             {one.name: digest(read_bytes(one.path)) for one in found},
             {"name": name, "files": digest_files(model_files(path)), "adapter": adapter},
             values,
+            digest(read_bytes(questions)) if questions else None,
         )

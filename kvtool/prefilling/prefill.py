@@ -8,7 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from kvtool.blending import averaged
@@ -48,7 +48,7 @@ def prefill(
     pack_tokens: int = PACK_TOKENS,
     neighbours: int = 0,
     collect: Sequence[str] = (),
-    replace: bool = False,
+    replace: bool | Collection[str] = False,
     dry_run: bool = False,
     on_progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
@@ -57,7 +57,8 @@ def prefill(
     Every segment is prefilled after one prefix (see ``prefix_for``). Documents longer than
     ``segment_tokens`` (default: the model's context less the prefix and room for a question and its answer) are
     split at paragraph or sentence boundaries. A document that cannot be read is reported and the others go on.
-    A name that has another model's or prefix's cache, or another file's text, is left alone unless ``replace``.
+    A name that has another model's or prefix's cache, or another file's text, is left alone unless ``replace``,
+    which may be a collection of names.
 
     Text is read as UTF-8 or in the encoding that a file declares; ``encoding`` overrules both. What may not have been
     read wholly or rightly is among the report's ``warnings``.
@@ -155,7 +156,7 @@ def _plan(
     model: Model,
     prefix: Prefix,
     limit: int,
-    replace: bool,
+    replace: bool | Collection[str],
     report: Report,
     on_progress: Callable[[Report], None],
 ) -> list[Plan]:
@@ -166,7 +167,8 @@ def _plan(
             store.check_name(document.name)
             name, text, path = document
             plan = plan_document(name, text, model, prefix, limit, path, lambda: on_progress(report))
-            _refuse_replacing(plan, store, model, prefix, replace)
+            may_replace = replace if isinstance(replace, bool) else document.name in replace
+            _refuse_replacing(plan, store, model, prefix, may_replace)
             plans.append(plan)
         except (DocumentError, MismatchError, StoreError) as error:
             report.problems.append(error)

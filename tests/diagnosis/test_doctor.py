@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,22 @@ def test_a_folder_that_is_no_store_is_broken() -> None:
     assert "is not a kvtool store" in found["detail"]
 
 
-def test_little_memory_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "available_memory", lambda: 10**9)
-    assert doctor(code=GATE)["memory"]["detail"] == "1.0 GB free"
+    found = doctor()["memory"]
+    assert (found["state"], found["detail"]) == ("missing", "1.0 GB free")
+
+
+def test_a_kernel_that_fails_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(machine, "decode", fail)
+    assert doctor(code=GATE)["decoding kivi"]["detail"] == "fails on cpu (no compiler here)"
+
+
+def test_without_torch_the_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kvtool.diagnosis.machine", None)
+    found = doctor(code=GATE)
+    assert found["packages"]["state"] == "ok"
+    assert found["machine"]["state"] == "broken"

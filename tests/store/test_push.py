@@ -16,6 +16,7 @@ from kvtool import Store
 from kvtool.cli import app
 from kvtool.errors import DONE, FAILED, PARTLY, USAGE, StoreError, UsageError
 from kvtool.store.backends.backend import Unreachable
+from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.memory import MemoryBackend
 from kvtool.store.backends.object_store import ObjectStoreBackend
 from kvtool.store.backends.writable import Conflict
@@ -85,9 +86,9 @@ def test_what_is_there_is_not_sent_again(store: LocalStore, monkeypatch: pytest.
     sent: list[str] = []
     put = ObjectStoreBackend.put
 
-    def counted(self: ObjectStoreBackend, file: str, path: Path) -> None:
+    def counted(self: ObjectStoreBackend, file: str, path: Path, on_bytes: OnBytes) -> None:
         sent.append(file)
-        put(self, file, path)
+        put(self, file, path, on_bytes)
 
     monkeypatch.setattr(ObjectStoreBackend, "put", counted)
     push(store, URL, ["docs/a.md"], variant="raw")
@@ -159,12 +160,39 @@ def test_a_manifest_that_others_change_all_the_time(store: LocalStore) -> None:
 
 def test_a_place_that_ignores_conditions_is_refused(store: LocalStore) -> None:
     class Careless(MemoryBackend):
+        """Keeps no condition, or that of new files alone."""
+
+        keeps_new = False
+
         def swap(self, file: str, data: bytes, version: str | None) -> None:
+            if version is None and self.keeps_new:
+                super().swap(file, data, version)
             self.files[file] = data
 
     for files in ({}, {"kvtool-store.json": b'{"format":1}\n'}):
-        with pytest.raises(StoreError, match="memory://pushed: ignores conditions: it replaced a file"):
-            send(store, ToFiles(Careless("pushed", dict(files), new=True)))
+        for keeps_new in (False, True):
+            backend = Careless("pushed", dict(files), new=True)
+            backend.keeps_new = keeps_new
+            with pytest.raises(StoreError, match="memory://pushed: ignores conditions: it replaced a file"):
+                send(store, ToFiles(backend))
+
+
+def test_a_long_upload_can_be_ended(store: LocalStore, memory: MemoryBackend) -> None:
+    def interrupted(nbytes: int) -> None:
+        raise KeyboardInterrupt
+
+    variant = store["docs/a.md"].segments[0].variants["raw"]
+    with pytest.raises(KeyboardInterrupt):
+        ToFiles(memory).take(store, variant, interrupted)
+
+
+def test_a_cut_artifact_is_sent_again(store: LocalStore, tmp_path: Path) -> None:
+    push(store, tmp_path / "shared")
+    other = LocalStore(tmp_path / "shared")
+    path = other.open("docs/a.md").path
+    path.write_bytes(path.read_bytes()[:-1])
+    assert push(store, tmp_path / "shared").copied == ["docs/a.md"]
+    other.open("docs/a.md").verify()
 
 
 class Breaking(MemoryBackend):
@@ -177,9 +205,9 @@ class Breaking(MemoryBackend):
             raise Unreachable(f"{self.url}/{file}", "cannot be reached (the service answered 503)")
         self.left -= 1
 
-    def put(self, file: str, path: Path) -> None:
+    def put(self, file: str, path: Path, on_bytes: OnBytes) -> None:
         self._may(file)
-        super().put(file, path)
+        super().put(file, path, on_bytes)
 
     def swap(self, file: str, data: bytes, version: str | None) -> None:
         if file.startswith("manifests/"):
@@ -210,7 +238,7 @@ def test_a_push_that_breaks_off_anywhere_goes_on(store: LocalStore) -> None:
 def test_a_file_that_arrives_cut(
     store: LocalStore, memory: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(file: str, path: Path) -> None:
+    def cut(file: str, path: Path, on_bytes: OnBytes) -> None:
         memory.files[file] = path.read_bytes()[:-1]
 
     with monkeypatch.context() as patch:

@@ -43,7 +43,7 @@ def run(
     """Build a project's store: prefill, compress, verify and measure, as the table build in kvtool.toml says.
 
     Only what a change requires is done, by content. kvtool.lock then has every digest. A gate that fails gives exit code 4, and
-    nothing is changed again until it passes. kvtool init writes a first kvtool.toml.
+    is measured again in the next build. kvtool init writes a first kvtool.toml.
     """
     from kvtool.pipeline.differences import differences
     from kvtool.pipeline.lock import read_lock
@@ -53,7 +53,7 @@ def run(
 
     started = time.monotonic()
     project, _ = read_project(settings)
-    lock, sources = read_lock(), SourceState.of(project, settings)
+    lock, sources = read_lock(), SourceState.of(project, settings, download=not check)
     found = differences(project, sources, lock, LocalCatalog(settings.store))
     if check:
         return _check([one for one in found if one.step != "push"], as_json)
@@ -62,13 +62,16 @@ def run(
         n = counted(len(sources.documents), "document")
         output.emit(value, output.Lines(notes=[f"nothing to do: {n} in {settings.store}"]), as_json)
         return DONE
+    from kvtool.pipeline.check import check_project
+
+    check_project(project)
     if dry_run:
         from kvtool.pipeline.estimate import estimate
 
-        planned = estimate(project, settings, found, lambda: load_model(settings))
+        planned = estimate(project, settings, lock, found, lambda: load_model(settings))
         value = {"differences": [one.to_json() for one in found], "estimate": planned.to_json()}
         output.emit(value, render_plan(found, planned), as_json)
-        return DONE
+        return output.exit_code(planned.problems, done=0)
 
     from kvtool.pipeline.build import build
     from kvtool.store.local import LocalStore
@@ -86,10 +89,10 @@ def run(
             load_model=lambda: load_model(settings),
             watch=_watch(bars),
         )
-    if project.report and report.evaluation:
-        _write_page(project.report, report)
     if report.lock:
         report.lock.write()
+    if project.report and report.evaluation:
+        _write_page(project.report, report)
     lines = render(report)
     output.emit(report.to_json(), lines, as_json)
     output.print_warnings(report.warnings)

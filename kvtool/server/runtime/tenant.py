@@ -23,7 +23,8 @@ from kvtool.store.open import open_store
 class Tenant:
     """One tenant's store, and what is known of it.
 
-    ``hits`` counts by name how often each document was answered from. ``uploads`` limits those at a time.
+    ``hits`` counts by name how often each document was answered from. ``uploads`` limits those at a time, each
+    of which has one of ``upload_threads``.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Tenant:
     prefixes: PrefixIndex
     hits: Counter[str] = field(default_factory=Counter)
     uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(limits.UPLOADS))
+    upload_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(limits.UPLOADS))
 
 
 def tenants_of(root: Path, names: Collection[str], model: Model) -> dict[str, Tenant]:

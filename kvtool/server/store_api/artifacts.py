@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from anyio import from_thread, to_thread
+from anyio import fail_after, from_thread, to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Scope, Send
@@ -79,8 +79,6 @@ async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Re
     store = tenant.store
     if not isinstance(store, LocalStore):
         raise read_only(digest)
-    if tenant.uploads.available_tokens < 1:
-        raise ApiError(429, "too many uploads at a time; try again later", Retry_After="5")
     body = request.stream()
     path_of, receive = places(store)
 
@@ -91,11 +89,19 @@ async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Re
             return was_there, receive(digest, chunks)
 
     try:
-        was_there, size = await to_thread.run_sync(keep, limiter=tenant.uploads)
+        # What has come meanwhile waits in the socket: an answer now would break the connection of who is still sending.
+        with fail_after(limits.UPLOAD_SECONDS):
+            await tenant.uploads.acquire_on_behalf_of(request)
+    except TimeoutError:
+        raise ApiError(429, "too many uploads at a time; try again later", Retry_After="5") from None
+    try:
+        was_there, size = await to_thread.run_sync(keep, limiter=tenant.upload_threads)
     except Refused as error:
         raise ApiError(400, str(error), code="digest_mismatch") from error
     except ClientDisconnect:
         raise ApiError(400, "the request's body did not arrive") from None
+    finally:
+        tenant.uploads.release_on_behalf_of(request)
     uploaded: Uploaded = {"digest": digest, "bytes": size}
     return JSONResponse(uploaded, 200 if was_there else 201, _headers(digest))
 

@@ -17,17 +17,22 @@ from urllib.parse import quote
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from kvtool import limits
+from kvtool.artifact.read import reading
 from kvtool.digest import digest
 from kvtool.errors import StoreError, UsageError
 from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets
 from kvtool.store.backends.byte_ranges import batched, most_bytes, parse_parts, range_header
+from kvtool.store.backends.counted import Counted, OnBytes
 from kvtool.store.backends.writable import Conflict
 
 SECONDS = 30.0
 """Silence after which a server is given up."""
 
+CHECKED = 50e6
+"""Bytes that a server checks in a second, at the least."""
+
 WAITS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds to wait, again and again, for a server that takes no further upload just now."""
+"""Seconds before each further try, while a server takes no more uploads."""
 
 _CHUNK = limits.MIB
 _URL = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:\d{1,5})?(/[\w.~%/-]*)?", re.ASCII)
@@ -109,32 +114,35 @@ class HttpBackend:
         with self._sent(f"/v1/documents/{quote(name)}", manifest, headers):
             pass
 
-    def has(self, kind: str, digest: str) -> bool:
-        """Whether there is an artifact, or a calibration, of that digest."""
+    def nbytes_of(self, kind: str, digest: str) -> int | None:
+        """The size of an artifact's file, or a calibration's; None if there is none."""
         try:
-            with self._answer(f"/v1/{kind}s/{digest}", method="HEAD"):
-                return True
+            with self._answer(f"/v1/{kind}s/{digest}", method="HEAD") as answer:
+                return int(answer.headers.get("Content-Length", -1))
         except NotThere:
-            return False
+            return None
 
-    def put(self, kind: str, digest: str, path: Path) -> None:
-        """Sends the file of an artifact or a calibration, which the server checks."""
+    def put(self, kind: str, digest: str, path: Path, on_bytes: OnBytes) -> None:
+        """Sends the file of an artifact or a calibration, which the server checks. ``on_bytes`` counts what is sent."""
         for patience in (*WAITS, 0):
             try:
-                with path.open("rb") as file:
-                    headers = {
-                        "Content-Type": "application/octet-stream",
-                        "Content-Length": str(path.stat().st_size),
-                    }
-                    with self._sent(f"/v1/{kind}s/{digest}", file, headers):
+                with reading(path), path.open("rb") as file:
+                    size = path.stat().st_size
+                    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+                    body = Counted(file, on_bytes)
+                    # The server reads all of it once more before it answers.
+                    seconds = SECONDS + size / CHECKED
+                    with self._sent(f"/v1/{kind}s/{digest}", body, headers, seconds):
                         return
             except Busy:
                 if not patience:
                     raise
                 time.sleep(patience)
 
-    def _sent(self, path: str, body: Any, headers: Mapping[str, str]) -> AbstractContextManager[HTTPResponse]:
-        return self._answer(path, headers, method="PUT", body=body)
+    def _sent(
+        self, path: str, body: Any, headers: Mapping[str, str], seconds: float = SECONDS
+    ) -> AbstractContextManager[HTTPResponse]:
+        return self._answer(path, headers, method="PUT", body=body, seconds=seconds)
 
     def _get(self, path: str, most: int) -> Iterator[bytes]:
         with self._answer(path) as answer:
@@ -159,13 +167,14 @@ class HttpBackend:
         *,
         method: str = "GET",
         body: Any = None,
+        seconds: float = SECONDS,
     ) -> Iterator[HTTPResponse]:
         url = self.url + path
         headers = dict(headers or {})
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
-            with self._opener.open(Request(url, body, headers, method=method), timeout=SECONDS) as answer:
+            with self._opener.open(Request(url, body, headers, method=method), timeout=seconds) as answer:
                 yield answer
         except HTTPError as error:
             with error:
@@ -173,6 +182,9 @@ class HttpBackend:
         # The last two are about hosts and ports that no system takes.
         except (OSError, HTTPException, OverflowError, UnicodeError) as error:
             cause = error.reason if isinstance(error, URLError) else error or type(error).__name__
+            if method == "PUT" and isinstance(cause, (BrokenPipeError, ConnectionResetError)):
+                # It answered before all was sent, and that answer is lost.
+                raise Busy(url, f"took no more of what was sent ({cause})", "try again later") from error
             if isinstance(cause, SSLCertVerificationError):
                 reason = f"its certificate is not trusted ({cause.verify_message})"
                 remedy = "SSL_CERT_FILE names the file of an authority that the system does not know"

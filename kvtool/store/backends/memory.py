@@ -10,6 +10,7 @@ from pathlib import Path
 from kvtool.digest import digest
 from kvtool.store import layout
 from kvtool.store.backends.backend import Listed, NotThere
+from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.writable import Conflict, WritableFiles
 
 
@@ -33,11 +34,16 @@ class MemoryBackend(WritableFiles):
     def _range(self, file: str, start: int, stop: int) -> bytes:
         return self._data(file)[start:stop]
 
+    @property
+    def stale(self) -> str:
+        return digest(b"nothing that is stored")
+
     def nbytes_of(self, file: str) -> int | None:
         return len(self.files[file]) if file in self.files else None
 
-    def put(self, file: str, path: Path) -> None:
+    def put(self, file: str, path: Path, on_bytes: OnBytes) -> None:
         self.files[file] = path.read_bytes()
+        on_bytes(len(self.files[file]))
 
     def versioned(self, file: str) -> tuple[bytes, str] | None:
         data = self.files.get(file)
@@ -46,7 +52,7 @@ class MemoryBackend(WritableFiles):
     def swap(self, file: str, data: bytes, version: str | None) -> None:
         with self._swapping:
             there = self.files.get(file)
-            if (there and digest(there)) != version:
+            if (None if there is None else digest(there)) != version:
                 raise Conflict(f"{self.url}/{file}", "was changed")
             self.files[file] = data
 

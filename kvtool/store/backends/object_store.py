@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from kvtool import limits
+from kvtool.artifact.read import reading
 from kvtool.digest import digest
 from kvtool.errors import ModelError, StoreError, UsageError
 from kvtool.store import layout
 from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets
+from kvtool.store.backends.counted import Counted, OnBytes
 from kvtool.store.backends.writable import Conflict, WritableFiles
 
 if TYPE_CHECKING:
@@ -116,6 +118,10 @@ class ObjectStoreBackend(WritableFiles):
         with self._as_store_errors(file):
             return bytes(self._store.get_range(file, start=start, end=stop))
 
+    @property
+    def stale(self) -> str:
+        return json.dumps({"e_tag": '"00000000000000000000000000000000"'})
+
     def nbytes_of(self, file: str) -> int | None:
         try:
             with self._as_store_errors(file):
@@ -123,9 +129,10 @@ class ObjectStoreBackend(WritableFiles):
         except NotThere:
             return None
 
-    def put(self, file: str, path: Path) -> None:
-        with self._as_store_errors(file, "written"):
-            self._store.put(file, path)
+    def put(self, file: str, path: Path, on_bytes: OnBytes) -> None:
+        # A file that is gone here is no error of the service.
+        with reading(path), path.open("rb") as content, self._as_store_errors(file, "written"):
+            self._store.put(file, cast("IO[bytes]", Counted(content, on_bytes)))
 
     def versioned(self, file: str) -> tuple[bytes, str] | None:
         try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import suppress
 from pathlib import Path
 
 from kvtool.digest import canonical_json
 from kvtool.errors import StoreError
 from kvtool.store import layout
+from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.files import FileBackend
 
 
@@ -25,27 +27,34 @@ class WritableFiles(FileBackend):
         """
         marker = canonical_json({"format": layout.FORMAT}) + b"\n"
         if self.nbytes_of(layout.MARKER) is None:
-            try:
+            with suppress(Conflict):
                 self.swap(layout.MARKER, marker, None)
+        for version, condition in ((None, "if it was missing"), (self.stale, "if it was another")):
+            try:
+                self.swap(layout.MARKER, marker, version)
             except Conflict:
-                return
-        try:
-            self.swap(layout.MARKER, marker, None)
-        except Conflict:
-            return
-        raise StoreError(
-            self.url,
-            "ignores conditions: it replaced a file that was to be written only if it was missing",
-            "use a service with conditional writes, as S3, Google and Azure have, or push from one machine into a directory",
-        )
+                continue
+            raise StoreError(
+                self.url,
+                f"ignores conditions: it replaced a file that was to be written only {condition}",
+                "use a service with conditional writes, as S3, Google and Azure have, or push from one machine into a directory",
+            )
+
+    @property
+    @abstractmethod
+    def stale(self) -> str:
+        """A version that no file has."""
 
     @abstractmethod
     def nbytes_of(self, file: str) -> int | None:
         """A file's size; None if there is none."""
 
     @abstractmethod
-    def put(self, file: str, path: Path) -> None:
-        """Copies a file from this machine, whose name is its content's digest: whoever writes it writes the same."""
+    def put(self, file: str, path: Path, on_bytes: OnBytes) -> None:
+        """Copies a file from this machine, whose name is its content's digest: whoever writes it writes the same.
+
+        ``on_bytes`` gets the number of bytes of each piece that is taken. What it raises ends the copy.
+        """
 
     @abstractmethod
     def versioned(self, file: str) -> tuple[bytes, str] | None:

@@ -1,15 +1,14 @@
-"""The contract of destinations: stores as those see them who bring documents."""
+"""The contract of destinations: stores that documents are copied into."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
+from kvtool.store.backends.counted import OnBytes
 from kvtool.store.base import Store
 from kvtool.store.manifest import Document, Variant
-
-OnBytes: TypeAlias = Callable[[int], None]
 
 
 class Destination(Protocol):

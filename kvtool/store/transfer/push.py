@@ -40,8 +40,21 @@ def push(
     )
 
 
+def refuse_unwritable(to: str | Path) -> None:
+    """Raises ``UsageError`` for an address that no store can be written at."""
+    kind = scheme(to)
+    if kind == "file" and not address(to).startswith("file:///"):
+        raise UsageError(f"store {to}", "expected file:///DIRECTORY, an absolute path")
+    if kind not in ("", "file", "http", "https", *SCHEMES):
+        expected = (
+            f"expected a directory, s3://BUCKET/PREFIX, http://HOST:PORT, or another of {', '.join(SCHEMES)}"
+        )
+        raise UsageError(f"store {to}", "cannot be written to", expected)
+
+
 def destination(to: str | Path, replace: bool = False) -> Destination:
     """The store at an address, to be written to."""
+    refuse_unwritable(to)
     kind = scheme(to)
     if kind in SCHEMES:
         return ToFiles(ObjectStoreBackend(address(to), new=True))
@@ -49,9 +62,4 @@ def destination(to: str | Path, replace: bool = False) -> Destination:
         return ToServer(HttpBackend(address(to)))
     if kind == "file":
         return ToDirectory(LocalStore(unquote(address(to).removeprefix("file://"))), replace)
-    if kind:
-        expected = (
-            f"expected a directory, s3://BUCKET/PREFIX, http://HOST:PORT, or another of {', '.join(SCHEMES)}"
-        )
-        raise UsageError(f"store {to}", "cannot be written to", expected)
     return ToDirectory(LocalStore(to), replace)

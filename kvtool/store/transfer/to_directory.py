@@ -10,12 +10,12 @@ from kvtool import limits
 from kvtool.artifact.read import reading
 from kvtool.codecs import Calibration
 from kvtool.errors import StoreError
+from kvtool.store.backends.counted import OnBytes
 from kvtool.store.base import Store
 from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
-from kvtool.store.transfer.destination import OnBytes
 
 
 class ToDirectory:
@@ -40,7 +40,7 @@ class ToDirectory:
             raise
 
     def holds(self, variant: Variant) -> bool:
-        return self.store.holds(variant)
+        return self.store.holds_whole(variant)
 
     def writing(self) -> AbstractContextManager[None]:
         return self.store.writing()

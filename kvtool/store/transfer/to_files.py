@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kvtool.artifact.read import reading
 from kvtool.errors import StoreError
+from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.writable import WritableFiles
 from kvtool.store.base import Store
 from kvtool.store.layout import artifact_file, calibration_file, manifest_file
 from kvtool.store.manifest import Document, Variant
-from kvtool.store.transfer.change import changed
-from kvtool.store.transfer.destination import OnBytes
+from kvtool.store.transfer.change import change_manifest
 
 
 class ToFiles:
@@ -46,15 +47,15 @@ class ToFiles:
         artifact.verify()
         for digest in artifact.meta["calibrations"]:
             _ = source.calibrations[digest]
-            self._send(calibration_file(digest), source.locate_calibration(digest))
-        self._send(artifact_file(variant.artifact), source.locate_artifact(variant.artifact))
-        on_bytes(variant.nbytes)
+            self._send(calibration_file(digest), source.locate_calibration(digest), lambda _: None)
+        self._send(artifact_file(variant.artifact), source.locate_artifact(variant.artifact), on_bytes)
 
-    def _send(self, file: str, path: Path) -> None:
-        size = path.stat().st_size
+    def _send(self, file: str, path: Path, on_bytes: OnBytes) -> None:
+        with reading(path):
+            size = path.stat().st_size
         if self.backend.nbytes_of(file) == size:
             return
-        self.backend.put(file, path)
+        self.backend.put(file, path, on_bytes)
         if (arrived := self.backend.nbytes_of(file)) != size:
             where = f"{self.backend.url}/{file}"
             raise StoreError(where, f"has {arrived} bytes after {size} were sent", "push again")
@@ -63,7 +64,7 @@ class ToFiles:
         def swap(after: Document, version: str | None) -> None:
             self.backend.swap(manifest_file(name), after.to_bytes(), version)
 
-        changed(f"{self}: {name}", lambda: self._versioned(name), update, swap)
+        change_manifest(f"{self}: {name}", lambda: self._versioned(name), update, swap)
 
     def _versioned(self, name: str) -> tuple[Document | None, str | None]:
         file = manifest_file(name)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.http import HttpBackend
 from kvtool.store.base import Store
 from kvtool.store.manifest import Document, Variant
-from kvtool.store.transfer.change import changed
-from kvtool.store.transfer.destination import OnBytes
+from kvtool.store.transfer.change import change_manifest
 
 
 class ToServer:
@@ -27,7 +27,7 @@ class ToServer:
         return self._versioned(name)[0]
 
     def holds(self, variant: Variant) -> bool:
-        return self.backend.has("artifact", variant.artifact)
+        return self.backend.nbytes_of("artifact", variant.artifact) == variant.nbytes
 
     def writing(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -35,16 +35,15 @@ class ToServer:
     def take(self, source: Store, variant: Variant, on_bytes: OnBytes) -> None:
         for digest in source.open_artifact(variant).meta["calibrations"]:
             _ = source.calibrations[digest]
-            if not self.backend.has("calibration", digest):
-                self.backend.put("calibration", digest, source.locate_calibration(digest))
-        self.backend.put("artifact", variant.artifact, source.locate_artifact(variant.artifact))
-        on_bytes(variant.nbytes)
+            if self.backend.nbytes_of("calibration", digest) is None:
+                self.backend.put("calibration", digest, source.locate_calibration(digest), lambda _: None)
+        self.backend.put("artifact", variant.artifact, source.locate_artifact(variant.artifact), on_bytes)
 
     def change(self, name: str, update: Callable[[Document | None], Document]) -> None:
         def swap(after: Document, version: str | None) -> None:
             self.backend.swap(name, after.to_bytes(), version)
 
-        changed(f"{self}: {name}", lambda: self._versioned(name), update, swap)
+        change_manifest(f"{self}: {name}", lambda: self._versioned(name), update, swap)
 
     def _versioned(self, name: str) -> tuple[Document | None, str | None]:
         found = self.backend.versioned(name)

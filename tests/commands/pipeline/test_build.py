@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kvtool.errors import FAILED, GATE, USAGE
+from kvtool.pipeline import build as module
 from kvtool.store.local import LocalStore
 from tests.commands.conftest import Cli, error_of
 from tests.commands.test_repeats import heavy_imports
@@ -100,7 +101,7 @@ def test_another_recipe_prefills_nothing(project: Path, build: Build, edit: Edit
     assert _subjects(printed) == ["compress variant kivi"]
     assert (printed["prefilled"], printed["compressed"]) == ([], {"kivi": PAGES})
     assert printed["gate"] == []
-    edit('recipe = "kivi"\nbits = 2', 'recipe = "kivi"\nname = "small"\nset = { bits = 2 }')
+    edit('recipe = "kivi"\nbits = 2', 'recipe = "kivi"\nname = "small"\nset = { group = 16 }')
     assert build()["compressed"] == {"small": PAGES}
     assert list(_lock(project)["variants"]) == ["small", "lossless"]
 
@@ -124,6 +125,130 @@ def test_a_gate_that_is_too_tight(project: Path, cli: Cli, build: Build, edit: E
     edit("1e-15", "1e9")
     assert [check["passed"] for check in build()["gate"]] == [True]
     assert build()["differences"] == []
+
+
+def test_no_documents_remove_nothing(
+    project: Path, cli: Cli, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build()
+    monkeypatch.setenv("KVTOOL_EXCLUDE", '["*"]')
+    message = error_of(cli("build", code=FAILED))
+    assert "build.documents manual: no document is there (passed over: 3 excluded)" in message
+    assert list(LocalStore(project / "kv")) == PAGES
+
+
+def test_a_lock_says_what_the_variants_are(project: Path, build: Build, edit: Edit) -> None:
+    """Also where there was no lock: the store may have them as they were asked for before."""
+    build()
+    edit("bits = 4", "bits = 2")
+    (project / "kvtool.lock").unlink()
+    assert build()["compressed"] == {"kivi": PAGES}
+    store = LocalStore(project / "kv")
+    assert store["manual/a.md"].segments[0].variants["kivi"].recipe["pipeline"]["keys"][-2]["bits"] == 2
+
+
+def test_a_document_somebody_compressed_otherwise(project: Path, cli: Cli, build: Build) -> None:
+    cli("prefill", "manual/a.md", "--store", "kv")
+    cli("compress", "--recipe", "kivi", "--bits", "2", "--store", "kv")
+    assert build()["compressed"]["kivi"] == PAGES
+
+
+def test_a_document_that_changes_meanwhile(
+    project: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress = module.compress
+
+    def saved_meanwhile(*arguments: Any, **options: Any) -> Any:
+        (project / "manual/b.md").write_text("Another text.")
+        return compress(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "compress", saved_meanwhile)
+        printed = build(code=FAILED)
+    assert [one["reason"] for one in printed["problems"]] == ["has changed while it was built"]
+    assert not (project / "kvtool.lock").exists()
+    build()
+    assert build()["differences"] == []
+
+
+def test_what_others_made_is_not_replaced_or_removed(
+    project: Path, cli: Cli, build: Build, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("prefill", "manual", "--store", "kv", "--system", "Somebody else's.")
+    before = dict(LocalStore(project / "kv"))
+    printed = build(code=FAILED)
+    assert all("the store holds it for another prefix" in one["reason"] for one in printed["problems"])
+    assert dict(LocalStore(project / "kv")) == before
+    shutil.rmtree(project / "kv")
+    build()
+    cli("prefill", "manual/a.md", "--store", "kv", "--system", "Somebody else's.", "--replace")
+    (project / "manual/a.md").unlink()
+    printed = build()
+    assert printed["removed"] == []
+    assert [one["subject"] for one in printed["warnings"]] == ["manual/a.md"]
+    assert "manual/a.md" in LocalStore(project / "kv")
+
+
+def test_other_questions_are_another_measurement(project: Path, build: Build, edit: Edit) -> None:
+    question = {"document": "manual/a.md", "segment": 0, "question": "Which page?"}
+    (project / "questions.jsonl").write_text(json.dumps(question))
+    edit("[build.measure]", '[build.measure]\nquestions = "questions.jsonl"\nanswer_tokens = 4')
+    edit("max_kl = 0.01", "min_answers = 0.0")
+    build()
+    (project / "questions.jsonl").write_text(json.dumps({**question, "question": "Which one?"}))
+    assert _subjects(build("--check", code=GATE)) == ["evaluate gate of lossless"]
+
+
+def test_variants_of_a_prefill_are_locked(project: Path, build: Build, edit: Edit) -> None:
+    edit('store = "kv"', 'store = "kv"\ncollect = ["snapkv"]')
+    build()
+    store = LocalStore(project / "kv")
+    store.path_of(store["manual/a.md"].segments[0].variants["inputs"]).unlink()
+    assert _subjects(build("--check", code=GATE)) == ["prefill manual/a.md"]
+    build()
+    assert build()["differences"] == []
+
+
+def test_a_trial_beside_stops_nothing(project: Path, cli: Cli, build: Build, edit: Edit) -> None:
+    build()
+    for name, bits in (("manual/a.md", "2"), ("manual/b.md", "3")):
+        cli("compress", name, "--recipe", "kivi", "--bits", bits, "--name", "try", "--store", "kv")
+    edit("max_kl = 0.01", "max_kl = 0.02")
+    assert [check["passed"] for check in build()["gate"]] == [True]
+
+
+def test_a_broken_manifest_is_mended(project: Path, build: Build) -> None:
+    build()
+    before = (project / "kvtool.lock").read_bytes()
+    (project / "kv/manifests/manual/a.md.json").write_text("{")
+    assert "prefill manual/a.md" in _subjects(build("--check", code=GATE))
+    build()
+    assert (project / "kvtool.lock").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('recipe = "kivi"', 'recipe = "kivvi"', "build.variants: kivvi: no recipe is called 'kivvi'"),
+        ("bits = 4", "bits = 4\nratio = 3", "build.variants: kivi: "),
+        ("bits = 4", "bits = 4\nset = { bits = 2 }", r"variant kivi: set.bits: is a key of its own"),
+        ("bits = 4", "bits = 4\nset = { model = 2 }", r"build.variants: kivi: set.model: is no parameter"),
+        ("context = 128", "context = -1", "--context -1"),
+        ("[build]", '[build]\npush = "ftp://x"', "store ftp://x: cannot be written to"),
+        ("[build]", '[build]\nreport = "no/such/page.html"', "build.report .*: is in no directory"),
+        (
+            'recipe = "lossless"',
+            'recipe = "lossless"\nsource = "averaged"',
+            "gate of variant lossless-averaged",
+        ),
+    ],
+)
+def test_what_no_build_could_do_is_said_first(cli: Cli, edit: Edit, old: str, new: str, message: str) -> None:
+    edit(old, new)
+    for command in (["build"], ["build", "--dry-run"]):
+        result = cli(*command, code=USAGE)
+        assert re.search(message, error_of(result))
+        assert "prefill" not in result.stderr.replace("kvtool prefill", "")
 
 
 def test_a_gate_that_cannot_be_measured(project: Path, cli: Cli, edit: Edit) -> None:
@@ -267,7 +392,22 @@ def test_without_a_table_there_is_nothing_to_build(corpus: Path, cli: Cli) -> No
     assert list(LocalStore(corpus / "kv")) == ["docs/a.md", "docs/b.md"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 99}'])
+LOCKED = '{"format": 1, "model": {}, "settings": {}, "documents": {}, "variants": {}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"format": 1}',
+        '{"format": 99}',
+        LOCKED.replace('"variants": {}', '"variants": {"klt": {}}'),
+        LOCKED.replace('"settings": {}', '"settings": null'),
+        LOCKED.replace('"documents": {}', '"documents": {"a": {"source": "x", "segments": [{}]}}'),
+        LOCKED.replace('"variants": {}', '"variants": {}, "gates": {"klt": {"of": "x"}}'),
+    ],
+)
 def test_what_is_no_lock_is_refused(project: Path, cli: Cli, text: str) -> None:
     (project / "kvtool.lock").write_text(text)
     assert "kvtool.lock: is " in error_of(cli("build", code=USAGE))

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from anyio import sleep_forever
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import kvtool
+from kvtool import limits
 from kvtool.cli import app
 from kvtool.digest import digest
 from kvtool.errors import StoreError
 from kvtool.store.backends import http
+from kvtool.store.backends.http import HttpBackend
 from kvtool.store.local import LocalStore
 from kvtool.store.transfer.push import push
+from kvtool.store.transfer.to_server import ToServer
 from tests.server.asking import THREE
 from tests.server.store_api.stored import NONE
 
@@ -69,12 +74,42 @@ def test_of_two_pushers_neither_loses_anything(
     assert documents[NAME].variants == ["raw", "kivi", "lossless"]
 
 
+class Taken:
+    """A limiter that has no room."""
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        await sleep_forever()
+
+
+def test_large_artifacts_go_through_though_uploads_wait(
+    mine: LocalStore, documents: LocalStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent is larger than a socket holds: an answer that comes too early breaks the connection."""
+    receive = LocalStore.receive
+
+    def slowly(*arguments: Any) -> int:
+        time.sleep(0.1)
+        return receive(*arguments)
+
+    monkeypatch.setattr(LocalStore, "receive", slowly)
+    others = [ToServer(HttpBackend(url)) for _ in range(4)]
+    variants = [one for name in mine for one in mine[name].artifacts]
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(
+                lambda n: others[n % 4].take(mine, variants[n % len(variants)], lambda _: None), range(16)
+            )
+        )
+    assert all(map(documents.holds_whole, variants))
+
+
 def test_a_busy_server_is_waited_for(
     mine: LocalStore, url: str, service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(limits, "UPLOAD_SECONDS", 0.0)
     (tenant,) = service.tenants.values()
-    monkeypatch.setattr(tenant, "uploads", SimpleNamespace(available_tokens=0))
+    monkeypatch.setattr(tenant, "uploads", Taken())
     report = push(mine, url)
     assert "answered 429 (too many uploads at a time" in str(report.problems[0])
 
