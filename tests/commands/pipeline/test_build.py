@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvtool.errors import FAILED, GATE, USAGE
+from kvtool.errors import FAILED, GATE
 from kvtool.pipeline import build as module
 from kvtool.store.local import LocalStore
 from tests.commands.conftest import Cli, error_of
@@ -226,37 +225,6 @@ def test_a_broken_manifest_is_mended(project: Path, build: Build) -> None:
     assert (project / "kvtool.lock").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ('recipe = "kivi"', 'recipe = "kivvi"', "build.variants: kivvi: no recipe is called 'kivvi'"),
-        ("bits = 4", "bits = 4\nratio = 3", "build.variants: kivi: "),
-        ("bits = 4", "bits = 4\nset = { bits = 2 }", r"variant kivi: set.bits: is a key of its own"),
-        ("bits = 4", "bits = 4\nset = { model = 2 }", r"build.variants: kivi: set.model: is no parameter"),
-        ("context = 128", "context = -1", "--context -1"),
-        ("[build]", '[build]\npush = "ftp://x"', "store ftp://x: cannot be written to"),
-        ("[build]", '[build]\nreport = "no/such/page.html"', "build.report .*: is in no directory"),
-        (
-            'recipe = "lossless"',
-            'recipe = "lossless"\nsource = "averaged"',
-            "gate of variant lossless-averaged",
-        ),
-    ],
-)
-def test_what_no_build_could_do_is_said_first(cli: Cli, edit: Edit, old: str, new: str, message: str) -> None:
-    edit(old, new)
-    for command in (["build"], ["build", "--dry-run"]):
-        result = cli(*command, code=USAGE)
-        assert re.search(message, error_of(result))
-        assert "prefill" not in result.stderr.replace("kvtool prefill", "")
-
-
-def test_a_gate_that_cannot_be_measured(project: Path, cli: Cli, edit: Edit) -> None:
-    edit("{ max_kl = 0.01 }", "{ min_answers = 0.5 }")
-    assert "needs questions to answer" in error_of(cli("build", code=USAGE))
-    assert not (project / "kvtool.lock").exists()
-
-
 def test_two_checkouts_get_the_same_lock(
     project: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,52 +330,3 @@ def test_a_push_that_fails_is_done_again(project: Path, build: Build, edit: Edit
     (project / "shared").unlink()
     printed = build()
     assert (_subjects(printed), printed["prefilled"], printed["pushed"]) == (["push shared"], [], PAGES)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("documents =", "document =", r"unknown key build.document; did you mean documents\?"),
-        ("bits = 4", "bist = 4", r"unknown key build.variants.0.bist; did you mean bits\?"),
-        ("max_kl", "max_lk", r"unknown key build.variants.1.gate.max_lk; did you mean max_kl\?"),
-        ("context = 128", "kontext = 1", r"unknown key build.measure.kontext; did you mean context\?"),
-        ("0.01", '"much"', "build.variants.1.gate.max_kl: input should be a valid number"),
-        ('["manual"]', "[]", "build.documents: tuple should have at least 1 item"),
-        ('recipe = "lossless"', 'recipe = "kivi"', "variant kivi: is there twice"),
-        ('store = "kv"', 'store = "s3://bucket"', "store s3:/.*: is read only"),
-        ("[build]", "[build", "kvtool.toml: is not TOML"),
-    ],
-)
-def test_a_wrong_file_is_refused(cli: Cli, edit: Edit, old: str, new: str, message: str) -> None:
-    edit(old, new)
-    assert re.search(message, error_of(cli("build", code=USAGE)))
-
-
-def test_without_a_table_there_is_nothing_to_build(corpus: Path, cli: Cli) -> None:
-    assert "kvtool init writes a first file" in error_of(cli("build", code=USAGE))
-    (corpus / "pyproject.toml").write_text(
-        '[tool.kvtool]\nstore = "kv"\n[tool.kvtool.build]\ndocuments = ["docs"]\n'
-    )
-    cli("build")
-    assert list(LocalStore(corpus / "kv")) == ["docs/a.md", "docs/b.md"]
-
-
-LOCKED = '{"format": 1, "model": {}, "settings": {}, "documents": {}, "variants": {}}'
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{",
-        "[]",
-        '{"format": 1}',
-        '{"format": 99}',
-        LOCKED.replace('"variants": {}', '"variants": {"klt": {}}'),
-        LOCKED.replace('"settings": {}', '"settings": null'),
-        LOCKED.replace('"documents": {}', '"documents": {"a": {"source": "x", "segments": [{}]}}'),
-        LOCKED.replace('"variants": {}', '"variants": {}, "gates": {"klt": {"of": "x"}}'),
-    ],
-)
-def test_what_is_no_lock_is_refused(project: Path, cli: Cli, text: str) -> None:
-    (project / "kvtool.lock").write_text(text)
-    assert "kvtool.lock: is " in error_of(cli("build", code=USAGE))
