@@ -29,7 +29,6 @@ app = typer.Typer(
     help="Turn documents into KV caches ahead of time: prefill, compress, store, load, ask.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

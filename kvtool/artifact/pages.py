@@ -9,7 +9,8 @@ import blake3
 import torch
 from torch import Tensor
 
-from kvtool.artifact.read import Artifact, broken, page_digests_name, reading
+from kvtool.artifact.read import Artifact, broken, page_digests_name
+from kvtool.artifact.reading import reading
 from kvtool.codecs import CodecError, LayerKV
 from kvtool.codecs.format import container
 from kvtool.codecs.format.paged import Paged

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from kvtool import limits
 from kvtool.artifact.identity import RAW, calibration_digests
+from kvtool.artifact.reading import reading
 from kvtool.artifact.scores import DTYPE, SCORES, tensor_name
 from kvtool.codecs import KV, Array, Calibration, CodecError, Contents, LayerKV, MissingCalibration
 from kvtool.codecs.calibration import NONE
@@ -331,17 +331,6 @@ def runs(tensor: Tensor) -> Iterator[memoryview]:
     else:
         for part in tensor:
             yield from runs(part)
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise ArtifactError(path, "no such artifact", "run the same prefill or compress again") from None
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
-        raise ArtifactError(path, reason, "check the disk and its permissions") from error
 
 
 def _fill(file: Any, view: memoryview) -> int:

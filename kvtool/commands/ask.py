@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, ModelFlags, given, load_model, with_settings
+from kvtool.commands.options import AsJson, ModelFlags, complete_documents, given, load_model, with_settings
 from kvtool.counts import counted, parse_share
 from kvtool.errors import UsageError
 
@@ -45,6 +45,7 @@ def run(
         typer.Option(
             metavar="NAME[@VARIANT]",
             help="Ask this document, by its name in the store; repeat it for several in one prompt, in any order.",
+            autocompletion=complete_documents,
         ),
     ],
     variant: Annotated[

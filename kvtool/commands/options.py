@@ -19,8 +19,28 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+
+def complete_documents(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of the store's documents, for a shell that completes one; none where there is no store to look at."""
+    from kvtool.config import settings
+    from kvtool.errors import KvtoolError
+    from kvtool.store.catalog.open import open_catalog
+    from kvtool.store.layout import scheme
+
+    try:
+        store = settings(store=context.params.get("store")).store
+        # Nobody who presses a key expects a request to a server.
+        names = [] if scheme(store) else list(open_catalog(store))
+    except KvtoolError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 DocumentNames = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME…]", help="Take these documents (default: all).")
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME…]", help="Take these documents (default: all).", autocompletion=complete_documents
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 DryRun = Annotated[

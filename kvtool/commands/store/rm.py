@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import DryRun, StoreFlags, with_settings
+from kvtool.commands.options import DryRun, StoreFlags, complete_documents, with_settings
 from kvtool.counts import counted
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @with_settings(StoreFlags)
 def run(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Remove these documents.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME…", help="Remove these documents.", autocompletion=complete_documents),
+    ],
     *,
     settings: Settings,
     dry_run: DryRun = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, StoreFlags, with_settings
+from kvtool.commands.options import AsJson, StoreFlags, complete_documents, with_settings
 from kvtool.counts import counted
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @with_settings(StoreFlags)
 def run(
-    name: Annotated[str, typer.Argument(help="Show this document.")],
+    name: Annotated[str, typer.Argument(help="Show this document.", autocompletion=complete_documents)],
     *,
     settings: Settings,
     as_json: AsJson = False,

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from kvtool import limits
-from kvtool.artifact.read import reading
+from kvtool.artifact.reading import reading
 from kvtool.digest import digest
 from kvtool.errors import StoreError, UsageError
 from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets

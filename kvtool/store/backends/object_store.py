@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from kvtool import limits
-from kvtool.artifact.read import reading
+from kvtool.artifact.reading import reading
 from kvtool.digest import digest
 from kvtool.errors import ModelError, StoreError, UsageError
 from kvtool.store import layout

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kvtool import limits
-from kvtool.artifact.read import reading
+from kvtool.artifact.reading import reading
 from kvtool.codecs import Calibration
 from kvtool.errors import StoreError
 from kvtool.store.backends.counted import OnBytes

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvtool.artifact.read import reading
+from kvtool.artifact.reading import reading
 from kvtool.errors import StoreError
 from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.writable import WritableFiles
