@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
@@ -184,8 +185,7 @@ def settings(**flags: Any) -> Settings:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(field, Settings.model_fields, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(Settings.model_fields)}"
+            remedy = near_name(field, Settings.model_fields)
             raise UsageError(_file_with(field), f"unknown setting {field}", remedy) from error
         remedy = (
             f"see the flag --{field.replace('_', '-')}, KVTOOL_{field.upper()}, kvtool.toml, "
@@ -197,14 +197,20 @@ def settings(**flags: Any) -> Settings:
         raise UsageError(error, 'expected JSON for a list in KVTOOL_*, such as ["*.md"]') from error
 
 
+def near_name(name: str, known: Iterable[str], advice: str = "") -> str:
+    """The remedy for an unknown name: the known one that is near, or else all of them, after ``advice``."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"{advice}known are {', '.join(names)}"
+
+
 def _refuse_unknown_variables() -> None:
     """Raises ``UsageError`` for a variable that looks like one of kvtool's and is none, such as KVTOOL_MODLE."""
     known = [*OTHER_VARIABLES, *(f"KVTOOL_{name.upper()}" for name in Settings.model_fields)]
     for name in sorted(os.environ):
         # Kubernetes sets KVTOOL_SERVICE_HOST, KVTOOL_PORT and more beside a service called kvtool.
         if re.match(r"KVTOOL_(?!(SERVICE|PORT)(_|$))", name.upper()) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"unset it; known are {', '.join(known)}"
+            remedy = near_name(name.upper(), known, "unset it; ")
             raise UsageError(name, "unknown variable in the environment", remedy)
 
 

@@ -163,7 +163,7 @@ def run(
         for line in gate_lines([check.to_json() for check in evaluation.failed]):
             output.note(line)
     if html is not None:
-        _write_page(html, evaluation.json)
+        write_page(html, evaluation.json)
     return GATE if evaluation.failed else DONE
 
 
@@ -200,7 +200,8 @@ def _check_page(path: Path, replace: bool) -> None:
         raise UsageError(f"--html {path}", f"{path.parent} cannot be written to", "name another directory")
 
 
-def _write_page(path: Path, evaluation: dict[str, Any]) -> None:
+def write_page(path: Path, evaluation: dict[str, Any]) -> None:
+    """Writes the report of an evaluation, and says where it is."""
     from kvtool.report.page import page
     from kvtool.system.files import write_atomic
 

@@ -9,7 +9,7 @@ from kvtool.config import Settings
 from kvtool.counts import counted
 from kvtool.diagnosis.finding import Finding
 from kvtool.errors import KvtoolError
-from kvtool.model.locate import locate
+from kvtool.model.locate import locate, model_files
 from kvtool.store.catalog.open import open_catalog
 from kvtool.store.layout import scheme
 
@@ -24,9 +24,7 @@ def _model(settings: Settings) -> Finding:
         path, name = locate(settings.model, download=False)
     except KvtoolError as error:
         return Finding("model", "broken", f"{error.subject}: {error.reason}", error.remedy)
-    nbytes = sum(
-        file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()) if file.is_file()
-    )
+    nbytes = sum(file.stat().st_size for file in model_files(path))
     return Finding("model", "ok", f"{name}, {nbytes / 1e9:.2f} GB at {path}")
 
 

@@ -16,8 +16,9 @@ from kvtool.errors import DocumentError, KvtoolError, StoreError
 from kvtool.evaluation.run import Progress as Evaluating
 from kvtool.model.model import Model
 from kvtool.model.prefill_speed import remember
-from kvtool.pipeline.differences import BROKEN, NO_ARTIFACT, Difference, due_variants, gate_subject, not_held
+from kvtool.pipeline.differences import Difference, due_variants, gate_subject
 from kvtool.pipeline.gates import evaluate_gates
+from kvtool.pipeline.holdings import BROKEN, NO_ARTIFACT, Holdings
 from kvtool.pipeline.lock import Lock, PassedGate
 from kvtool.pipeline.project import Project
 from kvtool.pipeline.source_state import SourceState
@@ -173,7 +174,9 @@ class _Build:
     def _is_ours(self, name: str) -> bool:
         """Whether the store holds a document as the last build left it, so that nothing of anybody else is lost."""
         entry = self.before.documents.get(name) if self.before else None
-        return entry is not None and not_held(name, entry, self.store, {RAW}) in (None, NO_ARTIFACT, BROKEN)
+        if entry is None:
+            return False
+        return Holdings(self.store).lacking(name, entry, {RAW}) in (None, NO_ARTIFACT, BROKEN)
 
     def _remove(self) -> None:
         gone = [one.subject for one in self.report.differences if one.step == "remove"]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from kvtool.digest import Json, digest_json
-from kvtool.errors import StoreError
-from kvtool.pipeline.lock import LOCK, Lock, LockedDocument
+from kvtool.pipeline.holdings import Holdings
+from kvtool.pipeline.lock import LOCK, Lock
 from kvtool.pipeline.project import Project
 from kvtool.pipeline.source_state import SourceState
 from kvtool.prefilling.inputs import PREFILLED
 from kvtool.store.catalog.local import LocalCatalog
 from kvtool.store.layout import CALIBRATIONS
 from kvtool.store.manifest import RAW
-
-NO_ARTIFACT, BROKEN = "has no whole artifact in the store", "has a broken manifest"
 
 Step = Literal["prefill", "remove", "compress", "evaluate", "push", "lock"]
 
@@ -44,8 +42,9 @@ def differences(
     if lock is None:
         missing = Difference("lock", str(LOCK), "is missing")
         return [missing, *(Difference("prefill", name, "is new") for name in sources.documents)]
-    found = [*_of_prefill(sources, lock, catalog), *_removed(sources, lock)]
-    found += _of_variants(project, sources, lock, catalog)
+    holdings = Holdings(catalog)
+    found = [*_of_prefill(sources, lock, holdings), *_removed(sources, lock)]
+    found += _of_variants(project, sources, lock, holdings)
     found += _of_gates(project, sources, lock)
     if project.push and lock.pushed.get(project.push) != lock.built:
         found.append(Difference("push", project.push, "was not sent all of it"))
@@ -59,7 +58,7 @@ def due_variants(project: Project, lock: Lock | None, found: Sequence[Difference
     return [name for name in project.by_name if changed or name in named]
 
 
-def _of_prefill(sources: SourceState, lock: Lock, catalog: LocalCatalog) -> Iterator[Difference]:
+def _of_prefill(sources: SourceState, lock: Lock, holdings: Holdings) -> Iterator[Difference]:
     for what, now, then in (
         ("model", sources.model, lock.model),
         ("setting", sources.settings, lock.settings),
@@ -74,7 +73,7 @@ def _of_prefill(sources: SourceState, lock: Lock, catalog: LocalCatalog) -> Iter
             yield Difference("prefill", name, "is new")
         elif entry.source != digest:
             yield Difference("prefill", name, "has changed")
-        elif lacking := not_held(name, entry, catalog, PREFILLED):
+        elif lacking := holdings.lacking(name, entry, PREFILLED):
             yield Difference("prefill", name, lacking)
 
 
@@ -85,7 +84,7 @@ def _removed(sources: SourceState, lock: Lock) -> Iterator[Difference]:
 
 
 def _of_variants(
-    project: Project, sources: SourceState, lock: Lock, catalog: LocalCatalog
+    project: Project, sources: SourceState, lock: Lock, holdings: Holdings
 ) -> Iterator[Difference]:
     wanted = project.by_name
     for name, one in wanted.items():
@@ -95,13 +94,13 @@ def _of_variants(
             yield Difference("compress", f"variant {name}", reason, name)
             continue
         for calibration in then.calibrations:
-            if not (catalog.root / CALIBRATIONS / f"{calibration}.safetensors").is_file():
+            if not (holdings.catalog.root / CALIBRATIONS / f"{calibration}.safetensors").is_file():
                 yield Difference(
                     "compress", f"variant {name}", "its calibration is missing in the store", name
                 )
         for document, entry in lock.documents.items():
             is_same = sources.documents.get(document) == entry.source
-            if is_same and (lacking := not_held(document, entry, catalog, {name})):
+            if is_same and (lacking := holdings.lacking(document, entry, {name})):
                 yield Difference("compress", document, f"{lacking}, variant {name}", name)
     for name in lock.variants:
         if name not in wanted:
@@ -130,23 +129,6 @@ def gate_subject(project: Project, sources: SourceState, lock: Lock, variant: st
         for name, entry in lock.documents.items()
     }
     return digest_json([documents, project.measure.model_dump(mode="json"), sources.questions])
-
-
-def not_held(
-    name: str, entry: LockedDocument, catalog: LocalCatalog, variants: Collection[str]
-) -> str | None:
-    """Why the store does not hold what the lock says, of some variants; None if it does."""
-    if not entry.segments:
-        return None
-    try:
-        document = catalog.get(name)
-    except StoreError:
-        return BROKEN
-    if document is None:
-        return "is not in the store"
-    if LockedDocument.of(entry.source, document, variants) != entry.only(variants):
-        return "is another in the store than in the lock"
-    return None if catalog.state(document, variants) else NO_ARTIFACT
 
 
 def _short(value: Json) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kvtool.compression.inputs import chosen_recipe, variant_name
-from kvtool.config import BUILD, Settings, read_toml
+from kvtool.config import BUILD, Settings, near_name, read_toml
 from kvtool.errors import UsageError
 from kvtool.store.layout import scheme
 from kvtool.store.manifest import RAW
@@ -137,8 +136,8 @@ class Project(_Table):
         return named
 
 
-def read_project(settings: Settings) -> tuple[Project, Path]:
-    """The project of the working directory, and the file that says so.
+def read_project(settings: Settings) -> Project:
+    """The project of the working directory.
 
     Raises ``UsageError`` where there is none, for an unknown key, with the one that was meant, and for a value of the wrong kind;
     for a store that cannot be written to.
@@ -153,7 +152,7 @@ def read_project(settings: Settings) -> tuple[Project, Path]:
         for key in keys:
             table = table.get(key, {}) if isinstance(table, dict) else {}
         if table:
-            return _project(table, path, ".".join(keys)), path
+            return _project(table, path, ".".join(keys))
     where = " or ".join(f"[{'.'.join(keys)}] in {name}" for name, keys in FILES.items())
     raise UsageError(None, f"here is nothing to build: expected {where}", "kvtool init writes a first file")
 
@@ -166,9 +165,7 @@ def _project(table: Any, path: Path, prefix: str) -> Project:
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         place = [prefix, *map(str, first["loc"])]
         if first["type"] == "extra_forbidden":
-            known = _keys(first["loc"][:-1])
-            near = difflib.get_close_matches(place[-1], known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            remedy = near_name(place[-1], _keys(first["loc"][:-1]))
             raise UsageError(path, f"unknown key {'.'.join(place)}", remedy) from error
         raise UsageError(path, f"{'.'.join(place)}: {first['msg'].lower()}") from error
     _ = project.by_name

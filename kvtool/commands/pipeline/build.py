@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.eval import write_page
 from kvtool.commands.options import AsJson, DryRun, ModelFlags, load_model, with_settings
 from kvtool.commands.pipeline.runner import annotate, summarize
 from kvtool.commands.prefill import show as show_prefill
@@ -16,8 +17,6 @@ from kvtool.counts import counted
 from kvtool.errors import DONE, FAILED, GATE
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from kvtool.config import Settings
     from kvtool.pipeline.build import Report, Watch
     from kvtool.pipeline.differences import Difference
@@ -52,7 +51,7 @@ def run(
     from kvtool.store.catalog.local import LocalCatalog
 
     started = time.monotonic()
-    project, _ = read_project(settings)
+    project = read_project(settings)
     lock, sources = read_lock(), SourceState.of(project, settings, download=not check)
     found = differences(project, sources, lock, LocalCatalog(settings.store))
     if check:
@@ -92,7 +91,7 @@ def run(
     if report.lock:
         report.lock.write()
     if project.report and report.evaluation:
-        _write_page(project.report, report)
+        write_page(project.report, report.evaluation)
     lines = render(report)
     output.emit(report.to_json(), lines, as_json)
     output.print_warnings(report.warnings)
@@ -147,15 +146,6 @@ def _described(found: Sequence[Difference]) -> list[str]:
     if len(found) > NAMED:
         lines.append(f"and {len(found) - NAMED} more")
     return lines
-
-
-def _write_page(path: Path, report: Report) -> None:
-    from kvtool.report.page import page
-    from kvtool.system.files import write_atomic
-
-    assert report.evaluation is not None
-    write_atomic(path, [page(report.evaluation).encode()])
-    output.note(f"report: {path}")
 
 
 def render_plan(found: Sequence[Difference], planned: Estimate) -> output.Lines:

@@ -8,11 +8,10 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, DryRun, StoreFlags, with_settings
-from kvtool.counts import counted
+from kvtool.commands.store.transfer import OneVariant, finish, show
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
-    from kvtool.store.transfer.transfer import Report
 
 
 @with_settings(StoreFlags)
@@ -25,9 +24,7 @@ def run(
         ),
     ],
     names: DocumentNames = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Copy only this variant: raw, klt, … (default: all).")
-    ] = None,
+    variant: OneVariant = None,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Replace documents of the store that differ from the remote ones."),
@@ -54,20 +51,6 @@ def run(
             variant=variant,
             replace=replace,
             dry_run=dry_run,
-            on_progress=lambda r: bar.update(r.nbytes / 1e6, r.nbytes_total / 1e6, "MB"),
+            on_progress=show(bar),
         )
-    value = {"url": url, "store": str(store), **report.to_json("pulled")}
-    lines = output.Lines(report.copied if dry_run else [], [summary(report, "pull", store)])
-    output.emit(value, lines, as_json)
-    return output.exit_code(report.problems, len(report.copied) + len(report.unchanged))
-
-
-def summary(report: Report, verb: str, to: object) -> str:
-    """What was copied, or would be, and what was there already."""
-    already = (
-        f"; {counted(len(report.unchanged), 'was there already', 'were there already')}"
-        if report.unchanged
-        else ""
-    )
-    done, nbytes = (f"would {verb}", report.nbytes_total) if report.dry_run else (f"{verb}ed", report.nbytes)
-    return f"{done} {counted(len(report.copied), 'document')}, {output.size(nbytes)}{already} → {to}"
+    return finish(report, "pull", url=url, store=store, to=store, as_json=as_json)

@@ -8,7 +8,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, DryRun, StoreFlags, with_settings
-from kvtool.commands.store.pull import summary
+from kvtool.commands.store.transfer import OneVariant, finish, show
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -24,9 +24,7 @@ def run(
         ),
     ],
     names: DocumentNames = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Copy only this variant: raw, klt, … (default: all).")
-    ] = None,
+    variant: OneVariant = None,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Replace documents there that differ from those of the store."),
@@ -54,9 +52,6 @@ def run(
             variant=variant,
             replace=replace,
             dry_run=dry_run,
-            on_progress=lambda r: bar.update(r.nbytes / 1e6, r.nbytes_total / 1e6, "MB"),
+            on_progress=show(bar),
         )
-    value = {"url": url, "store": str(store), **report.to_json("pushed")}
-    lines = output.Lines(report.copied if dry_run else [], [summary(report, "push", url)])
-    output.emit(value, lines, as_json)
-    return output.exit_code(report.problems, len(report.copied) + len(report.unchanged))
+    return finish(report, "push", url=url, store=store, to=url, as_json=as_json)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TypeVar, overload
 
 from kvtool.errors import StoreError
 from kvtool.store.layout import manifest_file
 from kvtool.store.manifest import Document
+
+T = TypeVar("T")
 
 
 class Catalog(Mapping[str, Document]):
@@ -20,6 +24,17 @@ class Catalog(Mapping[str, Document]):
     def __getitem__(self, name: str) -> Document:
         """The document's manifest. Raises ``DocumentMissing`` for a name that the store does not hold."""
         raise NotImplementedError
+
+    @overload
+    def get(self, key: str) -> Document | None: ...
+    @overload
+    def get(self, key: str, default: T) -> Document | T: ...
+    def get(self, key: str, default: T | None = None) -> Document | T | None:
+        """As a mapping's, without the names that are near a missing one, which take a look at all."""
+        if key in self:
+            with suppress(KeyError):  # It was removed just now.
+                return self[key]
+        return default
 
     def __iter__(self) -> Iterator[str]:
         """The documents' names, in order."""

@@ -12,7 +12,6 @@ from kvtool.codecs import Calibration
 from kvtool.errors import StoreError
 from kvtool.store.backends.counted import OnBytes
 from kvtool.store.base import Store
-from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
@@ -31,9 +30,7 @@ class ToDirectory:
 
     def document(self, name: str) -> Document | None:
         try:
-            return self.store[name]
-        except DocumentMissing:
-            return None
+            return self.store.get(name)
         except StoreError:
             if self.replace:
                 return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.writable import WritableFiles
 from kvtool.store.base import Store
 from kvtool.store.layout import artifact_file, calibration_file, manifest_file
-from kvtool.store.manifest import Document, Variant
-from kvtool.store.transfer.change import change_manifest
+from kvtool.store.manifest import Variant
+from kvtool.store.transfer.versioned import VersionedManifests
 
 
-class ToFiles:
+class ToFiles(VersionedManifests):
     """``backend``'s files. Artifacts and calibrations have their content's digest as names, so that writers agree on them.
 
     Manifests are replaced only by who has seen what is replaced.
@@ -29,9 +29,6 @@ class ToFiles:
 
     def __str__(self) -> str:
         return self.backend.url
-
-    def document(self, name: str) -> Document | None:
-        return self._versioned(name)[0]
 
     def holds(self, variant: Variant) -> bool:
         return self.backend.nbytes_of(artifact_file(variant.artifact)) == variant.nbytes
@@ -60,16 +57,8 @@ class ToFiles:
             where = f"{self.backend.url}/{file}"
             raise StoreError(where, f"has {arrived} bytes after {size} were sent", "push again")
 
-    def change(self, name: str, update: Callable[[Document | None], Document]) -> None:
-        def swap(after: Document, version: str | None) -> None:
-            self.backend.swap(manifest_file(name), after.to_bytes(), version)
+    def manifest(self, name: str) -> tuple[bytes, str] | None:
+        return self.backend.versioned(manifest_file(name))
 
-        change_manifest(f"{self}: {name}", lambda: self._versioned(name), update, swap)
-
-    def _versioned(self, name: str) -> tuple[Document | None, str | None]:
-        file = manifest_file(name)
-        found = self.backend.versioned(file)
-        if found is None:
-            return None, None
-        data, version = found
-        return Document.from_bytes(data, f"{self.backend.url}/{file}"), version
+    def swap(self, name: str, manifest: bytes, version: str | None) -> None:
+        self.backend.swap(manifest_file(name), manifest, version)

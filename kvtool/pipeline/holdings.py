@@ -1,0 +1,39 @@
+"""What a store holds of the documents that a lock names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from kvtool.errors import StoreError
+from kvtool.pipeline.lock import LockedDocument
+from kvtool.store.catalog.local import LocalCatalog
+from kvtool.store.manifest import Document
+
+NO_ARTIFACT, BROKEN = "has no whole artifact in the store", "has a broken manifest"
+
+
+class Holdings:
+    """The documents of ``catalog`` as they are when they are first asked for: each manifest is read once."""
+
+    def __init__(self, catalog: LocalCatalog) -> None:
+        self.catalog = catalog
+        self._documents: dict[str, Document | None] = {}
+
+    def lacking(self, name: str, entry: LockedDocument, variants: Collection[str]) -> str | None:
+        """Why the store does not hold what the lock says, of some variants; None if it does."""
+        if not entry.segments:
+            return None
+        try:
+            document = self._document(name)
+        except StoreError:
+            return BROKEN
+        if document is None:
+            return "is not in the store"
+        if LockedDocument.of(entry.source, document, variants) != entry.only(variants):
+            return "is another in the store than in the lock"
+        return None if self.catalog.state(document, variants) else NO_ARTIFACT
+
+    def _document(self, name: str) -> Document | None:
+        if name not in self._documents:
+            self._documents[name] = self.catalog.get(name)
+        return self._documents[name]
