@@ -30,7 +30,7 @@ gate = {{ max_kl = 0.1 }}  # the build fails above; also min_retrieval, min_top1
 
 @dataclass(frozen=True)
 class Starter:
-    """The file's ``text``, how many documents it names, and whether the model is one of the folder's own."""
+    """The file's ``text``, how many documents it finds, and the model that it names."""
 
     text: str
     documents: int

@@ -132,9 +132,9 @@ async def put_document(request: Request) -> Response:
         raise read_only(name)
     seen = request.headers.get("if-match")
     if seen is None and request.headers.get("if-none-match") != "*":
-        raise ApiError(428, "needs If-Match, with the ETag that is replaced, or If-None-Match: *")
+        raise ApiError(428, f"{name}: needs If-Match, with the ETag that is replaced, or If-None-Match: *")
     body = await request.body()
-    was_there = await to_thread.run_sync(_replace, store, name, body, seen, limiter=tenant.uploads)
+    was_there = await to_thread.run_sync(_replace, store, name, body, seen)
     stored: Stored = {"name": name, "manifest": digest(body)}
     return JSONResponse(stored, 200 if was_there else 201, {"ETag": f'"{stored["manifest"]}"'})
 
@@ -147,13 +147,12 @@ def _replace(store: LocalStore, name: str, body: bytes, seen: str | None) -> boo
     except StoreError as error:
         raise ApiError(400, str(error), code="manifest_invalid") from error
     if document.name != name:
-        raise ApiError(400, f"is the manifest of {document.name[:200]!r}", code="manifest_invalid")
+        raise ApiError(400, f"{name}: is the manifest of {document.name[:200]!r}", code="manifest_invalid")
     with store.writing():
         # Within it, so that what is here now stays until the manifest names it.
         if missing := [one.artifact for one in document.artifacts if not store.holds_whole(one)]:
-            message = (
-                f"{counted(len(missing), 'artifact is', 'artifacts are')} not here, {missing[0]} among them"
-            )
+            count = counted(len(missing), "artifact is", "artifacts are")
+            message = f"{name}: {count} not here, {missing[0]} among them; send these first"
             raise ApiError(409, message, code="artifact_not_found")
         with store.changing():
             try:
