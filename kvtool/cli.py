@@ -21,7 +21,7 @@ from kvtool.commands import (
     serve_cache,
 )
 from kvtool.commands.pipeline import build, init
-from kvtool.commands.store import gc, ls, pull, push, rm, show, verify
+from kvtool.commands.store import gc, ls, pin, pull, push, rm, show, verify
 from kvtool.errors import EXIT_CODES
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ COMMANDS = (
     verify,
     rm,
     gc,
+    pin,
     push,
     pull,
     recipes,

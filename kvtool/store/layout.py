@@ -14,7 +14,7 @@ from kvtool.system import files as fs
 FORMAT = 1
 MARKER = "kvtool-store.json"
 MANIFESTS, ARTIFACTS, CALIBRATIONS = "manifests", "artifacts", "calibrations"
-SOURCES = "sources"
+SOURCES, USES, PINS = "sources", "uses", "pins"
 
 _FILE_NAME_BYTES = 255
 _SAFE = " !#$&'()+,-.;=@[]^_`{}~"
@@ -68,9 +68,9 @@ def manifest_file(name: str) -> str:
     return "/".join([MANIFESTS, *files])
 
 
-def source_file(name: str) -> str:
-    """The record of the file that a document was made from. Raises as ``manifest_file`` does."""
-    return SOURCES + manifest_file(name).removeprefix(MANIFESTS)
+def note_file(folder: str, name: str) -> str:
+    """The store's note about a document, of which ``folder`` has one each. Raises as ``manifest_file`` does."""
+    return folder + manifest_file(name).removeprefix(MANIFESTS)
 
 
 def document_name(file: str) -> str:

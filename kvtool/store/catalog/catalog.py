@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TypeVar, overload
 
 from kvtool.errors import StoreError
@@ -43,6 +43,10 @@ class Catalog(Mapping[str, Document]):
     def committed(self, name: str) -> float:
         """When the document was last committed, in seconds since 1970."""
         raise NotImplementedError
+
+    def using(self, *names: str) -> AbstractContextManager[None]:
+        """Notes a use of the documents, and keeps them from being removed to make room within the context."""
+        return nullcontext()
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -6,14 +6,16 @@ Readers need no lock. Writers share one, which tells the files of killed writers
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from kvtool import limits
 from kvtool.digest import canonical_json
 from kvtool.errors import StoreError
 from kvtool.store.catalog.catalog import Catalog
+from kvtool.store.catalog.pins import Pins
 from kvtool.store.catalog.sources import Sources
+from kvtool.store.catalog.uses import Uses
 from kvtool.store.layout import (
     ARTIFACTS,
     FORMAT,
@@ -36,7 +38,7 @@ class LocalCatalog(Catalog):
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self.sources = Sources(self.root)
+        self.sources, self.uses, self.pins = Sources(self.root), Uses(self.root), Pins(self.root)
         self._marker, self._lock = self.root / MARKER, self.root / "lock"
         # The marker is looked for again last: a first writer may be making the store just now.
         if self.root.exists() and not (
@@ -93,6 +95,9 @@ class LocalCatalog(Catalog):
     def committed(self, name: str) -> float:
         return self._manifest_path(name).stat().st_mtime
 
+    def using(self, *names: str) -> AbstractContextManager[None]:
+        return self.uses.using(*names)
+
     def holds(self, variant: Variant) -> bool:
         """Whether the artifact's file is there."""
         return self.path_of(variant).is_file()
@@ -148,12 +153,27 @@ class LocalCatalog(Catalog):
         with files.as_store_errors(path):
             path.unlink()
             files.fsync_directory(path.parent)
-            self.sources.discard(name)
+            for notes in (self.sources, self.uses, self.pins):
+                notes.discard(name)
 
     def discard(self, variant: Variant) -> None:
         """Removes an artifact's file, so that it will be made again."""
         with files.as_store_errors(self.root):
             self.path_of(variant).unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self, *, wait: bool = True) -> Iterator[bool]:
+        """Held while artifacts are removed, since a writer may be relying on any. Waits for writers to end.
+
+        Without ``wait`` it yields whether there are none.
+        """
+        with files.as_store_errors(self.root):
+            if wait:
+                with files.locked(self._lock):
+                    yield True
+            else:
+                with files.locked_if_free(self._lock) as is_alone:
+                    yield is_alone
 
     def collect(self, *, dry_run: bool = False) -> list[Path]:
         """Removes the artifacts that no document refers to, and returns their paths. Waits for writers to end.
@@ -162,11 +182,11 @@ class LocalCatalog(Catalog):
         what ``writers`` have not committed yet.
         """
         if dry_run:
-            return self._unused()
+            return self.unused()
         if not self._lock.exists():
             return []
-        with files.as_store_errors(self.root), files.locked(self._lock):
-            unused = self._unused()
+        with self.alone():
+            unused = self.unused()
             files.remove_temporaries(self.root)
             for path in unused:
                 path.unlink()
@@ -176,9 +196,10 @@ class LocalCatalog(Catalog):
         """The processes that are writing now, where the system tells."""
         return files.holders(self._lock)
 
-    def _unused(self) -> list[Path]:
+    def unused(self) -> list[Path]:
+        """The artifacts that no document refers to. Raises ``StoreError`` if a manifest cannot be read."""
         # Listed before the manifests are read: what is committed meanwhile is in use.
-        artifacts = self._artifact_files()
+        artifacts = self.artifact_files()
         used = artifacts_of(self.values())
         return [path for path in artifacts if path.stem not in used]
 
@@ -187,19 +208,20 @@ class LocalCatalog(Catalog):
 
         What nobody names stays: an interrupted run goes on from it. Returns the paths of the artifacts removed.
         """
-        with files.as_store_errors(self.root), files.locked(self._lock):
-            return self._free(names)
+        with self.alone():
+            return self.free_alone(names)
 
     def purge(self, name: str) -> bool:
         """``free`` for one document; nothing if somebody is writing. Returns whether it is gone now."""
         if name not in self:
             return True
-        with files.as_store_errors(self.root), files.locked_if_free(self._lock) as is_alone:
+        with self.alone(wait=False) as is_alone:
             if is_alone:
-                self._free([name])
+                self.free_alone([name])
         return is_alone
 
-    def _free(self, names: Iterable[str]) -> list[Path]:
+    def free_alone(self, names: Iterable[str]) -> list[Path]:
+        """``free``, within ``alone``."""
         documents = {name: self[name] for name in names}
         # The manifests first: an artifact too many is collected one day, one that is missing is an error.
         for name in documents:
@@ -210,7 +232,8 @@ class LocalCatalog(Catalog):
             path.unlink()
         return paths
 
-    def _artifact_files(self) -> list[Path]:
+    def artifact_files(self) -> list[Path]:
+        """All artifacts' files, in order."""
         return sorted((self.root / ARTIFACTS).glob("??/*.safetensors"))
 
     def _manifest_path(self, name: str) -> Path:

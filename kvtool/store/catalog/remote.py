@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,6 +102,9 @@ class RemoteCatalog(Catalog):
         if name not in documents:
             raise self._missing(name)
         return documents[name].committed
+
+    def using(self, *names: str) -> AbstractContextManager[None]:
+        return self.cache.using(*names)
 
     def _documents(self) -> Mapping[str, Listed]:
         """All documents, by name."""

@@ -92,6 +92,10 @@ def transfer(
             try:
                 for part in missing[name]:
                     copies[part.artifact].result()
+                for part in document.artifacts:
+                    # What was there may have been removed to make room, before this began to write.
+                    if part.artifact not in copies and not destination.holds(part):
+                        destination.take(source, part, lambda _: None)
                 destination.change(name, lambda old, new=document: merged(old, new))  # type: ignore[misc]
                 report.copied.append(name)
             except (Unreachable, DiskFull) as error:
