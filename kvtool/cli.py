@@ -21,6 +21,7 @@ from kvtool.commands import (
     serve_cache,
 )
 from kvtool.commands.pipeline import build, init
+from kvtool.commands.setup import install_model
 from kvtool.commands.store import gc, ls, pin, pull, push, rm, show, verify
 from kvtool.errors import EXIT_CODES
 
@@ -66,6 +67,7 @@ COMMANDS = (
     pull,
     recipes,
     demo,
+    install_model,
     doctor,
 )
 """In the order of --help."""

@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from kvtool.errors import StoreError
+from kvtool.formats import FORMATS
 from kvtool.system import files as fs
 
-FORMAT = 1
+FORMAT = FORMATS["store"].number
 MARKER = "kvtool-store.json"
 MANIFESTS, ARTIFACTS, CALIBRATIONS = "manifests", "artifacts", "calibrations"
 SOURCES, USES, PINS = "sources", "uses", "pins"

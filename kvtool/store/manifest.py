@@ -9,8 +9,9 @@ from typing import Any
 
 from kvtool.digest import canonical_json, digest, digest_json, is_digest
 from kvtool.errors import StoreError
+from kvtool.formats import FORMATS
 
-FORMAT = 1
+FORMAT = FORMATS["manifest"].number
 RAW = "raw"
 
 AVERAGED = "averaged"
