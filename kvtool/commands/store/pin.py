@@ -31,7 +31,7 @@ def run(
         raise UsageError("--remove", "needs the names of documents", "kvtool pin lists what is pinned")
     for name in names or ():
         if not remove:
-            _ = store[name]
+            store.stored(name)
     for name in names or ():
         with store.writing():
             (store.pins.discard if remove else store.pins.add)(name)

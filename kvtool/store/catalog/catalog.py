@@ -10,6 +10,7 @@ from typing import TypeVar, overload
 from kvtool.errors import StoreError
 from kvtool.store.layout import manifest_file
 from kvtool.store.manifest import Document
+from kvtool.store.trust.policy import TrustPolicy
 
 T = TypeVar("T")
 
@@ -19,7 +20,11 @@ class Catalog(Mapping[str, Document]):
 
     Methods that raise ``NotImplementedError`` are for subclasses to write. ``Store`` must not be abstract, since type
     checkers would refuse ``Store(address)`` then.
+
+    ``trust`` says whose signatures its documents must have.
     """
+
+    trust: TrustPolicy
 
     def __getitem__(self, name: str) -> Document:
         """The document's manifest. Raises ``DocumentMissing`` for a name that the store does not hold."""

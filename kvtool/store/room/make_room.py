@@ -55,7 +55,7 @@ def make_room(
             return None
         # Listed before the manifests are read: what is committed meanwhile is in use.
         sizes = _sizes(catalog.artifact_files())
-        documents = dict(catalog)
+        documents = {name: catalog.stored(name) for name in catalog}
         named = artifacts_of(documents.values())
         now = time.time()
         fresh = {
@@ -86,7 +86,7 @@ def _candidate(catalog: LocalCatalog, document: Document) -> Candidate:
 def _apply(catalog: LocalCatalog, choice: Choice) -> dict[str, Reason]:
     """Changes and removes manifests. Returns the documents that are gone: all but those that are in use by now."""
     for document in choice.trimmed:
-        catalog.commit(document)
+        catalog.accept(document)
     removed = {}
     for name, reason in choice.removed.items():
         with catalog.uses.unused(name) as is_free:

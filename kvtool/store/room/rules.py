@@ -103,13 +103,8 @@ def _trimmed(candidate: Candidate, variants: frozenset[str] | None) -> Candidate
     document = candidate.document
     if variants is None or candidate.is_kept or not variants & set(document.variants):
         return candidate
-    segments = tuple(
-        replace(s, variants={name: v for name, v in s.variants.items() if name in variants})
-        for s in document.segments
-    )
-    if segments == document.segments:
-        return candidate
-    return replace(candidate, document=replace(document, segments=segments))
+    kept = document.with_variants(variants)
+    return candidate if kept == document else replace(candidate, document=kept)
 
 
 def _digests(candidate: Candidate) -> set[str]:

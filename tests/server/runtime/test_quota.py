@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -108,7 +108,7 @@ def test_uploads_make_room_until_all_is_pinned(limited: TestClient, documents: L
     assert sorted(documents) == ["docs/b.txt", "docs/c.txt"]
 
 
-def _put(client: TestClient, name: str, data: bytes) -> httpx.Response:
+def _put(client: TestClient, name: str, data: bytes) -> Any:
     return client.put(f"/v1/artifacts/{name}", content=data)
 
 
