@@ -22,7 +22,7 @@ from kvtool.commands import (
 )
 from kvtool.commands.pipeline import build, init
 from kvtool.commands.setup import install_model
-from kvtool.commands.store import gc, keygen, ls, pin, pull, push, rm, show, sign, verify
+from kvtool.commands.store import encrypt, gc, keygen, ls, pin, pull, push, rm, show, sign, verify
 from kvtool.errors import EXIT_CODES
 
 app = typer.Typer(
@@ -65,6 +65,7 @@ COMMANDS = (
     pin,
     keygen,
     sign,
+    encrypt,
     push,
     pull,
     recipes,

@@ -9,8 +9,9 @@ import blake3
 import torch
 from torch import Tensor
 
-from kvtool.artifact.read import Artifact, broken, page_digests_name
-from kvtool.artifact.reading import reading
+from kvtool.artifact.read import Artifact, page_digests_name
+from kvtool.artifact.reading import broken, reading
+from kvtool.artifact.sealed import open_file
 from kvtool.codecs import CodecError, LayerKV
 from kvtool.codecs.format import container
 from kvtool.codecs.format.paged import Paged
@@ -167,7 +168,7 @@ def _fetch(artifact: Artifact, ranges: Sequence[range]) -> Sequence[bytes]:
     if artifact.fetch:
         return artifact.fetch(ranges)
     data: list[bytes] = []
-    with reading(artifact.path), artifact.path.open("rb", buffering=0) as file:
+    with reading(artifact.path), open_file(artifact.path) as file:
         for wanted in ranges:
             file.seek(wanted.start)
             data.append(file.read(len(wanted)))

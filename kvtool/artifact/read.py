@@ -21,8 +21,9 @@ from torch import Tensor
 
 from kvtool import limits
 from kvtool.artifact.identity import RAW, calibration_digests
-from kvtool.artifact.reading import reading
+from kvtool.artifact.reading import broken, reading
 from kvtool.artifact.scores import DTYPE, SCORES, tensor_name
+from kvtool.artifact.sealed import open_file
 from kvtool.codecs import KV, Array, Calibration, CodecError, Contents, LayerKV, MissingCalibration
 from kvtool.codecs.calibration import NONE
 from kvtool.codecs.format import container
@@ -31,7 +32,7 @@ from kvtool.codecs.format.paged import Paged
 from kvtool.codecs.klt.embeddings import provide
 from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.digest import canonical_json, digest, digest_token_ids
-from kvtool.errors import ArtifactError, BrokenFile
+from kvtool.errors import ArtifactError
 from kvtool.formats import FORMATS
 from kvtool.model.embedding import find as find_embedding
 
@@ -237,7 +238,7 @@ class Artifact:
     def _read_pieces(self, name: str, pieces: Iterable[memoryview]) -> None:
         """Reads the tensor's bytes into ``pieces``, one after the other, and checks their digest."""
         hasher = blake3.blake3()
-        with reading(self.path), self.path.open("rb", buffering=0) as file:
+        with reading(self.path), open_file(self.path) as file:
             file.seek(self.offsets[name])
             for piece in pieces:
                 if _fill(file, piece) != len(piece):
@@ -254,7 +255,7 @@ class Artifact:
             self._read_pieces(name, (buffer[: nbytes - at] for at in range(0, nbytes, len(buffer))))
         _ = self.token_ids
         padding = [name for name in self.entries if name not in self.meta["tensors"]]
-        with reading(self.path), self.path.open("rb") as file:
+        with reading(self.path), open_file(self.path) as file:
             for name in padding:
                 file.seek(self.offsets[name])
                 if any(file.read(container.nbytes(self.entries[name]))):
@@ -277,7 +278,7 @@ def header_bytes(placed: Mapping[str, Entry], meta: Mapping[str, Any]) -> bytes:
 
 
 def _open(cls: type[Artifact], path: Path, expected: str | None) -> Artifact:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
         if len(first) < 8:
@@ -339,15 +340,3 @@ def _fill(file: Any, view: memoryview) -> int:
     while done < len(view) and (n := file.readinto(view[done:])):
         done += n
     return done
-
-
-class BrokenArtifact(BrokenFile):
-    """Its bytes are not those that kvtool wrote. What is merely newer, or cannot be read now, is no such thing."""
-
-
-def broken(path: Path, what: str) -> BrokenArtifact:
-    remedy = (
-        "nothing was loaded; kvtool verify --remove takes broken artifacts out, and the same prefill or compress makes "
-        "them again"
-    )
-    return BrokenArtifact(path, what, remedy)

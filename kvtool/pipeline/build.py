@@ -28,9 +28,9 @@ from kvtool.prefilling.report import Report as PrefillReport
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Variant
 from kvtool.store.transfer.push import push
+from kvtool.store.transfer.transfer import Report as PushReport
 from kvtool.store.trust.keys import has_signing_key, signing_key
 from kvtool.store.trust.sign_documents import sign_documents
-from kvtool.store.transfer.transfer import Report as PushReport
 
 
 @dataclass(frozen=True)

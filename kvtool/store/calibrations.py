@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from kvtool import limits
+from kvtool.artifact.sealed import open_file
 from kvtool.codecs import Calibration, CodecError
 from kvtool.digest import digest, is_digest
 from kvtool.errors import ArtifactError, BrokenFile
+from kvtool.store.sealing import Sealing
 from kvtool.store.verified_write import receive
 from kvtool.system import files
 
@@ -16,11 +18,11 @@ from kvtool.system import files
 class Calibrations(Mapping[str, Calibration]):
     """Calibrations by digest, read from ``folder`` when they are first asked for.
 
-    Raises ``ArtifactError``, naming the file, for one that is not what was written.
+    Raises ``ArtifactError``, naming the file, for one that is not what was written. ``sealing`` is the store's as it is then.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, sealing: Callable[[], Sealing] = Sealing) -> None:
+        self.folder, self._sealing = folder, sealing
         self._read: dict[str, Calibration] = {}
 
     def __getitem__(self, digest: str) -> Calibration:
@@ -45,11 +47,13 @@ class Calibrations(Mapping[str, Calibration]):
     def put(self, calibration: Calibration) -> None:
         """Writes it; the same calibration is written once."""
         if calibration.digest not in self:
-            files.write_atomic(self.path_of(calibration.digest), [calibration.to_bytes()])
+            chunks = self._sealing().stored([calibration.to_bytes()], calibration.digest)
+            files.write_atomic(self.path_of(calibration.digest), chunks)
 
     def receive(self, digest: str, chunks: Iterable[bytes]) -> int:
         """Stores a remote one; returns its bytes. Raises ``Refused`` unless it is the one of that digest."""
-        return receive(self.path_of(digest), digest, chunks, lambda path: _read(path, digest))
+        stored = self._sealing().stored(chunks, digest)
+        return receive(self.path_of(digest), digest, stored, lambda path: _read(path, digest))
 
     def discard(self, digest: str) -> None:
         """Removes a broken one's file, so that it is missing."""
@@ -72,7 +76,8 @@ def _read(path: Path, expected: str) -> Calibration:
     try:
         if (size := path.stat().st_size) > limits.CALIBRATION_BYTES:
             raise ArtifactError(path, f"has {size} bytes, a calibration at most {limits.CALIBRATION_BYTES}")
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         raise ArtifactError(path, reason, "check the disk and its permissions") from error

@@ -11,12 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from kvtool import limits
-from kvtool.artifact.read import Artifact, BrokenArtifact
+from kvtool.artifact.read import Artifact, Fetch
+from kvtool.artifact.reading import BrokenArtifact
+from kvtool.artifact.sealed import read_parts, sealed_range, whole_chunks
 from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.store.base import Store
 from kvtool.store.calibrations import Calibrations
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import FetchedCalibrations, RemoteStore
+from kvtool.store.sealing import Sealing
 from kvtool.system import files
 from kvtool.system.cache_dir import cache_dir
 
@@ -92,7 +95,7 @@ class Headers(Store):
         return self._folder / f"{variant.artifact}.safetensors"
 
     def _check(self, temporary: Path, variant: Variant) -> None:
-        os.truncate(temporary, variant.nbytes)
+        os.truncate(temporary, Sealing(self.remote.encrypted_with).size(variant.nbytes))
         _ = self._opened(temporary, variant).token_ids
 
     def _opened(self, path: Path, variant: Variant) -> Artifact:
@@ -100,26 +103,45 @@ class Headers(Store):
         return Artifact.open(path, expected=variant.artifact, calibrations=calibrations)
 
     def _header(self, variant: Variant) -> Iterator[bytes]:
-        """The file's bytes up to the end of its token ids, as far as they can be told from what comes."""
-        first = self._part(variant, 0, min(FIRST, variant.nbytes))
-        yield first
-        start = 8 + int.from_bytes(first[:8], "little")
-        if start > 8 + limits.HEADER_BYTES:
-            return  # None of ours, as the check then says.
-        if start > len(first):
-            second = self._part(variant, len(first), start)
-            yield second
-            first += second
-        try:
-            end = start + int(json.loads(first[8:start])[TOKEN_IDS]["data_offsets"][1])
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-            return
-        if len(first) < end <= variant.nbytes:
-            yield self._part(variant, len(first), end)
+        """The stored file's bytes up to the end of its token ids, as far as they can be told from what comes."""
+        plain, stored, stop = b"", b"", min(FIRST, variant.nbytes)
+        while stop > len(plain):
+            end = sealed_range(range(stop), variant.nbytes).stop if self._is_encrypted else stop
+            (part,) = self.remote.backend.parts(variant.artifact, [range(len(stored), end)])
+            yield part
+            stored += part
+            plain = self._plain(variant, stored)
+            stop = min(_needed(plain), variant.nbytes) if part else 0
 
-    def _part(self, variant: Variant, start: int, stop: int) -> bytes:
-        (part,) = self.remote.backend.parts(variant.artifact, [range(start, stop)])
-        return part
+    def _plain(self, variant: Variant, stored: bytes) -> bytes:
+        """The beginning of a file, of whose stored file ``stored`` is the beginning."""
+        if not self._is_encrypted:
+            return stored
+        known = range(whole_chunks(len(stored), variant.nbytes))
+        (plain,) = read_parts(
+            lambda ranges: [stored[one.start : one.stop] for one in ranges],
+            variant.nbytes,
+            [known],
+            variant.artifact,
+        )
+        return plain
+
+    @property
+    def _is_encrypted(self) -> bool:
+        return self.remote.encrypted_with is not None
+
+
+def _needed(plain: bytes) -> int:
+    """The bytes that a file has up to the end of its token ids, or of its header, as far as its beginning tells."""
+    start = 8 + int.from_bytes(plain[:8], "little")
+    if start > 8 + limits.HEADER_BYTES:
+        return 0  # None of ours, as the check then says.
+    if start > len(plain):
+        return start
+    try:
+        return start + int(json.loads(plain[8:start])[TOKEN_IDS]["data_offsets"][1])
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return 0
 
 
 class Parts(Headers):
@@ -129,4 +151,7 @@ class Parts(Headers):
         artifact = super().open_artifact(variant)
         if self.remote.cache.holds(variant):
             return artifact
-        return replace(artifact, fetch=partial(self.remote.backend.parts, variant.artifact))
+        fetch: Fetch = partial(self.remote.backend.parts, variant.artifact)
+        if self._is_encrypted:
+            fetch = partial(read_parts, fetch, variant.nbytes, where=variant.artifact)
+        return replace(artifact, fetch=fetch)

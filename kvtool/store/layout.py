@@ -83,13 +83,19 @@ def document_name(file: str) -> str:
 
 @dataclass(frozen=True)
 class Marker:
-    """What a store says of itself: the public keys, in hexadecimal, one of which must have signed each document."""
+    """What a store says of itself.
+
+    ``signed_by`` are the public keys, in hexadecimal, one of which must have signed each document. ``encrypted_with`` is the id
+    of the key that artifacts and calibrations are encrypted with.
+    """
 
     signed_by: tuple[str, ...] = ()
+    encrypted_with: str | None = None
 
     def to_bytes(self) -> bytes:
         signed_by = {"signed_by": list(self.signed_by)} if self.signed_by else {}
-        return canonical_json({"format": FORMAT, **signed_by}) + b"\n"
+        encrypted_with = {"encrypted_with": self.encrypted_with} if self.encrypted_with else {}
+        return canonical_json({"format": FORMAT, **signed_by, **encrypted_with}) + b"\n"
 
 
 def read_marker(data: bytes, where: str) -> Marker:
@@ -97,14 +103,14 @@ def read_marker(data: bytes, where: str) -> Marker:
     try:
         body: Any = json.loads(data)
         version = body["format"]
-        signed_by = tuple(map(str, body.get("signed_by", [])))
+        signed_by, encrypted_with = tuple(map(str, body.get("signed_by", []))), body.get("encrypted_with")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         remedy = f'it should say {{"format":{FORMAT}}}'
         raise StoreError(where, f"cannot be read ({error})", remedy) from error
     if not isinstance(version, int) or version > FORMAT:
         reason = f"is a store of format {version}, this kvtool reads up to {FORMAT}"
         raise StoreError(where, reason, "upgrade kvtool")
-    return Marker(signed_by)
+    return Marker(signed_by, encrypted_with if encrypted_with is None else str(encrypted_with))
 
 
 def _quoted(part: str) -> str:

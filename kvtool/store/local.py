@@ -33,9 +33,9 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
     Raises ``StoreError`` for a directory that holds something else, and for a store of a newer format.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        super().__init__(root)
-        self._calibrations = Calibrations(self.root / CALIBRATIONS)
+    def __init__(self, root: str | Path, *, is_cache: bool = False) -> None:
+        super().__init__(root, is_cache=is_cache)
+        self._calibrations = Calibrations(self.root / CALIBRATIONS, lambda: self.sealing)
 
     @property
     def calibrations(self) -> Calibrations:
@@ -73,7 +73,7 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
         digest, chunks = serialize(content)
         variant = Variant(digest, sum(len(chunk) for chunk in chunks))
         if not self.holds(variant):
-            files.write_atomic(self.path_of(variant), chunks)
+            files.write_atomic(self.path_of(variant), self.sealing.stored(chunks, digest))
         return variant
 
     def receive(
@@ -89,7 +89,7 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
         def check(path: Path) -> None:
             Artifact.open(path, expected=digest, calibrations=known).verify()
 
-        return receive(self.artifact_path(digest), digest, chunks, check)
+        return receive(self.artifact_path(digest), digest, self.sealing.stored(chunks, digest), check)
 
     def put_calibration(self, calibration: Calibration) -> None:
         """Stores a calibration; it must be there before an artifact that names it."""

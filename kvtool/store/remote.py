@@ -36,7 +36,7 @@ class RemoteStore(RemoteCatalog, Store, schemes=BACKENDS):
 
     def __init__(self, root: str | Path, backend: Backend | None = None) -> None:
         super().__init__(root, backend)
-        self.cache: LocalStore = LocalStore(self.cache.root)
+        self.cache: LocalStore = LocalStore(self.cache.root, is_cache=True)
         self._fetching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._link = Rate(lasts=LASTS)
 

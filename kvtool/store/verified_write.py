@@ -13,7 +13,9 @@ class Refused(ArtifactError):
     """Content that does not match its digest. The message names no file, since the sender may see it."""
 
 
-def receive(path: Path, digest: str, chunks: Iterable[bytes], check: Callable[[Path], object]) -> int:
+def receive(
+    path: Path, digest: str, chunks: Iterable[bytes | memoryview], check: Callable[[Path], object]
+) -> int:
     """Writes ``chunks`` to ``path`` if ``check`` raises no ``ArtifactError`` for them; returns their size in bytes.
 
     Raises ``Refused`` if it does, and then leaves what was at ``path`` before.

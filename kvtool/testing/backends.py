@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,6 +36,7 @@ from kvtool.store.backends.backend import Backend, Listed, NotThere, Unreachable
 from kvtool.store.catalog import remote as catalog
 from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.headers import headers_of
+from kvtool.store.layout import Marker
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
@@ -261,6 +262,7 @@ class Unplugged:
 
     url: str
     key: str
+    marker: Marker = field(default_factory=Marker)
 
     def documents(self) -> Mapping[str, Listed]:
         raise Unreachable(self.url, "is unplugged")

@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 import kvtool
-from kvtool.artifact.read import Artifact, BrokenArtifact
+from kvtool.artifact.read import Artifact
+from kvtool.artifact.reading import BrokenArtifact
 from kvtool.artifact.write import Content, serialize
 from kvtool.cli import app
 from kvtool.codecs import Calibration, Recipe, Sample

@@ -8,7 +8,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import AsJson, DocumentNames, DryRun, StoreFlags, with_settings
-from kvtool.commands.store.transfer import OneVariant, finish, show
+from kvtool.commands.store.transfer import Decrypt, OneVariant, finish, show
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -29,6 +29,7 @@ def run(
         bool,
         typer.Option("--replace", help="Replace documents of the store that differ from the remote ones."),
     ] = False,
+    decrypt: Decrypt = False,
     *,
     settings: Settings,
     dry_run: DryRun = False,
@@ -50,6 +51,7 @@ def run(
             names or None,
             variant=variant,
             replace=replace,
+            decrypt=decrypt,
             dry_run=dry_run,
             on_progress=show(bar),
         )

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 OneVariant = Annotated[str | None, typer.Option(help="Copy only this variant: raw, klt, … (default: all).")]
 
+Decrypt = Annotated[
+    bool, typer.Option("--decrypt", help="Copy from an encrypted store into one that is not encrypted.")
+]
+
 
 def show(bar: output.Bar) -> Callable[[Report], None]:
     """Moves ``bar`` as bytes come."""

@@ -75,11 +75,10 @@ def run(
     """
     from kvtool.store.open import open_store
     from kvtool.store.trust.keys import trusted_keys
-    from kvtool.store.trust.policy import TrustPolicy
 
     store = open_store(settings.store, existing=True)
     if signed_by:
-        store.trust = TrustPolicy((*store.trust.rules, trusted_keys(signed_by)))
+        store.trust = store.trust.also(trusted_keys(signed_by))
     report = Report()
     _check_documents(store, names, remove, report)
     if not names:
@@ -93,7 +92,7 @@ def run(
 
 def _check_documents(store: Store, names: Sequence[str] | None, remove: bool, report: Report) -> None:
     """Raises KvtoolError for a document that was named and cannot be read."""
-    from kvtool.artifact.read import BrokenArtifact
+    from kvtool.artifact.reading import BrokenArtifact
     from kvtool.store.trust.signatures import NotSigned
 
     for name in names or store:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from kvtool import limits
-from kvtool.errors import StoreError
+from kvtool.artifact.sealed import open_file
+from kvtool.errors import ArtifactError, StoreError
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
 from kvtool.store.local import LocalStore
@@ -190,15 +191,18 @@ class Contents:
         if record := self._unwritten.get(id):
             return record
         try:
-            return _RECORD.validate_json(self._path(id).read_bytes())
+            with open_file(self._path(id)) as file:
+                return _RECORD.validate_json(file.read())
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
+        except (OSError, ValidationError, ArtifactError) as error:
             # Not the error's own words: they may show what the file holds.
             _log.warning("%s: is not a record of cached contents (%s)", self._path(id), type(error).__name__)
             return None
 
     def _write(self, record: Record) -> None:
         with self.store.writing():
-            files.write_atomic(self._path(record.id), [_RECORD.dump_json(record)])
+            # Of an encrypted store these are too, since they have the text until it is prefilled.
+            chunks = self.store.sealing.stored([_RECORD.dump_json(record)], record.name)
+            files.write_atomic(self._path(record.id), chunks)
         self._unwritten.pop(record.id, None)

@@ -5,11 +5,12 @@ What another tenant has is missing in the same way as what nobody has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from anyio import fail_after, from_thread, to_thread
+from anyio import AsyncFile, CancelScope, fail_after, from_thread, to_thread, wrap_file
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Scope, Send
@@ -17,6 +18,7 @@ from starlette.types import Receive as ReceiveMessage
 from typing_extensions import TypedDict
 
 from kvtool import limits
+from kvtool.artifact.sealed import open_file, stat_plain
 from kvtool.digest import is_digest
 from kvtool.server.http.errors import ApiError
 from kvtool.server.http.openapi import BINARY, JSON, Operation, Parameter, Resource
@@ -61,7 +63,7 @@ async def _get(request: Request, locate: Callable[[str], Path]) -> Response:
     digest = request.path_params["digest"]
     try:
         path = await to_thread.run_sync(locate, digest)
-        stat = await to_thread.run_sync(path.stat)
+        stat = await to_thread.run_sync(stat_plain, path)
     except (FileNotFoundError, NotThere):
         message = f"{digest[:80]}: there is no such artifact or calibration"
         raise ApiError(404, message, code="artifact_not_found") from None
@@ -114,6 +116,16 @@ class _File(FileResponse):
     chunk_size = 1 << 20
     # A few tokens of a layer are one range for each head of its keys and of its values.
     max_ranges = limits.RANGES
+
+    @asynccontextmanager
+    async def _open_file(self) -> AsyncIterator[AsyncFile[bytes]]:
+        """The file as it is before it is encrypted: clients have no key, and check its digest."""
+        file = wrap_file(await to_thread.run_sync(open_file, Path(self.path)))
+        try:
+            yield file
+        finally:
+            with CancelScope(shield=True):
+                await file.aclose()
 
     async def __call__(self, scope: Scope, receive: ReceiveMessage, send: Send) -> None:
         refusal: ApiError | None = None

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from kvtool.errors import StoreError
+from kvtool.store.layout import Marker
 
 
 class Unreachable(StoreError):
@@ -41,16 +42,23 @@ class Backend(Protocol):
     def key(self) -> str:
         """Name of the store's cache directory. Tells stores apart, also where different ones are seen under one URL."""
 
+    @property
+    def marker(self) -> Marker:
+        """What the store says of itself, as far as its readers must know it."""
+
     def documents(self) -> Mapping[str, Listed]:
         """All documents, by name."""
 
     def manifest(self, name: str) -> bytes: ...
 
     def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
-        """Its bytes in pieces. Raises ``StoreError`` for more than ``nbytes``, before the surplus is handed out."""
+        """Its file's bytes in pieces. Raises ``StoreError`` for more than ``nbytes``, before the surplus is handed out.
+
+        In an encrypted store the file is sealed, and larger by that (``artifact.sealed``).
+        """
 
     def parts(self, digest: str, ranges: Sequence[range]) -> Sequence[bytes]:
-        """An artifact's bytes in each of ``ranges``, which are ascending and neither empty nor adjacent."""
+        """The file's bytes in each of ``ranges``, which are ascending and neither empty nor adjacent."""
 
     def calibration(self, digest: str) -> Iterator[bytes]: ...
 

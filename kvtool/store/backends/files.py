@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 
 from kvtool import limits
+from kvtool.artifact.sealed import sealed_size
 from kvtool.digest import digest
 from kvtool.errors import StoreError
 from kvtool.store import layout
@@ -22,17 +23,34 @@ class FileBackend(ABC):
     url: str
 
     def __init__(self, *, new: bool = False) -> None:
-        self.marker = layout.Marker()
+        self._marker: layout.Marker | None = None
+        self.is_new = False
         try:
-            marker = b"".join(self._read(layout.MARKER, limits.MARKER_BYTES))
+            self._marker = self._read_marker()
         except NotThere:
-            if new:
-                return
-            remedy = "name the folder that has it, or copy a store there as docs/how-to/share-a-store.md says"
-            raise StoreError(self.url, f"is not a kvtool store (no {layout.MARKER})", remedy) from None
+            if not new:
+                remedy = (
+                    "name the folder that has it, or copy a store there as docs/how-to/share-a-store.md says"
+                )
+                raise StoreError(self.url, f"is not a kvtool store (no {layout.MARKER})", remedy) from None
+            self._marker, self.is_new = layout.Marker(), True
         except Unreachable:
-            return
-        self.marker = layout.read_marker(marker, f"{self.url}/{layout.MARKER}")
+            pass
+
+    @property
+    def marker(self) -> layout.Marker:
+        """What the store says of itself. Raises ``Unreachable`` while nothing answers."""
+        if self._marker is None:
+            self._marker = self._read_marker()
+        return self._marker
+
+    @marker.setter
+    def marker(self, marker: layout.Marker) -> None:
+        self._marker = marker
+
+    def _read_marker(self) -> layout.Marker:
+        data = b"".join(self._read(layout.MARKER, limits.MARKER_BYTES))
+        return layout.read_marker(data, f"{self.url}/{layout.MARKER}")
 
     @abstractmethod
     def _manifests(self) -> Iterator[tuple[str, Listed]]:
@@ -64,7 +82,8 @@ class FileBackend(ABC):
         return b"".join(self._read(layout.manifest_file(name), limits.MANIFEST_BYTES))
 
     def artifact(self, digest: str, nbytes: int) -> Iterator[bytes]:
-        return self._read(layout.artifact_file(digest), nbytes)
+        most = sealed_size(nbytes) if self.marker.encrypted_with else nbytes
+        return self._read(layout.artifact_file(digest), most)
 
     def parts(self, digest: str, ranges: Sequence[range]) -> Sequence[bytes]:
         file = layout.artifact_file(digest)

@@ -24,6 +24,7 @@ from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without
 from kvtool.store.backends.byte_ranges import batched, most_bytes, parse_parts, range_header
 from kvtool.store.backends.counted import Counted, OnBytes
 from kvtool.store.backends.writable import Conflict
+from kvtool.store.layout import Marker
 
 SECONDS = 30.0
 """Silence after which a server is given up."""
@@ -47,6 +48,9 @@ class HttpBackend:
 
     The bearer token is ``$KVTOOL_TOKEN``. All methods raise ``StoreError``, naming the address and the remedy.
     """
+
+    marker = Marker()
+    """A server sends artifacts as they are, and sees itself to whose signatures its store requires."""
 
     def __init__(self, url: str) -> None:
         self.url = _checked(url)

@@ -26,6 +26,11 @@ class Catalog(Mapping[str, Document]):
 
     trust: TrustPolicy
 
+    @property
+    def encrypted_with(self) -> str | None:
+        """The id of the key that its files are encrypted with."""
+        return None
+
     def __getitem__(self, name: str) -> Document:
         """The document's manifest. Raises ``DocumentMissing`` for a name that the store does not hold."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvtool import limits
+from kvtool.artifact.sealed import sealed_size
 from kvtool.errors import StoreError
 from kvtool.store.catalog.catalog import Catalog
 from kvtool.store.catalog.pins import Pins
@@ -27,6 +28,7 @@ from kvtool.store.layout import (
     read_marker,
 )
 from kvtool.store.manifest import Document, Variant
+from kvtool.store.sealing import Sealing
 from kvtool.store.trust.keys import signing_key
 from kvtool.store.trust.policy import TrustPolicy
 from kvtool.store.trust.signatures import sign
@@ -36,11 +38,12 @@ from kvtool.system import files
 class LocalCatalog(Catalog):
     """The documents in the directory ``root``, which need not exist yet: it is made when something is first written.
 
-    Raises ``StoreError`` for a directory that holds something else, and for a store of a newer format.
+    ``is_cache`` if it keeps what a remote store has, encrypted or not. Raises ``StoreError`` for a directory that holds something
+    else, and for a store of a newer format.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path, *, is_cache: bool = False) -> None:
+        self.root, self.is_cache = Path(root), is_cache
         self.sources, self.uses, self.pins = Sources(self.root), Uses(self.root), Pins(self.root)
         self._marker, self._lock = self.root / MARKER, self.root / "lock"
         self.marker = Marker()
@@ -114,8 +117,17 @@ class LocalCatalog(Catalog):
     def holds_whole(self, variant: Variant) -> bool:
         """Whether the artifact's file is there, with as many bytes as it should have."""
         with suppress(OSError):
-            return self.path_of(variant).stat().st_size == variant.nbytes
+            return self.path_of(variant).stat().st_size in (variant.nbytes, sealed_size(variant.nbytes))
         return False
+
+    @property
+    def encrypted_with(self) -> str | None:
+        return self.marker.encrypted_with
+
+    @property
+    def sealing(self) -> Sealing:
+        """How files are written here."""
+        return Sealing(self.marker.encrypted_with, self.is_cache)
 
     def path_of(self, variant: Variant) -> Path:
         return self.artifact_path(variant.artifact)
@@ -164,10 +176,16 @@ class LocalCatalog(Catalog):
 
     def require(self, signed_by: Iterable[str]) -> None:
         """Requires from now on that each document is signed by one of these public keys, in hexadecimal; of none: of nobody."""
-        self.marker = replace(self.marker, signed_by=tuple(sorted(set(signed_by))))
-        self.trust = TrustPolicy.of(self.marker)
+        self._say(replace(self.marker, signed_by=tuple(sorted(set(signed_by)))))
+
+    def encrypt_with(self, key: str) -> None:
+        """Encrypts with the key of this id what is written from now on."""
+        self._say(replace(self.marker, encrypted_with=key))
+
+    def _say(self, marker: Marker) -> None:
+        self.marker, self.trust = marker, TrustPolicy.of(marker)
         with self.writing(), self.changing():
-            files.write_atomic(self._marker, [self.marker.to_bytes()])
+            files.write_atomic(self._marker, [marker.to_bytes()])
 
     # Removing
 
@@ -267,6 +285,11 @@ class LocalCatalog(Catalog):
 
     def _manifest_path(self, name: str) -> Path:
         return self.root / manifest_file(name)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the store is there, and not only a place for it."""
+        return self._marker.exists()
 
     def _mark(self) -> None:
         if not self._marker.exists():

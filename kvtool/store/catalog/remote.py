@@ -19,7 +19,6 @@ from kvtool.store.backends.backend import Backend, Listed, NotThere, Unreachable
 from kvtool.store.backends.open import open_backend
 from kvtool.store.catalog.catalog import Catalog, DocumentMissing
 from kvtool.store.catalog.local import LocalCatalog
-from kvtool.store.layout import Marker
 from kvtool.store.manifest import Document
 from kvtool.store.trust.policy import TrustPolicy
 from kvtool.system.cache_dir import cache_dir
@@ -44,8 +43,9 @@ class RemoteCatalog(Catalog):
 
     def __init__(self, root: str | Path, backend: Backend | None = None) -> None:
         self.backend = backend or open_backend(root)
-        self.cache = LocalCatalog(cache_dir() / "servers" / self.backend.key)
-        self.trust = TrustPolicy.of(getattr(self.backend, "marker", Marker()))
+        self.cache = LocalCatalog(cache_dir() / "servers" / self.backend.key, is_cache=True)
+        # What the store requires is known once it has answered.
+        self.trust = TrustPolicy.of()
         self._seen: dict[str, _Seen] = {}
         self._listed: Mapping[str, Listed] = {}
         self._listed_at = -math.inf
@@ -80,7 +80,8 @@ class RemoteCatalog(Catalog):
                 raise StoreError(
                     url, f"sent the manifest of {document.name!r} for {name!r}", "tell who runs it"
                 )
-            self._keep(self.trust.checked(document))
+            self._keep(TrustPolicy.of(self.backend.marker).checked(document))
+        self.trust.checked(document)
         self._seen[name] = _Seen(document, version, time.monotonic())
         return document
 
@@ -105,6 +106,10 @@ class RemoteCatalog(Catalog):
         if name not in documents:
             raise self._missing(name)
         return documents[name].committed
+
+    @property
+    def encrypted_with(self) -> str | None:
+        return self.backend.marker.encrypted_with
 
     def using(self, *names: str) -> AbstractContextManager[None]:
         return self.cache.using(*names)

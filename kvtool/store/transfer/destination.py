@@ -31,6 +31,12 @@ class Destination(Protocol):
     def writing(self) -> AbstractContextManager[None]:
         """Makes the store where there is none."""
 
+    def encrypt_as(self, source: Store) -> None:
+        """Lets a new store be encrypted with the key of ``source``.
+
+        Raises ``StoreError`` for one that is there and not encrypted, while ``source`` is.
+        """
+
     def take(self, source: Store, variant: Variant, on_bytes: OnBytes) -> None:
         """Copies an artifact, and before it the calibrations that it names; nothing that is not what it claims is kept."""
 

@@ -19,6 +19,7 @@ def pull(
     *,
     variant: str | None = None,
     replace: bool = False,
+    decrypt: bool = False,
     dry_run: bool = False,
     on_progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
@@ -33,5 +34,12 @@ def pull(
         raise UsageError(store, "is read only", "name a directory with --store")
     into = ToDirectory(store, replace)
     return transfer(
-        source, into, names, variant=variant, overwrite=replace, dry_run=dry_run, on_progress=on_progress
+        source,
+        into,
+        names,
+        variant=variant,
+        overwrite=replace,
+        decrypt=decrypt,
+        dry_run=dry_run,
+        on_progress=on_progress,
     )

@@ -26,6 +26,7 @@ def push(
     *,
     variant: str | None = None,
     replace: bool = False,
+    decrypt: bool = False,
     dry_run: bool = False,
     on_progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
@@ -36,7 +37,14 @@ def push(
     """
     into = destination(to, replace)
     return transfer(
-        store, into, names, variant=variant, overwrite=replace, dry_run=dry_run, on_progress=on_progress
+        store,
+        into,
+        names,
+        variant=variant,
+        overwrite=replace,
+        decrypt=decrypt,
+        dry_run=dry_run,
+        on_progress=on_progress,
     )
 
 

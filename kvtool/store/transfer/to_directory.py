@@ -15,6 +15,7 @@ from kvtool.store.base import Store
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
+from kvtool.store.sealing import key_of, not_encrypted
 
 
 class ToDirectory:
@@ -41,6 +42,13 @@ class ToDirectory:
 
     def writing(self) -> AbstractContextManager[None]:
         return self.store.writing()
+
+    def encrypt_as(self, source: Store) -> None:
+        if source.encrypted_with and not self.store.encrypted_with:
+            if self.store.is_made:
+                raise not_encrypted(self.store, source)
+            key_of(source.encrypted_with)
+            self.store.encrypt_with(source.encrypted_with)
 
     def take(self, source: Store, variant: Variant, on_bytes: OnBytes) -> None:
         if isinstance(source, RemoteStore):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from kvtool import limits
 from kvtool.artifact.reading import reading
+from kvtool.artifact.sealed import key_id_of, open_file
 from kvtool.errors import StoreError
 from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.writable import WritableFiles
 from kvtool.store.base import Store
 from kvtool.store.layout import artifact_file, calibration_file, manifest_file
 from kvtool.store.manifest import Variant
+from kvtool.store.sealing import Sealing, key_of, not_encrypted
 from kvtool.store.transfer.versioned import VersionedManifests
 
 
@@ -31,12 +36,24 @@ class ToFiles(VersionedManifests):
         return self.backend.url
 
     def holds(self, variant: Variant) -> bool:
-        return self.backend.nbytes_of(artifact_file(variant.artifact)) == variant.nbytes
+        size = self._sealing.size(variant.nbytes)
+        return self.backend.nbytes_of(artifact_file(variant.artifact)) == size
+
+    @property
+    def _sealing(self) -> Sealing:
+        return Sealing(self.backend.marker.encrypted_with)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         self.backend.start()
         yield
+
+    def encrypt_as(self, source: Store) -> None:
+        if source.encrypted_with and not self.backend.marker.encrypted_with:
+            if not self.backend.is_new:
+                raise not_encrypted(self, source)
+            key_of(source.encrypted_with)
+            self.backend.marker = replace(self.backend.marker, encrypted_with=source.encrypted_with)
 
     def take(self, source: Store, variant: Variant, on_bytes: OnBytes) -> None:
         artifact = source.open_artifact(variant)
@@ -48,14 +65,28 @@ class ToFiles(VersionedManifests):
         self._send(artifact_file(variant.artifact), source.locate_artifact(variant.artifact), on_bytes)
 
     def _send(self, file: str, path: Path, on_bytes: OnBytes) -> None:
+        with self._as_stored(path) as stored:
+            size = stored.stat().st_size
+            if self.backend.nbytes_of(file) == size:
+                return
+            self.backend.put(file, stored, on_bytes)
+            if (arrived := self.backend.nbytes_of(file)) != size:
+                where = f"{self.backend.url}/{file}"
+                raise StoreError(where, f"has {arrived} bytes after {size} were sent", "push again")
+
+    @contextmanager
+    def _as_stored(self, path: Path) -> Iterator[Path]:
+        """The file as the store keeps it: sealed with its key, or not at all."""
         with reading(path):
-            size = path.stat().st_size
-        if self.backend.nbytes_of(file) == size:
-            return
-        self.backend.put(file, path, on_bytes)
-        if (arrived := self.backend.nbytes_of(file)) != size:
-            where = f"{self.backend.url}/{file}"
-            raise StoreError(where, f"has {arrived} bytes after {size} were sent", "push again")
+            if key_id_of(path) == self.backend.marker.encrypted_with:
+                yield path
+                return
+            with TemporaryDirectory() as folder:
+                stored = Path(folder) / path.name
+                with open_file(path) as file, stored.open("wb") as out:
+                    chunks = iter(lambda: file.read(limits.MIB), b"")
+                    out.writelines(self._sealing.stored(chunks, path))
+                yield stored
 
     def manifest(self, name: str) -> tuple[bytes, str] | None:
         return self.backend.versioned(manifest_file(name))

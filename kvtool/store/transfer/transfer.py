@@ -46,6 +46,7 @@ def transfer(
     *,
     variant: str | None,
     overwrite: bool,
+    decrypt: bool,
     dry_run: bool,
     on_progress: Callable[[Report], None],
 ) -> Report:
@@ -54,8 +55,12 @@ def transfer(
     What is there is not copied again, so that an interrupted run, started again, goes on. A document that is there with other
     variants gets these added; one of another text, model or prefix, or with another artifact for the same variant, is a
     problem unless it may ``overwrite`` that.
+
+    What is encrypted stays so, unless the copies may ``decrypt`` it. Raises ``StoreError`` for a destination where it would not.
     """
     report = Report(dry_run=dry_run)
+    if not (decrypt or dry_run):
+        destination.encrypt_as(source)
     wanted: dict[str, Document] = {}
     missing: dict[str, list[Variant]] = {}
 

@@ -22,10 +22,13 @@ class TrustPolicy:
     rules: Sequence[Mapping[str, Ed25519PublicKey]] = field(default_factory=tuple)
 
     @classmethod
-    def of(cls, marker: Marker) -> TrustPolicy:
-        """What the environment of this process requires, and what the store requires of all."""
+    def of(cls, marker: Marker = Marker()) -> TrustPolicy:
+        """What the environment of this process requires, and what the store requires of all that use it."""
         of_store = {key_id(key): key for key in map(public_key, marker.signed_by)}
         return cls(tuple(filter(None, (trusted_keys(), of_store))))
+
+    def also(self, trusted: Mapping[str, Ed25519PublicKey]) -> TrustPolicy:
+        return TrustPolicy((*self.rules, trusted))
 
     def checked(self, document: Document) -> Document:
         """The document. Raises ``NotSigned`` if a rule is not kept."""

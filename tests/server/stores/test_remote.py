@@ -14,7 +14,7 @@ import trustme
 
 import kvtool
 from kvtool import Store
-from kvtool.artifact.read import BrokenArtifact
+from kvtool.artifact.reading import BrokenArtifact
 from kvtool.codecs import Calibration
 from kvtool.errors import ArtifactError, StoreError, UsageError
 from kvtool.server.app import create_app
