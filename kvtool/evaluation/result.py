@@ -18,7 +18,9 @@ from kvtool.evaluation.gate import Check
 from kvtool.evaluation.plan import Plan
 from kvtool.evaluation.summary import Measured, candidate_summary, is_finite
 from kvtool.evaluation.timing import Times
+from kvtool.measurement.scope import Scope
 from kvtool.model.model import Model
+from kvtool.store.base import Store
 from kvtool.store.segments import SegmentRef
 
 FORMAT = 1
@@ -44,15 +46,9 @@ def result(plan: Plan, measured: Sequence[Measured], times: Times | None, comman
         for summary, candidate_times in zip(candidates, times.candidates, strict=True):
             summary["times"] = candidate_times
     checks = plan.gate.checks(candidates)
-    settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(plan.scope).items()}
+    runner = plan.runner
     json = {
-        "format": FORMAT,
-        "command": command,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kvtool": version("kvtool"),
-        "machine": machine(plan.runner.model),
-        "model": _model(plan),
-        "settings": settings,
+        **conditions(runner.model, runner.store, [plan.segments[0].document], plan.scope, command),
         "documents": [_document(ref, measured) for ref in _segments(plan, measured)],
         "candidates": candidates,
         "times": times.conditions if times else None,
@@ -60,6 +56,21 @@ def result(plan: Plan, measured: Sequence[Measured], times: Times | None, comman
         "gate": [check.to_json() for check in checks] or None,
     }
     return Evaluation(json, checks)
+
+
+def conditions(
+    model: Model, store: Store, names: Sequence[str], scope: Scope, command: str
+) -> dict[str, Any]:
+    """What an evaluation begins with: how it was made, on which machine, by which model. ``names`` are some documents of it."""
+    return {
+        "format": FORMAT,
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kvtool": version("kvtool"),
+        "machine": machine(model),
+        "model": _model(model, store, names[0]),
+        "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(scope).items()},
+    }
 
 
 def machine(model: Model) -> dict[str, Any]:
@@ -75,9 +86,8 @@ def machine(model: Model) -> dict[str, Any]:
     }
 
 
-def _model(plan: Plan) -> dict[str, Any]:
-    model = plan.runner.model
-    geometry = plan.runner.store.open(plan.segments[0].document).contents.geometry
+def _model(model: Model, store: Store, document: str) -> dict[str, Any]:
+    geometry = store.open(document).contents.geometry
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,

@@ -63,7 +63,7 @@ def run(
         return DONE
     from kvtool.pipeline.check import check_project
 
-    check_project(project)
+    check_project(project, sources.documents)
     if dry_run:
         from kvtool.pipeline.estimate import estimate
 
