@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 
+from kvtool.counts import counted
 from kvtool.engines import transformers as engine
 from kvtool.evaluation.gate import Check
 from kvtool.evaluation.plan import Plan
@@ -108,7 +109,8 @@ def _notes(plan: Plan, measured: Sequence[Measured], candidates: Sequence[Mappin
     if retrieval and not retrieval["score"]["value"]:
         notes.append("Retrieval tells nothing: the model finds none of the needles over the raw cache.")
     if kept := plan.runner.progress.kept:
-        notes.append(f"{kept} measurements were kept from an earlier run (--fresh measures anew).")
+        were = counted(kept, "measurement was", "measurements were")
+        notes.append(f"{were} kept from an earlier run (--fresh measures anew).")
     return notes
 
 
