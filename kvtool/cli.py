@@ -70,7 +70,8 @@ COMMANDS = (
 """In the order of --help."""
 
 for command in COMMANDS:
-    app.command(epilog=EXIT_CODES)(output.guarded(command.run, command.__name__.rpartition(".")[2]))
+    name = command.__name__.rpartition(".")[2]
+    app.command(epilog=EXIT_CODES)(options.with_quiet(output.guarded(command.run, name)))
 
 
 def main() -> None:

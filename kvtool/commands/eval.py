@@ -161,7 +161,7 @@ def run(
     output.emit(evaluation.json, render(evaluation), as_json)
     if as_json:
         for line in gate_lines([check.to_json() for check in evaluation.failed]):
-            output.note(line)
+            output.alert(line)
     if html is not None:
         write_page(html, evaluation.json)
     return GATE if evaluation.failed else DONE

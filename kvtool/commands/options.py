@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from kvtool.commands import output
+
 if TYPE_CHECKING:
     from kvtool.config import Settings
     from kvtool.model.model import Model
@@ -45,6 +47,10 @@ DocumentNames = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be done, without changing anything.")
+]
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print data, warnings and errors alone: no notes, no progress.")
 ]
 
 Seed = Annotated[int | None, typer.Option(help="Draw segments and needles by this seed (default: 0).")]
@@ -141,6 +147,25 @@ def with_settings(flags: type[StoreFlags]) -> Callable[[Callable[..., Result]], 
         return run
 
     return decorate
+
+
+def with_quiet(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Gives a command the flag ``--quiet``, which it need not know of."""
+    hints = get_type_hints(command, localns={"Settings": object}, include_extras=True)
+    parameters = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+    ]
+
+    @functools.wraps(command)
+    def run(*args: Any, quiet: bool = False, **kwargs: Any) -> Result:
+        output.quiet = quiet
+        return command(*args, **kwargs)
+
+    flag = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    run.__annotations__ = {**{one.name: one.annotation for one in parameters}, "quiet": Quiet}
+    run.__signature__ = inspect.Signature([*parameters, flag])  # type: ignore[attr-defined]
+    return run
 
 
 def load_model(settings: Settings) -> Model:

@@ -312,7 +312,9 @@ def test_a_large_evaluation_stays_small(make_evaluation: Make) -> None:
 def test_one_candidate_is_one(make_evaluation: Make) -> None:
     one = make_evaluation(candidates=(("kivi:bits=4", "kivi", "recipe", 5.87, 0.0042),), layers=1, heads=1)
     text = " ".join(BeautifulSoup(page(one), "html.parser").get_text().split())
-    assert "1 way to store the KV cache of SmolLM2-135M-Instruct (float32, 1 layer of 1 key-value head)" in text
+    assert (
+        "1 way to store the KV cache of SmolLM2-135M-Instruct (float32, 1 layer of 1 key-value head)" in text
+    )
     assert "key-value head) was held against the raw cache on 2 documents" in text
     assert "Gate passed: the limit was kept" in text
     one["gate"][0]["passed"] = False
