@@ -18,6 +18,7 @@ from kvtool.commands import (
     prefill,
     recipes,
     recommend,
+    schema,
     serve_cache,
 )
 from kvtool.commands.pipeline import build, init
@@ -66,6 +67,7 @@ COMMANDS = (
     recipes,
     demo,
     doctor,
+    schema,
 )
 """In the order of --help."""
 
