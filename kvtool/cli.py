@@ -11,16 +11,15 @@ from kvtool.commands import (
     calibrate,
     compress,
     demo,
-    doctor,
     eval,
     options,
     output,
     prefill,
     recipes,
     recommend,
-    schema,
     serve_cache,
 )
+from kvtool.commands.about import doctor, schema
 from kvtool.commands.pipeline import build, init
 from kvtool.commands.store import gc, ls, pull, push, rm, show, verify
 from kvtool.errors import EXIT_CODES

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_presets, complete_recipe
 from kvtool.commands.options import (
     AsJson,
     DocumentNames,
@@ -34,7 +35,8 @@ def run(
         str | None,
         typer.Option(
             help="Compress with this recipe; kvtool recipes lists them (default: klt; attention-matching with --keep or "
-            "--resident)."
+            "--resident).",
+            autocompletion=complete_recipe,
         ),
     ] = None,
     bits: Annotated[
@@ -54,7 +56,8 @@ def run(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Use the setting that keeps this preset's promise on the model: near-lossless, balanced (default) or small."
+            help="Use the setting that keeps this preset's promise on the model: near-lossless, balanced (default) or small.",
+            autocompletion=complete_presets,
         ),
     ] = None,
     keys: Annotated[

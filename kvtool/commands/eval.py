@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_recipes
 from kvtool.commands.options import (
     AsJson,
     DocumentNames,
@@ -43,6 +44,7 @@ def run(
             metavar="R1,R2,…",
             help="Compare these: RECIPE or RECIPE:PARAMETER=VALUE:…, separated by commas (default: the variants "
             "that the documents have).",
+            autocompletion=complete_recipes,
         ),
     ] = None,
     questions: Annotated[

@@ -14,28 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_documents
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
     from kvtool.model.model import Model
 
 Result = TypeVar("Result")
-
-
-def complete_documents(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of the store's documents, for a shell that completes one; none where there is no store to look at."""
-    from kvtool.config import settings
-    from kvtool.errors import KvtoolError
-    from kvtool.store.catalog.open import open_catalog
-    from kvtool.store.layout import scheme
-
-    try:
-        store = settings(store=context.params.get("store")).store
-        # Nobody who presses a key expects a request to a server.
-        names = [] if scheme(store) else list(open_catalog(store))
-    except KvtoolError:
-        return []
-    return [name for name in names if name.startswith(incomplete)]
 
 
 DocumentNames = Annotated[

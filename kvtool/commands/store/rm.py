@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, DryRun, StoreFlags, complete_documents, with_settings
+from kvtool.commands.completion import complete_documents
+from kvtool.commands.options import AsJson, DryRun, StoreFlags, with_settings
 from kvtool.counts import counted
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ class QuestionAnswer(Value):
     answer: str
 
 
-class Answers(Value):
+class AnswerList(Value):
     """The answers to several questions."""
 
     documents: list[str]

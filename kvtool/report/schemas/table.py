@@ -15,7 +15,7 @@ VALUES: Mapping[str, Any] = MappingProxyType(
         "prefill": making.Prefill,
         "calibrate": making.Calibrate | making.CalibratePlan,
         "compress": making.Compress,
-        "ask": asking.Answer | asking.Answers,
+        "ask": asking.Answer | asking.AnswerList,
         "eval": measured.Evaluation,
         "recommend": measured.Recommendation,
         "build": making.Build | making.BuildPlan | making.BuildCheck | making.NothingToBuild,

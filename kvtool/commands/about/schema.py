@@ -12,7 +12,8 @@ from kvtool.errors import UsageError
 
 def run(
     command: Annotated[
-        str | None, typer.Argument(metavar="[COMMAND]", help="Describe this command (default: all, by name).")
+        str | None,
+        typer.Argument(metavar="[COMMAND]", help="Describe this command (default: all, by name)."),
     ] = None,
 ) -> None:
     """Print the JSON Schema of what a command prints with --json, for scripts that check or read it.
