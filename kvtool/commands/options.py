@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -145,6 +146,9 @@ def with_quiet(command: Callable[..., Result]) -> Callable[..., Result]:
     @functools.wraps(command)
     def run(*args: Any, quiet: bool = False, **kwargs: Any) -> Result:
         output.quiet = quiet
+        if quiet:
+            # Read when huggingface_hub is first imported, which is later: its downloads have bars of their own.
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         return command(*args, **kwargs)
 
     flag = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)

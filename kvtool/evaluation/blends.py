@@ -56,13 +56,21 @@ class Pair:
         parts = [Cached(ref.document, segment=ref.segment) for ref in (self.first, self.second)]
         return lay_out(self.store, parts, self.model, variant=variant, separator=SEPARATOR)
 
+    @property
+    def n_tokens(self) -> int:
+        return sum(ref.n_tokens(self.store) for ref in (self.first, self.second))
+
+    @property
+    def cost(self) -> int:
+        """Tokens that are loaded or run for one blend. Progress is counted in them."""
+        return len(self.questions) * self.n_tokens
+
     def fits(self, scope: Scope) -> bool:
         """Whether the model's context has room for both, the questions and their answers."""
-        tokens = sum(ref.n_tokens(self.store) for ref in (self.first, self.second))
         prefix = self.store.prefix(self.second.document, self.model)
         asked = max(len(question_tokens(self.model, prefix, question)) for question in self.questions)
         gap = len(document_tokens(self.model, SEPARATOR))
-        return len(prefix.token_ids) + tokens + gap + asked + scope.answer_tokens < self.model.context
+        return len(prefix.token_ids) + self.n_tokens + gap + asked + scope.answer_tokens < self.model.context
 
     @cached_property
     def full(self) -> DocumentCache:
@@ -90,12 +98,12 @@ def measure_blends(
     where no two documents fit the model's context, and what ``kvtool.blend`` raises.
     """
     pairs, notes = _pairs(store, names, model, questions, scope)
-    progress = Progress("blends", total=len(blends) * sum(len(pair.questions) for pair in pairs))
+    progress = Progress("blends", total=len(blends) * sum(pair.cost for pair in pairs))
     records: dict[str, list[dict[str, Any]]] = {blend.name: [] for blend in blends}
     for pair in pairs:
         for blend in blends:
             records[blend.name] += _measure(pair, blend, scope)
-            progress.done += len(pair.questions)
+            progress.done += pair.cost
             on_progress(progress)
         # The caches of a pair are not kept beside those of the next.
         pair.__dict__.pop("full", None)

@@ -132,9 +132,9 @@ class BlendSpec(_Table):
     @property
     def name(self) -> str:
         """What the blend is called: what was given, so that it needs no name of its own."""
-        return ", ".join(
-            [f"blend of {self.variant}", *(f"{key} {value}" for key, value in self.given.items())]
-        )
+        named = [f"policy {self.policy}"] if self.policy is not None else []
+        named += [f"recompute {self.recompute:g}"] if self.recompute is not None else []
+        return ", ".join([f"blend of {self.variant}", *named])
 
 
 class Project(_Table):

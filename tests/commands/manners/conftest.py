@@ -133,6 +133,7 @@ def run(project_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     place = tmp_path / "project"
     shutil.copytree(project_dir, place, symlinks=True)
     monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.setenv("KVTOOL_MODEL", str((place / "model").resolve()))
     monkeypatch.setenv("KVTOOL_DEVICE", "cpu")
     monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path / "cache"))
