@@ -32,7 +32,7 @@ def run(
     store = open_to_write(settings.store)
     # One unknown name, and none is removed.
     for name in names:
-        store[name]
+        store.stored(name)
     freed = None if dry_run else store.free(names)
     notes = [f"{'would remove' if dry_run else 'removed'} {name}" for name in names]
     if freed is not None:

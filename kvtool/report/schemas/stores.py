@@ -90,8 +90,14 @@ class Collected(Value):
     """What ``gc`` removed, or would."""
 
     dry_run: bool
+    documents: dict[str, str]
+    """Documents that a rule removes, and which rule."""
+    trimmed: list[str]
+    """Documents that lose variants."""
     removed: list[str]
     """Files of artifacts."""
+    bytes: int
+    """What the store takes afterwards."""
     writers: list[str]
     """Processes that may not have committed yet what a dry run names."""
 
@@ -103,6 +109,29 @@ class Removed(Value):
     removed: list[str]
     freed: int | None
     """Artifacts that no other document uses; null in a dry run."""
+
+
+class Pinned(Value):
+    """All documents that are pinned, after what was done."""
+
+    pinned: list[str]
+
+
+class Key(Value):
+    """A key that was made, and the files of its halves."""
+
+    id: str
+    private: str
+    public: str
+
+
+class Signed(Value):
+    """Documents that were signed, or would be, and those that the key had signed before."""
+
+    key: str
+    dry_run: bool
+    signed: list[str]
+    unchanged: list[str]
 
 
 class _Transfer(Value):

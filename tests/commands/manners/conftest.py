@@ -40,11 +40,16 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "verify": ("verify",),
     "rm": ("rm", "docs/a.md"),
     "gc": ("gc",),
+    "gc by rules": ("gc", "--max-size", "1KB", "--variants", "raw"),
+    "pin": ("pin", "docs/a.md"),
+    "keygen": ("keygen", "new"),
+    "sign": ("sign", "--key", "key.pem"),
     "push": ("push", "there"),
     "pull": ("pull", "file://{place}/there"),
     "recipes": ("recipes",),
     "recipes klt": ("recipes", "klt"),
     "doctor": ("doctor",),
+    "install-model": ("install-model", "--dry-run"),
     "schema": ("schema", "ls"),
 }
 """By a name that begins with the command's."""
@@ -97,6 +102,7 @@ def project_dir(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPa
         kvtool.prefill(["docs"], model=model, store=kvtool.Store("kv-store"))
         kvtool.compress(kvtool.Store("kv-store"), recipe="kivi", bits=4)
         shutil.copytree("kv-store", "there")
+        CliRunner().invoke(app, ["keygen", "key"])
     (place / "model").symlink_to(model_dir)
     return place
 

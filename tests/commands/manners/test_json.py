@@ -36,7 +36,9 @@ def test_json_is_as_its_schema_says(run: Run, name: str) -> None:
     assert conforming(name, run(name, "--json").stdout) is not None
 
 
-@pytest.mark.parametrize("name", ["prefill", "calibrate", "compress", "build", "rm", "gc", "push", "pull"])
+@pytest.mark.parametrize(
+    "name", ["prefill", "calibrate", "compress", "build", "rm", "gc", "sign", "push", "pull"]
+)
 def test_json_of_a_dry_run_is_too(run: Run, name: str) -> None:
     conforming(name, run(name, "--json", "--dry-run").stdout)
 
@@ -67,11 +69,11 @@ def test_a_schema_is_one_and_refuses_what_it_does_not_name() -> None:
     for name in VALUES:
         jsonschema_rs.meta.validate(json_schema(name))
     validator = jsonschema_rs.validator_for(json_schema("gc"))
-    good = {"dry_run": True, "removed": [], "writers": []}
+    good = {"dry_run": True, "documents": {}, "trimmed": [], "removed": [], "bytes": 0, "writers": []}
     assert validator.is_valid(good)
     assert not validator.is_valid({**good, "more": 1})
     assert not validator.is_valid({**good, "dry_run": "yes"})
-    assert not validator.is_valid({"dry_run": True, "removed": []})
+    assert not validator.is_valid({key: good[key] for key in good if key != "bytes"})
 
 
 def test_the_command_prints_schemas() -> None:

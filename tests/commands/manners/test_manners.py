@@ -10,11 +10,23 @@ from kvtool.commands import output
 from kvtool.errors import GATE, USAGE
 from tests.commands.manners.conftest import COMMANDS, EXAMPLES, Run
 
-WRITES = {"prefill", "calibrate", "compress", "init", "build", "rm", "gc", "push", "pull"}
+WRITES = {
+    "prefill",
+    "calibrate",
+    "compress",
+    "init",
+    "build",
+    "rm",
+    "gc",
+    "sign",
+    "push",
+    "pull",
+    "install-model",
+}
 """Commands that write or remove something that was not there for them alone, or that take long: with a --dry-run."""
 
 DRY = [name for name in EXAMPLES if any("--dry-run" in p.opts for p in COMMANDS[name.split()[0]].params)]
-STORELESS = {"init", "demo", "schema"}
+STORELESS = {"init", "demo", "schema", "keygen", "install-model"}
 
 
 @pytest.fixture(autouse=True)
