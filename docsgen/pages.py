@@ -9,6 +9,7 @@ from docsgen.reference import (
     build_file,
     commands,
     http_paths,
+    json_values,
     limits,
     metrics,
     python_api,
@@ -21,6 +22,7 @@ from docsgen.reference import (
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/commands.md": commands.page,
+    "docs/reference/json.md": json_values.page,
     "docs/reference/settings.md": settings.page,
     "docs/reference/build-file.md": build_file.page,
     "docs/reference/recipes.md": recipes.page,

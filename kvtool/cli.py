@@ -11,7 +11,6 @@ from kvtool.commands import (
     calibrate,
     compress,
     demo,
-    doctor,
     eval,
     options,
     output,
@@ -20,6 +19,7 @@ from kvtool.commands import (
     recommend,
     serve_cache,
 )
+from kvtool.commands.about import doctor, schema
 from kvtool.commands.pipeline import build, init
 from kvtool.commands.setup import install_model
 from kvtool.commands.store import encrypt, gc, keygen, ls, pin, pull, push, rm, show, sign, verify
@@ -72,11 +72,13 @@ COMMANDS = (
     demo,
     install_model,
     doctor,
+    schema,
 )
 """In the order of --help."""
 
 for command in COMMANDS:
-    app.command(epilog=EXIT_CODES)(output.guarded(command.run, command.__name__.rpartition(".")[2]))
+    name = command.__name__.rpartition(".")[2]
+    app.command(epilog=EXIT_CODES)(options.with_quiet(output.guarded(command.run, name)))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from docsgen.markdown import code, table
 from docsgen.markdown import page as whole_page
 from docsgen.reference.settings import kind
-from kvtool.pipeline.project import Limits, Measure, Project, VariantSpec
+from kvtool.pipeline.project import BlendLimits, BlendSpec, Limits, Measure, Project, VariantSpec
 
 INTRO = """The table that `kvtool build` reads: `[build]` in `kvtool.toml`, or `[tool.kvtool.build]` in `pyproject.toml`.
 `kvtool init` writes a first one. Beside it stand the [settings](settings.md), such as `model` and `store`.
@@ -18,10 +18,18 @@ TABLES: dict[str, type[BaseModel]] = {
     "`[build]`": Project,
     "`[[build.variants]]`": VariantSpec,
     "`gate` of a variant": Limits,
+    "`[[build.blends]]`": BlendSpec,
+    "`gate` of a blend": BlendLimits,
     "`[build.measure]`": Measure,
 }
 
-NESTED = {"variants": "list of tables", "measure": "table", "gate": "table", "set": "table"}
+NESTED = {
+    "variants": "list of tables",
+    "blends": "list of tables",
+    "measure": "table",
+    "gate": "table",
+    "set": "table",
+}
 
 
 def page() -> str:

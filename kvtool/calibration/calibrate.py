@@ -70,6 +70,58 @@ class Report:
         }
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a calibration would be made from: ``held_back`` pieces are for presets. ``seconds`` are None where nothing tells."""
+
+    recipe: Recipe
+    model: Model
+    pieces: Sequence[Piece]
+    held_back: Sequence[Piece]
+
+    @property
+    def tokens(self) -> int:
+        return total_tokens(self.pieces)
+
+    @property
+    def documents(self) -> int:
+        return len({piece.source for piece in self.pieces})
+
+    @property
+    def seconds(self) -> float | None:
+        return estimated_seconds(self.recipe, self.model, self.tokens + total_tokens(self.held_back))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "dry_run": True,
+            "method": self.recipe.calibration,
+            "model": {"name": self.model.name, "fingerprint": self.model.fingerprint},
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "seconds": self.seconds and round(self.seconds, 3),
+        }
+
+
+def plan_calibration(
+    store: Store,
+    names: str | Sequence[str] | None = None,
+    *,
+    model: Model,
+    recipe: str = RECIPE,
+    tokens: int | None = None,
+    texts: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Plan:
+    """What ``calibrate`` would learn from, for the same arguments. Raises what it raises before the model runs."""
+    store = writable(store)
+    chosen = calibrated_recipe(recipe)
+    tokens = default_tokens(model) if tokens is None else tokens
+    if tokens < 1:
+        raise UsageError(f"--tokens {tokens}", "expected at least 1")
+    sample = _sample(chosen, model, tokens, lambda most: _pieces(store, names, model, most, texts, seed))
+    return Plan(chosen, model, *sample)
+
+
 def calibrate(
     store: Store,
     names: str | Sequence[str] | None = None,
@@ -100,21 +152,14 @@ def calibrate(
     ``ModelError`` for a model without gradients.
     """
     store = writable(store)
-    chosen = calibrated_recipe(recipe)
-    assert chosen.fit is not None
     tokens = default_tokens(model) if tokens is None else tokens
-    if tokens < 1:
-        raise UsageError(f"--tokens {tokens}", "expected at least 1")
-    pieces, held_back = _sample(
-        chosen, model, tokens, lambda tokens: _pieces(store, names, model, tokens, texts, seed)
-    )
+    plan = plan_calibration(store, names, model=model, recipe=recipe, tokens=tokens, texts=texts, seed=seed)
     try:
-        calibration = learned_from(chosen, model, pieces, held_back, on_progress, **options)
+        calibration = learned_from(plan.recipe, model, plan.pieces, plan.held_back, on_progress, **options)
     except CodecError as error:
-        documents = len({piece.source for piece in pieces})
         raise UsageError(
             None,
-            f"{error}. It was given {counted(total_tokens(pieces), 'token')} of {counted(documents, 'document')}",
+            f"{error}. It was given {counted(plan.tokens, 'token')} of {counted(plan.documents, 'document')}",
             f"raise --tokens (now {tokens}), prefill more documents, give more --text, or compress with --recipe kivi, "
             "which needs no calibration",
         ) from error

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, ModelFlags, complete_documents, given, load_model, with_settings
+from kvtool.commands.completion import complete_documents, complete_policies, complete_variants
+from kvtool.commands.options import AsJson, ModelFlags, given, load_model, with_settings
 from kvtool.counts import counted, parse_share
 from kvtool.errors import UsageError
 
@@ -51,7 +52,8 @@ def run(
     variant: Annotated[
         str | None,
         typer.Option(
-            help="Load this variant: raw, or a compressed one by its name (default: raw, or quest with --read)."
+            help="Load this variant: raw, or a compressed one by its name (default: raw, or quest with --read).",
+            autocompletion=complete_variants,
         ),
     ] = None,
     segment: Annotated[
@@ -62,7 +64,11 @@ def run(
         typer.Option(help="Recompute this share of several documents' tokens, 0 to 1 (default: 0.15)."),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Choose the recomputed tokens by this policy; --policies lists them.")
+        str | None,
+        typer.Option(
+            help="Choose the recomputed tokens by this policy; --policies lists them.",
+            autocompletion=complete_policies,
+        ),
     ] = None,
     separator: Annotated[
         str | None, typer.Option(help="Put this text between documents (default: an empty line).")

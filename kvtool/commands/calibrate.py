@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, DocumentNames, TextFlags, load_model, with_settings
+from kvtool.commands.completion import complete_calibrated
+from kvtool.commands.options import AsJson, DocumentNames, DryRun, TextFlags, load_model, with_settings
 from kvtool.commands.recipes import preset_lines
 from kvtool.counts import counted
 
 if TYPE_CHECKING:
-    from kvtool.calibration.calibrate import Report
+    from kvtool.calibration.calibrate import Plan, Report
     from kvtool.codecs import Recipe
     from kvtool.config import Settings
     from kvtool.documents.load import Account
@@ -31,7 +32,11 @@ def run(
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="Calibrate this recipe; kvtool recipes says which take a calibration.")
+        str,
+        typer.Option(
+            help="Calibrate this recipe; kvtool recipes says which take a calibration.",
+            autocompletion=complete_calibrated,
+        ),
     ] = "klt",
     tokens: Annotated[
         int | None,
@@ -42,6 +47,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Draw other parts of the documents for another seed.")] = 0,
     *,
     settings: Settings,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
     """Make a calibration: what a recipe learns about a model, once, for all documents.
@@ -50,7 +56,7 @@ def run(
     text. kvtool compress takes the newest
     calibration that fits. For a recipe with presets, the settings that keep their promises on this model are found then.
     """
-    from kvtool.calibration.calibrate import Report, calibrate, calibrated_recipe
+    from kvtool.calibration.calibrate import Report, calibrate, calibrated_recipe, plan_calibration
     from kvtool.documents.load import Account
     from kvtool.store.open import open_store
 
@@ -60,16 +66,18 @@ def run(
     account = Account()
     texts = _read_texts(text, account, settings.encoding) if text else None
     model = load_model(settings)
+    chosen_text: dict[str, Any] = {"recipe": recipe, "tokens": tokens, "texts": texts, "seed": seed}
+    if dry_run:
+        planned = plan_calibration(store, names or None, model=model, **chosen_text)
+        output.emit(planned.to_json(), render_plan(planned), as_json)
+        return output.exit_code(account.problems, done=1)
     started = time.monotonic()
     with output.Bars() as bars:
         calibration = calibrate(
             store,
             names or None,
             model=model,
-            recipe=recipe,
-            tokens=tokens,
-            texts=texts,
-            seed=seed,
+            **chosen_text,
             on_progress=output.calibration_progress(bars),
         )
     file = str(store.locate_calibration(calibration.digest))
@@ -87,6 +95,15 @@ def _read_texts(paths: Sequence[str], account: Account, encoding: str | None) ->
     if not texts:
         raise account.problems[0]
     return texts
+
+
+def render_plan(plan: Plan) -> output.Lines:
+    line = (
+        f"{plan.recipe.name}: would calibrate {plan.model.name} from {counted(plan.tokens, 'token')} of "
+        f"{counted(plan.documents, 'document')}"
+    )
+    about = "" if plan.seconds is None else f", about {max(1, round(plan.seconds))} s"
+    return output.Lines(notes=[line + about])
 
 
 def render(report: Report, recipe: Recipe) -> output.Lines:

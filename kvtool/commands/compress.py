@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_presets, complete_recipe
 from kvtool.commands.options import (
     AsJson,
     DocumentNames,
@@ -34,7 +35,8 @@ def run(
         str | None,
         typer.Option(
             help="Compress with this recipe; kvtool recipes lists them (default: klt; attention-matching with --keep or "
-            "--resident)."
+            "--resident).",
+            autocompletion=complete_recipe,
         ),
     ] = None,
     bits: Annotated[
@@ -54,7 +56,8 @@ def run(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Use the setting that keeps this preset's promise on the model: near-lossless, balanced (default) or small."
+            help="Use the setting that keeps this preset's promise on the model: near-lossless, balanced (default) or small.",
+            autocompletion=complete_presets,
         ),
     ] = None,
     keys: Annotated[
@@ -205,7 +208,7 @@ def _parse(options: Sequence[str]) -> Mapping[str, int | float | str]:
 def render(report: Report, store: Store) -> output.Lines:
     if report.dry_run:
         summary = f"{report.variant}: would compress {counted(len(report.compressed), 'document')}"
-        return output.Lines(report.compressed, [summary, *_reached(report)])
+        return _lines(report, [summary], report.compressed)
     notes = []
     if report.n_elements:
         notes.append(_summary(report))
@@ -213,7 +216,13 @@ def render(report: Report, store: Store) -> output.Lines:
         notes.append(f"nothing to compress: {store} is empty; run kvtool prefill first")
     if report.unlike:
         notes.append(_unlike(report))
-    return output.Lines(notes=[*notes, *_reached(report)])
+    return _lines(report, notes)
+
+
+def _lines(report: Report, notes: Sequence[str], data: Sequence[str] = ()) -> output.Lines:
+    if _is_kept(report):
+        return output.Lines(data, [*notes, *_reached(report)])
+    return output.Lines(data, notes, failures=_reached(report))
 
 
 def _unlike(report: Report) -> str:
@@ -242,6 +251,12 @@ def _summary(report: Report) -> str:
         nbytes = output.size(report.calibration_nbytes)
         line += f"; beside them {nbytes} of calibration, for all documents of the model"
     return line
+
+
+def _is_kept(report: Report) -> bool:
+    """Whether the preset keeps its promise, and the setting what was asked for."""
+    is_unmet = report.preset is not None and report.preset.is_unmet
+    return not is_unmet and (report.setting is None or report.setting.met)
 
 
 def _reached(report: Report) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_recipes
 from kvtool.commands.options import (
     AsJson,
     DocumentNames,
@@ -43,6 +44,7 @@ def run(
             metavar="R1,R2,…",
             help="Compare these: RECIPE or RECIPE:PARAMETER=VALUE:…, separated by commas (default: the variants "
             "that the documents have).",
+            autocompletion=complete_recipes,
         ),
     ] = None,
     questions: Annotated[
@@ -161,7 +163,7 @@ def run(
     output.emit(evaluation.json, render(evaluation), as_json)
     if as_json:
         for line in gate_lines([check.to_json() for check in evaluation.failed]):
-            output.note(line)
+            output.alert(line)
     if html is not None:
         write_page(html, evaluation.json)
     return GATE if evaluation.failed else DONE

@@ -7,33 +7,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from kvtool.commands import output
+from kvtool.commands.completion import complete_documents
+
 if TYPE_CHECKING:
     from kvtool.config import Settings
     from kvtool.model.model import Model
 
 Result = TypeVar("Result")
-
-
-def complete_documents(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of the store's documents, for a shell that completes one; none where there is no store to look at."""
-    from kvtool.config import settings
-    from kvtool.errors import KvtoolError
-    from kvtool.store.catalog.open import open_catalog
-    from kvtool.store.layout import scheme
-
-    try:
-        store = settings(store=context.params.get("store")).store
-        # Nobody who presses a key expects a request to a server.
-        names = [] if scheme(store) else list(open_catalog(store))
-    except KvtoolError:
-        return []
-    return [name for name in names if name.startswith(incomplete)]
 
 
 DocumentNames = Annotated[
@@ -45,6 +33,10 @@ DocumentNames = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be done, without changing anything.")
+]
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print data, warnings and errors alone: no notes, no progress.")
 ]
 
 Seed = Annotated[int | None, typer.Option(help="Draw segments and needles by this seed (default: 0).")]
@@ -141,6 +133,28 @@ def with_settings(flags: type[StoreFlags]) -> Callable[[Callable[..., Result]], 
         return run
 
     return decorate
+
+
+def with_quiet(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Gives a command the flag ``--quiet``, which it need not know of."""
+    hints = get_type_hints(command, localns={"Settings": object}, include_extras=True)
+    parameters = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+    ]
+
+    @functools.wraps(command)
+    def run(*args: Any, quiet: bool = False, **kwargs: Any) -> Result:
+        output.quiet = quiet
+        if quiet:
+            # Read when huggingface_hub is first imported, which is later: its downloads have bars of their own.
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        return command(*args, **kwargs)
+
+    flag = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    run.__annotations__ = {**{one.name: one.annotation for one in parameters}, "quiet": Quiet}
+    run.__signature__ = inspect.Signature([*parameters, flag])  # type: ignore[attr-defined]
+    return run
 
 
 def load_model(settings: Settings) -> Model:

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,15 +21,19 @@ if TYPE_CHECKING:
     from kvtool.calibration.learning import Progress as CalibrateProgress
 
 debug = False
-"""Whether errors are raised with their tracebacks, as ``kvtool --debug`` asks."""
+"""Whether errors are printed with their tracebacks, as ``kvtool --debug`` asks."""
+
+quiet = False
+"""Whether notes and progress are left out, as ``--quiet`` of a command asks."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """A report for people: ``data`` goes to stdout, ``notes`` to stderr."""
+    """A report for people: ``data`` goes to stdout, ``notes`` to stderr, and so do ``failures``, which --quiet prints too."""
 
     data: Sequence[str] = ()
     notes: Sequence[str] = ()
+    failures: Sequence[str] = ()
 
 
 def emit(value: object, lines: Lines, as_json: bool) -> None:
@@ -40,10 +45,18 @@ def emit(value: object, lines: Lines, as_json: bool) -> None:
         typer.echo(escaped(line))
     for line in lines.notes:
         note(line)
+    for line in lines.failures:
+        alert(line)
 
 
 def note(line: str) -> None:
-    """Prints one line for people, to stderr, since stdout is for data."""
+    """Prints one line for people, to stderr, since stdout is for data; not where they asked for quiet."""
+    if not quiet:
+        alert(line)
+
+
+def alert(line: str) -> None:
+    """Prints one line to stderr that nobody should miss: errors, warnings, and checks that failed."""
     typer.echo(escaped(line), err=True)
 
 
@@ -53,13 +66,13 @@ def escaped(line: str) -> str:
 
 
 def print_error(error: object) -> None:
-    note(f"error: {' '.join(str(error).split())}")
+    alert(f"error: {' '.join(str(error).split())}")
 
 
 def print_warnings(warnings: Iterable[KvtoolError]) -> None:
     """Prints what was done, but may not be what is wanted."""
     for warning in warnings:
-        note(f"warning: {' '.join(str(warning).split())}")
+        alert(f"warning: {' '.join(str(warning).split())}")
 
 
 def exit_code(problems: Iterable[KvtoolError], done: int) -> int:
@@ -76,35 +89,39 @@ def guarded(function: Callable[..., int | None], name: str) -> Callable[..., Non
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
-        logging.getLogger("kvtool").setLevel(logging.INFO)
+        logging.getLogger("kvtool").setLevel(logging.WARNING if quiet else logging.INFO)
         try:
             code = function(*args, **kwargs)
         except KvtoolError as error:
-            if debug:
-                raise
+            print_traceback()
             print_error(error)
             code = error.exit_code
         except KeyboardInterrupt:
-            note("interrupted; what was finished is stored, the same command goes on from there")
+            alert("interrupted; what was finished is stored, the same command goes on from there")
             code = INTERRUPTED
         except BrokenPipeError:
             # The reader of our output went away; nobody is left to tell.
             sys.stderr.close()
             code = FAILED
         except Exception as error:
-            if debug:
-                raise
+            print_traceback()
             if isinstance(error, OSError) and error.filename:
                 # The system refused a path: the user can do something about that.
                 print_error(KvtoolError(error.filename, error.strerror, "check the path and its permissions"))
             else:
-                hint = "This is not expected; run with kvtool --debug for a traceback"
-                note(f"kvtool: {type(error).__name__}: {error}. {hint}")
+                hint = "" if debug else "; run with kvtool --debug for a traceback"
+                alert(f"kvtool: {type(error).__name__}: {error}. This is not expected{hint}")
             code = FAILED
         raise typer.Exit(code or DONE)
 
     run.__name__ = name
     return run
+
+
+def print_traceback() -> None:
+    """Prints where the error that is being handled comes from, if ``--debug`` asks for that."""
+    if debug:
+        typer.echo(traceback.format_exc().rstrip(), err=True)
 
 
 def size(nbytes: float) -> str:
@@ -125,7 +142,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Bar:
-    """A progress bar on a terminal; otherwise a line every ten seconds."""
+    """A progress bar on a terminal; otherwise a line every ten seconds. Nothing where people asked for quiet."""
 
     EVERY = 10.0
 
@@ -137,7 +154,7 @@ class Bar:
         self.last = self.started
         console = Console(stderr=True)
         self.bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and not quiet:
             label_column, rate_column = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
             columns = label_column, BarColumn(), rate_column, TimeRemainingColumn()
             self.bar = Progress(*columns, console=console, transient=True)

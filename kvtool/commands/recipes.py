@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_recipe
 from kvtool.commands.options import AsJson, StoreFlags, with_settings
 from kvtool.errors import UsageError
 
@@ -29,7 +30,10 @@ LEGEND = (
 
 @with_settings(StoreFlags)
 def run(
-    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Show this recipe in full.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="Show this recipe in full.", autocompletion=complete_recipe),
+    ] = None,
     *,
     settings: Settings,
     as_json: AsJson = False,

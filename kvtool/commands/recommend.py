@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_recipes
 from kvtool.commands.eval import render_plan
 from kvtool.commands.options import (
     AsJson,
@@ -40,6 +41,7 @@ def run(
             metavar="R1,R2,…",
             help="Choose among these: RECIPE or RECIPE:PARAMETER=VALUE:…, separated by commas (default: eleven that range "
             "from all bits to a fifth of one, without those that lack a calibration).",
+            autocompletion=complete_recipes,
         ),
     ] = None,
     documents: Annotated[int | None, measured("documents", 4)] = None,

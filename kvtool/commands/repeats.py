@@ -63,7 +63,11 @@ class Repeatable:
         if is_ours:
             outcome = {
                 "value": value,
-                "lines": {"data": list(lines.data), "notes": list(lines.notes)},
+                "lines": {
+                    "data": list(lines.data),
+                    "notes": list(lines.notes),
+                    "failures": list(lines.failures),
+                },
                 "warnings": [warning.to_json() for warning in warnings],
             }
             remember(self.command, inputs, outcome)

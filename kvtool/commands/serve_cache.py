@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_variants
 from kvtool.commands.options import ModelFlags, load_model, with_settings
 from kvtool.errors import ModelError, UsageError
 
@@ -48,7 +49,8 @@ def run(
         str | None,
         typer.Option(
             help="Load this variant of documents that a request names: raw, or a compressed one by its name "
-            "(default: the best by measured times)."
+            "(default: the best by measured times).",
+            autocompletion=complete_variants,
         ),
     ] = None,
     max_load_seconds: Annotated[

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 import transformers
 
+from kvtool.counts import counted
 from kvtool.engines import transformers as engine
 from kvtool.evaluation.gate import Check
 from kvtool.evaluation.plan import Plan
 from kvtool.evaluation.summary import Measured, candidate_summary, is_finite
 from kvtool.evaluation.timing import Times
 from kvtool.formats import FORMATS
+from kvtool.measurement.scope import Scope
 from kvtool.model.model import Model
+from kvtool.store.base import Store
 from kvtool.store.segments import SegmentRef
 
 FORMAT = FORMATS["evaluation"].number
@@ -45,15 +48,9 @@ def result(plan: Plan, measured: Sequence[Measured], times: Times | None, comman
         for summary, candidate_times in zip(candidates, times.candidates, strict=True):
             summary["times"] = candidate_times
     checks = plan.gate.checks(candidates)
-    settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(plan.scope).items()}
+    runner = plan.runner
     json = {
-        "format": FORMAT,
-        "command": command,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kvtool": version("kvtool"),
-        "machine": machine(plan.runner.model),
-        "model": _model(plan),
-        "settings": settings,
+        **conditions(runner.model, runner.store, [plan.segments[0].document], plan.scope, command),
         "documents": [_document(ref, measured) for ref in _segments(plan, measured)],
         "candidates": candidates,
         "times": times.conditions if times else None,
@@ -61,6 +58,21 @@ def result(plan: Plan, measured: Sequence[Measured], times: Times | None, comman
         "gate": [check.to_json() for check in checks] or None,
     }
     return Evaluation(json, checks)
+
+
+def conditions(
+    model: Model, store: Store, names: Sequence[str], scope: Scope, command: str
+) -> dict[str, Any]:
+    """What an evaluation begins with: how it was made, on which machine, by which model. ``names`` are some documents of it."""
+    return {
+        "format": FORMAT,
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kvtool": version("kvtool"),
+        "machine": machine(model),
+        "model": _model(model, store, names[0]),
+        "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(scope).items()},
+    }
 
 
 def machine(model: Model) -> dict[str, Any]:
@@ -76,9 +88,8 @@ def machine(model: Model) -> dict[str, Any]:
     }
 
 
-def _model(plan: Plan) -> dict[str, Any]:
-    model = plan.runner.model
-    geometry = plan.runner.store.open(plan.segments[0].document).contents.geometry
+def _model(model: Model, store: Store, document: str) -> dict[str, Any]:
+    geometry = store.open(document).contents.geometry
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
@@ -99,7 +110,8 @@ def _notes(plan: Plan, measured: Sequence[Measured], candidates: Sequence[Mappin
     if retrieval and not retrieval["score"]["value"]:
         notes.append("Retrieval tells nothing: the model finds none of the needles over the raw cache.")
     if kept := plan.runner.progress.kept:
-        notes.append(f"{kept} measurements were kept from an earlier run (--fresh measures anew).")
+        were = counted(kept, "measurement was", "measurements were")
+        notes.append(f"{were} kept from an earlier run (--fresh measures anew).")
     return notes
 
 

@@ -55,6 +55,33 @@ def candidate_summary(index: int, candidate: Candidate, measured: Sequence[Measu
     }
 
 
+def blend_summary(name: str, about: Record, records: Sequence[Record], *, asks: bool) -> dict[str, Any]:
+    """The summary of a blend, whose ``records`` are of one question each; estimates are like a candidate's.
+
+    Answers are compared where the user ``asks``: those to a question of kvtool's own say little.
+    """
+    by_document: dict[str, list[Record]] = {}
+    for record in records:
+        by_document.setdefault(record["document"], []).append(record)
+    groups = list(by_document.values())
+
+    def over_tokens(metric: str) -> Any:
+        return _json(mean([[v for record in group for v in record[metric]] for group in groups], block=BLOCK))
+
+    def agreement(compare: Callable[[str, str], float]) -> Any:
+        compared = [[float(compare(one["answer"], one["raw"])) for one in group] for group in groups]
+        return _json(mean(compared, share=True))
+
+    answers = {"exact_match": agreement(exact), "f1": agreement(f1), "questions": len(records)}
+    return {
+        "name": name,
+        "kind": "blend",
+        **about,
+        **{metric: over_tokens(metric) for metric in TOKEN_METRICS},
+        "answers": answers if asks else None,
+    }
+
+
 def _size(records: Sequence[Record]) -> dict[str, float]:
     bits = 8 * sum(r["nbytes"] for r in records) / sum(r["n_elements"] for r in records)
     return {"bits_per_value": bits, "ratio": 16 / bits}

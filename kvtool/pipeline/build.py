@@ -16,9 +16,10 @@ from kvtool.errors import DocumentError, KvtoolError, StoreError
 from kvtool.evaluation.run import Progress as Evaluating
 from kvtool.model.model import Model
 from kvtool.model.prefill_speed import remember
-from kvtool.pipeline.differences import Difference, due_variants, gate_subject
+from kvtool.pipeline.differences import Difference, due_variants
+from kvtool.pipeline.gate_state import wanted_gates
 from kvtool.pipeline.gates import evaluate_gates
-from kvtool.pipeline.holdings import BROKEN, NO_ARTIFACT, Holdings
+from kvtool.pipeline.holdings import Holdings, Lack
 from kvtool.pipeline.lock import Lock, PassedGate
 from kvtool.pipeline.project import Project
 from kvtool.pipeline.source_state import SourceState
@@ -183,7 +184,7 @@ class _Build:
         entry = self.before.documents.get(name) if self.before else None
         if entry is None:
             return False
-        return Holdings(self.store).lacking(name, entry, {RAW}) in (None, NO_ARTIFACT, BROKEN)
+        return Holdings(self.store).lacking(name, entry, {RAW}) in (None, Lack.NO_ARTIFACT, Lack.BROKEN)
 
     def _remove(self) -> None:
         gone = [one.subject for one in self.report.differences if one.step == "remove"]
@@ -256,13 +257,10 @@ class _Build:
 
     def _gates(self, lock: Lock) -> dict[str, PassedGate]:
         """Those that are passed; those that were, on the same artifacts, are not measured again."""
-        passed: dict[str, PassedGate] = {}
-        due: dict[str, PassedGate] = {}
-        for name, wanted in self.project.by_name.items():
-            if limits := wanted.gate.given:
-                gate = PassedGate(limits, gate_subject(self.project, self.sources, lock, name))
-                is_known = self.before is not None and self.before.gates.get(name) == gate
-                (passed if is_known else due)[name] = gate
+        before = self.before.gates if self.before else {}
+        wanted = wanted_gates(self.project, self.sources, lock)
+        passed = {name: gate for name, gate in wanted.items() if before.get(name) == gate}
+        due = {name: gate for name, gate in wanted.items() if name not in passed}
         if due:
             names = [name for name, entry in lock.documents.items() if entry.segments]
             try:

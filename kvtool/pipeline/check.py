@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from inspect import signature
 
+from kvtool.blending.blend import BlendOptions
 from kvtool.codecs import CodecError
 from kvtool.codecs.recipe_registry import recipe as find_recipe
 from kvtool.compression.compress import compress
@@ -11,20 +13,22 @@ from kvtool.compression.inputs import chosen_recipe
 from kvtool.compression.request import make_request
 from kvtool.errors import UsageError
 from kvtool.measurement.scope import Scope
-from kvtool.pipeline.project import Project, VariantSpec
+from kvtool.pipeline.project import BlendSpec, Project, VariantSpec
 from kvtool.report.page import require
 from kvtool.store.transfer.push import refuse_unwritable
 
 
-def check_project(project: Project) -> None:
-    """Raises ``UsageError`` for what no build could do, and ``KvtoolError`` for a report without what draws it."""
+def check_project(project: Project, documents: Sized) -> None:
+    """Raises ``UsageError`` for what no build of ``documents`` could do, ``KvtoolError`` for a report without what draws it."""
     for name, wanted in project.by_name.items():
         try:
             _check_variant(wanted)
         except (CodecError, UsageError) as error:
             raise UsageError(f"build.variants: {name}", error) from error
+    for name, blend in project.blends_by_name.items():
+        _check_blend(name, blend, project, documents)
     Scope(**project.measure.given)
-    asks = any(wanted.gate.min_answers is not None for wanted in project.variants)
+    asks = any("min_answers" in limits for limits in project.gates.values())
     if asks and project.measure.questions is None:
         raise UsageError(
             "gate min_answers", "needs questions to answer", "name a file: [build.measure] questions"
@@ -37,6 +41,23 @@ def check_project(project: Project) -> None:
             raise UsageError(
                 f"build.report {project.report}", "is in no directory", "name a file in an existing one"
             )
+
+
+def _check_blend(name: str, blend: BlendSpec, project: Project, documents: Sized) -> None:
+    if len(documents) < 2:
+        reason = "cannot be measured: build.documents is one document, and a blend has several"
+        raise UsageError(f"gate of {name}", reason, "leave it out")
+    options = BlendOptions(**blend.given)
+    variant = project.by_name.get(blend.variant)
+    if variant is not None and _prunes(variant) and not options.takes_pruned:
+        reason = f"cannot be measured: {blend.variant} leaves out tokens, and so none can be recomputed"
+        raise UsageError(f"gate of {name}", reason, "write recompute = 0, or name another variant")
+
+
+def _prunes(wanted: VariantSpec) -> bool:
+    is_told = wanted.keep is not None or wanted.resident is not None
+    parts = chosen_recipe(wanted.recipe, prunes=is_told).split("+")
+    return is_told or any(find_recipe(part).prunes for part in parts)
 
 
 def _check_variant(wanted: VariantSpec) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kvtool.digest import Json, digest_json
+from kvtool.digest import Json
+from kvtool.pipeline.gate_state import wanted_gates
 from kvtool.pipeline.holdings import Holdings
 from kvtool.pipeline.lock import LOCK, Lock
 from kvtool.pipeline.project import Project
@@ -14,14 +15,16 @@ from kvtool.pipeline.source_state import SourceState
 from kvtool.prefilling.inputs import PREFILLED
 from kvtool.store.catalog.local import LocalCatalog
 from kvtool.store.layout import CALIBRATIONS
-from kvtool.store.manifest import RAW
 
 Step = Literal["prefill", "remove", "compress", "evaluate", "push", "lock"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """``subject`` is not as it should be, for this ``reason``; the step ``step`` of a build, of a ``variant``, mends that."""
+    """``subject`` is not as it should be, for this ``reason``; the step ``step`` of a build, of a ``variant``, mends that.
+
+    Of a gate, ``variant`` is the name of what it measures, which may be a blend.
+    """
 
     step: Step
     subject: str
@@ -108,27 +111,13 @@ def _of_variants(
 
 
 def _of_gates(project: Project, sources: SourceState, lock: Lock) -> Iterator[Difference]:
-    for name, one in project.by_name.items():
-        if not (limits := one.gate.given):
-            continue
+    for name, wanted in wanted_gates(project, sources, lock).items():
         passed = lock.gates.get(name)
-        if passed is None or passed.limits != limits:
+        if passed is None or passed.limits != wanted.limits:
             yield Difference("evaluate", f"gate of {name}", "was not passed with these limits", name)
-        elif passed.of != gate_subject(project, sources, lock, name):
+        elif passed.of != wanted.of:
             reason = "was passed by other artifacts, or measured otherwise"
             yield Difference("evaluate", f"gate of {name}", reason, name)
-
-
-def gate_subject(project: Project, sources: SourceState, lock: Lock, variant: str) -> str:
-    """Digest of what the gate of a variant measures: the documents' segments with and without it, and how much of them."""
-    documents: dict[str, Json] = {
-        name: [
-            [segment.identity, segment.artifacts.get(RAW), segment.artifacts.get(variant)]
-            for segment in entry.segments
-        ]
-        for name, entry in lock.documents.items()
-    }
-    return digest_json([documents, project.measure.model_dump(mode="json"), sources.questions])
 
 
 def _short(value: Json) -> str:

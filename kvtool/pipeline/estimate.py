@@ -75,11 +75,8 @@ def estimate(
     measured = {one.variant for one in differences if one.step == "evaluate"}
     # Other documents are another measurement.
     every = documents > 0 or any(one.step == "remove" for one in differences)
-    gates = [
-        name
-        for name, one in project.by_name.items()
-        if one.gate.given and (every or name in due or name in measured)
-    ]
+    of_variant = {name: blend.variant for name, blend in project.blends_by_name.items()}
+    gates = [name for name in project.gates if every or name in measured or of_variant.get(name, name) in due]
     return Estimate(documents, tokens, seconds, nbytes, tuple(due), tuple(gates), tuple(problems))
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from enum import StrEnum
 
 from kvtool.errors import StoreError
 from kvtool.pipeline.lock import LockedDocument
 from kvtool.store.catalog.local import LocalCatalog
 from kvtool.store.manifest import Document
 
-NO_ARTIFACT, BROKEN = "has no whole artifact in the store", "has a broken manifest"
+
+class Lack(StrEnum):
+    """Why a store does not hold a document as its lock says, in words."""
+
+    ABSENT = "is not in the store"
+    BROKEN = "has a broken manifest"
+    OTHER = "is another in the store than in the lock"
+    NO_ARTIFACT = "has no whole artifact in the store"
 
 
 class Holdings:
@@ -19,19 +27,19 @@ class Holdings:
         self.catalog = catalog
         self._documents: dict[str, Document | None] = {}
 
-    def lacking(self, name: str, entry: LockedDocument, variants: Collection[str]) -> str | None:
+    def lacking(self, name: str, entry: LockedDocument, variants: Collection[str]) -> Lack | None:
         """Why the store does not hold what the lock says, of some variants; None if it does."""
         if not entry.segments:
             return None
         try:
             document = self._document(name)
         except StoreError:
-            return BROKEN
+            return Lack.BROKEN
         if document is None:
-            return "is not in the store"
+            return Lack.ABSENT
         if LockedDocument.of(entry.source, document, variants) != entry.only(variants):
-            return "is another in the store than in the lock"
-        return None if self.catalog.state(document, variants) else NO_ARTIFACT
+            return Lack.OTHER
+        return None if self.catalog.state(document, variants) else Lack.NO_ARTIFACT
 
     def _document(self, name: str) -> Document | None:
         if name not in self._documents:

@@ -41,8 +41,29 @@ class Limits(_Table):
         return self.model_dump(exclude_none=True)
 
 
+class BlendLimits(_Table):
+    """What must be measured of a blend, against a full prefill of the same documents; None for no limit."""
+
+    max_kl: float | None = Field(
+        default=None, description="KL to a full prefill, in nats per token of its answer."
+    )
+    max_dnll: float | None = Field(
+        default=None, description="Loss of likelihood of a full prefill's answer, in nats per token."
+    )
+    min_top1: float | None = Field(
+        default=None, description="Share of the answer's tokens that stay the likeliest."
+    )
+    min_answers: float | None = Field(
+        default=None, description="F1 to a full prefill's answers to your `questions`."
+    )
+
+    @property
+    def given(self) -> dict[str, float]:
+        return self.model_dump(exclude_none=True)
+
+
 class Measure(_Table):
-    """How much ``kvtool eval`` measures of variants that have limits; None for its default."""
+    """How much ``kvtool eval`` measures of what has limits; None for its default."""
 
     questions: Path | None = Field(default=None, description="Ask the questions in this file of JSON lines.")
     documents: int | None = Field(default=None, description="Measure on at most this many segments.")
@@ -95,6 +116,27 @@ class VariantSpec(_Table):
         return {**own, **self.parameters}
 
 
+class BlendSpec(_Table):
+    """A blend of documents that has limits, in the words of the options of ``kvtool ask``."""
+
+    variant: str = Field(default=RAW, description="Blend documents in this variant; by default `raw`.")
+    policy: str | None = Field(default=None, description="Choose the recomputed tokens by this policy.")
+    recompute: float | None = Field(default=None, description="Recompute this share of the tokens, 0 to 1.")
+    gate: BlendLimits = Field(description="Fail where these limits are not kept.")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Arguments of ``BlendOptions``."""
+        return self.model_dump(exclude_none=True, include={"policy", "recompute"})
+
+    @property
+    def name(self) -> str:
+        """What the blend is called: what was given, so that it needs no name of its own."""
+        named = [f"policy {self.policy}"] if self.policy is not None else []
+        named += [f"recompute {self.recompute:g}"] if self.recompute is not None else []
+        return ", ".join([f"blend of {self.variant}", *named])
+
+
 class Project(_Table):
     """A store's documents, and the variants that each of them has beside its raw cache, in this order."""
 
@@ -103,6 +145,9 @@ class Project(_Table):
     )
     variants: tuple[VariantSpec, ...] = Field(
         default=(), description="What each document has beside its raw cache."
+    )
+    blends: tuple[BlendSpec, ...] = Field(
+        default=(), description="Blends of several documents that have a gate."
     )
     measure: Measure = Field(default=Measure(), description="How much is measured for gates.")
     report: Path | None = Field(default=None, description="Write what gates measured to this page.")
@@ -135,6 +180,29 @@ class Project(_Table):
             named[name] = wanted
         return named
 
+    @property
+    def blends_by_name(self) -> dict[str, BlendSpec]:
+        """Blends by what they are called. Raises ``UsageError`` for two of one name, and for a variant that is none."""
+        named: dict[str, BlendSpec] = {}
+        variants = [RAW, *self.by_name]
+        for wanted in self.blends:
+            if wanted.variant not in variants:
+                remedy = near_name(wanted.variant, variants)
+                raise UsageError(wanted.name, f"{wanted.variant} is no variant of this file", remedy)
+            if not wanted.gate.given:
+                limits = ", ".join(BlendLimits.model_fields)
+                raise UsageError(f"gate of {wanted.name}", "has no limit", f"give one of {limits}")
+            if wanted.name in named:
+                raise UsageError(wanted.name, "is there twice", "join their limits in one gate")
+            named[wanted.name] = wanted
+        return named
+
+    @property
+    def gates(self) -> dict[str, dict[str, float]]:
+        """Limits, by the names of the variants and blends that have some."""
+        both: dict[str, VariantSpec | BlendSpec] = {**self.by_name, **self.blends_by_name}
+        return {name: one.gate.given for name, one in both.items() if one.gate.given}
+
 
 def read_project(settings: Settings) -> Project:
     """The project of the working directory.
@@ -165,17 +233,21 @@ def _project(table: Any, path: Path, prefix: str) -> Project:
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         place = [prefix, *map(str, first["loc"])]
         if first["type"] == "extra_forbidden":
-            remedy = near_name(place[-1], _keys(first["loc"][:-1]))
+            advice = ""
+            if first["loc"][0] == "blends" and place[-1] in Limits.model_fields:
+                advice = "it is a limit of variants, and not measured of blends; "
+            remedy = near_name(place[-1], _keys(first["loc"][:-1]), advice)
             raise UsageError(path, f"unknown key {'.'.join(place)}", remedy) from error
         raise UsageError(path, f"{'.'.join(place)}: {first['msg'].lower()}") from error
-    _ = project.by_name
+    _ = project.gates
     return project
 
 
 def _keys(place: Sequence[str | int]) -> list[str]:
     """The keys that a table may have, by where it is in the project's."""
     table: type[BaseModel] = Project
-    tables: dict[str, type[BaseModel]] = {"variants": VariantSpec, "gate": Limits, "measure": Measure}
+    tables: dict[str, type[BaseModel]] = {"variants": VariantSpec, "blends": BlendSpec, "measure": Measure}
+    tables["gate"] = BlendLimits if "blends" in place else Limits
     for part in place:
         table = tables.get(str(part), table)
     return [field.alias or name for name, field in table.model_fields.items()]

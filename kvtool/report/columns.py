@@ -25,9 +25,9 @@ class Column:
 
 
 def candidates(evaluation: Json) -> list[Json]:
-    """The raw cache first, then by bits per value."""
-    raw, *others = evaluation["candidates"]
-    return [raw, *sorted(others, key=lambda candidate: float(candidate["bits_per_value"]))]
+    """The raw cache first, then by bits per value; none where only blends were measured."""
+    raw, others = evaluation["candidates"][:1], evaluation["candidates"][1:]
+    return [*raw, *sorted(others, key=lambda candidate: float(candidate["bits_per_value"]))]
 
 
 def columns(shown: Sequence[Json]) -> list[Column]:

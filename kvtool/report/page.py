@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from kvtool.counts import counted
 from kvtool.report import columns, tables, words
 from kvtool.report.numbers import Json, plain
 from kvtool.report.plots import require as require
@@ -43,15 +44,16 @@ def page(evaluation: Json) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(plain=plain)
+    environment.globals.update(plain=plain, counted=counted)
     script, style = (files(__package__).joinpath(name).read_text("utf-8") for name in ("page.js", "page.css"))
     return environment.get_template("page.html.j2").render(
-        **evaluation,
+        **{name: value for name, value in evaluation.items() if name != "blends"},
         **_sections(evaluation, shown),
         shown=shown,
         columns=columns.columns(shown),
         best=[(limit, words.smallest(shown, limit)) for limit in words.LIMITS],
         like_raw=words.smallest_like_raw(shown),
+        blends=evaluation.get("blends", []),
         main=tables.of_columns("All candidates, the raw cache first, then by bits per value", shown),
         tables=tables,
         style=Markup(style),
@@ -64,7 +66,8 @@ def _sections(evaluation: Json, shown: list[Json]) -> dict[str, Any]:
     """Pictures, with the tables of their numbers; None and empty where nothing was measured."""
     from kvtool.report.plots import maps, rate, times
 
-    raw, *others = shown
+    others = shown[1:]
+    raw: Json = next(iter(shown), {"retrieval": None})
     numbered = list(enumerate(others, 1))
     erring = [(i, c) for i, c in numbered if c["relative_error"]]
     errors = [e for _, c in erring for side in c["relative_error"].values() for heads in side for e in heads]
@@ -77,7 +80,7 @@ def _sections(evaluation: Json, shown: list[Json]) -> dict[str, Any]:
     answered = [(i, c) for i, c in numbered if c["answers"] and c["answers"]["examples"]]
     first = words.smallest(shown, words.LIMITS[-1]) or next(iter(others), raw)
     sections = {
-        "chosen": shown.index(first),
+        "chosen": shown.index(first) if shown else 0,
         "rate": rate.rate_distortion(shown),
         "kept": rate.retrieval_kept(shown),
         "errors": [Panel(i, c["name"], maps.error_map(c, i, most), tables.error(c)) for i, c in erring],
@@ -97,4 +100,5 @@ def _sections(evaluation: Json, shown: list[Json]) -> dict[str, Any]:
         "errors": "error by layer and head",
         "time": "times",
     }
-    return sections | {"missing": [text for part, text in absent.items() if not sections[part]]}
+    missing = [text for part, text in absent.items() if shown and not sections[part]]
+    return sections | {"missing": missing}

@@ -46,6 +46,14 @@ def gate(checks: Iterable[Json]) -> Table:
     return Table("Every limit, and what was measured", "candidate", head, rows)
 
 
+def blends(measured: Sequence[Json]) -> Table:
+    """Blends against a full prefill; a metric that none of them has is left out."""
+    chosen = [columns.BY_KEY[key] for key in ("kl", "dnll", "top1", "f1")]
+    kept = [column for column in chosen if any(column.cell(blend) for blend in measured)]
+    rows = [(blend["name"], [column.cell(blend) for column in kept]) for blend in measured]
+    return Table("Blends, against a full prefill of both documents", "blend", [c.heading for c in kept], rows)
+
+
 def by_document(shown: Sequence[Json]) -> Table:
     """KL of each candidate on each document; a document of several segments has a column for each."""
     kl = [(c["name"], {d["name"]: d["kl"] for d in c["by_document"]}) for c in shown if c["by_document"]]

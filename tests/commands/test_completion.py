@@ -7,6 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import typer.main
+
+from kvtool.blending import policies
+from kvtool.cli import app
+from kvtool.codecs.recipe_registry import recipes
+from kvtool.commands.completion import CALIBRATED, POLICIES, PRESETS, RECIPES
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -40,6 +46,41 @@ def test_commands_options_and_documents_are_completed() -> None:
     assert completed("compress", "c") == ["c.txt"]
     assert completed("ask", "--doc", "docs/a") == ["docs/a.md"]
     assert completed("compress", "--store", "kv-store", "c") == ["c.txt"]
+
+
+@pytest.mark.usefixtures("store")
+def test_recipes_variants_presets_and_policies_are_completed() -> None:
+    assert completed("compress", "--recipe", "kv") == [
+        name for name in RECIPES.split() if name.startswith("kv")
+    ]
+    assert completed("compress", "--recipe", "kvzip+ki") == ["kvzip+kivi"]
+    assert completed("compress", "--preset", "") == PRESETS.split()
+    assert completed("calibrate", "--recipe", "k") == CALIBRATED.split()
+    assert completed("eval", "--recipes", "nf4,kiv") == ["nf4,kivi"]
+    assert completed("recommend", "--recipes", "ra") == ["razorattention", "raw"]
+    assert completed("ask", "--variant", "") == ["raw"]
+    assert completed("push", "there", "--variant", "r") == ["raw"]
+    assert completed("ask", "--policy", "cacheblend-") == ["cacheblend-keys", "cacheblend-gradual"]
+
+
+def test_the_names_that_are_offered_are_those_there_are() -> None:
+    own = {name: one for name, one in recipes().items() if "kvtool" in one.make.__module__}
+    assert list(own) == RECIPES.split()
+    assert [name for name, one in own.items() if one.fit] == CALIBRATED.split()
+    promised = {tuple(one.dial.presets) for one in own.values() if one.dial and one.dial.presets}
+    assert promised == {tuple(PRESETS.split())}
+    assert list(policies.POLICIES) == POLICIES.split()
+
+
+def test_every_option_of_such_names_is_completed() -> None:
+    named = {"recipe", "recipes", "variant", "preset", "policy", "names", "doc"}
+    bare = [
+        f"{name} {parameter.name}"
+        for name, command in typer.main.get_command(app).commands.items()
+        for parameter in command.params
+        if parameter.name in named and not parameter._custom_shell_complete
+    ]
+    assert bare == []
 
 
 @pytest.mark.usefixtures("corpus")

@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+from kvtool.commands import output
 from kvtool.commands.output import Bar, Lines, emit, exit_code, size, table
 from kvtool.errors import DONE, FAILED, PARTLY, StoreError
 
@@ -61,6 +62,20 @@ def test_any_progress_is_shown(
         bar.started += 1e9  # a clock that went backwards
         bar.update(5, 10, "tokens")
     assert terminal or "evaluating: 0 of 5 tokens\n" in capsys.readouterr().err
+
+
+def test_nothing_moves_where_people_asked_for_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(Bar, "EVERY", 0.0)
+    monkeypatch.setattr(output, "quiet", True)
+    with Bar("evaluating") as bar:
+        assert bar.bar is None
+        bar.update(1, 10, "tokens")
+    emit({}, Lines(["data"], ["note"], ["failed"]), as_json=False)
+    assert exit_code([StoreError("a.md", "is not there")], done=0) == FAILED
+    assert capsys.readouterr() == ("data\n", "failed\nerror: a.md: is not there\n")
 
 
 def test_the_first_progress_may_come_late_with_nothing_done(

@@ -307,3 +307,34 @@ def test_a_large_evaluation_stays_small(make_evaluation: Make) -> None:
     rows = tuple((f"recipe-{i}:bits=4", f"recipe-{i}", "recipe", 2.0 + i, 0.001 * 1.2**i) for i in range(24))
     large = make_evaluation(candidates=rows, layers=60, heads=16, lengths=(512, 1024, 2048), depths=5)
     assert len(page(large).encode()) < 5_000_000
+
+
+def test_one_candidate_is_one(make_evaluation: Make) -> None:
+    one = make_evaluation(candidates=(("kivi:bits=4", "kivi", "recipe", 5.87, 0.0042),), layers=1, heads=1)
+    text = " ".join(BeautifulSoup(page(one), "html.parser").get_text().split())
+    assert (
+        "1 way to store the KV cache of SmolLM2-135M-Instruct (float32, 1 layer of 1 key-value head)" in text
+    )
+    assert "key-value head) was held against the raw cache on 2 documents" in text
+    assert "Gate passed: the limit was kept" in text
+    one["gate"][0]["passed"] = False
+    assert "Gate failed: 1 of 1 limit was not kept" in " ".join(
+        BeautifulSoup(page(one), "html.parser").get_text().split()
+    )
+
+
+def test_blends_alone(make_evaluation: Make) -> None:
+    """Where no variant is measured there is no table of candidates."""
+    estimate = {"value": 0.2, "low": 0.1, "high": 0.3, "n": 3}
+    blend = {"name": "blend of klt", "kind": "blend", "variant": "klt", "policy": "drift", "recompute": 0.15}
+    blend |= {"kl": estimate, "dnll": estimate, "top1": estimate, "answers": None}
+    check = {"candidate": "blend of klt", "metric": "kl", **estimate, "limit": 0.05}
+    gate = [check | {"passed": False, "significant": True}]
+    alone = make_evaluation(documents=[], times=None, gate=gate, blends=[blend]) | {"candidates": []}
+    soup = BeautifulSoup(page(alone), "html.parser")
+    assert soup.find(id="candidates") is None
+    rows = soup.select('section[aria-labelledby="blends"] tbody tr')
+    assert [cell.get_text() for cell in rows[0].find_all("td")] == ["0.20 ±0.10", "0.20 ±0.10", "20 ±10"]
+    text = " ".join(soup.get_text().split())
+    assert "1 blend of documents was held against a full prefill by SmolLM2-135M-Instruct." in text
+    assert "The variant klt, 15 % of the tokens recomputed, chosen by the policy drift." in text

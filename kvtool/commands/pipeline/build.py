@@ -63,7 +63,7 @@ def run(
         return DONE
     from kvtool.pipeline.check import check_project
 
-    check_project(project)
+    check_project(project, sources.documents)
     if dry_run:
         from kvtool.pipeline.estimate import estimate
 
@@ -105,15 +105,12 @@ def run(
 
 def _check(found: Sequence[Difference], as_json: bool) -> int:
     value = {"differences": [one.to_json() for one in found]}
-    notes = [str(one) for one in found]
-    n = len(found)
-    notes.append(
-        f"{n} {'thing differs' if n == 1 else 'things differ'}: run kvtool build" if n else "all is as built"
-    )
-    output.emit(value, output.Lines(notes=notes), as_json)
+    n = counted(len(found), "thing differs", "things differ")
+    summary = f"{n}: run kvtool build" if found else "all is as built"
+    output.emit(value, output.Lines(notes=[summary], failures=[str(one) for one in found]), as_json)
     rows = [(one.subject, one.reason) for one in found]
     annotate(f"{subject}: {reason}" for subject, reason in rows)
-    summarize(f"kvtool build --check: {notes[-1]}", rows, ("what differs", "how"))
+    summarize(f"kvtool build --check: {summary}", rows, ("what differs", "how"))
     return GATE if found else DONE
 
 
@@ -163,9 +160,10 @@ def render(report: Report) -> output.Lines:
     ]
     done += [f"verified {counted(report.verified, 'artifact')}"] if report.verified else []
     done += [f"pushed {counted(len(report.pushed), 'document')}"] if report.pushed else []
-    notes = [*gate(report.checks)]
+    failed, passed = ([one for one in report.checks if one["passed"] is kept] for kept in (False, True))
+    notes = gate(passed)
     if report.lock:
         notes.append(f"{'; '.join(done) or 'nothing was to be done'} in {report.seconds:.1f} s → kvtool.lock")
     elif done:
         notes.append(f"{'; '.join(done)}; kvtool.lock was left as it was")
-    return output.Lines(notes=notes)
+    return output.Lines(notes=notes, failures=gate(failed))

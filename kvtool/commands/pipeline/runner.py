@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kvtool.commands.output import escaped, note
+from kvtool.commands.output import alert, escaped
 
 
 def annotate(lines: Iterable[str]) -> None:
@@ -18,7 +18,7 @@ def annotate(lines: Iterable[str]) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in lines:
             message = escaped(line).replace("%", "%25")
-            note(f"::error title=kvtool build::{message}")
+            alert(f"::error title=kvtool build::{message}")
 
 
 def summarize(title: str, rows: Sequence[tuple[str, str]], heading: tuple[str, str]) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import DryRun, StoreFlags, complete_documents, with_settings
+from kvtool.commands.completion import complete_documents
+from kvtool.commands.options import AsJson, DryRun, StoreFlags, with_settings
 from kvtool.counts import counted
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def run(
     *,
     settings: Settings,
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove documents from a store, and the artifacts that no other document uses."""
     from kvtool.store.catalog.open import open_to_write
@@ -32,7 +34,8 @@ def run(
     for name in names:
         store.stored(name)
     freed = None if dry_run else store.free(names)
-    for name in names:
-        output.note(f"{'would remove' if dry_run else 'removed'} {name}")
+    notes = [f"{'would remove' if dry_run else 'removed'} {name}" for name in names]
     if freed is not None:
-        output.note(f"freed {counted(len(freed), 'artifact')}")
+        notes.append(f"freed {counted(len(freed), 'artifact')}")
+    report = {"dry_run": dry_run, "removed": names, "freed": None if freed is None else len(freed)}
+    output.emit(report, output.Lines(notes=notes), as_json)

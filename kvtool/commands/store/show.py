@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.options import AsJson, StoreFlags, complete_documents, with_settings
+from kvtool.commands.completion import complete_documents
+from kvtool.commands.options import AsJson, StoreFlags, with_settings
 from kvtool.counts import counted
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_variants
 from kvtool.counts import counted
 
 if TYPE_CHECKING:
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
     from kvtool.store.transfer.transfer import Report
 
-OneVariant = Annotated[str | None, typer.Option(help="Copy only this variant: raw, klt, … (default: all).")]
+OneVariant = Annotated[
+    str | None,
+    typer.Option(
+        help="Copy only this variant: raw, klt, … (default: all).", autocompletion=complete_variants
+    ),
+]
 
 Decrypt = Annotated[
     bool, typer.Option("--decrypt", help="Copy from an encrypted store into one that is not encrypted.")

@@ -25,6 +25,27 @@ Edit = Callable[[str, str], None]
         ("0.01", '"much"', "build.variants.1.gate.max_kl: input should be a valid number"),
         ('["manual"]', "[]", "build.documents: tuple should have at least 1 item"),
         ('recipe = "lossless"', 'recipe = "kivi"', "variant kivi: is there twice"),
+        *(
+            ("[build.measure]", f"[[build.blends]]\n{blend}\n[build.measure]", message)
+            for blend, message in (
+                ("", "build.blends.0.gate: field required"),
+                ("gate = {}", "gate of blend of raw: has no limit; give one of max_kl, "),
+                ("gate = { max_lk = 1 }", r"unknown key build.blends.0.gate.max_lk; did you mean max_kl\?"),
+                (
+                    "gate = { min_retrieval = 1 }",
+                    "build.blends.0.gate.min_retrieval; it is a limit of variants, and not measured of blends; known are max_kl",
+                ),
+                ('variants = "kivi"', r"unknown key build.blends.0.variants; did you mean variant\?"),
+                (
+                    'variant = "kivvi"\ngate = { max_kl = 1 }',
+                    r"kivvi is no variant of this file; did you mean kivi\?",
+                ),
+                (
+                    "gate = { max_kl = 1 }\n[[build.blends]]\ngate = { max_kl = 2 }",
+                    "blend of raw: is there twice",
+                ),
+            )
+        ),
         ('store = "kv"', 'store = "s3://bucket"', "store s3:/.*: is read only"),
         ("[build]", "[build", "kvtool.toml: is not TOML"),
     ],
@@ -74,6 +95,24 @@ def test_what_is_no_lock_is_refused(project: Path, cli: Cli, text: str) -> None:
         ("context = 128", "context = -1", "--context -1"),
         ("[build]", '[build]\npush = "ftp://x"', "store ftp://x: cannot be written to"),
         ("[build]", '[build]\nreport = "no/such/page.html"', "build.report .*: is in no directory"),
+        *(
+            ("[build.measure]", f"[[build.blends]]\n{blend}\n[build.measure]", message)
+            for blend, message in (
+                ("gate = { min_answers = 0.5 }", "gate min_answers: needs questions to answer"),
+                ('policy = "drfit"\ngate = { max_kl = 1 }', "drfit"),
+                ("recompute = 2\ngate = { max_kl = 1 }", "recompute 2"),
+            )
+        ),
+        (
+            'recipe = "kivi"\nbits = 4\n',
+            'recipe = "kvzip+kivi"\nkeep = 0.5\nname = "half"\n[[build.blends]]\nvariant = "half"\ngate = { max_kl = 1 }\n',
+            "gate of blend of half: cannot be measured: half leaves out tokens",
+        ),
+        (
+            '["manual"]',
+            '["manual/a.md"]\n[[build.blends]]\ngate = { max_kl = 1 }',
+            "gate of blend of raw: cannot be measured: build.documents is one document",
+        ),
         (
             'recipe = "lossless"',
             'recipe = "lossless"\nsource = "averaged"',

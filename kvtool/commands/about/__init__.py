@@ -1,0 +1,1 @@
+"""Commands that describe kvtool itself, and this installation of it."""
