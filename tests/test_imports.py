@@ -22,6 +22,7 @@ FOLDERS = ("kvtool", "codecs", "kernels", "benchmarks", "docsgen", "tests")
 FILES_AT_MOST, LINES_AT_MOST, PACKAGES_AT_MOST = 14, 400, 30
 OPTIONAL = frozenset(
     {
+        "cryptography",
         "mammoth",
         "matplotlib",
         "obstore",

@@ -34,6 +34,11 @@ VARIABLES = {
     "KVTOOL_CACHE_DIR": "Where kvtool keeps what it can make or fetch again: converted models, copies of remote artifacts, "
     "measurements. Default: `kvtool` in `$XDG_CACHE_HOME`, or in `~/.cache`.",
     "KVTOOL_TOKEN": "The bearer token that is sent to a server whose store is read.",
+    "KVTOOL_SIGNING_KEY": "The Ed25519 key to sign documents with: its file, or the PEM itself.",
+    "KVTOOL_SIGNED_BY": "Public keys, one of which must have signed every document that is used: their files, separated as in "
+    "`PATH`, or the PEM itself.",
+    "KVTOOL_ENCRYPTION_KEY": "The keys of encrypted stores: their files, separated as in `PATH`, or one key's 64 hexadecimal "
+    "digits.",
 }
 
 

@@ -14,8 +14,15 @@ from starlette.testclient import TestClient
 
 import kvtool
 from kvtool import Store, limits
+from kvtool.artifact.sealed import key_id_of
+from kvtool.artifact.store_key import new_store_key
 from kvtool.codecs import Calibration
 from kvtool.digest import digest
+from kvtool.server.app import create_app
+from kvtool.server.runtime.service import Service
+from kvtool.store.encrypt import encrypt
+from kvtool.store.local import LocalStore
+from tests.server.asking import cached_tokens, chat
 from tests.server.store_api.stored import NONE, raw_of
 
 
@@ -140,3 +147,25 @@ def test_a_calibration_is_given_to_the_byte(client: TestClient, calibrated: Cali
     answer = client.get(f"/v1/calibrations/{calibrated.digest}")
     assert digest(answer.content) == calibrated.digest
     assert answer.headers["etag"] == f'"{calibrated.digest}"'
+
+
+def test_an_encrypted_store_sends_what_it_has_encrypted(
+    documents: LocalStore, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, data = raw_of(documents)
+    key = new_store_key()
+    monkeypatch.setenv("KVTOOL_ENCRYPTION_KEY", key.secret.hex())
+    encrypt(documents, key)
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        path = f"/v1/artifacts/{name}"
+        assert client.get(path).content == data
+        assert client.head(path).headers["content-length"] == str(len(data))
+        part = client.get(path, headers={"Range": "bytes=1000-1999"})
+        assert (part.status_code, part.content) == (206, data[1000:2000])
+        parts = client.get(path, headers={"Range": "bytes=0-9,100-199,500-"})
+        assert all(data[a:b] in parts.content for a, b in ((0, 10), (100, 200), (500, None)))
+        assert client.get(path, headers={"Range": "bytes=99999999-"}).status_code == 416
+        documents.artifact_path(name).unlink()
+        assert client.put(path, content=data).json() == {"digest": name, "bytes": len(data)}
+        assert key_id_of(documents.artifact_path(name)) == key.id
+        assert cached_tokens(chat(client, documents=["docs/a.txt"])) > 0
