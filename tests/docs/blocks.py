@@ -4,10 +4,11 @@ A comment of HTML before a block, which readers do not see, says what it needs. 
 
 ======================================  ==========================================================================
 ``<!-- test: after COMMANDS -->``       these commands are run first
-``<!-- test: server -->``               a server over the page's store, at http://127.0.0.1:8400
+``<!-- test: server [STORE] -->``       a server over kv-store or this store, at http://127.0.0.1:8400
 ``<!-- test: bucket -->``               the bucket s3://caches, with that store in s3://caches/guides
 ``<!-- test: alternatives -->``         each command begins with the store as the block found it
 ``<!-- test: exit 4 -->``               the last command ends with this code
+``<!-- test: expect EXPRESSION -->``    this is true after a block of Python
 ``<!-- test: file NAME -->``            nothing is run: the block is what this file of the reader holds
 ``<!-- test: parse: REASON -->``        the block is not run, for this reason: its commands and flags are checked
 ======================================  ==========================================================================
@@ -30,7 +31,7 @@ FENCED = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 INLINE = re.compile(r"`(kvtool [a-z][^`]+)`")
-NEED = re.compile(r"(?P<word>server|bucket|alternatives|after|exit|file|parse):?(?: (?P<detail>.+))?")
+NEED = re.compile(r"(?P<word>server|bucket|alternatives|after|exit|expect|file|parse):?(?: (?P<detail>.+))?")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from kvtool.cli import app
 from kvtool.config import settings
 from kvtool.pipeline.project import read_project
 from kvtool.server.app import create_app
+from kvtool.server.runtime.load_policy import LoadOptions
 from kvtool.server.runtime.service import Limits, Service
 from tests.docs.blocks import ROOT, Block, Command, commands
 from tests.loopback import Objects, listen
@@ -128,10 +129,13 @@ class Reader:
         if "bucket" in block.needs:
             assert self.objects
             self.objects.copy(self.folder / "kv-store", "guides")
-        with self._server() if "server" in block.needs else contextlib.nullcontext(ADDRESS) as address:
+        serving = self._server(block.needs["server"] or "kv-store") if "server" in block.needs else None
+        with serving or contextlib.nullcontext(ADDRESS) as address:
             text = block.text.replace(ADDRESS, address)
             if block.language == "python":
                 self._run_python(text, str(block))
+                expected = block.needs.get("expect", "True")
+                assert eval(expected, self.names), expected
             elif "alternatives" in block.needs:
                 self._run_alternatives(text)
             else:
@@ -163,6 +167,8 @@ class Reader:
         words = [re.sub(r"^~(?=/)", str(Path.home()), word) for word in command.words]
         if words[0] == "kvtool":
             printed = self._run_kvtool(words[1:], given, code)
+        elif words[0] == "echo":
+            printed = " ".join(words[1:]) + "\n"
         elif words[0] == "curl":
             printed = _run_curl(words[1:])
         else:
@@ -180,8 +186,10 @@ class Reader:
         return done.stdout
 
     @contextlib.contextmanager
-    def _server(self) -> Iterator[str]:
-        service = Service.over(Path("kv-store"), self.model, Limits(memory=10**9))
+    def _server(self, store: str) -> Iterator[str]:
+        # A tiny model prefills as fast as it loads, and the machine would decide which of both is done.
+        loading = LoadOptions(variant="raw")
+        service = Service.over(Path(store), self.model, Limits(memory=10**9), loading=loading)
         service.warm_up()
         with listen(create_app(service)) as address:
             yield address
