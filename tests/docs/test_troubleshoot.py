@@ -51,4 +51,3 @@ def test_strings_with_values_are_found(tmp_path: Path) -> None:
     found = set(texts(path))
     assert {"has … of … bytes", "too few"} <= found
     assert "What a module says." not in found
-
