@@ -115,7 +115,7 @@ def test_every_block_runs(page: Path, reader: Reader, request: pytest.FixtureReq
             raise
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "README.md"], ids=page_name)
+@pytest.mark.parametrize("page", [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"], ids=page_name)
 def test_commands_within_sentences_have_the_flags_that_are_named(page: Path) -> None:
     for command in inline_commands(page):
         check_flags(command)
