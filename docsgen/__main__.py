@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from docsgen.pages import PAGES
+from docsgen.release import release
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "python -m docsgen"
@@ -16,7 +18,15 @@ COMMAND = "python -m docsgen"
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
-    check = parser.parse_args(arguments).check
+    parser.add_argument(
+        "--release",
+        metavar="VERSION",
+        help="first make what is unreleased that version: changelog, pyproject.toml",
+    )
+    options = parser.parse_args(arguments)
+    check = options.check
+    if options.release:
+        release(options.release, datetime.now(UTC).date().isoformat())
     stale = 0
     for path, page in PAGES.items():
         file, text = ROOT / path, page()

@@ -24,17 +24,14 @@ def page() -> str:
 
 def unreleased(root: Path) -> str:
     """The section of the fragments below ``root``. A fragment whose name says no kind is an error."""
-    command = [
-        sys.executable,
-        "-m",
-        "towncrier",
-        "build",
-        "--draft",
-        "--version",
-        "Unreleased",
-        "--dir",
-        str(root),
-    ]
+    section = towncrier(root, "--draft", "--version", "Unreleased", "--date", "")
+    # A release's heading has its date.
+    return "\n".join(["## Unreleased", *section.splitlines()[1:]])
+
+
+def towncrier(root: Path, *options: str) -> str:
+    """What ``towncrier build`` prints for the fragments below ``root``. Exits where it fails."""
+    command = [sys.executable, "-m", "towncrier", "build", "--dir", str(root), *options]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         raise SystemExit(f"changelog/: {(run.stderr or run.stdout).strip()}")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("kvtool", "codecs", "kernels")
 """Folders of the product. ``codecs`` and ``kernels`` are imported as ``kvtool.codecs`` and ``kvtool.kernels``."""
 
-BASE = frozenset({"errors", "limits", "digest", "config", "counts"})
+BASE = frozenset({"errors", "limits", "digest", "config", "counts", "formats", "units"})
 """Modules at the top of ``kvtool/`` that everything may build on. As a package they are called ``base``."""
 
 

@@ -16,6 +16,7 @@ from docsgen.reference import (
     settings,
     stages,
     support,
+    versions,
 )
 
 PAGES: Mapping[str, Callable[[], str]] = {
@@ -29,6 +30,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/limits.md": limits.page,
     "docs/reference/python.md": python_api.page,
     "docs/reference/support.md": support.page,
+    "docs/reference/versions.md": versions.page,
     "docs/explanation/packages.svg": picture.page,
     "CHANGELOG.md": changelog.page,
 }

@@ -123,20 +123,21 @@ def ask(
         key_rotations(model)
     started = time.monotonic() - prepared
     cache: DocumentCache | None = None
-    if read is not None:
-        cache = open_pages(layout, model, read)
-    elif cached:
-        cache = assemble(layout, model, options, [prompt], trace)
-    loaded = time.monotonic()
-    stream = TextStream(model.tokenizer, on_text)
-    tokens = generate(
-        model,
-        [*layout.token_ids.tolist(), *prompt],
-        cache,
-        max_tokens=min(max_tokens, model.context - length),
-        sampling=sampling,
-        streamer=stream,
-    )
+    with store.using(*layout.documents):
+        if read is not None:
+            cache = open_pages(layout, model, read)
+        elif cached:
+            cache = assemble(layout, model, options, [prompt], trace)
+        loaded = time.monotonic()
+        stream = TextStream(model.tokenizer, on_text)
+        tokens = generate(
+            model,
+            [*layout.token_ids.tolist(), *prompt],
+            cache,
+            max_tokens=min(max_tokens, model.context - length),
+            sampling=sampling,
+            streamer=stream,
+        )
     return Answer(
         text=model.tokenizer.decode(tokens, skip_special_tokens=True),
         token_ids=tuple(tokens),
@@ -209,7 +210,8 @@ def ask_each(
     started = time.monotonic()
     layout = lay_out(store, documents, model, variant=variant, separator=separator)
     prompts = _prompts(questions, layout, model, store)
-    cache = assemble(layout, model, options, prompts, trace)
+    with store.using(*layout.documents):
+        cache = assemble(layout, model, options, prompts, trace)
     loaded = time.monotonic()
     room = [min(max_tokens, model.context - len(layout.token_ids) - len(prompt)) for prompt in prompts]
     answers = generate_many(model, cache, prompts, room)

@@ -21,7 +21,8 @@ from kvtool.commands import (
     serve_cache,
 )
 from kvtool.commands.pipeline import build, init
-from kvtool.commands.store import gc, ls, pull, push, rm, show, verify
+from kvtool.commands.setup import install_model
+from kvtool.commands.store import gc, keygen, ls, pin, pull, push, rm, show, sign, verify
 from kvtool.errors import EXIT_CODES
 
 app = typer.Typer(
@@ -61,10 +62,14 @@ COMMANDS = (
     verify,
     rm,
     gc,
+    pin,
+    keygen,
+    sign,
     push,
     pull,
     recipes,
     demo,
+    install_model,
     doctor,
 )
 """In the order of --help."""

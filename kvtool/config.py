@@ -34,7 +34,7 @@ def user_file() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kvtool" / "kvtool.toml"
 
 
-OTHER_VARIABLES = ("KVTOOL_CACHE_DIR", "KVTOOL_TOKEN")
+OTHER_VARIABLES = ("KVTOOL_CACHE_DIR", "KVTOOL_TOKEN", "KVTOOL_SIGNING_KEY", "KVTOOL_SIGNED_BY")
 """Variables that are read where they are needed."""
 
 BUILD = "build"

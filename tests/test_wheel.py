@@ -4,77 +4,40 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import venv
 import zipfile
-from collections.abc import Iterable
-from contextlib import suppress
-from email import message_from_bytes
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.wheels import build, copied, declared, link, required
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True, capture_output=True
-    )
-    (path,) = folder.glob("*.whl")
-    return path
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
-def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
+def test_the_wheel_holds_every_file_once(wheel: Path, tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for folder, inside in (("kvtool", "kvtool"), ("codecs", "kvtool/codecs"), ("kernels", "kvtool/kernels")):
-        for path in (ROOT / folder).rglob("*.py"):
-            assert f"{inside}/{path.relative_to(ROOT / folder)}" in names
-    assert "kvtool/py.typed" in names
-    assert [name for name in names if name.startswith("kvtool/samples/")]
-    assert len(names) == len(set(names))
-    assert not [name for name in names if name.startswith(("codecs/", "kernels/", "tests/", "benchmarks/"))]
+    files = {
+        path
+        for path in copied(tmp_path, "kvtool", "codecs", "kernels", "samples").rglob("*")
+        if path.is_file()
+    }
+    inside = {path.relative_to(tmp_path).as_posix() for path in files}
+    expected = {name if name.startswith("kvtool/") else f"kvtool/{name}" for name in inside}
+    assert {"kvtool/py.typed", "kvtool/samples/bakery.md", "kvtool/codecs/calibration.py"} <= expected
+    assert sorted(name for name in names if ".dist-info/" not in name) == sorted(expected)
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
 
 
-def required(wheel: Path) -> list[str]:
-    """What the wheel requires, without extras."""
-    archive = zipfile.ZipFile(wheel)
-    (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-    lines = message_from_bytes(archive.read(metadata)).get_all("Requires-Dist") or []
-    return [line for line in lines if "extra ==" not in line]
-
-
-def declared(names: Iterable[str]) -> dict[str, Distribution]:
-    """The distributions that ``names`` are, and all that these declare to need, without extras."""
-    known: dict[str, Distribution] = {}
-    waiting = [Requirement(name) for name in names]
-    while waiting:
-        requirement = waiting.pop()
-        name = canonicalize_name(requirement.name)
-        extras = {"", *requirement.extras}
-        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
-            continue
-        if name not in known:
-            known[name] = distribution(name)
-            waiting += [Requirement(text) for text in known[name].requires or () if "extra ==" not in text]
-    return known
-
-
-def link(distributions: Iterable[Distribution], site: Path) -> None:
-    """Links what is installed here into another environment's ``site``: downloading it again would take minutes."""
-    for each in distributions:
-        for name in {
-            file.parts[0] for file in each.files or () if file.parts[0] not in ("..", "__pycache__")
-        }:
-            with suppress(FileExistsError):
-                (site / name).symlink_to(Path(str(each.locate_file(name))))
+def test_the_same_sources_give_the_same_bytes(wheel: Path, tmp_path: Path) -> None:
+    """In another folder, at another time."""
+    assert build(tmp_path).read_bytes() == wheel.read_bytes()
 
 
 def test_the_wheel_runs_with_what_it_declares(wheel: Path, tmp_path: Path) -> None:
@@ -90,14 +53,15 @@ def test_the_wheel_runs_with_what_it_declares(wheel: Path, tmp_path: Path) -> No
     subprocess.run([*pip, "install", "--quiet", "--no-deps", wheel], check=True, env=clean)  # type: ignore[list-item]
     checked = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False, env=clean)  # type: ignore[list-item]
     assert not [line for line in checked.stdout.splitlines() if line.startswith("kvtool ")]
-    done = subprocess.run(
-        [environment / "bin" / "kvtool", "demo"],
-        cwd=tmp_path,
-        env=clean,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "without it" in done.stderr
-    assert done.stdout.count("The first boat leaves Port Almond at 6:40") == 2
+
+    def kvtool(command: str) -> subprocess.CompletedProcess[str]:
+        run = [environment / "bin" / "kvtool", command]
+        done = subprocess.run(run, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        return done
+
+    assert "install-model" in kvtool("--help").stdout
+    assert "SmolLM2-135M-Instruct.Q4_1" in kvtool("doctor").stdout
+    demo = kvtool("demo")
+    assert "without it" in demo.stderr
+    assert demo.stdout.count("The first boat leaves Port Almond at 6:40") == 2

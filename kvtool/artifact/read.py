@@ -32,12 +32,13 @@ from kvtool.codecs.klt.embeddings import provide
 from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.digest import canonical_json, digest, digest_token_ids
 from kvtool.errors import ArtifactError, BrokenFile
+from kvtool.formats import FORMATS
 from kvtool.model.embedding import find as find_embedding
 
 # Calibrations may name their model's embedding, which decoding then needs.
 provide(find_embedding)
 
-FORMAT = 1
+FORMAT = FORMATS["artifact"].number
 """The newest format that is read, and the one that is written."""
 
 DIGEST_BYTES = 32

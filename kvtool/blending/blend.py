@@ -78,7 +78,8 @@ def blend(
     questions = [question] if isinstance(question, str) else question or []
     question_ids = [question_tokens(model, prefix, each) for each in questions]
     usual = () if questions else question_tokens(model, prefix, USUAL_QUESTION)
-    return assemble(layout, model, options, question_ids, trace, usual_question=usual)
+    with store.using(*layout.documents):
+        return assemble(layout, model, options, question_ids, trace, usual_question=usual)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def run(*, settings: Settings, as_json: AsJson = False) -> int:
     Exits with 4 if anything is broken. Nothing is changed.
     """
     from kvtool.diagnosis.finding import Finding
-    from kvtool.diagnosis.packages import packages
+    from kvtool.diagnosis.packages import INSTALL, packages
 
     found = list(packages())
     try:
@@ -30,7 +30,7 @@ def run(*, settings: Settings, as_json: AsJson = False) -> int:
         from kvtool.diagnosis.project import project
     except ImportError as error:
         # Without torch, say, which the packages' line names.
-        found.append(Finding("machine", "broken", f"cannot be looked at ({error})", found[0].remedy))
+        found.append(Finding("machine", "broken", f"cannot be looked at ({error})", INSTALL))
     else:
         found += [*machine(), *project(settings)]
     output.emit({"findings": [one.to_json() for one in found]}, render(found), as_json)

@@ -34,7 +34,7 @@ def run(
         Path | None,
         typer.Option(
             help="Answer only those in this file of lines NAME TOKEN, each over documents of their own, in "
-            "STORE/tenants/NAME. Needed for other addresses than loopback."
+            "STORE/tenants/NAME. Needed for other addresses than loopback. A third word is that tenant's quota."
         ),
     ] = None,
     allow_origin: Annotated[
@@ -61,6 +61,14 @@ def run(
     memory: Annotated[
         float, typer.Option(min=1e-6, help="Keep at most this many GB of caches in memory.")
     ] = 4.0,
+    quota: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Keep each tenant's store within this size, such as 20GB, by removing the documents that were not used for the "
+            "longest. What is pinned (kvtool pin) or in use stays. Of a remote store, its cache on this machine is meant.",
+        ),
+    ] = None,
     no_caches: Annotated[
         bool, typer.Option("--no-caches", help="Prefill every request in full, to compare with.")
     ] = False,
@@ -79,6 +87,7 @@ def run(
     the server once running answers are finished; a second one stops it at once.
     """
     from kvtool.store.layout import address
+    from kvtool.units import parse_bytes
 
     if tokens is None and not _is_loopback(host):
         raise UsageError(f"--host {host}", "is not this machine alone", "say with --tokens who may ask")
@@ -88,21 +97,25 @@ def run(
     try:
         from kvtool.server.app import create_app
         from kvtool.server.http import logs
-        from kvtool.server.http.auth import read_tokens
+        from kvtool.server.http.auth import Tokens, read_tokens
         from kvtool.server.http.cross_site import read_origins
         from kvtool.server.http.server import Server, listen
         from kvtool.server.runtime.load_policy import LoadOptions
         from kvtool.server.runtime.service import Limits, Service
     except ModuleNotFoundError as error:
         raise ModelError("serve-cache", f"needs {error.name}", "pip install 'kvtool[serve]'") from error
-    tenants = read_tokens(tokens) if tokens else {}
+    granted = read_tokens(tokens) if tokens else Tokens()
+    quotas = granted.quotas
+    if quota is not None:
+        quotas = dict.fromkeys(granted.tenants.values() or [""], parse_bytes(quota, "--quota")) | quotas
     origins = read_origins(allow_origin or [])
     model = load_model(settings)
     service = Service.over(
         settings.store,
         model,
         Limits(memory=int(memory * 1e9)),
-        names=set(tenants.values()),
+        names=set(granted.tenants.values()),
+        quotas=quotas,
         loading=LoadOptions(variant, max_load_seconds, use_caches=not no_caches),
     )
     service.warm_up()
@@ -116,7 +129,9 @@ def run(
         service.is_draining = True
 
     logs.set_up(as_json=log is Log.json)
-    server = Server(create_app(service, tenants, origins), drain=drain, on_ready=started, on_drain=stopping)
+    server = Server(
+        create_app(service, granted.tenants, origins), drain=drain, on_ready=started, on_drain=stopping
+    )
     # uvicorn, once it has shut down, raises again what it was stopped by.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     server.run([listening])

@@ -8,17 +8,22 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 from kvtool.diagnosis.finding import Finding
+from kvtool.formats import FORMATS
 
 HIDDEN = ("dev", "docs")
 """Extras for those who work on kvtool."""
+
+INSTALL = "pip install kvtool"
 
 ENGINES = ("vllm", "lmcache", "sglang")
 
 
 def packages() -> Iterator[Finding]:
-    """A finding for what is always needed, for each extra, and for each engine that is there."""
+    """A finding for kvtool itself, for what is always needed, for each extra, and for each engine that is there."""
+    formats = ", ".join(f"{name} {one.number}" for name, one in FORMATS.items() if one.is_read)
+    yield Finding("kvtool", "ok", f"{version('kvtool')}, formats: {formats}")
     needed, extras = _requirements()
-    yield _group("packages", needed, "pip install kvtool", essential=True)
+    yield _group("packages", needed, INSTALL, essential=True)
     for extra, requirements in extras.items():
         yield _group(f"extra {extra}", requirements, f"pip install 'kvtool[{extra}]'", essential=False)
     for engine in ENGINES:

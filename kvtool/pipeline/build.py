@@ -28,6 +28,8 @@ from kvtool.prefilling.report import Report as PrefillReport
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import RAW, Variant
 from kvtool.store.transfer.push import push
+from kvtool.store.trust.keys import has_signing_key, signing_key
+from kvtool.store.trust.sign_documents import sign_documents
 from kvtool.store.transfer.transfer import Report as PushReport
 
 
@@ -137,7 +139,12 @@ class _Build:
         if self.report.problems:
             return
         self.report.lock = lock.with_gates(self._gates(lock))
-        if self.project.push and self.report.has_passed and not self.report.problems:
+        if not self.report.has_passed or self.report.problems:
+            return
+        if has_signing_key():
+            # A signature says that the gates were passed too.
+            sign_documents(self.store, signing_key(), lock.documents)
+        if self.project.push:
             self._push(self.report.lock, self.project.push)
 
     def _discard_cut(self) -> None:

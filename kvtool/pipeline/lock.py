@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kvtool.digest import digest_json
 from kvtool.errors import UsageError
+from kvtool.formats import FORMATS
 from kvtool.pipeline.project import Project
 from kvtool.pipeline.source_state import SourceState
 from kvtool.prefilling.inputs import PREFILLED
@@ -23,7 +24,7 @@ from kvtool.store.manifest import Document
 from kvtool.system.files import write_atomic
 
 LOCK = Path("kvtool.lock")
-FORMAT = 1
+FORMAT = FORMATS["lock"].number
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvtool.codecs.recipe_registry import is_recipe
+from kvtool.formats import FORMATS
 from kvtool.recommendation.frontier import Measure, Point, dominator, frontier
 from kvtool.recommendation.levels import LEVELS, choice, reason
 from kvtool.report.numbers import Json
 
-FORMAT = 1
+FORMAT = FORMATS["recommendation"].number
 
 
 def recommendation(evaluation: Json, names: Sequence[str] = (), flags: Sequence[str] = ()) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from kvtool import limits
 from kvtool.errors import KvtoolError
 from kvtool.model.conversation import forget_words
 from kvtool.server.cached_contents import routes as cached_contents
-from kvtool.server.cached_contents.store import Contents, records_in
+from kvtool.server.cached_contents.store import Contents
 from kvtool.server.cached_contents.worker import PrefillWorker
 from kvtool.server.http.auth import METRICS, Authentication
 from kvtool.server.http.body_limits import BodyLimits
@@ -31,6 +31,7 @@ from kvtool.server.openai import models
 from kvtool.server.openai import routes as openai_api
 from kvtool.server.runtime.errors import respond
 from kvtool.server.runtime.service import Service
+from kvtool.server.runtime.tenant import local_part
 from kvtool.server.store_api import artifacts, documents
 from kvtool.server.web import routes as web
 
@@ -106,8 +107,8 @@ def create_app(
     """
     if len(service.tenants) > 1:
         forget_words(service.model)
-    contents = {tenant.name: Contents(records_in(tenant.store)) for tenant in service.tenants.values()}
-    workers = [PrefillWorker(each, service) for each in contents.values()]
+    contents = {name: Contents(local_part(tenant.store)) for name, tenant in service.tenants.items()}
+    workers = [PrefillWorker(each, service, service.tenants[name]) for name, each in contents.items()]
     open_paths = [*_OPEN, *web.PATHS]
 
     @asynccontextmanager

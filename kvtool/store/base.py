@@ -87,7 +87,8 @@ class Store(Catalog):
 
         Raises ``MismatchError``, naming the field, if the artifact belongs to another model.
         """
-        return load_cache(self.parts(name, variant, segment), model)
+        with self.using(name):
+            return load_cache(self.parts(name, variant, segment), model)
 
     def parts(self, name: str, variant: str = RAW, segment: int = 0) -> list[Artifact]:
         """The artifacts that one segment's cache is loaded from: its prefix, if it has one, and itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,9 @@ class Headers(Store):
 
     def committed(self, name: str) -> float:
         return self.remote.committed(name)
+
+    def using(self, *names: str) -> AbstractContextManager[None]:
+        return self.remote.using(*names)
 
     def holds(self, variant: Variant) -> bool:
         return self.remote.holds(variant)

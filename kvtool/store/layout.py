@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from kvtool.digest import canonical_json
 from kvtool.errors import StoreError
+from kvtool.formats import FORMATS
 from kvtool.system import files as fs
 
-FORMAT = 1
+FORMAT = FORMATS["store"].number
 MARKER = "kvtool-store.json"
 MANIFESTS, ARTIFACTS, CALIBRATIONS = "manifests", "artifacts", "calibrations"
-SOURCES = "sources"
+SOURCES, USES, PINS = "sources", "uses", "pins"
 
 _FILE_NAME_BYTES = 255
 _SAFE = " !#$&'()+,-.;=@[]^_`{}~"
@@ -68,9 +71,9 @@ def manifest_file(name: str) -> str:
     return "/".join([MANIFESTS, *files])
 
 
-def source_file(name: str) -> str:
-    """The record of the file that a document was made from. Raises as ``manifest_file`` does."""
-    return SOURCES + manifest_file(name).removeprefix(MANIFESTS)
+def note_file(folder: str, name: str) -> str:
+    """The store's note about a document, of which ``folder`` has one each. Raises as ``manifest_file`` does."""
+    return folder + manifest_file(name).removeprefix(MANIFESTS)
 
 
 def document_name(file: str) -> str:
@@ -78,16 +81,30 @@ def document_name(file: str) -> str:
     return unquote(file.removeprefix(f"{MANIFESTS}/")).removesuffix(".json")
 
 
-def check_format(marker: bytes, where: str) -> None:
+@dataclass(frozen=True)
+class Marker:
+    """What a store says of itself: the public keys, in hexadecimal, one of which must have signed each document."""
+
+    signed_by: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        signed_by = {"signed_by": list(self.signed_by)} if self.signed_by else {}
+        return canonical_json({"format": FORMAT, **signed_by}) + b"\n"
+
+
+def read_marker(data: bytes, where: str) -> Marker:
     """Raises ``StoreError``, naming ``where``, unless it is a store's marker, of a known format."""
     try:
-        version: Any = json.loads(marker)["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        body: Any = json.loads(data)
+        version = body["format"]
+        signed_by = tuple(map(str, body.get("signed_by", [])))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         remedy = f'it should say {{"format":{FORMAT}}}'
         raise StoreError(where, f"cannot be read ({error})", remedy) from error
     if not isinstance(version, int) or version > FORMAT:
         reason = f"is a store of format {version}, this kvtool reads up to {FORMAT}"
         raise StoreError(where, reason, "upgrade kvtool")
+    return Marker(signed_by)
 
 
 def _quoted(part: str) -> str:

@@ -57,7 +57,7 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
         """
         documents = self.readable()
         artifacts, referenced = self._known(documents), artifacts_of(documents)
-        for path in self._artifact_files():
+        for path in self.artifact_files():
             if path.stem not in referenced:
                 try:
                     stray = Artifact.open(path, expected=path.stem, calibrations=self.calibrations)

@@ -9,8 +9,9 @@ from typing import Any
 
 from kvtool.digest import canonical_json, digest, digest_json, is_digest
 from kvtool.errors import StoreError
+from kvtool.formats import FORMATS
 
-FORMAT = 1
+FORMAT = FORMATS["manifest"].number
 RAW = "raw"
 
 AVERAGED = "averaged"
@@ -61,7 +62,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Document:
-    """A document as a store holds it. ``prefix_artifact`` is None if it was prefilled under no prefix."""
+    """A document as a store holds it. ``prefix_artifact`` is None if it was prefilled under no prefix.
+
+    ``signatures`` are in hexadecimal, by the variant that is signed and the key's id (``store.trust``).
+    """
 
     name: str
     text_digest: str
@@ -69,6 +73,7 @@ class Document:
     prefix: Mapping[str, Any]
     prefix_artifact: Variant | None
     segments: tuple[Segment, ...]
+    signatures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:
@@ -91,18 +96,51 @@ class Document:
     def with_variant(self, index: int, name: str, variant: Variant) -> Document:
         segment = self.segments[index]
         changed = replace(segment, variants={**segment.variants, name: variant})
-        return replace(self, segments=(*self.segments[:index], changed, *self.segments[index + 1 :]))
+        segments = (*self.segments[:index], changed, *self.segments[index + 1 :])
+        return replace(self, segments=segments).signed_as(self)
+
+    def with_variants(self, variants: Collection[str]) -> Document:
+        """Without all other variants."""
+        segments = (
+            replace(s, variants={name: v for name, v in s.variants.items() if name in variants})
+            for s in self.segments
+        )
+        return replace(self, segments=tuple(segments)).signed_as(self)
+
+    def signed_as(self, *others: Document) -> Document:
+        """With those signatures of ``others`` that are of this document too, and no other."""
+        signatures: dict[str, Mapping[str, str]] = {}
+        for other in others:
+            for name, signed in other.signatures.items():
+                if name in self.every_variant and other.statement(name) == self.statement(name):
+                    signatures[name] = {**signatures.get(name, {}), **signed}
+        return replace(self, signatures=signatures)
+
+    @property
+    def every_variant(self) -> list[str]:
+        """Names of all that any segment has, in order."""
+        return sorted({name for segment in self.segments for name in segment.variants})
 
     def state(self, variants: Collection[str]) -> str:
         """Digest of the entry as if it had no variants but ``variants``."""
-        segments = [
-            replace(s, variants={name: v for name, v in s.variants.items() if name in variants})
-            for s in self.segments
-        ]
-        return digest(replace(self, segments=tuple(segments)).to_bytes())
+        return digest(replace(self.with_variants(variants), signatures={}).to_bytes())
+
+    def statement(self, variant: str) -> bytes:
+        """What is signed: all that the manifest says, but for other variants, so that these come and go.
+
+        It begins as nothing else does that the key may sign.
+        """
+        body = replace(self, signatures={}).with_variants([variant])._body()
+        return b"kvtool document\n" + digest_json(body).encode()
 
     def to_bytes(self) -> bytes:
-        body = {
+        body = self._body()
+        signatures = {name: dict(signed) for name, signed in self.signatures.items()}
+        entry = {"signatures": signatures} if signatures else {}
+        return canonical_json({**body, **entry, "digest": digest_json(body)}) + b"\n"
+
+    def _body(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "document": self.name,
             "text": self.text_digest,
@@ -120,7 +158,6 @@ class Document:
                 for segment in self.segments
             ],
         }
-        return canonical_json({**body, "digest": digest_json(body)}) + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Document:
@@ -145,6 +182,7 @@ class Document:
                 prefix=body["prefix"],
                 prefix_artifact=prefix and _variant(prefix),
                 segments=tuple(map(_segment, body["segments"])),
+                signatures=_signatures(body),
             )
             if not document.segments:
                 raise ValueError("no segments")
@@ -153,6 +191,13 @@ class Document:
             return replace(document, segments=tuple(map(_with_todays_names, document.segments)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(where, f"is not a manifest ({type(error).__name__}: {error})", remedy) from error
+
+
+def _signatures(body: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    signatures = {name: dict(signed) for name, signed in body.get("signatures", {}).items()}
+    if not all(isinstance(text, str) for signed in signatures.values() for text in signed.values()):
+        raise ValueError("a signature is no text")
+    return signatures
 
 
 def _segment(body: Mapping[str, Any]) -> Segment:

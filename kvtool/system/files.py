@@ -58,6 +58,16 @@ def write_atomic(
     return size
 
 
+def write_private(path: Path, data: bytes) -> None:
+    """Writes a new file that its owner alone may read. Raises ``FileExistsError`` rather than replace one."""
+    with as_store_errors(path):
+        make_directory(path.parent)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def write_error(path: Path, error: OSError) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = (

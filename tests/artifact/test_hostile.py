@@ -231,6 +231,12 @@ def test_a_newer_format_asks_for_an_upgrade(make_kv: KVs, write: Write, version:
         Artifact.open(path)
 
 
+def test_a_field_that_is_not_known_is_passed_over(make_kv: KVs, write: Write) -> None:
+    kv = make_kv()
+    path = forge(write(kv), lambda meta: meta.update(written_by="a later kvtool"))
+    assert same(read_all(path), kv)
+
+
 def test_a_newer_stage_asks_for_an_upgrade(make_kv: KVs, write: Write) -> None:
     stages = recipe("lossless").build().to_config()["keys"]
     newer = [{**stages[0], "version": 99}]  # type: ignore[index,dict-item]

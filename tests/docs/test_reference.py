@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from docsgen import __main__ as docsgen
-from docsgen import changelog, markdown
+from docsgen import markdown
 from docsgen.reference import settings
 from kvtool.config import Settings
 
@@ -59,27 +59,3 @@ def test_a_cell_is_one_line_and_its_bars_are_escaped() -> None:
 
 def test_stars_outside_of_code_are_literal() -> None:
     assert markdown.escaped("2**e, `2**e` and 2**f") == r"2\*\*e, `2**e` and 2\*\*f"
-
-
-def test_a_fragment_without_a_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "changelog").mkdir()
-    (tmp_path / "pyproject.toml").write_text((changelog.ROOT / "pyproject.toml").read_text())
-    (tmp_path / "changelog/one.added.md").write_text("Something new.\n")
-    (tmp_path / "changelog/two.fixed.md").write_text("Something mended.\n")
-    section = changelog.unreleased(tmp_path)
-    assert section == "## Unreleased\n\n### Added\n\n- Something new.\n\n### Fixed\n\n- Something mended."
-    (tmp_path / "changelog/three.md").write_text("Something.\n")
-    with pytest.raises(SystemExit, match=r"three\.md"):
-        changelog.unreleased(tmp_path)
-
-
-def test_what_was_released_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changelog, "ROOT", tmp_path)
-    monkeypatch.setattr(changelog, "unreleased", lambda root: "## Unreleased\n\nNo significant changes.")
-    released = "\n## 0.1.0\n\n### Added\n\n- Something.\n"
-    (tmp_path / "CHANGELOG.md").write_text(f"anything\n\n{changelog.START}\n{released}")
-    page = changelog.page()
-    assert page.endswith(f"{changelog.START}\n{released}")
-    assert "anything" not in page
-    (tmp_path / "CHANGELOG.md").write_text(page)
-    assert changelog.page() == page

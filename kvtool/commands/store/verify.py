@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,17 +58,28 @@ def run(
             "--remove", help="Remove broken artifacts, so that prefill or compress makes them again."
         ),
     ] = False,
+    signed_by: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Check too that each document is signed by one of the public keys in this PEM file. Give it again for each "
+            "further one (default: KVTOOL_SIGNED_BY)."
+        ),
+    ] = None,
     *,
     settings: Settings,
     as_json: AsJson = False,
 ) -> int:
-    """Read every artifact and calibration and check every digest.
+    """Read every artifact and calibration and check every digest, and every signature that is required.
 
-    Exits with 4 if anything is not as it was written, or names a calibration that is missing.
+    Exits with 4 if anything is not as it was written, is not signed as required, or names a calibration that is missing.
     """
     from kvtool.store.open import open_store
+    from kvtool.store.trust.keys import trusted_keys
+    from kvtool.store.trust.policy import TrustPolicy
 
     store = open_store(settings.store, existing=True)
+    if signed_by:
+        store.trust = TrustPolicy((*store.trust.rules, trusted_keys(signed_by)))
     report = Report()
     _check_documents(store, names, remove, report)
     if not names:
@@ -82,12 +94,13 @@ def run(
 def _check_documents(store: Store, names: Sequence[str] | None, remove: bool, report: Report) -> None:
     """Raises KvtoolError for a document that was named and cannot be read."""
     from kvtool.artifact.read import BrokenArtifact
+    from kvtool.store.trust.signatures import NotSigned
 
     for name in names or store:
         try:
             variants = store[name].artifacts
         except KvtoolError as error:
-            if names:
+            if names and not isinstance(error, NotSigned):
                 raise
             report.broken[name] = Broken(None, error)
             continue

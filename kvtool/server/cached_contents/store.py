@@ -20,9 +20,7 @@ from kvtool import limits
 from kvtool.errors import StoreError
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
-from kvtool.store.base import Store
-from kvtool.store.local import LocalStore, writable
-from kvtool.store.remote import RemoteStore
+from kvtool.store.local import LocalStore
 from kvtool.system import files
 
 KIND = "cachedContents/"
@@ -164,6 +162,7 @@ class Contents:
             with files.as_store_errors(path):
                 path.unlink()
             self._unwritten.pop(record.id, None)
+            self.store.pins.discard(record.name)
 
     def _refuse_unready(self, record: Record, model: Model) -> None:
         name, field = record.name, "cached_content"
@@ -203,8 +202,3 @@ class Contents:
         with self.store.writing():
             files.write_atomic(self._path(record.id), [_RECORD.dump_json(record)])
         self._unwritten.pop(record.id, None)
-
-
-def records_in(store: Store) -> LocalStore:
-    """The store that keeps a tenant's contents. For a remote store that is its cache, though none are made there."""
-    return store.cache if isinstance(store, RemoteStore) else writable(store)

@@ -19,6 +19,7 @@ from kvtool.server.http.errors import ApiError
 from kvtool.server.runtime.cache_memory import Busy
 from kvtool.server.runtime.errors import api_error
 from kvtool.server.runtime.service import Service
+from kvtool.server.runtime.tenant import Tenant
 
 STEP_TOKENS = 128
 """Tokens of one pass, during which no answer gets its next token. A pass of fewer would hardly be faster."""
@@ -36,8 +37,8 @@ class _Abandoned(Exception):
 class PrefillWorker:
     """One tenant's thread, so that no tenant's contents wait for another's."""
 
-    def __init__(self, contents: Contents, service: Service) -> None:
-        self.contents, self.service = contents, service
+    def __init__(self, contents: Contents, service: Service, tenant: Tenant) -> None:
+        self.contents, self.service, self.tenant = contents, service, tenant
         self.model, self.scheduler = service.model, service.scheduler
         self._thread = threading.Thread(target=self._run, name="prefill", daemon=True)
         self._stopping = threading.Event()
@@ -88,6 +89,9 @@ class PrefillWorker:
         prefix = prefix_for(self.contents.store, self.model, system=record.system)
         # Artifacts hold it. It is found by running the model, which only the model's thread does.
         self.scheduler.call(lambda: rope_description(self.model)).result()
+        self.tenant.admit(self.service.caches.token_bytes * (record.prefix_tokens + record.tokens))
+        # Until they expire, whoever made them counts on them.
+        self.contents.store.pins.add(record.name)
         with ExitStack() as held:
             self._reserve(record, held)
             prefill_text(

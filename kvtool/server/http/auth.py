@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvtool.errors import UsageError
 from kvtool.server.http.errors import ApiError
+from kvtool.units import parse_bytes
 
 METRICS = "metrics"
 """The tenant that may see /metrics, where there are tokens."""
@@ -20,29 +22,41 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TOKEN_CHARACTERS = 16
 
 
-def read_tokens(path: Path) -> dict[str, str]:
-    """Reads token → tenant from lines of NAME TOKEN. Raises ``UsageError``, naming the line, for any other."""
+@dataclass
+class Tokens:
+    """The tenants' names by token, and the quotas in bytes of those that have one by name."""
+
+    tenants: dict[str, str] = field(default_factory=dict)
+    quotas: dict[str, int] = field(default_factory=dict)
+
+
+def read_tokens(path: Path) -> Tokens:
+    """Reads lines of NAME TOKEN, or NAME TOKEN QUOTA. Raises ``UsageError``, naming the line, for any other."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(path, f"cannot be read ({error})", "expected lines of NAME TOKEN") from error
-    tenants: dict[str, str] = {}
+    tokens = Tokens()
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         place, (name, *rest) = f"{path}:{number}", line.split()
         # The token itself is not repeated: messages end up in logs.
-        if len(rest) != 1 or not _NAME.fullmatch(name):
-            raise UsageError(place, "expected NAME TOKEN, the name of a-z, 0-9, _ and -")
-        (token,) = rest
+        if len(rest) not in (1, 2) or not _NAME.fullmatch(name):
+            raise UsageError(place, "expected NAME TOKEN, or NAME TOKEN QUOTA, the name of a-z, 0-9, _ and -")
+        token, *quota = rest
         if len(token) < _TOKEN_CHARACTERS or not token.isascii():
             raise UsageError(place, f"expected a token of at least {_TOKEN_CHARACTERS} characters")
-        if token in tenants:
-            raise UsageError(place, f"this token is {tenants[token]}'s already", "give each its own")
-        tenants[token] = name
-    if not tenants:
+        if token in tokens.tenants:
+            raise UsageError(place, f"this token is {tokens.tenants[token]}'s already", "give each its own")
+        tokens.tenants[token] = name
+        for size in quota:
+            nbytes = parse_bytes(size, f"{place}: quota")
+            if tokens.quotas.setdefault(name, nbytes) != nbytes:
+                raise UsageError(place, f"{name} has another quota above", "give one quota for each name")
+    if not tokens.tenants:
         raise UsageError(path, "has no token", "expected lines of NAME TOKEN")
-    return tenants
+    return tokens
 
 
 class Authentication:

@@ -51,9 +51,10 @@ def _held_content(contents: Contents, name: str, model: Model) -> Iterator[Cache
 
 @contextmanager
 def _stored(store: Store, name: str) -> Iterator[Cached]:
-    """Any document of the store. It is not held: an answer keeps what it has opened."""
+    """Any document of the store, which is not removed to make room within the context."""
     try:
         store.check_name(name)
     except StoreError:
         raise document_missing(name) from None
-    yield chosen_document(store, name)
+    with store.using(name):
+        yield chosen_document(store, name)

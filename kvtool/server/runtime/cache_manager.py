@@ -106,6 +106,7 @@ class CacheManager:
     def _first(self, sources: Sequence[CacheSource], tenant: Tenant, stack: ExitStack) -> OpenCache:
         source, *others = sources
         try:
+            stack.enter_context(tenant.store.using(*source.documents))
             cache = stack.enter_context(self._open(source, tenant))
         except (StoreError, ArtifactError, MismatchError, ModelError) as error:
             if not others:

@@ -10,6 +10,7 @@ from kvtool.server.http.errors import ApiError, server_failed
 from kvtool.server.runtime.cache_memory import Busy, TooLarge
 from kvtool.store.backends.backend import Unreachable
 from kvtool.store.catalog.catalog import DocumentMissing
+from kvtool.store.room.quota import QuotaReached
 from kvtool.system.files import DiskFull
 
 
@@ -31,6 +32,9 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(503, "the store cannot be reached; try again later", Retry_After="5")
         case DiskFull():
             return ApiError(507, "the server's disk is full; what was stored before is safe")
+        case QuotaReached():
+            message = "the store is full: nothing that it holds may be removed to make room; try again later"
+            return ApiError(507, message, code="quota_exceeded")
         case UsageError() | TooLarge():
             return ApiError(400, str(error))
         case KvtoolError():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +19,7 @@ from kvtool.server.runtime.load_policy import LoadOptions, LoadPolicy
 from kvtool.server.runtime.request_plan import Planner
 from kvtool.server.runtime.scheduler import Scheduler
 from kvtool.server.runtime.tenant import Tenant, tenants_of
+from kvtool.store.room.quota import Keeper
 
 PREPARING = 8
 """Requests that are prepared at a time: tokenized, and their caches loaded."""
@@ -59,6 +60,7 @@ class Service:
         self.waiting = 0
         self.is_draining = False
         self._is_warm = False
+        self._keeper = Keeper([tenant.quota for tenant in self.tenants.values() if tenant.quota])
 
     @cached_property
     def token_texts(self) -> TokenTexts:
@@ -77,9 +79,11 @@ class Service:
     def start(self) -> None:
         self.caches.heap.start()
         self.scheduler.start()
+        self._keeper.start()
 
     def stop(self) -> None:
         """Waits until all answers have ended."""
+        self._keeper.stop()
         self.scheduler.stop()
 
     @classmethod
@@ -90,10 +94,14 @@ class Service:
         limits: Limits,
         *,
         names: Collection[str] = (),
+        quotas: Mapping[str, int] = {},
         loading: LoadOptions | None = None,
     ) -> Service:
-        """The service of the store at ``root`` for everyone, or of a store below it for each of the tenants ``names``."""
-        return cls(model, tenants_of(root, names, model), limits, loading or LoadOptions())
+        """The service of the store at ``root`` for everyone, or of a store below it for each of the tenants ``names``.
+
+        ``quotas`` of their stores are in bytes, by name.
+        """
+        return cls(model, tenants_of(root, names, model, quotas), limits, loading or LoadOptions())
 
     @property
     def not_ready(self) -> str | None:

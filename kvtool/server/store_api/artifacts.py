@@ -95,6 +95,8 @@ async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Re
     except TimeoutError:
         raise ApiError(429, "too many uploads at a time; try again later", Retry_After="5") from None
     try:
+        length = int(request.headers.get("content-length") or 0)
+        await to_thread.run_sync(tenant.admit, length, limiter=tenant.upload_threads)
         was_there, size = await to_thread.run_sync(keep, limiter=tenant.upload_threads)
     except Refused as error:
         raise ApiError(400, str(error), code="digest_mismatch") from error

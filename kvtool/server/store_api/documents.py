@@ -24,6 +24,7 @@ from kvtool.store.base import Store
 from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document
+from kvtool.store.trust.signatures import NotSigned
 
 
 class DocumentEntry(TypedDict):
@@ -148,6 +149,10 @@ def _replace(store: LocalStore, name: str, body: bytes, seen: str | None) -> boo
         raise ApiError(400, str(error), code="manifest_invalid") from error
     if document.name != name:
         raise ApiError(400, f"{name}: is the manifest of {document.name[:200]!r}", code="manifest_invalid")
+    try:
+        store.trust.checked(document)
+    except NotSigned as error:
+        raise ApiError(403, str(error), code="not_signed") from error
     with store.writing():
         # Within it, so that what is here now stays until the manifest names it.
         if missing := [one.artifact for one in document.artifacts if not store.holds_whole(one)]:
@@ -162,7 +167,7 @@ def _replace(store: LocalStore, name: str, body: bytes, seen: str | None) -> boo
             if there != seen:
                 reason = "is another one by now" if there else "is no longer there"
                 raise ApiError(412, f"{name}: {reason}", code="manifest_changed")
-            store.commit(document)
+            store.accept(document)
     return there is not None
 
 
@@ -224,7 +229,7 @@ ROUTES = [
                 Parameter("If-None-Match", str, "*, where there is none yet", place="header"),
             ],
             statuses=[200, 201],
-            errors=[409, 412, 428, 507],
+            errors=[403, 409, 412, 428, 507],
         ),
     ),
     Resource(

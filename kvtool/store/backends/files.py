@@ -22,6 +22,7 @@ class FileBackend(ABC):
     url: str
 
     def __init__(self, *, new: bool = False) -> None:
+        self.marker = layout.Marker()
         try:
             marker = b"".join(self._read(layout.MARKER, limits.MARKER_BYTES))
         except NotThere:
@@ -31,7 +32,7 @@ class FileBackend(ABC):
             raise StoreError(self.url, f"is not a kvtool store (no {layout.MARKER})", remedy) from None
         except Unreachable:
             return
-        layout.check_format(marker, f"{self.url}/{layout.MARKER}")
+        self.marker = layout.read_marker(marker, f"{self.url}/{layout.MARKER}")
 
     @abstractmethod
     def _manifests(self) -> Iterator[tuple[str, Listed]]:

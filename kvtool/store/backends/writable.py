@@ -6,7 +6,6 @@ from abc import abstractmethod
 from contextlib import suppress
 from pathlib import Path
 
-from kvtool.digest import canonical_json
 from kvtool.errors import StoreError
 from kvtool.store import layout
 from kvtool.store.backends.counted import OnBytes
@@ -25,7 +24,7 @@ class WritableFiles(FileBackend):
 
         There, of two writers' changes one would be lost without a word.
         """
-        marker = canonical_json({"format": layout.FORMAT}) + b"\n"
+        marker = self.marker.to_bytes()
         if self.nbytes_of(layout.MARKER) is None:
             with suppress(Conflict):
                 self.swap(layout.MARKER, marker, None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TypeVar, overload
 
 from kvtool.errors import StoreError
 from kvtool.store.layout import manifest_file
 from kvtool.store.manifest import Document
+from kvtool.store.trust.policy import TrustPolicy
 
 T = TypeVar("T")
 
@@ -19,7 +20,11 @@ class Catalog(Mapping[str, Document]):
 
     Methods that raise ``NotImplementedError`` are for subclasses to write. ``Store`` must not be abstract, since type
     checkers would refuse ``Store(address)`` then.
+
+    ``trust`` says whose signatures its documents must have.
     """
+
+    trust: TrustPolicy
 
     def __getitem__(self, name: str) -> Document:
         """The document's manifest. Raises ``DocumentMissing`` for a name that the store does not hold."""
@@ -43,6 +48,10 @@ class Catalog(Mapping[str, Document]):
     def committed(self, name: str) -> float:
         """When the document was last committed, in seconds since 1970."""
         raise NotImplementedError
+
+    def using(self, *names: str) -> AbstractContextManager[None]:
+        """Notes a use of the documents, and keeps them from being removed to make room within the context."""
+        return nullcontext()
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -6,25 +6,30 @@ Readers need no lock. Writers share one, which tells the files of killed writers
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from kvtool import limits
-from kvtool.digest import canonical_json
 from kvtool.errors import StoreError
 from kvtool.store.catalog.catalog import Catalog
+from kvtool.store.catalog.pins import Pins
 from kvtool.store.catalog.sources import Sources
+from kvtool.store.catalog.uses import Uses
 from kvtool.store.layout import (
     ARTIFACTS,
-    FORMAT,
     MANIFESTS,
     MARKER,
+    Marker,
     artifact_file,
-    check_format,
     document_name,
     manifest_file,
+    read_marker,
 )
 from kvtool.store.manifest import Document, Variant
+from kvtool.store.trust.keys import signing_key
+from kvtool.store.trust.policy import TrustPolicy
+from kvtool.store.trust.signatures import sign
 from kvtool.system import files
 
 
@@ -36,8 +41,9 @@ class LocalCatalog(Catalog):
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self.sources = Sources(self.root)
+        self.sources, self.uses, self.pins = Sources(self.root), Uses(self.root), Pins(self.root)
         self._marker, self._lock = self.root / MARKER, self.root / "lock"
+        self.marker = Marker()
         # The marker is looked for again last: a first writer may be making the store just now.
         if self.root.exists() and not (
             self._marker.exists() or self._is_nearly_empty() or self._marker.exists()
@@ -50,7 +56,8 @@ class LocalCatalog(Catalog):
             except OSError as error:
                 reason = f"cannot be read ({error.strerror})"
                 raise StoreError(self._marker, reason, "check its permissions") from error
-            check_format(marker, str(self._marker))
+            self.marker = read_marker(marker, str(self._marker))
+        self.trust = TrustPolicy.of(self.marker)
 
     def __str__(self) -> str:
         return str(self.root)
@@ -58,6 +65,10 @@ class LocalCatalog(Catalog):
     # Reading
 
     def __getitem__(self, name: str) -> Document:
+        return self.trust.checked(self.stored(name))
+
+    def stored(self, name: str) -> Document:
+        """The document's manifest, whoever has signed it: for who keeps the store, not for who uses documents."""
         path = self._manifest_path(name)
         try:
             with path.open("rb") as file:
@@ -92,6 +103,9 @@ class LocalCatalog(Catalog):
 
     def committed(self, name: str) -> float:
         return self._manifest_path(name).stat().st_mtime
+
+    def using(self, *names: str) -> AbstractContextManager[None]:
+        return self.uses.using(*names)
 
     def holds(self, variant: Variant) -> bool:
         """Whether the artifact's file is there."""
@@ -135,25 +149,56 @@ class LocalCatalog(Catalog):
     def commit(self, document: Document) -> None:
         """Makes ``document`` what its name stands for; its artifacts must have been put before.
 
-        Who builds on what was there reads and commits within ``changing``.
+        Who builds on what was there reads and commits within ``changing``. In a store that requires signatures it is signed with
+        the key of the environment, of which ``KvtoolError`` says what is wrong.
         """
-        files.write_atomic(self._manifest_path(document.name), [document.to_bytes()])
+        self.accept(sign(document, signing_key()) if self.marker.signed_by else document)
+
+    def accept(self, document: Document) -> None:
+        """As ``commit``, for a document that another has made, whose signatures are all that it has.
+
+        Raises ``NotSigned`` where they are not those that are required.
+        """
+        data = self.trust.checked(document).to_bytes()
+        files.write_atomic(self._manifest_path(document.name), [data])
+
+    def require(self, signed_by: Iterable[str]) -> None:
+        """Requires from now on that each document is signed by one of these public keys, in hexadecimal; of none: of nobody."""
+        self.marker = replace(self.marker, signed_by=tuple(sorted(set(signed_by))))
+        self.trust = TrustPolicy.of(self.marker)
+        with self.writing(), self.changing():
+            files.write_atomic(self._marker, [self.marker.to_bytes()])
 
     # Removing
 
     def remove(self, name: str) -> None:
         """Forgets a document. Its artifacts stay until ``collect``."""
-        self[name]
+        self.stored(name)
         path = self._manifest_path(name)
         with files.as_store_errors(path):
             path.unlink()
             files.fsync_directory(path.parent)
-            self.sources.discard(name)
+            for notes in (self.sources, self.uses, self.pins):
+                notes.discard(name)
 
     def discard(self, variant: Variant) -> None:
         """Removes an artifact's file, so that it will be made again."""
         with files.as_store_errors(self.root):
             self.path_of(variant).unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self, *, wait: bool = True) -> Iterator[bool]:
+        """Held while artifacts are removed, since a writer may be relying on any. Waits for writers to end.
+
+        Without ``wait`` it yields whether there are none.
+        """
+        with files.as_store_errors(self.root):
+            if wait:
+                with files.locked(self._lock):
+                    yield True
+            else:
+                with files.locked_if_free(self._lock) as is_alone:
+                    yield is_alone
 
     def collect(self, *, dry_run: bool = False) -> list[Path]:
         """Removes the artifacts that no document refers to, and returns their paths. Waits for writers to end.
@@ -162,11 +207,11 @@ class LocalCatalog(Catalog):
         what ``writers`` have not committed yet.
         """
         if dry_run:
-            return self._unused()
+            return self.unused()
         if not self._lock.exists():
             return []
-        with files.as_store_errors(self.root), files.locked(self._lock):
-            unused = self._unused()
+        with self.alone():
+            unused = self.unused()
             files.remove_temporaries(self.root)
             for path in unused:
                 path.unlink()
@@ -176,41 +221,48 @@ class LocalCatalog(Catalog):
         """The processes that are writing now, where the system tells."""
         return files.holders(self._lock)
 
-    def _unused(self) -> list[Path]:
+    def unused(self) -> list[Path]:
+        """The artifacts that no document refers to. Raises ``StoreError`` if a manifest cannot be read."""
         # Listed before the manifests are read: what is committed meanwhile is in use.
-        artifacts = self._artifact_files()
-        used = artifacts_of(self.values())
+        artifacts = self.artifact_files()
+        used = self.used()
         return [path for path in artifacts if path.stem not in used]
+
+    def used(self) -> set[str]:
+        """Digests of the artifacts that documents refer to. Raises ``StoreError`` if a manifest cannot be read."""
+        return artifacts_of(map(self.stored, self))
 
     def free(self, names: Iterable[str]) -> list[Path]:
         """Forgets documents, and removes the artifacts that they named and no other does. Waits for writers to end.
 
         What nobody names stays: an interrupted run goes on from it. Returns the paths of the artifacts removed.
         """
-        with files.as_store_errors(self.root), files.locked(self._lock):
-            return self._free(names)
+        with self.alone():
+            return self.free_alone(names)
 
     def purge(self, name: str) -> bool:
         """``free`` for one document; nothing if somebody is writing. Returns whether it is gone now."""
         if name not in self:
             return True
-        with files.as_store_errors(self.root), files.locked_if_free(self._lock) as is_alone:
+        with self.alone(wait=False) as is_alone:
             if is_alone:
-                self._free([name])
+                self.free_alone([name])
         return is_alone
 
-    def _free(self, names: Iterable[str]) -> list[Path]:
-        documents = {name: self[name] for name in names}
+    def free_alone(self, names: Iterable[str]) -> list[Path]:
+        """``free``, within ``alone``."""
+        documents = {name: self.stored(name) for name in names}
         # The manifests first: an artifact too many is collected one day, one that is missing is an error.
         for name in documents:
             self.remove(name)
-        freed = artifacts_of(documents.values()) - artifacts_of(self.values())
+        freed = artifacts_of(documents.values()) - self.used()
         paths = sorted(path for path in map(self.artifact_path, freed) if path.is_file())
         for path in paths:
             path.unlink()
         return paths
 
-    def _artifact_files(self) -> list[Path]:
+    def artifact_files(self) -> list[Path]:
+        """All artifacts' files, in order."""
         return sorted((self.root / ARTIFACTS).glob("??/*.safetensors"))
 
     def _manifest_path(self, name: str) -> Path:
@@ -218,7 +270,7 @@ class LocalCatalog(Catalog):
 
     def _mark(self) -> None:
         if not self._marker.exists():
-            files.write_atomic(self._marker, [canonical_json({"format": FORMAT}) + b"\n"])
+            files.write_atomic(self._marker, [self.marker.to_bytes()])
 
     def _is_nearly_empty(self) -> bool:
         """No more than a writer leaves that was killed before it wrote the marker."""

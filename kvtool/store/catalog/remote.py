@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,9 @@ from kvtool.store.backends.backend import Backend, Listed, NotThere, Unreachable
 from kvtool.store.backends.open import open_backend
 from kvtool.store.catalog.catalog import Catalog, DocumentMissing
 from kvtool.store.catalog.local import LocalCatalog
+from kvtool.store.layout import Marker
 from kvtool.store.manifest import Document
+from kvtool.store.trust.policy import TrustPolicy
 from kvtool.system.cache_dir import cache_dir
 
 FRESH = 5.0
@@ -43,6 +45,7 @@ class RemoteCatalog(Catalog):
     def __init__(self, root: str | Path, backend: Backend | None = None) -> None:
         self.backend = backend or open_backend(root)
         self.cache = LocalCatalog(cache_dir() / "servers" / self.backend.key)
+        self.trust = TrustPolicy.of(getattr(self.backend, "marker", Marker()))
         self._seen: dict[str, _Seen] = {}
         self._listed: Mapping[str, Listed] = {}
         self._listed_at = -math.inf
@@ -77,7 +80,7 @@ class RemoteCatalog(Catalog):
                 raise StoreError(
                     url, f"sent the manifest of {document.name!r} for {name!r}", "tell who runs it"
                 )
-            self._keep(document)
+            self._keep(self.trust.checked(document))
         self._seen[name] = _Seen(document, version, time.monotonic())
         return document
 
@@ -102,6 +105,9 @@ class RemoteCatalog(Catalog):
         if name not in documents:
             raise self._missing(name)
         return documents[name].committed
+
+    def using(self, *names: str) -> AbstractContextManager[None]:
+        return self.cache.using(*names)
 
     def _documents(self) -> Mapping[str, Listed]:
         """All documents, by name."""
@@ -136,4 +142,4 @@ class RemoteCatalog(Catalog):
             is_kept = False
         if not is_kept:
             with self.cache.writing():
-                self.cache.commit(document)
+                self.cache.accept(document)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from kvtool.digest import canonical_json
-from kvtool.store.layout import source_file
+from kvtool.store.layout import SOURCES, note_file
 from kvtool.store.manifest import Document
 from kvtool.system import files
 
@@ -28,7 +28,7 @@ class Sources:
     def get(self, document: Document) -> Path | None:
         """The file, which may be missing by now; None if it is not known."""
         try:
-            record = json.loads((self.root / source_file(document.name)).read_bytes())
+            record = json.loads((self.root / note_file(SOURCES, document.name)).read_bytes())
             if record["text"] == document.text_digest:
                 return Path(os.path.normpath(Path(os.path.realpath(self.root)) / record["path"]))
         except (OSError, ValueError, KeyError, TypeError):
@@ -38,10 +38,10 @@ class Sources:
     def put(self, document: Document, path: Path) -> None:
         relative = os.path.relpath(path, os.path.realpath(self.root))
         record = {"text": document.text_digest, "path": relative}
-        files.write_atomic(self.root / source_file(document.name), [canonical_json(record) + b"\n"])
+        files.write_atomic(self.root / note_file(SOURCES, document.name), [canonical_json(record) + b"\n"])
 
     def discard(self, name: str) -> None:
-        (self.root / source_file(name)).unlink(missing_ok=True)
+        (self.root / note_file(SOURCES, name)).unlink(missing_ok=True)
 
 
 def other_file(source: Path | None, path: Path | None) -> Path | None:

@@ -52,7 +52,7 @@ class ToDirectory:
 
     def change(self, name: str, update: Callable[[Document | None], Document]) -> None:
         with self.store.changing():
-            self.store.commit(update(self.document(name)))
+            self.store.accept(update(self.document(name)))
 
 
 class _Copied(Mapping[str, Calibration]):

@@ -92,6 +92,10 @@ def transfer(
             try:
                 for part in missing[name]:
                     copies[part.artifact].result()
+                for part in document.artifacts:
+                    # What was there may have been removed to make room, before this began to write.
+                    if part.artifact not in copies and not destination.holds(part):
+                        destination.take(source, part, lambda _: None)
                 destination.change(name, lambda old, new=document: merged(old, new))  # type: ignore[misc]
                 report.copied.append(name)
             except (Unreachable, DiskFull) as error:
@@ -141,8 +145,7 @@ def _only(document: Document, variant: str | None) -> Document:
     if variant not in document.variants:
         reason = f"has no variant {variant!r} there, only {', '.join(document.variants)}"
         raise StoreError(document.name, reason)
-    segments = (replace(s, variants={variant: s.variants[variant]}) for s in document.segments)
-    return replace(document, segments=tuple(segments))
+    return document.with_variants([variant])
 
 
 def _merged(old: Document | None, new: Document, overwrite: bool, where: str) -> Document:
@@ -164,8 +167,8 @@ def _merged(old: Document | None, new: Document, overwrite: bool, where: str) ->
         return new
     pairs = zip(old.segments, new.segments, strict=True)
     segments = (replace(ours, variants={**ours.variants, **theirs.variants}) for ours, theirs in pairs)
-    return replace(old, segments=tuple(segments))
+    return replace(old, segments=tuple(segments)).signed_as(old, new)
 
 
 def _without_variants(document: Document) -> Document:
-    return replace(document, segments=tuple(replace(s, variants={}) for s in document.segments))
+    return document.with_variants([])

@@ -330,3 +330,20 @@ def test_a_push_that_fails_is_done_again(project: Path, build: Build, edit: Edit
     (project / "shared").unlink()
     printed = build()
     assert (_subjects(printed), printed["prefilled"], printed["pushed"]) == (["push shared"], [], PAGES)
+
+
+def test_a_build_signs_what_has_passed_its_gates(
+    project: Path, cli: Cli, build: Build, edit: Edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("keygen", "ours")
+    monkeypatch.setenv("KVTOOL_SIGNING_KEY", "ours.pem")
+    edit("gate = { max_kl = 0.01 }", "gate = { max_kl = -1 }")
+    build(code=GATE)
+    assert not any(document.signatures for document in LocalStore(project / "kv").values())
+    edit("gate = { max_kl = -1 }", "gate = { max_kl = 0.01 }")
+    build()
+    lock = (project / "kvtool.lock").read_bytes()
+    cli("verify", "--store", "kv", "--signed-by", "ours.pub.pem")
+    assert build("--check")["differences"] == []
+    cli("sign", "--store", "kv")
+    assert (project / "kvtool.lock").read_bytes() == lock

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kvtool
-from kvtool.errors import FAILED
+from kvtool.errors import FAILED, USAGE
 from kvtool.store.local import LocalStore
 from tests.commands.conftest import THREE, Cli, error_of
 
@@ -108,3 +108,37 @@ def test_who_is_waited_for_is_said_before_anything_is_done(
         writer.stdin.close()
         assert "freed 1" in waiting.stderr.read() or command == ["gc"]
         assert waiting.wait() == 0
+
+
+def test_gc_by_rules(cli: Cli, store: LocalStore) -> None:
+    cli("pin", "c.txt")
+    assert cli("pin").stdout == "c.txt\n"
+    before = sorted(store.root.rglob("*"))
+    plan = cli("gc", "--max-size", "0B", "--dry-run")
+    assert "docs/a.md (size)" in plan.stdout
+    assert "would remove 2 documents and 2 artifacts" in plan.stderr
+    assert "since the rest is pinned" in plan.stderr
+    assert sorted(store.root.rglob("*")) == before
+    report = json.loads(cli("gc", "--max-age", "0s", "--json").stdout)
+    assert report["documents"] == {"docs/a.md": "age", "docs/b.md": "age"}
+    assert list(store) == ["c.txt"]
+    cli("pin", "c.txt", "--remove")
+    assert cli("pin").stdout == ""
+    assert "removed 1 document and 2 artifacts; 0 B left" in cli("gc", "--max-idle", "0s").stderr
+
+
+def test_gc_keeps_variants(cli: Cli, store: LocalStore) -> None:
+    kvtool.compress(store, recipe="nf4")
+    assert cli("gc", "--variants", "nf4,klt").stdout.splitlines()[0] == "c.txt (other variants)"
+    assert store["c.txt"].variants == ["nf4"]
+    cli("verify")
+
+
+def test_gc_of_a_rule_that_is_none(cli: Cli, store: LocalStore) -> None:
+    assert "--max-size 20XB: is not a size; expected one such as 500MB" in error_of(
+        cli("gc", "--max-size", "20XB", code=USAGE)
+    )
+    assert "--max-age 30: is not a span of time" in error_of(cli("gc", "--max-age", "30", code=USAGE))
+    assert "c.tx" in error_of(cli("pin", "c.tx", code=FAILED))
+    assert "needs the names" in error_of(cli("pin", "--remove", code=USAGE))
+    assert list(store) == THREE

@@ -1,0 +1,1 @@
+"""Making room in a store: which documents and variants go, and their removal."""

@@ -1,0 +1,1 @@
+"""Trust: signatures of documents, and the keys that they are checked with."""
