@@ -34,21 +34,26 @@ def encrypt(
     An interrupted run, started again, goes on: until then some files are encrypted and others are not, and all are read. What was
     encrypted with another key is decrypted with that one, which the environment must have.
     """
-    calibrations = (catalog.root / CALIBRATIONS).glob("*.safetensors")
-    paths = [*catalog.artifact_files(), *sorted(calibrations)]
-    due = [path for path in paths if key_id_of(path) != key.id]
-    report = Report(len(due) if dry_run else 0, len(paths))
     if dry_run:
-        return report
-    # First, so that nothing is written in the clear once this has begun.
+        due, total = _due(catalog, key)
+        return Report(len(due), total)
+    # First, so that whoever begins to write from here on does not write in the clear.
     catalog.encrypt_with(key.id)
     with catalog.alone():
+        due, total = _due(catalog, key)
+        report = Report(0, total)
         for path in due:
-            if path.exists():
-                _encrypt(path, key)
-                report.encrypted += 1
-                on_progress(report)
+            _encrypt(path, key)
+            report.encrypted += 1
+            on_progress(report)
     return report
+
+
+def _due(catalog: LocalCatalog, key: StoreKey) -> tuple[list[Path], int]:
+    """The files that are not encrypted with the key, and how many there are in all."""
+    calibrations = (catalog.root / CALIBRATIONS).glob("*.safetensors")
+    paths = [*catalog.artifact_files(), *sorted(calibrations)]
+    return [path for path in paths if key_id_of(path) != key.id], len(paths)
 
 
 def _encrypt(path: Path, key: StoreKey) -> None:

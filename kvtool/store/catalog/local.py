@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kvtool import limits
 from kvtool.artifact.sealed import sealed_size
@@ -53,6 +54,13 @@ class LocalCatalog(Catalog):
         ):
             reason = f"is not a kvtool store (no {MARKER}) and not empty"
             raise StoreError(self.root, reason, "name another with --store")
+        self._follow_marker()
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def _follow_marker(self) -> None:
+        """Reads what the store says of itself, if it is there."""
         if self._marker.exists():
             try:
                 marker = self._marker.read_bytes()
@@ -61,9 +69,6 @@ class LocalCatalog(Catalog):
                 raise StoreError(self._marker, reason, "check its permissions") from error
             self.marker = read_marker(marker, str(self._marker))
         self.trust = TrustPolicy.of(self.marker)
-
-    def __str__(self) -> str:
-        return str(self.root)
 
     # Reading
 
@@ -150,6 +155,8 @@ class LocalCatalog(Catalog):
             files.make_directory(self.root)
             with files.locked_shared(self._lock, when_alone=first):
                 self._mark()  # in case the first was killed before it did
+                # Since it was opened, the store may have been encrypted.
+                self._follow_marker()
                 yield
 
     @contextmanager
@@ -176,16 +183,20 @@ class LocalCatalog(Catalog):
 
     def require(self, signed_by: Iterable[str]) -> None:
         """Requires from now on that each document is signed by one of these public keys, in hexadecimal; of none: of nobody."""
-        self._say(replace(self.marker, signed_by=tuple(sorted(set(signed_by)))))
+        self._say(signed_by=tuple(sorted(set(signed_by))))
 
     def encrypt_with(self, key: str) -> None:
         """Encrypts with the key of this id what is written from now on."""
-        self._say(replace(self.marker, encrypted_with=key))
+        self._say(encrypted_with=key)
 
-    def _say(self, marker: Marker) -> None:
-        self.marker, self.trust = marker, TrustPolicy.of(marker)
-        with self.writing(), self.changing():
-            files.write_atomic(self._marker, [marker.to_bytes()])
+    def _say(self, **changes: Any) -> None:
+        with self.writing():
+            pass  # The store is made.
+        # Alone, since the marker is what writers lock while they change a manifest.
+        with self.alone():
+            self._follow_marker()
+            files.write_atomic(self._marker, [replace(self.marker, **changes).to_bytes()])
+            self._follow_marker()
 
     # Removing
 

@@ -19,10 +19,10 @@ def test_encrypt(cli: Cli, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -
     assert stat.S_IMODE(Path(made["private"]).stat().st_mode) == 0o600
     monkeypatch.setenv("KVTOOL_ENCRYPTION_KEY", made["private"])
     shown = cli("show", "c.txt").stdout
-    assert f"would encrypt 3 of 3 files with key {made['id']}" in cli("encrypt", "--dry-run").stderr
-    assert f"encrypted 3 of 3 files with key {made['id']}" in cli("encrypt").stderr
+    assert f"would encrypt 4 of 4 files with key {made['id']}" in cli("encrypt", "--dry-run").stderr
+    assert f"encrypted 4 of 4 files with key {made['id']}" in cli("encrypt").stderr
     assert json.loads(cli("encrypt", "--json").stdout)["encrypted"] == 0
-    assert "3 artifacts are intact" in cli("verify").stderr
+    assert "4 artifacts are intact" in cli("verify").stderr
     assert cli("show", "c.txt").stdout == shown
     listed = cli("ls").stdout
     monkeypatch.delenv("KVTOOL_ENCRYPTION_KEY")
@@ -31,7 +31,7 @@ def test_encrypt(cli: Cli, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -
     assert f"is encrypted with key {made['id']}, and none is given; name the file of that key" in locked
     # What cannot be read now is not taken out.
     cli("verify", "--remove", code=GATE)
-    assert len(store.artifact_files()) == 3
+    assert len(store.artifact_files()) == 4
     assert f"key {made['id']}" in cli("compress", "--recipe", "nf4", code=FAILED).stderr
     monkeypatch.setenv("KVTOOL_ENCRYPTION_KEY", "nonsense")
     assert "KVTOOL_ENCRYPTION_KEY: nonsense: cannot be read" in cli("verify", code=GATE).stderr
@@ -42,6 +42,7 @@ def test_a_new_store_can_be_encrypted(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("KVTOOL_ENCRYPTION_KEY", "ours.key")
     cli("encrypt", "--store", "new")
     cli("prefill", "c.txt", "--store", "new")
-    (artifact,) = LocalStore("new").artifact_files()
-    assert artifact.read_bytes().startswith(b"kvseal")
+    files = LocalStore("new").artifact_files()
+    assert len(files) == 2
+    assert all(file.read_bytes().startswith(b"kvseal") for file in files)
     assert "is not a directory" in error_of(cli("encrypt", "--store", "http://127.0.0.1:1", code=FAILED))
