@@ -169,6 +169,10 @@ class Reader:
             printed = self._run_kvtool(words[1:], given, code)
         elif words[0] == "echo":
             printed = " ".join(words[1:]) + "\n"
+        elif words[0] == "export":
+            name, _, value = words[1].partition("=")
+            self.patch.setenv(name, value)
+            printed = ""
         elif words[0] == "curl":
             printed = _run_curl(words[1:])
         else:

@@ -88,7 +88,8 @@ async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Re
         with store.writing():
             was_there = path_of(digest).is_file()
             chunks = iter(lambda: from_thread.run(anext, body, b""), b"")
-            return was_there, receive(digest, chunks)
+            receive(digest, chunks)
+            return was_there, stat_plain(path_of(digest)).st_size
 
     try:
         # What has come meanwhile waits in the socket: an answer now would break the connection of who is still sending.
