@@ -12,14 +12,13 @@ from kvtool.commands import (
     compress,
     demo,
     doctor,
-    eval,
     options,
     output,
     prefill,
     recipes,
-    recommend,
     serve_cache,
 )
+from kvtool.commands.measurement import bench, eval, recommend
 from kvtool.commands.pipeline import build, init
 from kvtool.commands.store import gc, ls, pull, push, rm, show, verify
 from kvtool.errors import EXIT_CODES
@@ -53,6 +52,7 @@ COMMANDS = (
     ask,
     eval,
     recommend,
+    bench,
     init,
     build,
     serve_cache,

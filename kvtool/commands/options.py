@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from kvtool.errors import UsageError
+
 if TYPE_CHECKING:
     from kvtool.config import Settings
     from kvtool.model.model import Model
@@ -169,3 +171,16 @@ def split(texts: Sequence[str] | None) -> tuple[str, ...] | None:
     if texts is None:
         return None
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+
+
+def numbers(option: str, texts: Sequence[str] | None, example: str) -> tuple[int, ...] | None:
+    """The whole numbers of an option whose values are lists with commas; None where it is not given."""
+    parts = split(texts)
+    if parts is None:
+        return None
+    for part in parts:
+        if not (part.isascii() and part.isdigit()):
+            raise UsageError(
+                f"{option} {part}", "is no number of tokens", f"expected numbers as in {example}"
+            )
+    return tuple(map(int, parts))

@@ -44,7 +44,8 @@ def page(evaluation: Json) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(plain=plain)
-    script, style = (files(__package__).joinpath(name).read_text("utf-8") for name in ("page.js", "page.css"))
+    names = ("page.js", "colours.css", "page.css")
+    script, *styles = (files(__package__).joinpath(name).read_text("utf-8") for name in names)
     return environment.get_template("page.html.j2").render(
         **evaluation,
         **_sections(evaluation, shown),
@@ -54,7 +55,7 @@ def page(evaluation: Json) -> str:
         like_raw=words.smallest_like_raw(shown),
         main=tables.of_columns("All candidates, the raw cache first, then by bits per value", shown),
         tables=tables,
-        style=Markup(style),
+        style=Markup("".join(styles)),
         script=Markup(script),
         script_digest=b64encode(sha256(script.encode()).digest()).decode(),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.eval import render_plan
+from kvtool.commands.measurement.eval import render_plan
 from kvtool.commands.options import (
     AsJson,
     DocumentNames,
