@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import psutil
 import torch
 
 from kvtool.breakeven.plan import Plan
@@ -23,9 +22,6 @@ from kvtool.evaluation.candidates import Candidate
 from kvtool.measurement.bench import Bench
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
-
-BUSY = 0.25
-"""Share of the machine's cores above which other programs are named as what may slow it."""
 
 PATIENCE = 10.0
 """Seconds of one length after which no further round is begun."""
@@ -57,14 +53,18 @@ def measure(plan: Plan, on_progress: OnProgress = lambda done, total: None) -> l
     Each variant is tried first at the shortest length, which warms up what compiles itself. Raises ``UsageError`` for one that
     cannot be used with the model, unless the plan leaves it out.
     """
-    _note_other_programs(plan)
     with tempfile.TemporaryDirectory(prefix="kvtool-bench-") as folder:
         prefilled = prefill(plan.model, plan.prefix, plan.token_ids[: plan.lengths[0]])
         bench = Bench(Path(folder), plan.model, plan.prefix, prefilled.prefix)
         _try_variants(plan, bench, prefilled.text)
         del prefilled
-        by_length = [_measure_length(plan, bench, length, on_progress) for length in plan.lengths]
-    return [list(costs) for costs in zip(*by_length, strict=True)]
+        by_length, done = [], 0
+        # The longest first: what is left then takes about as long for each token.
+        for length in reversed(plan.lengths):
+            by_length.append(_measure_length(plan, bench, length))
+            done += length
+            on_progress(done, sum(plan.lengths))
+    return [list(reversed(costs)) for costs in zip(*by_length, strict=True)]
 
 
 def prefill(model: Model, prefix: Prefix, token_ids: Sequence[int]) -> Prefilled:
@@ -79,7 +79,7 @@ def prefill(model: Model, prefix: Prefix, token_ids: Sequence[int]) -> Prefilled
     return Prefilled(before, slice_kv(model, cache, start, token_ids, start), seconds)
 
 
-def _measure_length(plan: Plan, bench: Bench, length: int, on_progress: OnProgress) -> list[Costs]:
+def _measure_length(plan: Plan, bench: Bench, length: int) -> list[Costs]:
     """The costs of each variant: medians of rounds in which each has one turn, so that what slows the machine slows all."""
     ids = plan.token_ids[:length]
     started = time.monotonic()
@@ -96,14 +96,7 @@ def _measure_length(plan: Plan, bench: Bench, length: int, on_progress: OnProgre
                 prefills.append(prefill(plan.model, plan.prefix, ids).seconds)
             for variant, taken in zip(plan.variants, rounds, strict=True):
                 _take_turn(bench, variant, taken)
-            on_progress(*_done(plan, length, number))
     return [_costs(plan, length, median(prefills), write, taken) for taken in rounds]
-
-
-def _done(plan: Plan, length: int, number: int) -> tuple[int, int]:
-    """Tokens that are done after that round, and those of all rounds; later ones may be left out."""
-    shorter = sum(other for other in plan.lengths if other < length)
-    return shorter * plan.repeats + length * (number + 1), sum(plan.lengths) * plan.repeats
 
 
 def _take_turn(bench: Bench, variant: Candidate, taken: Rounds) -> None:
@@ -136,15 +129,6 @@ def _try_variants(plan: Plan, bench: Bench, text: KV) -> None:
             else:
                 usable.append(variant)
     plan.variants = usable
-
-
-def _note_other_programs(plan: Plan) -> None:
-    """Notes that the machine is busy, as it is while this process waits."""
-    share = psutil.cpu_percent(interval=0.5) / 100
-    if share > BUSY:
-        plan.notes.append(
-            f"Other programs keep {share:.0%} of this machine's cores busy: times are longer than on an idle one, and uneven."
-        )
 
 
 def _make_ready(model: Model, cache: DocumentCache) -> None:
