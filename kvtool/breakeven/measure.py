@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -18,12 +17,12 @@ from kvtool.engines.cache import DocumentCache
 from kvtool.engines.kv import slice_kv
 from kvtool.engines.transformers import device_of, feed, new_cache
 from kvtool.errors import KvtoolError, UsageError
-from kvtool.evaluation.candidates import Candidate
+from kvtool.evaluation.candidates import Coded, Raw
 from kvtool.measurement.bench import Bench
 from kvtool.model.chat_template import Prefix
 from kvtool.model.model import Model
 
-PATIENCE = 10.0
+PATIENCE = 15.0
 """Seconds of one length after which no further round is begun."""
 
 OnProgress = Callable[[int, int], None]
@@ -80,7 +79,7 @@ def prefill(model: Model, prefix: Prefix, token_ids: Sequence[int]) -> Prefilled
 
 
 def _measure_length(plan: Plan, bench: Bench, length: int) -> list[Costs]:
-    """The costs of each variant: medians of rounds in which each has one turn, so that what slows the machine slows all."""
+    """The costs of each variant: the shortest times of some rounds, since what else a machine does only adds to them."""
     ids = plan.token_ids[:length]
     started = time.monotonic()
     prefilled = prefill(plan.model, plan.prefix, ids)
@@ -96,10 +95,10 @@ def _measure_length(plan: Plan, bench: Bench, length: int) -> list[Costs]:
                 prefills.append(prefill(plan.model, plan.prefix, ids).seconds)
             for variant, taken in zip(plan.variants, rounds, strict=True):
                 _take_turn(bench, variant, taken)
-    return [_costs(plan, length, median(prefills), write, taken) for taken in rounds]
+    return [_costs(plan, length, min(prefills), write, taken) for taken in rounds]
 
 
-def _take_turn(bench: Bench, variant: Candidate, taken: Rounds) -> None:
+def _take_turn(bench: Bench, variant: Raw | Coded, taken: Rounds) -> None:
     restored = variant.restore(bench)
     started = time.monotonic()
     _make_ready(bench.model, restored.cache)
@@ -110,18 +109,21 @@ def _take_turn(bench: Bench, variant: Candidate, taken: Rounds) -> None:
 
 def _costs(plan: Plan, length: int, prefill: float, write: float, taken: Rounds) -> Costs:
     transfer = plan.link.seconds(taken.nbytes) if plan.link else 0.0
-    encode, load = median(taken.encode), median(taken.load)
+    encode, load = min(taken.encode), min(taken.load)
     return Costs(length, taken.nbytes, prefill, write, encode, transfer, load)
 
 
 def _try_variants(plan: Plan, bench: Bench, text: KV) -> None:
     """Restores every variant once, and leaves out, or refuses, those that cannot be used."""
-    usable = []
+    usable: list[Raw | Coded] = []
     with bench.holding(text):
         for variant in plan.variants:
             try:
                 _take_turn(bench, variant, Rounds())
             except KvtoolError as error:
+                # Without the raw cache there is nothing to measure.
+                if variant.kind == "raw":
+                    raise
                 reason = f"cannot be used with {plan.model.name}: {error}"
                 if not plan.leaves_out_unusable:
                     raise UsageError(variant.name, reason) from error

@@ -37,7 +37,7 @@ BUSY = 0.25
 class Plan:
     """``variants`` of caches of the first tokens of ``token_ids``, at each of ``lengths``, ascending, after ``prefix``.
 
-    The times are medians of up to ``repeats`` rounds. ``leaves_out_unusable``: a recipe that cannot be used with the model is
+    Times are the shortest of up to ``repeats`` rounds. ``leaves_out_unusable``: a recipe that cannot be used with the model is
     left out, with a note, and not refused.
     """
 

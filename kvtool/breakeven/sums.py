@@ -65,7 +65,7 @@ class Threshold:
     def describe(self) -> str:
         """The length as the end of a sentence."""
         if self.tokens is None:
-            return f"saves no time up to {self.longest:,} tokens, the most that were measured"
+            return f"saves no time at {self.longest:,} tokens, the most that were measured"
         if self.at_most:
             return f"saves time at {self.tokens:,} tokens already, the fewest that were measured"
         return f"saves time from about {self.tokens:,} tokens on"

@@ -82,7 +82,7 @@ def test_what_was_not_measured_is_not_claimed() -> None:
         .describe()
         .startswith("saves time at 256 tokens already, the fewest")
     )
-    assert Threshold(None, 4096).describe() == "saves no time up to 4,096 tokens, the most that were measured"
+    assert Threshold(None, 4096).describe() == "saves no time at 4,096 tokens, the most that were measured"
 
 
 @given(st.dictionaries(st.integers(64, 10**5), st.floats(-100, 100), min_size=1))

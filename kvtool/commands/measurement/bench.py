@@ -52,7 +52,7 @@ def run(
     repeats: Annotated[
         int | None,
         typer.Option(
-            help="Take the median of this many rounds, fewer where they take over ten seconds (default: 3)."
+            help="Take the shortest times of this many rounds, fewer where they take long (default: 3)."
         ),
     ] = None,
     picture: Annotated[
