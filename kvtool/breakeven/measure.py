@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from kvtool.breakeven.other_programs import OtherPrograms
 from kvtool.breakeven.plan import Plan
 from kvtool.breakeven.sums import Costs
 from kvtool.codecs import KV
@@ -50,7 +51,7 @@ def measure(plan: Plan, on_progress: OnProgress = lambda done, total: None) -> l
     """For each of the plan's variants, its costs at each length. ``on_progress`` gets how many tokens are done, of how many.
 
     Each variant is tried first at the shortest length, which warms up what compiles itself. Raises ``UsageError`` for one that
-    cannot be used with the model, unless the plan leaves it out.
+    cannot be used with the model, unless the plan leaves it out. The plan gets a note for that, and where the machine was busy.
     """
     with tempfile.TemporaryDirectory(prefix="kvtool-bench-") as folder:
         prefilled = prefill(plan.model, plan.prefix, plan.token_ids[: plan.lengths[0]])
@@ -58,11 +59,13 @@ def measure(plan: Plan, on_progress: OnProgress = lambda done, total: None) -> l
         _try_variants(plan, bench, prefilled.text)
         del prefilled
         by_length, done = [], 0
+        others = OtherPrograms()
         # The longest first: what is left then takes about as long for each token.
         for length in reversed(plan.lengths):
             by_length.append(_measure_length(plan, bench, length))
             done += length
             on_progress(done, sum(plan.lengths))
+        plan.notes += others.notes()
     return [list(reversed(costs)) for costs in zip(*by_length, strict=True)]
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import cycle, islice
 
-import psutil
-
 from kvtool.breakeven.link import Link
 from kvtool.calibration.lookup import MissingCalibration, finder_for
 from kvtool.engines import transformers as engine
@@ -28,9 +26,6 @@ TOKENS = (256, 1024, 4096)
 
 OWN_TEXTS = ("demo/handbook.md", "samples/harbour.md", "samples/bakery.md", "samples/railway.md")
 """Texts that come with kvtool, and that its calibrations have not seen."""
-
-BUSY = 0.25
-"""Share of the machine's cores above which other programs are named as what may slow it."""
 
 
 @dataclass
@@ -82,7 +77,6 @@ def plan(
     token_ids, repeated = _tokens(model, texts or _own_texts(), fitting[-1])
     if repeated:
         notes.append("The text is shorter than the longest length, and is repeated.")
-    notes += _other_programs()
     variants: list[Raw | Coded] = [Raw(), *coded]
     return Plan(model, prefix, variants, fitting, token_ids, link, repeats, recipes is None, notes)
 
@@ -123,12 +117,3 @@ def _tokens(model: Model, texts: Sequence[str], count: int) -> tuple[list[int], 
     if not token_ids:
         raise UsageError("the documents", "have no text", "name others, or none")
     return list(islice(cycle(token_ids), count)), len(token_ids) < count
-
-
-def _other_programs() -> list[str]:
-    """A line if the machine is busy while this process waits."""
-    share = psutil.cpu_percent(interval=0.5) / 100
-    if share <= BUSY:
-        return []
-    busy = f"Other programs keep {share:.0%} of this machine's cores busy"
-    return [f"{busy}: times are longer than on an idle one, and uneven."]
