@@ -11,15 +11,14 @@ from kvtool.commands import (
     calibrate,
     compress,
     demo,
-    eval,
     options,
     output,
     prefill,
     recipes,
-    recommend,
     serve_cache,
 )
 from kvtool.commands.about import doctor, schema
+from kvtool.commands.measurement import bench, eval, recommend
 from kvtool.commands.pipeline import build, init
 from kvtool.commands.setup import install_model
 from kvtool.commands.store import encrypt, gc, keygen, ls, pin, pull, push, rm, show, sign, verify
@@ -54,6 +53,7 @@ COMMANDS = (
     ask,
     eval,
     recommend,
+    bench,
     init,
     build,
     serve_cache,

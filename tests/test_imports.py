@@ -19,7 +19,7 @@ from docsgen.picture import draw
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 PICTURE = ROOT / "docs" / "explanation" / "packages.svg"
 FOLDERS = ("kvtool", "codecs", "kernels", "benchmarks", "docsgen", "tests")
-FILES_AT_MOST, LINES_AT_MOST, PACKAGES_AT_MOST = 14, 400, 30
+FILES_AT_MOST, LINES_AT_MOST, PACKAGES_AT_MOST = 14, 400, 31
 OPTIONAL = frozenset(
     {
         "cryptography",

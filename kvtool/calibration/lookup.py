@@ -8,6 +8,7 @@ from typing import TypeAlias
 from kvtool.calibration.bundled_calibrations import bundled
 from kvtool.codecs import Calibration, Recipe
 from kvtool.errors import KvtoolError, UsageError
+from kvtool.model.model import Model
 from kvtool.store.base import Store
 
 FindCalibration: TypeAlias = Callable[[Recipe], Calibration]
@@ -53,20 +54,42 @@ def finder(
                 )
             return store.calibrations[chosen]
         fingerprint, model = _model(store, names)
-        if newest := store.calibrations.newest(recipe.calibration, fingerprint):
-            return newest
-        if ready := bundled(recipe.calibration, fingerprint):
-            return ready
+        if existing := _existing(store, recipe, fingerprint):
+            return existing
         if make is not None:
             return make(recipe, fingerprint, model)
-        without = "".join(f", or give --set {name}={value}" for name, value in recipe.uncalibrated.items())
-        raise MissingCalibration(
-            f"recipe {recipe.name!r}",
-            f"needs a calibration of method {recipe.calibration!r} for {model}, and {store} has none",
-            f"run kvtool calibrate --recipe {recipe.name} first{without}",
-        )
+        raise _missing(store, recipe, model)
 
     return find
+
+
+def finder_for(store: Store, model: Model) -> FindCalibration:
+    """A function that finds the calibration for ``model`` itself, whatever documents there are, and makes none.
+
+    That is the store's newest, or one that comes with kvtool. The function raises ``MissingCalibration`` where there is none.
+    """
+
+    def find(recipe: Recipe) -> Calibration:
+        if existing := _existing(store, recipe, model.fingerprint):
+            return existing
+        raise _missing(store, recipe, model.name)
+
+    return find
+
+
+def _existing(store: Store, recipe: Recipe, fingerprint: str) -> Calibration | None:
+    """The store's newest of the recipe's method for the model of that fingerprint, or else the one that comes with kvtool."""
+    newest = store.calibrations.newest(recipe.calibration, fingerprint)
+    return newest or bundled(recipe.calibration, fingerprint)
+
+
+def _missing(store: Store, recipe: Recipe, model: str) -> MissingCalibration:
+    without = "".join(f", or give --set {name}={value}" for name, value in recipe.uncalibrated.items())
+    return MissingCalibration(
+        f"recipe {recipe.name!r}",
+        f"needs a calibration of method {recipe.calibration!r} for {model}, and {store} has none",
+        f"run kvtool calibrate --recipe {recipe.name} first{without}",
+    )
 
 
 def _model(store: Store, names: Sequence[str]) -> tuple[str, str]:

@@ -16,6 +16,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.completion import complete_documents
+from kvtool.errors import UsageError
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -183,3 +184,16 @@ def split(texts: Sequence[str] | None) -> tuple[str, ...] | None:
     if texts is None:
         return None
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+
+
+def numbers(option: str, texts: Sequence[str] | None, example: str) -> tuple[int, ...] | None:
+    """The whole numbers of an option whose values are lists with commas; None where it is not given."""
+    parts = split(texts)
+    if parts is None:
+        return None
+    for part in parts:
+        if not (part.isascii() and part.isdigit()):
+            raise UsageError(
+                f"{option} {part}", "is no number of tokens", f"expected numbers as in {example}"
+            )
+    return tuple(map(int, parts))

@@ -45,7 +45,8 @@ def page(evaluation: Json) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(plain=plain, counted=counted)
-    script, style = (files(__package__).joinpath(name).read_text("utf-8") for name in ("page.js", "page.css"))
+    names = ("page.js", "colours.css", "page.css")
+    script, *styles = (files(__package__).joinpath(name).read_text("utf-8") for name in names)
     return environment.get_template("page.html.j2").render(
         **{name: value for name, value in evaluation.items() if name != "blends"},
         **_sections(evaluation, shown),
@@ -56,7 +57,7 @@ def page(evaluation: Json) -> str:
         blends=evaluation.get("blends", []),
         main=tables.of_columns("All candidates, the raw cache first, then by bits per value", shown),
         tables=tables,
-        style=Markup(style),
+        style=Markup("".join(styles)),
         script=Markup(script),
         script_digest=b64encode(sha256(script.encode()).digest()).decode(),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.eval import write_page
+from kvtool.commands.measurement.eval import write_page
 from kvtool.commands.options import AsJson, DryRun, ModelFlags, load_model, with_settings
 from kvtool.commands.pipeline.runner import annotate, summarize
 from kvtool.commands.prefill import show as show_prefill

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -74,6 +75,14 @@ def place(
             gid=f"{name}-label-{index}",
             arrowprops=line if is_far else None,
         )
+
+
+def along(axes: Axes, line: Sequence[Point]) -> list[Point]:
+    """Points on a line, close enough for no letter to lie between two."""
+    corners = axes.transData.transform(line)
+    steps = np.linspace(0, 1, 60)[:, None]
+    passed = [start + steps * (end - start) for start, end in pairwise(corners)]
+    return [(float(x), float(y)) for part in passed for x, y in axes.transData.inverted().transform(part)]
 
 
 def _ring(radius: float) -> list[Point]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from kvtool.report import words
@@ -100,7 +98,7 @@ def _families(
     The marks of ``filled`` are filled, others hollow. A horizontal line is drawn at ``level`` already.
     """
     looks, named = style.series(shown), []
-    covered = _along(axes, [(x, level) for x in axes.get_xlim()])
+    covered = labels.along(axes, [(x, level) for x in axes.get_xlim()])
     for family, look in looks.items():
         members = sorted((points[i], i) for i in points if shown[i]["family"] == family)
         if not members:
@@ -118,17 +116,9 @@ def _families(
             mark |= {"mec": style.PAPER, "mew": 0.8} if i in filled else {"mfc": style.PAPER, "mew": 1.3}
             axes.plot([x], [y], ls="none", zorder=3, **mark)
             covered += [(x, end) for end in ranges[i]]
-        covered += _along(axes, line)
+        covered += labels.along(axes, line)
         named.append((family, look.colour, line))
     labels.place(axes, name, named, covered)
-
-
-def _along(axes: Axes, line: Sequence[Point]) -> list[Point]:
-    """Points on a line, close enough for no letter to lie between two."""
-    corners = axes.transData.transform(line)
-    steps = np.linspace(0, 1, 60)[:, None]
-    passed = [start + steps * (end - start) for start, end in pairwise(corners)]
-    return [(float(x), float(y)) for part in passed for x, y in axes.transData.inverted().transform(part)]
 
 
 def _bits_axis(axes: Axes, name: str, values: Sequence[float]) -> None:

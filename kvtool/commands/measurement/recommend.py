@@ -10,7 +10,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.completion import complete_recipes
-from kvtool.commands.eval import render_plan
+from kvtool.commands.measurement.eval import render_plan
 from kvtool.commands.options import (
     AsJson,
     DocumentNames,

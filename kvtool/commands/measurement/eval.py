@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +11,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.completion import complete_recipes
+from kvtool.commands.measurement import report_file
 from kvtool.commands.options import (
     AsJson,
     DocumentNames,
@@ -23,11 +22,12 @@ from kvtool.commands.options import (
     given,
     load_model,
     measured,
+    numbers,
     split,
     with_settings,
 )
 from kvtool.counts import counted
-from kvtool.errors import DONE, GATE, UsageError
+from kvtool.errors import DONE, GATE
 
 if TYPE_CHECKING:
     from kvtool.config import Settings
@@ -136,7 +136,7 @@ def run(
             documents=documents,
             context=context,
             tokens=tokens,
-            lengths=_numbers(lengths),
+            lengths=numbers("--lengths", lengths, "512,1024,2048"),
             haystacks=haystacks,
             answer_tokens=answer_tokens,
             repeats=repeats,
@@ -144,7 +144,10 @@ def run(
         )
     )
     if html is not None:
-        _check_page(html, replace)
+        from kvtool.report.page import require
+
+        require()
+        report_file.check("--html", html, replace)
     model = load_model(settings)
     store = open_store(settings.store, existing=True)
     planned = plan(store, names or None, model, split(recipes), questions, scope, gate, fresh=fresh)
@@ -188,20 +191,6 @@ def render_plan(plan: Plan) -> list[str]:
     return [summary, *map(printable, plan.notes)]
 
 
-def _check_page(path: Path, replace: bool) -> None:
-    """Raises ``UsageError`` unless the page can be written, before hours of measuring."""
-    from kvtool.report.page import require
-
-    require()
-    if path.exists() and not replace:
-        raise UsageError(f"--html {path}", "is there already", "give another name, or --replace it")
-    if path.is_dir() or not path.parent.is_dir():
-        reason = f"{path} is a directory" if path.is_dir() else f"{path.parent} is no directory"
-        raise UsageError(f"--html {path}", reason, "name a file in an existing directory")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--html {path}", f"{path.parent} cannot be written to", "name another directory")
-
-
 def write_page(path: Path, evaluation: dict[str, Any]) -> None:
     """Writes the report of an evaluation, and says where it is."""
     from kvtool.report.page import page
@@ -209,14 +198,3 @@ def write_page(path: Path, evaluation: dict[str, Any]) -> None:
 
     write_atomic(path, [page(evaluation).encode()])
     output.note(f"report: {path}")
-
-
-def _numbers(texts: Sequence[str] | None) -> tuple[int, ...] | None:
-    parts = split(texts)
-    if parts is None:
-        return None
-    for part in parts:
-        if not (part.isascii() and part.isdigit()):
-            expected = "expected numbers as in 512,1024,2048"
-            raise UsageError(f"--lengths {part}", "is no number of tokens", expected)
-    return tuple(map(int, parts))

@@ -1,0 +1,1 @@
+"""Commands that measure: what recipes cost, which to take, and from when on a cache pays."""
