@@ -25,5 +25,6 @@ FORMATS: Mapping[str, Format] = {
     "store": Format(1, "kvtool-store.json"),
     "lock": Format(1, "kvtool.lock"),
     "evaluation": Format(1, "kvtool eval --json", is_read=False),
+    "break-even": Format(1, "kvtool bench --json", is_read=False),
     "recommendation": Format(1, "kvtool recommend --json", is_read=False),
 }

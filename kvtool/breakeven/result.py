@@ -10,8 +10,9 @@ from kvtool.breakeven.plan import Plan
 from kvtool.breakeven.sums import Costs, Threshold, threshold
 from kvtool.evaluation.candidates import Coded, Raw
 from kvtool.evaluation.result import machine
+from kvtool.formats import FORMATS
 
-FORMAT = 1
+FORMAT = FORMATS["break-even"].number
 
 
 def result(plan: Plan, measured: Sequence[Sequence[Costs]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtool.commands import output
+from kvtool.commands.completion import complete_recipes
 from kvtool.commands.measurement import report_file
 from kvtool.commands.options import AsJson, TextFlags, given, load_model, numbers, split, with_settings
 from kvtool.errors import DONE, UsageError
@@ -45,6 +46,7 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="R1,R2,…",
+            autocompletion=complete_recipes,
             help="Measure these beside the raw cache: RECIPE or RECIPE:PARAMETER=VALUE:…, separated by commas (default: klt, "
             "if there is a calibration for the model).",
         ),

@@ -222,3 +222,68 @@ class Recommendation(Value):
     recommended: list[Recommended]
     candidates: list[Considered]
     evaluation: Evaluation
+
+
+class BreakEvenModel(Value):
+    """The model that was measured."""
+
+    name: str
+    fingerprint: str
+    dtype: str
+
+
+class Link(Value):
+    """The link over which files are transferred, as it was given."""
+
+    rate: str
+    bytes_per_second: float
+
+
+class SavesFrom(Value):
+    """The number of tokens from which a use of the cache saves time."""
+
+    tokens: int | None
+    """Null where no measured length does."""
+    at_most: bool
+    """Whether the shortest length that was measured saves time already."""
+    text: str
+
+
+class LengthCosts(Value):
+    """Seconds at one length."""
+
+    tokens: int
+    bytes: int
+    prefill_seconds: float
+    write_seconds: float
+    encode_seconds: float
+    make_seconds: float
+    """What is spent once."""
+    transfer_seconds: float
+    load_seconds: float
+    saving_seconds: float
+    """What each use saves; below 0 where it costs."""
+    uses: int | None
+    """Uses that pay back what was spent once; null where none do."""
+
+
+class BreakEvenVariant(Value):
+    """A variant. ``bytes_per_token`` are of the longest text that was measured."""
+
+    name: str
+    bytes_per_token: float
+    calibration_bytes: int
+    saves_from: SavesFrom
+    lengths: list[LengthCosts]
+
+
+class BreakEven(Value):
+    """When a cache pays on this machine."""
+
+    format: int
+    kvtool: str
+    machine: dict[str, Any]
+    model: BreakEvenModel
+    link: Link | None
+    variants: list[BreakEvenVariant]
+    notes: list[str]

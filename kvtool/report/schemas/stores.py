@@ -118,11 +118,20 @@ class Pinned(Value):
 
 
 class Key(Value):
-    """A key that was made, and the files of its halves."""
+    """A key that was made, and its files. One that encrypts has no public half."""
 
     id: str
     private: str
-    public: str
+    public: str | None
+
+
+class Encrypted(Value):
+    """Files that were encrypted, or would be, of all that the store has; the rest is encrypted with this key already."""
+
+    key: str
+    dry_run: bool
+    encrypted: int
+    files: int
 
 
 class Signed(Value):

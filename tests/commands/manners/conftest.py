@@ -32,6 +32,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "ask several": ("ask", "What?", "And?", *ASK, "--doc", "docs/b.md"),
     "eval": ("eval", "docs/a.md", "--recipes", "kivi:bits=4:recent=0", *EVAL, *FEW, "--max-kl", "1e9"),
     "recommend": ("recommend", "docs/a.md", "--recipes", "lossless"),
+    "bench": ("bench", "--tokens", "64", "--recipes", "raw,lossless", "--repeats", "1"),
     "init": ("init",),
     "build": ("build",),
     "build check": ("build", "--check"),
@@ -44,6 +45,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "pin": ("pin", "docs/a.md"),
     "keygen": ("keygen", "new"),
     "sign": ("sign", "--key", "key.pem"),
+    "encrypt": ("encrypt",),
+    "keygen for encryption": ("keygen", "new", "--encryption"),
     "push": ("push", "there"),
     "pull": ("pull", "file://{place}/there"),
     "recipes": ("recipes",),
@@ -103,6 +106,7 @@ def project_dir(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPa
         kvtool.compress(kvtool.Store("kv-store"), recipe="kivi", bits=4)
         shutil.copytree("kv-store", "there")
         CliRunner().invoke(app, ["keygen", "key"])
+        CliRunner().invoke(app, ["keygen", "key", "--encryption"])
     (place / "model").symlink_to(model_dir)
     return place
 
@@ -142,6 +146,7 @@ def run(project_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.setenv("KVTOOL_MODEL", str((place / "model").resolve()))
     monkeypatch.setenv("KVTOOL_DEVICE", "cpu")
+    monkeypatch.setenv("KVTOOL_ENCRYPTION_KEY", "key.key")
     monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path / "cache"))
     small = replace(recommend.SCOPE, documents=1, context=128, tokens=16, lengths=(512,), repeats=1)
     monkeypatch.setattr(recommend, "SCOPE", small)
