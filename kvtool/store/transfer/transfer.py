@@ -46,7 +46,7 @@ def transfer(
     *,
     variant: str | None,
     overwrite: bool,
-    decrypt: bool,
+    decrypt: bool = False,
     dry_run: bool,
     on_progress: Callable[[Report], None],
 ) -> Report:

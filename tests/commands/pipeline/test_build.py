@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -234,6 +236,26 @@ def test_two_checkouts_get_the_same_lock(
     monkeypatch.chdir(other)
     build()
     assert (other / "kvtool.lock").read_bytes() == (project / "kvtool.lock").read_bytes()
+
+
+def test_two_builds_at_once_leave_what_one_does(project: Path, build: Build) -> None:
+    command = [sys.executable, "-m", "kvtool", "build"]
+    racing = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for one in racing:
+        _, printed = one.communicate(timeout=120)
+        assert one.returncode == 0, printed
+    assert build("--check")["differences"] == []
+    raced = (project / "kvtool.lock").read_bytes()
+    store = LocalStore(project / "kv")
+    assert list(store) == PAGES
+    assert store.collect() == []
+    for name in PAGES:
+        for variant in store[name].artifacts:
+            store.open_artifact(variant).verify()
+    shutil.rmtree(project / "kv")
+    (project / "kvtool.lock").unlink()
+    build()
+    assert (project / "kvtool.lock").read_bytes() == raced
 
 
 def test_a_lock_without_its_store(project: Path, build: Build) -> None:
