@@ -21,6 +21,14 @@ def parse_bytes(text: str, subject: str) -> int:
     return round(float(match[1]) * _BYTES[match[2].upper()])
 
 
+def parse_quota(text: str, subject: str) -> int:
+    """Bytes of a size above 0. Raises ``UsageError`` as ``parse_bytes`` does."""
+    nbytes = parse_bytes(text, subject)
+    if not nbytes:
+        raise UsageError(f"{subject} {text}", "leaves room for nothing", "expected a size above 0")
+    return nbytes
+
+
 def parse_duration(text: str, subject: str) -> float:
     """Seconds of a span of time such as 12h or 30d. Raises ``UsageError`` about ``subject`` for anything else."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([smhdw])", text.strip())

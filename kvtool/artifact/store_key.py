@@ -57,11 +57,16 @@ def _read(text: str) -> Iterator[StoreKey]:
             content = Path(name).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             cause = error.strerror if isinstance(error, OSError) else "not text"
-            # It may be a key with a slip in it.
-            shown = name if len(name) < 64 or os.sep in name else f"a text of {len(name)} characters"
             remedy = "expected the file of a key, or its 64 hexadecimal digits"
-            raise BadKey(f"{ENCRYPTION_KEY}: {shown}", f"cannot be read ({cause})", remedy) from None
+            where = f"{ENCRYPTION_KEY}: {shown_name(name)}"
+            raise BadKey(where, f"cannot be read ({cause})", remedy) from None
         if not _TEXT.fullmatch(content):
             remedy = "expected 64 hexadecimal digits, as kvtool keygen --encryption writes them"
             raise BadKey(name, "is no key of a store", remedy)
         yield StoreKey(bytes.fromhex(content))
+
+
+def shown_name(name: str) -> str:
+    """A file's name as it may be shown: what looks like none may be a key with a slip in it."""
+    looks_like_one = os.sep in name or Path(name).suffix in (".key", ".pem")
+    return name if looks_like_one else f"a text of {len(name)} characters"

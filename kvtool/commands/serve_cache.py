@@ -89,7 +89,7 @@ def run(
     the server once running answers are finished; a second one stops it at once.
     """
     from kvtool.store.layout import address
-    from kvtool.units import parse_bytes
+    from kvtool.units import parse_quota
 
     if tokens is None and not _is_loopback(host):
         raise UsageError(f"--host {host}", "is not this machine alone", "say with --tokens who may ask")
@@ -109,7 +109,7 @@ def run(
     granted = read_tokens(tokens) if tokens else Tokens()
     quotas = granted.quotas
     if quota is not None:
-        quotas = dict.fromkeys(granted.tenants.values() or [""], parse_bytes(quota, "--quota")) | quotas
+        quotas = dict.fromkeys(granted.tenants.values() or [""], parse_quota(quota, "--quota")) | quotas
     origins = read_origins(allow_origin or [])
     model = load_model(settings)
     service = Service.over(

@@ -77,6 +77,8 @@ def compress(
     """
     started = time.monotonic()
     store = writable(store)
+    if not dry_run:
+        store.check_key()
     recipe = chosen_recipe(recipe, prunes=not parameters.keys().isdisjoint(("keep", "resident")))
     request = make_request(
         recipe, parameters, keys=keys, values=values, calibration=calibration, name=name, source=source

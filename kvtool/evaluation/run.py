@@ -63,7 +63,7 @@ class Runner:
         """A bench in a temporary directory."""
         prefix_kv = self.store.open_artifact(self.prefix_artifact).kv() if self.prefix_artifact else None
         with tempfile.TemporaryDirectory(prefix="kvtool-eval-") as folder:
-            yield Bench(Path(folder), self.model, self.prefix, prefix_kv)
+            yield Bench(Path(folder), self.model, self.prefix, prefix_kv, self.store.encrypted_with)
 
     def measure(self, bench: Bench, context: Context) -> list[dict[str, Any]]:
         """A record for each candidate, as ``kvtool.evaluation.measure.measure`` gives it."""

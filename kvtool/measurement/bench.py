@@ -27,10 +27,23 @@ NAME = "context"
 
 
 class Bench:
-    """Holds one context at a time. ``prefix_kv`` are the prefix's keys and values, None for an empty prefix."""
+    """Holds one context at a time. ``prefix_kv`` are the prefix's keys and values, None for an empty prefix.
 
-    def __init__(self, folder: Path, model: Model, prefix: Prefix, prefix_kv: KV | None) -> None:
-        self.store, self.model, self.prefix, self.prefix_kv = LocalStore(folder), model, prefix, prefix_kv
+    ``encrypted_with`` is the id of the key of the store that contexts are from: they are encrypted here too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Model,
+        prefix: Prefix,
+        prefix_kv: KV | None,
+        encrypted_with: str | None = None,
+    ) -> None:
+        self.store = LocalStore(folder, is_private=True)
+        if encrypted_with:
+            self.store.encrypt_with(encrypted_with)
+        self.model, self.prefix, self.prefix_kv = model, prefix, prefix_kv
         self._measured: dict[frozenset[str], tuple[Inputs, float]] = {}
 
     @contextmanager

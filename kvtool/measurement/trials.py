@@ -150,7 +150,8 @@ def _holding(store: Store, context: Context, ref: SegmentRef, model: Model) -> I
     with tempfile.TemporaryDirectory(prefix="kvtool-") as folder:
         *before, _ = store.parts(ref.document, ref.variant, ref.segment)
         prefix = store.prefix(ref.document, model)
-        bench = Bench(Path(folder), model, prefix, before[0].kv() if before else None)
+        prefix_kv = before[0].kv() if before else None
+        bench = Bench(Path(folder), model, prefix, prefix_kv, store.encrypted_with)
         with bench.holding(first_tokens(store, ref, len(context.token_ids))):
             logits = measure_reference(bench, context).logits
             assert logits is not None

@@ -20,10 +20,10 @@ from kvtool.pipeline.differences import Difference, due_variants
 from kvtool.pipeline.gate_state import wanted_gates
 from kvtool.pipeline.gates import evaluate_gates
 from kvtool.pipeline.holdings import Holdings, Lack
-from kvtool.pipeline.lock import Lock, PassedGate
+from kvtool.pipeline.lock import Lock, LockedDocument, PassedGate
 from kvtool.pipeline.project import Project
 from kvtool.pipeline.source_state import SourceState
-from kvtool.prefilling.inputs import prefill_options
+from kvtool.prefilling.inputs import PREFILLED, prefill_options
 from kvtool.prefilling.prefill import prefill
 from kvtool.prefilling.report import Report as PrefillReport
 from kvtool.store.local import LocalStore
@@ -31,7 +31,7 @@ from kvtool.store.manifest import RAW, Variant
 from kvtool.store.transfer.push import push
 from kvtool.store.transfer.transfer import Report as PushReport
 from kvtool.store.trust.keys import has_signing_key, signing_key
-from kvtool.store.trust.sign_documents import sign_documents
+from kvtool.store.trust.signatures import sign
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,8 @@ class _Build:
         if not self.report.has_passed or self.report.problems:
             return
         if has_signing_key():
-            # A signature says that the gates were passed too.
-            sign_documents(self.store, signing_key(), lock.documents)
-        if self.project.push:
+            self._sign(lock)
+        if self.project.push and not self.report.problems:
             self._push(self.report.lock, self.project.push)
 
     def _discard_cut(self) -> None:
@@ -241,6 +240,21 @@ class _Build:
                     self.report.problems.append(error)
                 known.add(variant.artifact)
                 self.report.verified += 1
+
+    def _sign(self, lock: Lock) -> None:
+        """Signs what the lock says, and nothing that others have put there: a signature says that the gates were passed too."""
+        key, variants = signing_key(), {*PREFILLED, *self.project.by_name}
+        with self.store.writing():
+            for name, entry in lock.documents.items():
+                if not entry.segments:
+                    continue
+                with self.store.changing():
+                    document = self.store.stored(name)
+                    if LockedDocument.of(entry.source, document, variants) != entry:
+                        reason = "has changed in the store while it was built, and was not signed"
+                        self.report.problems.append(DocumentError(name, reason, "run kvtool build again"))
+                    else:
+                        self.store.write_manifest(sign(document, key, variants))
 
     def _push(self, lock: Lock, to: str) -> None:
         names = [name for name, entry in lock.documents.items() if entry.segments]

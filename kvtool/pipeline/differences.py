@@ -15,8 +15,10 @@ from kvtool.pipeline.source_state import SourceState
 from kvtool.prefilling.inputs import PREFILLED
 from kvtool.store.catalog.local import LocalCatalog
 from kvtool.store.layout import CALIBRATIONS
+from kvtool.store.trust.keys import has_signing_key, key_id, signing_key
+from kvtool.store.trust.signatures import has_signed
 
-Step = Literal["prefill", "remove", "compress", "evaluate", "push", "lock"]
+Step = Literal["prefill", "remove", "compress", "evaluate", "sign", "push", "lock"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def differences(
     found = [*_of_prefill(sources, lock, holdings), *_removed(sources, lock)]
     found += _of_variants(project, sources, lock, holdings)
     found += _of_gates(project, sources, lock)
+    found += _of_signatures(project, lock, holdings)
     if project.push and lock.pushed.get(project.push) != lock.built:
         found.append(Difference("push", project.push, "was not sent all of it"))
     return found
@@ -118,6 +121,17 @@ def _of_gates(project: Project, sources: SourceState, lock: Lock) -> Iterator[Di
         elif passed.of != wanted.of:
             reason = "was passed by other artifacts, or measured otherwise"
             yield Difference("evaluate", f"gate of {name}", reason, name)
+
+
+def _of_signatures(project: Project, lock: Lock, holdings: Holdings) -> Iterator[Difference]:
+    """Documents that the key of the environment, if it has one, has not signed."""
+    if not has_signing_key():
+        return
+    public = signing_key().public_key()
+    for name, entry in lock.documents.items():
+        document = holdings.document(name) if entry.segments else None
+        if document and not has_signed(document.with_variants({*PREFILLED, *project.by_name}), public):
+            yield Difference("sign", name, f"is not signed with key {key_id(public)}")
 
 
 def _short(value: Json) -> str:

@@ -32,7 +32,7 @@ class Holdings:
         if not entry.segments:
             return None
         try:
-            document = self._document(name)
+            document = self._read(name)
         except StoreError:
             return Lack.BROKEN
         if document is None:
@@ -41,7 +41,15 @@ class Holdings:
             return Lack.OTHER
         return None if self.catalog.state(document, variants) else Lack.NO_ARTIFACT
 
-    def _document(self, name: str) -> Document | None:
+    def document(self, name: str) -> Document | None:
+        """The document; None if it is missing or its manifest is broken."""
+        try:
+            return self._read(name)
+        except StoreError:
+            return None
+
+    def _read(self, name: str) -> Document | None:
         if name not in self._documents:
-            self._documents[name] = self.catalog.get(name)
+            # Whoever has signed it: what another put there is another, and not broken.
+            self._documents[name] = self.catalog.stored(name) if name in self.catalog else None
         return self._documents[name]

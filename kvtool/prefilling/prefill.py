@@ -73,6 +73,8 @@ def prefill(
     """
     started = time.monotonic()
     store = writable(store)
+    if not dry_run:
+        store.check_key()
     engine.windows(model)
     if step_tokens < 1 or pack_tokens < 0 or neighbours < 0:
         values = f"step tokens {step_tokens}, pack tokens {pack_tokens} and neighbours {neighbours}"
@@ -125,6 +127,7 @@ def prefill_text(
     """
     store = writable(store)
     store.check_name(name)
+    store.check_key()
     plan = plan_document(name, text, model, prefix, segment_limit(model, prefix))
     _refuse_replacing(plan, store, model, prefix, replace=False)
     report = _report(store, model)

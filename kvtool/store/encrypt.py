@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from kvtool import limits
 from kvtool.artifact.sealed import key_id_of, open_file, seal
 from kvtool.artifact.store_key import StoreKey
 from kvtool.store.catalog.local import LocalCatalog
-from kvtool.store.layout import CALIBRATIONS
+from kvtool.store.layout import CALIBRATIONS, CONTENTS
+from kvtool.store.sealing import key_of
 from kvtool.system import files
 
 
@@ -31,11 +33,14 @@ def encrypt(
 ) -> Report:
     """Encrypts with ``key`` what the store holds, and what is written to it from now on. Waits for writers to end.
 
-    An interrupted run, started again, goes on: until then some files are encrypted and others are not, and all are read. What was
-    encrypted with another key is decrypted with that one, which the environment must have.
+    An interrupted run, started again, goes on: until then some files are encrypted and others are not, and all are read. What
+    was encrypted with another key is decrypted with that one. Raises ``StoreError``, before anything is changed, if the
+    environment does not have it.
     """
+    due, total = _due(catalog, key)
+    for id in {*map(key_id_of, due)} - {None}:
+        key_of(str(id))
     if dry_run:
-        due, total = _due(catalog, key)
         return Report(len(due), total)
     # First, so that whoever begins to write from here on does not write in the clear.
     catalog.encrypt_with(key.id)
@@ -52,10 +57,14 @@ def encrypt(
 def _due(catalog: LocalCatalog, key: StoreKey) -> tuple[list[Path], int]:
     """The files that are not encrypted with the key, and how many there are in all."""
     calibrations = (catalog.root / CALIBRATIONS).glob("*.safetensors")
-    paths = [*catalog.artifact_files(), *sorted(calibrations)]
+    contents = (catalog.root / CONTENTS).glob("*.json")
+    paths = [*catalog.artifact_files(), *sorted(calibrations), *sorted(contents)]
     return [path for path in paths if key_id_of(path) != key.id], len(paths)
 
 
 def _encrypt(path: Path, key: StoreKey) -> None:
+    status = path.stat()
     with open_file(path) as file:
         files.write_atomic(path, seal(iter(lambda: file.read(limits.MIB), b""), key))
+    # It is as old as it was: the newest calibration is the one that is taken.
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

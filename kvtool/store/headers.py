@@ -13,18 +13,17 @@ from pathlib import Path
 from kvtool import limits
 from kvtool.artifact.read import Artifact, Fetch
 from kvtool.artifact.reading import BrokenArtifact
-from kvtool.artifact.sealed import read_parts, sealed_range, whole_chunks
+from kvtool.artifact.sealed import MAGIC, key_id_of, read_parts, sealed_range, sealed_size, whole_chunks
 from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.store.base import Store
 from kvtool.store.calibrations import Calibrations
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import FetchedCalibrations, RemoteStore
-from kvtool.store.sealing import Sealing
 from kvtool.system import files
 from kvtool.system.cache_dir import cache_dir
 
-FIRST = 64 * limits.KIB
-"""Bytes that are asked for before it is known how many are needed. Of most artifacts they are enough."""
+FIRST = sealed_size(64 * limits.KIB)
+"""Bytes that are asked for before it is known how many are needed. Of most artifacts they are enough, sealed or not."""
 
 
 def headers_of(store: Store) -> Store:
@@ -95,7 +94,8 @@ class Headers(Store):
         return self._folder / f"{variant.artifact}.safetensors"
 
     def _check(self, temporary: Path, variant: Variant) -> None:
-        os.truncate(temporary, Sealing(self.remote.encrypted_with).size(variant.nbytes))
+        is_sealed = key_id_of(temporary) is not None
+        os.truncate(temporary, sealed_size(variant.nbytes) if is_sealed else variant.nbytes)
         _ = self._opened(temporary, variant).token_ids
 
     def _opened(self, path: Path, variant: Variant) -> Artifact:
@@ -104,31 +104,31 @@ class Headers(Store):
 
     def _header(self, variant: Variant) -> Iterator[bytes]:
         """The stored file's bytes up to the end of its token ids, as far as they can be told from what comes."""
-        plain, stored, stop = b"", b"", min(FIRST, variant.nbytes)
-        while stop > len(plain):
-            end = sealed_range(range(stop), variant.nbytes).stop if self._is_encrypted else stop
+        plain, stored, end = b"", b"", min(FIRST, variant.nbytes)
+        while end > len(stored):
             (part,) = self.remote.backend.parts(variant.artifact, [range(len(stored), end)])
             yield part
             stored += part
-            plain = self._plain(variant, stored)
-            stop = min(_needed(plain), variant.nbytes) if part else 0
+            plain = _plain(variant, stored)
+            stop = min(_needed(plain), variant.nbytes)
+            if not part or stop <= len(plain):
+                return
+            end = sealed_range(range(stop), variant.nbytes).stop if stored.startswith(MAGIC) else stop
 
-    def _plain(self, variant: Variant, stored: bytes) -> bytes:
-        """The beginning of a file, of whose stored file ``stored`` is the beginning."""
-        if not self._is_encrypted:
-            return stored
-        known = range(whole_chunks(len(stored), variant.nbytes))
-        (plain,) = read_parts(
-            lambda ranges: [stored[one.start : one.stop] for one in ranges],
-            variant.nbytes,
-            [known],
-            variant.artifact,
-        )
-        return plain
 
-    @property
-    def _is_encrypted(self) -> bool:
-        return self.remote.encrypted_with is not None
+def _plain(variant: Variant, stored: bytes) -> bytes:
+    """The beginning of a file, of whose stored file, sealed or not, ``stored`` is the beginning."""
+    if not stored.startswith(MAGIC):
+        return stored
+    if not (known := range(whole_chunks(len(stored), variant.nbytes))):
+        return b""
+    (plain,) = read_parts(
+        lambda ranges: [stored[one.start : one.stop] for one in ranges],
+        variant.nbytes,
+        [known],
+        variant.artifact,
+    )
+    return plain
 
 
 def _needed(plain: bytes) -> int:
@@ -152,6 +152,6 @@ class Parts(Headers):
         if self.remote.cache.holds(variant):
             return artifact
         fetch: Fetch = partial(self.remote.backend.parts, variant.artifact)
-        if self._is_encrypted:
+        if key_id_of(artifact.path) is not None:
             fetch = partial(read_parts, fetch, variant.nbytes, where=variant.artifact)
         return replace(artifact, fetch=fetch)

@@ -18,6 +18,8 @@ FORMAT = FORMATS["store"].number
 MARKER = "kvtool-store.json"
 MANIFESTS, ARTIFACTS, CALIBRATIONS = "manifests", "artifacts", "calibrations"
 SOURCES, USES, PINS = "sources", "uses", "pins"
+CONTENTS = "contents"
+"""Records of a server's cached contents."""
 
 _FILE_NAME_BYTES = 255
 _SAFE = " !#$&'()+,-.;=@[]^_`{}~"

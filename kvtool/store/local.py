@@ -33,9 +33,9 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
     Raises ``StoreError`` for a directory that holds something else, and for a store of a newer format.
     """
 
-    def __init__(self, root: str | Path, *, is_cache: bool = False) -> None:
-        super().__init__(root, is_cache=is_cache)
-        self._calibrations = Calibrations(self.root / CALIBRATIONS, lambda: self.sealing)
+    def __init__(self, root: str | Path, *, is_cache: bool = False, is_private: bool = False) -> None:
+        super().__init__(root, is_cache=is_cache, is_private=is_private)
+        self._calibrations = Calibrations(self.root / CALIBRATIONS, self.sealing)
 
     @property
     def calibrations(self) -> Calibrations:
@@ -53,9 +53,12 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
     def known(self) -> dict[str, Variant]:
         """Identity → artifact, for all raw ones that manifests name, and for all that an interrupted run has left.
 
-        A broken manifest stops nobody here: what it named is found by its own header.
+        A broken manifest stops nobody here: what it named is found by its own header. Where signatures are required, strays do
+        not count: anybody may have left them, and whoever builds on them would sign them.
         """
         documents = self.readable()
+        if self.trust.rules:
+            return self._known(documents)
         artifacts, referenced = self._known(documents), artifacts_of(documents)
         for path in self.artifact_files():
             if path.stem not in referenced:
@@ -73,7 +76,7 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
         digest, chunks = serialize(content)
         variant = Variant(digest, sum(len(chunk) for chunk in chunks))
         if not self.holds(variant):
-            files.write_atomic(self.path_of(variant), self.sealing.stored(chunks, digest))
+            files.write_atomic(self.path_of(variant), self.sealing().stored(chunks, digest))
         return variant
 
     def receive(
@@ -89,7 +92,7 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
         def check(path: Path) -> None:
             Artifact.open(path, expected=digest, calibrations=known).verify()
 
-        return receive(self.artifact_path(digest), digest, self.sealing.stored(chunks, digest), check)
+        return receive(self.artifact_path(digest), digest, self.sealing().stored(chunks, digest), check)
 
     def put_calibration(self, calibration: Calibration) -> None:
         """Stores a calibration; it must be there before an artifact that names it."""

@@ -31,9 +31,9 @@ class Sealing:
 
 
 def not_encrypted(store: object, source: object) -> StoreError:
-    """The error for copying documents of an encrypted store into one that is there and is not encrypted."""
+    """The error for copying documents of an encrypted store into one that is there and is not, or may not be, encrypted."""
     remedy = "name a new store, or copy with --decrypt if that is meant"
-    return StoreError(str(store), f"is not encrypted, and {source} is", remedy)
+    return StoreError(str(store), f"gets artifacts as they are, and {source} is encrypted", remedy)
 
 
 def key_of(id: str) -> StoreKey:
@@ -42,6 +42,8 @@ def key_of(id: str) -> StoreKey:
     if id not in keys:
         given = f"those given are {', '.join(keys)}" if keys else "none is given"
         raise StoreError(
-            f"key {id}", f"is needed to write, and {given}", f"name its file in {ENCRYPTION_KEY}"
+            f"key {id}",
+            f"is needed for this encrypted store, and {given}",
+            f"name its file in {ENCRYPTION_KEY}",
         )
     return keys[id]

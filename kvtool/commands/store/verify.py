@@ -74,9 +74,13 @@ def run(
     Exits with 4 if anything is not as it was written, is not signed as required, or names a calibration that is missing.
     """
     from kvtool.store.open import open_store
+    from kvtool.store.sealing import key_of
     from kvtool.store.trust.keys import trusted_keys
 
     store = open_store(settings.store, existing=True)
+    if store.encrypted_with:
+        # Said once, and not of every file. None of them is broken.
+        key_of(store.encrypted_with)
     if signed_by:
         store.trust = store.trust.also(trusted_keys(signed_by))
     report = Report()

@@ -123,7 +123,7 @@ class CalibratePlan(Value):
 class Difference(Value):
     """``subject`` is not as it should be; ``step`` of a build mends that."""
 
-    step: Literal["prefill", "remove", "compress", "evaluate", "push", "lock"]
+    step: Literal["prefill", "remove", "compress", "evaluate", "sign", "push", "lock"]
     subject: str
     reason: str
 

@@ -21,6 +21,7 @@ from kvtool.artifact.sealed import open_file
 from kvtool.errors import ArtifactError, StoreError
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
+from kvtool.store.layout import CONTENTS
 from kvtool.store.local import LocalStore
 from kvtool.system import files
 
@@ -70,7 +71,7 @@ class Contents:
     """A tenant's records. Safe to use from any thread. Expired ones are not seen, whether or not they are removed yet."""
 
     def __init__(self, store: LocalStore) -> None:
-        self.store, self.directory = store, store.root / "contents"
+        self.store, self.directory = store, store.root / CONTENTS
         self.progress: dict[str, int] = {}
         """By id, the tokens done of contents that are being prefilled."""
         self.changed = threading.Event()
@@ -203,6 +204,6 @@ class Contents:
     def _write(self, record: Record) -> None:
         with self.store.writing():
             # Of an encrypted store these are too, since they have the text until it is prefilled.
-            chunks = self.store.sealing.stored([_RECORD.dump_json(record)], record.name)
+            chunks = self.store.sealing().stored([_RECORD.dump_json(record)], record.name)
             files.write_atomic(self._path(record.id), chunks)
         self._unwritten.pop(record.id, None)

@@ -89,10 +89,11 @@ class PrefillWorker:
         prefix = prefix_for(self.contents.store, self.model, system=record.system)
         # Artifacts hold it. It is found by running the model, which only the model's thread does.
         self.scheduler.call(lambda: rope_description(self.model)).result()
-        self.tenant.admit(self.service.caches.token_bytes * (record.prefix_tokens + record.tokens))
         # Until they expire, whoever made them counts on them.
         self.contents.store.pins.add(record.name)
+        nbytes = self.service.caches.token_bytes * (record.prefix_tokens + record.tokens)
         with ExitStack() as held:
+            held.enter_context(self.tenant.admitted(nbytes))
             self._reserve(record, held)
             prefill_text(
                 record.name,

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvtool.errors import UsageError
 from kvtool.server.http.errors import ApiError
-from kvtool.units import parse_bytes
+from kvtool.units import parse_quota
 
 METRICS = "metrics"
 """The tenant that may see /metrics, where there are tokens."""
@@ -51,7 +51,12 @@ def read_tokens(path: Path) -> Tokens:
             raise UsageError(place, f"this token is {tokens.tenants[token]}'s already", "give each its own")
         tokens.tenants[token] = name
         for size in quota:
-            nbytes = parse_bytes(size, f"{place}: quota")
+            try:
+                nbytes = parse_quota(size, "quota")
+            except UsageError:
+                # The word may be a token.
+                remedy = "expected one such as 20GB, or NAME TOKEN alone"
+                raise UsageError(place, "its third word is no quota", remedy) from None
             if tokens.quotas.setdefault(name, nbytes) != nbytes:
                 raise UsageError(place, f"{name} has another quota above", "give one quota for each name")
     if not tokens.tenants:

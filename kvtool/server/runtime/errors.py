@@ -11,6 +11,7 @@ from kvtool.server.runtime.cache_memory import Busy, TooLarge
 from kvtool.store.backends.backend import Unreachable
 from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.room.quota import QuotaReached
+from kvtool.store.trust.signatures import NotSigned
 from kvtool.system.files import DiskFull
 
 
@@ -24,7 +25,8 @@ def api_error(error: BaseException) -> ApiError:
     match error:
         case ApiError():
             return error
-        case DocumentMissing():
+        case DocumentMissing() | NotSigned():
+            # What nobody trusted has signed is not there for anybody. The log of the store's keeper says more.
             return document_missing(str(error.subject))
         case Busy():
             return ApiError(503, str(error), code="overloaded", Retry_After="1")

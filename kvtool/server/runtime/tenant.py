@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,10 +40,9 @@ class Tenant:
     uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(limits.UPLOADS))
     upload_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(limits.UPLOADS))
 
-    def admit(self, nbytes: int) -> None:
-        """Makes room for ``nbytes`` more in the store. Raises ``QuotaReached`` if there is none to be had."""
-        if self.quota:
-            self.quota.admit(nbytes)
+    def admitted(self, nbytes: int) -> AbstractContextManager[None]:
+        """Makes room for ``nbytes`` that come within the context. Raises ``QuotaReached`` if there is none to be had."""
+        return self.quota.admitted(nbytes) if self.quota else nullcontext()
 
 
 def tenants_of(

@@ -84,9 +84,14 @@ async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Re
     body = request.stream()
     path_of, receive = places(store)
 
+    length = request.headers.get("content-length")
+    if tenant.quota and length is None:
+        raise ApiError(411, f"{digest}: needs Content-Length, since the store has a quota")
+
     def keep() -> tuple[bool, int]:
-        with store.writing():
-            was_there = path_of(digest).is_file()
+        was_there = path_of(digest).is_file()
+        # What mends a broken file takes no more room.
+        with tenant.admitted(0 if was_there else int(length or 0)), store.writing():
             chunks = iter(lambda: from_thread.run(anext, body, b""), b"")
             receive(digest, chunks)
             return was_there, stat_plain(path_of(digest)).st_size
@@ -98,8 +103,6 @@ async def _put(request: Request, places: Callable[[LocalStore], tuple[PathOf, Re
     except TimeoutError:
         raise ApiError(429, "too many uploads at a time; try again later", Retry_After="5") from None
     try:
-        length = int(request.headers.get("content-length") or 0)
-        await to_thread.run_sync(tenant.admit, length, limiter=tenant.upload_threads)
         was_there, size = await to_thread.run_sync(keep, limiter=tenant.upload_threads)
     except Refused as error:
         raise ApiError(400, str(error), code="digest_mismatch") from error
@@ -175,7 +178,7 @@ def _resource(kind: str, get: Callable[..., object], put: Callable[..., object])
             {JSON: Uploaded},
             request={BINARY: bytes},
             statuses=[200, 201],
-            errors=[429, 507],
+            errors=[411, 429, 507],
         ),
     )
 

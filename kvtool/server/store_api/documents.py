@@ -162,7 +162,8 @@ def _replace(store: LocalStore, name: str, body: bytes, seen: str | None) -> boo
         with store.changing():
             try:
                 there = f'"{digest(store[name].to_bytes())}"'
-            except DocumentMissing:
+            except (DocumentMissing, NotSigned):
+                # What nobody trusted has signed is not there for anybody.
                 there = None
             if there != seen:
                 reason = "is another one by now" if there else "is no longer there"

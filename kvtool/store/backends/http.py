@@ -18,6 +18,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from kvtool import limits
 from kvtool.artifact.reading import reading
+from kvtool.artifact.sealed import open_file, stat_plain
 from kvtool.digest import digest
 from kvtool.errors import StoreError, UsageError
 from kvtool.store.backends.backend import Listed, NotThere, Unreachable, without_secrets
@@ -130,8 +131,9 @@ class HttpBackend:
         """Sends the file of an artifact or a calibration, which the server checks. ``on_bytes`` counts what is sent."""
         for patience in (*WAITS, 0):
             try:
-                with reading(path), path.open("rb") as file:
-                    size = path.stat().st_size
+                # As they are: a server has a key of its own, or none.
+                with reading(path), open_file(path) as file:
+                    size = stat_plain(path).st_size
                     headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
                     body = Counted(file, on_bytes)
                     # The server reads all of it once more before it answers.

@@ -28,6 +28,12 @@ class WritableFiles(FileBackend):
         if self.nbytes_of(layout.MARKER) is None:
             with suppress(Conflict):
                 self.swap(layout.MARKER, marker, None)
+        if self.is_new and (made := self._read_marker()) != self.marker:
+            self.marker = made
+            raise StoreError(
+                self.url, "was made by another at the same time, with another key or none", "push again"
+            )
+        self.is_new = False
         for version, condition in ((None, "if it was missing"), (self.stale, "if it was another")):
             try:
                 self.swap(layout.MARKER, marker, version)

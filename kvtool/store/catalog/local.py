@@ -39,15 +39,17 @@ from kvtool.system import files
 class LocalCatalog(Catalog):
     """The documents in the directory ``root``, which need not exist yet: it is made when something is first written.
 
-    ``is_cache`` if it keeps what a remote store has, encrypted or not. Raises ``StoreError`` for a directory that holds something
+    ``is_cache`` if it keeps what a remote store has, encrypted or not; ``is_private`` if this process alone makes and uses it, so
+    that no signature is required. Raises ``StoreError`` for a directory that holds something
     else, and for a store of a newer format.
     """
 
-    def __init__(self, root: str | Path, *, is_cache: bool = False) -> None:
-        self.root, self.is_cache = Path(root), is_cache
+    def __init__(self, root: str | Path, *, is_cache: bool = False, is_private: bool = False) -> None:
+        self.root, self.is_cache, self.is_private = Path(root), is_cache, is_private
         self.sources, self.uses, self.pins = Sources(self.root), Uses(self.root), Pins(self.root)
         self._marker, self._lock = self.root / MARKER, self.root / "lock"
         self.marker = Marker()
+        self._marker_state: list[str | int] | None = None
         # The marker is looked for again last: a first writer may be making the store just now.
         if self.root.exists() and not (
             self._marker.exists() or self._is_nearly_empty() or self._marker.exists()
@@ -60,19 +62,23 @@ class LocalCatalog(Catalog):
         return str(self.root)
 
     def _follow_marker(self) -> None:
-        """Reads what the store says of itself, if it is there."""
-        if self._marker.exists():
-            try:
-                marker = self._marker.read_bytes()
-            except OSError as error:
-                reason = f"cannot be read ({error.strerror})"
-                raise StoreError(self._marker, reason, "check its permissions") from error
-            self.marker = read_marker(marker, str(self._marker))
-        self.trust = TrustPolicy.of(self.marker)
+        """Reads what the store says of itself, if that has changed: another process may have encrypted it, say."""
+        try:
+            state = files.file_state(self._marker) if self._marker.exists() else []
+            if state == self._marker_state:
+                return
+            if state:
+                self.marker = read_marker(self._marker.read_bytes(), str(self._marker))
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+            raise StoreError(self._marker, reason, "check its permissions") from error
+        self._marker_state = state
+        self.trust = TrustPolicy() if self.is_private else TrustPolicy.of(self.marker)
 
     # Reading
 
     def __getitem__(self, name: str) -> Document:
+        self._follow_marker()
         return self.trust.checked(self.stored(name))
 
     def stored(self, name: str) -> Document:
@@ -113,7 +119,8 @@ class LocalCatalog(Catalog):
         return self._manifest_path(name).stat().st_mtime
 
     def using(self, *names: str) -> AbstractContextManager[None]:
-        return self.uses.using(*names)
+        # Not of names that nobody has stored: those would leave notes.
+        return self.uses.using(*(name for name in names if name in self))
 
     def holds(self, variant: Variant) -> bool:
         """Whether the artifact's file is there."""
@@ -129,9 +136,8 @@ class LocalCatalog(Catalog):
     def encrypted_with(self) -> str | None:
         return self.marker.encrypted_with
 
-    @property
     def sealing(self) -> Sealing:
-        """How files are written here."""
+        """How files are written here now."""
         return Sealing(self.marker.encrypted_with, self.is_cache)
 
     def path_of(self, variant: Variant) -> Path:
@@ -168,18 +174,26 @@ class LocalCatalog(Catalog):
     def commit(self, document: Document) -> None:
         """Makes ``document`` what its name stands for; its artifacts must have been put before.
 
-        Who builds on what was there reads and commits within ``changing``. In a store that requires signatures it is signed with
-        the key of the environment, of which ``KvtoolError`` says what is wrong.
+        Who builds on what was there reads and commits within ``changing``. Where signatures are required, it is signed with the
+        key of the environment, of which ``KvtoolError`` says what is wrong.
         """
-        self.accept(sign(document, signing_key()) if self.marker.signed_by else document)
+        self.accept(sign(document, signing_key()) if self.trust.rules else document)
+
+    def check_key(self) -> None:
+        """Raises ``KvtoolError`` if documents must be signed here and the environment has no key. Asked before long work."""
+        if self.trust.rules:
+            signing_key()
 
     def accept(self, document: Document) -> None:
         """As ``commit``, for a document that another has made, whose signatures are all that it has.
 
         Raises ``NotSigned`` where they are not those that are required.
         """
-        data = self.trust.checked(document).to_bytes()
-        files.write_atomic(self._manifest_path(document.name), [data])
+        self.write_manifest(self.trust.checked(document))
+
+    def write_manifest(self, document: Document) -> None:
+        """Writes it whoever has signed it: for who keeps the store."""
+        files.write_atomic(self._manifest_path(document.name), [document.to_bytes()])
 
     def require(self, signed_by: Iterable[str]) -> None:
         """Requires from now on that each document is signed by one of these public keys, in hexadecimal; of none: of nobody."""

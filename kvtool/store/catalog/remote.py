@@ -128,6 +128,9 @@ class RemoteCatalog(Catalog):
         """The document, if the backend need not be asked for it."""
         if (seen := self._seen.get(name)) is None:
             return None
+        if name not in self.cache:
+            # It was removed to make room. Artifacts that come again need it, or nobody knows whose they are.
+            self._keep(seen.document)
         is_fresh = time.monotonic() - seen.asked < FRESH
         is_unchanged = seen.version and seen.version == self._listed_version(name)
         return seen.document if is_fresh or is_unchanged else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +63,11 @@ def make_room(
         }
         other = _calibration_bytes(catalog) + sum(sizes[path] for path in fresh)
         candidates = [_candidate(catalog, document) for document in documents.values()]
-        choice = choose(candidates, rules, now, extra_bytes=other, need_bytes=need_bytes)
-        removed = choice.removed if dry_run else _apply(catalog, choice)
+        stored = {path.stem: size for path, size in sizes.items()}
+        choice = choose(candidates, stored, rules, now, extra_bytes=other, need_bytes=need_bytes)
+        removed, trimmed = (choice.removed, choice.trimmed) if dry_run else _apply(catalog, choice)
         left = {name: document for name, document in documents.items() if name not in removed}
-        left |= {document.name: document for document in choice.trimmed}
+        left |= {document.name: document for document in trimmed}
         named = artifacts_of(left.values())
         gone = [path for path in sizes if path.stem not in named and path not in fresh]
         if not dry_run and not is_empty:
@@ -74,7 +75,7 @@ def make_room(
             for path in gone:
                 path.unlink()
         nbytes = other + sum(size for path, size in sizes.items() if path not in {*gone, *fresh})
-        return Room(removed, [document.name for document in choice.trimmed], gone, nbytes)
+        return Room(removed, [document.name for document in trimmed], gone, nbytes)
 
 
 def _candidate(catalog: LocalCatalog, document: Document) -> Candidate:
@@ -83,21 +84,29 @@ def _candidate(catalog: LocalCatalog, document: Document) -> Candidate:
     return Candidate(document, committed, max(committed, catalog.uses.last(name) or 0.0), is_kept)
 
 
-def _apply(catalog: LocalCatalog, choice: Choice) -> dict[str, Reason]:
-    """Changes and removes manifests. Returns the documents that are gone: all but those that are in use by now."""
-    for document in choice.trimmed:
-        catalog.accept(document)
-    removed = {}
+def _apply(catalog: LocalCatalog, choice: Choice) -> tuple[dict[str, Reason], list[Document]]:
+    """Removes and changes manifests. Returns those that are gone and changed: all but those that are in use by now."""
+    removed, trimmed = {}, []
     for name, reason in choice.removed.items():
         with catalog.uses.unused(name) as is_free:
             if is_free:
                 catalog.remove(name)
                 removed[name] = reason
-    return removed
+    for document in choice.trimmed:
+        with catalog.uses.unused(document.name) as is_free:
+            if is_free:
+                catalog.write_manifest(document)
+                trimmed.append(document)
+    return removed, trimmed
 
 
 def _sizes(paths: Sequence[Path]) -> dict[Path, int]:
-    return {path: path.stat().st_size for path in paths}
+    """Bytes of the files that are still there."""
+    sizes: dict[Path, int] = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            sizes[path] = path.stat().st_size
+    return sizes
 
 
 def _calibration_bytes(catalog: LocalCatalog) -> int:

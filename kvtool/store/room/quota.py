@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from kvtool.errors import KvtoolError, StoreError
 from kvtool.store.catalog.local import LocalCatalog
@@ -17,6 +18,9 @@ STRAY_SECONDS = 3600.0
 
 COUNT_SECONDS = 10.0
 """How long a count of the store's bytes holds, and between two looks at it."""
+
+WAIT_SECONDS = 5.0
+"""That somebody who brings something waits for others who write."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,45 +38,76 @@ class Quota:
 
     def __init__(self, catalog: LocalCatalog, max_bytes: int) -> None:
         self.catalog, self.max_bytes = catalog, max_bytes
+        # A cache's artifacts are named by manifests before they come.
+        self._stray_seconds = 0.0 if catalog.is_cache else STRAY_SECONDS
         self._lock = threading.Lock()
-        self._nbytes, self._counted = 0, -COUNT_SECONDS
+        self._nbytes, self._counted, self._coming = 0, -COUNT_SECONDS, 0
 
-    def admit(self, nbytes: int) -> None:
-        """Makes room for ``nbytes`` more. Raises ``QuotaReached`` if there is none to be had.
-
-        While others write, nothing is removed: room is made when they have ended.
-        """
+    @contextmanager
+    def admitted(self, nbytes: int) -> Iterator[None]:
+        """Makes room for ``nbytes`` that come within the context. Raises ``QuotaReached`` if there is none to be had."""
         with self._lock:
-            self._make_room(nbytes)
-            if self._nbytes + nbytes > self.max_bytes:
-                reason = (
-                    f"{nbytes:,} bytes more do not fit into {self.max_bytes:,}: the rest is pinned or in use"
-                )
-                raise QuotaReached(str(self.catalog), reason, "remove or unpin documents, or raise the quota")
-            self._nbytes += nbytes
+            self._admit(nbytes)
+            self._coming += nbytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming -= nbytes
+                # As if all of it had come, until it is counted.
+                self._nbytes += nbytes
 
     def keep(self) -> None:
         """Removes what is too much by now. A store that cannot be read is left alone."""
-        try:
-            with self._lock:
+        with self._lock:
+            self._count()
+            if self._nbytes > self.max_bytes:
                 self._make_room(0)
-        except KvtoolError as error:
-            _log.warning("no room was made: %s", error)
 
-    def _make_room(self, need_bytes: int) -> None:
+    def _admit(self, nbytes: int) -> None:
+        self._count()
+        ends = time.monotonic() + WAIT_SECONDS
+        while self._nbytes + self._coming + nbytes > self.max_bytes:
+            if nbytes <= self.max_bytes and not self._make_room(nbytes) and time.monotonic() < ends:
+                # Others are writing. None begins to while this waits for them.
+                time.sleep(0.05)
+                continue
+            if self._nbytes + self._coming + nbytes <= self.max_bytes:
+                break
+            reason = f"{nbytes:,} bytes more do not fit into {self.max_bytes:,}: the rest is pinned or in use"
+            raise QuotaReached(str(self.catalog), reason, "remove or unpin documents, or raise the quota")
+
+    def _count(self) -> None:
         if time.monotonic() - self._counted >= COUNT_SECONDS:
             self._nbytes, self._counted = stored_bytes(self.catalog), time.monotonic()
-        if self._nbytes + need_bytes <= self.max_bytes:
-            return
-        rules = Rules(max_bytes=self.max_bytes)
-        room = make_room(self.catalog, rules, need_bytes=need_bytes, stray_seconds=STRAY_SECONDS, wait=False)
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Leaves room for ``nbytes``, and some more, so that not each that comes has to remove something.
+
+        Returns whether nobody else was writing.
+        """
+        spare = min(self.max_bytes // 20, self.max_bytes - nbytes)
+        try:
+            self._nbytes = stored_bytes(self.catalog)
+            if self._nbytes + self._coming + nbytes <= self.max_bytes:
+                return True
+            room = make_room(
+                self.catalog,
+                Rules(max_bytes=self.max_bytes),
+                need_bytes=nbytes + self._coming + spare,
+                stray_seconds=self._stray_seconds,
+                wait=False,
+            )
+        except (KvtoolError, OSError) as error:
+            # A manifest that cannot be read, say: what it needs is not known, so nothing is removed.
+            _log.warning("%s: no room was made: %s", self.catalog, error)
+            return True
         if room is None:
-            # Others are writing. Nothing that fits into the quota by itself is refused because of that.
-            self._nbytes = min(self._nbytes, self.max_bytes - need_bytes)
-            return
+            return False
         self._nbytes, self._counted = room.nbytes, time.monotonic()
         if room.documents:
             _log.info("%s: removed %s to make room", self.catalog, ", ".join(room.documents))
+        return True
 
 
 class Keeper:

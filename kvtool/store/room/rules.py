@@ -56,9 +56,15 @@ class Choice:
 
 
 def choose(
-    candidates: Iterable[Candidate], rules: Rules, now: float, *, extra_bytes: int = 0, need_bytes: int = 0
+    candidates: Iterable[Candidate],
+    stored: Mapping[str, int],
+    rules: Rules,
+    now: float,
+    *,
+    extra_bytes: int = 0,
+    need_bytes: int = 0,
 ) -> Choice:
-    """Applies ``rules``. An artifact that several documents share counts once.
+    """Applies ``rules``. An artifact that several documents share counts once, with the bytes that are ``stored`` by its digest.
 
     ``extra_bytes`` are in the store beside the documents' artifacts, and ``need_bytes`` are to find room in it: both count for
     ``rules.max_bytes``.
@@ -74,16 +80,15 @@ def choose(
         if changed is not candidate:
             trimmed.append(changed.document)
         staying.append(changed)
-    sizes = {v.artifact: v.nbytes for candidate in staying for v in candidate.document.artifacts}
     uses = Counter(digest for candidate in staying for digest in _digests(candidate))
-    nbytes = extra_bytes + sum(sizes.values())
+    nbytes = extra_bytes + sum(stored.get(digest, 0) for digest in uses)
     for candidate in sorted(staying, key=lambda candidate: candidate.used):
         if rules.max_bytes is None or nbytes + need_bytes <= rules.max_bytes:
             break
         if not candidate.is_kept:
             removed[candidate.document.name] = Reason.SIZE
             uses -= Counter(_digests(candidate))
-            nbytes -= sum(sizes[digest] for digest in _digests(candidate) if not uses[digest])
+            nbytes -= sum(stored.get(digest, 0) for digest in _digests(candidate) if not uses[digest])
     remaining = [document for document in trimmed if document.name not in removed]
     return Choice(removed, remaining, nbytes)
 

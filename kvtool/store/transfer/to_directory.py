@@ -12,6 +12,7 @@ from kvtool.codecs import Calibration
 from kvtool.errors import StoreError
 from kvtool.store.backends.counted import OnBytes
 from kvtool.store.base import Store
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
@@ -31,7 +32,10 @@ class ToDirectory:
 
     def document(self, name: str) -> Document | None:
         try:
-            return self.store.get(name)
+            # Whoever has signed it: what is copied may bring the signatures.
+            return self.store.stored(name) if name in self.store else None
+        except DocumentMissing:
+            return None
         except StoreError:
             if self.replace:
                 return None

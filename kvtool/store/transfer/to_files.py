@@ -19,6 +19,7 @@ from kvtool.store.layout import artifact_file, calibration_file, manifest_file
 from kvtool.store.manifest import Variant
 from kvtool.store.sealing import Sealing, key_of, not_encrypted
 from kvtool.store.transfer.versioned import VersionedManifests
+from kvtool.system.files import write_atomic
 
 
 class ToFiles(VersionedManifests):
@@ -78,15 +79,16 @@ class ToFiles(VersionedManifests):
     def _as_stored(self, path: Path) -> Iterator[Path]:
         """The file as the store keeps it: sealed with its key, or not at all."""
         with reading(path):
-            if key_id_of(path) == self.backend.marker.encrypted_with:
-                yield path
-                return
-            with TemporaryDirectory() as folder:
-                stored = Path(folder) / path.name
-                with open_file(path) as file, stored.open("wb") as out:
-                    chunks = iter(lambda: file.read(limits.MIB), b"")
-                    out.writelines(self._sealing.stored(chunks, path))
-                yield stored
+            is_as_stored = key_id_of(path) == self.backend.marker.encrypted_with
+        if is_as_stored:
+            yield path
+            return
+        with TemporaryDirectory() as folder:
+            stored = Path(folder) / path.name
+            with open_file(path) as file:
+                chunks = self._sealing.stored(iter(lambda: file.read(limits.MIB), b""), path)
+                write_atomic(stored, chunks)
+            yield stored
 
     def manifest(self, name: str) -> tuple[bytes, str] | None:
         return self.backend.versioned(manifest_file(name))

@@ -8,6 +8,7 @@ from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.http import HttpBackend
 from kvtool.store.base import Store
 from kvtool.store.manifest import Variant
+from kvtool.store.sealing import not_encrypted
 from kvtool.store.transfer.versioned import VersionedManifests
 
 
@@ -29,7 +30,8 @@ class ToServer(VersionedManifests):
         return nullcontext()
 
     def encrypt_as(self, source: Store) -> None:
-        """A server gets artifacts as they are, over TLS one hopes: how it keeps them is its own affair."""
+        if source.encrypted_with:
+            raise not_encrypted(self, source)
 
     def take(self, source: Store, variant: Variant, on_bytes: OnBytes) -> None:
         for digest in source.open_artifact(variant).meta["calibrations"]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvtool.artifact.store_key import BadKey, shown_name
 from kvtool.digest import digest
-from kvtool.errors import KvtoolError, ModelError, UsageError
+from kvtool.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -21,10 +22,6 @@ SIGNED_BY = "KVTOOL_SIGNED_BY"
 
 _BEGIN = "-----BEGIN "
 _END = "-----END "
-
-
-class BadKey(KvtoolError):
-    """A key that is missing, or is none of the kind that is needed. The message never repeats it."""
 
 
 def make_key() -> tuple[bytes, bytes]:
@@ -49,7 +46,10 @@ def signing_key(file: Path | None = None) -> Ed25519PrivateKey:
         raise UsageError(
             "the key to sign with", "is not given", f"name its file with --key or in {SIGNING_KEY}"
         )
-    ((where, pem),) = _pems(text, SIGNING_KEY, several=False)
+    named = list(_pems(text, SIGNING_KEY, several=False))
+    if len(named) != 1:
+        raise BadKey(SIGNING_KEY, f"has {len(named)} keys", "expected one")
+    ((where, pem),) = named
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
@@ -115,7 +115,8 @@ def _pems(text: str, variable: str, *, several: bool) -> Iterator[tuple[str, byt
             data = Path(name.strip()).read_text()
         except (OSError, UnicodeDecodeError) as error:
             cause = error.strerror if isinstance(error, OSError) else "not text"
-            raise BadKey(name, f"cannot be read ({cause})", f"expected a key in PEM, or {variable}") from None
+            where = f"{variable}: {shown_name(name)}"
+            raise BadKey(where, f"cannot be read ({cause})", "expected the file of a key, or PEM") from None
         if _END not in data:
             raise BadKey(name, "is no key", "expected Ed25519 in PEM, as kvtool keygen or openssl writes it")
         for part in data.split(_BEGIN)[1:]:

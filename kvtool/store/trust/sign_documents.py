@@ -30,5 +30,5 @@ def sign_documents(
             for name in signed:
                 with catalog.changing():
                     # As it is now: others may have changed it.
-                    catalog.accept(sign(catalog.stored(name), key))
+                    catalog.write_manifest(sign(catalog.stored(name), key))
     return signed, [document.name for document in documents if document.name not in signed]

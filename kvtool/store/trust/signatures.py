@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,28 +14,45 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 
+_REMEDY = "nothing of it was used; take it from who signs it, or trust the key of who has"
+
+
 class NotSigned(StoreError):
     """A document that no trusted key has signed as it is."""
 
 
-def sign(document: Document, key: Ed25519PrivateKey) -> Document:
-    """The document with each variant signed by ``key``, beside the signatures that it has. The same key gives the same bytes."""
+def sign(document: Document, key: Ed25519PrivateKey, variants: Collection[str] | None = None) -> Document:
+    """The document with its variants, all by default, signed by ``key``, beside the signatures that it has.
+
+    The same key gives the same bytes.
+    """
     id = key_id(key.public_key())
-    signatures = {
+    signed = {
         name: {**document.signatures.get(name, {}), id: key.sign(document.statement(name)).hex()}
         for name in document.every_variant
+        if variants is None or name in variants
     }
-    return replace(document, signatures=signatures)
+    return replace(document, signatures={**document.signatures, **signed})
+
+
+def has_signed(document: Document, key: Ed25519PublicKey) -> bool:
+    """Whether the key has signed each variant of the document."""
+    return all(_has_signed(key_id(key), key, document, variant) for variant in document.every_variant)
 
 
 def refuse_unsigned(document: Document, trusted: Mapping[str, Ed25519PublicKey]) -> None:
-    """Raises ``NotSigned``, naming the variant, unless trusted keys have signed each variant of the document."""
+    """Raises ``NotSigned``, naming the variant, unless trusted keys have signed each variant of the document.
+
+    One without variants is signed by nobody.
+    """
+    if not document.every_variant:
+        raise NotSigned(document.name, "has no variant, and so no signature", _REMEDY)
     for variant in document.every_variant:
         if not any(_has_signed(id, key, document, variant) for id, key in trusted.items()):
             raise NotSigned(
                 document.name,
                 f"{_state(document, variant, trusted)}; trusted: {', '.join(trusted)}",
-                "nothing of it was used; take it from who signs it, or trust the key of who has",
+                _REMEDY,
             )
 
 

@@ -369,3 +369,23 @@ def test_a_build_signs_what_has_passed_its_gates(
     assert build("--check")["differences"] == []
     cli("sign", "--store", "kv")
     assert (project / "kvtool.lock").read_bytes() == lock
+
+
+def test_a_build_signs_what_it_has_built_and_nothing_else(
+    project: Path, cli: Cli, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build()
+    cli("keygen", "ours")
+    monkeypatch.setenv("KVTOOL_SIGNING_KEY", "ours.pem")
+    assert {one.split()[0] for one in _subjects(build("--check", code=GATE))} == {"sign"}
+    # Without text it is no document of the store.
+    (project / "manual/empty.md").write_text("")
+    store = LocalStore(project / "kv")
+    document = store["manual/a.md"]
+    store.commit(document.with_variant(0, "evil", document.segments[0].variants["raw"]))
+    build()
+    assert "evil" not in store["manual/a.md"].signatures
+    assert sorted(store["manual/a.md"].signatures) == ["kivi", "lossless", "raw"]
+    unsigned = cli("verify", "--store", "kv", "--signed-by", "ours.pub.pem", code=GATE).stderr
+    assert "manual/a.md: its variant evil is signed by nobody" in unsigned
+    assert build()["differences"] == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtool.errors import FAILED, GATE, USAGE
+from kvtool.errors import FAILED, USAGE
 from kvtool.store.local import LocalStore
 from tests.commands.conftest import Cli, error_of
 
@@ -27,14 +27,18 @@ def test_encrypt(cli: Cli, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -
     listed = cli("ls").stdout
     monkeypatch.delenv("KVTOOL_ENCRYPTION_KEY")
     assert cli("ls").stdout == listed
-    locked = cli("verify", code=GATE).stderr
-    assert f"is encrypted with key {made['id']}, and none is given; name the file of that key" in locked
-    # What cannot be read now is not taken out.
-    cli("verify", "--remove", code=GATE)
+    # What cannot be read now is not broken, and not taken out.
+    locked = error_of(cli("verify", "--remove", code=FAILED))
+    assert f"key {made['id']}: is needed for this encrypted store, and none is given; name its file" in locked
     assert len(store.artifact_files()) == 4
+    assert f"is encrypted with key {made['id']}, and none is given" in error_of(
+        cli("ask", "What?", "--doc", "c.txt", code=FAILED)
+    )
     assert f"key {made['id']}" in cli("compress", "--recipe", "nf4", code=FAILED).stderr
     monkeypatch.setenv("KVTOOL_ENCRYPTION_KEY", "nonsense")
-    assert "KVTOOL_ENCRYPTION_KEY: nonsense: cannot be read" in cli("verify", code=GATE).stderr
+    assert "KVTOOL_ENCRYPTION_KEY: a text of 8 characters: cannot be read" in error_of(
+        cli("verify", code=FAILED)
+    )
 
 
 def test_a_new_store_can_be_encrypted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,11 @@ from starlette.testclient import TestClient
 
 import kvtool
 from kvtool import limits
+from kvtool.artifact.store_key import new_store_key
 from kvtool.server.app import create_app
 from kvtool.server.runtime.service import Limits, Service
+from kvtool.store.encrypt import encrypt
+from kvtool.store.local import LocalStore
 from tests.server.asking import QUESTION, chat
 from tests.server.cached_contents.cached import TEXT, body, make, ready
 
@@ -142,3 +145,24 @@ def test_several_parts_are_one_text(client: TestClient, service: Service) -> Non
     parts = [{"text": "One."}, {"text": "Two."}]
     made = client.post("/v1/cachedContents", json=body(contents=[{"parts": parts}])).json()
     assert made["progress"]["tokensTotal"] == len("One.\n\nTwo.")
+
+
+def test_the_text_of_an_encrypted_store_s_contents_is_encrypted(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = service.tenants[""].store
+    assert isinstance(store, LocalStore)
+    with TestClient(create_app(service)) as client:
+        ready(client, make(client, systemInstruction={"parts": [{"text": "A secret word: xyzzy."}]}))
+    (record,) = (store.root / "contents").glob("*.json")
+    assert b"xyzzy" in record.read_bytes()
+    key = new_store_key()
+    monkeypatch.setenv("KVTOOL_ENCRYPTION_KEY", key.secret.hex())
+    encrypt(store, key)
+    assert b"xyzzy" not in record.read_bytes()
+    again = Service.over(store.root, service.model, service.limits)
+    with TestClient(create_app(again)) as client:
+        (entry,) = client.get("/v1/cachedContents").json()["cachedContents"]
+        make(client, systemInstruction={"parts": [{"text": "A secret word: xyzzy."}]})
+        assert entry["name"].endswith(record.stem)
+        assert not any(b"xyzzy" in path.read_bytes() for path in record.parent.glob("*.json"))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from starlette.testclient import TestClient
 
 import kvtool
 from kvtool.codecs import Calibration
 from kvtool.digest import digest
+from kvtool.server.app import create_app
+from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document
-from tests.server.asking import THREE, chat
+from kvtool.store.trust.keys import key_text, make_key, signing_key
+from kvtool.store.trust.sign_documents import sign_documents
+from kvtool.store.trust.signatures import sign
+from tests.server.asking import THREE, cached_tokens, chat
 
 
 def test_documents_are_listed_with_what_they_are(
@@ -58,3 +65,25 @@ def test_a_name_that_is_none_is_not_there(client: TestClient, name: str) -> None
     answer = client.get(f"/v1/documents/{name}")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "document_not_found"
+
+
+def test_what_nobody_trusted_has_signed_is_not_there(
+    documents: LocalStore, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = make_key()
+    (tmp_path / "key.pem").write_bytes(private)
+    (tmp_path / "key.pub.pem").write_bytes(public)
+    key = signing_key(tmp_path / "key.pem")
+    sign_documents(documents, key, ["docs/b.txt"])
+    documents.require([key_text(key.public_key())])
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        assert [entry["name"] for entry in client.get("/v1/documents").json()["data"]] == ["docs/b.txt"]
+        assert client.get("/v1/documents/docs/a.txt").status_code == 404
+        assert chat(client, documents=["docs/a.txt"], status=404)["error"]["code"] == "document_not_found"
+        assert cached_tokens(chat(client, documents=["docs/b.txt"])) > 0
+        unsigned, path = documents.stored("docs/a.txt"), "/v1/documents/docs/a.txt"
+        refused = client.put(path, content=unsigned.to_bytes(), headers={"If-None-Match": "*"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_signed")
+        body = sign(unsigned, key).to_bytes()
+        assert client.put(path, content=body, headers={"If-None-Match": "*"}).status_code == 201
+        assert client.get(path).content == body

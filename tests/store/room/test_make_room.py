@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -10,10 +11,15 @@ import pytest
 
 import kvtool
 from kvtool.errors import StoreError
+from kvtool.store.backends.memory import MemoryBackend
+from kvtool.store.catalog.uses import Uses
 from kvtool.store.local import LocalStore
+from kvtool.store.remote import RemoteStore
+from kvtool.store.room import quota as quota_module
 from kvtool.store.room.make_room import make_room, stored_bytes
-from kvtool.store.room.quota import Quota, QuotaReached
+from kvtool.store.room.quota import COUNT_SECONDS, Quota, QuotaReached
 from kvtool.store.room.rules import Reason, Rules
+from tests.store.conftest import bytes_of
 
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 
@@ -127,31 +133,106 @@ def test_a_store_that_cannot_be_written_to_is_read(store: LocalStore) -> None:
         store.root.chmod(0o700)
 
 
+def test_what_begins_to_be_used_meanwhile_keeps_its_variants(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kvtool.compress(store, recipe="nf4")
+    # It is looked at before somebody begins to use it.
+    monkeypatch.setattr(Uses, "is_used", lambda self, name: False)
+    with store.using("c.txt"):
+        room = make_room(store, Rules(variants=frozenset({"nf4"})))
+    assert room is not None
+    assert list(room.trimmed) == THREE[1:]
+    assert store["c.txt"].variants == ["raw", "nf4"]
+    store.open("c.txt").verify()
+
+
+def test_a_use_of_what_is_not_there_leaves_no_note(store: LocalStore) -> None:
+    with store.using("no such document"):
+        pass
+    assert not (store.root / "uses").exists()
+
+
 class TestQuota:
     def test_room_is_made_for_what_comes(self, store: LocalStore) -> None:
         used(store, *THREE)
-        total = stored_bytes(store)
-        quota = Quota(store, total)
-        quota.admit(1)
+        quota = Quota(store, stored_bytes(store))
+        with quota.admitted(1):
+            pass
         assert list(store) == ["docs/a.md", "docs/b.md"]
 
     def test_what_cannot_be_removed_leaves_no_room(self, store: LocalStore) -> None:
         for name in THREE:
             store.pins.add(name)
         quota = Quota(store, stored_bytes(store))
-        with pytest.raises(QuotaReached, match="1 bytes more do not fit"):
-            quota.admit(1)
+        with pytest.raises(QuotaReached, match="1 bytes more do not fit"), quota.admitted(1):
+            pass
         assert list(store) == THREE
 
-    def test_while_others_write_nothing_is_refused_and_nothing_goes(self, store: LocalStore) -> None:
+    def test_others_who_write_are_waited_for(
+        self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(quota_module, "WAIT_SECONDS", 0.2)
         quota = Quota(store, stored_bytes(store))
         with store.writing():
-            quota.admit(10)
+            with pytest.raises(QuotaReached), quota.admitted(10):
+                pass
             quota.keep()
             assert list(store) == THREE
+        monkeypatch.setattr(quota_module, "WAIT_SECONDS", 20.0)
+        writing = threading.Event()
+
+        def write() -> None:
+            with store.writing():
+                writing.set()
+                time.sleep(0.3)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        writing.wait()
+        with quota.admitted(10):
+            assert len(store) < 3
+        writer.join()
+
+    def test_what_is_coming_counts(self, store: LocalStore) -> None:
+        total = stored_bytes(store)
+        quota = Quota(store, total + 100)
+        for name in THREE:
+            store.pins.add(name)
+        with quota.admitted(60):
+            with pytest.raises(QuotaReached), quota.admitted(60):
+                pass
+            with quota.admitted(40):
+                pass
+        with pytest.raises(QuotaReached), quota.admitted(total + 101):
+            pass
 
     def test_a_store_that_has_grown_is_kept_within_it(self, store: LocalStore, tmp_path: Path) -> None:
         quota = Quota(store, 1)
         quota.keep()
         assert list(store) == []
         Quota(LocalStore(tmp_path / "none"), 1).keep()
+
+    def test_a_file_that_goes_meanwhile_and_a_broken_manifest_stop_nobody(
+        self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        paths = [*store.artifact_files(), store.root / "artifacts/00/gone.safetensors"]
+        monkeypatch.setattr(LocalStore, "artifact_files", lambda self: paths)
+        quota = Quota(store, 1)
+        (store.root / "manifests" / "c.txt.json").write_text("{}")
+        quota.keep()
+        with pytest.raises(QuotaReached), quota.admitted(1):
+            pass
+        assert all(path.exists() for path in paths[:-1])
+
+    def test_a_remote_store_s_cache_is_kept_within_it(self, store: LocalStore, cache: Path) -> None:
+        remote = RemoteStore("", MemoryBackend("quota", bytes_of(store.root)))
+        largest = max(path.stat().st_size for path in store.artifact_files())
+        quota = Quota(remote.cache, 2 * largest)
+        for _ in range(2):
+            for name in THREE:
+                remote.read(name)
+                quota._counted = -COUNT_SECONDS
+                quota.keep()
+                assert stored_bytes(remote.cache) <= 2 * largest
+        assert list(remote) == THREE

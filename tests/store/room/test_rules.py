@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kvtool.digest import digest
 from kvtool.store.manifest import Document, Segment, Variant
-from kvtool.store.room.rules import Candidate, Reason, Rules, choose
+from kvtool.store.room.rules import Candidate, Choice, Reason, Rules, choose
 
 NOW, DAY = 1_000_000.0, 86_400.0
 
@@ -25,8 +25,20 @@ def candidate(name: str, *, committed: float = 0, used: float = 0, kept: bool = 
     return Candidate(made, NOW - committed * DAY, NOW - used * DAY, kept)
 
 
+def chosen(documents: list[Candidate], rules: Rules, now: float, **bytes: int) -> Choice:
+    """``choose``, where all artifacts are stored as they are."""
+    stored = {v.artifact: v.nbytes for each in documents for v in each.document.artifacts}
+    return choose(documents, stored, rules, now, **bytes)
+
+
+def test_what_is_not_stored_takes_no_room() -> None:
+    a = candidate("a")
+    stored = {a.document.artifacts[0].artifact: 32}
+    assert choose([a, candidate("b")], stored, Rules(max_bytes=32), NOW).removed == {}
+
+
 def test_without_rules_all_stays() -> None:
-    choice = choose([candidate("a", committed=1000, used=1000)], Rules(), NOW)
+    choice = chosen([candidate("a", committed=1000, used=1000)], Rules(), NOW)
     assert (choice.removed, choice.trimmed, choice.nbytes) == ({}, [], 100)
 
 
@@ -38,13 +50,13 @@ def test_age_and_last_use() -> None:
         candidate("old but pinned", committed=99, used=99, kept=True),
     ]
     rules = Rules(max_age=30 * DAY, max_idle=7 * DAY)
-    assert choose(documents, rules, NOW).removed == {"old": Reason.AGE, "idle": Reason.IDLE}
+    assert chosen(documents, rules, NOW).removed == {"old": Reason.AGE, "idle": Reason.IDLE}
 
 
 def test_variants_that_are_not_kept_go_unless_nothing_would_be_left() -> None:
     only_raw = Candidate(document("only raw", raw=("x", 90)), NOW, NOW)
     pinned = candidate("pinned", kept=True)
-    choice = choose([candidate("a"), only_raw, pinned], Rules(variants=frozenset({"klt", "nf4"})), NOW)
+    choice = chosen([candidate("a"), only_raw, pinned], Rules(variants=frozenset({"klt", "nf4"})), NOW)
     assert [(d.name, list(d.segments[0].variants)) for d in choice.trimmed] == [("a", ["klt"])]
     assert choice.removed == {}
     assert choice.nbytes == 10 + 90 + 100
@@ -52,19 +64,19 @@ def test_variants_that_are_not_kept_go_unless_nothing_would_be_left() -> None:
 
 def test_what_was_not_used_for_the_longest_goes_first() -> None:
     documents = [candidate(name, used=days) for name, days in (("b", 2), ("c", 3), ("a", 1))]
-    assert choose(documents, Rules(max_bytes=200), NOW).removed == {"c": Reason.SIZE}
-    assert choose(documents, Rules(max_bytes=199), NOW).removed == {"c": Reason.SIZE, "b": Reason.SIZE}
-    assert choose(documents, Rules(max_bytes=300), NOW).removed == {}
-    assert list(choose(documents, Rules(max_bytes=300), NOW, need_bytes=1).removed) == ["c"]
-    assert list(choose(documents, Rules(max_bytes=300), NOW, extra_bytes=100).removed) == ["c"]
+    assert chosen(documents, Rules(max_bytes=200), NOW).removed == {"c": Reason.SIZE}
+    assert chosen(documents, Rules(max_bytes=199), NOW).removed == {"c": Reason.SIZE, "b": Reason.SIZE}
+    assert chosen(documents, Rules(max_bytes=300), NOW).removed == {}
+    assert list(chosen(documents, Rules(max_bytes=300), NOW, need_bytes=1).removed) == ["c"]
+    assert list(chosen(documents, Rules(max_bytes=300), NOW, extra_bytes=100).removed) == ["c"]
 
 
 def test_variants_go_before_documents() -> None:
     documents = [candidate(name, used=days) for name, days in (("a", 1), ("b", 2))]
-    choice = choose(documents, Rules(variants=frozenset({"klt"}), max_bytes=20), NOW)
+    choice = chosen(documents, Rules(variants=frozenset({"klt"}), max_bytes=20), NOW)
     assert choice.removed == {}
     assert [each.name for each in choice.trimmed] == ["a", "b"]
-    assert choose(documents, Rules(variants=frozenset({"klt"}), max_bytes=10), NOW).trimmed == [
+    assert chosen(documents, Rules(variants=frozenset({"klt"}), max_bytes=10), NOW).trimmed == [
         choice.trimmed[0]
     ]
 
@@ -73,9 +85,9 @@ def test_a_shared_artifact_is_freed_with_the_last_that_names_it() -> None:
     one, two = document("one", raw=("same", 80)), document("two", raw=("same", 80))
     three = document("three", raw=("other", 50))
     documents = [Candidate(each, NOW, NOW - age) for age, each in ((3, one), (2, two), (1, three))]
-    assert choose(documents, Rules(), NOW).nbytes == 130
+    assert chosen(documents, Rules(), NOW).nbytes == 130
     # Removing the first alone frees nothing.
-    assert list(choose(documents, Rules(max_bytes=129), NOW).removed) == ["one", "two"]
+    assert list(chosen(documents, Rules(max_bytes=129), NOW).removed) == ["one", "two"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=8), st.integers(0, 60))
@@ -84,7 +96,7 @@ def test_no_more_goes_than_must(made: list[tuple[int, bool]], max_bytes: int) ->
         Candidate(document(str(n), raw=(f"{n % 5}", 7)), NOW, NOW - used, kept)
         for n, (used, kept) in enumerate(made)
     ]
-    choice = choose(documents, Rules(max_bytes=max_bytes), NOW)
+    choice = chosen(documents, Rules(max_bytes=max_bytes), NOW)
     removed = [each for each in documents if each.document.name in choice.removed]
     left = [each for each in documents if each not in removed]
 

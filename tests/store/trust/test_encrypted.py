@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from kvtool.artifact.sealed import Locked, key_id_of
 from kvtool.artifact.store_key import StoreKey, new_store_key
 from kvtool.codecs import Calibration
 from kvtool.errors import KvtoolError, StoreError
+from kvtool.measurement.scope import Scope
 from kvtool.store.backends.memory import MemoryBackend
 from kvtool.store.encrypt import encrypt
 from kvtool.store.headers import headers_of, parts_of
@@ -23,8 +26,10 @@ from kvtool.store.remote import RemoteStore
 from kvtool.store.transfer.push import push
 from kvtool.store.transfer.to_files import ToFiles
 from kvtool.store.transfer.transfer import Report, transfer
-from tests.store.conftest import bytes_of
+from kvtool.system import files
+from tests.store.conftest import aged, bytes_of, simple
 
+SCOPE = Scope(documents=1, metrics=("times",), repeats=1)
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 
 
@@ -133,6 +138,54 @@ def test_encrypting_goes_on_where_it_stopped(
     LocalStore(store.root).open("c.txt").verify()
 
 
+def test_encrypting_changes_no_file_s_age(store: LocalStore, key: StoreKey) -> None:
+    aged(store, *(simple(float(n)) for n in range(8)))
+    newest = store.calibrations.newest("mean", "m")
+    encrypt(store, key)
+    assert LocalStore(store.root).calibrations.newest("mean", "m") == newest
+
+
+def test_a_key_that_is_missing_changes_nothing(
+    encrypted: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bytes_of(encrypted.root)
+    new = new_store_key()
+    monkeypatch.setenv("KVTOOL_ENCRYPTION_KEY", new.secret.hex())
+    with pytest.raises(StoreError, match="is needed for this encrypted store"):
+        encrypt(encrypted, new)
+    assert bytes_of(encrypted.root) == before
+
+
+def test_who_has_opened_it_before_writes_sealed_too(
+    store: LocalStore, key: StoreKey, tiny: kvtool.Model
+) -> None:
+    opened = LocalStore(store.root)
+    encrypt(store, key)
+    kvtool.compress(opened, recipe="nf4")
+    assert all(key_id_of(path) == key.id for path in files_of(store.root))
+
+
+def test_measuring_leaves_nothing_in_the_clear(
+    encrypted: LocalStore, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    write = files.write_atomic
+
+    def watched(path: Path, chunks: Iterable[bytes | memoryview], *check: Any) -> int:
+        data = [bytes(chunk) for chunk in chunks]
+        if path.suffix == ".safetensors":
+            written.append(data[0])
+        return write(path, data, *check)
+
+    monkeypatch.setattr(files, "write_atomic", watched)
+    Path("long.txt").write_text("Some words. " * 20)
+    kvtool.prefill("long.txt", model=tiny, store=encrypted)
+    written.clear()
+    kvtool.evaluate(encrypted, ["long.txt"], model=tiny, recipes=["nf4"], scope=SCOPE, fresh=True)
+    assert len(written) >= 2
+    assert all(data.startswith(b"kvseal") for data in written)
+
+
 class TestRemote:
     def test_its_cache_is_sealed_too(
         self, encrypted: LocalStore, plain: dict[str, torch.Tensor], cache: Path, tiny: kvtool.Model
@@ -211,7 +264,9 @@ class TestPush:
         push(store, tmp_path / "folder", ["c.txt"])
         encrypt(store, key)
         before = bytes_of(tmp_path / "folder")
-        with pytest.raises(StoreError, match="is not encrypted, and kv-store is; name a new store"):
+        with pytest.raises(
+            StoreError, match="gets artifacts as they are, and kv-store is encrypted; name a new store"
+        ):
             push(store, tmp_path / "folder")
         assert bytes_of(tmp_path / "folder") == before
         opened = MemoryBackend("open", backend.files)
@@ -221,6 +276,23 @@ class TestPush:
         assert not any(key_id_of(path) for path in files_of(tmp_path / "folder"))
         LocalStore(tmp_path / "folder").open("docs/a.md").verify()
         assert self.into(store, opened, decrypt=True).unchanged == THREE
+
+    def test_of_two_first_pushers_none_leaves_a_mixture(
+        self, store: LocalStore, encrypted: LocalStore, key: StoreKey
+    ) -> None:
+        """Both have looked before either began."""
+        files: dict[str, bytes] = {}
+        first, second = (MemoryBackend("race", files, new=True) for _ in range(2))
+        assert self.into(encrypted, first).copied == THREE
+        with pytest.raises(StoreError, match="was made by another at the same time"):
+            self.into(encrypted, second, decrypt=True)
+        assert all(
+            data.startswith(b"kvseal") for file, data in files.items() if file.endswith(".safetensors")
+        )
+
+    def test_a_server_is_told_to_get_it_as_it_is(self, encrypted: LocalStore) -> None:
+        with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:1: gets artifacts as they are"):
+            push(encrypted, "http://127.0.0.1:1")
 
     def test_a_place_with_another_key_keeps_its_own(
         self, encrypted: LocalStore, key: StoreKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

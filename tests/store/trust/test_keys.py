@@ -41,8 +41,8 @@ def test_keys_of_openssl(tmp_path: Path) -> None:
 def test_what_is_no_key(ours: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="name its file with --key or in KVTOOL_SIGNING_KEY"):
         signing_key()
-    with pytest.raises(BadKey, match="missing: cannot be read"):
-        signing_key(Path("missing"))
+    with pytest.raises(BadKey, match=r"missing\.pem: cannot be read"):
+        signing_key(Path("missing.pem"))
     with pytest.raises(BadKey, match="is no private key"):
         signing_key(ours.public)
     with pytest.raises(BadKey, match="is no public key"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +10,22 @@ from pathlib import Path
 import pytest
 
 import kvtool
-from kvtool.errors import StoreError
+from kvtool.errors import StoreError, UsageError
+from kvtool.measurement.scope import Scope
 from kvtool.store.backends.memory import MemoryBackend
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
+from kvtool.store.room.make_room import make_room
+from kvtool.store.room.rules import Rules
 from kvtool.store.transfer.push import push
-from kvtool.store.trust.keys import key_id, key_text, signing_key, trusted_keys
+from kvtool.store.trust.keys import key_text, signing_key, trusted_keys
 from kvtool.store.trust.sign_documents import sign_documents
 from kvtool.store.trust.signatures import NotSigned, refuse_unsigned, sign
 from tests.store.conftest import bytes_of
 from tests.store.trust.conftest import Pair
 
+SCOPE = Scope(documents=1, metrics=("times",), repeats=1)
 THREE = ["c.txt", "docs/a.md", "docs/b.md"]
 
 
@@ -103,8 +108,10 @@ def test_what_the_environment_requires_is_refused_everywhere(
 def test_a_store_can_require_it(signed: LocalStore, ours: Pair, theirs: Pair, tmp_path: Path) -> None:
     public = signing_key(ours.private).public_key()
     signed.require([key_text(public)])
-    assert list(LocalStore(signed.root).trust.rules[0]) == [key_id(public)]
-    assert "KVTOOL_SIGNING_KEY" in str(kvtool.compress(signed, recipe="kivi").problems[0])
+    assert LocalStore(signed.root).trust.rules == ((key_text(public),),)
+    assert pickle.loads(pickle.dumps(LocalStore(signed.root)))["c.txt"] == signed["c.txt"]
+    with pytest.raises(UsageError, match="KVTOOL_SIGNING_KEY"):
+        kvtool.compress(signed, recipe="kivi")
     with pytest.raises(NotSigned, match="kivi"):
         signed.accept(signed["c.txt"].with_variant(0, "kivi", signed["c.txt"].segments[0].variants["nf4"]))
     assert signed["c.txt"].variants == ["raw", "nf4"]
@@ -141,3 +148,70 @@ def test_a_manifest_whose_signatures_are_none(signed: LocalStore) -> None:
         end = data.index(b"}}", start) + 2
         with pytest.raises(StoreError, match="manifest"):
             Document.from_bytes(data[:start] + signatures + data[end:], "manifest")
+
+
+def test_nobody_builds_on_what_others_left(
+    signed: LocalStore, ours: Pair, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An artifact's identity does not say what its values are: one that nobody has signed must not be signed by accident."""
+    monkeypatch.setenv("KVTOOL_SIGNING_KEY", str(ours.private))
+    signed.require([key_text(signing_key(ours.private).public_key())])
+    raw = signed["c.txt"].segments[0].variants["raw"].artifact
+    stranger = replace(signed["c.txt"], name="theirs.txt", signatures={})
+    signed.remove("c.txt")
+    signed.write_manifest(stranger)
+    assert signed.holds(stranger.segments[0].variants["raw"])
+    report = kvtool.prefill("c.txt", model=tiny, store=signed)
+    assert report.model_tokens > 0
+    assert raw not in {variant.artifact for variant in LocalStore(signed.root).known().values()} or (
+        signed["c.txt"].segments[0].variants["raw"].artifact == raw
+    )
+    without = replace(stranger, segments=(replace(stranger.segments[0], variants={}),))
+    signed.write_manifest(without)
+    with pytest.raises(NotSigned, match="has no variant, and so no signature"):
+        signed["theirs.txt"]
+
+
+def test_who_requires_signatures_can_write_with_a_key(
+    store: LocalStore, ours: Pair, tiny: kvtool.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_documents(store, signing_key(ours.private))
+    monkeypatch.setenv("KVTOOL_SIGNED_BY", str(ours.public))
+    required = LocalStore(store.root)
+    with pytest.raises(UsageError, match="KVTOOL_SIGNING_KEY"):
+        kvtool.prefill("c.txt", model=tiny, store=required)
+    monkeypatch.setenv("KVTOOL_SIGNING_KEY", str(ours.private))
+    Path("more.txt").write_text("Some words. " * 20)
+    kvtool.prefill("more.txt", model=tiny, store=required)
+    kvtool.compress(required, recipe="nf4")
+    assert LocalStore(store.root)["more.txt"].variants == ["raw", "nf4"]
+    # Measuring makes a store of its own, of which nobody asks for signatures.
+    kvtool.evaluate(required, ["more.txt"], model=tiny, recipes=["nf4"], scope=SCOPE)
+
+
+def test_readers_follow_what_a_store_begins_to_require(store: LocalStore, ours: Pair) -> None:
+    reader = LocalStore(store.root)
+    assert reader["c.txt"]
+    store.require([key_text(signing_key(ours.private).public_key())])
+    with pytest.raises(NotSigned):
+        reader["c.txt"]
+
+
+def test_room_is_made_whoever_has_signed(
+    store: LocalStore, ours: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kvtool.compress(store, recipe="nf4")
+    monkeypatch.setenv("KVTOOL_SIGNED_BY", str(ours.public))
+    room = make_room(LocalStore(store.root), Rules(variants=frozenset({"nf4"})))
+    assert room is not None
+    assert list(room.trimmed) == THREE
+
+
+def test_a_signed_document_takes_the_place_of_the_unsigned(
+    store: LocalStore, ours: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(store, tmp_path / "other")
+    sign_documents(store, signing_key(ours.private))
+    monkeypatch.setenv("KVTOOL_SIGNED_BY", str(ours.public))
+    assert push(LocalStore(store.root), tmp_path / "other").copied == THREE
+    assert list(LocalStore(tmp_path / "other").values())
