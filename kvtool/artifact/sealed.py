@@ -10,6 +10,7 @@ length of a header beyond any bound.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import secrets
 import stat
@@ -71,14 +72,11 @@ def unseal(chunks: Iterable[bytes | memoryview], where: object) -> Iterator[byte
 
     Raises ``Locked`` without its key, and ``BrokenArtifact`` for what was changed.
     """
-    pieces = iter(chunks)
-    buffer = bytearray()
-    while len(buffer) < len(MAGIC) and (piece := next(pieces, None)) is not None:
-        buffer += piece
-    if not buffer.startswith(MAGIC):
-        yield bytes(buffer)
-        yield from pieces
+    is_sealed, chunks = peek(chunks)
+    if not is_sealed:
+        yield from chunks
         return
+    pieces, buffer = iter(chunks), bytearray()
     while len(buffer) < _HEAD and (piece := next(pieces, None)) is not None:
         buffer += piece
     head = bytes(buffer[:_HEAD])
@@ -92,6 +90,14 @@ def unseal(chunks: Iterable[bytes | memoryview], where: object) -> Iterator[byte
             del buffer[:size]
             index += 1
     yield _decrypt(cipher, index, bytes(buffer), head, where, is_last=True)
+
+
+def peek(chunks: Iterable[bytes | memoryview]) -> tuple[bool, Iterable[bytes | memoryview]]:
+    """Whether a file that comes in ``chunks`` is sealed, and the same chunks."""
+    pieces, first = iter(chunks), bytearray()
+    while len(first) < len(MAGIC) and (piece := next(pieces, None)) is not None:
+        first += piece
+    return first.startswith(MAGIC), itertools.chain([bytes(first)], pieces)
 
 
 def key_id_of(path: Path) -> str | None:
