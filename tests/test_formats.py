@@ -21,6 +21,7 @@ OWNERS = {
     "store": "kvtool.store.layout",
     "lock": "kvtool.pipeline.lock",
     "evaluation": "kvtool.evaluation.result",
+    "break-even": "kvtool.breakeven.result",
     "recommendation": "kvtool.recommendation.choose",
 }
 

@@ -19,7 +19,7 @@ INTRO = """The package and its files have versions apart. A new package mostly w
 
 Each file says its format's number. This kvtool writes these, and `kvtool doctor` prints those that are read back:"""
 
-PROMISE = """The last two are written for other programs.
+PROMISE = """The last three are written for other programs.
 
 | a file | what kvtool does |
 | --- | --- |

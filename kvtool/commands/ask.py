@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.completion import complete_documents, complete_policies, complete_variants
+from kvtool.commands.completion import complete_documents, complete_variants
 from kvtool.commands.options import AsJson, ModelFlags, given, load_model, with_settings
 from kvtool.counts import counted, parse_share
 from kvtool.errors import UsageError
@@ -67,7 +67,6 @@ def run(
         str | None,
         typer.Option(
             help="Choose the recomputed tokens by this policy; --policies lists them.",
-            autocompletion=complete_policies,
         ),
     ] = None,
     separator: Annotated[

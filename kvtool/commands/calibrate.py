@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvtool.commands import output
-from kvtool.commands.completion import complete_calibrated
+from kvtool.commands.completion import complete_recipe
 from kvtool.commands.options import AsJson, DocumentNames, DryRun, TextFlags, load_model, with_settings
 from kvtool.commands.recipes import preset_lines
 from kvtool.counts import counted
@@ -35,7 +35,7 @@ def run(
         str,
         typer.Option(
             help="Calibrate this recipe; kvtool recipes says which take a calibration.",
-            autocompletion=complete_calibrated,
+            autocompletion=complete_recipe,
         ),
     ] = "klt",
     tokens: Annotated[

@@ -1,12 +1,13 @@
-"""What a shell offers for options that name recipes, variants, presets and policies, and for documents.
+"""What a shell offers for options that name recipes, variants and presets, and for documents.
 
-Who presses a key waits for it, so nothing here imports torch or asks a server. The names of kvtool's own recipes, presets and
-policies stand here for that reason, and a test compares them with what there is.
+Who presses a key waits for it, so nothing here imports torch or asks a server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,15 +15,13 @@ import typer
 if TYPE_CHECKING:
     from kvtool.store.catalog.catalog import Catalog
 
-RECIPES = (
-    "a2sf ada-kv attention-matching bfp cachegen cachegen-lmcache cake corm d2o duoattention elastic-cache "
-    "expected-attention gear h2o int8-blockwise keydiff keyformer kivi klt kvcrush kvmerger kvquant kvsculpt kvtc kvzip "
-    "l2-norm lossless mikv minicache nf4 prefixkv pyramidkv quest razorattention rotatekv scissorhands sirllm snapkv "
-    "squeezeattention streaming-llm think turboquant vatp xkv zipcache"
-)
-CALIBRATED = "klt kvquant kvtc"
-PRESETS = "near-lossless balanced small"
-POLICIES = "none all even legolink cacheblend cacheblend-keys cacheblend-gradual prophet fusionrag infoflow ape drift"
+PRESETS = ("near-lossless", "balanced", "small")
+
+
+def recipe_names() -> list[str]:
+    """kvtool's own recipes. Each is in a file of its name: to import them would take seconds."""
+    stems = (path.stem for path in Path(str(files("kvtool"))).glob("recipes/*/**/*.py"))
+    return sorted(stem.replace("_", "-") for stem in stems if stem != "__init__")
 
 
 def complete_documents(context: typer.Context, incomplete: str) -> list[str]:
@@ -39,26 +38,18 @@ def complete_variants(context: typer.Context, incomplete: str) -> list[str]:
 def complete_recipe(incomplete: str) -> list[str]:
     """Recipes; after a plus, those that code what the first one leaves."""
     first, plus, last = incomplete.rpartition("+")
-    return [f"{first}{plus}{name}" for name in _beginning(RECIPES.split(), last)]
-
-
-def complete_calibrated(incomplete: str) -> list[str]:
-    return _beginning(CALIBRATED.split(), incomplete)
+    return [f"{first}{plus}{name}" for name in _beginning(recipe_names(), last)]
 
 
 def complete_recipes(context: typer.Context, incomplete: str) -> list[str]:
     """A list with commas: its last part is completed, by recipes and by variants."""
     first, comma, last = incomplete.rpartition(",")
-    known = dict.fromkeys([*RECIPES.split(), *_variants(context)])
+    known = dict.fromkeys([*recipe_names(), *_variants(context)])
     return [f"{first}{comma}{name}" for name in _beginning(known, last)]
 
 
 def complete_presets(incomplete: str) -> list[str]:
-    return _beginning(PRESETS.split(), incomplete)
-
-
-def complete_policies(incomplete: str) -> list[str]:
-    return _beginning(POLICIES.split(), incomplete)
+    return _beginning(PRESETS, incomplete)
 
 
 def _beginning(names: Iterable[str], incomplete: str) -> list[str]:

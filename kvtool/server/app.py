@@ -107,8 +107,9 @@ def create_app(
     """
     if len(service.tenants) > 1:
         forget_words(service.model)
-    contents = {name: Contents(local_part(tenant.store)) for name, tenant in service.tenants.items()}
-    workers = [PrefillWorker(each, service, service.tenants[name]) for name, each in contents.items()]
+    tenants = {tenant.name: tenant for tenant in service.tenants.values()}
+    contents = {name: Contents(local_part(tenant.store)) for name, tenant in tenants.items()}
+    workers = [PrefillWorker(each, service, tenants[name]) for name, each in contents.items()]
     open_paths = [*_OPEN, *web.PATHS]
 
     @asynccontextmanager

@@ -36,7 +36,9 @@ def made(lively: kvtool.Model, corpus: Path) -> LocalStore:
 
 
 def files(store: LocalStore) -> dict[str, bytes]:
-    return {str(p.relative_to(store.root)): p.read_bytes() for p in store.root.rglob("*.*") if p.is_file()}
+    """All of the store, but for its notes of who has used what."""
+    files = {p.relative_to(store.root): p for p in store.root.rglob("*.*") if p.is_file()}
+    return {str(name): path.read_bytes() for name, path in files.items() if name.parts[0] != "uses"}
 
 
 def touched(store: LocalStore) -> dict[Path, int]:

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from docsgen.release import release
-from tests.wheels import BUILT_FROM, ROOT, copied, declared, link
+from tests.release.wheels import BUILT_FROM, ROOT, copied, declared, link
 
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -57,7 +57,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "PATH": path, "GITHUB_REF_NAME": f"v{VERSION}"}
     for name, commands in steps("build").items():
         if name == "Try the wheel":
-            continue  # tests/test_wheel.py does.
+            continue  # test_wheel.py does.
         done = subprocess.run(
             ["bash", "-e", "-c", commands], cwd=root, env=environment, capture_output=True, text=True
         )

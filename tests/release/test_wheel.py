@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wheels import build, copied, declared, link, required
+from tests.release.wheels import build, copied, declared, link, required
 
 pytestmark = pytest.mark.slow
 
