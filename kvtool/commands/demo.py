@@ -21,9 +21,6 @@ HANDBOOK = PACKAGE / "demo" / "handbook.md"
 QUESTION = "When does the first boat leave Port Almond?"
 TOKENS = 15
 
-RATIO = 40
-"""A size at which this small model still tells the handbook's times apart."""
-
 BLENDED = ("samples/bakery.md", "samples/harbour.md")
 QUESTION_TO_BOTH = "How many steps does the lighthouse have?"
 TOKENS_FROM_BOTH = 12
@@ -44,8 +41,8 @@ def run(
         _announce(f"prefill {' '.join(paths)}")
         if code := prefill.run(paths, store=store):
             return code
-        _announce(f"compress --ratio {RATIO}")
-        if code := compress.run(ratio=RATIO, store=store):
+        _announce("compress")
+        if code := compress.run(store=store):
             return code
         _announce("ls")
         ls.run(store=store)
