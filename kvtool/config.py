@@ -112,8 +112,8 @@ class Settings(BaseSettings):
 
     store: Path = Field(
         Path("kv-store"),
-        description="Use the store in this directory, in a bucket at s3://BUCKET/PREFIX or, to read only, at a server's "
-        "http://HOST:PORT.",
+        description="Use the store in this directory or, to read only, at a server's http://HOST:PORT or a bucket's "
+        "s3://BUCKET/PREFIX.",
     )
     model: str = Field(
         "embedded", description="Use this model: a directory, a .gguf file or a hub id, owner/name@revision."

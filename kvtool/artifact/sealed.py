@@ -72,32 +72,28 @@ def unseal(chunks: Iterable[bytes | memoryview], where: object) -> Iterator[byte
 
     Raises ``Locked`` without its key, and ``BrokenArtifact`` for what was changed.
     """
-    is_sealed, chunks = peek(chunks)
-    if not is_sealed:
-        yield from chunks
+    pieces = iter(chunks)
+    buffer = bytearray()
+    while len(buffer) < len(MAGIC) and (piece := next(pieces, None)) is not None:
+        buffer += piece
+    if not buffer.startswith(MAGIC):
+        yield bytes(buffer)
+        yield from pieces
         return
-    pieces, buffer = iter(chunks), bytearray()
     while len(buffer) < _HEAD and (piece := next(pieces, None)) is not None:
         buffer += piece
     head = bytes(buffer[:_HEAD])
     cipher = _cipher(_key_of(head, where), head)
     del buffer[:_HEAD]
     index, size = 0, CHUNK + _TAG
-    for piece in pieces:
+    # What has come with the head may be the whole file.
+    for piece in itertools.chain([b""], pieces):
         buffer += piece
         while len(buffer) > size:
             yield _decrypt(cipher, index, bytes(buffer[:size]), head, where, is_last=False)
             del buffer[:size]
             index += 1
     yield _decrypt(cipher, index, bytes(buffer), head, where, is_last=True)
-
-
-def peek(chunks: Iterable[bytes | memoryview]) -> tuple[bool, Iterable[bytes | memoryview]]:
-    """Whether a file that comes in ``chunks`` is sealed, and the same chunks."""
-    pieces, first = iter(chunks), bytearray()
-    while len(first) < len(MAGIC) and (piece := next(pieces, None)) is not None:
-        first += piece
-    return first.startswith(MAGIC), itertools.chain([bytes(first)], pieces)
 
 
 def key_id_of(path: Path) -> str | None:

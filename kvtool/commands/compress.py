@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from kvtool.compression.report import Report
     from kvtool.config import Settings
     from kvtool.store.base import Store
-    from kvtool.store.manifest import Document, Variant
 
 
 @with_settings(ModelFlags)
@@ -126,14 +125,13 @@ def run(
     kvtool recipes klt has what they promise. kivi is quick and needs no model.
     """
     from kvtool.compression.inputs import chosen_recipe, compress_inputs, variant_name
-    from kvtool.store.layout import scheme
 
     recipe = chosen_recipe(recipe, prunes=keep is not None or resident is not None)
     chosen, variant = names or None, variant_name(recipe, name, source)
     command = Repeatable(
         "compress",
         settings,
-        None if scheme(settings.store) else compress_inputs(settings.store, chosen, variant),
+        compress_inputs(settings.store, chosen, variant),
         documents=chosen,
         recipe=[recipe, bits, ratio, max_kl, preset, keys, values, keep, resident, recent, sinks, parameters],
         variant=[calibration, name, source, replace],
@@ -143,7 +141,6 @@ def run(
 
     from kvtool.compression.compress import compress
     from kvtool.store.open import open_store
-    from kvtool.store.transfer.working_copy import working_copy
 
     store = open_store(settings.store, existing=True)
     targets = given(bits=_whole(bits), ratio=_whole(ratio), max_kl=max_kl, resident=resident, preset=preset)
@@ -152,17 +149,9 @@ def run(
         **given(keep=keep, recent=recent, sinks=sinks),
         **_parse(parameters or []),
     }
-
-    def read(document: Document) -> list[Variant]:
-        """The originals, and what was made of them before, which is compared."""
-        if chosen is not None and document.name not in chosen:
-            return []
-        made = [s.variants[variant] for s in document.segments if variant in s.variants]
-        return [*document.read_by(source), *made]
-
-    with working_copy(store, read) as local, output.Bars() as bars:
+    with output.Bars() as bars:
         report = compress(
-            local,
+            store,
             chosen,
             recipe=recipe,
             keys=keys,
@@ -181,18 +170,18 @@ def run(
             ),
             **settings_of_recipe,
         )
-    output.emit(report.to_json(), render(report, local), as_json)
+    output.emit(report.to_json(), render(report, store), as_json)
     code = output.exit_code(report.problems, len(report.compressed) + len(report.unchanged))
     # A promise that nobody asked for is no gate: the line that says that it is not kept is enough.
     unkept = preset is not None and report.preset is not None and report.preset.is_unmet
     if unkept or (report.setting and not report.setting.met):
         return max(GATE, code)
     # A setting that was measured is no part of what a repetition says, which takes it from the variant, or measures it again.
-    if code == DONE and report.entries and not (dry_run or report.setting or scheme(settings.store)):
+    if code == DONE and report.entries and not (dry_run or report.setting):
         after = compress_inputs(settings.store, chosen, variant)
         if after:
             again = report.repeated(after["names"])
-            command.remember(after, report.entries, again.to_json(), render(again, local))
+            command.remember(after, report.entries, again.to_json(), render(again, store))
     return code
 
 

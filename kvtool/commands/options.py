@@ -61,8 +61,8 @@ class StoreFlags:
     store: Annotated[
         Path | None,
         typer.Option(
-            help="Use the store in this directory, in a bucket at s3://BUCKET/PREFIX or, to read only, at a server's "
-            "http://HOST:PORT (default: kv-store)."
+            help="Use the store in this directory or, to read only, at a server's http://HOST:PORT or a bucket's "
+            "s3://BUCKET/PREFIX (default: kv-store)."
         ),
     ]
 

@@ -98,39 +98,37 @@ def run(
     What is already there is skipped, by content. An interrupted run, started again, goes on where it stopped.
     """
     from kvtool.prefilling.inputs import prefill_inputs, prefill_options
-    from kvtool.store.layout import scheme
 
     documents = _documents(paths, name)
-    inputs = None if scheme(settings.store) else prefill_inputs(documents, settings)
+    inputs = prefill_inputs(documents, settings)
     command = Repeatable("prefill", settings, inputs, paths=list(paths), name=name, replace=replace)
     if not dry_run and command.replay(as_json):
         return DONE
 
     from kvtool.model.prefill_speed import remember
     from kvtool.prefilling.prefill import prefill
-    from kvtool.store.transfer.working_copy import open_new_store, working_copy
+    from kvtool.store.open import open_store
 
-    store = open_new_store(settings.store)
+    store = open_store(settings.store)
     options, prefix_warnings = prefill_options(settings)
     model = load_model(settings)
-    with working_copy(store) as local, output.Bars() as bars:
+    with output.Bars() as bars:
         report = prefill(
             documents,
             model=model,
-            store=local,
+            store=store,
             replace=replace,
             dry_run=dry_run,
             on_progress=lambda r: show(bars, r),
             **options,
         )
-    report.store = str(store)
     report.warnings[:0] = prefix_warnings
     if report.model_tokens:
         remember(model.fingerprint, report.model_tokens, report.model_seconds)
     output.emit(report.to_json(), render(report), as_json)
     output.print_warnings(report.warnings)
     code = output.exit_code(report.problems, len(report.prefilled) + len(report.unchanged))
-    if code == DONE and not dry_run and inputs and (after := prefill_inputs(documents, settings)):
+    if code == DONE and not dry_run and (after := prefill_inputs(documents, settings)):
         again = report.repeated(after["entries"])
         command.remember(after, report.entries, again.to_json(), render(again), again.warnings)
     return code

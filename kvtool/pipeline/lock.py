@@ -177,6 +177,12 @@ def _json(value: Any) -> Any:
 
 def _calibrations(document: Document, variant: str) -> set[str]:
     """Digests of the calibrations that a document's variant needs."""
-    return set().union(
-        *(s.variants[variant].calibrations for s in document.segments if variant in s.variants)
-    )
+    configs = [s.variants[variant].recipe.get("pipeline") for s in document.segments if variant in s.variants]
+    return set().union(*map(_digests, configs))
+
+
+def _digests(config: Any) -> set[str]:
+    if isinstance(config, Mapping):
+        own = {config["calibration"]} if isinstance(config.get("calibration"), str) else set()
+        return own.union(*map(_digests, config.values()))
+    return set().union(*map(_digests, config)) if isinstance(config, (list, tuple)) else set()

@@ -20,6 +20,7 @@ from kvtool.store.calibrations import Calibrations
 from kvtool.store.catalog.local import LocalCatalog, artifacts_of, read_only
 from kvtool.store.layout import CALIBRATIONS
 from kvtool.store.manifest import Variant
+from kvtool.store.trust.keys import has_signing_key
 from kvtool.store.verified_write import receive
 from kvtool.system import files
 
@@ -53,11 +54,11 @@ class LocalStore(LocalCatalog, Store, schemes=[""]):
     def known(self) -> dict[str, Variant]:
         """Identity → artifact, for all raw ones that manifests name, and for all that an interrupted run has left.
 
-        A broken manifest stops nobody here: what it named is found by its own header. Where signatures are required, strays do
-        not count: anybody may have left them, and whoever builds on them would sign them.
+        A broken manifest stops nobody here: what it named is found by its own header. For who signs, and where signatures are
+        required, strays do not count: anybody may have left them, and whoever builds on them would sign them.
         """
         documents = self.readable()
-        if self.trust.rules:
+        if self.trust.rules or has_signing_key():
             return self._known(documents)
         artifacts, referenced = self._known(documents), artifacts_of(documents)
         for path in self.artifact_files():

@@ -44,11 +44,6 @@ class Variant:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def calibrations(self) -> set[str]:
-        """Digests of those that its recipe needs."""
-        return _calibrations(self.recipe.get("pipeline"))
-
-    @property
     def is_pruned(self) -> bool:
         """Whether its recipe removes tokens."""
         return bool((self.recipe.get("pipeline") or {}).get("prune"))
@@ -94,12 +89,6 @@ class Document:
     def artifacts(self) -> list[Variant]:
         prefix = [self.prefix_artifact] if self.prefix_artifact else []
         return prefix + [variant for segment in self.segments for variant in segment.variants.values()]
-
-    def read_by(self, source: str) -> list[Variant]:
-        """The artifacts from which another variant is made: its prefix, ``source``, and what was collected for stages."""
-        prefix = [self.prefix_artifact] if self.prefix_artifact else []
-        wanted = (source, INPUTS)
-        return prefix + [s.variants[name] for s in self.segments for name in wanted if name in s.variants]
 
     def nbytes(self, variant: str) -> int:
         return sum(segment.variants[variant].nbytes for segment in self.segments)
@@ -225,14 +214,6 @@ def _with_todays_names(segment: Segment) -> Segment:
         is_renamed = end == AVERAGED_IN_RECORDS and new not in segment.variants
         variants[new if is_renamed else name] = variant
     return replace(segment, variants=variants)
-
-
-def _calibrations(config: Any) -> set[str]:
-    """Digests of the calibrations that a part of a pipeline's configuration names."""
-    if isinstance(config, Mapping):
-        own = {config["calibration"]} if isinstance(config.get("calibration"), str) else set()
-        return own.union(*map(_calibrations, config.values()))
-    return set().union(*map(_calibrations, config)) if isinstance(config, (list, tuple)) else set()
 
 
 def _variant_json(variant: Variant) -> dict[str, Any]:

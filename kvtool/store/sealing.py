@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from kvtool.artifact.sealed import peek, seal, sealed_size, unseal
+from kvtool.artifact.sealed import seal, sealed_size, unseal
 from kvtool.artifact.store_key import ENCRYPTION_KEY, StoreKey, store_keys
 from kvtool.errors import StoreError
 
 
 @dataclass(frozen=True)
 class Sealing:
-    """``encrypted_with`` is a key's id. A cache ``keeps`` files that come sealed, and needs no key for that."""
+    """``encrypted_with`` is a key's id. A cache ``keeps`` files as another store has them, and needs no key for that."""
 
     encrypted_with: str | None = None
     keeps: bool = False
@@ -20,10 +20,8 @@ class Sealing:
     def stored(self, chunks: Iterable[bytes | memoryview], where: object) -> Iterator[bytes | memoryview]:
         """The bytes to write of a file that comes in ``chunks``, sealed or not. Raises ``StoreError`` without the key."""
         if self.keeps:
-            is_sealed, chunks = peek(chunks)
-            if is_sealed or not self.encrypted_with:
-                yield from chunks
-                return
+            yield from chunks
+            return
         plain = unseal(chunks, where)
         yield from seal(plain, key_of(self.encrypted_with)) if self.encrypted_with else plain
 

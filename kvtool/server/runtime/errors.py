@@ -35,7 +35,9 @@ def api_error(error: BaseException) -> ApiError:
         case DiskFull():
             return ApiError(507, "the server's disk is full; what was stored before is safe")
         case QuotaReached():
-            message = "the store is full: nothing that it holds may be removed to make room; try again later"
+            message = (
+                "the store is full: nothing that it holds may be removed now to make room; try again later"
+            )
             return ApiError(507, message, code="quota_exceeded")
         case UsageError() | TooLarge():
             return ApiError(400, str(error))

@@ -72,8 +72,9 @@ class LocalCatalog(Catalog):
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
             raise StoreError(self._marker, reason, "check its permissions") from error
-        self._marker_state = state
         self.trust = TrustPolicy() if self.is_private else TrustPolicy.of(self.marker)
+        # Last: whoever fails before asks again, and is not left with what was required before.
+        self._marker_state = state
 
     # Reading
 

@@ -112,6 +112,10 @@ class RemoteCatalog(Catalog):
         return self.backend.marker.encrypted_with
 
     def using(self, *names: str) -> AbstractContextManager[None]:
+        for name in names:
+            # Its manifest must be in the cache, or there is nothing to hold.
+            with suppress(StoreError):
+                _ = self[name]
         return self.cache.using(*names)
 
     def _documents(self) -> Mapping[str, Listed]:

@@ -6,6 +6,7 @@ As ``sources``, these are the store's own notes: they are no part of a document,
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -44,7 +45,11 @@ class Uses:
         """Yields whether nobody uses the document; if so, nobody begins to within the context."""
         path = self.root / note_file(USES, name)
         path.parent.mkdir(parents=True, exist_ok=True)
+        was_used = path.exists()
         with files.locked_if_free(path) as is_free:
+            if not was_used:
+                # To look is no use.
+                os.utime(path, (0, 0))
             yield is_free
 
     def is_used(self, name: str) -> bool:
@@ -57,7 +62,7 @@ class Uses:
     def last(self, name: str) -> float | None:
         """When the document was last used, in seconds since 1970; None if it never was."""
         try:
-            return (self.root / note_file(USES, name)).stat().st_mtime
+            return (self.root / note_file(USES, name)).stat().st_mtime or None
         except OSError:
             return None
 

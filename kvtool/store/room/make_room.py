@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Room:
 
 def stored_bytes(catalog: LocalCatalog) -> int:
     """Bytes of all artifacts and calibrations."""
-    return sum(_sizes(catalog.artifact_files()).values()) + _calibration_bytes(catalog)
+    return _nbytes(catalog.artifact_files()) + _calibration_bytes(catalog)
 
 
 def make_room(
@@ -54,12 +55,15 @@ def make_room(
         if not is_alone:
             return None
         # Listed before the manifests are read: what is committed meanwhile is in use.
-        sizes = _sizes(catalog.artifact_files())
+        found = _status(catalog.artifact_files())
+        sizes = {path: status.st_size for path, status in found.items()}
         documents = {name: catalog.stored(name) for name in catalog}
         named = artifacts_of(documents.values())
         now = time.time()
         fresh = {
-            path for path in sizes if path.stem not in named and now - path.stat().st_mtime < stray_seconds
+            path
+            for path, status in found.items()
+            if path.stem not in named and now - status.st_mtime < stray_seconds
         }
         other = _calibration_bytes(catalog) + sum(sizes[path] for path in fresh)
         candidates = [_candidate(catalog, document) for document in documents.values()]
@@ -73,7 +77,7 @@ def make_room(
         if not dry_run and not is_empty:
             files.remove_temporaries(catalog.root)
             for path in gone:
-                path.unlink()
+                path.unlink(missing_ok=True)
         nbytes = other + sum(size for path, size in sizes.items() if path not in {*gone, *fresh})
         return Room(removed, [document.name for document in trimmed], gone, nbytes)
 
@@ -100,14 +104,18 @@ def _apply(catalog: LocalCatalog, choice: Choice) -> tuple[dict[str, Reason], li
     return removed, trimmed
 
 
-def _sizes(paths: Sequence[Path]) -> dict[Path, int]:
-    """Bytes of the files that are still there."""
-    sizes: dict[Path, int] = {}
+def _status(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """The status of the files that are still there."""
+    found: dict[Path, os.stat_result] = {}
     for path in paths:
         with suppress(FileNotFoundError):
-            sizes[path] = path.stat().st_size
-    return sizes
+            found[path] = path.stat()
+    return found
+
+
+def _nbytes(paths: Iterable[Path]) -> int:
+    return sum(status.st_size for status in _status(paths).values())
 
 
 def _calibration_bytes(catalog: LocalCatalog) -> int:
-    return sum(_sizes(list((catalog.root / CALIBRATIONS).glob("*.safetensors"))).values())
+    return _nbytes((catalog.root / CALIBRATIONS).glob("*.safetensors"))

@@ -47,7 +47,8 @@ class Quota:
     def admitted(self, nbytes: int) -> Iterator[None]:
         """Makes room for ``nbytes`` that come within the context. Raises ``QuotaReached`` if there is none to be had."""
         with self._lock:
-            self._admit(nbytes)
+            if nbytes:
+                self._admit(nbytes)
             self._coming += nbytes
         try:
             yield
@@ -59,10 +60,13 @@ class Quota:
 
     def keep(self) -> None:
         """Removes what is too much by now. A store that cannot be read is left alone."""
-        with self._lock:
-            self._count()
-            if self._nbytes > self.max_bytes:
-                self._make_room(0)
+        try:
+            with self._lock:
+                self._count()
+                if self._nbytes > self.max_bytes:
+                    self._make_room(0)
+        except OSError as error:
+            _log.warning("%s: no room was made: %s", self.catalog, error)
 
     def _admit(self, nbytes: int) -> None:
         self._count()
@@ -74,7 +78,8 @@ class Quota:
                 continue
             if self._nbytes + self._coming + nbytes <= self.max_bytes:
                 break
-            reason = f"{nbytes:,} bytes more do not fit into {self.max_bytes:,}: the rest is pinned or in use"
+            why = "others are writing" if time.monotonic() >= ends else "the rest is pinned or in use"
+            reason = f"{nbytes:,} bytes more do not fit into {self.max_bytes:,}: {why}"
             raise QuotaReached(str(self.catalog), reason, "remove or unpin documents, or raise the quota")
 
     def _count(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,10 @@ from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.writable import WritableFiles
 from kvtool.store.base import Store
 from kvtool.store.layout import artifact_file, calibration_file, manifest_file
-from kvtool.store.manifest import Variant
+from kvtool.store.manifest import Document, Variant
 from kvtool.store.sealing import Sealing, key_of, not_encrypted
 from kvtool.store.transfer.versioned import VersionedManifests
+from kvtool.store.trust.policy import TrustPolicy
 from kvtool.system.files import write_atomic
 
 
@@ -89,6 +90,11 @@ class ToFiles(VersionedManifests):
                 chunks = self._sealing.stored(iter(lambda: file.read(limits.MIB), b""), path)
                 write_atomic(stored, chunks)
             yield stored
+
+    def change(self, name: str, update: Callable[[Document | None], Document]) -> None:
+        """Raises ``NotSigned`` for a document without the signatures that the store requires: nobody could read it there."""
+        policy = TrustPolicy((self.backend.marker.signed_by,) if self.backend.marker.signed_by else ())
+        super().change(name, lambda old: policy.checked(update(old)))
 
     def manifest(self, name: str) -> tuple[bytes, str] | None:
         return self.backend.versioned(manifest_file(name))

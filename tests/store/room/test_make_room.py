@@ -147,6 +147,12 @@ def test_what_begins_to_be_used_meanwhile_keeps_its_variants(
     store.open("c.txt").verify()
 
 
+def test_to_lose_a_variant_is_no_use(store: LocalStore) -> None:
+    kvtool.compress(store, recipe="nf4")
+    make_room(store, Rules(variants=frozenset({"nf4"})))
+    assert [store.uses.last(name) for name in THREE] == [None] * 3
+
+
 def test_a_use_of_what_is_not_there_leaves_no_note(store: LocalStore) -> None:
     with store.using("no such document"):
         pass

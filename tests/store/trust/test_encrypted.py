@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import kvtool
+from kvtool.artifact import sealed
 from kvtool.artifact.pages import PartReader
 from kvtool.artifact.reading import BrokenArtifact
 from kvtool.artifact.sealed import Locked, key_id_of
@@ -244,9 +245,9 @@ class TestPush:
     ) -> None:
         backend = MemoryBackend("new", {}, new=True)
         assert self.into(encrypted, backend).copied == THREE
-        sealed = [data for file, data in backend.files.items() if file.endswith(".safetensors")]
-        assert len(sealed) == 8
-        assert all(data.startswith(b"kvseal") for data in sealed)
+        written = [data for file, data in backend.files.items() if file.endswith(".safetensors")]
+        assert len(written) == 8
+        assert all(data.startswith(b"kvseal") for data in written)
         again = MemoryBackend("new", backend.files)
         assert again.marker.encrypted_with == key.id
         assert self.into(encrypted, again).unchanged == THREE
@@ -255,6 +256,26 @@ class TestPush:
         assert all(key_id_of(path) == key.id for path in files_of(copy.root))
         for store in (RemoteStore("", again), copy):
             assert torch.equal(store.read("c.txt").layers[0].values, plain["c.txt"])
+
+    @pytest.mark.parametrize("decrypt", [False, True])
+    def test_files_of_many_chunks_are_copied(
+        self,
+        store: LocalStore,
+        key: StoreKey,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        decrypt: bool,
+    ) -> None:
+        monkeypatch.setattr(sealed, "CHUNK", 100)
+        encrypt(store, key)
+        if decrypt:
+            LocalStore(tmp_path / "folder").require([])
+        assert push(store, tmp_path / "folder", decrypt=decrypt).copied == THREE
+        copy = LocalStore(tmp_path / "folder")
+        assert {key_id_of(path) for path in files_of(copy.root)} == {None if decrypt else key.id}
+        for name in THREE:
+            copy.open(name).verify()
 
     def test_a_place_that_is_not_encrypted_is_refused(
         self, store: LocalStore, key: StoreKey, tmp_path: Path, cache: Path

@@ -13,12 +13,15 @@ import kvtool
 from kvtool.errors import StoreError, UsageError
 from kvtool.measurement.scope import Scope
 from kvtool.store.backends.memory import MemoryBackend
+from kvtool.store.layout import Marker
 from kvtool.store.local import LocalStore
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.remote import RemoteStore
 from kvtool.store.room.make_room import make_room
 from kvtool.store.room.rules import Rules
 from kvtool.store.transfer.push import push
+from kvtool.store.transfer.to_files import ToFiles
+from kvtool.store.transfer.transfer import Report, transfer
 from kvtool.store.trust.keys import key_text, signing_key, trusted_keys
 from kvtool.store.trust.sign_documents import sign_documents
 from kvtool.store.trust.signatures import NotSigned, refuse_unsigned, sign
@@ -215,3 +218,21 @@ def test_a_signed_document_takes_the_place_of_the_unsigned(
     monkeypatch.setenv("KVTOOL_SIGNED_BY", str(ours.public))
     assert push(LocalStore(store.root), tmp_path / "other").copied == THREE
     assert list(LocalStore(tmp_path / "other").values())
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_bucket_that_requires_signatures_gets_no_others(signed: LocalStore, ours: Pair) -> None:
+    backend = MemoryBackend("strict", {}, new=True)
+    backend.marker = Marker((key_text(signing_key(ours.private).public_key()),))
+    assert _into(signed, backend).copied == THREE
+    kvtool.compress(signed, "c.txt", recipe="kivi")
+    report = _into(signed, MemoryBackend("strict", backend.files))
+    assert [str(problem.subject) for problem in report.problems] == ["c.txt"]
+    assert "kivi" not in RemoteStore("", MemoryBackend("strict", backend.files))["c.txt"].variants
+
+
+def _into(source: LocalStore, backend: MemoryBackend) -> Report:
+    into = ToFiles(backend)
+    return transfer(
+        source, into, None, variant=None, overwrite=False, dry_run=False, on_progress=lambda _: None
+    )
