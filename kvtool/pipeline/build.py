@@ -59,6 +59,7 @@ class Report:
     removed: list[str] = field(default_factory=list)
     compressed: dict[str, list[str]] = field(default_factory=dict)
     verified: int = 0
+    signed: list[str] = field(default_factory=list)
     pushed: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
@@ -79,6 +80,7 @@ class Report:
             "compressed": self.compressed,
             "verified": self.verified,
             "gate": self.checks,
+            "signed": self.signed,
             "pushed": self.pushed,
             "problems": [error.to_json() for error in self.problems],
             "warnings": [warning.to_json() for warning in self.warnings],
@@ -253,8 +255,9 @@ class _Build:
                     if LockedDocument.of(entry.source, document, variants) != entry:
                         reason = "has changed in the store while it was built, and was not signed"
                         self.report.problems.append(DocumentError(name, reason, "run kvtool build again"))
-                    else:
-                        self.store.write_manifest(sign(document, key, variants))
+                    elif (signed := sign(document, key, variants)) != document:
+                        self.store.write_manifest(signed)
+                        self.report.signed.append(name)
 
     def _push(self, lock: Lock, to: str) -> None:
         names = [name for name, entry in lock.documents.items() if entry.segments]

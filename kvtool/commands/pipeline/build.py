@@ -159,6 +159,7 @@ def render(report: Report) -> output.Lines:
         for variant, names in report.compressed.items()
     ]
     done += [f"verified {counted(report.verified, 'artifact')}"] if report.verified else []
+    done += [f"signed {counted(len(report.signed), 'document')}"] if report.signed else []
     done += [f"pushed {counted(len(report.pushed), 'document')}"] if report.pushed else []
     failed, passed = ([one for one in report.checks if one["passed"] is kept] for kept in (False, True))
     notes = gate(passed)

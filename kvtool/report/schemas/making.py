@@ -139,6 +139,7 @@ class Build(Value):
     verified: int
     """Artifacts that were read whole."""
     gate: list[Check]
+    signed: list[str]
     pushed: list[str]
     problems: list[Problem]
     warnings: list[Problem]
