@@ -66,3 +66,16 @@ def sometimes(fault: Fault, share: float = 0.25) -> Callable[[str, str], Fault]:
     """The fault for this share of requests, by chance: a repeated pattern could meet the same request each time."""
     drawn = random.Random(7)
     return lambda method, path: fault if drawn.random() < share else None
+
+
+def once(fault: Fault, method: str = "", part: str = "") -> Callable[[str, str], Fault]:
+    """The fault for the first request of each method and path: of this ``method``, and with ``part`` in its path."""
+    seen: set[tuple[str, str]] = set()
+
+    def faults(asked: str, path: str) -> Fault:
+        if (asked, path) in seen or part not in path or method not in ("", asked):
+            return None
+        seen.add((asked, path))
+        return fault
+
+    return faults

@@ -16,7 +16,7 @@ from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
 from kvtool.store.transfer.pull import pull
 from kvtool.store.transfer.push import push
-from tests.faulty import Fault, Faulty, sometimes
+from tests.faulty import Fault, Faulty, once, sometimes
 from tests.loopback import URL, Objects, endpoint, listen, objects
 from tests.server.asking import THREE
 
@@ -106,7 +106,7 @@ class TestBucket:
         tmp_path: Path,
         behind: Callable[..., tuple[str, Faulty]],
     ) -> None:
-        _, proxy = behind(endpoint, sometimes(503))
+        _, proxy = behind(endpoint, once(503))
         assert push(mine, URL).problems == []
         assert 503 in proxy.done
         copy = LocalStore(tmp_path / "copy")
@@ -131,16 +131,8 @@ class TestBucket:
     def test_a_manifest_that_is_another_by_now_is_read_again(
         self, mine: LocalStore, objects: Objects, endpoint: str, behind: Callable[..., tuple[str, Faulty]]
     ) -> None:
-        refused: set[str] = set()
-
-        def once(method: str, path: str) -> Fault:
-            """The first time that each manifest is written, somebody else was faster."""
-            if method != "PUT" or "/manifests/" not in path or path in refused:
-                return None
-            refused.add(path)
-            return 412
-
-        _, proxy = behind(endpoint, once)
+        # Of each manifest, somebody else was faster at first.
+        _, proxy = behind(endpoint, once(412, "PUT", "/manifests/"))
         assert push(mine, URL).copied == THREE
-        assert len(refused) == proxy.done.count(412) == 3
+        assert proxy.done.count(412) == 3
         check(Store(URL), mine)
