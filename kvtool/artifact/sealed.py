@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from kvtool import limits
 from kvtool.artifact.reading import broken
 from kvtool.artifact.store_key import ENCRYPTION_KEY, StoreKey, store_keys
 from kvtool.errors import ArtifactError, ModelError
@@ -124,6 +125,13 @@ def open_file(path: Path) -> IO[bytes]:
         file.close()
         raise
     return file
+
+
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of the file at ``path``, sealed or not, in pieces as it is before it is sealed."""
+    with open_file(path) as file:
+        while chunk := file.read(limits.MIB):
+            yield chunk
 
 
 class SealedFile(io.RawIOBase):

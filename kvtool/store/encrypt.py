@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtool import limits
-from kvtool.artifact.sealed import key_id_of, open_file, seal
+from kvtool.artifact.sealed import key_id_of, read_chunks, seal
 from kvtool.artifact.store_key import StoreKey
 from kvtool.store.catalog.local import LocalCatalog
-from kvtool.store.layout import CALIBRATIONS, CONTENTS
+from kvtool.store.layout import CONTENTS
 from kvtool.store.sealing import key_of
 from kvtool.system import files
 
@@ -56,15 +55,13 @@ def encrypt(
 
 def _due(catalog: LocalCatalog, key: StoreKey) -> tuple[list[Path], int]:
     """The files that are not encrypted with the key, and how many there are in all."""
-    calibrations = (catalog.root / CALIBRATIONS).glob("*.safetensors")
     contents = (catalog.root / CONTENTS).glob("*.json")
-    paths = [*catalog.artifact_files(), *sorted(calibrations), *sorted(contents)]
+    paths = [*catalog.artifact_files(), *catalog.calibration_files(), *sorted(contents)]
     return [path for path in paths if key_id_of(path) != key.id], len(paths)
 
 
 def _encrypt(path: Path, key: StoreKey) -> None:
     status = path.stat()
-    with open_file(path) as file:
-        files.write_atomic(path, seal(iter(lambda: file.read(limits.MIB), b""), key))
+    files.write_atomic(path, seal(read_chunks(path), key))
     # It is as old as it was: the newest calibration is the one that is taken.
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

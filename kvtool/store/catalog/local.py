@@ -20,6 +20,7 @@ from kvtool.store.catalog.sources import Sources
 from kvtool.store.catalog.uses import Uses
 from kvtool.store.layout import (
     ARTIFACTS,
+    CALIBRATIONS,
     MANIFESTS,
     MARKER,
     Marker,
@@ -49,7 +50,7 @@ class LocalCatalog(Catalog):
         self.sources, self.uses, self.pins = Sources(self.root), Uses(self.root), Pins(self.root)
         self._marker, self._lock = self.root / MARKER, self.root / "lock"
         self.marker = Marker()
-        self._marker_state: list[str | int] | None = None
+        self._marker_state: tuple[int, ...] | None = None
         # The marker is looked for again last: a first writer may be making the store just now.
         if self.root.exists() and not (
             self._marker.exists() or self._is_nearly_empty() or self._marker.exists()
@@ -64,7 +65,7 @@ class LocalCatalog(Catalog):
     def _follow_marker(self) -> None:
         """Reads what the store says of itself, if that has changed: another process may have encrypted it, say."""
         try:
-            state = files.file_state(self._marker) if self._marker.exists() else []
+            state = self._state_of_marker()
             if state == self._marker_state:
                 return
             if state:
@@ -75,6 +76,14 @@ class LocalCatalog(Catalog):
         self.trust = TrustPolicy() if self.is_private else TrustPolicy.of(self.marker)
         # Last: whoever fails before asks again, and is not left with what was required before.
         self._marker_state = state
+
+    def _state_of_marker(self) -> tuple[int, ...]:
+        """What differs once the marker is another file, which is put in its place; () if there is none."""
+        try:
+            status = self._marker.stat()
+        except FileNotFoundError:
+            return ()
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
     # Reading
 
@@ -308,6 +317,10 @@ class LocalCatalog(Catalog):
     def artifact_files(self) -> list[Path]:
         """All artifacts' files, in order."""
         return sorted((self.root / ARTIFACTS).glob("??/*.safetensors"))
+
+    def calibration_files(self) -> list[Path]:
+        """All calibrations' files, in order."""
+        return sorted((self.root / CALIBRATIONS).glob("*.safetensors"))
 
     def _manifest_path(self, name: str) -> Path:
         return self.root / manifest_file(name)

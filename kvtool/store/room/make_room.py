@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvtool.store.catalog.local import LocalCatalog, artifacts_of
-from kvtool.store.layout import CALIBRATIONS
 from kvtool.store.manifest import Document
 from kvtool.store.room.rules import Candidate, Choice, Reason, Rules, choose
 from kvtool.system import files
@@ -118,4 +117,4 @@ def _nbytes(paths: Iterable[Path]) -> int:
 
 
 def _calibration_bytes(catalog: LocalCatalog) -> int:
-    return _nbytes((catalog.root / CALIBRATIONS).glob("*.safetensors"))
+    return _nbytes(catalog.calibration_files())

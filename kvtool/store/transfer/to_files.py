@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kvtool import limits
 from kvtool.artifact.reading import reading
-from kvtool.artifact.sealed import key_id_of, open_file
+from kvtool.artifact.sealed import key_id_of, read_chunks
 from kvtool.errors import StoreError
 from kvtool.store.backends.counted import OnBytes
 from kvtool.store.backends.writable import WritableFiles
@@ -86,9 +85,7 @@ class ToFiles(VersionedManifests):
             return
         with TemporaryDirectory() as folder:
             stored = Path(folder) / path.name
-            with open_file(path) as file:
-                chunks = self._sealing.stored(iter(lambda: file.read(limits.MIB), b""), path)
-                write_atomic(stored, chunks)
+            write_atomic(stored, self._sealing.stored(read_chunks(path), path))
             yield stored
 
     def change(self, name: str, update: Callable[[Document | None], Document]) -> None:
