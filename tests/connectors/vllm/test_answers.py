@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("vllm")
 
+from benchmarks.common.vllm import ANSWER_TOKENS, Engine
+from benchmarks.common.vllm import serve as serve_any
 from kvtool.engines.generate import generate
 from tests.connectors.vllm.conftest import Case, zeroed
 from tests.connectors.vllm.models import MODELS
-from tests.connectors.vllm.serve import ANSWER_TOKENS, serve
 from tests.suites.engines.environments import can_compute
 
 pytestmark = [
@@ -33,6 +36,11 @@ NUMERICAL = 0.01
 
 LETTERS = ["A", "7", "?", "z", "\n"]
 """Questions of one token each: all that vLLM can compute after a latent cache on a CPU."""
+
+
+def serve(model: Path, folder: Path, **settings: Any) -> AbstractContextManager[Engine]:
+    """``vllm serve`` without compiling, which takes longer than these tests."""
+    return serve_any(model, folder, "--enforce-eager", **settings)
 
 
 @pytest.fixture(params=list(MODELS))
