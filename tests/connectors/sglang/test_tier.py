@@ -20,6 +20,7 @@ from kvtool.connectors.sglang.settings import Settings
 from kvtool.connectors.sglang.tier import Tier
 from kvtool.store import prefix_index
 from kvtool.store.local import LocalStore
+from kvtool.store.open import open_store
 from tests.connectors.sglang.pools import PAGE, chain, engine_of, expected_rows, pages_of, token_ids
 
 NAME = "long.txt"
@@ -294,3 +295,16 @@ def test_a_failure_is_tried_again_after_a_while(
     assert read_pages(tier, keys)[0] == 0
     path.write_bytes(data)
     assert read_pages(tier, keys)[0] == len(keys)
+
+
+def test_a_store_that_lies_elsewhere(store: LocalStore, tiny: kvtool.Model) -> None:
+    address = f"file://{store.root.resolve()}"
+    settings = Settings.of({"kvtool": {"store": address, "variant": "kivi"}})
+    tier = Tier(open_store(address), engine_of(tiny), pages_of(tiny), settings)
+    follow(tier)
+    keys = chain(token_ids(store, NAME))
+    n, rows = read_pages(tier, keys)
+    assert n == tier.held(keys) == len(keys)
+    assert torch.equal(rows, expected_rows(store, NAME, "kivi")[:, :, : n * PAGE])
+    tier.close()
+    assert read_pages(tier, keys)[0] == 0
