@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from kvtool.connectors.engine_model import EngineModel
+from kvtool.errors import KvtoolError
 from kvtool.store.base import Store
 from kvtool.store.headers import headers_of
 from kvtool.store.manifest import RAW, Document, Segment, Variant, exact_name
@@ -44,7 +45,11 @@ class Usable:
         fingerprint = document.model["fingerprint"]
         if fingerprint not in self._differences:
             made_by = headers_of(self.store).open_artifact(variant).meta["model"]
-            difference = self.model.difference(made_by, document.model["name"])
+            try:
+                difference = self.model.difference(made_by, document.model["name"])
+            except KvtoolError as error:
+                # The engine's own model cannot be read: that is no document's fault.
+                difference = str(error)
             self._differences[fingerprint] = difference
             if difference is not None:
                 _log.warning(

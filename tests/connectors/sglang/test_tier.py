@@ -194,6 +194,21 @@ def test_another_models_store_is_a_miss(
         assert f"are not used: {field} is" in line
 
 
+def test_a_model_whose_weights_are_gone_is_a_miss_and_one_line(
+    make: Callable[..., Tier],
+    make_model: Callable[..., Path],
+    store: LocalStore,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = engine_of(kvtool.load_model(make_model(tmp_path / "copy"), device="cpu"))
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    tier = make(engine=engine)
+    follow(tier)
+    assert tier.held(chain(token_ids(store, NAME))) == 0
+    assert ["has no model.safetensors" in record.message for record in caplog.records] == [True]
+
+
 def test_a_flipped_byte_is_a_miss_and_one_line(
     make: Callable[..., Tier], store: LocalStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from sglang.srt.managers.cache_controller import HiCacheController, PrefetchOperation
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
+from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCacheController, PrefetchOperation
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.mem_cache.pool_host.mha import get_mha_host_pool_cls
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
@@ -79,14 +79,18 @@ class Served:
             time.sleep(0.005)
 
     def fetch(self, token_ids: list[int], *, zero_copy: bool = False) -> tuple[int, int]:
-        """Has SGLang's own controller look for a prompt's pages and fetch those it found: how many of either."""
+        """Has the methods of SGLang's own controller look for a prompt's pages and fetch those it found: how many of either."""
         controller = SimpleNamespace(
             storage_backend=self.storage, storage_host_pool=self.pool, page_size=PAGE, mem_pool_host=self.pool
         )
-        operation = PrefetchOperation("request", token_ids, None, None)
-        hashes, n_tokens = HiCacheController._storage_hit_query(controller, operation)
+        operation = PrefetchOperation(SimpleNamespace(rid="request"), token_ids)
+        hashes, n_tokens = HybridCacheController._storage_hit_query(controller, operation)
         assert n_tokens == len(hashes) * PAGE
-        get = HiCacheController._page_get_zero_copy if zero_copy else HiCacheController._generic_page_get
+        get = (
+            HybridCacheController._page_get_zero_copy
+            if zero_copy
+            else HybridCacheController._generic_page_get
+        )
         return len(hashes), get(controller, operation, hashes, torch.arange(n_tokens))
 
     def rows(self, n_pages: int) -> Tensor:
