@@ -44,6 +44,7 @@ class Served:
         layout: str = "layer_first",
         heads: int = 2,
         tp: tuple[int, int] = (0, 1),
+        cp: int = 1,
         zero_copy: bool = False,
         args: dict[str, Any] | None = None,
         dtype: torch.dtype = torch.float32,
@@ -61,7 +62,7 @@ class Served:
             "interface_v1": int(zero_copy),
             "kvtool": {"store": str(opened.root), **settings},
         }
-        storage = StorageBackendFactory.create_backend("dynamic", _config(name, tp, extra), pool)
+        storage = StorageBackendFactory.create_backend("dynamic", _config(name, tp, cp, extra), pool)
         storage.register_mem_pool_host(pool)
         storage.register_mem_host_pool_v2(pool, "kv")
         storage.on_host_pools_registered()
@@ -125,14 +126,14 @@ def host_pool(is_latent: bool, layout: str, heads: int, dtype: torch.dtype) -> A
     )
 
 
-def _config(name: str, tp: tuple[int, int], extra: dict[str, Any]) -> HiCacheStorageConfig:
+def _config(name: str, tp: tuple[int, int], cp: int, extra: dict[str, Any]) -> HiCacheStorageConfig:
     return HiCacheStorageConfig(
         tp_rank=tp[0],
         tp_size=tp[1],
         pp_rank=0,
         pp_size=1,
         attn_cp_rank=0,
-        attn_cp_size=1,
+        attn_cp_size=cp,
         is_mla_model=name.startswith("deepseek"),
         enable_storage_metrics=False,
         is_page_first_layout=False,

@@ -48,6 +48,8 @@ def make_stores(folder: Path) -> Path:
     """``folder/NAME`` is a model, ``folder/NAME-kv`` its store."""
     save_model(folder / "tiny")
     save_model(folder / "other", seed=7)
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    save_model(folder / "dynamic", rope_parameters=rope)
     _save_latent(folder / "deepseek_v3", transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM)
     _save_latent(folder / "deepseek_v2", transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM)
     for name, text in TEXTS.items():

@@ -148,6 +148,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "load_format": {"args": {"load_format": "dummy"}},
     "json_model_override_args": {"args": {"json_model_override_args": '{"rope_theta": 5}'}},
     "heads": {"heads": 3},
+    "rope_type": {"name": "dynamic", "store": "tiny-kv"},
+    "attn_cp_size": {"cp": 2},
 }
 
 
