@@ -81,7 +81,7 @@ def test_channels_of_latent_attention_are_in_sglangs_order(is_scaled: bool) -> N
     states = torch.randn(TOKENS, SIZE)
     batch, positions = states[None, None], torch.arange(TOKENS)[None]
     more = {**DEEPSEEK, "original_max_position_embeddings": 64} if is_scaled else {}
-    sizes = {**LATENT, "max_position_embeddings": LENGTH}
+    sizes: dict[str, Any] = {**LATENT, "max_position_embeddings": LENGTH}
     sizes["rope_parameters"] = parameters("yarn" if is_scaled else "default", more)
     if is_scaled:
         rope: Any = DeepseekScalingRotaryEmbedding(
