@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from sglang.srt.mem_cache.utils import get_hash_str
 from sglang.srt.runtime_context import get_model, get_serving
-from torch import Tensor
 
 from kvtool.connectors.engine_model import EngineModel
 from kvtool.connectors.sglang.pages import Pages
 from kvtool.connectors.sglang.tier import Engine
 from kvtool.errors import MismatchError, ModelError
 from kvtool.model.model import rope_parameters
+
+_LATENT = ("deepseek_v2", "deepseek_v3")
+"""Models with latent attention of which ``deepseek_v2.py`` of SGLang makes all: it reads ``rope_interleave``."""
 
 _CHANGING = ("dynamic", "longrope")
 """Kinds of RoPE that turn a key by other angles in a long prompt than in a short one, and SGLang not as transformers does."""
@@ -34,7 +35,7 @@ def engine(pages: Pages) -> Engine:
     # With kv_cache_dtype "auto", the model computes in the dtype that it is cached in.
     dtype = str(pages.pool.dtype).removeprefix("torch.")
     model = _model(loaded, dtype)
-    return Engine(model, partial(page_hashes, page_size=pages.n_tokens), turn_of(model, pages))
+    return Engine(model, partial(page_hashes, page_size=pages.n_tokens), has_pairs(model, pages))
 
 
 def page_hashes(token_ids: Sequence[int], page_size: int) -> list[str]:
@@ -65,27 +66,19 @@ def refuse_unsuited(loaded: Any) -> None:
         raise ModelError(loaded.model_path, f"no store has caches for {field} {value}")
 
 
-def turn_of(model: EngineModel, pages: Pages) -> Any:
-    """How the channels of the rotated part of latent attention are put in order; of other attention they stay."""
-    rope = rope_parameters(model.model.text_config)
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
-    for kind in kinds:
-        if (name := kind.get("rope_type")) in _CHANGING:
-            raise MismatchError(model.model.name, f"has rope_type {name}, which SGLang computes otherwise")
-    if not pages.is_latent:
-        return torch.nn.Identity()
-    config = model.model.text_config
-    if config.model_type == "deepseek_v2" or not getattr(config, "rope_interleave", True):
-        return torch.nn.Identity()
-    if config.model_type == "deepseek_v3":
-        return interleaved
-    raise MismatchError(model.model.name, f"has latent attention of another kind ({config.model_type})")
+def has_pairs(model: EngineModel, pages: Pages) -> bool:
+    """Whether channels of latent attention that turn together lie side by side in SGLang.
 
-
-def interleaved(rotated: Tensor) -> Tensor:
-    """Channels in pairs, as SGLang has them, from transformers' order of first all even ones, then all odd ones."""
-    half = rotated.shape[-1] // 2
-    return torch.stack((rotated[..., :half], rotated[..., half:]), -1).flatten(-2)
+    Raises ``MismatchError`` for a model whose keys SGLang turns otherwise than transformers, as far as is known.
+    """
+    config, name = model.model.text_config, model.model.name
+    rope = rope_parameters(config)
+    for kind in (rope, *(kind for kind in rope.values() if isinstance(kind, dict))):
+        if (changing := kind.get("rope_type")) in _CHANGING:
+            raise MismatchError(name, f"has rope_type {changing}, which SGLang computes otherwise")
+    if pages.is_latent and config.model_type not in _LATENT:
+        raise MismatchError(name, f"has latent attention of another kind ({config.model_type})")
+    return bool(getattr(config, "rope_interleave", True))
 
 
 def _model(loaded: Any, dtype: str) -> EngineModel:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +13,6 @@ from kvtool.connectors.sglang.pages import Pages
 from kvtool.errors import MismatchError
 from kvtool.kernels.threads import thread_pool
 
-Turn: TypeAlias = Callable[[Tensor], Tensor]
-"""Puts the channels of latent attention's rotated part in SGLang's order."""
-
 
 def rows_nbytes(pages: Pages, n_tokens: int) -> int:
     """Bytes of what ``decode`` returns."""
@@ -24,10 +20,11 @@ def rows_nbytes(pages: Pages, n_tokens: int) -> int:
     return int(sides * len(pages.layers) * n_tokens * heads * channels * pages.pool.dtype.itemsize)
 
 
-def decode(parts: Sequence[Artifact], pages: Pages, turn: Turn, threads: int = 1) -> Tensor:
+def decode(parts: Sequence[Artifact], pages: Pages, *, in_pairs: bool = True, threads: int = 1) -> Tensor:
     """Keys and values [sides, layers, T, heads, channels] of ``parts``: the layers and heads that the pool holds.
 
-    Every byte is checked. Raises ``MismatchError``, naming the field, for a cache of other sizes than the pool's.
+    ``in_pairs``: in latent attention, SGLang has channels that turn together side by side. Every byte is checked. Raises
+    ``MismatchError``, naming the field, for a cache of other sizes than the pool's.
     """
     for part in parts:
         _refuse_other_sizes(part, pages)
@@ -38,7 +35,7 @@ def decode(parts: Sequence[Artifact], pages: Pages, turn: Turn, threads: int = 1
     def fill(step: Step) -> None:
         for span in step.spans():
             if span.layer in pages.layers:
-                _write(span, rows[:, pages.layers.index(span.layer)], pages, turn)
+                _write(span, rows[:, pages.layers.index(span.layer)], pages, in_pairs)
 
     needed = [
         step for step in steps(parts, range(n_tokens)) if any(layer in pages.layers for layer in step.layers)
@@ -48,12 +45,12 @@ def decode(parts: Sequence[Artifact], pages: Pages, turn: Turn, threads: int = 1
     return rows
 
 
-def _write(span: LayerSpan, rows: Tensor, pages: Pages, turn: Turn) -> None:
+def _write(span: LayerSpan, rows: Tensor, pages: Pages, in_pairs: bool) -> None:
     places = rows[:, span.start : span.stop]
     if pages.is_latent:
         rank = pages.pool.kv_lora_rank
         places[0, :, :, :rank] = span.keys.transpose(0, 1)
-        places[0, :, :, rank:] = turn(span.values.transpose(0, 1))
+        places[0, :, :, rank:] = (span.interleaved_values() if in_pairs else span.values).transpose(0, 1)
         return
     heads = pages.heads(span.keys.shape[0])
     for place, side in zip(places, (span.keys, span.values), strict=True):

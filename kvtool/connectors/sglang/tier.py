@@ -13,7 +13,7 @@ from torch import Tensor
 from kvtool.connectors.block_index import BlockIndex, Chain, Source
 from kvtool.connectors.engine_model import EngineModel
 from kvtool.connectors.sglang.pages import Pages
-from kvtool.connectors.sglang.rows import Turn, decode, rows_nbytes
+from kvtool.connectors.sglang.rows import decode, rows_nbytes
 from kvtool.connectors.sglang.settings import WHERE, Settings
 from kvtool.connectors.shared_loads import Bounds, SharedLoads
 from kvtool.connectors.usable import Usable
@@ -23,11 +23,15 @@ from kvtool.store.base import Store
 
 @dataclass(frozen=True)
 class Engine:
-    """What SGLang has: its ``model``, its own ``chain`` of page hashes, and the order of its latent's rotated channels."""
+    """What SGLang has: its ``model``, and its own ``chain`` of page hashes.
+
+    ``in_pairs`` says how the channels of latent attention's rotated part lie: those that turn together side by side, or all first
+    ones before all second ones.
+    """
 
     model: EngineModel
     chain: Chain
-    turn: Turn
+    in_pairs: bool = True
 
 
 class Tier:
@@ -67,4 +71,5 @@ class Tier:
             reason = f"has {nbytes} bytes of keys and values, more than kvtool.memory_gib"
             raise UsageError(source.document, reason, f"raise it in {WHERE}")
         with self.store.using(source.document):
-            return decode(source.open(self.store), self.pages, self.engine.turn, self.settings.threads)
+            parts = source.open(self.store)
+            return decode(parts, self.pages, in_pairs=self.engine.in_pairs, threads=self.settings.threads)

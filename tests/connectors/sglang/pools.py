@@ -65,7 +65,7 @@ def chain(token_ids: Sequence[int]) -> list[str]:
 
 def engine_of(model: kvtool.Model, **changes: Any) -> Engine:
     loaded = EngineModel.at(model.directory, dtype=changes.pop("dtype", "float32"), **changes)
-    return Engine(loaded, chain, torch.nn.Identity())
+    return Engine(loaded, chain)
 
 
 def pages_of(model: kvtool.Model, layout: str = "layer_first", **changes: Any) -> Pages:

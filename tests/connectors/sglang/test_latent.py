@@ -10,12 +10,22 @@ import torch
 pytest.importorskip("sglang")
 
 
-from kvtool.connectors.sglang.engine import interleaved
+from kvtool.artifact.read import Artifact
 from tests.connectors.sglang.pools import token_ids
-from tests.engines.sglang.servers import PAGE, Served
-from tests.engines.sglang.test_storage import name_of
+from tests.connectors.sglang.servers import PAGE, Served
+from tests.connectors.sglang.test_storage import name_of
 
 Serve = Callable[..., Served]
+
+
+def latent_rows(parts: list[Artifact], layer: int) -> torch.Tensor:
+    """Latent and rotated part of each token; of that, the halves of version 3 are dealt out to pairs."""
+    sides = [part.layer(layer) for part in parts]
+    is_halves = parts[0].meta["rope"]["value_rotations"][0]["layout"] == "half"
+    latent, rotated = (torch.cat([getattr(side, name)[0] for side in sides]) for name in ("keys", "values"))
+    if is_halves:
+        rotated = rotated.view(len(rotated), 2, -1).transpose(1, 2).reshape(len(rotated), -1)
+    return torch.cat([latent, rotated], -1)
 
 
 @pytest.mark.parametrize("zero_copy", [False, True])
@@ -30,14 +40,7 @@ def test_the_pool_holds_latent_and_rotated_part(
     ids = token_ids(served.store, document)
     n_pages = len(ids) // PAGE
     assert served.fetch(ids, zero_copy=zero_copy) == (n_pages, n_pages)
-    turn = interleaved if name == "deepseek_v3" else torch.nn.Identity()
-    parts = [part.kv() for part in served.store.parts(document)]
-    rows = torch.stack(
-        [
-            torch.cat([torch.cat([kv.layers[n].keys[0], turn(kv.layers[n].values[0])], -1) for kv in parts])
-            for n in range(2)
-        ]
-    )
+    rows = torch.stack([latent_rows(served.store.parts(document), n) for n in range(2)])
     for n in range(n_pages):
         page = rows[:, n * PAGE : (n + 1) * PAGE]
         expected = page.transpose(0, 1) if layout == "page_first" else page

@@ -20,8 +20,8 @@ from sglang.srt.runtime_context import get_context
 
 from kvtool.store.local import LocalStore
 from tests.connectors.sglang.pools import chain, expected_rows, token_ids
-from tests.engines.sglang.servers import PAGE, Served
-from tests.engines.sglang.stores import DOCUMENT, OTHER, VARIANTS
+from tests.connectors.sglang.servers import PAGE, Served
+from tests.connectors.sglang.stores import DOCUMENT, OTHER, VARIANTS
 
 Serve = Callable[..., Served]
 

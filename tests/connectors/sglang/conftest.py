@@ -1,4 +1,4 @@
-"""A store, and SGLang's own host pools on a CPU. Runs where sglang is installed, with that environment's python alone."""
+"""Stores, and servers as far as their storage goes. ``make engines`` makes the environment that has sglang."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 
 class Pictures(ModuleType):
@@ -23,9 +22,7 @@ class Pictures(ModuleType):
         return Any
 
 
-if importlib.util.find_spec("sglang") is None:
-    collect_ignore_glob = ["test_*.py"]
-elif importlib.util.find_spec("torchvision") is None:
+if importlib.util.find_spec("sglang") and not importlib.util.find_spec("torchvision"):
     # sglang imports names from it for pictures. It has no build that loads beside torch's for CPUs.
     from transformers.utils import is_torchvision_available
 
@@ -41,20 +38,10 @@ elif importlib.util.find_spec("torchvision") is None:
         sys.modules[name] = package
 
 
-@pytest.fixture(scope="session", autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No cache or network of the machine is seen."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KVTOOL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        torch.set_num_threads(1)
-        yield
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stores of tiny random models: ``tiny`` with every kind of variant, two with latent attention, and another Llama."""
-    from tests.engines.sglang.stores import make_stores
+    from tests.connectors.sglang.stores import make_stores
 
     return make_stores(tmp_path_factory.mktemp("stores"))
 
@@ -63,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """``serve(name, layout=…)``: a server of one of the models as far as its storage goes, its pool on the CPU."""
     from kvtool.store import prefix_index
-    from tests.engines.sglang.servers import Served
+    from tests.connectors.sglang.servers import Served
 
     monkeypatch.setattr(prefix_index, "FRESH", 0.0)
     served: list[Served] = []

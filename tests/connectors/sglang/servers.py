@@ -20,7 +20,7 @@ from sglang.srt.server_args import ServerArgs
 from torch import Tensor
 
 from kvtool.store.local import LocalStore
-from tests.engines.sglang.stores import LATENT
+from tests.connectors.sglang.stores import LATENT
 
 PAGE = 8
 TOKENS = 128 * PAGE
