@@ -8,6 +8,7 @@ import typer
 
 from kvtool.commands import (
     ask,
+    blend,
     calibrate,
     compress,
     demo,
@@ -50,6 +51,7 @@ COMMANDS = (
     prefill,
     calibrate,
     compress,
+    blend,
     ask,
     eval,
     recommend,

@@ -126,15 +126,15 @@ class Layout:
     @property
     def documents(self) -> tuple[str, ...]:
         """The documents' names, each once."""
-        return tuple(dict.fromkeys(segment.document for segment in self._after_prefix))
+        return tuple(dict.fromkeys(segment.document for segment in self.after_prefix))
 
     @property
     def variants(self) -> tuple[str, ...]:
         """The variant of each segment, without the prefix."""
-        return tuple(segment.variant for segment in self._after_prefix)
+        return tuple(segment.variant for segment in self.after_prefix)
 
     @property
-    def _after_prefix(self) -> list[Placed]:
+    def after_prefix(self) -> list[Placed]:
         return [segment for segment in self.segments if segment.start >= self.prefix_tokens]
 
     @property

@@ -28,6 +28,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "prefill": ("prefill", "docs/a.md", "new.txt"),
     "calibrate": ("calibrate", "docs/a.md", "--recipe", "klt", "--tokens", "256"),
     "compress": ("compress", "--recipe", "lossless"),
+    "blend": ("blend", "docs/a.md", "docs/b.md", "--save", "both"),
     "ask": ("ask", "What?", *ASK),
     "ask several": ("ask", "What?", "And?", *ASK, "--doc", "docs/b.md"),
     "eval": ("eval", "docs/a.md", "--recipes", "kivi:bits=4:recent=0", *EVAL, *FEW, "--max-kl", "1e9"),

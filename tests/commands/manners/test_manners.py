@@ -14,6 +14,7 @@ WRITES = {
     "prefill",
     "calibrate",
     "compress",
+    "blend",
     "init",
     "build",
     "rm",
