@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached
 from kvtool.server.runtime.cache_manager import CacheManager
-from kvtool.server.runtime.prefix_index import Match
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.store.manifest import AVERAGED, RAW, Document, averaged_name
+from kvtool.store.prefix_index import Match
 from kvtool.store.remote import RemoteStore
 
 CLEARLY = 2.0

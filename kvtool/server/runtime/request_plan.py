@@ -18,12 +18,12 @@ from kvtool.server.http.errors import ApiError
 from kvtool.server.runtime.cache_manager import CacheManager
 from kvtool.server.runtime.cache_sources import Blended, CacheSource, Prefilled, Stored, Uncached
 from kvtool.server.runtime.load_policy import LoadPolicy
-from kvtool.server.runtime.prefix_index import Match
 from kvtool.server.runtime.request import Request, refuse_unknown_tokens
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.store.base import Store
 from kvtool.store.headers import headers_of
 from kvtool.store.manifest import RAW
+from kvtool.store.prefix_index import Match
 
 _log = logging.getLogger(__name__)
 

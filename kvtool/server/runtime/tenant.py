@@ -13,12 +13,12 @@ from anyio import CapacityLimiter
 from kvtool import limits
 from kvtool.errors import UsageError
 from kvtool.model.model import Model
-from kvtool.server.runtime.prefix_index import PrefixIndex
 from kvtool.store.backends.backend import without_secrets
 from kvtool.store.base import Store
 from kvtool.store.layout import address
 from kvtool.store.local import LocalStore, writable
 from kvtool.store.open import open_store
+from kvtool.store.prefix_index import PrefixIndex, raw_of
 from kvtool.store.remote import RemoteStore
 from kvtool.store.room.quota import Quota
 
@@ -62,7 +62,7 @@ def tenants_of(
     for name in names or [""]:
         store = open_store(root / "tenants" / name if name else root)
         quota = Quota(local_part(store), quotas[name]) if name in quotas else None
-        tenants[name] = Tenant(name, store, PrefixIndex(store, model), quota)
+        tenants[name] = Tenant(name, store, PrefixIndex(store, raw_of(model.fingerprint)), quota)
     return tenants
 
 

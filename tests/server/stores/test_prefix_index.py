@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 import torch
 
 import kvtool
 from kvtool.blending.blend import blend
-from kvtool.server.runtime import prefix_index
-from kvtool.server.runtime.prefix_index import PrefixIndex
+from kvtool.store import prefix_index
 from kvtool.store.local import LocalStore
+from kvtool.store.prefix_index import PrefixIndex, raw_of
 
 
 @pytest.fixture
 def index(documents: LocalStore, served: kvtool.Model, monkeypatch: pytest.MonkeyPatch) -> PrefixIndex:
     monkeypatch.setattr(prefix_index, "FRESH", 0.0)
-    return PrefixIndex(documents, served)
+    return PrefixIndex(documents, raw_of(served.fingerprint))
 
 
 def whole(store: LocalStore, name: str) -> list[int]:
@@ -66,3 +67,20 @@ def test_what_is_broken_is_not_found(index: PrefixIndex, documents: LocalStore) 
     ids = whole(documents, "docs/a.txt")
     shutil.rmtree(documents.root / "artifacts")
     assert index.longest(ids) is None
+
+
+def test_one_variant_is_chosen_for_each_segment(documents: LocalStore) -> None:
+    index = PrefixIndex(documents, lambda document, _: "raw" if document.name == "docs/b.txt" else None)
+    match = index.longest(whole(documents, "docs/b.txt"))
+    assert match is not None
+    assert (match.document, match.variant) == ("docs/b.txt", "raw")
+    match = index.longest(whole(documents, "docs/a.txt"))
+    assert match is None or match.document == "docs/b.txt"
+
+
+def test_a_store_is_followed_in_the_background(documents: LocalStore, served: kvtool.Model) -> None:
+    index = PrefixIndex(documents, raw_of(served.fingerprint), in_background=True)
+    index.follow()
+    while not index.is_complete:
+        time.sleep(0.01)
+    assert index.longest(whole(documents, "docs/a.txt"))

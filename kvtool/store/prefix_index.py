@@ -6,9 +6,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeAlias
 
 import numpy as np
 from blake3 import blake3
@@ -16,11 +17,10 @@ from numpy.typing import NDArray
 
 from kvtool.errors import KvtoolError
 from kvtool.model.chat_template import time_of
-from kvtool.model.model import Model
 from kvtool.store.base import Store
 from kvtool.store.catalog import remote as catalog
 from kvtool.store.headers import headers_of
-from kvtool.store.manifest import RAW, Document
+from kvtool.store.manifest import RAW, Document, Segment
 from kvtool.store.remote import RemoteStore
 
 BLOCK = 16
@@ -29,18 +29,31 @@ BLOCK = 16
 FRESH = 0.5
 """Seconds for which a list of manifests is believed."""
 
+Choose: TypeAlias = Callable[[Document, Segment], str | None]
+"""Names the variant of a segment that is found; None leaves the segment out."""
+
 _log = logging.getLogger(__name__)
+
+
+def raw_of(fingerprint: str) -> Choose:
+    """Finds what is raw, and of the model with this fingerprint."""
+
+    def choose(document: Document, segment: Segment) -> str | None:
+        return RAW if document.model["fingerprint"] == fingerprint and RAW in segment.variants else None
+
+    return choose
 
 
 @dataclass(frozen=True)
 class Match:
-    """A segment whose cache, its prefix included, begins with the first ``tokens`` of a prompt.
+    """A segment whose cache in ``variant``, its prefix included, begins with the first ``tokens`` of a prompt.
 
     ``segment_tokens`` are all that the cache has, ``prefix_tokens`` those of the prefix alone.
     """
 
     document: str
     segment: int
+    variant: str
     tokens: int
     segment_tokens: int
     prefix_tokens: int
@@ -60,18 +73,21 @@ class Match:
 class _Entry:
     document: str
     segment: int
+    variant: str
     token_ids: NDArray[np.int64]
     prefix_tokens: int
 
 
 class PrefixIndex:
-    """The segments that ``store`` holds for ``model``, by what they begin with.
+    """The segments of ``store`` that ``choose`` does not leave out, by what they begin with.
 
-    It follows the store, ``FRESH`` seconds late. A remote store is followed in the background.
+    It follows the store, ``FRESH`` seconds late. A remote store is followed in the background, and so is any other with
+    ``in_background``.
     """
 
-    def __init__(self, store: Store, model: Model) -> None:
-        self.store, self.model = store, model
+    def __init__(self, store: Store, choose: Choose, *, in_background: bool = False) -> None:
+        self.store, self.choose = store, choose
+        self.in_background = in_background or isinstance(store, RemoteStore)
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
         self._entries: dict[str, list[_Entry]] = {}
@@ -81,7 +97,7 @@ class PrefixIndex:
 
     def longest(self, token_ids: Sequence[int]) -> Match | None:
         """Finds the segment that shares the most tokens with the beginning of ``token_ids``."""
-        self._follow()
+        self.follow()
         prompt = np.asarray(token_ids, dtype=np.int64)
         with self._lock:
             candidates: list[_Entry] = []
@@ -93,24 +109,33 @@ class PrefixIndex:
         if not matches:
             return None
         tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
-        return Match(entry.document, entry.segment, tokens, len(entry.token_ids), entry.prefix_tokens)
+        size = len(entry.token_ids)
+        return Match(entry.document, entry.segment, entry.variant, tokens, size, entry.prefix_tokens)
 
     def times(self) -> list[datetime]:
         """The times that the chat template printed into the prefixes of the store's documents."""
-        self._follow()
+        self.follow()
         times = (time_of(document.prefix["origin"]) for document in list(self._documents.values()))
         return sorted(set(filter(None, times)))
 
-    def _follow(self) -> None:
-        if not isinstance(self.store, RemoteStore):
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that the store holds has been looked at once."""
+        return self._refreshed > -math.inf
+
+    def follow(self) -> None:
+        """Looks for what the store has gained or lost, or has that looked for in the background."""
+        if not self.in_background:
             with self._refreshing:
                 if self._is_older_than(FRESH):
                     self._refresh()
+            return
         # Asking for every remote document may take minutes. Nobody waits for it.
-        elif self._is_older_than(catalog.FRESH) and self._refreshing.acquire(blocking=False):
-            threading.Thread(target=self._follow_remote, name="prefixes").start()
+        fresh = catalog.FRESH if isinstance(self.store, RemoteStore) else FRESH
+        if self._is_older_than(fresh) and self._refreshing.acquire(blocking=False):
+            threading.Thread(target=self._follow_in_background, name="prefixes").start()
 
-    def _follow_remote(self) -> None:
+    def _follow_in_background(self) -> None:
         try:
             self._refresh()
         except KvtoolError as error:
@@ -134,8 +159,7 @@ class PrefixIndex:
                 if self._documents.get(name) == document:
                     continue
                 self._forget(name)
-                if document.model["fingerprint"] == self.model.fingerprint:
-                    self._add(document)
+                self._add(document)
                 self._documents[name] = document
             except KvtoolError:
                 # A broken document is not found; the store's own commands say what is wrong with it.
@@ -144,14 +168,14 @@ class PrefixIndex:
 
     def _add(self, document: Document) -> None:
         for index, segment in enumerate(document.segments):
-            if RAW not in segment.variants:
+            if (variant := self.choose(document, segment)) is None:
                 continue
-            parts = headers_of(self.store).parts(document.name, RAW, index)
+            parts = headers_of(self.store).parts(document.name, variant, index)
             # A blend that was kept is not what a prefill of its tokens gives.
             if not all(part.is_exact for part in parts):
                 continue
             ids = np.concatenate([part.token_ids.numpy() for part in parts])
-            entry = _Entry(document.name, index, ids, document.prefix["tokens"])
+            entry = _Entry(document.name, index, variant, ids, document.prefix["tokens"])
             with self._lock:
                 self._entries.setdefault(document.name, []).append(entry)
                 for digest in _chain(ids):
