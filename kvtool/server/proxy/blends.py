@@ -30,6 +30,15 @@ class _Known:
     record: BlendRecord | None
 
 
+@dataclass(frozen=True, order=True)
+class FoundBlend:
+    """A blend by ``name``; ``identity`` is that of its one segment. They are ordered by the share that was recomputed."""
+
+    recompute: float
+    name: str
+    identity: str
+
+
 class Blends:
     """The blends of ``store``. It follows the store, ``FRESH`` seconds late, a remote one in the background."""
 
@@ -40,18 +49,19 @@ class Blends:
         self._known: dict[str, _Known] = {}
         self._refreshed = -math.inf
 
-    def of(self, documents: Sequence[Cached], token_ids: Sequence[int]) -> str | None:
-        """The name of the blend of exactly ``documents``, as they are now, that ``token_ids`` begin with.
+    def of(self, documents: Sequence[Cached], token_ids: Sequence[int]) -> FoundBlend | None:
+        """The blend of exactly ``documents``, as they are now, that ``token_ids`` begin with.
 
         Of several, the one of which most was recomputed.
         """
         self.follow()
-        found = [
-            (known.record.recompute, name)
+        names = [
+            name
             for name, known in list(self._known.items())
-            if known.record and _is_of(known.record, documents) and self._is_usable(name, token_ids)
+            if known.record and _is_of(known.record, documents)
         ]
-        return max(found)[1] if found else None
+        found = (self._usable(name, token_ids) for name in names)
+        return max(filter(None, found), default=None)
 
     def follow(self) -> None:
         """Looks for what the store has gained or lost, or has that looked for in the background."""
@@ -89,19 +99,21 @@ class Blends:
                 self._known.pop(name, None)
         self._refreshed = time.monotonic()
 
-    def _is_usable(self, name: str, token_ids: Sequence[int]) -> bool:
-        """Whether it is of the documents that the store has now, and its tokens begin the prompt."""
+    def _usable(self, name: str, token_ids: Sequence[int]) -> FoundBlend | None:
+        """The blend, if it is of the documents that the store has now, and its tokens begin the prompt."""
         try:
             record = record_of(self.store, name)
             if record is None or record.outdated(self.store):
-                return False
+                return None
             document = self.store[name]
             variant = next(iter(document.variants))
             ids = [token for part in self.store.parts(name, variant) for token in part.token_ids.tolist()]
         except (KvtoolError, StopIteration) as error:
             _log.warning("blend %s was not used: %s", name, error)
-            return False
-        return len(document.segments) == 1 and list(token_ids[: len(ids)]) == ids
+            return None
+        if len(document.segments) > 1 or list(token_ids[: len(ids)]) != ids:
+            return None
+        return FoundBlend(record.recompute, name, document.segments[0].identity)
 
 
 def _is_of(record: BlendRecord, documents: Sequence[Cached]) -> bool:

@@ -48,7 +48,9 @@ def _refuse(field: str, reason: str) -> None:
 def engine_body(request: AnyRequest, prompts: Sequence[EnginePrompt], context: int) -> dict[str, Any]:
     """The body of POST /v1/completions. ``context`` is the model's.
 
-    ``kv_transfer_params`` are for kvtool's connector in the engine; what names no connector does not look at them.
+    ``kv_transfer_params`` are for kvtool's connector in the engine; an engine without one does not look at them. vLLM's own
+    cache of prefixes would give a blend's blocks to later prompts with the same tokens, as if these had been prefilled:
+    ``cache_salt`` keeps them to requests of the same blend.
     """
     body = {field: getattr(request, field) for field in PASSED if field in request.model_fields_set}
     if request.stream_options is not None:
@@ -56,8 +58,12 @@ def engine_body(request: AnyRequest, prompts: Sequence[EnginePrompt], context: i
     if request.n_logprobs is not None:
         body["logprobs"] = request.n_logprobs
     ids = [prompt.token_ids for prompt in prompts]
-    blends = {prompt.blend for prompt in prompts}
-    named = {"documents": request.documents, "blend": blends.pop() if len(blends) == 1 else None}
+    (blend, *others) = {prompt.blend for prompt in prompts}
+    if others or blend is None:
+        named: dict[str, Any] = {"documents": request.documents, "blend": None}
+    else:
+        named = {"documents": request.documents, "blend": blend.name}
+        body["cache_salt"] = f"kvtool blend {blend.identity}"
     return {
         **body,
         "prompt": ids[0] if len(ids) == 1 else ids,

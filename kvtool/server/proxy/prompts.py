@@ -17,7 +17,7 @@ from kvtool.model.chat_template import Prefix
 from kvtool.model.fingerprint import digest_tokenizer
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
-from kvtool.server.proxy.blends import Blends
+from kvtool.server.proxy.blends import Blends, FoundBlend
 from kvtool.server.runtime.errors import document_missing
 from kvtool.server.runtime.request import Prompt
 from kvtool.server.runtime.request_plan import lay_out_documents, prefix_before
@@ -31,7 +31,7 @@ class EnginePrompt:
 
     token_ids: list[int]
     document_tokens: int
-    blend: str | None
+    blend: FoundBlend | None
 
 
 class Prompts:

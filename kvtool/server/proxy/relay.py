@@ -89,3 +89,5 @@ async def unless_gone(request: Request, work: Callable[[], Awaitable[_Result]]) 
     finally:
         watching.cancel()
         working.cancel()
+        # What it has opened is closed, before this request is at its end.
+        await asyncio.gather(watching, working, return_exceptions=True)

@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from kvtool.server.openai.routes import client_gone
+
 WORDS = ("Seven", " ships", "é.")
 
 
@@ -61,6 +63,10 @@ class FakeEngine:
             return JSONResponse({"error": error}, 404)
         if self.broken is not None:
             return Response(self.broken, media_type="application/json")
+        if self.paused and not body.get("stream"):
+            self.open += 1
+            await client_gone(request)
+            self.open, self.ended = self.open - 1, self.ended + 1
         many = body["prompt"] and isinstance(body["prompt"][0], list)
         prompts = body["prompt"] if many else [body["prompt"]]
         n = len(prompts) * (body.get("n") or 1)

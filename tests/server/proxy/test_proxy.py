@@ -89,6 +89,8 @@ def test_a_stored_blend_is_named(
     posted(proxy, chat_body(documents=TWO))
     body = engine.requests[0]["body"]
     assert body["kv_transfer_params"] == {"kvtool": {"documents": TWO, "blend": "both"}}
+    # Blocks that are filled from a blend are never those of a plain prompt with the same tokens.
+    assert body["cache_salt"] == f"kvtool blend {documents['both'].segments[0].identity}"
     stored = documents.load("both", served).token_ids.tolist()
     assert body["prompt"][: len(stored)] == stored
 
@@ -243,10 +245,22 @@ def test_text_comes_as_it_is_made_and_leaving_ends_the_engines_work(
         lines = answer.iter_lines()
         assert any(WORDS[0] in line for line in lines)
         assert (engine.open, engine.ended) == (1, 0)
+    ended(engine)
+
+
+def ended(engine: FakeEngine) -> None:
+    """Waits until the engine has nothing left to do."""
     until = time.monotonic() + 10
-    while engine.open and time.monotonic() < until:
+    while not engine.ended and time.monotonic() < until:
         time.sleep(0.01)
     assert (engine.open, engine.ended) == (0, 1)
+
+
+def test_leaving_before_an_answer_ends_the_engines_work_too(proxy: httpx.Client, engine: FakeEngine) -> None:
+    engine.paused = True
+    with pytest.raises(httpx.ReadTimeout):
+        proxy.post("/v1/chat/completions", json=chat_body(documents=TWO), timeout=1)
+    ended(engine)
 
 
 def test_pages_of_other_sites_and_large_bodies_are_refused(
