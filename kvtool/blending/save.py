@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from typing import Any
 
 from kvtool.artifact.identity import segment_identity
@@ -37,6 +38,10 @@ class SavedBlend:
     is_unchanged: bool = False
     outdated: tuple[str, ...] = ()
     dry_run: bool = False
+
+    def repeated(self) -> SavedBlend:
+        """What a repetition says, which finds nothing to do."""
+        return replaced(self, recomputed_tokens=0, seconds=0.0, is_unchanged=True, outdated=())
 
     def to_json(self) -> dict[str, Any]:
         """The value that ``kvtool blend --json`` prints."""

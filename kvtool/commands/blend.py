@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvtool.commands import output
 from kvtool.commands.completion import complete_documents, complete_variants
 from kvtool.commands.options import AsJson, DryRun, ModelFlags, given, load_model, with_settings
+from kvtool.commands.repeats import Repeatable
 from kvtool.counts import counted
-from kvtool.errors import UsageError
+from kvtool.errors import KvtoolError, UsageError
 
 if TYPE_CHECKING:
     from kvtool.blending.save import SavedBlend
@@ -63,6 +65,14 @@ def run(
     It is loaded at once, as any other document is. What is there already is skipped, and a blend whose documents have changed
     since is made again.
     """
+    inputs = _inputs(settings, [*doc, save])
+    options_given = [variant, recompute, policy, separator]
+    command = Repeatable(
+        "blend", settings, inputs, documents=doc, save=save, options=options_given, replace=replace
+    )
+    if not dry_run and trace is None and command.replay(as_json):
+        return
+
     from kvtool.blending.blend import BlendOptions
     from kvtool.blending.layout import chosen_document
     from kvtool.blending.save import save_blend
@@ -91,6 +101,26 @@ def run(
     if trace is not None:
         timeline.write(trace)
     output.emit(saved.to_json(), render(saved), as_json)
+    if not dry_run and (after := _inputs(settings, [*doc, save])):
+        again = saved.repeated()
+        command.remember(after, {save: after["entries"][save]}, again.to_json(), render(again))
+
+
+def _inputs(settings: Settings, names: Sequence[str]) -> dict[str, Any] | None:
+    """The model's files, and what the store holds of these names, as JSON; None where any cannot be read."""
+    from kvtool.model.locate import model_state
+    from kvtool.store.catalog.local import LocalCatalog
+
+    try:
+        catalog = LocalCatalog(settings.store)
+        known = (name if name in catalog else name.rpartition("@")[0] for name in names)
+        held = {name: catalog[name] for name in known if name in catalog}
+        return {
+            "model": model_state(settings.model, settings.adapter),
+            "entries": {name: catalog.state(one, one.every_variant) for name, one in held.items()},
+        }
+    except (KvtoolError, OSError):
+        return None
 
 
 def render(saved: SavedBlend) -> output.Lines:

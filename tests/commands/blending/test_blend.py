@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import kvtool
 from kvtool import Store
 from kvtool.errors import FAILED, USAGE
+from kvtool.system.cache_dir import cache_dir
 from tests.commands.conftest import Cli, error_of, typed
+from tests.commands.test_repeats import heavy_imports
 
 BLEND = ("blend", "docs/a.md", "docs/b.md", "--save", "both")
 ASK = ("ask", "What?", "--doc", "both", "--max-tokens", "4", "--json")
@@ -84,6 +87,8 @@ def test_what_is_there_is_skipped_before_the_weights_are_loaded(
     cli: Cli, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = blended(cli)
+    assert heavy_imports(*BLEND) == "heavy:"
+    shutil.rmtree(cache_dir() / "runs")
 
     def never(*_: object) -> Any:
         raise AssertionError("the model was loaded")

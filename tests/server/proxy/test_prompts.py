@@ -13,6 +13,8 @@ from kvtool import ask as module
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached
 from kvtool.blending.save import save_blend
+from kvtool.connectors.engine_model import EngineModel
+from kvtool.connectors.lookup import Lookup
 from kvtool.model.conversation import Message
 from kvtool.server.http.errors import ApiError
 from kvtool.server.proxy.prompts import Prompts
@@ -116,6 +118,23 @@ def test_the_blend_of_exactly_these_documents_is_found(
         assert prompts.after(names, ASKED).blend is None
     system = ConversationPrompt([Message("system", "Be brief."), Message("user", QUESTION)], {})
     assert prompts.after([a, b], system).blend is None
+
+
+def test_the_connector_finds_what_the_proxy_names(
+    prompts: Prompts, documents: LocalStore, served: kvtool.Model, served_dir: Path
+) -> None:
+    save_blend("abc", THREE, served, documents)
+    made = prompts.after(THREE, ASKED)
+    assert made.blend
+    lookup = Lookup(documents, EngineModel.at(served_dir, dtype="float32"))
+    lookup.follow(10.0)
+    named, longest = lookup.named(made.blend.name, made.token_ids), lookup.longest(made.token_ids)
+    assert named
+    assert longest
+    assert (named.document, named.n_tokens) == ("abc", made.document_tokens)
+    # Without the name, a blend is not found: it is no prefill of its tokens.
+    assert longest.document == THREE[0]
+    assert longest.n_tokens < named.n_tokens
 
 
 def test_of_several_the_one_with_most_recomputed_is_taken(
