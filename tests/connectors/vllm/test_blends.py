@@ -14,6 +14,7 @@ pytest.importorskip("vllm")
 from starlette.testclient import TestClient
 
 import kvtool
+from benchmarks.common.vllm import serve
 from kvtool.ask import ask
 from kvtool.blending.save import save_blend
 from kvtool.model.conversation import Message
@@ -23,7 +24,6 @@ from kvtool.server.proxy.prompts import Prompts
 from kvtool.server.runtime.request import ConversationPrompt
 from kvtool.store.local import LocalStore
 from tests.connectors.vllm.conftest import Case
-from tests.connectors.vllm.serve import serve
 from tests.suites.engines.environments import can_compute
 
 pytestmark = [
