@@ -19,10 +19,11 @@ from docsgen.picture import draw
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 PICTURE = ROOT / "docs" / "explanation" / "packages.svg"
 FOLDERS = ("kvtool", "codecs", "kernels", "benchmarks", "docsgen", "tests")
-FILES_AT_MOST, LINES_AT_MOST, PACKAGES_AT_MOST = 14, 400, 31
+FILES_AT_MOST, LINES_AT_MOST, PACKAGES_AT_MOST = 14, 400, 34
 OPTIONAL = frozenset(
     {
         "cryptography",
+        "lmcache",
         "mammoth",
         "matplotlib",
         "obstore",
@@ -30,10 +31,12 @@ OPTIONAL = frozenset(
         "peft",
         "prometheus_client",
         "pypdf",
+        "sglang",
         "starlette",
         "striprtf",
         "triton",
         "uvicorn",
+        "vllm",
     }
 )
 """Dependencies of pyproject's extras: what needs them imports them where it is used."""

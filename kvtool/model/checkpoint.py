@@ -15,6 +15,14 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, f
 
 from kvtool.errors import ModelError
 
+try:
+    from transformers.distributed.checkpoint import is_sharded_checkpoint
+except ImportError:  # Before 5.20, transformers loads none.
+
+    def is_sharded_checkpoint(path: Path) -> bool:
+        return False
+
+
 _CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 _TOKENIZER, _WEIGHTS = "tokenizer.json", "model.safetensors"
 _OF_MORE_FILES = ("XLORA", "SHADOW")
@@ -29,7 +37,7 @@ def refuse_uncovered(directory: Path) -> None:
             "holds adapter_config.json, an adapter that transformers would apply by itself",
             "move the adapter's files to a directory of their own, and name it with --adapter if it is wanted",
         )
-    if transformers.distributed.checkpoint.is_sharded_checkpoint(directory):
+    if is_sharded_checkpoint(directory):
         raise ModelError(
             directory,
             "holds a distributed checkpoint (shard-…-model-….safetensors), which transformers loads in place of "

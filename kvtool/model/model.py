@@ -74,7 +74,7 @@ class Model:
         """
         made_for = int(getattr(self.text_config, "max_position_embeddings", 0) or 0)
         # Families without an end, such as XLNet, have 0 or -1 here.
-        return min([made_for if made_for > 0 else 2048, *_turning_points(_rope(self.text_config))])
+        return min([made_for if made_for > 0 else 2048, *_turning_points(rope_parameters(self.text_config))])
 
     @cached_property
     def identity(self) -> Identity:
@@ -88,10 +88,10 @@ class Model:
             config=digest_config(self.directory),
             tokenizer=digest_tokenizer(self.directory),
             chat_template=digest_json(template),
-            rope=_rope(self.text_config),
+            rope=rope_parameters(self.text_config),
             dtype=self.dtype_name,
             quantization=self.load_in and f"bitsandbytes-{self.load_in}",
-            adapters=() if self.adapter is None else (_digest_adapter(self.adapter),),
+            adapters=() if self.adapter is None else (digest_adapter(self.adapter),),
         )
 
     @property
@@ -199,7 +199,8 @@ def _dtype(name: str, config: Any, device_map: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _rope(config: Any) -> dict[str, Any]:
+def rope_parameters(config: Any) -> dict[str, Any]:
+    """A text config's RoPE settings, as an identity has them."""
     parameters = getattr(config, "rope_parameters", None) or {}
     return {str(k): v for k, v in sorted(dict(parameters).items())}
 
@@ -211,6 +212,7 @@ def _turning_points(rope: dict[str, Any]) -> list[int]:
     return [int(kind["original_max_position_embeddings"]) for kind in long]
 
 
-def _digest_adapter(directory: Path) -> str:
+def digest_adapter(directory: Path) -> str:
+    """Digest of a PEFT adapter's weights and settings."""
     weights = digest_weights(directory, name="adapter_model.safetensors")
     return digest_json([weights, digest((directory / "adapter_config.json").read_bytes())])

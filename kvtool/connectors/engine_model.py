@@ -1,0 +1,90 @@
+"""The model that another engine has loaded, as far as it decides what a cache holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kvtool.errors import ModelError
+from kvtool.model.fingerprint import digest_config, digest_weights
+from kvtool.model.locate import locate
+from kvtool.model.model import Model, digest_adapter, rope_parameters
+
+_PINNED = re.compile(r"[^/@]+/[^/@]+@[0-9a-f]{40}")
+"""A hub id with the commit that it resolved to, which is a digest of all its files."""
+
+
+@dataclass(frozen=True)
+class EngineModel:
+    """A model as an engine computes with it, without its weights in memory.
+
+    It has the fields of ``kvtool.model.fingerprint.Identity`` that decide a cache. Tokenizer and chat template do not: whoever
+    looks for a cache compares token ids. ``quantization`` is what the engine does to the weights beyond what their config
+    says, and ``adapter`` the PEFT adapter's directory of one request.
+    """
+
+    model: Model
+    quantization: str | None = None
+    adapter: Path | None = None
+
+    @classmethod
+    def at(
+        cls, source: str | Path, *, dtype: str, revision: str | None = None, quantization: str | None = None
+    ) -> EngineModel:
+        """The model at a directory, or that of a hub id's ``revision`` on this machine.
+
+        Raises ``ModelError`` for one that is not there, or that kvtool would refuse to load.
+        """
+        is_hub = revision is not None and not Path(source).exists()
+        directory, name = locate(f"{source}@{revision}" if is_hub else source, download=False)
+        if directory.is_file():
+            reason = "is one file, whose weights the engine unpacks in its own way"
+            raise ModelError(source, reason, "serve the directory that kvtool connector vllm prints")
+        return cls(Model(directory, name=name, device="cpu", dtype=dtype), quantization)
+
+    def with_adapter(self, directory: Path) -> EngineModel:
+        """The model with the adapter of a request."""
+        return replace(self, adapter=directory)
+
+    @cached_property
+    def _cheap(self) -> dict[str, Any]:
+        adapters = [] if self.adapter is None else [digest_adapter(self.adapter)]
+        return {
+            "dtype": self.model.dtype_name,
+            "quantization": self.quantization,
+            "adapters": adapters,
+            "rope": rope_parameters(self.model.text_config),
+        }
+
+    @cached_property
+    def _of_files(self) -> dict[str, Any]:
+        directory = self.model.directory
+        return {"config": digest_config(directory), "weights": digest_weights(directory)}
+
+    def difference(self, made_by: Mapping[str, Any], name: str) -> str | None:
+        """What tells this model from the one called ``name`` that made an artifact, whose header has ``made_by`` under "model".
+
+        None if a cache of that one is a cache of this one. Weights are hashed once, and not at all where the same commit of the
+        hub made it.
+        """
+        if difference := _first_difference(self._cheap, made_by):
+            return difference
+        if _PINNED.fullmatch(self.model.name) and name == self.model.name:
+            return None
+        return _first_difference(self._of_files, made_by)
+
+
+def _first_difference(own: Mapping[str, Any], made_by: Mapping[str, Any]) -> str | None:
+    for field, value in own.items():
+        if made_by.get(field) != value:
+            return f"{field} is {_short(made_by.get(field))}, the engine's is {_short(value)}"
+    return None
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text[:200]

@@ -1,0 +1,163 @@
+"""Which cache of a store a prompt begins with, for the model that an engine has loaded."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvtool.artifact.read import Artifact
+from kvtool.connectors.engine_model import EngineModel
+from kvtool.digest import digest_token_ids
+from kvtool.errors import KvtoolError, MismatchError
+from kvtool.store.base import Store
+from kvtool.store.headers import headers_of
+from kvtool.store.manifest import RAW, Document, Segment, Variant, exact_name
+from kvtool.store.prefix_index import PrefixIndex
+
+AVOIDED_SECONDS = 60.0
+"""For which a cache that could not be loaded is not found again."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachedPrefix:
+    """The cache of a prompt's first ``n_tokens``, as a store has it. ``token_digest`` is over these tokens."""
+
+    document: str
+    segment: int
+    variant: str
+    n_tokens: int
+    token_digest: str
+
+    @property
+    def source(self) -> tuple[str, int, str]:
+        """What is loaded, however much of it."""
+        return self.document, self.segment, self.variant
+
+    def open(self, store: Store) -> list[Artifact]:
+        """The artifacts, prefix first. Raises ``KvtoolError`` unless they still are of these tokens."""
+        parts = store.parts(self.document, self.variant, self.segment)
+        token_ids = [int(token) for part in parts for token in part.token_ids]
+        if digest_token_ids(token_ids[: self.n_tokens]) != self.token_digest:
+            raise MismatchError(self.document, "has other tokens than when it was looked up")
+        return parts
+
+
+@dataclass
+class Lookup:
+    """The caches of ``store`` that ``model`` can use. All methods but ``follow`` return at once.
+
+    ``variant`` is the one that is loaded; None takes raw where it is, and else the largest. What other models made, and what
+    lost tokens, is left out, with one line in the log for each model.
+    """
+
+    store: Store
+    model: EngineModel
+    variant: str | None = None
+    _differences: dict[str, str | None] = field(default_factory=dict, init=False)
+    _avoided: dict[tuple[str, int, str], float] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.index = PrefixIndex(self.store, self._choose, in_background=True)
+
+    def follow(self, seconds: float) -> None:
+        """Looks through the store for the first time, for so long at most; goes on in the background."""
+        until = time.monotonic() + seconds
+        self.index.follow()
+        while not self.index.is_complete and time.monotonic() < until:
+            time.sleep(0.01)
+
+    def longest(self, token_ids: Sequence[int]) -> CachedPrefix | None:
+        """The cache that has the most of a prompt's first tokens."""
+        if (match := self.index.longest(token_ids)) is None:
+            return None
+        digest = digest_token_ids(token_ids[: match.tokens])
+        found = CachedPrefix(match.document, match.segment, match.variant, match.tokens, digest)
+        return None if self._is_avoided(found) else found
+
+    def named(self, document: str, token_ids: Sequence[int]) -> CachedPrefix | None:
+        """The cache of a document that a request names, if the prompt begins with all of it: a blend is found by name alone."""
+        try:
+            entry = self.store[document]
+            if len(entry.segments) != 1 or (variant := self._choose(entry, entry.segments[0])) is None:
+                return None
+            parts = headers_of(self.store).parts(document, variant)
+            ids = [int(token) for part in parts for token in part.token_ids]
+        except KvtoolError as error:
+            _log.warning("%s is not loaded: %s", document, error)
+            return None
+        if list(token_ids[: len(ids)]) != ids:
+            _log.warning("%s is not loaded: the prompt's first %d tokens are not its own", document, len(ids))
+            return None
+        found = CachedPrefix(document, 0, variant, len(ids), digest_token_ids(ids))
+        return None if self._is_avoided(found) else found
+
+    def avoid(self, found: CachedPrefix) -> None:
+        """Finds it no more for a while: it could not be loaded."""
+        self._avoided[found.source] = time.monotonic() + AVOIDED_SECONDS
+
+    def _is_avoided(self, found: CachedPrefix) -> bool:
+        return time.monotonic() < self._avoided.get(found.source, 0.0)
+
+    def _choose(self, document: Document, segment: Segment) -> str | None:
+        usable = {
+            name: variant
+            for name, variant in segment.variants.items()
+            if name in document.variants
+            and exact_name(name) == name
+            and not variant.is_pruned
+            and self.variant in (None, name)
+        }
+        if not usable:
+            return None
+        name = RAW if RAW in usable else max(usable, key=lambda name: usable[name].nbytes)
+        return name if self._is_of_model(document, usable[name]) else None
+
+    def _is_of_model(self, document: Document, variant: Variant) -> bool:
+        fingerprint = document.model["fingerprint"]
+        if fingerprint not in self._differences:
+            made_by = headers_of(self.store).open_artifact(variant).meta["model"]
+            difference = self.model.difference(made_by, document.model["name"])
+            self._differences[fingerprint] = difference
+            if difference is not None:
+                _log.warning(
+                    "documents of %s that %s made, such as %s, are not used: %s",
+                    self.store,
+                    document.model["name"],
+                    document.name,
+                    difference,
+                )
+        return self._differences[fingerprint] is None
+
+
+class Lookups:
+    """A ``Lookup`` for each adapter that requests name, beside that of the ``base`` model."""
+
+    def __init__(self, base: Lookup) -> None:
+        self.base = base
+        self._with_adapter: dict[Path, Lookup] = {}
+        self._lock = threading.Lock()
+
+    def of(self, adapter: Path | None) -> Lookup:
+        """The caches of the model with an adapter. Of one that is new, they are found a moment later."""
+        if adapter is None:
+            return self.base
+        with self._lock:
+            if adapter not in self._with_adapter:
+                base = self.base
+                self._with_adapter[adapter] = Lookup(
+                    base.store, base.model.with_adapter(adapter), base.variant
+                )
+            return self._with_adapter[adapter]
+
+    def avoid(self, found: CachedPrefix) -> None:
+        """As ``Lookup.avoid``, for every adapter."""
+        with self._lock:
+            lookups = [self.base, *self._with_adapter.values()]
+        for lookup in lookups:
+            lookup.avoid(found)

@@ -1,0 +1,74 @@
+"""Keys and values of a cache, layer by layer, as the blocks of an engine take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvtool.artifact.load import refuse_gaps
+from kvtool.artifact.read import Artifact
+from kvtool.errors import MismatchError
+
+
+@dataclass(frozen=True)
+class LayerSpan:
+    """One layer's ``keys`` [H, T, D] and ``values`` [H, T, Dv] of the tokens from position ``start`` on.
+
+    In latent attention (MLA) the keys are the latent [1, T, R], and the values the rotated part [1, T, P].
+    """
+
+    layer: int
+    start: int
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.keys.shape[1]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Some layers of one artifact, which are read, checked and decoded together.
+
+    ``tokens`` counts within the artifact, whose first token is at position ``start``.
+    """
+
+    part: Artifact
+    start: int
+    layers: range
+    tokens: range
+
+    def spans(self) -> list[LayerSpan]:
+        """Raises ``ArtifactError`` for bytes that are not what was written."""
+        is_whole = self.tokens == range(self.part.contents.geometry.n_tokens)
+        decoded = self.part.group(self.layers, None if is_whole else self.tokens)
+        return [
+            LayerSpan(index, self.start + self.tokens.start, layer.keys, layer.values)
+            for index, layer in zip(self.layers, decoded, strict=True)
+        ]
+
+
+def steps(parts: Sequence[Artifact], tokens: range) -> list[Step]:
+    """What gives all keys and values of the positions ``tokens``, first layers first.
+
+    ``parts`` are a prefix and a segment, or a segment alone. Raises ``MismatchError`` if they do not follow each other, or if
+    one of them has lost tokens.
+    """
+    refuse_gaps(parts)
+    for part in parts:
+        if part.contents.geometry.is_pruned:
+            raise MismatchError(part.path, "has lost tokens, and an engine's blocks hold every one")
+    return sorted(_steps(parts, tokens), key=lambda step: (step.layers.start, step.start))
+
+
+def _steps(parts: Sequence[Artifact], tokens: range) -> Iterator[Step]:
+    start = 0
+    for part in parts:
+        size = part.contents.geometry.n_tokens
+        inside = range(max(tokens.start - start, 0), min(tokens.stop - start, size))
+        if inside:
+            yield from (Step(part, start, group, inside) for group in part.contents.groups)
+        start += size

@@ -1,0 +1,36 @@
+"""What the scheduler's side of the connector tells the workers' side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+
+if TYPE_CHECKING:
+    from kvtool.connectors.lookup import CachedPrefix
+
+NULL_BLOCK = 0
+"""The block of tokens that a layer with a sliding window sees no more; nothing is written there."""
+
+
+@dataclass(frozen=True)
+class LoadOrder:
+    """Loads the positions ``tokens`` of a cache into the blocks of a request.
+
+    ``block_ids`` has a list for each group of layers, from position 0 on.
+    """
+
+    request_id: str
+    found: CachedPrefix
+    tokens: range
+    block_ids: tuple[Sequence[int], ...]
+
+
+@dataclass
+class Orders(KVConnectorMetadata):
+    """The loads that begin in one step. ``is_idle``: the model has nothing to compute in it."""
+
+    loads: list[LoadOrder] = field(default_factory=list)
+    is_idle: bool = False

@@ -1,0 +1,93 @@
+"""The worker's side: loads caches into blocks in the background, while the engine computes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from vllm.distributed.parallel_state import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
+
+from kvtool.connectors.vllm.layers import Layer, layers_by_index
+from kvtool.connectors.vllm.load import Load, Target
+from kvtool.connectors.vllm.metrics import Counts
+from kvtool.connectors.vllm.orders import Orders
+from kvtool.connectors.vllm.settings import Settings
+from kvtool.errors import KvtoolError
+from kvtool.kernels.threads import background_pool
+from kvtool.store.open import open_store
+
+IDLE_SECONDS = 0.02
+"""For which a step that computes nothing waits for a load, so that the engine does not take the threads' time to ask for it."""
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerSide:
+    """Carries out the orders of ``SchedulerSide`` on one GPU, or on the CPU."""
+
+    def __init__(self, config: Any, kv_cache_config: Any, settings: Settings) -> None:
+        self.config, self.kv_cache_config, self.settings = config, kv_cache_config, settings
+        self.counts = Counts()
+        self._layers: Mapping[int, Layer] = {}
+        self._loads: dict[str, Load] = {}
+        self._changed = threading.Condition()
+        self._pool = background_pool(settings.threads, "kvtool")
+        self._target: Target | None = None
+
+    def register(self, kv_caches: Mapping[str, Tensor]) -> None:
+        """Takes the engine's blocks. Loads fail, and so are misses, where a layer is not of a kind that can be loaded."""
+        try:
+            self._target = Target(
+                open_store(self.settings.store, existing=True),
+                layers_by_index(self.config, self.kv_cache_config, kv_caches),
+                self.config.model_config.dtype,
+                get_tensor_model_parallel_rank(),
+                get_tensor_model_parallel_world_size(),
+                is_all=self.config.parallel_config.pipeline_parallel_size == 1,
+            )
+        except KvtoolError as error:
+            _log.error("no cache is loaded: %s", error)
+
+    def start(self, orders: Orders) -> None:
+        for order in orders.loads:
+            load = Load(order, self.settings.max_load_seconds, self._notify)
+            self._loads[order.request_id] = load
+            if self._target is None:
+                load.cancel("its layers have no place here")
+            else:
+                load.start(self._target, self._pool)
+
+    def results(self, *, is_idle: bool) -> tuple[set[str], set[str]]:
+        """The requests whose loads are over, and those of them that failed. Nothing is written for them any more."""
+        if is_idle and self._loads:
+            with self._changed:
+                self._changed.wait_for(self._any_over, IDLE_SECONDS)
+        over = {key: load for key, load in self._loads.items() if load.is_over()}
+        failed = set()
+        for key, load in over.items():
+            del self._loads[key]
+            if load.error is None:
+                self.counts.add(loads=1, bytes=load.nbytes, seconds=load.seconds)
+            else:
+                failed.add(key)
+                self.counts.add(failures=1)
+                _log.warning("%s is prefilled: %s", load.order.found.document, load.error)
+        return set(over), failed
+
+    def close(self) -> None:
+        for load in self._loads.values():
+            load.cancel("the engine stops")
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _any_over(self) -> bool:
+        return any(load.is_over() for load in self._loads.values())
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
