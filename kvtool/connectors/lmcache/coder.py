@@ -70,7 +70,7 @@ class Coder:
     def encode(self, chunk: Tensor, key: ChunkKey) -> bytes:
         """Raises ``CodecError`` for a chunk that cannot be coded, or takes more than its ``capacity``."""
         capacity = self.capacity(chunk.shape, chunk.dtype)
-        coded = self._coded(chunk, key)
+        coded = self._coded(chunk, key, capacity)
         if len(coded) > capacity:
             raise CodecError(f"chunk: takes {len(coded)} bytes, and has room for {capacity}")
         return coded.ljust(capacity, b"\0") if self._is_of_one_size(chunk) else coded
@@ -96,13 +96,13 @@ class Coder:
             ) from error
         fill(chunk, kv)
 
-    def _coded(self, chunk: Tensor, key: ChunkKey) -> bytes:
+    def _coded(self, chunk: Tensor, key: ChunkKey, capacity: int) -> bytes:
         if self.otherwise is None:
             return self._by(self.pipeline, chunk, key, None)
         if (tokens := self.find(key)) is not None:
             try:
                 coded = self._by(self.pipeline, chunk, key, tokens)
-                if len(coded) <= chunk.nbytes:
+                if len(coded) <= capacity:
                     return coded
             except CodecError as error:
                 _warn_once(f"chunks of {key.model_name} are coded as unknown ones: {error}")
@@ -144,7 +144,7 @@ def _capacity(
     raw = sizes.n_elements * dtype.itemsize
     if room is not None:
         return _whole_pages(int(room * raw) + ABOUT_BYTES)
-    # What is coded by known tokens is at most as large as what is not coded.
+    # What is coded by known tokens gets the room of what is not coded at all.
     planned = [_planned(Contents(otherwise or pipeline, sizes, 0, {}))] + ([raw] if otherwise else [])
     return _whole_pages(max(planned) + ABOUT_BYTES)
 

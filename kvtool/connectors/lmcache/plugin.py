@@ -25,7 +25,7 @@ from kvtool.errors import UsageError
 assert serde.NAME  # Registered by its import.
 
 
-class Files(FSL2Adapter):  # type: ignore[misc]
+class Files(FSL2Adapter):
     """LMCache's own files, of any size up to the buffer's."""
 
     def submit_load_task(self, keys: list[ObjectKey], objects: list[MemoryObj]) -> L2TaskId:
@@ -39,10 +39,10 @@ class Files(FSL2Adapter):  # type: ignore[misc]
         return super().submit_load_task(keys, objects)
 
 
-class Adapter(L2AdapterInterface):  # type: ignore[misc]
+class Adapter(L2AdapterInterface):
     """Any adapter of LMCache's: ``adapter_params`` are what ``--l2-adapter`` takes without kvtool, ``type`` included."""
 
-    def __new__(cls, params: Mapping[str, Any], **given: Any) -> L2AdapterInterface:  # type: ignore[misc]
+    def __new__(cls, params: Mapping[str, Any], **given: Any) -> L2AdapterInterface:
         if "serde" in params:
             expected = "put it beside adapter_params, not into it"
             raise UsageError("adapter_params: serde", "would not be used", expected)

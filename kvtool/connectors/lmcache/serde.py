@@ -35,7 +35,7 @@ from kvtool.connectors.lmcache.options import SerdeOptions
 NAME = "kvtool"
 
 
-class ChunkSerializer(Serializer):  # type: ignore[misc]
+class ChunkSerializer(Serializer):
     def __init__(self, coder: Coder) -> None:
         self.coder = coder
 
@@ -56,7 +56,7 @@ class ChunkSerializer(Serializer):  # type: ignore[misc]
         return self.coder.capacity(layout_desc.shapes[0], layout_desc.dtypes[0])
 
 
-class ChunkDeserializer(Deserializer):  # type: ignore[misc]
+class ChunkDeserializer(Deserializer):
     def __init__(self, coder: Coder) -> None:
         self.coder = coder
 
@@ -84,14 +84,14 @@ def create(kwargs: dict[str, Any]) -> SerdeProcessor:
 
 
 def _chunk(memory: MemoryObj) -> Tensor:
-    tensor = memory.tensor
+    tensor: Tensor | None = memory.tensor
     if tensor is None or len(memory.get_shapes()) != 1:
         raise CodecError("chunk: is not one tensor in memory")
     return tensor
 
 
 def _bytes(memory: MemoryObj) -> Tensor:
-    tensor = memory.tensor
+    tensor: Tensor | None = memory.tensor
     if tensor is None:
         raise CodecError("chunk: has no bytes in memory")
     return tensor.flatten().view(torch.uint8)

@@ -27,7 +27,7 @@ EXPECTED = "expected lmcache://HOST:PORT, and after a ? any of http=PORT, model=
 
 @dataclass(frozen=True)
 class Address:
-    """``lmcache://HOST:PORT?http=PORT&model=NAME&salt=TEXT``: the server's two ports, the name of the model there, a cache salt."""
+    """``lmcache://HOST:PORT?http=PORT&model=NAME&salt=TEXT``: the server's ports, the model's name there, a salt."""
 
     host: str
     port: int
@@ -68,7 +68,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Layout:
-    """How an engine lays out a model's cache: of ``layers`` alike, each with ``heads`` of ``channels`` for keys and for values."""
+    """An engine's layout of a model's cache: ``layers`` alike, whose keys and values have ``heads`` of ``channels``."""
 
     model: str
     layers: int
@@ -100,8 +100,8 @@ class ServerState:
                 name = str(engine["model_name"])
                 try:
                     layouts[name] = _layout(name, engine)
-                except _Unfit as reason:
-                    unfit[name] = str(reason)
+                except _Unfit as error:
+                    unfit[name] = str(error)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"answers otherwise than LMCache 0.5.6 does ({type(error).__name__}: {error})"
             raise StoreError(address, reason, "is it an LMCache server?") from error
