@@ -93,7 +93,7 @@ class _Push:
         report.left_out += sum(len(piece.token_ids) - piece.n_tokens for piece in pieces)
         report.nbytes_total += sum(piece.nbytes for piece in missing)
         for piece in [] if self.dry_run else missing:
-            session.store(piece.kv(), piece.token_ids)
+            session.store(piece.kv(), piece.token_ids[: piece.n_tokens])
             if (held := session.held(piece.token_ids)) < piece.n_tokens:
                 reason = f"{self.address} holds {held} of its {piece.n_tokens} tokens after all were sent"
                 raise StoreError(name, reason, "is its memory too small (--l1-size-gb)? Its log says more")

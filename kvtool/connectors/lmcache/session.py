@@ -2,7 +2,7 @@
 
 Of LMCache 0.5.6 it relies on ``lmcache.sdk.kvcache.connect(url, http_url, model_name, timeout)``, and on the context's
 ``store(kv, tokens, cache_salt)``, ``retrieve(tokens, cache_salt)``, ``close()`` and ``transfer_ctx``. ``store`` takes
-``[2, L, T, H · D]``, keeps whole chunks, and returns False both for what failed and for what is there already.
+``[2, L, T, H · D]`` and T token ids, keeps whole chunks, and returns False both for what failed and for what is there already.
 ``retrieve`` looks the tokens up as an engine does, and gives None or ``[2, L, T', H · D]`` of the first T' that were found.
 Where the server's shared memory cannot be opened, the SDK falls back to sending pickles, which the server loads.
 """

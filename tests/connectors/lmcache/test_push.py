@@ -1,4 +1,4 @@
-"""kvtool push lmcache://…: what is pushed and what is refused. A stand-in has the SDK's place; tests/engines/lmcache has the SDK."""
+"""kvtool push lmcache://…: what is pushed and what is refused, over a stand-in for the SDK, which tests/engines/lmcache has."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class FakeSession:
         return found
 
     def store(self, kv: Tensor, token_ids: Sequence[int]) -> None:
+        assert kv.shape[2] == len(token_ids)
         for start in range(0, kv.shape[2], CHUNK):
             if len(self.kept) < self.room:
                 self.kept.setdefault(self._key(token_ids[: start + CHUNK]), kv[:, :, start : start + CHUNK])
