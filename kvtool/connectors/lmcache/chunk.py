@@ -2,8 +2,9 @@
 
 ``KVTCHNK1``, the payload's length (8 bytes, little-endian), its BLAKE3 digest (32 bytes), the payload, and zeros up to the
 size that was asked for. The payload's ``__metadata__`` has one canonical JSON value under ``kvtool``: the chunk's key in
-LMCache, its number of heads, whether its token ids are known, and what ``Contents.to_metadata`` says: pipeline, geometry,
-positions and RoPE. So a chunk decodes without its server's configuration, and one under another's key is refused.
+LMCache, its heads, whether keys and values are fused and its token ids known, and what ``Contents.to_metadata`` says:
+pipeline, geometry, positions and RoPE. So a chunk decodes without its server's configuration, and one under another's key is
+refused.
 """
 
 from __future__ import annotations

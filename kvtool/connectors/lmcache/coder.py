@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvtool.codecs import Blob, Calibration, CodecError, Contents, Pipeline, decode, encode
+from kvtool.codecs import Blob, Calibration, CodecError, Contents, Geometry, Pipeline, decode, encode
 from kvtool.codecs.format import container
 from kvtool.codecs.spec import TOKEN_IDS
 from kvtool.connectors.lmcache.chunk import FRAME_BYTES, ChunkKey, pack, unpack
@@ -34,7 +34,7 @@ def nothing_known(_: ChunkKey) -> None:
 
 @dataclass(frozen=True)
 class Coder:
-    """Codes chunks by ``pipeline``, of ``heads`` heads each.
+    """Codes chunks by ``pipeline``, of ``heads`` heads each; those of one plane have keys and values in it if they are ``fused``.
 
     LMCache hands over no token ids and no positions. A pipeline that needs them gets them from ``find``. Chunks that are
     not found, and those that it cannot take, are coded by ``otherwise``, which needs none. Other pipelines have no ``otherwise``.
@@ -45,6 +45,7 @@ class Coder:
     pipeline: Pipeline
     otherwise: Pipeline | None = None
     heads: int = 1
+    fused: bool = False
     room: float | None = None
     find: Find = nothing_known
     calibrations: Mapping[str, Calibration] = field(default_factory=dict, repr=False)
@@ -65,7 +66,8 @@ class Coder:
 
     def capacity(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes that a chunk of this shape takes at most."""
-        return _capacity(self.pipeline, self.otherwise, self.room, tuple(shape), dtype, self.heads)
+        sizes = geometry(shape, dtype, self.heads, self.fused)
+        return _capacity(self.pipeline, self.otherwise, self.room, sizes)
 
     def encode(self, chunk: Tensor, key: ChunkKey) -> bytes:
         """Raises ``CodecError`` for a chunk that cannot be coded, or takes more than its ``capacity``."""
@@ -84,7 +86,7 @@ class Coder:
         try:
             heads, known = metadata["heads"], metadata["tokens_known"]
             contents = Contents.from_metadata(metadata, self.calibrations)
-            if contents.geometry != geometry(chunk.shape, chunk.dtype, int(heads)):
+            if contents.geometry != geometry(chunk.shape, chunk.dtype, int(heads), bool(metadata["fused"])):
                 held = contents.geometry.to_json()
                 raise CodecError(f"chunk: holds {held}, expected {list(chunk.shape)} {chunk.dtype}")
             if not known:
@@ -109,15 +111,19 @@ class Coder:
         return self._by(self.otherwise, chunk, key, None)
 
     def _by(self, pipeline: Pipeline, chunk: Tensor, key: ChunkKey, tokens: ChunkTokens | None) -> bytes:
-        blob = encode(to_kv(chunk, self.heads, tokens), pipeline)
+        blob = encode(to_kv(chunk, self.heads, tokens, self.fused), pipeline)
         tensors = {name: t for name, t in blob.tensors.items() if tokens or name != TOKEN_IDS}
-        about = {**blob.metadata, "heads": self.heads, "tokens_known": tokens is not None}
+        about = {
+            **blob.metadata,
+            "heads": self.heads,
+            "fused": self.fused,
+            "tokens_known": tokens is not None,
+        }
         return pack(tensors, about, key)
 
     def _is_of_one_size(self, chunk: Tensor) -> bool:
-        return self.room is not None or (
-            self.otherwise is None and has_one_size(self.pipeline, chunk.shape, chunk.dtype, self.heads)
-        )
+        sizes = geometry(chunk.shape, chunk.dtype, self.heads, self.fused)
+        return self.room is not None or (self.otherwise is None and has_one_size(self.pipeline, sizes))
 
 
 def needs_tokens(pipeline: Pipeline) -> bool:
@@ -125,23 +131,15 @@ def needs_tokens(pipeline: Pipeline) -> bool:
     return any(stage.needs for stage in pipeline.stages)
 
 
-def has_one_size(pipeline: Pipeline, shape: Sequence[int], dtype: torch.dtype, heads: int) -> bool:
-    """Whether all chunks of a shape take the same bytes."""
-    contents = Contents(pipeline, geometry(shape, dtype, heads), 0, {})
+def has_one_size(pipeline: Pipeline, sizes: Geometry) -> bool:
+    """Whether all chunks of a geometry take the same bytes."""
+    contents = Contents(pipeline, sizes, 0, {})
     return not any(array.at_most for group in contents.groups for array in contents.arrays(group).values())
 
 
 @lru_cache(maxsize=64)
-def _capacity(
-    pipeline: Pipeline,
-    otherwise: Pipeline | None,
-    room: float | None,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    heads: int,
-) -> int:
-    sizes = geometry(shape, dtype, heads)
-    raw = sizes.n_elements * dtype.itemsize
+def _capacity(pipeline: Pipeline, otherwise: Pipeline | None, room: float | None, sizes: Geometry) -> int:
+    raw = sizes.n_elements * sizes.dtype.itemsize
     if room is not None:
         return _whole_pages(int(room * raw) + ABOUT_BYTES)
     # What is coded by known tokens gets the room of what is not coded at all.

@@ -1,8 +1,9 @@
 """LMCache's chunk of a cache, one tensor, as keys and values of layers; and back.
 
 ``[2, L, T, C]`` has keys and values of L layers and T tokens, the channels of all heads in a row, as LMCache's
-``KV_2LTD``. ``[L, T, C]`` has one plane: latents (MLA), or keys and values in one. Keys are rotated (RoPE), as an engine
-has them.
+``KV_2LTD``. ``[L, T, C]`` has one plane: latents (MLA), or keys and values in one, ``fused``, as vLLM has them since 0.29. Which
+channels are whose is then up to its attention: those of FlashAttention, Triton and FlexAttention have for each head its key
+and then its value. Keys are rotated (RoPE), as an engine has them.
 """
 
 from __future__ import annotations
@@ -26,47 +27,47 @@ class ChunkTokens:
     rope: dict[str, Any] = field(default_factory=dict)
 
 
-def geometry(shape: Sequence[int], dtype: torch.dtype, heads: int) -> Geometry:
-    """The geometry of a chunk of this shape. Raises ``CodecError`` for a shape of another kind."""
+def geometry(shape: Sequence[int], dtype: torch.dtype, heads: int, fused: bool = False) -> Geometry:
+    """The geometry of a chunk of this shape. Raises ``CodecError`` for a shape of another kind.
+
+    One plane has keys and values of each head if it is ``fused``, and keys alone if not.
+    """
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] != 2) or 0 in shape:
         raise CodecError(
             f"chunk: its shape is {list(shape)}, expected [2, layers, tokens, channels] or without the 2"
         )
     layers, tokens, channels = shape[-3:]
-    if channels % heads:
+    is_fused = fused and len(shape) == 3
+    if channels % (2 * heads if is_fused else heads):
         raise CodecError(f"chunk: its {channels} channels are not those of {heads} heads")
-    keys = heads, channels // heads
-    values = keys if len(shape) == 4 else (heads, 0)
+    keys = heads, channels // heads // (2 if is_fused else 1)
+    values = keys if is_fused or len(shape) == 4 else (heads, 0)
     return Geometry(dtype, tokens, (LayerGeometry(tokens, keys, values),) * layers)
 
 
-def to_kv(chunk: Tensor, heads: int, tokens: ChunkTokens | None) -> KV:
-    """The chunk's layers, as views. Where its tokens are not known, positions count from 0 and say nothing."""
-    sizes = geometry(chunk.shape, chunk.dtype, heads)
+def to_kv(chunk: Tensor, heads: int, tokens: ChunkTokens | None, fused: bool = False) -> KV:
+    """The chunk's layers. Where its tokens are not known, positions count from 0 and say nothing."""
+    sizes = geometry(chunk.shape, chunk.dtype, heads, fused)
     known = tokens or ChunkTokens(torch.zeros(sizes.n_tokens, dtype=torch.int64), 0)
     if len(known.token_ids) != sizes.n_tokens:
         raise CodecError(f"chunk: has {sizes.n_tokens} tokens, expected {len(known.token_ids)}")
     positions = torch.arange(known.start, known.start + sizes.n_tokens)
-    planes = chunk if chunk.ndim == 4 else torch.stack([chunk, chunk])
-    layers = [
-        LayerKV(
-            _by_head(keys, *size.keys),
-            _by_head(values[:, : size.values[0] * size.values[1]], *size.values),
-            positions,
-        )
-        for keys, values, size in zip(planes[0], planes[1], sizes.layers, strict=True)
-    ]
+    layers = [LayerKV(*_sides(chunk, index, size), positions) for index, size in enumerate(sizes.layers)]
     return KV(tuple(layers), known.token_ids, known.rope, known.start)
 
 
 def fill(chunk: Tensor, kv: KV) -> None:
     """Copies the layers into a chunk's tensor of their geometry."""
-    planes = chunk if chunk.ndim == 4 else chunk[None]
-    for index, layer in enumerate(kv.layers):
-        for plane, part in zip(planes, (layer.keys, layer.values), strict=False):
-            plane[index].copy_(part.transpose(0, 1).flatten(1))
+    for index, (layer, size) in enumerate(zip(kv.layers, Geometry.of(kv).layers, strict=True)):
+        for view, side in zip(_sides(chunk, index, size), (layer.keys, layer.values), strict=True):
+            view.copy_(side)
 
 
-def _by_head(rows: Tensor, heads: int, channels: int) -> Tensor:
-    """[T, H · D] as [H, T, D]."""
-    return rows.reshape(len(rows), heads, channels).transpose(0, 1)
+def _sides(chunk: Tensor, layer: int, size: LayerGeometry) -> tuple[Tensor, Tensor]:
+    """A layer's keys [H, T, D] and values [H, T, Dv], as views of the chunk."""
+    heads, channels = size.keys
+    if chunk.ndim == 4:
+        keys, values = (plane[layer].unflatten(1, (heads, channels)) for plane in chunk)
+    else:
+        keys, values = chunk[layer].unflatten(1, (heads, -1)).split([channels, size.values[1]], dim=2)
+    return keys.transpose(0, 1), values.transpose(0, 1)

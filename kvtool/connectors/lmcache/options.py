@@ -23,7 +23,8 @@ MakeHash = Callable[[str, int], HashChunks]
 
 @dataclass(frozen=True)
 class SerdeOptions:
-    """``heads`` are those of a layer's keys on one rank. ``room`` is a share of the bytes that keys and values take.
+    """``heads`` are those of a layer's keys on one rank; ``fused`` says that each has its key and its value in one row.
+    ``room`` is a share of the bytes that keys and values take.
 
     Recipes that need a calibration need a ``store``, whose documents' chunks they code; ``otherwise`` is for all others.
     ``model`` is the name by which LMCache knows the model of these documents. ``calibration`` is a digest, and
@@ -33,6 +34,7 @@ class SerdeOptions:
     recipe: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     heads: int | None = None
+    fused: bool = False
     room: float | None = None
     store: str | None = None
     model: str | None = None
@@ -64,7 +66,8 @@ class SerdeOptions:
         if not found.needs_calibration(self.parameters):
             if self.store or self.calibration:
                 raise UsageError("serde: store", f"is given, and recipe {self.recipe!r} needs no calibration")
-            return Coder(_pipeline(self.recipe, self.parameters), heads=self.heads or 1, room=self.room)
+            own = _pipeline(self.recipe, self.parameters)
+            return Coder(own, heads=self.heads or 1, fused=self.fused, room=self.room)
         if not self.store:
             expected = "name the store that has the model's documents and calibration"
             raise UsageError(
@@ -79,6 +82,7 @@ class SerdeOptions:
             _pipeline(self.recipe, self.parameters, calibration),
             _pipeline(self.otherwise, {}),
             heads=self.heads or heads,
+            fused=self.fused,
             room=self.room,
             find=known.find,
             calibrations=store.calibrations,
@@ -124,7 +128,7 @@ def _model_of(store: Store, fingerprint: str) -> tuple[str, int]:
 def _is_of_type(value: object, kind: str) -> bool:
     names = kind.split(" | ")
     if isinstance(value, bool):
-        return False
+        return kind == "bool"
     if isinstance(value, Mapping):
         return kind.startswith("Mapping")
     return (

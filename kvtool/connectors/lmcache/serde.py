@@ -28,7 +28,7 @@ from torch import Tensor
 
 from kvtool.codecs import CodecError
 from kvtool.connectors.lmcache.chunk import ChunkKey
-from kvtool.connectors.lmcache.coder import Coder
+from kvtool.connectors.lmcache.coder import PAGE, Coder
 from kvtool.connectors.lmcache.known_chunks import HashChunks
 from kvtool.connectors.lmcache.options import SerdeOptions
 
@@ -49,11 +49,12 @@ class ChunkSerializer(Serializer):
         return len(coded)
 
     def estimate_serialized_size(self, layout_desc: MemoryLayoutDesc) -> int:
-        if len(layout_desc.shapes) != 1:
-            raise CodecError(
-                f"chunk: has {len(layout_desc.shapes)} tensors, expected one: hybrid models are not coded"
-            )
-        return self.coder.capacity(layout_desc.shapes[0], layout_desc.dtypes[0])
+        """Raises nothing: LMCache's threads ask. What cannot be coded is refused by ``serialize``."""
+        try:
+            (shape,), (dtype,) = layout_desc.shapes, layout_desc.dtypes
+            return self.coder.capacity(shape, dtype)
+        except ValueError:  # CodecError among them.
+            return PAGE
 
 
 class ChunkDeserializer(Deserializer):

@@ -25,6 +25,12 @@ SECONDS = 10.0
 EXPECTED = "expected lmcache://HOST:PORT, and after a ? any of http=PORT, model=NAME and salt=TEXT, with & between them"
 
 
+SPLIT = [
+    [*two, *rest] for two in (["NB", "2"], ["2", "NB"]) for rest in (["NH", "BS", "HS"], ["BS", "NH", "HS"])
+]
+"""Axes of an engine's blocks in which keys and values have one of their own."""
+
+
 @dataclass(frozen=True)
 class Address:
     """``lmcache://HOST:PORT?http=PORT&model=NAME&salt=TEXT``: the server's ports, the model's name there, a salt."""
@@ -141,13 +147,16 @@ def _layout(name: str, engine: Mapping[str, Any]) -> Layout:
     if world_size != 1:
         raise _Unfit(f"it runs on {world_size} ranks, and LMCache's SDK stores for the first alone")
     # "30 x [2048, 2, 3, 16, 64]", whose axes "NL x [NB, 2, NH, BS, HS]" names.
-    axes = re.findall(r"\w+", str(group["engine_kv_shape"]).split("[")[1])
-    sizes = re.findall(r"\d+", str(group["engine_kv_concrete_shape"]).split("[")[1])
-    by_axis = dict(zip(axes, map(int, sizes), strict=True))
-    if by_axis.get("2") != 2:
+    axes, sizes = (
+        re.split(r",\s*", str(group[f"engine_kv_{name}shape"]).partition("[")[2].rstrip("] "))
+        for name in ("", "concrete_")
+    )
+    if axes not in SPLIT:
         raise _Unfit(
-            f"its blocks are {group['engine_kv_shape']}, expected keys and values on an axis of their own"
+            f"its blocks are {group['engine_kv_shape']}, and which channels are keys is then up to the attention that vLLM "
+            "chose; kvtool's connector for vLLM loads into them"
         )
+    by_axis = dict(zip(axes, map(int, sizes), strict=True))
     dtype = str(group["dtype"]).removeprefix("torch.")
     return Layout(name, int(layout["num_layers"]), by_axis["NH"], by_axis["HS"], dtype, world_size)
 

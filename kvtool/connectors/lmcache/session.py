@@ -29,6 +29,8 @@ SECONDS = 60.0
 def sdk(address: Address) -> Any:
     """The SDK's module for keys and values. Raises ``StoreError`` where LMCache is not installed."""
     os.environ.setdefault("LMCACHE_LOG_LEVEL", "WARNING")
+    # It tells its makers how it is used, unless this says not to.
+    os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
     try:
         from lmcache.sdk import kvcache
     except ImportError as error:

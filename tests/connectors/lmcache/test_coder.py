@@ -42,15 +42,16 @@ def decoded(coder: Coder, data: bytes, like: Tensor, key: ChunkKey = KEY) -> Ten
     st.integers(1, 40),
     st.integers(1, 3),
     st.integers(1, 12),
-    st.booleans(),
+    st.sampled_from(["two planes", "fused", "latents"]),
     st.integers(0, 1 << 31),
 )
 def test_every_shape_and_dtype_comes_back_within_the_recipes_error(
-    name: str, dtype: torch.dtype, layers: int, tokens: int, heads: int, channels: int, both: bool, seed: int
+    name: str, dtype: torch.dtype, layers: int, tokens: int, heads: int, channels: int, planes: str, seed: int
 ) -> None:
-    shape = ([2] if both else []) + [layers, tokens, heads * channels]
+    width = heads * channels * (2 if planes == "fused" else 1)
+    shape = ([2] if planes == "two planes" else []) + [layers, tokens, width]
     chunk = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    coder = Coder(pipeline(name), heads=heads)
+    coder = Coder(pipeline(name), heads=heads, fused=planes == "fused")
     data = coder.encode(chunk, KEY)
     assert len(data) <= coder.capacity(chunk.shape, dtype)
     error = (decoded(coder, data, chunk).float() - chunk.float()).abs().max().item()
@@ -63,6 +64,17 @@ def test_heads_are_those_of_lmcaches_layout() -> None:
     # Channel 4 of token 1 is channel 1 of head 1.
     assert kv.layers[2].keys[1, 1, 1] == chunk[0, 2, 1, 4]
     assert kv.layers[2].values[0, 3, 2] == chunk[1, 2, 3, 2]
+    back = torch.zeros_like(chunk)
+    fill(back, kv)
+    assert torch.equal(back, chunk)
+
+
+def test_fused_heads_have_their_key_before_their_value() -> None:
+    chunk = torch.arange(3 * 4 * 12, dtype=torch.float32).reshape(3, 4, 12)
+    kv = to_kv(chunk, 2, None, fused=True)
+    # Head 1 has channels 6 to 8 for its key, 9 to 11 for its value.
+    assert torch.equal(kv.layers[2].keys[1, 3], chunk[2, 3, 6:9])
+    assert torch.equal(kv.layers[0].values[1, 1], chunk[0, 1, 9:12])
     back = torch.zeros_like(chunk)
     fill(back, kv)
     assert torch.equal(back, chunk)

@@ -102,8 +102,11 @@ def test_a_dry_run_sends_nothing(store: LocalStore, server: FakeServer, sessions
         ({"groups": 2}, "its layers are of 2 kinds"),
         ({"world_size": 2}, "it runs on 2 ranks"),
         (
-            {"engine_kv_shape": "NL x [NB, BS, NH, HS]", "engine_kv_concrete_shape": "2 x [64, 16, 2, 8]"},
-            "its blocks are",
+            {
+                "engine_kv_shape": "NL x [NB, NH, BS, CS]",
+                "engine_kv_concrete_shape": "Unknown (NL_X_NB_NH_BS_CS)",
+            },
+            "its blocks are NL x [NB, NH, BS, CS], and which channels are keys",
         ),
     ],
 )

@@ -21,6 +21,7 @@ from kvtool.store.local import LocalStore
 from kvtool.testing.tiny_model import save_model
 
 os.environ.setdefault("LMCACHE_LOG_LEVEL", "WARNING")
+os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
 
 CHUNK = 64
 SECONDS = 60.0

@@ -27,6 +27,7 @@ from lmcache.v1.distributed.config import (
 )
 from lmcache.v1.distributed.l2_adapters.config import L2AdaptersConfig
 from lmcache.v1.distributed.l2_adapters.fs_l2_adapter import FSL2AdapterConfig
+from lmcache.v1.distributed.l2_adapters.mock_l2_adapter import MockL2Adapter
 from lmcache.v1.distributed.l2_adapters.plugin_l2_adapter import PluginL2AdapterConfig
 from lmcache.v1.distributed.serde import (
     SerdeConfig,
@@ -41,6 +42,8 @@ from lmcache.v1.multiprocess.token_hasher import TokenHasher
 from kvtool.connectors.lmcache import serde
 from kvtool.connectors.lmcache.coder import metadata_of
 from kvtool.connectors.lmcache.piece import Piece
+from kvtool.connectors.lmcache.plugin import Adapter
+from kvtool.errors import UsageError
 from kvtool.store.local import LocalStore
 from tests.engines.lmcache.conftest import CHUNK, FINE
 
@@ -134,6 +137,27 @@ def test_what_is_not_this_keys_chunk_is_a_miss_and_leaves_no_values(processor: S
         assert not loads(flipped, target, key(1)), offset
     assert torch.equal(target.raw_data, before)
     assert loads(stored, target, key(1))
+
+
+def test_what_cannot_be_coded_is_refused_when_it_is_stored_not_before(processor: SerdeProcessor) -> None:
+    for shapes, dtypes in [
+        ([SHAPE, SHAPE], [torch.float32, torch.float32]),
+        ([torch.Size([5])], [torch.float32]),
+        ([SHAPE], [torch.uint8]),
+    ]:
+        layout = serialized_layout_desc(MemoryLayoutDesc(shapes, dtypes), processor)
+        source, stored = memory(shapes[0], dtypes[0]), memory(layout.shapes[0], torch.uint8)
+        source.meta.shapes, source.meta.dtypes = shapes, dtypes
+        task = processor.submit_serialize([source], [stored], [key(1)])
+        assert not finished(processor.query_serialize_result, task)
+
+
+def test_the_door_opens_any_adapter() -> None:
+    adapter = Adapter({"type": "mock", "max_size_gb": 1, "mock_bandwidth_gb": 1})
+    assert type(adapter) is MockL2Adapter
+    adapter.close()
+    with pytest.raises(UsageError, match="put it beside adapter_params"):
+        Adapter({"type": "mock", "serde": {"type": serde.NAME}})
 
 
 @pytest.fixture
