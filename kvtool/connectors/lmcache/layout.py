@@ -1,7 +1,7 @@
 """LMCache's chunk of a cache, one tensor, as keys and values of layers; and back.
 
 ``[2, L, T, C]`` has keys and values of L layers and T tokens, the channels of all heads in a row, as LMCache's
-``KV_2LTD``. ``[L, T, C]`` has one plane: latents (MLA), or keys and values in one, ``fused``, as vLLM has them since 0.29. Which
+``KV_2LTD``. ``[L, T, C]`` has one plane: latents (MLA), or keys and values in one, ``fused``, as vLLM 0.32 has them. Which
 channels are whose is then up to its attention: those of FlashAttention, Triton and FlexAttention have for each head its key
 and then its value. Keys are rotated (RoPE), as an engine has them.
 """
@@ -67,7 +67,8 @@ def _sides(chunk: Tensor, layer: int, size: LayerGeometry) -> tuple[Tensor, Tens
     """A layer's keys [H, T, D] and values [H, T, Dv], as views of the chunk."""
     heads, channels = size.keys
     if chunk.ndim == 4:
-        keys, values = (plane[layer].unflatten(1, (heads, channels)) for plane in chunk)
+        keys, values = (plane[layer].view(-1, heads, channels) for plane in chunk)
     else:
-        keys, values = chunk[layer].unflatten(1, (heads, -1)).split([channels, size.values[1]], dim=2)
+        rows = chunk[layer].view(size.tokens, heads, -1)
+        keys, values = rows[..., :channels], rows[..., channels:]
     return keys.transpose(0, 1), values.transpose(0, 1)

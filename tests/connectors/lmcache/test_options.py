@@ -75,6 +75,21 @@ def test_chunks_of_documents_are_coded_by_their_models_calibration(calibrated: L
             assert (out - chunk).norm() <= 1.2 * (variant[number] - chunk).norm()
 
 
+def test_fused_chunks_of_documents_are_coded_by_the_calibration_too(calibrated: LocalStore) -> None:
+    coder = options(calibrated, parameters=FINE, fused=True).coder(hash_by)
+    (key, chunk), *_ = chunks(calibrated, "docs/b.md")
+    keys, values = (plane.unflatten(2, (coder.heads, -1)) for plane in chunk)
+    fused = torch.cat([keys, values], dim=3).flatten(2)
+    data = coder.encode(fused, key)
+    assert metadata_of(data, key)["tokens_known"] is True
+    out, split = torch.zeros_like(fused), torch.zeros_like(chunk)
+    coder.decode_into(data, out, key)
+    of_two = options(calibrated, parameters=FINE).coder(hash_by)
+    of_two.decode_into(of_two.encode(chunk, key), split, key)
+    both = [plane.unflatten(2, (coder.heads, -1)) for plane in split]
+    assert torch.equal(out, torch.cat(both, dim=3).flatten(2))
+
+
 def test_chunks_that_no_document_has_are_kept_as_they_are(calibrated: LocalStore) -> None:
     coder = options(calibrated).coder(hash_by)
     (key, chunk), *_ = chunks(calibrated, "docs/a.md")
