@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvtool.artifact.load import refuse_gaps
 from kvtool.artifact.read import Artifact
+from kvtool.codecs.rope import Rope, value_ropes
 from kvtool.errors import MismatchError
 
 
@@ -16,13 +17,15 @@ from kvtool.errors import MismatchError
 class LayerSpan:
     """One layer's ``keys`` [H, T, D] and ``values`` [H, T, Dv] of the tokens from position ``start`` on.
 
-    In latent attention (MLA) the keys are the latent [1, T, R], and the values the rotated part [1, T, P].
+    In latent attention (MLA) the keys are the latent [1, T, R], and the values the rotated part [1, T, P]. ``value_rope`` says
+    how that was rotated, where the artifact does.
     """
 
     layer: int
     start: int
     keys: Tensor
     values: Tensor
+    value_rope: Rope | None = None
 
     @property
     def stop(self) -> int:
@@ -45,8 +48,16 @@ class Step:
         """Raises ``ArtifactError`` for bytes that are not what was written."""
         is_whole = self.tokens == range(self.part.contents.geometry.n_tokens)
         decoded = self.part.group(self.layers, None if is_whole else self.tokens)
+        contents = self.part.contents
+        ropes = value_ropes(contents.rope, len(contents.geometry.layers))
         return [
-            LayerSpan(index, self.start + self.tokens.start, layer.keys, layer.values)
+            LayerSpan(
+                index,
+                self.start + self.tokens.start,
+                layer.keys,
+                layer.values,
+                ropes[index] if ropes else None,
+            )
             for index, layer in zip(self.layers, decoded, strict=True)
         ]
 

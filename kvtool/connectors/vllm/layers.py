@@ -16,6 +16,7 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.models.utils import extract_layer_index
 
+from kvtool.codecs.rope import Rope
 from kvtool.connectors.reading import LayerSpan
 from kvtool.connectors.vllm.orders import NULL_BLOCK
 from kvtool.errors import MismatchError
@@ -54,6 +55,7 @@ class Layer:
             latent, rotated = sides
             sizes = (1, self.module.kv_lora_rank), (1, self.module.qk_rope_head_dim)
             self._check(span, sizes)
+            rotated = self._interleaved(rotated, span.value_rope)
             keys, values = self._moved(latent)[:, 0], self._moved(rotated)
             module = self.module
             module.impl.do_kv_cache_update(
@@ -73,6 +75,16 @@ class Layer:
             keys, values = (self._moved(side[heads.start : heads.stop]) for side in sides)
             self.module.impl.do_kv_cache_update(self.module, keys, values, self.blocks, slots)
         return keys.nbytes + values.nbytes
+
+    def _interleaved(self, rotated: Tensor, rope: Rope | None) -> Tensor:
+        """[1, T, P] with the pairs that turn together side by side, as all of vLLM's latent attention has them."""
+        if rope is None or rope.start or 2 * len(rope.inv_freq) != rotated.shape[-1]:
+            reason = "does not know how the cache's values were rotated"
+            raise MismatchError(self.name, reason, "prefill again with this kvtool")
+        if rope.layout == "interleaved":
+            return rotated
+        half = rotated.shape[-1] // 2
+        return torch.stack((rotated[..., :half], rotated[..., half:]), -1).flatten(-2)
 
     def _moved(self, side: Tensor) -> Tensor:
         """[H, T, D] as [T, H, D] on the layer's device."""
