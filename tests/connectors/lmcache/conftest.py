@@ -1,14 +1,20 @@
-"""A server that says of itself what LMCache's does."""
+"""A server that says of itself what LMCache's does; and for tests that run LMCache, a server of its and documents for it."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+import kvtool
+from kvtool.store.local import LocalStore
+from kvtool.testing.tiny_model import save_model
+from tests.connectors.lmcache.running import FINE, SECONDS, Server, start
 
 
 class FakeServer:
@@ -59,3 +65,40 @@ def server() -> Iterator[FakeServer]:
         fake.address = f"lmcache://127.0.0.1:5555?http={fake.port}"
         yield fake
         http.shutdown()
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    """Two documents of five chunks each by a tiny model, raw and by klt; not to be written to."""
+    place = tmp_path_factory.mktemp("documents")
+    tiny = kvtool.load_model(save_model(place / "tiny"), device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        Path("a.md").write_text("The red apple costs three crowns. " * 10)
+        Path("b.md").write_text("The baker opens at six, and the rye loaf is best. " * 7)
+        store = LocalStore(place / "kv-store")
+        assert not kvtool.prefill(["a.md", "b.md"], model=tiny, store=store).problems
+        kvtool.compress(store, recipe="klt", model=tiny, **FINE)
+    return store
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """``running.start``, in a folder of its own."""
+    started: list[Server] = []
+
+    def make(serde: dict[str, Any] | None = None, mode: str = "auto") -> Server:
+        started.append(start(tmp_path_factory.mktemp("server"), serde, mode))
+        return started[-1]
+
+    yield make
+    for each in started:
+        each.process.terminate()
+    for each in started:
+        each.process.wait(SECONDS)
+
+
+@pytest.fixture(scope="session")
+def running(start_server: Callable[..., Server]) -> Server:
+    """A server without a serde, which tests share: each has a salt of its own."""
+    return start_server()

@@ -26,7 +26,7 @@ FINE = {"step": 0.001, "power": 0.0}
 
 
 def hash_by(algorithm: str, chunk_size: int) -> HashChunks:
-    """Chained hashes, as LMCache's are; of its own, which the tests in tests/engines/lmcache use, nothing else is needed."""
+    """Chained hashes, as LMCache's are; those of its own are used in test_serde.py."""
     assert algorithm == "blake3"
 
     def hashes(token_ids: Sequence[int]) -> list[bytes]:

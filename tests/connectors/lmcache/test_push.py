@@ -1,4 +1,4 @@
-"""kvtool push lmcache://…: what is pushed and what is refused, over a stand-in for the SDK, which tests/engines/lmcache has."""
+"""kvtool push lmcache://…: what is pushed and what is refused, over a stand-in for the SDK, which test_running_server.py has."""
 
 from __future__ import annotations
 

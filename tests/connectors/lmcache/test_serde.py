@@ -45,7 +45,7 @@ from kvtool.connectors.lmcache.piece import Piece
 from kvtool.connectors.lmcache.plugin import Adapter
 from kvtool.errors import UsageError
 from kvtool.store.local import LocalStore
-from tests.engines.lmcache.conftest import CHUNK, FINE
+from tests.connectors.lmcache.running import CHUNK, FINE
 
 SHAPE = torch.Size([2, 2, CHUNK, 16])
 MIB = 1 << 20

@@ -28,7 +28,7 @@ from kvtool.cli import app
 from kvtool.connectors.lmcache.piece import Piece
 from kvtool.connectors.lmcache.push import push_to_lmcache
 from kvtool.store.local import LocalStore
-from tests.engines.lmcache.conftest import CHUNK, FINE, Server
+from tests.connectors.lmcache.running import CHUNK, FINE, Server
 
 BLOCK = 16
 LAYERS, HEADS, CHANNELS = 2, 2, 8
@@ -103,12 +103,12 @@ def tokens_of(store: LocalStore, document: str) -> list[int]:
 
 
 def test_a_pushed_document_is_found_by_its_tokens(
-    documents: LocalStore, server: Server, worker: Callable[..., Worker]
+    documents: LocalStore, running: Server, worker: Callable[..., Worker]
 ) -> None:
-    engine = worker(server)
+    engine = worker(running)
     ids = tokens_of(documents, "a.md")
     assert engine.load(ids) == 0
-    result = CliRunner().invoke(app, ["push", server.address, "--store", str(documents)])
+    result = CliRunner().invoke(app, ["push", running.address, "--store", str(documents)])
     assert result.exit_code == 0, result.stderr
     assert "pushed 2 documents" in result.stderr
     assert "Its key leaves out" in result.stderr
@@ -126,19 +126,19 @@ def test_a_pushed_document_is_found_by_its_tokens(
     assert engine.load([5, *ids]) == 0
     assert engine.load(ids, "tenant") == 0
 
-    again = push_to_lmcache(documents, server.address)
+    again = push_to_lmcache(documents, running.address)
     assert (again.copied, again.unchanged) == ([], ["a.md", "b.md"])
-    salted = push_to_lmcache(documents, f"{server.address}&salt=tenant", ["a.md"])
+    salted = push_to_lmcache(documents, f"{running.address}&salt=tenant", ["a.md"])
     assert (salted.copied, salted.problems) == (["a.md"], [])
     assert engine.load(ids, "tenant") == whole
 
 
 def test_the_sdks_own_retrieve_gives_what_was_pushed(
-    documents: LocalStore, server: Server, worker: Callable[..., Worker]
+    documents: LocalStore, running: Server, worker: Callable[..., Worker]
 ) -> None:
-    worker(server)
-    assert push_to_lmcache(documents, f"{server.address}&salt=sdk").copied == ["a.md", "b.md"]
-    url, http_url = f"tcp://127.0.0.1:{server.port}", f"http://127.0.0.1:{server.http_port}"
+    worker(running)
+    assert push_to_lmcache(documents, f"{running.address}&salt=sdk").copied == ["a.md", "b.md"]
+    url, http_url = f"tcp://127.0.0.1:{running.port}", f"http://127.0.0.1:{running.http_port}"
     context = kvcache.connect(url, http_url, "tiny", 20.0)
     try:
         piece = Piece("b.md", documents.parts("b.md"), CHUNK)
@@ -196,15 +196,15 @@ def test_a_server_that_takes_caches_from_engines_alone_is_refused(
 
 
 def test_nothing_is_sent_as_a_pickle(
-    documents: LocalStore, server: Server, worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+    documents: LocalStore, running: Server, worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker(server)
-    before = len(server.files)
+    worker(running)
+    before = len(running.files)
     # As on another machine: the SDK cannot open the server's memory, and falls back.
     monkeypatch.setattr("lmcache.v1.multiprocess.transfer_context.shm.shared_memory.SharedMemory", missing)
-    report = push_to_lmcache(documents, f"{server.address}&salt=pickles", ["a.md"])
+    report = push_to_lmcache(documents, f"{running.address}&salt=pickles", ["a.md"])
     assert "sends pickles" in str(report.problems[0])
-    assert len(server.files) == before
+    assert len(running.files) == before
 
 
 def missing(*_: Any, **__: Any) -> None:
