@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,8 +165,3 @@ def _whole_pages(nbytes: int) -> int:
 @lru_cache(maxsize=1024)
 def _warn_once(line: str) -> None:
     _log.warning("%s", line)
-
-
-def metadata_of(data: bytes, key: ChunkKey) -> Mapping[str, Any]:
-    """What a chunk says of itself."""
-    return unpack(data, key)[1]

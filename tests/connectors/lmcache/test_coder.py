@@ -15,8 +15,8 @@ from kvtool.codecs import CodecError, Pipeline, Rope, encode, recipe
 from kvtool.codecs.entropy.planes import Planes
 from kvtool.codecs.klt.calibrate import example
 from kvtool.codecs.transform.unrope import Unrope
-from kvtool.connectors.lmcache.chunk import ChunkKey
-from kvtool.connectors.lmcache.coder import PAGE, Coder, metadata_of
+from kvtool.connectors.lmcache.chunk import ChunkKey, unpack
+from kvtool.connectors.lmcache.coder import PAGE, Coder
 from kvtool.connectors.lmcache.layout import ChunkTokens, fill, to_kv
 
 KEY = ChunkKey(b"\x01" * 32, "org/model")
@@ -149,10 +149,10 @@ def test_known_tokens_reach_the_codec_and_others_are_coded_otherwise() -> None:
     coder = Coder(TURNED, pipeline("lossless"), heads=2, find={KEY: tokens}.get)
     unknown = ChunkKey(b"\x02" * 32, KEY.model_name)
     known, other = coder.encode(chunk, KEY), coder.encode(chunk, unknown)
-    about = metadata_of(known, KEY)
+    about = unpack(known, KEY)[1]
     assert about["positions"] == {"start": 48}
     assert about["tokens_known"] is True
-    assert metadata_of(other, unknown)["tokens_known"] is False
+    assert unpack(other, unknown)[1]["tokens_known"] is False
     # A server without the store decodes both: the chunk says of which tokens it is.
     elsewhere = Coder(pipeline("kivi"))
     assert (decoded(elsewhere, known, chunk) - chunk).abs().max() < 1e-5
@@ -178,4 +178,4 @@ def test_chunks_are_coded_as_kvtool_codes_a_segment() -> None:
     chunk = torch.randn(2, 2, 16, 8)
     data = Coder(pipeline("kivi"), heads=2).encode(chunk, KEY)
     blob = encode(to_kv(chunk, 2, None), pipeline("kivi"))
-    assert metadata_of(data, KEY)["pipeline"] == blob.metadata["pipeline"]
+    assert unpack(data, KEY)[1]["pipeline"] == blob.metadata["pipeline"]

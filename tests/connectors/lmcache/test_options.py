@@ -13,8 +13,7 @@ from blake3 import blake3
 from torch import Tensor
 
 import kvtool
-from kvtool.connectors.lmcache.chunk import ChunkKey
-from kvtool.connectors.lmcache.coder import metadata_of
+from kvtool.connectors.lmcache.chunk import ChunkKey, unpack
 from kvtool.connectors.lmcache.known_chunks import HashChunks
 from kvtool.connectors.lmcache.options import SerdeOptions
 from kvtool.connectors.lmcache.piece import Piece
@@ -66,7 +65,7 @@ def test_chunks_of_documents_are_coded_by_their_models_calibration(calibrated: L
         variant = [chunk for _, chunk in chunks(calibrated, name, "klt")]
         for number, (key, chunk) in enumerate(chunks(calibrated, name)):
             data = coder.encode(chunk, key)
-            about = metadata_of(data, key)
+            about = unpack(data, key)[1]
             assert about["positions"] == {"start": number * CHUNK}
             assert [stage["name"] for stage in about["pipeline"]["keys"]][:3] == ["sinks", "unrope", "klt"]
             out = torch.zeros_like(chunk)
@@ -81,7 +80,7 @@ def test_fused_chunks_of_documents_are_coded_by_the_calibration_too(calibrated: 
     keys, values = (plane.unflatten(2, (coder.heads, -1)) for plane in chunk)
     fused = torch.cat([keys, values], dim=3).flatten(2)
     data = coder.encode(fused, key)
-    assert metadata_of(data, key)["tokens_known"] is True
+    assert unpack(data, key)[1]["tokens_known"] is True
     out, split = torch.zeros_like(fused), torch.zeros_like(chunk)
     coder.decode_into(data, out, key)
     of_two = options(calibrated, parameters=FINE).coder(hash_by)
@@ -95,7 +94,7 @@ def test_chunks_that_no_document_has_are_kept_as_they_are(calibrated: LocalStore
     (key, chunk), *_ = chunks(calibrated, "docs/a.md")
     for other in (ChunkKey(b"\x02" * 32, key.model_name), ChunkKey(key.chunk_hash, "org/other")):
         data = coder.encode(chunk, other)
-        assert metadata_of(data, other)["tokens_known"] is False
+        assert unpack(data, other)[1]["tokens_known"] is False
         out = torch.zeros_like(chunk)
         coder.decode_into(data, out, other)
         assert torch.equal(out, chunk)

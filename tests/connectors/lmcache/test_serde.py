@@ -40,7 +40,7 @@ from lmcache.v1.memory_management import MemoryObj, MemoryObjMetadata, TensorMem
 from lmcache.v1.multiprocess.token_hasher import TokenHasher
 
 from kvtool.connectors.lmcache import serde
-from kvtool.connectors.lmcache.coder import metadata_of
+from kvtool.connectors.lmcache.chunk import unpack
 from kvtool.connectors.lmcache.piece import Piece
 from kvtool.connectors.lmcache.plugin import Adapter
 from kvtool.errors import UsageError
@@ -202,15 +202,14 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def store_all(manager: StorageManager, chunks: dict[ObjectKey, torch.Tensor]) -> None:
-    """Writes chunks to memory, waits until they are in files, and forgets those in memory."""
-    first = next(iter(chunks.values()))
+def store_all(manager: StorageManager, chunks: dict[ObjectKey, torch.Tensor], folder: Path) -> None:
+    """Writes chunks to memory, waits until they are in files of ``folder``, and forgets those in memory."""
+    first, files = next(iter(chunks.values())), len(list(folder.glob("*.data")))
     reserved = manager.reserve_write(list(chunks), MemoryLayoutDesc([first.shape], [first.dtype]))
     for name, chunk in chunks.items():
         reserved[name].tensor.copy_(chunk)
     manager.finish_write(list(chunks))
-    until(lambda: manager.report_status()["store_controller"]["pending_keys_count"] == 0)
-    time.sleep(0.05)
+    until(lambda: len(list(folder.glob("*.data"))) == files + len(chunks))
     until(lambda: manager.report_status()["store_controller"]["in_flight_task_count"] == 0)
     manager.clear(force=True)
 
@@ -262,7 +261,7 @@ def test_chunks_go_through_files_and_come_back(
     tmp_path: Path,
 ) -> None:
     chunks, made = chunks_of(documents, "a.md"), manager(options)
-    store_all(made, chunks)
+    store_all(made, chunks, tmp_path / "l2")
     assert len(list((tmp_path / "l2").glob("*.data"))) == len(chunks) >= 5
     loaded = load_all(made, list(chunks), layout_of(chunks))
     assert loaded is not None
@@ -275,13 +274,13 @@ def test_klt_codes_documents_as_their_variant_and_keeps_other_chunks(
 ) -> None:
     made = manager({"recipe": "klt", "parameters": FINE, "store": str(documents), "chunk_size": CHUNK})
     known, other = chunks_of(documents, "b.md"), chunks_of(documents, "b.md", model="other")
-    store_all(made, known)
+    store_all(made, known, tmp_path / "l2")
     loaded = load_all(made, list(known), layout_of(known))
     assert loaded is not None
     variant = chunks_of(documents, "b.md", "klt")
     for name, back in zip(known, loaded, strict=True):
         assert (back - known[name]).norm() <= 1.2 * (variant[name] - known[name]).norm()
-    store_all(made, other)
+    store_all(made, other, tmp_path / "l2")
     kept = load_all(made, list(other), layout_of(other))
     assert kept is not None
     assert all(torch.equal(chunk, back) for chunk, back in zip(other.values(), kept, strict=True))
@@ -293,14 +292,14 @@ def test_klt_codes_documents_as_their_variant_and_keeps_other_chunks(
         ],
         strict=True,
     ):
-        assert metadata_of(path.read_bytes(), serde.chunk_key(name))["tokens_known"] is is_known
+        assert unpack(path.read_bytes(), serde.chunk_key(name))[1]["tokens_known"] is is_known
 
 
 def test_a_file_that_has_changed_is_a_miss(
     documents: LocalStore, manager: Callable[..., StorageManager], tmp_path: Path
 ) -> None:
     chunks, made = chunks_of(documents, "a.md"), manager({"recipe": "cachegen"})
-    store_all(made, chunks)
+    store_all(made, chunks, tmp_path / "l2")
     first, second, *_ = paths = sorted((tmp_path / "l2").glob("*.data"))
     before = {path: path.read_bytes() for path in paths}
     for path, data in {
@@ -329,17 +328,21 @@ def test_a_file_that_has_changed_is_a_miss(
     ],
 )
 def test_lmcaches_own_files_load_chunks_of_one_size_alone(
-    options: dict[str, Any], hits: bool, documents: LocalStore, manager: Callable[..., StorageManager]
+    options: dict[str, Any],
+    hits: bool,
+    documents: LocalStore,
+    manager: Callable[..., StorageManager],
+    tmp_path: Path,
 ) -> None:
     chunks, made = chunks_of(documents, "a.md"), manager(options, own=True)
-    store_all(made, chunks)
+    store_all(made, chunks, tmp_path / "l2")
     assert (load_all(made, list(chunks), layout_of(chunks)) is not None) is hits
 
 
-def test_chunks_with_nan_are_not_stored(
-    documents: LocalStore, manager: Callable[..., StorageManager], tmp_path: Path
-) -> None:
-    made = manager({"recipe": "kivi"})
-    chunk = torch.full(SHAPE, float("nan"))
-    store_all(made, {key(1): chunk})
-    assert not list((tmp_path / "l2").glob("*.data"))
+def test_chunks_with_nan_are_not_stored(processor: SerdeProcessor) -> None:
+    source = memory(SHAPE, torch.float32)
+    source.tensor.fill_(float("nan"))
+    layout = serialized_layout_desc(MemoryLayoutDesc([SHAPE], [torch.float32]), processor)
+    stored = memory(layout.shapes[0], torch.uint8)
+    task = processor.submit_serialize([source], [stored], [key(1)])
+    assert not finished(processor.query_serialize_result, task)
