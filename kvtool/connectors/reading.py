@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvtool.artifact.load import refuse_gaps
@@ -30,6 +31,19 @@ class LayerSpan:
     @property
     def stop(self) -> int:
         return self.start + self.keys.shape[1]
+
+    def interleaved_values(self) -> Tensor:
+        """The rotated part of latent attention, [1, T, P], with the pairs of channels that turn together side by side.
+
+        Raises ``MismatchError`` where the artifact does not say how it was rotated.
+        """
+        rope, half = self.value_rope, self.values.shape[-1] // 2
+        if rope is None or rope.start or len(rope.inv_freq) != half:
+            reason = "does not say how the cache's values were rotated"
+            raise MismatchError(f"layer {self.layer}", reason, "prefill again with this kvtool")
+        if rope.layout == "interleaved":
+            return self.values
+        return torch.stack((self.values[..., :half], self.values[..., half:]), -1).flatten(-2)
 
 
 @dataclass(frozen=True)

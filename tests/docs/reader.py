@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 import kvtool
@@ -109,6 +110,8 @@ class Reader:
             self._read_toml(block.text)
         elif block.language == "json":
             json.loads(block.text)
+        elif block.language == "yaml":
+            yaml.safe_load(block.text)
         elif block.language:
             self._run_block(block)
 

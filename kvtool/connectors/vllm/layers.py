@@ -16,7 +16,6 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.models.utils import extract_layer_index
 
-from kvtool.codecs.rope import Rope
 from kvtool.connectors.reading import LayerSpan
 from kvtool.connectors.vllm.orders import NULL_BLOCK
 from kvtool.errors import MismatchError
@@ -52,11 +51,11 @@ class Layer:
             return 0
         slots = slots[kept].to(self.blocks.device)
         if hasattr(self.module, "kv_lora_rank"):
-            latent, rotated = sides
             sizes = (1, self.module.kv_lora_rank), (1, self.module.qk_rope_head_dim)
             self._check(span, sizes)
-            rotated = self._interleaved(rotated, span.value_rope)
-            keys, values = self._moved(latent)[:, 0], self._moved(rotated)
+            # All of vLLM's latent attention has its channels in pairs.
+            rotated = span.interleaved_values()[:, kept]
+            keys, values = self._moved(sides[0])[:, 0], self._moved(rotated)
             module = self.module
             module.impl.do_kv_cache_update(
                 keys, values, self.blocks, slots, module.kv_cache_dtype, module._k_scale
@@ -75,16 +74,6 @@ class Layer:
             keys, values = (self._moved(side[heads.start : heads.stop]) for side in sides)
             self.module.impl.do_kv_cache_update(self.module, keys, values, self.blocks, slots)
         return keys.nbytes + values.nbytes
-
-    def _interleaved(self, rotated: Tensor, rope: Rope | None) -> Tensor:
-        """[1, T, P] with the pairs that turn together side by side, as all of vLLM's latent attention has them."""
-        if rope is None or rope.start or 2 * len(rope.inv_freq) != rotated.shape[-1]:
-            reason = "does not know how the cache's values were rotated"
-            raise MismatchError(self.name, reason, "prefill again with this kvtool")
-        if rope.layout == "interleaved":
-            return rotated
-        half = rotated.shape[-1] // 2
-        return torch.stack((rotated[..., :half], rotated[..., half:]), -1).flatten(-2)
 
     def _moved(self, side: Tensor) -> Tensor:
         """[H, T, D] as [T, H, D] on the layer's device."""

@@ -14,6 +14,7 @@ from vllm.distributed.parallel_state import (
     get_tensor_model_parallel_world_size,
 )
 
+from kvtool.connectors.vllm.engine import engine_model
 from kvtool.connectors.vllm.layers import Layer, layers_by_index
 from kvtool.connectors.vllm.load import Load, Target
 from kvtool.connectors.vllm.metrics import Counts
@@ -57,6 +58,7 @@ class WorkerSide:
                 get_tensor_model_parallel_world_size(),
                 is_all=self.config.parallel_config.pipeline_parallel_size == 1,
             )
+            engine_model(self.config).provide_embedding()
             wait([self._pool.submit(warm_up, store, self.settings.variant)], WARM_UP_SECONDS)
         except KvtoolError as error:
             _log.error("no cache is loaded: %s", error)

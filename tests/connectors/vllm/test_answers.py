@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("vllm")
 
+from benchmarks.common.vllm import ANSWER_TOKENS, Engine
+from benchmarks.common.vllm import serve as serve_any
 from kvtool.engines.generate import generate
 from tests.connectors.vllm.conftest import Case, zeroed
 from tests.connectors.vllm.models import MODELS
-from tests.connectors.vllm.serve import ANSWER_TOKENS, serve
 from tests.suites.engines.environments import can_compute
 
 pytestmark = [
@@ -33,6 +36,11 @@ NUMERICAL = 0.01
 
 LETTERS = ["A", "7", "?", "z", "\n"]
 """Questions of one token each: all that vLLM can compute after a latent cache on a CPU."""
+
+
+def serve(model: Path, folder: Path, **settings: Any) -> AbstractContextManager[Engine]:
+    """``vllm serve`` without compiling, which takes longer than these tests."""
+    return serve_any(model, folder, "--enforce-eager", **settings)
 
 
 @pytest.fixture(params=list(MODELS))
@@ -88,7 +96,9 @@ def test_compressed_variants_answer_as_kvtool_does(embedded_case: Case, tmp_path
     made = embedded_case
     documents = [name for _ in QUESTIONS for name in made.store]
     prompts = made.prompts(QUESTIONS)
-    with serve(made.directory, tmp_path, store=str(made.store.root), variant=variant) as engine:
+    # Every token of a document comes from the variant, also those after the last whole block that two requests share.
+    options = {"store": str(made.store.root), "variant": variant, "min_tokens": 1}
+    with serve(made.directory, tmp_path, **options) as engine:
         answers = [engine.answer(prompt) for prompt in prompts]
     assert all(answer.cached for answer in answers)
     for document, prompt, answer in zip(documents, prompts, answers, strict=True):

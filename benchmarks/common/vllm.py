@@ -1,4 +1,4 @@
-"""A real ``vllm serve``, asked with token ids."""
+"""A real ``vllm serve``, asked with token ids. It runs in the environment that ``make engines`` makes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 300
+from benchmarks.common.folders import BUILD
+
+PYTHON = BUILD / "engines" / "vllm" / "bin" / "python"
+START_SECONDS = 600
 ANSWER_TOKENS = 16
 
 MENDED = '''"""vLLM 0.32 on a CPU rotates the queries and keys of latent attention wrongly: it takes strides for sizes."""
@@ -48,6 +50,7 @@ class Answer:
 class Engine:
     url: str
     log: Path
+    pid: int
 
     def answer(self, prompt: Sequence[int], max_tokens: int = ANSWER_TOKENS, **fields: Any) -> Answer:
         """The greedy answer to a prompt of token ids."""
@@ -64,12 +67,24 @@ class Engine:
         details = response["usage"].get("prompt_tokens_details") or {}
         return Answer(tuple(response["choices"][0]["token_ids"]), details.get("cached_tokens") or 0)
 
+    def first_token(self, prompt: Sequence[int], max_tokens: int = 1) -> tuple[float, float]:
+        """Seconds to the first token of an answer, and to its last."""
+        body = {"model": "served", "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
+        request = self._request("/v1/completions", {**body, "ignore_eos": True, "stream": True})
+        began, first = time.monotonic(), 0.0
+        with urllib.request.urlopen(request, timeout=600) as response:
+            for line in response:
+                if line.startswith(b"data: {") and not first:
+                    first = time.monotonic() - began
+        return first, time.monotonic() - began
+
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as response:
+        with urllib.request.urlopen(self._request(path, body), timeout=120) as response:
             return json.loads(response.read())
+
+    def _request(self, path: str, body: Mapping[str, Any]) -> urllib.request.Request:
+        headers = {"Content-Type": "application/json"}
+        return urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
 
     def metrics(self) -> dict[str, float]:
         """The connector's counters: name → sum."""
@@ -84,14 +99,16 @@ class Engine:
 
 
 @contextmanager
-def serve(model: Path, folder: Path, *options: str, dtype: str = "float32", **extra: Any) -> Iterator[Engine]:
-    """Serves ``model``; with the connector where ``extra``, its settings, name a store."""
+def serve(
+    model: Path, folder: Path, *options: str, dtype: str = "float32", context: int = 2048, **extra: Any
+) -> Iterator[Engine]:
+    """Serves ``model``; with the connector where ``extra``, its settings, name a store. Its log is in ``folder``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *options]
-    command += ["--served-model-name", "served", "--dtype", dtype, "--enforce-eager"]
-    command += ["--max-model-len", "2048", "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(PYTHON), "-m", "vllm.entrypoints.cli.main", "serve", str(model), *options]
+    command += ["--served-model-name", "served", "--dtype", dtype]
+    command += ["--max-model-len", str(context), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--enable-prompt-tokens-details", "--api-server-count", "1"]
     if extra:
         transfer = {
@@ -113,7 +130,7 @@ def serve(model: Path, folder: Path, *options: str, dtype: str = "float32", **ex
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         try:
-            engine = Engine(f"http://127.0.0.1:{port}", log)
+            engine = Engine(f"http://127.0.0.1:{port}", log, process.pid)
             _await_health(engine, process)
             yield engine
         finally:
