@@ -78,7 +78,7 @@ class Lookup:
             return None
         digest = digest_token_ids(token_ids[: match.tokens])
         found = CachedPrefix(match.document, match.segment, match.variant, match.tokens, digest)
-        return None if self._is_avoided(found) else found
+        return None if self.is_avoided(found.source) else found
 
     def named(self, document: str, token_ids: Sequence[int]) -> CachedPrefix | None:
         """The cache of a document that a request names, if the prompt begins with all of it: a blend is found by name alone."""
@@ -95,14 +95,15 @@ class Lookup:
             _log.warning("%s is not loaded: the prompt's first %d tokens are not its own", document, len(ids))
             return None
         found = CachedPrefix(document, 0, variant, len(ids), digest_token_ids(ids))
-        return None if self._is_avoided(found) else found
+        return None if self.is_avoided(found.source) else found
 
     def avoid(self, found: CachedPrefix) -> None:
         """Finds it no more for a while: it could not be loaded."""
         self._avoided[found.source] = time.monotonic() + AVOIDED_SECONDS
 
-    def _is_avoided(self, found: CachedPrefix) -> bool:
-        return time.monotonic() < self._avoided.get(found.source, 0.0)
+    def is_avoided(self, source: tuple[str, int, str]) -> bool:
+        """Whether it could not be loaded a moment ago."""
+        return time.monotonic() < self._avoided.get(source, 0.0)
 
     def _choose(self, document: Document, segment: Segment) -> str | None:
         usable = {

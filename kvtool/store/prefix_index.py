@@ -70,12 +70,19 @@ class Match:
 
 
 @dataclass(frozen=True, eq=False)
-class _Entry:
+class Entry:
+    """A segment's cache in ``variant``, its prefix included, of ``token_ids`` [T]."""
+
     document: str
     segment: int
     variant: str
     token_ids: NDArray[np.int64]
     prefix_tokens: int
+
+    @property
+    def source(self) -> tuple[str, int, str]:
+        """What is loaded, however much of it."""
+        return self.document, self.segment, self.variant
 
 
 class PrefixIndex:
@@ -90,8 +97,8 @@ class PrefixIndex:
         self.in_background = in_background or isinstance(store, RemoteStore)
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
-        self._entries: dict[str, list[_Entry]] = {}
-        self._by_block: dict[bytes, list[_Entry]] = {}
+        self._entries: dict[str, list[Entry]] = {}
+        self._by_block: dict[bytes, list[Entry]] = {}
         self._documents: dict[str, Document] = {}
         self._refreshed = -math.inf
 
@@ -100,7 +107,7 @@ class PrefixIndex:
         self.follow()
         prompt = np.asarray(token_ids, dtype=np.int64)
         with self._lock:
-            candidates: list[_Entry] = []
+            candidates: list[Entry] = []
             for digest in _chain(prompt):
                 if digest not in self._by_block:
                     break
@@ -117,6 +124,11 @@ class PrefixIndex:
         self.follow()
         times = (time_of(document.prefix["origin"]) for document in list(self._documents.values()))
         return sorted(set(filter(None, times)))
+
+    def entries(self) -> list[Entry]:
+        """All that is found so far."""
+        with self._lock:
+            return [entry for entries in self._entries.values() for entry in entries]
 
     @property
     def is_complete(self) -> bool:
@@ -175,7 +187,7 @@ class PrefixIndex:
             if not all(part.is_exact for part in parts):
                 continue
             ids = np.concatenate([part.token_ids.numpy() for part in parts])
-            entry = _Entry(document.name, index, variant, ids, document.prefix["tokens"])
+            entry = Entry(document.name, index, variant, ids, document.prefix["tokens"])
             with self._lock:
                 self._entries.setdefault(document.name, []).append(entry)
                 for digest in _chain(ids):
