@@ -1,0 +1,66 @@
+"""What the tier loads lies where vLLM's workers copy it from, for each kind of model, and any division among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.kv_offload.base import LookupResult
+
+import kvtool
+from kvtool.connectors.vllm.layers import rank_heads
+from kvtool.store.local import LocalStore
+from tests.engines.vllm.tier.world import BLOCK, cells, engine_config, request, token_ids, world
+
+CASES = {
+    "llama": ("llama", {}),
+    "chunks of three blocks": ("llama", {"blocks_per_chunk": 3}),
+    "two workers": ("llama", {"tp": 2, "blocks_per_chunk": 2}),
+    "more workers than heads": ("llama", {"tp": 4}),
+    "canonical pages of two workers": ("llama", {"tp": 2, "canonical_layout": True, "blocks_per_chunk": 2}),
+    "canonical page of one worker": ("llama", {"canonical_layout": True}),
+    "windows": ("gemma3", {"blocks_per_chunk": 2}),
+    "windows, two workers": ("gemma3", {"tp": 2}),
+    "latent attention": ("deepseek-v3", {}),
+    "latent attention, two workers": ("deepseek-v3", {"tp": 2, "blocks_per_chunk": 2}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_workers_copy_the_cache_of_the_document(
+    case: str, model_of: Callable[[str], kvtool.Model], store_of: Callable[[str], LocalStore]
+) -> None:
+    family, options = CASES[case]
+    store = store_of(family)
+    config = engine_config(model_of(family).directory, {"store": str(store.root)}, **options)
+    parts = store.parts("a.md")
+    ids, tp = token_ids(parts), options.get("tp", 1)
+    with world(config) as engine:
+        groups = engine.kv_cache.kv_cache_groups
+        asked = request(ids, config)
+        keys = [engine.keys(asked, group) for group in range(len(groups))]
+        assert len(keys[0]) == len(ids) // (BLOCK * options.get("blocks_per_chunk", 1))
+        engine.wait_for(keys[0][-1])
+        results = engine.promote([key for group in keys for key in group])
+        assert set(results) == {LookupResult.HIT}
+        for rank in range(tp):
+            blocks = engine.blocks(keys, rank)
+            assert len(blocks) == len(parts[0].contents.geometry.layers)
+            for index, layer in enumerate(cells(parts)):
+                heads = rank_heads(layer.shape[0], rank, tp)
+                found = blocks[f"model.layers.{index}.self_attn.attn"]
+                expected = layer[heads.start : heads.stop, : len(found) * BLOCK]
+                shape = len(heads), -1, BLOCK, layer.shape[2]
+                assert found.equal(expected.reshape(shape).transpose(0, 1)), (index, rank)
+
+
+REFUSED: dict[str, Any] = {
+    "kv_cache_layout": lambda config, groups: setattr(config.cache_config, "kv_cache_layout", "LBHNC"),
+    "pipeline_parallel_size": lambda config, groups: setattr(config.parallel_config, "pipeline_parallel_size", 2),
+    "load_format dummy": lambda config, groups: setattr(config.load_config, "load_format", "dummy"),
+    "hf_overrides": lambda config, groups: setattr(config.model_config, "hf_overrides", {"rope_theta": 1.0}),
+}
