@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -57,10 +56,3 @@ def test_workers_copy_the_cache_of_the_document(
                 shape = len(heads), -1, BLOCK, layer.shape[2]
                 assert found.equal(expected.reshape(shape).transpose(0, 1)), (index, rank)
 
-
-REFUSED: dict[str, Any] = {
-    "kv_cache_layout": lambda config, groups: setattr(config.cache_config, "kv_cache_layout", "LBHNC"),
-    "pipeline_parallel_size": lambda config, groups: setattr(config.parallel_config, "pipeline_parallel_size", 2),
-    "load_format dummy": lambda config, groups: setattr(config.load_config, "load_format", "dummy"),
-    "hf_overrides": lambda config, groups: setattr(config.model_config, "hf_overrides", {"rope_theta": 1.0}),
-}
