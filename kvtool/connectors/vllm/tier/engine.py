@@ -20,7 +20,7 @@ _NAMES = ("vllm_config", "kv_cache_config")
 
 @dataclass(frozen=True)
 class Engine:
-    """``spec`` is the tier's ``OffloadingSpec``, ``config`` the ``VllmConfig``, ``kv_cache`` the scheduler's ``KVCacheConfig``."""
+    """``spec`` is the tier's ``OffloadingSpec``, ``config`` a ``VllmConfig``, ``kv_cache`` the scheduler's ``KVCacheConfig``."""
 
     spec: Any
     config: Any

@@ -20,6 +20,7 @@ from kvtool.connectors.lookup import CachedPrefix, Lookup
 from kvtool.digest import digest_token_ids
 from kvtool.store.prefix_index import FRESH, Entry
 
+
 @dataclass(frozen=True)
 class Hashing:
     """vLLM's chain of hashes. Those are kept that end with a chunk, of any of the ``chunk_tokens``."""

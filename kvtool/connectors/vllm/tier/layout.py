@@ -121,7 +121,8 @@ class PrimaryLayer:
         shape = self.chunk_tokens, heads, channels
         nbytes = math.prod(shape) * self.division.dtype.itemsize
         start = part * self.division.part_bytes + self.position * nbytes
-        return self.memory.rows[:, start : start + nbytes].view(self.division.dtype).unflatten(1, shape)
+        rows = self.memory.rows[:, start : start + nbytes].view(self.division.dtype)
+        return rows.view(len(rows), *shape)
 
     def _refuse(self, span: LayerSpan) -> None:
         (n_heads, _, key_size), (value_heads, _, value_size) = span.keys.shape, span.values.shape
@@ -193,7 +194,9 @@ def _settings(engine: Engine) -> Iterator[tuple[str, object, object]]:
     yield "worker_kv_bytes_per_block", offloading.worker_kv_bytes_per_block, page * most
 
 
-def _group_settings(engine: Engine, index: int, group: Any, page: int) -> Iterator[tuple[str, object, object]]:
+def _group_settings(
+    engine: Engine, index: int, group: Any, page: int
+) -> Iterator[tuple[str, object, object]]:
     name, layer, kv_cache = f"group {index}:", group.kv_cache_spec, engine.kv_cache
     kinds = (FullAttentionSpec, SlidingWindowSpec, MLAAttentionSpec)
     yield f"{name} {type(layer).__name__}", type(layer) in kinds, True

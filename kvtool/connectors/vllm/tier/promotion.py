@@ -38,7 +38,7 @@ class Promotion:
 
     def is_over(self) -> bool:
         """Whether nothing more is written for it."""
-        return all([load.is_over() for load, _ in self.loads])
+        return all(load.is_over() for load, _ in self.loads)
 
     def failed(self) -> list[Load]:
         return [load for load, _ in self.loads if load.error is not None]

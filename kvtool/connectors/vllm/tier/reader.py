@@ -13,6 +13,7 @@ from vllm.v1.kv_offload.tiering.base import JobResult
 from kvtool.connectors.lookup import Lookup
 from kvtool.connectors.vllm.engine import engine_model
 from kvtool.connectors.vllm.load import Target
+from kvtool.connectors.vllm.scheduler import START_SECONDS
 from kvtool.connectors.vllm.settings import Settings
 from kvtool.connectors.vllm.tier.engine import Engine
 from kvtool.connectors.vllm.tier.index import BlockIndex, Hashing
@@ -53,11 +54,9 @@ class Reader:
         return self._promoter is not None and self._promoter.find(key) is not None
 
     def load(self, job: Any) -> None:
-        if self._promoter is None:
-            promotion = Promotion(job.job_id, missing=list(job.keys))
-        else:
-            promotion = self._promoter.start(job)
-        self._promotions.append(promotion)
+        promoter = self._promoter
+        nothing = Promotion(job.job_id, missing=list(job.keys))
+        self._promotions.append(promoter.start(job) if promoter else nothing)
 
     def finished(self) -> list[JobResult]:
         """The jobs that are over, each of them once."""
@@ -74,7 +73,7 @@ class Reader:
             self._promoter.index.ask()
 
     def drain(self) -> None:
-        while not all([promotion.is_over() for promotion in self._promotions]):
+        while not all(promotion.is_over() for promotion in self._promotions):
             time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
@@ -101,6 +100,7 @@ class Reader:
             frozenset(chunk_tokens),
         )
         lookup = Lookup(store, engine_model(engine.config), self.settings.variant)
+        lookup.follow(START_SECONDS)
         target = Target(store, layers, engine.config.model_config.dtype)  # type: ignore[arg-type]
         return Promoter(
             BlockIndex(lookup, hashing),

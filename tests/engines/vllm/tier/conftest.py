@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,9 @@ TEXTS = {
 
 
 @pytest.fixture(scope="session")
-def store_of(model_of: Callable[[str], kvtool.Model], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LocalStore]:
+def store_of(
+    model_of: Callable[[str], kvtool.Model], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], LocalStore]:
     """Two documents of a family's tiny model, raw; not to be written to."""
 
     @cache
@@ -32,11 +33,3 @@ def store_of(model_of: Callable[[str], kvtool.Model], tmp_path_factory: pytest.T
         return store
 
     return make
-
-
-@pytest.fixture
-def copied(tmp_path: Path) -> Callable[[LocalStore], LocalStore]:
-    """A copy of a store, to break."""
-    import shutil
-
-    return lambda store: LocalStore(Path(shutil.copytree(store.root, tmp_path / "copied")))

@@ -56,3 +56,19 @@ def test_workers_copy_the_cache_of_the_document(
                 shape = len(heads), -1, BLOCK, layer.shape[2]
                 assert found.equal(expected.reshape(shape).transpose(0, 1)), (index, rank)
 
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_scheduler_takes_all_whole_blocks_from_the_tier(
+    family: str, model_of: Callable[[str], kvtool.Model], store_of: Callable[[str], LocalStore]
+) -> None:
+    store = store_of(family)
+    config = engine_config(model_of(family).directory, {"store": str(store.root)})
+    ids = token_ids(store.parts("a.md"))
+    with world(config) as engine:
+        asked = request([*ids, 1, 2, 3], config)
+        engine.wait_for(engine.keys(asked, 0)[len(ids) // BLOCK - 1])
+        engine.connector.on_new_request(asked)
+        assert engine.matched(asked) == (len(ids) // BLOCK * BLOCK, True)
+        other = request([9, *ids], config, request_id="other")
+        engine.connector.on_new_request(other)
+        assert engine.matched(other) == (0, False)

@@ -1,4 +1,4 @@
-"""The scheduler's calls in any order that vLLM's contract of tiers allows, over a store with a broken document, now and then slow."""
+"""The scheduler's calls in any order that vLLM allows, over a store with a broken document, which is slow now and then."""
 
 from __future__ import annotations
 
@@ -31,7 +31,15 @@ import kvtool
 from kvtool.connectors import lookup
 from kvtool.connectors.reading import Step
 from kvtool.store.local import LocalStore
-from tests.engines.vllm.tier.world import BLOCK, cells, engine_config, groups_of, kv_cache_of, request, token_ids
+from tests.engines.vllm.tier.world import (
+    BLOCK,
+    cells,
+    engine_config,
+    groups_of,
+    kv_cache_of,
+    request,
+    token_ids,
+)
 
 HIT, MISS = LookupResult.HIT, LookupResult.MISS
 N_ROWS, UNTOUCHED = 40, 0x5A
@@ -143,11 +151,15 @@ class Calls(RuleBasedStateMachine):
             assert not self.tier.has_pending_work()
             assert list(self.tier.take_events()) == []
 
-    @rule(data=st.data(), context=requests, is_load=st.booleans(), order=st.randoms(use_true_random=False))
+    orders = st.randoms(use_true_random=False)
+
+    @rule(data=st.data(), context=requests, is_load=st.booleans(), order=orders)
     def submit(self, data: st.DataObject, context: Any, is_load: bool, order: Any) -> None:
         # What is drawn may not depend on which jobs have finished in the meantime.
         some = st.lists(st.sampled_from(self.ground.keys), min_size=1, max_size=12, unique=True)
-        keys = data.draw(some)
+        self._submit(data.draw(some), context, is_load, order)
+
+    def _submit(self, keys: list[Any], context: Any, is_load: bool, order: Any) -> None:
         free = sorted(self.free)
         if len(free) < len(keys):
             return
@@ -159,7 +171,16 @@ class Calls(RuleBasedStateMachine):
         with self.bounded():
             (self.tier.submit_load if is_load else self.tier.submit_store)(job)
 
-    @rule(pause=st.sampled_from([0.0, 0.0, 0.02, LOAD_SECONDS * 1.2]))
+    @rule(context=requests, order=orders)
+    def a_load_comes_too_late(self, context: Any, order: Any) -> None:
+        """The store gives its bytes when the load has been reported, and its rows are others'."""
+        self.the_store_hangs()
+        self._submit(list(self.ground.safe)[:4], context, True, order)
+        self.some_finish(LOAD_SECONDS * 1.1)
+        self.the_store_goes_on()
+        time.sleep(0.02)
+
+    @rule(pause=st.sampled_from([0.0, 0.02]))
     def some_finish(self, pause: float) -> None:
         time.sleep(pause)
         with self.bounded():
@@ -255,7 +276,7 @@ def test_calls_in_any_order(
     machine = type("Machine", (Calls,), {"ground": ground})
     # A run that fails is not repeated for a shorter one: what threads do cannot be repeated.
     few = settings(
-        max_examples=25,
+        max_examples=20,
         stateful_step_count=30,
         deadline=None,
         phases=[Phase.generate],

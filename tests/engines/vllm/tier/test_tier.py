@@ -90,7 +90,9 @@ def test_a_prompt_that_goes_another_way_has_the_chunks_before(config_of: Any, st
 
 
 @pytest.mark.parametrize("extra", ["lora_request", "cache_salt"])
-def test_blocks_with_extra_keys_are_not_found(extra: str, config_of: Any, store: LocalStore, tmp_path: Path) -> None:
+def test_blocks_with_extra_keys_are_not_found(
+    extra: str, config_of: Any, store: LocalStore, tmp_path: Path
+) -> None:
     value = {"lora_request": adapter(tmp_path), "cache_salt": "salt"}[extra]
     with world(config_of()) as engine:
         engine.wait_for(first_and_last(engine, store)[-1])
@@ -114,7 +116,9 @@ def test_a_variant_is_decoded(config_of: Any, store: LocalStore, monkeypatch: py
         assert not found.equal(raw)
 
 
-def test_a_new_document_is_found(config_of: Any, store: LocalStore, tiny: kvtool.Model, tmp_path: Path) -> None:
+def test_a_new_document_is_found(
+    config_of: Any, store: LocalStore, tiny: kvtool.Model, tmp_path: Path
+) -> None:
     (tmp_path / "new.md").write_text("Seven ships left the harbour of the town. " * 3)
     with world(config_of()) as engine:
         engine.wait_for(first_and_last(engine, store)[-1])
@@ -160,7 +164,9 @@ def test_another_models_store_is_refused_by_field(
     assert "weights is" in line
 
 
-def test_a_flipped_byte_is_a_miss(config_of: Any, store: LocalStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flipped_byte_is_a_miss(
+    config_of: Any, store: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
     flip(store, "a.md")
     with caplog.at_level(logging.WARNING, LOG), world(config_of()) as engine:
         keys = first_and_last(engine, store)

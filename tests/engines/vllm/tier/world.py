@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -165,6 +165,17 @@ class World:
             assert time.monotonic() < until, "the engine waits for ever"
             time.sleep(0.005)
 
+    def matched(self, asked: Request, seconds: float = 20.0) -> tuple[int, bool]:
+        """What vLLM's scheduler is told of a request, asking in each of its steps until there is an answer."""
+        until = time.monotonic() + seconds
+        while True:
+            tokens, is_async = self.connector.get_num_new_matched_tokens(asked, 0)
+            if tokens is not None:
+                return tokens, is_async
+            self.manager.on_schedule_end(ScheduleEndContext((), ()))
+            assert time.monotonic() < until, "the engine waits for ever"
+            time.sleep(0.005)
+
     def blocks(self, keys_by_group: Sequence[Sequence[Any]], rank: int = 0) -> dict[str, Tensor]:
         """Each layer's [blocks, H, T, C] on a worker, once it has copied these chunks: block after block in their order."""
         self.config.parallel_config.rank = rank
@@ -190,7 +201,7 @@ class World:
 class _Planned:
     """In place of vLLM's copies to a GPU, what they would copy."""
 
-    made: list[Any] = []
+    made: ClassVar[list[Any]] = []
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -200,21 +211,13 @@ class _Planned:
         """Nothing runs."""
 
 
-class _Spec(TieringOffloadingSpec):
-    """vLLM's, without its refusal of CPUs."""
-
-    def get_worker(self, kv_caches: Any) -> Any:
-        return self.create_worker(kv_caches)
-
-
 def _plan(config: Any, kv_cache: Any, caches: dict[str, Tensor]) -> Any:
     """vLLM's own copies from the CPU tier into these blocks, with nothing to run them on."""
     _Planned.made.clear()
     with (
         patch.object(gpu_worker, "SingleDirectionOffloadingHandler", _Planned),
-        patch(
-            "vllm.v1.kv_offload.factory.OffloadingSpecFactory.get_spec_cls", classmethod(lambda cls, extra: _Spec)
-        ),
+        # vLLM's own refuses CPUs.
+        patch.object(TieringOffloadingSpec, "get_worker", TieringOffloadingSpec.create_worker),
     ):
         worker: Any = OffloadingConnector(config, KVConnectorRole.WORKER, kv_cache).connector_worker
         assert isinstance(worker, OffloadingConnectorWorker)
