@@ -4,7 +4,7 @@ READY := .venv/.ready
 # Tests compute with one thread each, so that two at a time take half as long. A file's tests share what they set up.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo check test families encodings fuzz lint types docs peers bench clean
+.PHONY: setup demo check test families encodings engines fuzz lint types docs peers bench clean
 
 setup: $(READY)
 
@@ -31,6 +31,10 @@ test: lint types
 # Python has, with chardet's test files, which are fetched. Both fail where an answer or a text is wrong.
 families encodings: setup
 	$(BIN)/python -m tests.suites $@ --write docs/results/$@.md
+
+# vLLM, LMCache and SGLang, each in an environment of its own under build/engines, and the connectors' tests in it.
+engines: setup
+	$(BIN)/python -m tests.suites.engines
 
 # Ten minutes for the API and two and a half for each parser, unless KVTOOL_FUZZ_SECONDS says otherwise; `make test` gives all of them forty seconds.
 fuzz: export KVTOOL_FUZZ_SECONDS ?= 600

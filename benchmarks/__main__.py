@@ -25,6 +25,7 @@ MODULES = {
     "serve": "serving.serve",
     "loading": "serving.loading",
     "tenants": "serving.tenants",
+    "vllm": "serving.vllm",
     "lm_eval": "serving.harness",
     "pruning": "pruning.pruning",
     "pruned_speed": "pruning.pruned_speed",

@@ -75,14 +75,33 @@ def ropes(rope: Mapping[str, Any], n_layers: int) -> tuple[Rope, ...]:
     ``rotations`` lists the different ones, ``rotation_of_layer`` an index into them for each layer. Raises
     CodecError for entries that make no sense.
     """
-    if "rotations" not in rope:
+    return _of_layers(rope, n_layers, "rotations", "rotation_of_layer")
+
+
+def value_ropes(rope: Mapping[str, Any], n_layers: int) -> tuple[Rope, ...]:
+    """How each layer's values were rotated, as ``ropes``. Only those of latent attention (MLA) are."""
+    return _of_layers(rope, n_layers, "value_rotations", "value_rotation_of_layer")
+
+
+def described(layers: Sequence[Rope], *, of_values: bool = False) -> dict[str, Any]:
+    """Undo ``ropes``, or ``value_ropes``."""
+    different = list(dict.fromkeys(layers))
+    name = "value_rotation" if of_values else "rotation"
+    return {
+        f"{name}s": [rope.to_json() for rope in different],
+        f"{name}_of_layer": [different.index(rope) for rope in layers],
+    }
+
+
+def _of_layers(rope: Mapping[str, Any], n_layers: int, listed: str, indices: str) -> tuple[Rope, ...]:
+    if listed not in rope:
         return ()
-    kinds, of_layer = rope["rotations"], rope.get("rotation_of_layer")
+    kinds, of_layer = rope[listed], rope.get(indices)
     if not isinstance(kinds, Sequence) or not isinstance(of_layer, Sequence) or len(of_layer) != n_layers:
-        raise unexpected("rope: rotation_of_layer", of_layer, "one index for each layer")
+        raise unexpected(f"rope: {indices}", of_layer, "one index for each layer")
     rotations = [Rope.from_json(kind) for kind in kinds]
     if not all(type(index) is int and 0 <= index < len(rotations) for index in of_layer):
-        raise unexpected("rope: rotation_of_layer", of_layer, f"indices below {len(rotations)}")
+        raise unexpected(f"rope: {indices}", of_layer, f"indices below {len(rotations)}")
     return tuple(rotations[index] for index in of_layer)
 
 

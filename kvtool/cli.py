@@ -8,6 +8,7 @@ import typer
 
 from kvtool.commands import (
     ask,
+    blend,
     calibrate,
     compress,
     demo,
@@ -18,6 +19,7 @@ from kvtool.commands import (
     serve_cache,
 )
 from kvtool.commands.about import doctor, schema
+from kvtool.commands.connectors import proxy
 from kvtool.commands.measurement import bench, eval, recommend
 from kvtool.commands.pipeline import build, init
 from kvtool.commands.setup import install_model
@@ -50,6 +52,7 @@ COMMANDS = (
     prefill,
     calibrate,
     compress,
+    blend,
     ask,
     eval,
     recommend,
@@ -76,9 +79,21 @@ COMMANDS = (
 )
 """In the order of --help."""
 
-for command in COMMANDS:
-    name = command.__name__.rpartition(".")[2]
-    app.command(epilog=EXIT_CODES)(options.with_quiet(output.guarded(command.run, name)))
+CONNECTORS = (proxy,)
+"""Those of ``kvtool connector``, in the order of its --help."""
+
+connectors = typer.Typer(
+    name="connector",
+    help="Put a store's documents into other engines.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+)
+app.add_typer(connectors)
+
+for group, commands in ((app, COMMANDS), (connectors, CONNECTORS)):
+    for command in commands:
+        name = command.__name__.rpartition(".")[2]
+        group.command(epilog=EXIT_CODES)(options.with_quiet(output.guarded(command.run, name)))
 
 
 def main() -> None:

@@ -54,6 +54,9 @@ QUESTIONS_BYTES = 16 * MIB
 REQUEST_BYTES = 16 * MIB
 """The body of a request to the server, unless it uploads an artifact."""
 
+ENGINE_BYTES = 64 * MIB
+"""An engine's answer that the proxy before it reads whole, or one event of a stream."""
+
 REQUEST_SECONDS = 30.0
 """From a request's first byte to its last, unless it uploads an artifact."""
 

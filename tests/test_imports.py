@@ -23,6 +23,7 @@ FILES_AT_MOST, LINES_AT_MOST, PACKAGES_AT_MOST = 14, 400, 34
 OPTIONAL = frozenset(
     {
         "cryptography",
+        "httpx2",
         "lmcache",
         "mammoth",
         "matplotlib",

@@ -35,5 +35,9 @@ def page() -> str:
 
 def in_full(line: re.Match[str]) -> str:
     """Typer cuts the first sentence of each command short in the list of all."""
-    command = typer.main.get_command(app).commands.get(line[1])
-    return f"* [`{line[1]}`](#kvtool-{line[1]}): {first_paragraph(command.help)}" if command else line[0]
+    top = typer.main.get_command(app).commands
+    groups = ((f"{name}-", one.commands) for name, one in top.items() if hasattr(one, "commands"))
+    for group, commands in (("", top), *groups):
+        if command := commands.get(line[1]):
+            return f"* [`{line[1]}`](#kvtool-{group}{line[1]}): {first_paragraph(command.help)}"
+    return line[0]

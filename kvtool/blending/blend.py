@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from kvtool.artifact.load import load_cache
 from kvtool.blending.cache import BlendedCache
 from kvtool.blending.drift import Drift
 from kvtool.blending.layer_loader import LayerLoader, Upload, empty_cache
-from kvtool.blending.layout import Layout, Part, lay_out
+from kvtool.blending.layout import Layout, Part, lay_out, listed
 from kvtool.blending.policies import DEFAULT, Policy, policy_of
 from kvtool.blending.policy_inputs import USUAL_QUESTION, PolicyInputs
 from kvtool.blending.pruned import join
+from kvtool.blending.record import new_record
 from kvtool.counts import counted
 from kvtool.digest import digest_token_ids
 from kvtool.engines.attention.parallel_encoding import parallel_error
@@ -73,13 +75,17 @@ def blend(
     softmax attention; all before the model runs over a document. Raises ``ArtifactError`` for a broken file.
     """
     options = BlendOptions(recompute, policy)
-    layout = lay_out(store, names, model, variant=variant, separator=separator)
+    parts = listed(names)
+    layout = lay_out(store, parts, model, variant=variant, separator=separator)
+    record = new_record(store, parts, layout, variant=variant, separator=separator, **asdict(options))
     prefix = shared_prefix(layout, store, model)
     questions = [question] if isinstance(question, str) else question or []
     question_ids = [question_tokens(model, prefix, each) for each in questions]
     usual = () if questions else question_tokens(model, prefix, USUAL_QUESTION)
     with store.using(*layout.documents):
-        return assemble(layout, model, options, question_ids, trace, usual_question=usual)
+        cache = assemble(layout, model, options, question_ids, trace, usual_question=usual)
+    cache.record = record
+    return cache
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,17 @@ class BlendOptions:
     def takes_pruned(self) -> bool:
         """Whether documents may be pruned: none of their tokens is recomputed, and attention is the model's."""
         return not self.recompute and not policy_of(self.policy).parallel
+
+    def made(self, layout: Layout, questions: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
+        """What says, as JSON, how the cache of ``layout`` comes about; empty where a prefill of its tokens gives the same."""
+        if layout.is_alone:
+            is_exact = all(one.artifact.is_raw and one.artifact.is_exact for one in layout.segments)
+            return {} if is_exact else {"policy": "none"}
+        if self.recompute == 1:
+            return {}
+        if layout.pruned:
+            return {"policy": "none"}
+        return {**asdict(self), "asked": [digest_token_ids(ids) for ids in questions]}
 
     def refuse_pruned(self, layout: Layout) -> None:
         """Raises ``UsageError`` for documents of ``layout`` that were pruned, where these options cannot take them."""
@@ -131,7 +148,19 @@ def assemble(
 
     ``questions`` are each question's token ids. ``usual_question`` is looked at where there are none.
     """
-    trace = trace or Trace()
+    cache = _assembled(layout, model, options, questions, trace or Trace(), usual_question)
+    cache.made = options.made(layout, questions)
+    return cache
+
+
+def _assembled(
+    layout: Layout,
+    model: Model,
+    options: BlendOptions,
+    questions: Sequence[Sequence[int]],
+    trace: Trace,
+    usual_question: Sequence[int],
+) -> BlendedCache:
     if layout.is_alone:
         return _load(model, layout, trace)
     if options.recompute == 1:
@@ -153,7 +182,6 @@ def assemble(
     upload = Upload.for_model(model)
     room = max(map(len, [*questions, usual_question]))
     cache = empty_cache(layout, room=room, pinned=upload is not None)
-    cache.made = {**asdict(options), "asked": [digest_token_ids(ids) for ids in questions]}
     cache.parallel = policy.parallel and replace(policy.parallel, prefix_tokens=layout.prefix_tokens)
     with LayerLoader(layout, rotations, cache, trace, upload) as loader:
         question_ids, usual = [torch.tensor(ids) for ids in questions], torch.tensor(usual_question)
@@ -239,8 +267,6 @@ def _load(model: Model, layout: Layout, trace: Trace) -> BlendedCache:
         loaded = load_cache(parts, model)
     cache = BlendedCache(layout, len(loaded.layers))
     cache.layers = loaded.layers
-    if not all(part.is_raw and part.is_exact for part in parts):
-        cache.made = {"policy": "none"}
     return cache
 
 

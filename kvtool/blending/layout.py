@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -126,15 +126,15 @@ class Layout:
     @property
     def documents(self) -> tuple[str, ...]:
         """The documents' names, each once."""
-        return tuple(dict.fromkeys(segment.document for segment in self._after_prefix))
+        return tuple(dict.fromkeys(segment.document for segment in self.after_prefix))
 
     @property
     def variants(self) -> tuple[str, ...]:
         """The variant of each segment, without the prefix."""
-        return tuple(segment.variant for segment in self._after_prefix)
+        return tuple(segment.variant for segment in self.after_prefix)
 
     @property
-    def _after_prefix(self) -> list[Placed]:
+    def after_prefix(self) -> list[Placed]:
         return [segment for segment in self.segments if segment.start >= self.prefix_tokens]
 
     @property
@@ -162,13 +162,15 @@ def lay_out(
     variant: str = RAW,
     separator: str = "",
     prefix: Sequence[int] | None = None,
+    refuse: Callable[[Artifact, Model], None] = refuse_mismatch,
 ) -> Layout:
     """The place of each of ``parts`` in one prompt; ``separator`` is a text between any two of them.
 
     ``variant`` is that of documents that name none. A moved segment is taken in the variant made for blending, if there is
     one. Where more follows, the first segment after its prefix is taken from its own cache even if that variant is named,
     unless the store does not have it: it is right there. ``prefix`` are tokens that stand in the place of the prefixes that
-    the documents were prefilled under; they have no cache. Raises ``StoreError`` for a document, variant or segment that the
+    the documents were prefilled under; they have no cache. ``refuse`` raises for an artifact that is not of the model: who
+    wants the tokens alone need not ask for its weights. Raises ``StoreError`` for a document, variant or segment that the
     store does not have, ``MismatchError`` for one of another model or prefix, ``UsageError`` if there is none, or if all
     together are longer than the model's context.
     """
@@ -178,7 +180,7 @@ def lay_out(
     if not segments:
         raise UsageError("no document to blend", "name at least one of the store's (kvtool ls shows them)")
     for segment in segments:
-        refuse_mismatch(segment.artifact, model)
+        refuse(segment.artifact, model)
         _refuse_unplaced(segment)
     first = _shared_prefix(store, segments) if prefix is None else [list(prefix)]
     placed: list[Placed] = []

@@ -87,5 +87,4 @@ def _computed(layout: Layout, model: Model, parts: Sequence[_Part], gap: range, 
 def _cache(layout: Layout, parts: Sequence[_Part], n_tokens: int) -> BlendedCache:
     cache = BlendedCache(layout, len(parts[0]))
     cache.layers = [joined_layer(layers, n_tokens) for layers in zip(*parts, strict=True)]
-    cache.made = {"policy": "none"}
     return cache

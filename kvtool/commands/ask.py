@@ -123,6 +123,7 @@ def run(
     from kvtool.ask import ask, ask_each
     from kvtool.blending.blend import BlendOptions
     from kvtool.blending.layout import chosen_document
+    from kvtool.blending.record import outdated_blends
     from kvtool.engines.sampling import Sampling
     from kvtool.store.open import open_store
     from kvtool.system.trace import Trace
@@ -161,6 +162,7 @@ def run(
         variant = "raw" if share is None else QUEST
     store = open_store(settings.store, existing=True)
     documents = [chosen_document(store, name, segment) for name in doc]
+    output.print_warnings(outdated_blends(store, [document.name for document in documents]))
     model = load_model(settings)
     timeline = Trace()
     sampling = Sampling(temperature, seed=seed, **limits)

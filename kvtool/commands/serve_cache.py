@@ -91,7 +91,7 @@ def run(
     from kvtool.store.layout import address
     from kvtool.units import parse_quota
 
-    if tokens is None and not _is_loopback(host):
+    if tokens is None and not is_loopback(host):
         raise UsageError(f"--host {host}", "is not this machine alone", "say with --tokens who may ask")
     if max_load_seconds is not None and (variant is not None or no_caches):
         flag = "--no-caches" if variant is None else "--variant"
@@ -139,7 +139,8 @@ def run(
     server.run([listening])
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``."""
     if host == "localhost":
         return True
     try:

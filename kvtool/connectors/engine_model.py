@@ -9,7 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from kvtool.codecs.klt.embeddings import provide
 from kvtool.errors import ModelError
+from kvtool.model.embedding import find
 from kvtool.model.fingerprint import digest_config, digest_weights
 from kvtool.model.locate import locate
 from kvtool.model.model import Model, digest_adapter, rope_parameters
@@ -49,6 +53,15 @@ class EngineModel:
     def with_adapter(self, directory: Path) -> EngineModel:
         """The model with the adapter of a request."""
         return replace(self, adapter=directory)
+
+    def provide_embedding(self) -> None:
+        """Gives this process the model's input embedding where a calibration names it, as klt's do."""
+
+        def find_in_model(digest: str) -> Tensor | None:
+            self.model.remember_embedding()
+            return find(digest)
+
+        provide(find_in_model)
 
     @cached_property
     def _cheap(self) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from kvtool.artifact.read import Artifact
 from kvtool.connectors.engine_model import EngineModel
+from kvtool.connectors.usable import Usable
 from kvtool.digest import digest_token_ids
 from kvtool.errors import KvtoolError, MismatchError
 from kvtool.store.base import Store
 from kvtool.store.headers import headers_of
-from kvtool.store.manifest import RAW, Document, Segment, Variant, exact_name
 from kvtool.store.prefix_index import PrefixIndex
 
 AVOIDED_SECONDS = 60.0
@@ -50,20 +50,16 @@ class CachedPrefix:
 
 @dataclass
 class Lookup:
-    """The caches of ``store`` that ``model`` can use. All methods but ``follow`` return at once.
-
-    ``variant`` is the one that is loaded; None takes raw where it is, and else the largest. What other models made, and what
-    lost tokens, is left out, with one line in the log for each model.
-    """
+    """The caches of ``store`` that ``model`` can use, as ``Usable`` tells. All methods but ``follow`` return at once."""
 
     store: Store
     model: EngineModel
     variant: str | None = None
-    _differences: dict[str, str | None] = field(default_factory=dict, init=False)
     _avoided: dict[tuple[str, int, str], float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.index = PrefixIndex(self.store, self._choose, in_background=True)
+        self._usable = Usable(self.store, self.model, self.variant)
+        self.index = PrefixIndex(self.store, self._usable, in_background=True)
 
     def follow(self, seconds: float) -> None:
         """Looks through the store for the first time, for so long at most; goes on in the background."""
@@ -78,13 +74,13 @@ class Lookup:
             return None
         digest = digest_token_ids(token_ids[: match.tokens])
         found = CachedPrefix(match.document, match.segment, match.variant, match.tokens, digest)
-        return None if self.is_avoided(found.source) else found
+        return None if self._is_avoided(found) else found
 
     def named(self, document: str, token_ids: Sequence[int]) -> CachedPrefix | None:
         """The cache of a document that a request names, if the prompt begins with all of it: a blend is found by name alone."""
         try:
             entry = self.store[document]
-            if len(entry.segments) != 1 or (variant := self._choose(entry, entry.segments[0])) is None:
+            if len(entry.segments) != 1 or (variant := self._usable(entry, entry.segments[0])) is None:
                 return None
             parts = headers_of(self.store).parts(document, variant)
             ids = [int(token) for part in parts for token in part.token_ids]
@@ -95,45 +91,14 @@ class Lookup:
             _log.warning("%s is not loaded: the prompt's first %d tokens are not its own", document, len(ids))
             return None
         found = CachedPrefix(document, 0, variant, len(ids), digest_token_ids(ids))
-        return None if self.is_avoided(found.source) else found
+        return None if self._is_avoided(found) else found
 
     def avoid(self, found: CachedPrefix) -> None:
         """Finds it no more for a while: it could not be loaded."""
         self._avoided[found.source] = time.monotonic() + AVOIDED_SECONDS
 
-    def is_avoided(self, source: tuple[str, int, str]) -> bool:
-        """Whether it could not be loaded a moment ago."""
-        return time.monotonic() < self._avoided.get(source, 0.0)
-
-    def _choose(self, document: Document, segment: Segment) -> str | None:
-        usable = {
-            name: variant
-            for name, variant in segment.variants.items()
-            if name in document.variants
-            and exact_name(name) == name
-            and not variant.is_pruned
-            and self.variant in (None, name)
-        }
-        if not usable:
-            return None
-        name = RAW if RAW in usable else max(usable, key=lambda name: usable[name].nbytes)
-        return name if self._is_of_model(document, usable[name]) else None
-
-    def _is_of_model(self, document: Document, variant: Variant) -> bool:
-        fingerprint = document.model["fingerprint"]
-        if fingerprint not in self._differences:
-            made_by = headers_of(self.store).open_artifact(variant).meta["model"]
-            difference = self.model.difference(made_by, document.model["name"])
-            self._differences[fingerprint] = difference
-            if difference is not None:
-                _log.warning(
-                    "documents of %s that %s made, such as %s, are not used: %s",
-                    self.store,
-                    document.model["name"],
-                    document.name,
-                    difference,
-                )
-        return self._differences[fingerprint] is None
+    def _is_avoided(self, found: CachedPrefix) -> bool:
+        return time.monotonic() < self._avoided.get(found.source, 0.0)
 
 
 class Lookups:

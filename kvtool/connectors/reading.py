@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvtool.artifact.load import refuse_gaps
 from kvtool.artifact.read import Artifact
+from kvtool.codecs.rope import Rope, value_ropes
 from kvtool.errors import MismatchError
 
 
@@ -16,17 +18,32 @@ from kvtool.errors import MismatchError
 class LayerSpan:
     """One layer's ``keys`` [H, T, D] and ``values`` [H, T, Dv] of the tokens from position ``start`` on.
 
-    In latent attention (MLA) the keys are the latent [1, T, R], and the values the rotated part [1, T, P].
+    In latent attention (MLA) the keys are the latent [1, T, R], and the values the rotated part [1, T, P]. ``value_rope`` says
+    how that was rotated, where the artifact does.
     """
 
     layer: int
     start: int
     keys: Tensor
     values: Tensor
+    value_rope: Rope | None = None
 
     @property
     def stop(self) -> int:
         return self.start + self.keys.shape[1]
+
+    def interleaved_values(self) -> Tensor:
+        """The rotated part of latent attention, [1, T, P], with the pairs of channels that turn together side by side.
+
+        Raises ``MismatchError`` where the artifact does not say how it was rotated.
+        """
+        rope, half = self.value_rope, self.values.shape[-1] // 2
+        if rope is None or rope.start or len(rope.inv_freq) != half:
+            reason = "does not say how the cache's values were rotated"
+            raise MismatchError(f"layer {self.layer}", reason, "prefill again with this kvtool")
+        if rope.layout == "interleaved":
+            return self.values
+        return torch.stack((self.values[..., :half], self.values[..., half:]), -1).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -45,8 +62,16 @@ class Step:
         """Raises ``ArtifactError`` for bytes that are not what was written."""
         is_whole = self.tokens == range(self.part.contents.geometry.n_tokens)
         decoded = self.part.group(self.layers, None if is_whole else self.tokens)
+        contents = self.part.contents
+        ropes = value_ropes(contents.rope, len(contents.geometry.layers))
         return [
-            LayerSpan(index, self.start + self.tokens.start, layer.keys, layer.values)
+            LayerSpan(
+                index,
+                self.start + self.tokens.start,
+                layer.keys,
+                layer.values,
+                ropes[index] if ropes else None,
+            )
             for index, layer in zip(self.layers, decoded, strict=True)
         ]
 

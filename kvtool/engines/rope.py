@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kvtool.codecs.rope import Rope, turn
+from kvtool.codecs.rope import Rope, described, turn
 from kvtool.engines.transformers import device_of, new_cache
 from kvtool.kernels import dispatch
 from kvtool.model.model import Model
@@ -44,18 +44,15 @@ class Rotations:
 def describe_rotations(model: Model) -> dict[str, Any]:
     """``rotations``, the different ``Rope.to_json``, and ``rotation_of_layer``, an index for each layer.
 
-    Empty for a model without rotary embeddings, and for one with a layer whose keys no rotation explains. Only keys are
-    described: in latent attention (MLA) transformers keeps the latent, which is not rotated, as keys, and the small
-    rotated part as values.
+    Empty for a model without rotary embeddings, and for one with a layer whose keys no rotation explains. Where no keys are
+    rotated, the same of values: in latent attention (MLA) transformers keeps the latent, which is not rotated, as keys, and
+    the small rotated part as values.
     """
-    ropes = _ropes(model, "keys")
-    if not ropes:
+    keys = _ropes(model, "keys")
+    if not keys:
         return {}
-    different = list(dict.fromkeys(ropes))
-    return {
-        "rotations": [rope.to_json() for rope in different],
-        "rotation_of_layer": [different.index(rope) for rope in ropes],
-    }
+    values = () if any(rope.inv_freq for rope in keys) else _ropes(model, "values")
+    return {**described(keys), **(described(values, of_values=True) if values else {})}
 
 
 def find_rotations(model: Model) -> Rotations | None:

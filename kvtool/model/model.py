@@ -80,9 +80,7 @@ class Model:
     def identity(self) -> Identity:
         template = self.tokenizer.chat_template
         weights = digest_weights(self.directory)
-        for path in weight_files(self.directory):
-            vocabulary = int(getattr(self.text_config, "vocab_size", 0) or 0)
-            embedding.remember(path.resolve(), file_tensors(path), vocabulary)
+        self.remember_embedding()
         return Identity(
             weights=weights,
             config=digest_config(self.directory),
@@ -93,6 +91,12 @@ class Model:
             quantization=self.load_in and f"bitsandbytes-{self.load_in}",
             adapters=() if self.adapter is None else (digest_adapter(self.adapter),),
         )
+
+    def remember_embedding(self) -> None:
+        """Has calibrations that name the model's input embedding find it. Its files are hashed, once."""
+        vocabulary = int(getattr(self.text_config, "vocab_size", 0) or 0)
+        for path in weight_files(self.directory):
+            embedding.remember(path.resolve(), file_tensors(path), vocabulary)
 
     @property
     def fingerprint(self) -> str:

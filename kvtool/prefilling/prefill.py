@@ -223,6 +223,9 @@ def _refuse_replacing(plan: Plan, store: LocalStore, model: Model, prefix: Prefi
         if old != new:
             reason = f"the store holds it for another {what} ({old[:12]}…, this one is {new[:12]}…)"
             raise MismatchError(plan.name, reason, "use another --store, or --replace")
+    if existing.is_blend:
+        remedy = "use another --store, or --replace"
+        raise MismatchError(plan.name, "the store holds a blend of other documents of that name", remedy)
     other = other_file(store.sources.get(existing), plan.path)
     if other and other.exists() and existing.text_digest != plan.text_digest:
         new = shown(plan.path) if plan.path else "what was sent"

@@ -64,6 +64,7 @@ class Segment:
 class Document:
     """A document as a store holds it. ``prefix_artifact`` is None if it was prefilled under no prefix.
 
+    ``text_digest`` is that of its text, "" for a blend of other documents, which has no text of its own.
     ``signatures`` are in hexadecimal, by the variant that is signed and the key's id (``store.trust``).
     """
 
@@ -74,6 +75,11 @@ class Document:
     prefix_artifact: Variant | None
     segments: tuple[Segment, ...]
     signatures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def is_blend(self) -> bool:
+        """Whether it was blended from other documents (``blending.record``)."""
+        return not self.text_digest
 
     @property
     def n_tokens(self) -> int:

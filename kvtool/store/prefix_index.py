@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -70,65 +71,34 @@ class Match:
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """A segment's cache in ``variant``, its prefix included, of ``token_ids`` [T]."""
-
+class _Entry:
     document: str
     segment: int
     variant: str
     token_ids: NDArray[np.int64]
     prefix_tokens: int
 
-    @property
-    def source(self) -> tuple[str, int, str]:
-        """What is loaded, however much of it."""
-        return self.document, self.segment, self.variant
 
+class Followed(ABC):
+    """What is known of each document of ``store``, kept in step with it.
 
-class PrefixIndex:
-    """The segments of ``store`` that ``choose`` does not leave out, by what they begin with.
-
-    It follows the store, ``FRESH`` seconds late. A remote store is followed in the background, and so is any other with
-    ``in_background``.
+    It is ``FRESH`` seconds late. A remote store is followed in the background, and so is any other with ``in_background``.
     """
 
-    def __init__(self, store: Store, choose: Choose, *, in_background: bool = False) -> None:
-        self.store, self.choose = store, choose
+    def __init__(self, store: Store, *, in_background: bool = False) -> None:
+        self.store = store
         self.in_background = in_background or isinstance(store, RemoteStore)
-        self._lock = threading.Lock()
         self._refreshing = threading.Lock()
-        self._entries: dict[str, list[Entry]] = {}
-        self._by_block: dict[bytes, list[Entry]] = {}
         self._documents: dict[str, Document] = {}
         self._refreshed = -math.inf
 
-    def longest(self, token_ids: Sequence[int]) -> Match | None:
-        """Finds the segment that shares the most tokens with the beginning of ``token_ids``."""
-        self.follow()
-        prompt = np.asarray(token_ids, dtype=np.int64)
-        with self._lock:
-            candidates: list[Entry] = []
-            for digest in _chain(prompt):
-                if digest not in self._by_block:
-                    break
-                candidates = self._by_block[digest]
-            matches = [(_common(entry.token_ids, prompt), entry) for entry in candidates]
-        if not matches:
-            return None
-        tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
-        size = len(entry.token_ids)
-        return Match(entry.document, entry.segment, entry.variant, tokens, size, entry.prefix_tokens)
+    @abstractmethod
+    def add(self, document: Document) -> None:
+        """Takes in a document that is new or has changed. A ``KvtoolError`` leaves it out."""
 
-    def times(self) -> list[datetime]:
-        """The times that the chat template printed into the prefixes of the store's documents."""
-        self.follow()
-        times = (time_of(document.prefix["origin"]) for document in list(self._documents.values()))
-        return sorted(set(filter(None, times)))
-
-    def entries(self) -> list[Entry]:
-        """All that is found so far."""
-        with self._lock:
-            return [entry for entries in self._entries.values() for entry in entries]
+    @abstractmethod
+    def forget(self, name: str) -> None:
+        """Leaves a document out that may have been added."""
 
     @property
     def is_complete(self) -> bool:
@@ -161,7 +131,7 @@ class PrefixIndex:
     def _refresh(self) -> None:
         names = set(self.store)
         for name in self._documents.keys() - names:
-            self._forget(name)
+            self._leave_out(name)
         for name in names:
             if not threading.main_thread().is_alive():
                 # The process ends, and waits for this thread.
@@ -170,15 +140,53 @@ class PrefixIndex:
                 document = self.store[name]
                 if self._documents.get(name) == document:
                     continue
-                self._forget(name)
-                self._add(document)
+                self._leave_out(name)
+                self.add(document)
                 self._documents[name] = document
             except KvtoolError:
                 # A broken document is not found; the store's own commands say what is wrong with it.
-                self._forget(name)
+                self._leave_out(name)
         self._refreshed = time.monotonic()
 
-    def _add(self, document: Document) -> None:
+    def _leave_out(self, name: str) -> None:
+        self._documents.pop(name, None)
+        self.forget(name)
+
+
+class PrefixIndex(Followed):
+    """The segments of ``store`` that ``choose`` does not leave out, by what they begin with."""
+
+    def __init__(self, store: Store, choose: Choose, *, in_background: bool = False) -> None:
+        super().__init__(store, in_background=in_background)
+        self.choose = choose
+        self._lock = threading.Lock()
+        self._entries: dict[str, list[_Entry]] = {}
+        self._by_block: dict[bytes, list[_Entry]] = {}
+
+    def longest(self, token_ids: Sequence[int]) -> Match | None:
+        """Finds the segment that shares the most tokens with the beginning of ``token_ids``."""
+        self.follow()
+        prompt = np.asarray(token_ids, dtype=np.int64)
+        with self._lock:
+            candidates: list[_Entry] = []
+            for digest in _chain(prompt):
+                if digest not in self._by_block:
+                    break
+                candidates = self._by_block[digest]
+            matches = [(_common(entry.token_ids, prompt), entry) for entry in candidates]
+        if not matches:
+            return None
+        tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
+        size = len(entry.token_ids)
+        return Match(entry.document, entry.segment, entry.variant, tokens, size, entry.prefix_tokens)
+
+    def times(self) -> list[datetime]:
+        """The times that the chat template printed into the prefixes of the store's documents."""
+        self.follow()
+        times = (time_of(document.prefix["origin"]) for document in list(self._documents.values()))
+        return sorted(set(filter(None, times)))
+
+    def add(self, document: Document) -> None:
         for index, segment in enumerate(document.segments):
             if (variant := self.choose(document, segment)) is None:
                 continue
@@ -187,14 +195,13 @@ class PrefixIndex:
             if not all(part.is_exact for part in parts):
                 continue
             ids = np.concatenate([part.token_ids.numpy() for part in parts])
-            entry = Entry(document.name, index, variant, ids, document.prefix["tokens"])
+            entry = _Entry(document.name, index, variant, ids, document.prefix["tokens"])
             with self._lock:
                 self._entries.setdefault(document.name, []).append(entry)
                 for digest in _chain(ids):
                     self._by_block.setdefault(digest, []).append(entry)
 
-    def _forget(self, name: str) -> None:
-        self._documents.pop(name, None)
+    def forget(self, name: str) -> None:
         with self._lock:
             for entry in self._entries.pop(name, ()):
                 for digest in _chain(entry.token_ids):

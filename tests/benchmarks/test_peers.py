@@ -175,7 +175,7 @@ def test_an_environment_is_made_once_for_the_same_requirements(
         (tmp_path / "peer").mkdir(exist_ok=True)
         commands.append(command)
 
-    monkeypatch.setattr(environments, "_run", run)
+    monkeypatch.setattr("benchmarks.common.environments.run", run)
     requirements = tmp_path / "peer.requirements.txt"
     requirements.write_text("torch==2.13.0\n")
     assert [environments.make("peer"), environments.make("peer")] == [True, False]

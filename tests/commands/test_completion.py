@@ -12,6 +12,7 @@ import typer.main
 from kvtool.cli import app
 from kvtool.codecs.recipe_registry import recipes
 from kvtool.commands.completion import PRESETS, recipe_names
+from tests.commands.manners.conftest import commands_of
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -40,6 +41,8 @@ def completed(*words: str) -> list[str]:
 @pytest.mark.usefixtures("store")
 def test_commands_options_and_documents_are_completed() -> None:
     assert completed("pre") == ["prefill"]
+    assert completed("connector", "pro") == ["proxy"]
+    assert completed("blend", "docs/a") == ["docs/a.md"]
     assert completed("build", "--ch") == ["--check"]
     assert completed("show", "docs/") == ["docs/a.md", "docs/b.md"]
     assert completed("compress", "c") == ["c.txt"]
@@ -72,7 +75,7 @@ def test_every_option_of_such_names_is_completed() -> None:
     named = {"recipe", "recipes", "variant", "preset", "names", "doc"}
     bare = [
         f"{name} {parameter.name}"
-        for name, command in typer.main.get_command(app).commands.items()
+        for name, command in commands_of(typer.main.get_command(app)).items()
         for parameter in command.params
         if parameter.name in named and not parameter._custom_shell_complete
     ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 
 import pytest
+import typer.main
 
 import kvtool
 from kvtool.cli import app
 from kvtool.errors import EXIT_CODES
 from tests.commands.conftest import Cli
+from tests.commands.manners.conftest import commands_of
 
-COMMANDS = sorted(c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback)
+COMMANDS = sorted([*commands_of(typer.main.get_command(app)), "connector"])
 
 
 def test_every_command_is_known() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 import kvtool
@@ -38,25 +39,29 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 def check_command(words: Sequence[str]) -> None:
     """Asserts that kvtool takes these flags and values. Nothing is run."""
-    verb = verb_of(words)
+    verb, rest = verb_of(words)
     with VERBS.make_context("kvtool", list(words[1:])) as context:
         try:
-            verb.make_context(words[1], list(words[2:]), parent=context)
+            verb.make_context(verb.name, rest, parent=context)
         except UsageError as error:
             raise AssertionError(f"{' '.join(words)}: {error}") from error
 
 
 def check_flags(text: str) -> None:
     """Asserts that a command that a sentence names is one, and has the flags that are named with it."""
-    verb = verb_of(text.split())
+    verb, _ = verb_of(text.split())
     known = {flag for parameter in verb.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     unknown = set(re.findall(r"(?<!\S)--[a-z-]*[a-z]", text)) - known - {"--help"}
     assert not unknown, f"{text}: kvtool {verb.name} has no {unknown}"
 
 
-def verb_of(words: Sequence[str]) -> Any:
-    assert words[1] in VERBS.commands, f"kvtool has no command {words[1]}"
-    return VERBS.commands[words[1]]
+def verb_of(words: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command that ``words`` name, one of a group or not, and the words after it."""
+    verb, rest = VERBS, list(words[1:])
+    while rest and hasattr(verb, "commands"):
+        assert rest[0] in verb.commands, f"kvtool has no command {rest[0]}"
+        verb = verb.commands[rest.pop(0)]
+    return verb, rest
 
 
 def check_shell(text: str) -> None:
@@ -109,6 +114,8 @@ class Reader:
             self._read_toml(block.text)
         elif block.language == "json":
             json.loads(block.text)
+        elif block.language == "yaml":
+            yaml.safe_load(block.text)
         elif block.language:
             self._run_block(block)
 

@@ -31,7 +31,7 @@ ELSEWHERE = {
     "docs/reference/commands.md": {"console"},
 }
 """Blocks that ``tests/test_readme.py`` runs, or that are generated from the code."""
-KINDS = {"sh", "python", "toml", "json", ""}
+KINDS = {"sh", "python", "toml", "json", "yaml", ""}
 """The others. Without a language they are pictures and trees of files."""
 
 TEXTS = (

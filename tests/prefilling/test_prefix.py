@@ -13,10 +13,12 @@ import torch
 from starlette.testclient import TestClient
 
 import kvtool
+from kvtool.ask import ask
+from kvtool.blending.save import save_blend
 from kvtool.evaluation.evaluation import evaluate
 from kvtool.measurement.scope import Scope
 from kvtool.model import chat_template
-from kvtool.model.chat_template import prefix_of, time_of
+from kvtool.model.chat_template import SEPARATOR, prefix_of, time_of
 from kvtool.server.app import create_app
 from kvtool.server.runtime.load_policy import LoadOptions
 from kvtool.server.runtime.service import Service
@@ -71,6 +73,21 @@ def store(dated: kvtool.Model, clock: Any, tmp_path: Path, monkeypatch: pytest.M
 def test_the_next_day_nothing_is_left_to_do(dated: kvtool.Model, store: LocalStore) -> None:
     report = kvtool.prefill("a.txt", model=dated, store=store)
     assert (report.unchanged, report.problems) == (["a.txt"], [])
+
+
+def test_a_stored_blend_is_used_and_kept_the_next_day(
+    dated: kvtool.Model, store: LocalStore, clock: Callable[[datetime], None]
+) -> None:
+    Path("b.txt").write_text(WORDS[:40])
+    kvtool.prefill("b.txt", model=dated, store=store)
+    assert not save_blend("both", ["a.txt", "b.txt"], dated, store).is_unchanged
+    clock(FIRST_DAY + timedelta(days=2))
+    assert save_blend("both", ["a.txt", "b.txt"], dated, store).is_unchanged
+    apart = kvtool.blend(store, ["a.txt", "b.txt"], dated, separator=SEPARATOR)
+    assert torch.equal(store.load("both", dated).token_ids, apart.token_ids)
+    answers = [ask("When?", names, dated, store, max_tokens=4) for names in ("both", ["a.txt", "b.txt"])]
+    assert answers[0].prompt_tokens == answers[1].prompt_tokens
+    assert answers[0].cached_tokens == len(apart.token_ids)
 
 
 def test_documents_of_two_days_are_blended(dated: kvtool.Model, store: LocalStore) -> None:

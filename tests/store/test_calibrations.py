@@ -271,7 +271,7 @@ def test_show_and_verify_name_them(store: LocalStore, calibration: Calibration) 
     assert f"{calibration.nbytes:,} bytes" in line
     assert "(here centred, fine)" in line
     verified = json.loads(runner.invoke(app, ["verify", "--json", "--store", root]).stdout)
-    assert verified == {"intact": 11, "broken": {}, "removed": []}
+    assert verified == {"intact": 11, "broken": {}, "removed": [], "outdated": {}}
 
 
 def test_compress_takes_a_digest(store: LocalStore, centred: Recipe, calibration: Calibration) -> None:

@@ -31,6 +31,7 @@ class Listing:
                 "segments": len(document.segments),
                 "tokens": document.n_tokens,
                 "model": document.model["name"],
+                "blend": document.is_blend,
                 "variants": {variant: document.nbytes(variant) for variant in document.variants},
             }
             for document in self.documents
@@ -60,7 +61,7 @@ def render(listing: Listing) -> output.Lines:
     for document in listing.documents:
         n_segments = len(document.segments)
         tokens = f"{counted(document.n_tokens, 'token'):>14}" + (
-            f" in {n_segments} segments" if n_segments > 1 else ""
+            f" in {n_segments} segments" if n_segments > 1 else ", blended" if document.is_blend else ""
         )
         sizes = [f"{variant} {output.size(document.nbytes(variant))}" for variant in document.variants]
         rows.append((document.name, tokens, "  ".join(sizes)))

@@ -32,7 +32,9 @@ def run(
 
 def describe(store: Store, name: str) -> dict[str, Any]:
     """The document as JSON: ``segments`` with their ``variants``, and the ``calibrations`` that these share."""
-    document = store[name]
+    from kvtool.blending.record import record_of
+
+    document, record = store[name], record_of(store, name)
     segments: list[dict[str, Any]] = []
     calibrations: dict[str, dict[str, Any]] = {}
     for index, segment in enumerate(document.segments):
@@ -58,6 +60,7 @@ def describe(store: Store, name: str) -> dict[str, Any]:
         "name": name,
         "model": dict(document.model),
         "prefix": dict(document.prefix),
+        "blend": record and {**record.to_json(), "outdated": record.outdated(store)},
         "segments": segments,
         "calibrations": list(calibrations.values()),
     }
@@ -82,6 +85,7 @@ def render(description: dict[str, Any]) -> output.Lines:
         f"  model   {model['name']}  {model['fingerprint']}",
         f"  prefix  {counted(prefix['tokens'], 'token')}, {prefix['origin']['kind']}",
     ]
+    lines += _blend_lines(description["blend"])
     for segment in description["segments"]:
         start, end = segment["characters"]
         tokens = f"{counted(segment['tokens'], 'token')}, characters {start} to {end}"
@@ -98,3 +102,14 @@ def render(description: dict[str, Any]) -> output.Lines:
         for calibration in description["calibrations"]
     ]
     return output.Lines(lines)
+
+
+def _blend_lines(blend: dict[str, Any] | None) -> list[str]:
+    if blend is None:
+        return []
+    documents = ", ".join(part["document"] for part in blend["parts"] if "document" in part)
+    lines = [f"  blend   {documents}  policy {blend['policy']}, {blend['recompute']:g} recomputed"]
+    return lines + [
+        f"  out of date: {name} {reason}; kvtool blend makes it again"
+        for name, reason in blend["outdated"].items()
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,16 +38,23 @@ class Broken:
 class Report:
     """Digests of artifacts and calibrations: ``intact`` ones, ``broken`` ones and, of these, those that were ``removed``.
 
-    A document whose manifest cannot be read is ``broken`` by its name.
+    A document whose manifest cannot be read is ``broken`` by its name. ``outdated`` are blends, each with the documents that are
+    others by now: they are as they were written.
     """
 
     intact: set[str] = field(default_factory=set)
     broken: dict[str, Broken] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
+    outdated: dict[str, list[str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         broken = {key: entry.to_json() for key, entry in self.broken.items()}
-        return {"intact": len(self.intact), "broken": broken, "removed": self.removed}
+        return {
+            "intact": len(self.intact),
+            "broken": broken,
+            "removed": self.removed,
+            "outdated": self.outdated,
+        }
 
 
 @with_settings(StoreFlags)
@@ -87,6 +95,7 @@ def run(
     _check_documents(store, names, remove, report)
     if not names:
         _check_calibrations(store, remove, report)
+    _find_outdated(store, names, report)
     if not as_json:
         for entry in report.broken.values():
             output.print_error(entry)
@@ -136,8 +145,21 @@ def _check_calibrations(store: Store, remove: bool, report: Report) -> None:
                 report.removed.append(digest)
 
 
+def _find_outdated(store: Store, names: Sequence[str] | None, report: Report) -> None:
+    from kvtool.blending.record import record_of
+
+    for name in names or store:
+        with suppress(KvtoolError):  # What is broken was named above.
+            if (record := record_of(store, name)) and (changed := record.outdated(store)):
+                report.outdated[name] = list(changed)
+
+
 def render(report: Report) -> output.Lines:
     removed = f", {len(report.removed)} removed" if report.removed else ""
     intact = counted(len(report.intact), "artifact is", "artifacts are")
     summary = f"{intact} intact, {counted(len(report.broken), 'is', 'are')} not{removed}"
-    return output.Lines(notes=[summary])
+    notes = [
+        f"{name} is out of date: its documents are others by now ({', '.join(changed)}); kvtool blend makes it again"
+        for name, changed in report.outdated.items()
+    ]
+    return output.Lines(notes=[summary, *notes])

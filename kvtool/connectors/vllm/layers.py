@@ -51,10 +51,11 @@ class Layer:
             return 0
         slots = slots[kept].to(self.blocks.device)
         if hasattr(self.module, "kv_lora_rank"):
-            latent, rotated = sides
             sizes = (1, self.module.kv_lora_rank), (1, self.module.qk_rope_head_dim)
             self._check(span, sizes)
-            keys, values = self._moved(latent)[:, 0], self._moved(rotated)
+            # All of vLLM's latent attention has its channels in pairs.
+            rotated = span.interleaved_values()[:, kept]
+            keys, values = self._moved(sides[0])[:, 0], self._moved(rotated)
             module = self.module
             module.impl.do_kv_cache_update(
                 keys, values, self.blocks, slots, module.kv_cache_dtype, module._k_scale

@@ -105,7 +105,7 @@ class SchedulerSide:
             end = min((feature.mm_position.offset for feature in request.mm_features or ()), default=None)
             token_ids = request.prompt_token_ids[:end]
             if blend := ((request.kv_transfer_params or {}).get(PARAMS) or {}).get("blend"):
-                return lookup.named(str(blend), token_ids)
+                return lookup.named(str(blend), token_ids) if _is_apart(request, blend) else None
             return lookup.longest(token_ids)
         except KvtoolError as error:
             _log.warning("nothing is loaded for a request: %s", error)
@@ -113,3 +113,13 @@ class SchedulerSide:
 
     def _is_loading(self, found: CachedPrefix, request_id: str) -> bool:
         return any(other.source == found.source for key, other in self._loading.items() if key != request_id)
+
+
+def _is_apart(request: Any, blend: object) -> bool:
+    """Whether the engine's own prefix cache keeps the blocks of a request's blend from prompts that do not name it."""
+    if request.cache_salt:
+        return True
+    _log.warning(
+        "blend %s is not loaded: the request has no cache_salt, and other prompts would get its blocks", blend
+    )
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from concurrent.futures import wait
 from typing import Any
 
 from torch import Tensor
@@ -13,14 +14,19 @@ from vllm.distributed.parallel_state import (
     get_tensor_model_parallel_world_size,
 )
 
+from kvtool.connectors.vllm.engine import engine_model
 from kvtool.connectors.vllm.layers import Layer, layers_by_index
 from kvtool.connectors.vllm.load import Load, Target
 from kvtool.connectors.vllm.metrics import Counts
 from kvtool.connectors.vllm.orders import Orders
 from kvtool.connectors.vllm.settings import Settings
+from kvtool.connectors.warm_up import warm_up
 from kvtool.errors import KvtoolError
 from kvtool.kernels.threads import background_pool
 from kvtool.store.open import open_store
+
+WARM_UP_SECONDS = 60.0
+"""For which the engine's start waits at most until decoders are compiled; later starts find them on disk."""
 
 IDLE_SECONDS = 0.02
 """For which a step that computes nothing waits for a load, so that the engine does not take the threads' time to ask for it."""
@@ -43,14 +49,17 @@ class WorkerSide:
     def register(self, kv_caches: Mapping[str, Tensor]) -> None:
         """Takes the engine's blocks. Loads fail, and so are misses, where a layer is not of a kind that can be loaded."""
         try:
+            store = open_store(self.settings.store, existing=True)
             self._target = Target(
-                open_store(self.settings.store, existing=True),
+                store,
                 layers_by_index(self.config, self.kv_cache_config, kv_caches),
                 self.config.model_config.dtype,
                 get_tensor_model_parallel_rank(),
                 get_tensor_model_parallel_world_size(),
                 is_all=self.config.parallel_config.pipeline_parallel_size == 1,
             )
+            engine_model(self.config).provide_embedding()
+            wait([self._pool.submit(warm_up, store, self.settings.variant)], WARM_UP_SECONDS)
         except KvtoolError as error:
             _log.error("no cache is loaded: %s", error)
 

@@ -80,6 +80,26 @@ class Compress(Value):
     seconds: float
 
 
+class Blend(Value):
+    """The blend that is stored, or would be; ``bytes`` are 0 where it is still to be made."""
+
+    name: str
+    store: str
+    documents: list[str]
+    """In their order in the prompt."""
+    policy: str
+    recompute: float
+    tokens: int
+    """The prefix, the documents and the text between them."""
+    recomputed_tokens: int
+    bytes: int
+    unchanged: bool
+    outdated: list[str]
+    """Documents that had changed since it was blended last."""
+    dry_run: bool
+    seconds: float
+
+
 class MeasuredPreset(Value):
     """The setting that keeps a preset's promise, and what was measured with it."""
 

@@ -14,6 +14,8 @@ class Listed(Value):
     segments: int
     tokens: int
     model: str
+    blend: bool
+    """Whether it was blended from other documents."""
     variants: dict[str, int]
     """Bytes of each variant, by its name."""
 
@@ -61,12 +63,26 @@ class ShownCalibration(Value):
     variants: list[str]
 
 
+class ShownBlend(Value):
+    """What a blend is made of, in order, and how."""
+
+    parts: list[dict[str, Any]]
+    """Each a ``document`` with the ``segments`` that were blended, or a ``text``."""
+    variant: str
+    separator: str
+    policy: str
+    recompute: float
+    outdated: dict[str, str]
+    """Documents that are others by now, and why."""
+
+
 class Show(Value):
-    """One document."""
+    """One document. ``blend`` is null for one that was prefilled, and where no record says what was blended."""
 
     name: str
     model: ModelName
     prefix: ShownPrefix
+    blend: ShownBlend | None
     segments: list[ShownSegment]
     calibrations: list[ShownCalibration]
 
@@ -84,6 +100,8 @@ class Verify(Value):
     intact: int
     broken: dict[str, Broken]
     removed: list[str]
+    outdated: dict[str, list[str]]
+    """Blends whose documents are others by now, and those documents."""
 
 
 class Collected(Value):

@@ -15,6 +15,7 @@ VALUES: Mapping[str, Any] = MappingProxyType(
         "prefill": making.Prefill,
         "calibrate": making.Calibrate | making.CalibratePlan,
         "compress": making.Compress,
+        "blend": making.Blend,
         "ask": asking.Answer | asking.AnswerList,
         "eval": measured.Evaluation,
         "recommend": measured.Recommendation,

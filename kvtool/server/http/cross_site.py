@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -27,6 +28,14 @@ def read_origins(values: Sequence[str]) -> tuple[str, ...]:
     return origins
 
 
+@dataclass(frozen=True)
+class Remedies:
+    """What the operator can do about a Host that is refused, and about a page of another site."""
+
+    name: str = "start the server with --tokens"
+    page: str = "--allow-origin allows one"
+
+
 class CrossSiteGuard:
     """Middleware that answers 403 to what a page of another site makes a browser send.
 
@@ -41,10 +50,15 @@ class CrossSiteGuard:
     """
 
     def __init__(
-        self, app: ASGIApp, origins: Collection[str], open_paths: Collection[str], names_are_checked: bool
+        self,
+        app: ASGIApp,
+        origins: Collection[str],
+        open_paths: Collection[str],
+        names_are_checked: bool,
+        remedies: Remedies = Remedies(),
     ) -> None:
         self.app, self.origins, self.open_paths = app, frozenset(origins), frozenset(open_paths)
-        self.names_are_checked = names_are_checked
+        self.names_are_checked, self.remedies = names_are_checked, remedies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (refusal := self._refusal(Request(scope))):
@@ -56,7 +70,7 @@ class CrossSiteGuard:
         host = request.headers.get("host", "")
         if self.names_are_checked and not _is_local_name(_host_name(host)):
             reason = "is a name that another site may have given this machine"
-            remedy = "ask by address or as localhost, or start the server with --tokens"
+            remedy = f"ask by address or as localhost, or {self.remedies.name}"
             return ApiError(403, f"Host {host[:80]!r}: {reason}; {remedy}", code="cross_site")
         if not self._is_cross_site(request, host):
             return None
@@ -66,7 +80,7 @@ class CrossSiteGuard:
                 return None
         origin = request.headers.get("origin", "a page of another site")
         message = f"{origin[:80]}: is another site, whose pages may not use this server"
-        return ApiError(403, f"{message}; --allow-origin allows one", code="cross_site")
+        return ApiError(403, f"{message}; {self.remedies.page}", code="cross_site")
 
     def _is_cross_site(self, request: Request, host: str) -> bool:
         origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import uuid
 from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from typing_extensions import TypedDict
 
-from kvtool.server.openai.completions import Choice, Completions
+from kvtool.server.openai.completions import Choice
 from kvtool.server.runtime.detokenize import TokenText
 from kvtool.server.runtime.generation import AnsweredToken, Delta
 
@@ -94,6 +94,23 @@ class ChunkEvent(TypedDict):
     data: str
 
 
+class Answers(Protocol):
+    """What is shown of the answers to a request, beside their texts: ``Completions``, or those of another engine."""
+
+    @property
+    def created(self) -> int: ...
+    @property
+    def indices(self) -> range: ...
+    @property
+    def has_logprobs(self) -> bool: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def completion_tokens(self) -> int: ...
+
+
 class Responses:
     """The bodies of one request's answers, as one of the two APIs has them."""
 
@@ -101,7 +118,7 @@ class Responses:
     object: str
     chunk: str
 
-    def __init__(self, completions: Completions, model: str) -> None:
+    def __init__(self, completions: Answers, model: str) -> None:
         self.completions, self.model = completions, model
         self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
 
@@ -182,7 +199,7 @@ def _logprob(token: TokenText, logprob: float | None) -> TokenLogprob:
 class TextResponses(Responses):
     id_prefix, object, chunk = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, completions: Completions, model: str) -> None:
+    def __init__(self, completions: Answers, model: str) -> None:
         super().__init__(completions, model)
         self._offsets = [TextOffsets() for _ in completions.indices]
 

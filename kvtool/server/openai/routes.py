@@ -56,15 +56,15 @@ async def _answer(request: Request, body: AnyRequest, responses: type[Responses]
         raise
     bodies = responses(completions, body.model)
     if body.stream:
-        return _Stream(bodies, with_usage=body.wants_usage)
-    return await _whole(request, bodies)
+        return _Stream(completions, bodies, with_usage=body.wants_usage)
+    return await _whole(request, completions, bodies)
 
 
-async def _whole(request: Request, bodies: Responses) -> Response:
+async def _whole(request: Request, completions: Completions, bodies: Responses) -> Response:
     """Waits for the answer, or until the client goes away."""
     try:
-        watching = asyncio.ensure_future(_client_gone(request))
-        generating = asyncio.ensure_future(bodies.completions.whole())
+        watching = asyncio.ensure_future(client_gone(request))
+        generating = asyncio.ensure_future(completions.whole())
         await asyncio.wait({watching, generating}, return_when=asyncio.FIRST_COMPLETED)
         watching.cancel()
         if not generating.done():
@@ -72,42 +72,43 @@ async def _whole(request: Request, bodies: Responses) -> Response:
             return Response(status_code=499)
         choices = generating.result()
     finally:
-        await bodies.completions.close()
+        await completions.close()
     # In a thread: the scores of long prompts are megabytes, and other answers go on meanwhile.
     return await run_in_threadpool(lambda: JSONResponse(bodies.whole(choices)))
 
 
-async def _client_gone(request: Request) -> None:
+async def client_gone(request: Request) -> None:
+    """Waits until the client has gone away."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _events(bodies: Responses, *, with_usage: bool) -> AsyncIterator[str]:
+async def _events(completions: Completions, bodies: Responses, *, with_usage: bool) -> AsyncIterator[str]:
     """Server-sent events, the last of them [DONE]. An error on the way is an event too."""
-    completions = bodies.completions
     usage: dict[str, Any] = {"usage": None} if with_usage else {}
     try:
         if first := bodies.first():
-            yield _event(bodies.event(first, **usage))
+            yield event_of(bodies.event(first, **usage))
         async for delta in completions.deltas():
             for choice in bodies.delta(delta):
-                yield _event(bodies.event([choice], **usage))
+                yield event_of(bodies.event([choice], **usage))
         if with_usage:
-            yield _event(bodies.event([], usage=bodies.usage))
+            yield event_of(bodies.event([], usage=bodies.usage))
         yield "data: [DONE]\n\n"
     except Exception as error:
         completions.log.error = error
         yield f"data: {json.dumps(api_error(error).body)}\n\n"
 
 
-def _event(body: dict[str, Any]) -> str:
+def event_of(body: dict[str, Any]) -> str:
+    """A server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
 class _Stream(StreamingResponse):
-    def __init__(self, bodies: Responses, *, with_usage: bool) -> None:
-        super().__init__(_events(bodies, with_usage=with_usage), media_type=EVENTS)
-        self.completions = bodies.completions
+    def __init__(self, completions: Completions, bodies: Responses, *, with_usage: bool) -> None:
+        super().__init__(_events(completions, bodies, with_usage=with_usage), media_type=EVENTS)
+        self.completions = completions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -6,9 +6,11 @@ Nothing is loaded or computed yet: ``cache_manager`` opens the plan's sources, `
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kvtool.artifact.load import refuse_mismatch
+from kvtool.artifact.read import Artifact
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached, Layout, lay_out
 from kvtool.errors import ArtifactError, MismatchError, StoreError
@@ -18,7 +20,7 @@ from kvtool.server.http.errors import ApiError
 from kvtool.server.runtime.cache_manager import CacheManager
 from kvtool.server.runtime.cache_sources import Blended, CacheSource, Prefilled, Stored, Uncached
 from kvtool.server.runtime.load_policy import LoadPolicy
-from kvtool.server.runtime.request import Request, refuse_unknown_tokens
+from kvtool.server.runtime.request import Prompt, Request, refuse_unknown_tokens
 from kvtool.server.runtime.tenant import Tenant
 from kvtool.store.base import Store
 from kvtool.store.headers import headers_of
@@ -48,6 +50,44 @@ class RequestPlan:
     match: Match | None = None
 
 
+def prefix_before(
+    documents: Sequence[Cached], prompt: Prompt, model: Model, store: Store
+) -> tuple[Prefix, bool]:
+    """The prefix of ``prompt`` over ``documents``, and whether any of these was prefilled under another one."""
+    names = {store[document.name].prefix["digest"]: document.name for document in documents}
+    prefixes = [prompt.prefix(model, store.prefix(name, model)) for name in names.values()]
+    if len({prefix.digest for prefix in prefixes}) > 1 and not prompt.has_system:
+        message = "they were prefilled under different system prompts; send a system message, or name others"
+        raise ApiError(400, f"documents: {message}", param="documents")
+    return prefixes[0], names.keys() != {prefixes[0].digest}
+
+
+def lay_out_documents(
+    store: Store,
+    documents: Sequence[Cached],
+    model: Model,
+    *,
+    variant: str = RAW,
+    prefix: Prefix | None = None,
+    refuse: Callable[[Artifact, Model], None] = refuse_mismatch,
+) -> Layout:
+    """The places of ``documents`` in a prompt, after their own prefix or ``prefix``. ``refuse`` is as of ``lay_out``."""
+    token_ids = None if prefix is None else prefix.token_ids
+    try:
+        return lay_out(
+            store,
+            documents,
+            model,
+            variant=variant,
+            separator=SEPARATOR,
+            prefix=token_ids,
+            refuse=refuse,
+        )
+    except MismatchError as error:
+        message = "documents: they were prefilled by another model, or places of their tokens are not known; name others"
+        raise ApiError(400, message, param="documents") from error
+
+
 class Planner:
     """Makes plans. ``answer_tokens`` is the length of answers to requests that do not say it."""
 
@@ -71,22 +111,12 @@ class Planner:
 
     def _plan_after(self, documents: Sequence[Cached], request: Request, tenant: Tenant) -> RequestPlan:
         blending = BlendOptions(request.recompute, request.policy)
-        prefix, is_moved = self._prefix(documents, request, headers_of(tenant.store))
+        prefix, is_moved = prefix_before(documents, request.prompt, self.model, headers_of(tenant.store))
         choice = self.policy.choose(documents, blending, tenant, is_moved=is_moved)
         is_loaded = self._uses_caches(request) and not choice.is_prefilled
         store = tenant.store if is_loaded else headers_of(tenant.store)
-        try:
-            layout = lay_out(
-                store,
-                documents,
-                self.model,
-                variant=choice.variant,
-                separator=SEPARATOR,
-                prefix=prefix.token_ids if is_moved else None,
-            )
-        except MismatchError as error:
-            message = "documents: they were prefilled by another model, or places of their tokens are not known; name others"
-            raise ApiError(400, message, param="documents") from error
+        before = prefix if is_moved else None
+        layout = lay_out_documents(store, documents, self.model, variant=choice.variant, prefix=before)
         if is_loaded:
             blending.refuse_pruned(layout)
         question = request.prompt.tokens_after(self.model, prefix)
@@ -102,19 +132,6 @@ class Planner:
         else:
             source = size.uncached(layout.documents)
         return RequestPlan(token_ids, (source,), size.max_tokens, len(layout.token_ids))
-
-    def _prefix(self, documents: Sequence[Cached], request: Request, store: Store) -> tuple[Prefix, bool]:
-        """The prefix of ``request`` over ``documents``, and whether any of these was prefilled under another one."""
-        names = {store[document.name].prefix["digest"]: document.name for document in documents}
-        prefixes = [
-            request.prompt.prefix(self.model, store.prefix(name, self.model)) for name in names.values()
-        ]
-        if len({prefix.digest for prefix in prefixes}) > 1 and not request.prompt.has_system:
-            message = (
-                "they were prefilled under different system prompts; send a system message, or name others"
-            )
-            raise ApiError(400, f"documents: {message}", param="documents")
-        return prefixes[0], names.keys() != {prefixes[0].digest}
 
     def _match(self, request: Request, tenant: Tenant) -> tuple[Sequence[int], Match | None]:
         """The prompt's tokens, and what of the tenant's store they begin with.

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -18,7 +19,17 @@ from kvtool.cli import app
 from kvtool.errors import DONE, GATE
 from kvtool.recommendation import recommend
 
-COMMANDS: Mapping[str, Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+def commands_of(group: Any, *names: str) -> dict[str, Command]:
+    """Every command by its words, such as "connector proxy"."""
+    found: dict[str, Command] = {}
+    for name, command in group.commands.items():
+        words = (*names, name)
+        found |= commands_of(command, *words) if hasattr(command, "commands") else {" ".join(words): command}
+    return found
+
+
+COMMANDS: Mapping[str, Command] = commands_of(typer.main.get_command(app))
 
 EVAL = ("--metrics", "kl,retrieval,answers,times", "--context", "128", "--tokens", "16", "--lengths", "512")
 FEW = ("--haystacks", "1", "--repeats", "1", "--questions", "questions.jsonl", "--answer-tokens", "4")
@@ -28,6 +39,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "prefill": ("prefill", "docs/a.md", "new.txt"),
     "calibrate": ("calibrate", "docs/a.md", "--recipe", "klt", "--tokens", "256"),
     "compress": ("compress", "--recipe", "lossless"),
+    "blend": ("blend", "docs/a.md", "docs/b.md", "--save", "both"),
     "ask": ("ask", "What?", *ASK),
     "ask several": ("ask", "What?", "And?", *ASK, "--doc", "docs/b.md"),
     "eval": ("eval", "docs/a.md", "--recipes", "kivi:bits=4:recent=0", *EVAL, *FEW, "--max-kl", "1e9"),
@@ -57,13 +69,23 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
 }
 """By a name that begins with the command's."""
 
+
+def command_of(example: str) -> str:
+    """The command that an example is of."""
+    return next(name for name in COMMANDS if f"{example} ".startswith(f"{name} "))
+
+
 CODES = {"build check": (GATE,), "doctor": (DONE, GATE)}
 """Where it is not 0 alone: nothing was built before, and a machine may lack something."""
 
 EMPTY = {"push": "there", "pull": "kv-store"}
 """What is taken away first."""
 
-NOT_RUN = {"demo": "takes half a minute, and calls other commands", "serve-cache": "runs until it is stopped"}
+NOT_RUN = {
+    "demo": "takes half a minute, and calls other commands",
+    "serve-cache": "runs until it is stopped",
+    "connector proxy": "runs until it is stopped",
+}
 
 BUILD = """
 [build]

@@ -12,22 +12,22 @@ from typer.testing import CliRunner
 from kvtool.cli import app
 from kvtool.errors import GATE, USAGE
 from kvtool.report.schemas.table import VALUES, json_schema
-from tests.commands.manners.conftest import COMMANDS, EXAMPLES, NOT_RUN, Run
+from tests.commands.manners.conftest import COMMANDS, EXAMPLES, NOT_RUN, Run, command_of
 
 WITH_JSON = {name for name, one in COMMANDS.items() if any("--json" in p.opts for p in one.params)}
-EXAMPLES_WITH_JSON = [name for name in EXAMPLES if name.split()[0] in WITH_JSON]
+EXAMPLES_WITH_JSON = [name for name in EXAMPLES if command_of(name) in WITH_JSON]
 
 
 def conforming(name: str, printed: str) -> Any:
     """The JSON that was printed, if it is as the command's schema says."""
     value = json.loads(printed)
-    validator = jsonschema_rs.validator_for(json_schema(name.split()[0]))
+    validator = jsonschema_rs.validator_for(json_schema(command_of(name)))
     assert [f"{list(error.instance_path)}: {error.message}" for error in validator.iter_errors(value)] == []
     return value
 
 
 def test_every_command_has_an_example_and_every_json_a_schema() -> None:
-    assert {name.split()[0] for name in EXAMPLES} | set(NOT_RUN) == set(COMMANDS)
+    assert {command_of(name) for name in EXAMPLES} | set(NOT_RUN) == set(COMMANDS)
     assert set(VALUES) == WITH_JSON
 
 

@@ -8,12 +8,13 @@ from typer.testing import CliRunner
 from kvtool.cli import app
 from kvtool.commands import output
 from kvtool.errors import GATE, USAGE
-from tests.commands.manners.conftest import COMMANDS, EXAMPLES, Run
+from tests.commands.manners.conftest import COMMANDS, EXAMPLES, Run, command_of
 
 WRITES = {
     "prefill",
     "calibrate",
     "compress",
+    "blend",
     "init",
     "build",
     "rm",
@@ -25,7 +26,7 @@ WRITES = {
 }
 """Commands that write or remove something that was not there for them alone, or that take long: with a --dry-run."""
 
-DRY = [name for name in EXAMPLES if any("--dry-run" in p.opts for p in COMMANDS[name.split()[0]].params)]
+DRY = [name for name in EXAMPLES if any("--dry-run" in p.opts for p in COMMANDS[command_of(name)].params)]
 STORELESS = {"init", "demo", "schema", "keygen", "install-model"}
 
 
@@ -79,7 +80,7 @@ def test_pipes_get_no_escape_codes(run: Run, name: str, monkeypatch: pytest.Monk
 
 
 def test_commands_that_write_have_a_dry_run() -> None:
-    assert {name.split()[0] for name in DRY} >= WRITES
+    assert {command_of(name) for name in DRY} >= WRITES
 
 
 @pytest.mark.parametrize("name", [name for name in DRY if name != "build check"])
@@ -93,12 +94,12 @@ def test_a_dry_run_changes_nothing(run: Run, name: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_wrong_usage_is_2_and_says_so_in_a_line_or_two(command: str) -> None:
-    result = CliRunner().invoke(app, [command, "--frobnicate"])
+    result = CliRunner().invoke(app, [*command.split(), "--frobnicate"])
     assert (result.exit_code, result.stdout) == (USAGE, "")
     assert "--frobnicate" in result.stderr
 
 
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if name.split()[0] not in STORELESS])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if command_of(name) not in STORELESS])
 @pytest.mark.parametrize("debug", [False, True])
 def test_debug_adds_the_traceback_and_changes_nothing_else(
     run: Run, name: str, debug: bool, monkeypatch: pytest.MonkeyPatch

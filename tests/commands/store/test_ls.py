@@ -17,6 +17,7 @@ def test_ls(cli: Cli, store: LocalStore) -> None:
         "segments": "int",
         "tokens": "int",
         "model": "str",
+        "blend": "bool",
         "variants": {"raw": "int"},
     }
     assert rows[0]["variants"]["raw"] == store.size("c.txt")

@@ -28,6 +28,7 @@ def test_show(cli: Cli, store: Store) -> None:
             "tokens": "int",
             "origin": {"kind": "str", "system": None},
         },
+        "blend": None,
         "segments": [
             {
                 "segment": "int",

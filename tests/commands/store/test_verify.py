@@ -14,7 +14,12 @@ from tests.commands.conftest import Cli, error_of, typed
 
 
 def test_verify(cli: Cli, store: LocalStore) -> None:
-    assert json.loads(cli("verify", "--json").stdout) == {"intact": 4, "broken": {}, "removed": []}
+    assert json.loads(cli("verify", "--json").stdout) == {
+        "intact": 4,
+        "broken": {},
+        "removed": [],
+        "outdated": {},
+    }
     variant = store["c.txt"].segments[0].variants["raw"]
     path = store.path_of(variant)
     data = path.read_bytes()

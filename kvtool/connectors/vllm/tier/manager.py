@@ -59,7 +59,6 @@ class KvtoolTier(SecondaryTierManager):
         return results + self._reader.finished()
 
     def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
-        self._reader.follow()
         return RequestOffloadingContext()
 
     def drain_jobs(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
@@ -11,26 +12,27 @@ from typing import Any
 from vllm.v1.kv_offload.base import get_offload_block_hash, get_offload_group_idx
 from vllm.v1.kv_offload.tiering.base import JobResult
 
+from kvtool.connectors.block_index import Source
+from kvtool.connectors.lookup import AVOIDED_SECONDS
 from kvtool.connectors.vllm.load import Load, Target
 from kvtool.connectors.vllm.orders import LoadOrder
-from kvtool.connectors.vllm.tier.index import BlockIndex, found
+from kvtool.connectors.vllm.tier.blocks import HashedBlocks
 from kvtool.connectors.vllm.tier.layout import NO_ROW
-from kvtool.store.prefix_index import Entry
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one key stands for: the ``tokens`` of ``entry`` in the layers of ``group``."""
+    """What one key stands for: the ``tokens`` of ``source`` in the layers of ``group``."""
 
     key: bytes
-    entry: Entry
+    source: Source
     group: int
     tokens: range
 
 
 @dataclass(eq=False)
 class Promotion:
-    """One job of vLLM's: a load for each cache that its chunks are of, and the keys of each."""
+    """One job of vLLM's: a load for each source that its chunks are of, and the keys of each."""
 
     job_id: int
     loads: list[tuple[Load, list[bytes]]] = field(default_factory=list)
@@ -60,49 +62,60 @@ class Promotion:
 
 @dataclass(frozen=True)
 class Promoter:
-    """Finds chunks by key, and loads them. ``chunk_tokens`` by group of layers."""
+    """Finds chunks by vLLM's keys, and loads them. ``chunk_tokens`` by group of layers."""
 
-    index: BlockIndex
+    blocks: HashedBlocks
     target: Target
     chunk_tokens: Sequence[int]
     max_seconds: float
     pool: Executor
+    _avoided: dict[Source, float] = field(default_factory=dict, init=False)
 
-    def find(self, key: Any, preferred: Entry | None = None) -> Chunk | None:
-        group = get_offload_group_idx(key)
-        if group >= len(self.chunk_tokens):
-            return None
-        if (held := self.index.find(get_offload_block_hash(key), preferred)) is None:
-            return None
-        entry, stop = held
-        size = self.chunk_tokens[group]
-        return None if stop % size else Chunk(bytes(key), entry, group, range(stop - size, stop))
+    def find(self, keys: Sequence[Any]) -> list[Chunk | None]:
+        """A key is the hash of the last block in a chunk, and the group of layers."""
+        found = self.blocks.find([get_offload_block_hash(key) for key in keys], self._is_avoided)
+        chunks: list[Chunk | None] = []
+        for key, block in zip(keys, found, strict=True):
+            group = get_offload_group_idx(key)
+            size = self.chunk_tokens[group] if group < len(self.chunk_tokens) else 0
+            if block is None or size == 0 or block.tokens.stop % size:
+                chunks.append(None)
+            else:
+                tokens = range(block.tokens.stop - size, block.tokens.stop)
+                chunks.append(Chunk(bytes(key), block.source, group, tokens))
+        return chunks
 
     def start(self, job: Any) -> Promotion:
         """Begins to load the chunks of a ``TransferJob``."""
         promotion = Promotion(job.job_id)
-        wanted: defaultdict[Entry, list[tuple[Chunk, int]]] = defaultdict(list)
-        preferred: Entry | None = None
-        # The last first: a cache that has it may have those before.
-        for key, row in reversed(list(zip(job.keys, job.chunk_ids.tolist(), strict=True))):
-            if chunk := self.find(key, preferred):
-                preferred = chunk.entry
-                wanted[chunk.entry].append((chunk, row))
-            else:
+        wanted: defaultdict[Source, list[tuple[Chunk, int]]] = defaultdict(list)
+        keys = list(job.keys)
+        for key, row, chunk in zip(keys, job.chunk_ids.tolist(), self.find(keys), strict=True):
+            if chunk is None:
                 promotion.missing.append(bytes(key))
-        for entry, rows in wanted.items():
-            load = Load(self._order(job.job_id, entry, rows), self.max_seconds, _nobody_waits)
+            else:
+                wanted[chunk.source].append((chunk, row))
+        for source, rows in wanted.items():
+            load = Load(self._order(job.job_id, source, rows), self.max_seconds, _nobody_waits)
             promotion.loads.append((load, [chunk.key for chunk, _ in rows]))
             load.start(self.target, self.pool)
         return promotion
 
-    def _order(self, job_id: int, entry: Entry, rows: Collection[tuple[Chunk, int]]) -> LoadOrder:
-        stop = max(chunk.tokens.stop for chunk, _ in rows)
+    def avoid(self, load: Load) -> None:
+        """Does not find for a while what a load was to take: it could not be loaded."""
+        assert isinstance(load.order.found, Source)
+        self._avoided[load.order.found] = time.monotonic() + AVOIDED_SECONDS
+
+    def _is_avoided(self, source: Source) -> bool:
+        return time.monotonic() < self._avoided.get(source, 0.0)
+
+    def _order(self, job_id: int, source: Source, rows: Collection[tuple[Chunk, int]]) -> LoadOrder:
         start = min(chunk.tokens.start for chunk, _ in rows)
+        stop = max(chunk.tokens.stop for chunk, _ in rows)
         row_ids = [[NO_ROW] * -(-stop // size) for size in self.chunk_tokens]
         for chunk, row in rows:
             row_ids[chunk.group][chunk.tokens.start // len(chunk.tokens)] = row
-        return LoadOrder(str(job_id), found(entry, stop), range(start, stop), tuple(row_ids))
+        return LoadOrder(str(job_id), source, range(start, stop), tuple(row_ids))
 
 
 def _nobody_waits() -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import wait
 from typing import Any
 
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.kv_offload.tiering.base import JobResult
 
-from kvtool.connectors.lookup import Lookup
+from kvtool.connectors.usable import Usable
 from kvtool.connectors.vllm.engine import engine_model
-from kvtool.connectors.vllm.load import Target
+from kvtool.connectors.vllm.load import Load, Target
 from kvtool.connectors.vllm.scheduler import START_SECONDS
 from kvtool.connectors.vllm.settings import Settings
+from kvtool.connectors.vllm.tier.blocks import HashedBlocks, Hashing
 from kvtool.connectors.vllm.tier.engine import Engine
-from kvtool.connectors.vllm.tier.index import BlockIndex, Hashing
 from kvtool.connectors.vllm.tier.layout import Memory, layers_of
 from kvtool.connectors.vllm.tier.promotion import Promoter, Promotion
+from kvtool.connectors.vllm.worker import WARM_UP_SECONDS
+from kvtool.connectors.warm_up import warm_up
 from kvtool.errors import KvtoolError, UsageError
 from kvtool.kernels.threads import background_pool
 from kvtool.store.open import open_store
@@ -51,7 +54,7 @@ class Reader:
             self.memory.release()
 
     def has(self, key: Any) -> bool:
-        return self._promoter is not None and self._promoter.find(key) is not None
+        return self._promoter is not None and self._promoter.find([key]) != [None]
 
     def load(self, job: Any) -> None:
         promoter = self._promoter
@@ -67,11 +70,6 @@ class Reader:
                 self._give_up(load)
         return [promotion.result() for promotion in over]
 
-    def follow(self) -> None:
-        """Has what the store has gained or lost looked for."""
-        if self._promoter is not None:
-            self._promoter.index.ask()
-
     def drain(self) -> None:
         while not all(promotion.is_over() for promotion in self._promotions):
             time.sleep(POLL_SECONDS)
@@ -80,7 +78,6 @@ class Reader:
         """Ends everything. From here on the memory is not touched, and vLLM can free it."""
         promoter, self._promoter = self._promoter, None
         if promoter is not None:
-            promoter.index.close()
             for promotion in self._promotions:
                 promotion.cancel("the engine stops")
             promoter.pool.shutdown(wait=False, cancel_futures=True)
@@ -89,29 +86,25 @@ class Reader:
     def _open(self, engine: Engine) -> Promoter:
         store = open_store(self.settings.store, existing=True)
         self.is_local = not isinstance(store, RemoteStore)
-        layers = layers_of(engine, self.memory)
-        n_groups = len(engine.kv_cache.kv_cache_groups)
+        layers: Mapping[int, Any] = layers_of(engine, self.memory)
         sizes = {layer.group: layer.chunk_tokens for layer in layers.values()}
-        chunk_tokens = [sizes[group] for group in range(n_groups)]
-        hash_name = engine.config.cache_config.prefix_caching_hash_algo
-        hashing = Hashing(
-            get_hash_fn_by_name(hash_name),
-            engine.spec.config.cache.tokens_per_hash,
-            frozenset(chunk_tokens),
-        )
-        lookup = Lookup(store, engine_model(engine.config), self.settings.variant)
-        lookup.follow(START_SECONDS)
-        target = Target(store, layers, engine.config.model_config.dtype)  # type: ignore[arg-type]
+        model = engine_model(engine.config)
+        model.provide_embedding()
+        function = get_hash_fn_by_name(engine.config.cache_config.prefix_caching_hash_algo)
+        hashing = Hashing(function, engine.spec.config.cache.tokens_per_hash)
+        blocks = HashedBlocks(store, Usable(store, model, self.settings.variant), hashing)
+        pool = background_pool(self.settings.threads, "kvtool-tier")
+        wait([pool.submit(warm_up, store, self.settings.variant)], WARM_UP_SECONDS)
+        blocks.follow(START_SECONDS)
         return Promoter(
-            BlockIndex(lookup, hashing),
-            target,
-            chunk_tokens,
+            blocks,
+            Target(store, layers, engine.config.model_config.dtype),
+            [sizes[group] for group in sorted(sizes)],
             self.settings.max_load_seconds,
-            background_pool(self.settings.threads, "kvtool-tier"),
+            pool,
         )
 
-    def _give_up(self, load: Any) -> None:
+    def _give_up(self, load: Load) -> None:
         if self._promoter is not None:
-            found = load.order.found
-            self._promoter.index.lookup.avoid(found)
-            _log.warning("%s is prefilled: %s", found.document, load.error)
+            self._promoter.avoid(load)
+            _log.warning("%s is prefilled: %s", load.order.found.document, load.error)

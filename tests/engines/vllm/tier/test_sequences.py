@@ -28,7 +28,6 @@ from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 import kvtool
-from kvtool.connectors import lookup
 from kvtool.connectors.reading import Step
 from kvtool.store.local import LocalStore
 from tests.engines.vllm.tier.world import (
@@ -272,7 +271,7 @@ def test_calls_in_any_order(
 
     monkeypatch.setattr(Step, "spans", spans)
     # So that what could not be loaded is found again within a run.
-    monkeypatch.setattr(lookup, "AVOIDED_SECONDS", LOAD_SECONDS)
+    monkeypatch.setattr("kvtool.connectors.vllm.tier.promotion.AVOIDED_SECONDS", LOAD_SECONDS)
     machine = type("Machine", (Calls,), {"ground": ground})
     # A run that fails is not repeated for a shorter one: what threads do cannot be repeated.
     few = settings(

@@ -71,7 +71,7 @@ def test_another_seed_of_hashes_is_followed(config_of: Any, store: LocalStore, m
         before = first_and_last(engine, store)
         engine.wait_for(before[-1])
         monkeypatch.setenv("PYTHONHASHSEED", "7")
-        kv_cache_utils.init_none_hash(engine.tier._reader._promoter.index.hashing.function)
+        kv_cache_utils.init_none_hash(engine.tier._reader._promoter.blocks.hashing.function)
         after = first_and_last(engine, store)
         assert set(after).isdisjoint(before)
         engine.wait_for(after[-1])
@@ -154,10 +154,7 @@ def test_another_models_store_is_refused_by_field(
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     config = engine_config(other, {"store": str(store.root)})
     with caplog.at_level(logging.WARNING, LOG), world(config) as engine:
-        index = engine.tier._reader._promoter.index
-        until = time.monotonic() + 20
-        while not index.lookup.index.is_complete and time.monotonic() < until:
-            time.sleep(0.01)
+        engine.tier._reader._promoter.blocks.follow(20)
         keys = first_and_last(engine, store)
         assert set(engine.promote(keys)) == {MISS}
     (line,) = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]
@@ -202,10 +199,10 @@ def test_a_slow_store_is_a_miss_and_writes_nothing_afterwards(
         done.release()
         return read(step)
 
-    monkeypatch.setattr(Step, "spans", slow)
     with world(config_of(max_load_seconds=0.3)) as engine:
         keys = first_and_last(engine, store)
         engine.wait_for(keys[-1])
+        monkeypatch.setattr(Step, "spans", slow)
         began = time.monotonic()
         assert set(engine.promote(keys)) == {MISS}
         assert time.monotonic() - began < 10

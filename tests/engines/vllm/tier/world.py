@@ -147,7 +147,6 @@ class World:
         until = time.monotonic() + seconds
         while self.tier.lookup(key, ReqContext("w")) is not LookupResult.HIT:
             assert time.monotonic() < until, "the tier never found it"
-            self.tier._reader.follow()
             time.sleep(0.01)
 
     def promote(self, keys: Sequence[Any], seconds: float = 20.0, req_id: str = "r") -> list[LookupResult]:

@@ -1,0 +1,142 @@
+"""vLLM over a store's caches: time to first token with the connector, without it, and over its own warm prefix cache.
+
+python -m benchmarks vllm [--repeats 5] [--tokens 2048 4096] [--variants raw kivi klt] [--clients 1 16]
+
+`make engines` makes vLLM's environment. All servers run at once, each asked in its turn, and the ratios are those of medians.
+Then the same prompts go to kvtool's own server and to vLLM with the connector, from one client and from several at a time:
+tokens a second are those of all answers, memory is the most that the server's processes held.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+
+import kvtool
+from benchmarks.common.arguments import make_parser
+from benchmarks.common.output import machine, print_table
+from benchmarks.common.server import served
+from benchmarks.common.vllm import Engine, serve
+from benchmarks.corpora.help_text import prefilled_help
+
+QUESTION = "\n\nWhich of these statements can raise an exception?"
+DTYPE = "bfloat16"
+ANSWER = 32
+CONTEXT = 8192
+SHARED_TOKENS = 1024
+"""Of each document that the servers are asked about side by side."""
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 4096])
+    parser.add_argument("--variants", nargs="+", default=["raw", "kivi", "klt"])
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 16])
+    arguments = parser.parse_args(argv)
+    model = kvtool.load_model(dtype=DTYPE)
+    print(machine(), flush=True)
+    for tokens in arguments.tokens:
+        with tempfile.TemporaryDirectory() as folder:
+            _first_tokens(Path(folder), model, tokens, arguments.repeats, arguments.variants)
+    if arguments.clients:
+        with tempfile.TemporaryDirectory() as folder:
+            _side_by_side(Path(folder), model, arguments.clients)
+
+
+def _first_tokens(
+    folder: Path, model: kvtool.Model, tokens: int, repeats: int, variants: Sequence[str]
+) -> None:
+    store, prompts = _prompts(folder, model, repeats + 1, tokens, variants)
+    seconds: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        plain = stack.enter_context(serve(model.directory, folder, dtype=DTYPE, context=CONTEXT))
+        engines = {
+            variant: stack.enter_context(
+                serve(
+                    model.directory, folder, dtype=DTYPE, context=CONTEXT, store=str(store), variant=variant
+                )
+            )
+            for variant in variants
+        }
+        for prompt in prompts:
+            turns = {"without": plain, "own prefix cache": plain, **engines}
+            for name, engine in turns.items():
+                seconds.setdefault(name, []).append(engine.first_token(prompt)[0])
+        for variant, engine in engines.items():
+            if (loads := engine.metrics().get("loads", 0)) != len(prompts):
+                raise SystemExit(f"{variant}: {loads:g} of {len(prompts)} documents were loaded")
+    # The first of each is a warm-up.
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    rows = [
+        [tokens, name, f"{median:.3f}", f"{medians['without'] / median:.1f}"]
+        for name, median in medians.items()
+    ]
+    print_table(["tokens", "vLLM", "s to first token", "without / this"], rows)
+
+
+def _side_by_side(folder: Path, model: kvtool.Model, clients: Sequence[int]) -> None:
+    store, prompts = _prompts(folder, model, max(clients), SHARED_TOKENS, ["raw"])
+    rows: list[list[object]] = []
+    for n_clients in clients:
+        with served("--store", str(store), "--dtype", DTYPE, "--variant", "raw") as (process, url):
+            engine = Engine(url.removesuffix("/v1"), folder / "kvtool.log", process.pid)
+            rows.append(["kvtool", n_clients, *_asked(engine, prompts, n_clients)])
+        with serve(model.directory, folder, dtype=DTYPE, context=CONTEXT, store=str(store)) as engine:
+            rows.append(["vLLM", n_clients, *_asked(engine, prompts, n_clients)])
+    print_table(["server", "clients", "s to first token", "tokens a second", "MB"], rows)
+
+
+def _asked(engine: Engine, prompts: Sequence[Sequence[int]], n_clients: int) -> list[str]:
+    """Median seconds to the first token, tokens a second of all clients, and megabytes."""
+    engine.first_token(prompts[0][: SHARED_TOKENS // 2], ANSWER)
+    with _memory(engine.pid) as most, ThreadPoolExecutor(n_clients) as pool:
+        began = time.monotonic()
+        times = list(pool.map(lambda prompt: engine.first_token(prompt, ANSWER)[0], prompts))
+        seconds = time.monotonic() - began
+    return [
+        f"{statistics.median(times):.3f}",
+        f"{len(prompts) * ANSWER / seconds:.1f}",
+        f"{most[0] / 1e6:.0f}",
+    ]
+
+
+@contextmanager
+def _memory(pid: int) -> Iterator[list[int]]:
+    """The most bytes that a process and its children hold within the context, which are its own: shared ones count in part."""
+    most, stopped = [0], threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(0.2):
+            process = psutil.Process(pid)
+            held = [one.memory_full_info().uss for one in (process, *process.children(recursive=True))]
+            most[0] = max(most[0], sum(held))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _prompts(
+    folder: Path, model: kvtool.Model, documents: int, tokens: int, variants: Sequence[str]
+) -> tuple[Path, list[list[int]]]:
+    """A store of so many documents in all variants, and each document's tokens with a question after them."""
+    store, names = prefilled_help(model, folder, documents, tokens)
+    for variant in variants:
+        if variant != "raw":
+            kvtool.compress(store, recipe=variant, model=model)
+    question = list(model.tokenizer(QUESTION, add_special_tokens=False).input_ids)
+    cached = [[int(token) for part in store.parts(name) for token in part.token_ids] for name in names]
+    return folder / "store", [ids + question for ids in cached]

@@ -1,0 +1,1 @@
+"""Commands for other engines that take a store's caches: ``kvtool connector …``."""
