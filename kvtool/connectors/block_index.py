@@ -84,8 +84,7 @@ class BlockIndex(Followed):
         for segment in document.segments:
             if (name := self.choose(document, segment)) is None:
                 continue
-            prefix = [document.prefix_artifact] if document.prefix_artifact else []
-            variants = (*prefix, segment.variants[name])
+            variants = document.artifacts_of(segment, name)
             headers = headers_of(self.store)
             parts = [headers.open_artifact(variant) for variant in variants]
             # A blend that was kept is not what a prefill of its tokens gives.

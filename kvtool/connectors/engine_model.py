@@ -21,6 +21,9 @@ from kvtool.model.model import Model, digest_adapter, rope_parameters
 _PINNED = re.compile(r"[^/@]+/[^/@]+@[0-9a-f]{40}")
 """A hub id with the commit that it resolved to, which is a digest of all its files."""
 
+_CHANGING = ("dynamic", "longrope")
+"""Kinds of RoPE that turn a key by other angles in a long prompt than in a short one, and engines not as transformers does."""
+
 
 @dataclass(frozen=True)
 class EngineModel:
@@ -48,7 +51,9 @@ class EngineModel:
         if directory.is_file():
             reason = "is one file, whose weights the engine unpacks in its own way"
             raise ModelError(source, reason, "serve the directory that kvtool connector vllm prints")
-        return cls(Model(directory, name=name, device="cpu", dtype=dtype), quantization)
+        model = Model(directory, name=name, device="cpu", dtype=dtype)
+        _refuse_changing_rotations(model)
+        return cls(model, quantization)
 
     def with_adapter(self, directory: Path) -> EngineModel:
         """The model with the adapter of a request."""
@@ -89,6 +94,15 @@ class EngineModel:
         if _PINNED.fullmatch(self.model.name) and name == self.model.name:
             return None
         return _first_difference(self._of_files, made_by)
+
+
+def _refuse_changing_rotations(model: Model) -> None:
+    rope = rope_parameters(model.text_config)
+    for kind in (rope, *(kind for kind in rope.values() if isinstance(kind, dict))):
+        if (changing := kind.get("rope_type")) in _CHANGING:
+            raise ModelError(
+                model.name, f"has rope_type {changing}, with which engines turn keys by other angles"
+            )
 
 
 def _first_difference(own: Mapping[str, Any], made_by: Mapping[str, Any]) -> str | None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from kvtool.artifact.read import Artifact
 from kvtool.connectors.engine_model import EngineModel
 from kvtool.connectors.usable import Usable
-from kvtool.digest import digest_token_ids
-from kvtool.errors import KvtoolError, MismatchError
+from kvtool.errors import KvtoolError
 from kvtool.store.base import Store
 from kvtool.store.headers import headers_of
+from kvtool.store.manifest import Variant
 from kvtool.store.prefix_index import PrefixIndex
 
 AVOIDED_SECONDS = 60.0
@@ -26,26 +26,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """The cache of a prompt's first ``n_tokens``, as a store has it. ``token_digest`` is over these tokens."""
+    """The cache of a prompt's first ``n_tokens``, as a store has it.
+
+    ``artifacts`` hold it, prefix first. Their digests cover every byte. So what a store gives for them later is what was looked
+    up, model and tokens included, whatever its documents are called by then.
+    """
 
     document: str
-    segment: int
-    variant: str
+    artifacts: tuple[Variant, ...]
     n_tokens: int
-    token_digest: str
 
     @property
-    def source(self) -> tuple[str, int, str]:
+    def source(self) -> tuple[str, ...]:
         """What is loaded, however much of it."""
-        return self.document, self.segment, self.variant
+        return tuple(variant.artifact for variant in self.artifacts)
 
     def open(self, store: Store) -> list[Artifact]:
-        """The artifacts, prefix first. Raises ``KvtoolError`` unless they still are of these tokens."""
-        parts = store.parts(self.document, self.variant, self.segment)
-        token_ids = [int(token) for part in parts for token in part.token_ids]
-        if digest_token_ids(token_ids[: self.n_tokens]) != self.token_digest:
-            raise MismatchError(self.document, "has other tokens than when it was looked up")
-        return parts
+        """The artifacts. Raises ``KvtoolError`` if one is gone or broken."""
+        return [store.open_artifact(variant) for variant in self.artifacts]
 
 
 @dataclass
@@ -55,7 +53,7 @@ class Lookup:
     store: Store
     model: EngineModel
     variant: str | None = None
-    _avoided: dict[tuple[str, int, str], float] = field(default_factory=dict, init=False)
+    _avoided: dict[tuple[str, ...], float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._usable = Usable(self.store, self.model, self.variant)
@@ -72,8 +70,7 @@ class Lookup:
         """The cache that has the most of a prompt's first tokens."""
         if (match := self.index.longest(token_ids)) is None:
             return None
-        digest = digest_token_ids(token_ids[: match.tokens])
-        found = CachedPrefix(match.document, match.segment, match.variant, match.tokens, digest)
+        found = CachedPrefix(match.document, match.artifacts, match.tokens)
         return None if self._is_avoided(found) else found
 
     def named(self, document: str, token_ids: Sequence[int]) -> CachedPrefix | None:
@@ -82,7 +79,8 @@ class Lookup:
             entry = self.store[document]
             if len(entry.segments) != 1 or (variant := self._usable(entry, entry.segments[0])) is None:
                 return None
-            parts = headers_of(self.store).parts(document, variant)
+            artifacts = entry.artifacts_of(entry.segments[0], variant)
+            parts = [headers_of(self.store).open_artifact(artifact) for artifact in artifacts]
             ids = [int(token) for part in parts for token in part.token_ids]
         except KvtoolError as error:
             _log.warning("%s is not loaded: %s", document, error)
@@ -90,7 +88,7 @@ class Lookup:
         if list(token_ids[: len(ids)]) != ids:
             _log.warning("%s is not loaded: the prompt's first %d tokens are not its own", document, len(ids))
             return None
-        found = CachedPrefix(document, 0, variant, len(ids), digest_token_ids(ids))
+        found = CachedPrefix(document, artifacts, len(ids))
         return None if self._is_avoided(found) else found
 
     def avoid(self, found: CachedPrefix) -> None:

@@ -96,6 +96,11 @@ class Document:
         prefix = [self.prefix_artifact] if self.prefix_artifact else []
         return prefix + [variant for segment in self.segments for variant in segment.variants.values()]
 
+    def artifacts_of(self, segment: Segment, variant: str) -> tuple[Variant, ...]:
+        """What a segment's cache is loaded from: the prefix, if there is one, and the segment itself."""
+        prefix = (self.prefix_artifact,) if self.prefix_artifact else ()
+        return (*prefix, segment.variants[variant])
+
     def nbytes(self, variant: str) -> int:
         return sum(segment.variants[variant].nbytes for segment in self.segments)
 

@@ -21,7 +21,7 @@ from kvtool.model.chat_template import time_of
 from kvtool.store.base import Store
 from kvtool.store.catalog import remote as catalog
 from kvtool.store.headers import headers_of
-from kvtool.store.manifest import RAW, Document, Segment
+from kvtool.store.manifest import RAW, Document, Segment, Variant
 from kvtool.store.remote import RemoteStore
 
 BLOCK = 16
@@ -49,12 +49,13 @@ def raw_of(fingerprint: str) -> Choose:
 class Match:
     """A segment whose cache in ``variant``, its prefix included, begins with the first ``tokens`` of a prompt.
 
-    ``segment_tokens`` are all that the cache has, ``prefix_tokens`` those of the prefix alone.
+    ``artifacts`` hold it, prefix first. ``segment_tokens`` are all that it has, ``prefix_tokens`` those of the prefix alone.
     """
 
     document: str
     segment: int
     variant: str
+    artifacts: tuple[Variant, ...]
     tokens: int
     segment_tokens: int
     prefix_tokens: int
@@ -75,6 +76,7 @@ class _Entry:
     document: str
     segment: int
     variant: str
+    artifacts: tuple[Variant, ...]
     token_ids: NDArray[np.int64]
     prefix_tokens: int
 
@@ -178,7 +180,15 @@ class PrefixIndex(Followed):
             return None
         tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
         size = len(entry.token_ids)
-        return Match(entry.document, entry.segment, entry.variant, tokens, size, entry.prefix_tokens)
+        return Match(
+            entry.document,
+            entry.segment,
+            entry.variant,
+            entry.artifacts,
+            tokens,
+            size,
+            entry.prefix_tokens,
+        )
 
     def times(self) -> list[datetime]:
         """The times that the chat template printed into the prefixes of the store's documents."""
@@ -190,12 +200,14 @@ class PrefixIndex(Followed):
         for index, segment in enumerate(document.segments):
             if (variant := self.choose(document, segment)) is None:
                 continue
-            parts = headers_of(self.store).parts(document.name, variant, index)
+            artifacts = document.artifacts_of(segment, variant)
+            headers = headers_of(self.store)
+            parts = [headers.open_artifact(artifact) for artifact in artifacts]
             # A blend that was kept is not what a prefill of its tokens gives.
             if not all(part.is_exact for part in parts):
                 continue
             ids = np.concatenate([part.token_ids.numpy() for part in parts])
-            entry = _Entry(document.name, index, variant, ids, document.prefix["tokens"])
+            entry = _Entry(document.name, index, variant, artifacts, ids, document.prefix["tokens"])
             with self._lock:
                 self._entries.setdefault(document.name, []).append(entry)
                 for digest in _chain(ids):

@@ -19,13 +19,9 @@ from kvtool.connectors.engine_model import EngineModel
 from kvtool.connectors.sglang.pages import Pages
 from kvtool.connectors.sglang.tier import Engine
 from kvtool.errors import MismatchError, ModelError
-from kvtool.model.model import rope_parameters
 
 _LATENT = ("deepseek_v2", "deepseek_v3")
 """Models with latent attention of which ``deepseek_v2.py`` of SGLang makes all: it reads ``rope_interleave``."""
-
-_CHANGING = ("dynamic", "longrope")
-"""Kinds of RoPE that turn a key by other angles in a long prompt than in a short one, and SGLang not as transformers does."""
 
 
 def engine(pages: Pages) -> Engine:
@@ -72,10 +68,6 @@ def has_pairs(model: EngineModel, pages: Pages) -> bool:
     Raises ``MismatchError`` for a model whose keys SGLang turns otherwise than transformers, as far as is known.
     """
     config, name = model.model.text_config, model.model.name
-    rope = rope_parameters(config)
-    for kind in (rope, *(kind for kind in rope.values() if isinstance(kind, dict))):
-        if (changing := kind.get("rope_type")) in _CHANGING:
-            raise MismatchError(name, f"has rope_type {changing}, which SGLang computes otherwise")
     if pages.is_latent and config.model_type not in _LATENT:
         raise MismatchError(name, f"has latent attention of another kind ({config.model_type})")
     return bool(getattr(config, "rope_interleave", True))

@@ -44,9 +44,14 @@ def engine_model(config: Any) -> EngineModel:
     is_saved_so = getattr(model.hf_config, "quantization_config", None) is not None
     quantization = None if is_saved_so else model.quantization
     dtype = str(model.dtype).removeprefix("torch.")
-    return EngineModel.at(
+    loaded = EngineModel.at(
         model.model, dtype=dtype, revision=model.revision or "main", quantization=quantization
     )
+    if model.use_mla and not getattr(loaded.model.text_config, "rope_interleave", True):
+        raise ModelError(
+            model.model, "has rope_interleave false, and vLLM turns neighbouring channels together"
+        )
+    return loaded
 
 
 def attends_to_loaded_tokens(config: Any) -> bool:

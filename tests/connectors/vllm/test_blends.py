@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from tests.connectors.vllm.serve import serve
 
 import kvtool
+from benchmarks.common.vllm import serve
 from kvtool.ask import ask
 from kvtool.blending.save import save_blend
 from kvtool.model.conversation import Message
