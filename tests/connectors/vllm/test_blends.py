@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("vllm")
 
 from starlette.testclient import TestClient
-from tests.connectors.vllm.serve import serve
 
 import kvtool
 from benchmarks.common.vllm import serve

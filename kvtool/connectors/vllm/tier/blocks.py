@@ -1,10 +1,10 @@
 """The blocks of a store by vLLM's hashes.
 
 vLLM 0.32 hashes a block, of ``tokens_per_hash``, as ``hash_block_tokens(function, hash of the block before, tokens, extra
-keys)``. The chain begins with ``NONE_HASH``, a module's variable that the engine sets in the scheduler's process after it has built
-its tiers: of a cryptographic function always to the same value, unless ``PYTHONHASHSEED`` is set, of others to a random one.
-Blocks of requests with an adapter, a cache salt, pictures or prompt embeddings have extra keys in their hashes, and are not
-found.
+keys)``. The chain begins with ``NONE_HASH``, a module's variable that the engine sets in the scheduler's process once it has
+built its tiers: of a cryptographic function always to the same value, unless ``PYTHONHASHSEED`` is set, of others to a random
+one. Blocks of requests with an adapter, a cache salt, pictures or prompt embeddings have extra keys in their hashes, and are
+not found.
 """
 
 from __future__ import annotations

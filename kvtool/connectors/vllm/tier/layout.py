@@ -5,7 +5,8 @@ after the other, of ``cpu_page_size_per_worker`` bytes; a single part where all 
 or where the parts are merged to one page of all heads (``canonical_layout``). A part has the pages of the first layer of its
 group, block after block, then those of the second, and so on: groups overlay each other. In the layout LBNHC, which an
 ``OffloadingConnector`` asks for, a page holds for each token and each head its keys, then its values; in latent attention the
-latent, then the rotated part. What is laid out otherwise, or could be, is refused.
+latent, then the rotated part, whose channels that turn together lie side by side. What is laid out otherwise, or could be, is
+refused.
 """
 
 from __future__ import annotations
@@ -96,6 +97,11 @@ class PrimaryLayer:
     def blocks(self) -> Tensor:
         return self.memory.rows
 
+    @property
+    def is_latent(self) -> bool:
+        """Whether it is of latent attention (MLA)."""
+        return isinstance(self.spec, MLAAttentionSpec)
+
     def write(self, span: LayerSpan, row_ids: Sequence[int], rank: int = 0, n_ranks: int = 1) -> int:
         """Writes what ``span`` has of the chunks that have a row, and returns the bytes. ``row_ids`` count from position 0.
 
@@ -109,7 +115,9 @@ class PrimaryLayer:
         wanted[wanted.clone()] = ids[positions[wanted] // self.chunk_tokens] != NO_ROW
         positions = positions[wanted]
         rows, tokens = ids[positions // self.chunk_tokens], positions % self.chunk_tokens
-        cells = torch.cat([span.keys[:, wanted], span.values[:, wanted]], dim=-1).transpose(0, 1)
+        # All of vLLM's latent attention has its channels in pairs.
+        values = span.interleaved_values() if self.is_latent else span.values
+        cells = torch.cat([span.keys[:, wanted], values[:, wanted]], dim=-1).transpose(0, 1)
         parts = self.division.parts(cells.shape[1])
         for part, heads in enumerate(parts):
             pages = self._pages(part, len(heads), cells.shape[2])
@@ -127,13 +135,12 @@ class PrimaryLayer:
     def _refuse(self, span: LayerSpan) -> None:
         (n_heads, _, key_size), (value_heads, _, value_size) = span.keys.shape, span.values.shape
         spec, division = self.spec, self.division
-        is_latent = isinstance(spec, MLAAttentionSpec)
-        sizes = (key_size + value_size, 0) if is_latent else (key_size, value_size)
+        sizes = (key_size + value_size, 0) if self.is_latent else (key_size, value_size)
         if value_heads != n_heads or sizes != (spec.head_size, spec.head_size_v):
             found = f"{n_heads} x {key_size} channels of keys, {value_heads} x {value_size} of values"
             expected = f"{spec.head_size} and {spec.head_size_v}"
             raise MismatchError(self.name, f"a cache has {found}, the layer's head sizes are {expected}")
-        total = 1 if is_latent else division.n_heads
+        total = 1 if self.is_latent else division.n_heads
         splits = total % division.n_ranks == 0 or division.n_ranks % total == 0
         if n_heads != total or not splits or spec.num_kv_heads != max(1, total // division.n_ranks):
             held = f"{total}, {spec.num_kv_heads} on each of {division.n_ranks} workers"

@@ -247,13 +247,24 @@ def _copy(plan: Any, group: int, rows: np.ndarray, blocks: np.ndarray) -> None:
         ctypes.memmove(int(target), int(source), int(size))
 
 
-def cells(parts: Sequence[Artifact]) -> list[Tensor]:
-    """Keys and values side by side of each layer, [H, T, D + Dv], of a prefix and a segment."""
+def cells(parts: Sequence[Artifact], *, in_pairs: bool = False) -> list[Tensor]:
+    """Keys and values side by side of each layer, [H, T, D + Dv], of a prefix and a segment.
+
+    ``in_pairs``: of the values, channel i turns with channel i + 1, and not with the one half a head on.
+    """
     kvs = [part.kv() for part in parts]
     return [
-        torch.cat([torch.cat([layer.keys, layer.values], dim=-1) for layer in layers], dim=1)
+        torch.cat(
+            [torch.cat([layer.keys, _paired(layer.values, in_pairs)], dim=-1) for layer in layers], dim=1
+        )
         for layers in zip(*(kv.layers for kv in kvs), strict=True)
     ]
+
+
+def _paired(values: Tensor, in_pairs: bool) -> Tensor:
+    size = values.shape[-1]
+    order = [channel // 2 + channel % 2 * (size // 2) for channel in range(size)]
+    return values[..., order] if in_pairs else values
 
 
 def token_ids(parts: Sequence[Artifact]) -> list[int]:

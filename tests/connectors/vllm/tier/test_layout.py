@@ -13,7 +13,7 @@ from vllm.v1.kv_offload.base import LookupResult
 import kvtool
 from kvtool.connectors.vllm.layers import rank_heads
 from kvtool.store.local import LocalStore
-from tests.engines.vllm.tier.world import BLOCK, cells, engine_config, request, token_ids, world
+from tests.connectors.vllm.tier.world import BLOCK, cells, engine_config, request, token_ids, world
 
 CASES = {
     "llama": ("llama", {}),
@@ -49,7 +49,7 @@ def test_workers_copy_the_cache_of_the_document(
         for rank in range(tp):
             blocks = engine.blocks(keys, rank)
             assert len(blocks) == len(parts[0].contents.geometry.layers)
-            for index, layer in enumerate(cells(parts)):
+            for index, layer in enumerate(cells(parts, in_pairs=config.model_config.use_mla)):
                 heads = rank_heads(layer.shape[0], rank, tp)
                 found = blocks[f"model.layers.{index}.self_attn.attn"]
                 expected = layer[heads.start : heads.stop, : len(found) * BLOCK]

@@ -20,11 +20,9 @@ from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_offload.base import LookupResult, ReqContext
 
 import kvtool
-from kvtool.codecs import recipe_registry
 from kvtool.connectors.reading import Step
-from kvtool.recipes import RECIPES
 from kvtool.store.local import LocalStore
-from tests.engines.vllm.tier.world import adapter, cells, engine_config, request, token_ids, world
+from tests.connectors.vllm.tier.world import adapter, cells, engine_config, request, token_ids, world
 
 MISS, HIT = LookupResult.MISS, LookupResult.HIT
 LOG = "kvtool.connectors"
@@ -100,9 +98,7 @@ def test_blocks_with_extra_keys_are_not_found(
         assert set(engine.promote(engine.keys(asked))) == {MISS}
 
 
-def test_a_variant_is_decoded(config_of: Any, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    # kvtool may be on the engine's path without being installed there.
-    monkeypatch.setattr(recipe_registry, "recipes", lambda: {recipe.name: recipe for recipe in RECIPES})
+def test_a_variant_is_decoded(config_of: Any, store: LocalStore) -> None:
     kvtool.compress(store, recipe="kivi")
     with world(config_of(variant="kivi")) as engine:
         keys = first_and_last(engine, store)

@@ -18,7 +18,7 @@ from vllm.v1.kv_offload.base import LookupResult, ReqContext
 import kvtool
 from kvtool.errors import UsageError
 from kvtool.store.local import LocalStore
-from tests.engines.vllm.tier.world import engine_config, groups_of, request, world
+from tests.connectors.vllm.tier.world import engine_config, groups_of, request, world
 
 LOG = "kvtool.connectors"
 

@@ -9,6 +9,9 @@ import pytest
 
 import kvtool
 from kvtool.store.local import LocalStore
+from tests.families import model_of, tiny
+
+__all__ = ["model_of", "tiny"]
 
 TEXTS = {
     "a.md": "The red apple costs three crowns, and the green one two. " * 4,

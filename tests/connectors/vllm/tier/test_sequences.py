@@ -30,7 +30,7 @@ from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 import kvtool
 from kvtool.connectors.reading import Step
 from kvtool.store.local import LocalStore
-from tests.engines.vllm.tier.world import (
+from tests.connectors.vllm.tier.world import (
     BLOCK,
     cells,
     engine_config,
