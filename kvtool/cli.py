@@ -19,7 +19,7 @@ from kvtool.commands import (
     serve_cache,
 )
 from kvtool.commands.about import doctor, schema
-from kvtool.commands.connectors import proxy
+from kvtool.commands.connectors import proxy, vllm
 from kvtool.commands.measurement import bench, eval, recommend
 from kvtool.commands.pipeline import build, init
 from kvtool.commands.setup import install_model
@@ -79,7 +79,7 @@ COMMANDS = (
 )
 """In the order of --help."""
 
-CONNECTORS = (proxy,)
+CONNECTORS = (vllm, proxy)
 """Those of ``kvtool connector``, in the order of its --help."""
 
 connectors = typer.Typer(

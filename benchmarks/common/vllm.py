@@ -51,11 +51,12 @@ class Engine:
     url: str
     log: Path
     pid: int
+    model: str = "served"
 
     def answer(self, prompt: Sequence[int], max_tokens: int = ANSWER_TOKENS, **fields: Any) -> Answer:
         """The greedy answer to a prompt of token ids."""
         body = {
-            "model": "served",
+            "model": self.model,
             "prompt": list(prompt),
             "max_tokens": max_tokens,
             "temperature": 0,
@@ -69,7 +70,7 @@ class Engine:
 
     def first_token(self, prompt: Sequence[int], max_tokens: int = 1) -> tuple[float, float]:
         """Seconds to the first token of an answer, and to its last."""
-        body = {"model": "served", "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
+        body = {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
         request = self._request("/v1/completions", {**body, "ignore_eos": True, "stream": True})
         began, first = time.monotonic(), 0.0
         with urllib.request.urlopen(request, timeout=600) as response:

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 
 import kvtool
@@ -88,7 +89,8 @@ def _side_by_side(folder: Path, model: kvtool.Model, clients: Sequence[int]) -> 
     rows: list[list[object]] = []
     for n_clients in clients:
         with served("--store", str(store), "--dtype", DTYPE, "--variant", "raw") as (process, url):
-            engine = Engine(url.removesuffix("/v1"), folder / "kvtool.log", process.pid)
+            name = httpx.get(f"{url}/models").json()["data"][0]["id"]
+            engine = Engine(url.removesuffix("/v1"), folder / "kvtool.log", process.pid, name)
             rows.append(["kvtool", n_clients, *_asked(engine, prompts, n_clients)])
         with serve(model.directory, folder, dtype=DTYPE, context=CONTEXT, store=str(store)) as engine:
             rows.append(["vLLM", n_clients, *_asked(engine, prompts, n_clients)])

@@ -4,6 +4,15 @@
 "kvtool.connectors.vllm", …}'``; ``kvtool connector vllm`` prints the whole line. Written against vLLM 0.32.
 """
 
-from kvtool.connectors.vllm.connector import KvtoolConnector
+from typing import Any
 
 __all__ = ["KvtoolConnector"]
+
+
+def __getattr__(name: str) -> Any:
+    """The connector, once vLLM asks for it: what prints the line needs no vLLM."""
+    if name == "KvtoolConnector":
+        from kvtool.connectors.vllm.connector import KvtoolConnector
+
+        return KvtoolConnector
+    raise AttributeError(name)

@@ -181,3 +181,16 @@ class Pulled(_Transfer):
     """Documents that were copied into the store."""
 
     pulled: list[str]
+
+
+class ServeLine(Value):
+    """The line that starts an engine over a store."""
+
+    command: list[str]
+    kv_transfer_config: dict[str, Any]
+    model: str
+    dtype: str
+    documents: int
+    """Those that the engine can load."""
+    others: dict[str, int]
+    """Of the rest, how many for each reason."""

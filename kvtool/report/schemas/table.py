@@ -33,6 +33,7 @@ VALUES: Mapping[str, Any] = MappingProxyType(
         "push": stores.Pushed,
         "pull": stores.Pulled,
         "recipes": list[asking.Recipe] | asking.Recipe,
+        "connector vllm": stores.ServeLine,
         "doctor": asking.Doctor,
     }
 )

@@ -63,6 +63,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "pull": ("pull", "file://{place}/there"),
     "recipes": ("recipes",),
     "recipes klt": ("recipes", "klt"),
+    "connector vllm": ("connector", "vllm"),
     "doctor": ("doctor",),
     "install-model": ("install-model", "--dry-run"),
     "schema": ("schema", "ls"),

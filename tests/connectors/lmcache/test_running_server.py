@@ -29,6 +29,7 @@ from kvtool.connectors.lmcache.piece import Piece
 from kvtool.connectors.lmcache.push import push_to_lmcache
 from kvtool.store.local import LocalStore
 from tests.connectors.lmcache.running import CHUNK, FINE, Server
+from tests.connectors.shown import shown
 
 BLOCK = 16
 LAYERS, HEADS, CHANNELS = 2, 2, 8
@@ -131,6 +132,7 @@ def test_a_pushed_document_is_found_by_its_tokens(
     salted = push_to_lmcache(documents, f"{running.address}&salt=tenant", ["a.md"])
     assert (salted.copied, salted.problems) == (["a.md"], [])
     assert engine.load(ids, "tenant") == whole
+    shown("lmcache", "Llama, pushed documents", "raw")
 
 
 def test_the_sdks_own_retrieve_gives_what_was_pushed(

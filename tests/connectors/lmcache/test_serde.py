@@ -46,6 +46,7 @@ from kvtool.connectors.lmcache.plugin import Adapter
 from kvtool.errors import UsageError
 from kvtool.store.local import LocalStore
 from tests.connectors.lmcache.running import CHUNK, FINE
+from tests.connectors.shown import shown
 
 SHAPE = torch.Size([2, 2, CHUNK, 16])
 MIB = 1 << 20
@@ -267,6 +268,7 @@ def test_chunks_go_through_files_and_come_back(
     assert loaded is not None
     for chunk, back in zip(chunks.values(), loaded, strict=True):
         assert (back - chunk).norm() <= error * chunk.norm()
+    shown("lmcache", "Llama, chunks by the serde", options["recipe"])
 
 
 def test_klt_codes_documents_as_their_variant_and_keeps_other_chunks(
@@ -293,6 +295,7 @@ def test_klt_codes_documents_as_their_variant_and_keeps_other_chunks(
         strict=True,
     ):
         assert unpack(path.read_bytes(), serde.chunk_key(name))[1]["tokens_known"] is is_known
+    shown("lmcache", "Llama, chunks by the serde", "klt")
 
 
 def test_a_file_that_has_changed_is_a_miss(

@@ -14,6 +14,7 @@ from kvtool.artifact.read import Artifact
 from tests.connectors.sglang.pools import token_ids
 from tests.connectors.sglang.servers import PAGE, Served
 from tests.connectors.sglang.test_storage import name_of
+from tests.connectors.shown import shown
 
 Serve = Callable[..., Served]
 
@@ -45,3 +46,5 @@ def test_the_pool_holds_latent_and_rotated_part(
         page = rows[:, n * PAGE : (n + 1) * PAGE]
         expected = page.transpose(0, 1) if layout == "page_first" else page
         assert torch.equal(served.pool.get_data_page(n * PAGE), expected.flatten())
+    title = {"deepseek_v3": "DeepSeek V3 (latent attention)", "deepseek_v2": "DeepSeek V2 (latent attention)"}
+    shown("sglang", title[name], "raw", ranks=tp[1])

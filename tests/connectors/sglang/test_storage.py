@@ -22,6 +22,7 @@ from kvtool.store.local import LocalStore
 from tests.connectors.sglang.pools import chain, expected_rows, token_ids
 from tests.connectors.sglang.servers import PAGE, Served
 from tests.connectors.sglang.stores import DOCUMENT, OTHER, VARIANTS
+from tests.connectors.shown import shown
 
 Serve = Callable[..., Served]
 
@@ -62,6 +63,7 @@ def test_the_pool_holds_the_values_of_the_store(
     rows = expected_rows(served.store, name, variant)
     assert rows.std() > 0
     assert torch.equal(served.rows(n_pages), flat_pages(rows, layout, n_pages))
+    shown("sglang", "Llama", variant)
 
 
 @pytest.mark.parametrize("tp", [(0, 2), (1, 2), (0, 4), (1, 4), (2, 4), (3, 4)])
@@ -73,6 +75,7 @@ def test_each_rank_holds_its_heads(serve: Serve, tp: tuple[int, int]) -> None:
     head = tp[0] * 2 // tp[1]
     rows = expected_rows(served.store, name_of(served.store))[:, :, :, head : head + 1]
     assert torch.equal(served.rows(n_pages), flat_pages(rows, "layer_first", n_pages))
+    shown("sglang", "Llama", "raw", ranks=tp[1])
 
 
 def test_its_hash_is_the_one_that_the_other_tests_use(serve: Serve) -> None:

@@ -20,6 +20,8 @@ SAMPLES = Path(__file__).parents[3] / "samples"
 SIZES = {"harbour.md": 900, "bakery.md": 500, "railway.md": 650, "orchard.txt": 300}
 """Documents, of so many characters each."""
 
+COMPRESSED = ["kivi", "cachegen", "klt"]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -43,7 +45,7 @@ class Case:
 
 @pytest.fixture(scope="session")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    """The tiny model of a name, and its store."""
+    """The tiny model of a name, and its store, with raw and all of ``COMPRESSED``."""
 
     @cache
     def make(name: str) -> Case:
@@ -53,6 +55,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
         sources = write_documents(folder / "docs")
         store = LocalStore(folder / "store")
         assert not kvtool.prefill([str(path) for path in sources], model=model, store=store).problems
+        for recipe in COMPRESSED:
+            kvtool.compress(store, recipe=recipe, model=model)
         return Case(directory, model, store)
 
     return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,11 +47,26 @@ class PlainLayer(AttentionLayerBase):  # type: ignore[misc]
     def get_kv_cache_spec(self, vllm_config: Any) -> Any:
         raise NotImplementedError
 
-    def do_kv_cache_update(
-        self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slots: Tensor
-    ) -> None:
+    def do_kv_cache_update(self, *arguments: Any) -> None:
+        _, key, value, kv_cache, slots = arguments
         assert key.shape == value.shape == (len(slots), self.num_kv_heads, self.head_size)
         kv_cache[slots // BLOCK, :, slots % BLOCK] = torch.cat([key, value], -1)
+
+
+class LatentLayer(PlainLayer):
+    """A layer of latent attention, whose blocks are [B, 1, N, latent + rotated]."""
+
+    kv_cache_dtype, _k_scale = "auto", None
+
+    def __init__(self, latent: int, rotated: int) -> None:
+        super().__init__(1, latent)
+        self.kv_lora_rank, self.qk_rope_head_dim = latent, rotated
+
+    def do_kv_cache_update(self, *arguments: Any) -> None:
+        latent, rotated, kv_cache, slots, *_ = arguments
+        assert latent.shape == (len(slots), self.kv_lora_rank)
+        assert rotated.shape == (len(slots), 1, self.qk_rope_head_dim)
+        kv_cache[slots // BLOCK, :, slots % BLOCK] = torch.cat([latent[:, None], rotated], -1)
 
 
 @dataclass
@@ -86,15 +102,18 @@ class Harness:
         config = arguments.create_engine_config()
         config.cache_config.num_gpu_blocks = self.n_blocks
         geometry = self.case.store.open(next(iter(self.case.store))).contents.geometry
-        heads, size = geometry.layers[0].keys
+        (heads, size), (_, value_size) = geometry.layers[0].keys, geometry.layers[0].values
         own_heads = max(1, heads // self.n_ranks)
-        self.layers = {
-            f"model.layers.{i}.self_attn.attn": PlainLayer(own_heads, size)
-            for i in range(len(geometry.layers))
-        }
+        make = (
+            partial(LatentLayer, size, value_size)
+            if size != value_size
+            else partial(PlainLayer, own_heads, size)
+        )
+        self.layers = {f"model.layers.{i}.self_attn.attn": make() for i in range(len(geometry.layers))}
         config.compilation_config.static_forward_context.update(self.layers)
         self.blocks = {
-            name: torch.full((self.n_blocks, own_heads, BLOCK, 2 * size), torch.nan) for name in self.layers
+            name: torch.full((self.n_blocks, own_heads, BLOCK, size + value_size), torch.nan)
+            for name in self.layers
         }
         spec = {"block_size": BLOCK, "num_kv_heads": own_heads, "head_size": size, "dtype": torch.float32}
         names = list(self.layers)
@@ -162,10 +181,10 @@ class Harness:
 
 
 def held(harness: Harness, layer: int, group_blocks: Sequence[int], tokens: int) -> tuple[Tensor, Tensor]:
-    """Keys and values [H, T, D] of a layer's first ``tokens``, as its blocks have them."""
+    """Keys [H, T, D] and values [H, T, Dv] of a layer's first ``tokens``, as its blocks have them."""
     blocks = list(harness.blocks.values())[layer]
     positions = torch.arange(tokens)
     ids = torch.tensor(group_blocks)[positions // BLOCK]
     states = blocks[ids, :, positions % BLOCK].transpose(0, 1)
-    half = states.shape[-1] // 2
-    return states[..., :half], states[..., half:]
+    size = list(harness.layers.values())[layer].head_size
+    return states[..., :size], states[..., size:]

@@ -62,6 +62,13 @@ def _deepseek() -> Any:
 
 MODELS: dict[str, Callable[[], Any]] = {"qwen3": _qwen3, "gemma3": _gemma3, "deepseek": _deepseek}
 
+FAMILIES = {
+    "qwen3": "Qwen3",
+    "gemma3": "Gemma 3 (sliding windows)",
+    "deepseek": "DeepSeek V3 (latent attention)",
+}
+"""What each is an example of."""
+
 
 def save(name: str, directory: Path) -> Path:
     """Saves the model and a tokenizer of bytes."""

@@ -15,8 +15,9 @@ pytest.importorskip("vllm")
 from benchmarks.common.vllm import ANSWER_TOKENS, Engine
 from benchmarks.common.vllm import serve as serve_any
 from kvtool.engines.generate import generate
+from tests.connectors.shown import ANSWERS, shown
 from tests.connectors.vllm.conftest import Case, zeroed
-from tests.connectors.vllm.models import MODELS
+from tests.connectors.vllm.models import FAMILIES, MODELS
 from tests.suites.engines.environments import can_compute
 
 pytestmark = [
@@ -31,6 +32,8 @@ QUESTIONS = [
     "\n\nIn short:",
     "\n\nThe year in it is",
 ]
+LLAMA = "Llama (SmolLM2)"
+
 NUMERICAL = 0.01
 """A difference of logits that other sums of the same products explain, in float32."""
 
@@ -65,6 +68,7 @@ def test_tiny_models(tiny_case: tuple[str, Case], tmp_path: Path) -> None:
     assert counted["loads"] == counted["hits"]
     assert "failures" not in counted or not counted["failures"]
     assert counted["tokens"] >= sum(n_tokens)
+    shown("vllm", FAMILIES[name], "raw", by=ANSWERS)
 
 
 def test_zeros_give_nonsense(case: Callable[[str], Case], tmp_path: Path) -> None:
@@ -89,6 +93,7 @@ def test_the_embedded_model(embedded_case: Case, tmp_path: Path) -> None:
         answers = [engine.answer(prompt) for prompt in prompts]
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
     assert all(answer.cached for answer in answers)
+    shown("vllm", LLAMA, "raw", by=ANSWERS)
 
 
 @pytest.mark.parametrize("variant", ["kivi", "klt"])
@@ -108,6 +113,7 @@ def test_compressed_variants_answer_as_kvtool_does(embedded_case: Case, tmp_path
                 made, document, prompt, variant, own[:first], (own[first], answer.token_ids[first])
             )
             assert gap < NUMERICAL, (document, prompt[-8:], own, answer.token_ids)
+    shown("vllm", LLAMA, variant, by=ANSWERS)
 
 
 def own_answer(made: Case, document: str, prompt: list[int], variant: str) -> list[int]:

@@ -18,12 +18,14 @@ pytest.importorskip("vllm")
 
 from vllm.v1.request import RequestStatus
 
+from kvtool.codecs.rope import value_ropes
 from kvtool.connectors.lookup import CachedPrefix
 from kvtool.connectors.vllm import worker
 from kvtool.store.local import LocalStore
-from tests.connectors.vllm.conftest import Case
+from tests.connectors.shown import shown
+from tests.connectors.vllm.conftest import COMPRESSED, Case
 from tests.connectors.vllm.harness import BLOCK, Harness, held
-from tests.connectors.vllm.models import WINDOW
+from tests.connectors.vllm.models import FAMILIES, MODELS, WINDOW
 
 HARBOUR, BAKERY = "harbour.md", "bakery.md"
 
@@ -53,25 +55,43 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixt
         yield caplog
 
 
-def stored(made: Case, name: str, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    layers = [part.layer(layer) for part in made.store.parts(name)]
-    return torch.cat([one.keys for one in layers], 1), torch.cat([one.values for one in layers], 1)
+def stored(made: Case, name: str, layer: int, variant: str = "raw") -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys [H, T, D] and values [H, T, Dv] that the store has; rotated values as vLLM has them."""
+    parts = made.store.parts(name, variant)
+    layers = [part.layer(layer) for part in parts]
+    keys, values = (torch.cat([getattr(one, side) for one in layers], 1) for side in ("keys", "values"))
+    if (ropes := value_ropes(parts[0].contents.rope, parts[0].n_layers)) and ropes[layer].layout == "half":
+        values = torch.stack(values.chunk(2, -1), -1).flatten(-2)
+    return keys, values
 
 
-def test_blocks_hold_what_the_artifacts_hold(qwen3: Case) -> None:
-    harness = Harness(qwen3)
-    ids = qwen3.tokens(HARBOUR)
-    request = harness.add("one", [*ids, 9, 8, 7])
-    harness.run_until(request, RequestStatus.RUNNING)
-    (blocks,) = harness.block_ids(request)
-    for layer in range(len(harness.layers)):
-        for mine, expected in zip(
-            held(harness, layer, blocks, len(ids)), stored(qwen3, HARBOUR, layer), strict=True
-        ):
-            assert torch.equal(mine, expected)
-    harness.run()
-    # Three tokens of the question, and three answers that are looked at again.
-    assert harness.computed["one"] == 6
+@pytest.mark.parametrize("n_ranks", [1, 2, 4])
+@pytest.mark.parametrize("variant", ["raw", *COMPRESSED])
+@pytest.mark.parametrize("name", list(MODELS))
+def test_blocks_hold_what_the_artifacts_hold(
+    case: Callable[[str], Case],
+    ranks: Callable[[int, int], None],
+    name: str,
+    variant: str,
+    n_ranks: int,
+) -> None:
+    made = case(name)
+    ids = made.tokens(HARBOUR)
+    for rank in range(n_ranks):
+        ranks(rank, n_ranks)
+        harness = Harness(made, rank=rank, n_ranks=n_ranks, options={"variant": variant})
+        request = harness.add("one", [*ids, 9])
+        harness.run_until(request, RequestStatus.RUNNING)
+        (blocks,) = harness.block_ids(request)
+        for layer in range(len(harness.layers)):
+            mine = held(harness, layer, blocks, len(ids))
+            for side, expected in zip(mine, stored(made, HARBOUR, layer, variant), strict=True):
+                first = rank * len(expected) // n_ranks
+                assert torch.equal(side, expected[first : first + max(1, len(expected) // n_ranks)])
+        harness.run()
+        # One token of the question, and three answers that are looked at again.
+        assert harness.computed["one"] == 4
+    shown("vllm", FAMILIES[name], variant, ranks=n_ranks)
 
 
 def test_windows_get_the_blocks_that_they_see(case: Callable[[str], Case]) -> None:
@@ -88,23 +108,6 @@ def test_windows_get_the_blocks_that_they_see(case: Callable[[str], Case]) -> No
         mine = held(harness, layer, full if is_full else windowed, len(ids))
         for side, expected in zip(mine, stored(made, HARBOUR, layer), strict=True):
             assert torch.equal(side[:, first:], expected[:, first:])
-
-
-@pytest.mark.parametrize(("rank", "n_ranks"), [(0, 2), (1, 2), (1, 4), (3, 4)])
-def test_heads_are_split_among_ranks(
-    qwen3: Case, ranks: Callable[[int, int], None], rank: int, n_ranks: int
-) -> None:
-    ranks(rank, n_ranks)
-    harness = Harness(qwen3, rank=rank, n_ranks=n_ranks)
-    ids = qwen3.tokens(BAKERY)
-    request = harness.add("one", [*ids, 9])
-    harness.run_until(request, RequestStatus.RUNNING)
-    (blocks,) = harness.block_ids(request)
-    keys, values = stored(qwen3, BAKERY, 1)
-    head = rank * keys.shape[0] // n_ranks
-    mine = held(harness, 1, blocks, len(ids))
-    assert torch.equal(mine[0], keys[head : head + 1])
-    assert torch.equal(mine[1], values[head : head + 1])
 
 
 @pytest.mark.parametrize("cut", [1, BLOCK - 1, BLOCK, BLOCK + 1])
