@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
 if TYPE_CHECKING:
+    from kvtool.connectors.block_index import Source
     from kvtool.connectors.lookup import CachedPrefix
 
 NULL_BLOCK = 0
@@ -23,7 +24,7 @@ class LoadOrder:
     """
 
     request_id: str
-    found: CachedPrefix
+    found: CachedPrefix | Source
     tokens: range
     block_ids: tuple[Sequence[int], ...]
 
