@@ -14,7 +14,7 @@ import numpy as np
 
 from kvtool.artifact.read import Artifact
 from kvtool.store.base import Store
-from kvtool.store.headers import headers_of
+from kvtool.store.headers import segment_headers
 from kvtool.store.manifest import Document, Variant
 from kvtool.store.prefix_index import Choose, Followed
 
@@ -85,8 +85,7 @@ class BlockIndex(Followed):
             if (name := self.choose(document, segment)) is None:
                 continue
             variants = document.artifacts_of(segment, name)
-            headers = headers_of(self.store)
-            parts = [headers.open_artifact(variant) for variant in variants]
+            parts = segment_headers(self.store, document, segment, name)
             # A blend that was kept is not what a prefill of its tokens gives.
             if not all(part.is_exact for part in parts):
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from kvtool.codecs.klt.embeddings import provide
 from kvtool.errors import ModelError
 from kvtool.model.embedding import find
-from kvtool.model.fingerprint import digest_config, digest_weights
+from kvtool.model.fingerprint import digest_config, digest_weights, weight_files
 from kvtool.model.locate import locate
 from kvtool.model.model import Model, digest_adapter, rope_parameters
 
@@ -23,6 +23,17 @@ _PINNED = re.compile(r"[^/@]+/[^/@]+@[0-9a-f]{40}")
 
 _CHANGING = ("dynamic", "longrope")
 """Kinds of RoPE that turn a key by other angles in a long prompt than in a short one, and engines not as transformers does."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Digests of a model's config and weights, made once for all adapters."""
+
+    directory: Path
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        return {"config": digest_config(self.directory), "weights": digest_weights(self.directory)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,10 @@ class EngineModel:
     model: Model
     quantization: str | None = None
     adapter: Path | None = None
+    files: Files = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", Files(self.model.directory))
 
     @classmethod
     def at(
@@ -44,7 +59,8 @@ class EngineModel:
     ) -> EngineModel:
         """The model at a directory, or that of a hub id's ``revision`` on this machine.
 
-        Raises ``ModelError`` for one that is not there, or that kvtool would refuse to load.
+        Raises ``ModelError`` for one that is not there, that kvtool would refuse to load, or of which an engine might load
+        other files than are hashed.
         """
         is_hub = revision is not None and not Path(source).exists()
         directory, name = locate(f"{source}@{revision}" if is_hub else source, download=False)
@@ -53,11 +69,25 @@ class EngineModel:
             raise ModelError(source, reason, "serve the directory that kvtool connector vllm prints")
         model = Model(directory, name=name, device="cpu", dtype=dtype)
         _refuse_changing_rotations(model)
+        _refuse_other_weights(model)
         return cls(model, quantization)
 
     def with_adapter(self, directory: Path) -> EngineModel:
         """The model with the adapter of a request."""
-        return replace(self, adapter=directory)
+        other = replace(self, adapter=directory)
+        object.__setattr__(other, "files", self.files)
+        return other
+
+    def take_fingerprint(self) -> None:
+        """Hashes the model's files now, while they are what the engine loads. A commit of the hub does not change."""
+        if not self.is_pinned:
+            _ = self.files.fields
+        _ = self._cheap
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it is of the hub, and so named by a digest of its files."""
+        return _PINNED.fullmatch(self.model.name) is not None
 
     def provide_embedding(self) -> None:
         """Gives this process the model's input embedding where a calibration names it, as klt's do."""
@@ -78,11 +108,6 @@ class EngineModel:
             "rope": rope_parameters(self.model.text_config),
         }
 
-    @cached_property
-    def _of_files(self) -> dict[str, Any]:
-        directory = self.model.directory
-        return {"config": digest_config(directory), "weights": digest_weights(directory)}
-
     def difference(self, made_by: Mapping[str, Any], name: str) -> str | None:
         """What tells this model from the one called ``name`` that made an artifact, whose header has ``made_by`` under "model".
 
@@ -91,9 +116,9 @@ class EngineModel:
         """
         if difference := _first_difference(self._cheap, made_by):
             return difference
-        if _PINNED.fullmatch(self.model.name) and name == self.model.name:
+        if self.is_pinned and name == self.model.name:
             return None
-        return _first_difference(self._of_files, made_by)
+        return _first_difference(self.files.fields, made_by)
 
 
 def _refuse_changing_rotations(model: Model) -> None:
@@ -105,10 +130,20 @@ def _refuse_changing_rotations(model: Model) -> None:
             )
 
 
+def _refuse_other_weights(model: Model) -> None:
+    hashed = {path.name for path in weight_files(model.directory)}
+    if others := sorted({path.name for path in model.directory.glob("*.safetensors")} - hashed):
+        raise ModelError(
+            model.directory,
+            f"holds {others[0]} beside {min(hashed)}, and an engine may load either",
+            "move the one that is not wanted elsewhere",
+        )
+
+
 def _first_difference(own: Mapping[str, Any], made_by: Mapping[str, Any]) -> str | None:
-    for field, value in own.items():
-        if made_by.get(field) != value:
-            return f"{field} is {_short(made_by.get(field))}, the engine's is {_short(value)}"
+    for name, value in own.items():
+        if made_by.get(name) != value:
+            return f"{name} is {_short(made_by.get(name))}, the engine's is {_short(value)}"
     return None
 
 

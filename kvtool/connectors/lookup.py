@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kvtool.artifact.read import Artifact
 from kvtool.connectors.engine_model import EngineModel
 from kvtool.connectors.usable import Usable
-from kvtool.errors import KvtoolError
+from kvtool.model.locate import model_files
 from kvtool.store.base import Store
-from kvtool.store.headers import headers_of
 from kvtool.store.manifest import Variant
-from kvtool.store.prefix_index import PrefixIndex
+from kvtool.store.prefix_index import Match, PrefixIndex
+from kvtool.system.files import file_state
 
 AVOIDED_SECONDS = 60.0
 """For which a cache that could not be loaded is not found again."""
+
+ADAPTERS_AT_MOST = 32
+"""Those used last, of which it is known what a store has for them."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,12 +33,17 @@ class CachedPrefix:
     """The cache of a prompt's first ``n_tokens``, as a store has it.
 
     ``artifacts`` hold it, prefix first. Their digests cover every byte. So what a store gives for them later is what was looked
-    up, model and tokens included, whatever its documents are called by then.
+    up, model and tokens included, whatever its documents are called by then. ``identity`` is the segment's.
     """
 
     document: str
     artifacts: tuple[Variant, ...]
     n_tokens: int
+    identity: str
+
+    @classmethod
+    def of(cls, match: Match) -> CachedPrefix:
+        return cls(match.document, match.artifacts, match.tokens, match.identity)
 
     @property
     def source(self) -> tuple[str, ...]:
@@ -56,8 +65,7 @@ class Lookup:
     _avoided: dict[tuple[str, ...], float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self._usable = Usable(self.store, self.model, self.variant)
-        self.index = PrefixIndex(self.store, self._usable, in_background=True)
+        self.index = PrefixIndex(self.store, Usable(self.store, self.model, self.variant), in_background=True)
 
     def follow(self, seconds: float) -> None:
         """Looks through the store for the first time, for so long at most; goes on in the background."""
@@ -68,35 +76,23 @@ class Lookup:
 
     def longest(self, token_ids: Sequence[int]) -> CachedPrefix | None:
         """The cache that has the most of a prompt's first tokens."""
-        if (match := self.index.longest(token_ids)) is None:
-            return None
-        found = CachedPrefix(match.document, match.artifacts, match.tokens)
-        return None if self._is_avoided(found) else found
+        return self._unless_avoided(self.index.longest(token_ids))
 
     def named(self, document: str, token_ids: Sequence[int]) -> CachedPrefix | None:
         """The cache of a document that a request names, if the prompt begins with all of it: a blend is found by name alone."""
-        try:
-            entry = self.store[document]
-            if len(entry.segments) != 1 or (variant := self._usable(entry, entry.segments[0])) is None:
-                return None
-            artifacts = entry.artifacts_of(entry.segments[0], variant)
-            parts = [headers_of(self.store).open_artifact(artifact) for artifact in artifacts]
-            ids = [int(token) for part in parts for token in part.token_ids]
-        except KvtoolError as error:
-            _log.warning("%s is not loaded: %s", document, error)
-            return None
-        if list(token_ids[: len(ids)]) != ids:
-            _log.warning("%s is not loaded: the prompt's first %d tokens are not its own", document, len(ids))
-            return None
-        found = CachedPrefix(document, artifacts, len(ids))
-        return None if self._is_avoided(found) else found
+        return self._unless_avoided(self.index.named(document, token_ids))
 
     def avoid(self, found: CachedPrefix) -> None:
         """Finds it no more for a while: it could not be loaded."""
-        self._avoided[found.source] = time.monotonic() + AVOIDED_SECONDS
+        now = time.monotonic()
+        self._avoided = {source: until for source, until in self._avoided.items() if until > now}
+        self._avoided[found.source] = now + AVOIDED_SECONDS
 
-    def _is_avoided(self, found: CachedPrefix) -> bool:
-        return time.monotonic() < self._avoided.get(found.source, 0.0)
+    def _unless_avoided(self, match: Match | None) -> CachedPrefix | None:
+        if match is None:
+            return None
+        found = CachedPrefix.of(match)
+        return None if time.monotonic() < self._avoided.get(found.source, 0.0) else found
 
 
 class Lookups:
@@ -104,24 +100,31 @@ class Lookups:
 
     def __init__(self, base: Lookup) -> None:
         self.base = base
-        self._with_adapter: dict[Path, Lookup] = {}
-        self._lock = threading.Lock()
+        self._adapters: OrderedDict[Path, tuple[list[Any], Lookup]] = OrderedDict()
+        self._changed: set[Path] = set()
 
-    def of(self, adapter: Path | None) -> Lookup:
-        """The caches of the model with an adapter. Of one that is new, they are found a moment later."""
+    def of(self, adapter: Path | None) -> Lookup | None:
+        """The caches of the model with an adapter. Of one that is new, they are found a moment later.
+
+        None for one whose files have changed since it was first seen: the engine may have loaded either.
+        """
         if adapter is None:
             return self.base
-        with self._lock:
-            if adapter not in self._with_adapter:
-                base = self.base
-                self._with_adapter[adapter] = Lookup(
-                    base.store, base.model.with_adapter(adapter), base.variant
-                )
-            return self._with_adapter[adapter]
+        state = [file_state(file) for file in model_files(adapter)] if adapter.is_dir() else []
+        if adapter not in self._adapters:
+            base = self.base
+            lookup = Lookup(base.store, base.model.with_adapter(adapter), base.variant)
+            self._adapters[adapter] = state, lookup
+            if len(self._adapters) > ADAPTERS_AT_MOST:
+                self._adapters.popitem(last=False)
+        self._adapters.move_to_end(adapter)
+        seen, lookup = self._adapters[adapter]
+        if seen != state and adapter not in self._changed:
+            self._changed.add(adapter)
+            _log.warning("no cache is loaded for %s: its files have changed since it was first used", adapter)
+        return None if adapter in self._changed else lookup
 
     def avoid(self, found: CachedPrefix) -> None:
         """As ``Lookup.avoid``, for every adapter."""
-        with self._lock:
-            lookups = [self.base, *self._with_adapter.values()]
-        for lookup in lookups:
+        for lookup in (self.base, *(lookup for _, lookup in self._adapters.values())):
             lookup.avoid(found)

@@ -26,6 +26,7 @@ class Usable:
     model: EngineModel
     variant: str | None = None
     _differences: dict[str, str | None] = field(default_factory=dict, init=False)
+    _warned: set[str] = field(default_factory=set, init=False)
 
     def __call__(self, document: Document, segment: Segment) -> str | None:
         usable = {
@@ -42,21 +43,32 @@ class Usable:
         return name if self._is_of_model(document, usable[name]) else None
 
     def _is_of_model(self, document: Document, variant: Variant) -> bool:
-        fingerprint = document.model["fingerprint"]
+        fingerprint, name = document.model["fingerprint"], document.model["name"]
         if fingerprint not in self._differences:
             made_by = headers_of(self.store).open_artifact(variant).meta["model"]
+            if made_by["fingerprint"] != fingerprint:
+                # Only this document's manifest is wrong about it; the index says so, and leaves it out.
+                return True
             try:
-                difference = self.model.difference(made_by, document.model["name"])
+                difference = self.model.difference(made_by, name)
             except KvtoolError as error:
-                # The engine's own model cannot be read: that is no document's fault.
-                difference = str(error)
+                # The engine's own model cannot be read now: that is no document's fault, and is tried again.
+                self._warn_once(str(error), document, str(error))
+                raise
             self._differences[fingerprint] = difference
             if difference is not None:
-                _log.warning(
-                    "documents of %s that %s made, such as %s, are not used: %s",
-                    self.store,
-                    document.model["name"],
-                    document.name,
-                    difference,
-                )
+                self._warn_once(fingerprint, document, difference)
         return self._differences[fingerprint] is None
+
+    def _warn_once(self, key: str, document: Document, reason: str) -> None:
+        if key in self._warned:
+            return
+        self._warned.add(key)
+        made_by = document.model["name"]
+        _log.warning(
+            "documents of %s that %s made, such as %s, are not used: %s",
+            self.store,
+            made_by,
+            document.name,
+            reason,
+        )

@@ -15,9 +15,10 @@ from kvtool.artifact.read import Artifact, Fetch
 from kvtool.artifact.reading import BrokenArtifact
 from kvtool.artifact.sealed import MAGIC, key_id_of, read_parts, sealed_range, sealed_size, whole_chunks
 from kvtool.codecs.spec import TOKEN_IDS
+from kvtool.errors import StoreError
 from kvtool.store.base import Store
 from kvtool.store.calibrations import Calibrations
-from kvtool.store.manifest import Document, Variant
+from kvtool.store.manifest import Document, Segment, Variant
 from kvtool.store.remote import FetchedCalibrations, RemoteStore
 from kvtool.system import files
 from kvtool.system.cache_dir import cache_dir
@@ -29,6 +30,19 @@ FIRST = sealed_size(64 * limits.KIB)
 def headers_of(store: Store) -> Store:
     """A view of ``store`` for readers of headers and token ids. Of a remote store, keys and values are not fetched."""
     return Headers(store) if isinstance(store, RemoteStore) else store
+
+
+def segment_headers(store: Store, document: Document, segment: Segment, variant: str) -> list[Artifact]:
+    """The artifacts that a segment's cache is loaded from, prefix first, for readers of headers and token ids.
+
+    Raises ``StoreError`` if one of them is of another model than the manifest says.
+    """
+    headers = headers_of(store)
+    parts = [headers.open_artifact(artifact) for artifact in document.artifacts_of(segment, variant)]
+    if any(part.meta["model"]["fingerprint"] != document.model["fingerprint"] for part in parts):
+        reason = "has artifacts of another model than its manifest says"
+        raise StoreError(document.name, reason, "prefill it again")
+    return parts
 
 
 def parts_of(store: Store) -> Store:

@@ -20,7 +20,7 @@ from kvtool.errors import KvtoolError
 from kvtool.model.chat_template import time_of
 from kvtool.store.base import Store
 from kvtool.store.catalog import remote as catalog
-from kvtool.store.headers import headers_of
+from kvtool.store.headers import segment_headers
 from kvtool.store.manifest import RAW, Document, Segment, Variant
 from kvtool.store.remote import RemoteStore
 
@@ -49,7 +49,8 @@ def raw_of(fingerprint: str) -> Choose:
 class Match:
     """A segment whose cache in ``variant``, its prefix included, begins with the first ``tokens`` of a prompt.
 
-    ``artifacts`` hold it, prefix first. ``segment_tokens`` are all that it has, ``prefix_tokens`` those of the prefix alone.
+    ``artifacts`` hold it, prefix first. ``segment_tokens`` are all that it has, ``prefix_tokens`` those of the prefix alone;
+    ``identity`` is the segment's.
     """
 
     document: str
@@ -59,6 +60,7 @@ class Match:
     tokens: int
     segment_tokens: int
     prefix_tokens: int
+    identity: str
 
     @property
     def is_whole(self) -> bool:
@@ -79,6 +81,19 @@ class _Entry:
     artifacts: tuple[Variant, ...]
     token_ids: NDArray[np.int64]
     prefix_tokens: int
+    identity: str
+
+    def match(self, tokens: int) -> Match:
+        return Match(
+            self.document,
+            self.segment,
+            self.variant,
+            self.artifacts,
+            tokens,
+            len(self.token_ids),
+            self.prefix_tokens,
+            self.identity,
+        )
 
 
 class Followed(ABC):
@@ -92,7 +107,8 @@ class Followed(ABC):
         self.in_background = in_background or isinstance(store, RemoteStore)
         self._refreshing = threading.Lock()
         self._documents: dict[str, Document] = {}
-        self._refreshed = -math.inf
+        self._committed: dict[str, float] = {}
+        self._refreshed = self._tried = -math.inf
 
     @abstractmethod
     def add(self, document: Document) -> None:
@@ -117,41 +133,44 @@ class Followed(ABC):
         # Asking for every remote document may take minutes. Nobody waits for it.
         fresh = catalog.FRESH if isinstance(self.store, RemoteStore) else FRESH
         if self._is_older_than(fresh) and self._refreshing.acquire(blocking=False):
-            threading.Thread(target=self._follow_in_background, name="prefixes").start()
+            threading.Thread(target=self._follow_in_background, name="prefixes", daemon=True).start()
 
     def _follow_in_background(self) -> None:
         try:
             self._refresh()
-        except KvtoolError as error:
-            _log.warning("prefixes of prompts are looked up in what is known so far: %s", error)
+        except Exception as error:
+            # Whatever it is, the next pass comes.
+            _log.warning("what a store holds is looked up in what is known so far: %s", error)
         finally:
+            self._tried = time.monotonic()
             self._refreshing.release()
 
     def _is_older_than(self, seconds: float) -> bool:
-        return time.monotonic() - self._refreshed >= seconds
+        return time.monotonic() - max(self._refreshed, self._tried) >= seconds
 
     def _refresh(self) -> None:
         names = set(self.store)
         for name in self._documents.keys() - names:
             self._leave_out(name)
         for name in names:
-            if not threading.main_thread().is_alive():
-                # The process ends, and waits for this thread.
-                return
             try:
-                document = self.store[name]
-                if self._documents.get(name) == document:
+                committed = self.store.committed(name)
+                if self._committed.get(name) == committed:
                     continue
-                self._leave_out(name)
-                self.add(document)
-                self._documents[name] = document
-            except KvtoolError:
+                document = self.store[name]
+                if self._documents.get(name) != document:
+                    self._leave_out(name)
+                    self.add(document)
+                    self._documents[name] = document
+                self._committed[name] = committed
+            except (KvtoolError, OSError):
                 # A broken document is not found; the store's own commands say what is wrong with it.
                 self._leave_out(name)
         self._refreshed = time.monotonic()
 
     def _leave_out(self, name: str) -> None:
         self._documents.pop(name, None)
+        self._committed.pop(name, None)
         self.forget(name)
 
 
@@ -171,24 +190,34 @@ class PrefixIndex(Followed):
         prompt = np.asarray(token_ids, dtype=np.int64)
         with self._lock:
             candidates: list[_Entry] = []
+            blocks = 0
             for digest in _chain(prompt):
                 if digest not in self._by_block:
                     break
                 candidates = self._by_block[digest]
-            matches = [(_common(entry.token_ids, prompt), entry) for entry in candidates]
+                blocks += 1
+            # No candidate has all of the next block.
+            shared, rest = blocks * BLOCK, prompt[blocks * BLOCK : (blocks + 1) * BLOCK]
+            matches = [
+                (shared + _common(entry.token_ids[shared : shared + BLOCK], rest), entry)
+                for entry in candidates
+            ]
         if not matches:
             return None
         tokens, entry = max(matches, key=lambda match: (match[0], -len(match[1].token_ids)))
+        return entry.match(tokens)
+
+    def named(self, document: str, token_ids: Sequence[int]) -> Match | None:
+        """The cache of a document of one segment, blend or not, if ``token_ids`` begin with all of it."""
+        self.follow()
+        with self._lock:
+            entries = list(self._entries.get(document, ()))
+        if len(entries) != 1 or entries[0].segment:
+            return None
+        (entry,) = entries
         size = len(entry.token_ids)
-        return Match(
-            entry.document,
-            entry.segment,
-            entry.variant,
-            entry.artifacts,
-            tokens,
-            size,
-            entry.prefix_tokens,
-        )
+        is_whole = np.array_equal(entry.token_ids, np.asarray(token_ids[:size], dtype=np.int64))
+        return entry.match(size) if is_whole else None
 
     def times(self) -> list[datetime]:
         """The times that the chat template printed into the prefixes of the store's documents."""
@@ -200,26 +229,27 @@ class PrefixIndex(Followed):
         for index, segment in enumerate(document.segments):
             if (variant := self.choose(document, segment)) is None:
                 continue
+            parts = segment_headers(self.store, document, segment, variant)
             artifacts = document.artifacts_of(segment, variant)
-            headers = headers_of(self.store)
-            parts = [headers.open_artifact(artifact) for artifact in artifacts]
-            # A blend that was kept is not what a prefill of its tokens gives.
-            if not all(part.is_exact for part in parts):
-                continue
             ids = np.concatenate([part.token_ids.numpy() for part in parts])
-            entry = _Entry(document.name, index, variant, artifacts, ids, document.prefix["tokens"])
+            prefix_tokens = document.prefix["tokens"]
+            entry = _Entry(document.name, index, variant, artifacts, ids, prefix_tokens, segment.identity)
             with self._lock:
                 self._entries.setdefault(document.name, []).append(entry)
-                for digest in _chain(ids):
-                    self._by_block.setdefault(digest, []).append(entry)
+                # A blend that was kept is not what a prefill of its tokens gives: it is found by its name alone.
+                if all(part.is_exact for part in parts):
+                    for digest in _chain(ids):
+                        self._by_block.setdefault(digest, []).append(entry)
 
     def forget(self, name: str) -> None:
         with self._lock:
             for entry in self._entries.pop(name, ()):
                 for digest in _chain(entry.token_ids):
-                    self._by_block[digest].remove(entry)
-                    if not self._by_block[digest]:
-                        del self._by_block[digest]
+                    found = self._by_block.get(digest, [])
+                    if entry in found:
+                        found.remove(entry)
+                    if not found:
+                        self._by_block.pop(digest, None)
 
 
 def _chain(token_ids: NDArray[np.int64]) -> Iterator[bytes]:

@@ -14,13 +14,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
     SupportsHMA,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
 from kvtool.connectors.vllm.engine import refuse_unsuited
 from kvtool.connectors.vllm.metrics import KvtoolPromMetrics, KvtoolStats
-from kvtool.connectors.vllm.orders import Orders
+from kvtool.connectors.vllm.orders import Faults, Orders
 from kvtool.connectors.vllm.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ class KvtoolConnector(KVConnectorBase_V1, SupportsHMA):
 
     def update_connector_output(self, connector_output: Any) -> None:
         assert self._scheduler is not None
-        finished, failed = connector_output.finished_recving, connector_output.failed_recving
-        self._scheduler.loaded(set(finished or ()), set(failed or ()))
+        meta = connector_output.kv_connector_worker_meta
+        faults = meta.request_ids if isinstance(meta, Faults) else ()
+        self._scheduler.loaded(connector_output.finished_recving or (), faults)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))
@@ -79,6 +81,12 @@ class KvtoolConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._scheduler is not None
         self._scheduler.finished(request.request_id)
         return False, None
+
+    def reset_cache(self) -> bool:
+        """Stops: vLLM resets caches after its weights were replaced, by others than are on disk."""
+        if self._scheduler is not None:
+            self._scheduler.stop("vLLM's caches were reset, so that its weights may have been replaced")
+        return True
 
     # The workers' side.
 
@@ -92,8 +100,12 @@ class KvtoolConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         assert self._worker is not None
-        over, failed = self._worker.results(is_idle=self._orders.is_idle)
+        over, failed = self._worker.results(finished_req_ids, is_idle=self._orders.is_idle)
         return KVConnectorTransferResults(finished_recving=over, failed_recving=failed)
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        assert self._worker is not None
+        return self._worker.take_faults()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing to wait for: a request is computed once all of its layers are loaded."""

@@ -110,7 +110,9 @@ def layers_by_index(config: Any, kv_cache_config: Any, kv_caches: Mapping[str, T
             if module is None or getattr(module, "kv_sharing_target_layer_name", None):
                 continue
             if not hasattr(getattr(module, "impl", None), "do_kv_cache_update"):
-                raise MismatchError(name, "keeps a state that is not one key and value for each token")
+                raise MismatchError(
+                    name, "has an attention that takes no keys and values from others (no do_kv_cache_update)"
+                )
             index = extract_layer_index(name)
             if index in layers:
                 raise MismatchError(name, f"is one of several caches of layer {index}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -18,6 +18,9 @@ from kvtool.connectors.vllm.layers import Layer
 from kvtool.connectors.vllm.orders import LoadOrder
 from kvtool.errors import KvtoolError, MismatchError
 from kvtool.store.base import Store
+
+Submit = Callable[[Callable[[], None]], Any]
+"""Has a thread call something."""
 
 
 @dataclass(frozen=True)
@@ -36,41 +39,56 @@ class Load:
     """Carries out ``order``; ``notify`` is called once it is over.
 
     It is over when its last layer is written, when something failed, or when its time is up. From then on nothing is written.
+    ``error`` then says what failed, and ``is_at_fault`` whether that was the cache.
     """
 
     def __init__(self, order: LoadOrder, max_seconds: float, notify: Callable[[], None]) -> None:
         self.order, self.notify = order, notify
         self.error: str | None = None
+        self.is_at_fault = False
         self.nbytes, self.seconds = 0, 0.0
+        self._max_seconds = max_seconds
         self._began = time.monotonic()
         self._deadline = self._began + max_seconds
-        self._max_seconds = max_seconds
-        # Held while blocks are written to: an engine that was told that a load is over gives them to others.
+        self._is_begun = False
+        # Held while blocks are written to: an engine that was told that a load is over gives them to others. Nothing else is
+        # waited for by whoever holds it.
         self._writing = threading.Lock()
         self._is_over = False
         self._steps_left = 0
 
-    def start(self, target: Target, pool: Executor) -> None:
-        pool.submit(self._run, lambda: self._open(target, pool))
-
+    @property
     def is_over(self) -> bool:
-        if not self._is_over and time.monotonic() > self._deadline:
-            self.cancel(f"it was not loaded within {self._max_seconds:g} seconds")
         return self._is_over
 
-    def cancel(self, reason: str) -> None:
+    def start(self, target: Target, submit: Submit) -> None:
+        submit(partial(self._run, partial(self._open, target, submit)))
+
+    def expire(self) -> None:
+        """Ends the load if its time is up."""
+        if time.monotonic() <= self._deadline:
+            return
+        if self._is_begun:
+            self.cancel(f"it was not loaded within {self._max_seconds:g} seconds", is_at_fault=True)
+        else:
+            self.cancel(f"other caches kept all threads for {self._max_seconds:g} seconds")
+
+    def cancel(self, reason: str, *, is_at_fault: bool = False) -> None:
         """Ends the load; a thread that still reads for it will write nothing."""
         with self._writing:
-            self._end(reason)
+            is_ended = self._end(reason, is_at_fault)
+        if is_ended:
+            self.notify()
 
-    def _open(self, target: Target, pool: Executor) -> None:
+    def _open(self, target: Target, submit: Submit) -> None:
+        self._is_begun, self._deadline = True, time.monotonic() + self._max_seconds
         with target.store.using(self.order.found.document):
             parts = self.order.found.open(target.store)
-        _refuse_other_layers(parts, target)
+        refuse_other_layers(parts, target)
         pending = steps(parts, self.order.tokens)
         self._steps_left = len(pending)
         for step in pending:
-            pool.submit(self._run, partial(self._carry_out, step, target))
+            submit(partial(self._run, partial(self._carry_out, step, target)))
 
     def _carry_out(self, step: Step, target: Target) -> None:
         spans = step.spans() if any(index in target.layers for index in step.layers) else []
@@ -83,8 +101,9 @@ class Load:
                         blocks = self.order.block_ids[layer.group]
                         self.nbytes += layer.write(span, blocks, target.rank, target.n_ranks)
             self._steps_left -= 1
-            if self._steps_left == 0:
-                self._end(None)
+            is_ended = self._steps_left == 0 and self._end(None, False)
+        if is_ended:
+            self.notify()
 
     def _run(self, work: Callable[[], None]) -> None:
         if self._is_over:
@@ -92,36 +111,43 @@ class Load:
         try:
             work()
         except KvtoolError as error:
-            self.cancel(str(error))
+            self.cancel(str(error), is_at_fault=True)
         except Exception as error:
             # Whatever it is, the engine goes on, and prefills.
-            self.cancel(f"{type(error).__name__}: {error}")
+            self.cancel(f"{type(error).__name__}: {error}", is_at_fault=True)
 
-    def _end(self, error: str | None) -> None:
-        if not self._is_over:
-            self.error, self._is_over = error, True
-            self.seconds = time.monotonic() - self._began
-            self.notify()
+    def _end(self, error: str | None, is_at_fault: bool) -> bool:
+        """Whether it was not over before."""
+        if self._is_over:
+            return False
+        self.error, self.is_at_fault = error, is_at_fault
+        self.seconds = time.monotonic() - self._began
+        self._is_over = True
+        return True
 
 
-def _refuse_other_layers(parts: list[Artifact], target: Target) -> None:
-    n_layers, dtype, path = parts[0].n_layers, parts[0].contents.geometry.dtype, parts[0].path
-    if unknown := [index for index in target.layers if index >= n_layers]:
-        raise MismatchError(path, f"has {n_layers} layers, and the engine a layer {max(unknown)}")
-    if target.is_all and len(target.layers) != n_layers:
-        raise MismatchError(path, f"has {n_layers} layers, the engine {len(target.layers)}")
-    if dtype != target.dtype:
-        raise MismatchError(path, f"is of {dtype}, the engine computes in {target.dtype}")
+def refuse_other_layers(parts: Sequence[Artifact], target: Target) -> None:
+    """Raises ``MismatchError`` for artifacts whose layers or dtype are not the engine's."""
+    for part in parts:
+        n_layers, dtype = part.n_layers, part.contents.geometry.dtype
+        if unknown := [index for index in target.layers if index >= n_layers]:
+            raise MismatchError(part.path, f"has {n_layers} layers, and the engine a layer {max(unknown)}")
+        if target.is_all and len(target.layers) != n_layers:
+            raise MismatchError(part.path, f"has {n_layers} layers, the engine {len(target.layers)}")
+        if dtype != target.dtype:
+            raise MismatchError(part.path, f"is of {dtype}, the engine computes in {target.dtype}")
 
 
 @contextmanager
 def _own_stream(target: Target) -> Iterator[None]:
-    """On a GPU, a stream that the engine's computation does not wait for; waited for at its end."""
+    """On a GPU, a stream that the engine's computation does not wait for; waited for at its end, also after an error."""
     device = next(iter(target.layers.values())).blocks.device
     if device.type != "cuda":
         yield
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        stream.synchronize()

@@ -1,4 +1,4 @@
-"""What the scheduler's side of the connector tells the workers' side."""
+"""What the connector's two sides tell each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
 
 if TYPE_CHECKING:
     from kvtool.connectors.block_index import Source
@@ -35,3 +35,14 @@ class Orders(KVConnectorMetadata):
 
     loads: list[LoadOrder] = field(default_factory=list)
     is_idle: bool = False
+
+
+@dataclass
+class Faults(KVConnectorWorkerMetadata):
+    """Requests whose load failed because of the cache: it is broken, gone, or comes too slowly."""
+
+    request_ids: set[str]
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
+        assert isinstance(other, Faults)
+        return Faults(self.request_ids | other.request_ids)

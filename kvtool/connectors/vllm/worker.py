@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import wait
 from typing import Any
 
@@ -18,7 +18,7 @@ from kvtool.connectors.vllm.engine import engine_model
 from kvtool.connectors.vllm.layers import Layer, layers_by_index
 from kvtool.connectors.vllm.load import Load, Target
 from kvtool.connectors.vllm.metrics import Counts
-from kvtool.connectors.vllm.orders import Orders
+from kvtool.connectors.vllm.orders import Faults, Orders
 from kvtool.connectors.vllm.settings import Settings
 from kvtool.connectors.warm_up import warm_up
 from kvtool.errors import KvtoolError
@@ -42,6 +42,7 @@ class WorkerSide:
         self.counts = Counts()
         self._layers: Mapping[int, Layer] = {}
         self._loads: dict[str, Load] = {}
+        self._faults: set[str] = set()
         self._changed = threading.Condition()
         self._pool = background_pool(settings.threads, "kvtool")
         self._target: Target | None = None
@@ -60,42 +61,60 @@ class WorkerSide:
             )
             engine_model(self.config).provide_embedding()
             wait([self._pool.submit(warm_up, store, self.settings.variant)], WARM_UP_SECONDS)
-        except KvtoolError as error:
-            _log.error("no cache is loaded: %s", error)
+        except Exception as error:
+            # Whatever it is, the engine starts, and prefills.
+            reason = str(error) if isinstance(error, KvtoolError) else f"{type(error).__name__}: {error}"
+            _log.error("no cache is loaded: %s", reason)
 
     def start(self, orders: Orders) -> None:
         for order in orders.loads:
             load = Load(order, self.settings.max_load_seconds, self._notify)
             self._loads[order.request_id] = load
             if self._target is None:
-                load.cancel("its layers have no place here")
+                load.cancel("its layers have no place here", is_at_fault=True)
             else:
-                load.start(self._target, self._pool)
+                load.start(self._target, self._pool.submit)
 
-    def results(self, *, is_idle: bool) -> tuple[set[str], set[str]]:
-        """The requests whose loads are over, and those of them that failed. Nothing is written for them any more."""
+    def results(self, finished: Collection[str], *, is_idle: bool) -> tuple[set[str], set[str]]:
+        """The requests whose loads are over, and those of them that failed. Nothing is written for them any more.
+
+        The loads of requests that are ``finished`` end here: whoever sent them has gone.
+        """
+        for key in finished:
+            if key in self._loads:
+                self._loads[key].cancel("its request was aborted")
         if is_idle and self._loads:
             with self._changed:
-                self._changed.wait_for(self._any_over, IDLE_SECONDS)
-        over = {key: load for key, load in self._loads.items() if load.is_over()}
+                self._changed.wait_for(self._is_any_over, IDLE_SECONDS)
+        for load in self._loads.values():
+            load.expire()
+        over = {key: load for key, load in self._loads.items() if load.is_over}
         failed = set()
         for key, load in over.items():
             del self._loads[key]
             if load.error is None:
                 self.counts.add(loads=1, bytes=load.nbytes, seconds=load.seconds)
-            else:
-                failed.add(key)
+                continue
+            failed.add(key)
+            if load.is_at_fault:
+                self._faults.add(key)
+            if key not in finished:
                 self.counts.add(failures=1)
                 _log.warning("%s is prefilled: %s", load.order.found.document, load.error)
         return set(over), failed
+
+    def take_faults(self) -> Faults | None:
+        """Requests whose load failed because of the cache, since the last call."""
+        faults, self._faults = self._faults, set()
+        return Faults(faults) if faults else None
 
     def close(self) -> None:
         for load in self._loads.values():
             load.cancel("the engine stops")
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _any_over(self) -> bool:
-        return any(load.is_over() for load in self._loads.values())
+    def _is_any_over(self) -> bool:
+        return any(load.is_over for load in self._loads.values())
 
     def _notify(self) -> None:
         with self._changed:

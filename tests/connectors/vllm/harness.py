@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ class PlainLayer(AttentionLayerBase):  # type: ignore[misc]
     def do_kv_cache_update(self, *arguments: Any) -> None:
         _, key, value, kv_cache, slots = arguments
         assert key.shape == value.shape == (len(slots), self.num_kv_heads, self.head_size)
-        kv_cache[slots // BLOCK, :, slots % BLOCK] = torch.cat([key, value], -1)
+        size = kv_cache.shape[2]
+        kv_cache[slots // size, :, slots % size] = torch.cat([key, value], -1)
 
 
 class LatentLayer(PlainLayer):
@@ -131,10 +133,20 @@ class Harness:
         self.worker.register_kv_caches(self.blocks)
         self.config = config
 
-    def add(self, name: str, prompt: Sequence[int], **fields: Any) -> Request:
-        params = SamplingParams(max_tokens=4, ignore_eos=True, extra_args=fields or None)
-        params.update_from_generation_config({}, 256)
-        request = Request(name, list(prompt), params, None, block_hasher=self.hasher)
+    def add(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        *,
+        params: Any = None,
+        sampling: Mapping[str, Any] = MappingProxyType({}),
+        **fields: Any,
+    ) -> Request:
+        """A request, with ``params`` as its ``kv_transfer_params`` and other ``fields`` of it."""
+        extra = {"kv_transfer_params": params} if params is not None else None
+        chosen = SamplingParams(max_tokens=4, ignore_eos=True, extra_args=extra, **sampling)
+        chosen.update_from_generation_config({}, 256)
+        request = Request(name, list(prompt), chosen, None, block_hasher=self.hasher, **fields)
         self.scheduler.add_request(request)
         return request
 
@@ -151,7 +163,9 @@ class Harness:
             self.computed[name] = self.computed.get(name, 0) + tokens
         names = list(output.num_scheduled_tokens)
         transfer = KVConnectorOutput(
-            finished_recving=results.finished_recving, failed_recving=results.failed_recving
+            finished_recving=results.finished_recving,
+            failed_recving=results.failed_recving,
+            kv_connector_worker_meta=self.worker.build_connector_worker_meta(),
         )
         sampled = [[7] if self._is_computed(name) else [] for name in names]
         done = ModelRunnerOutput(

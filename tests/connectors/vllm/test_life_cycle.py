@@ -24,7 +24,7 @@ from kvtool.connectors.vllm import worker
 from kvtool.store.local import LocalStore
 from tests.connectors.shown import shown
 from tests.connectors.vllm.conftest import COMPRESSED, Case
-from tests.connectors.vllm.harness import BLOCK, Harness, held
+from tests.connectors.vllm.harness import BLOCK, Harness, PlainLayer, held
 from tests.connectors.vllm.models import FAMILIES, MODELS, WINDOW
 
 HARBOUR, BAKERY = "harbour.md", "bakery.md"
@@ -241,28 +241,47 @@ def test_a_slow_store_is_given_up(
     assert harness.computed["one"] == len(ids) + 6
 
 
-def test_a_request_that_is_aborted_while_loading(qwen3: Case, slow: threading.Event) -> None:
+def test_a_request_that_is_aborted_while_loading(
+    qwen3: Case, slow: threading.Event, warnings: pytest.LogCaptureFixture
+) -> None:
     harness = Harness(qwen3)
     ids = qwen3.tokens(HARBOUR)
     request = harness.add("one", [*ids, 1, 2, 3])
     harness.run_until(request, RequestStatus.WAITING_FOR_REMOTE_KVS)
-    free = harness.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     harness.abort("one")
-    harness.step()
-    # Its blocks are not given away while they may be written to.
-    assert harness.scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == free
-    slow.set()
     harness.run()
     pool = harness.scheduler.kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == harness.n_blocks - 1
+    slow.set()
+    time.sleep(0.3)
+    # What comes late is written nowhere, and nothing is said of a cache that is whole.
+    assert all(blocks.isnan().all() for blocks in harness.blocks.values())
+    assert HARBOUR not in warnings.text
     harness.add("two", [*ids, 1, 2, 3])
     harness.run()
     assert harness.computed == {"two": 6}
 
 
+def test_time_runs_out_during_the_last_write(
+    qwen3: Case, monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture
+) -> None:
+    harness = Harness(qwen3, options={"max_load_seconds": 0.3})
+    write = PlainLayer.do_kv_cache_update
+
+    def write_slowly(layer: PlainLayer, *arguments: Any) -> None:
+        time.sleep(0.5)
+        write(layer, *arguments)
+
+    monkeypatch.setattr(PlainLayer, "do_kv_cache_update", write_slowly)
+    ids = qwen3.tokens(HARBOUR)
+    harness.add("one", [*ids, 1, 2, 3])
+    harness.run()
+    assert harness.computed["one"] == len(ids) + 6
+    assert "0.3 seconds" in warnings.text
+
+
 def test_a_request_that_is_preempted_is_loaded_again(qwen3: Case) -> None:
     harness = Harness(qwen3)
-    harness.config.cache_config.enable_prefix_caching = False
     ids = qwen3.tokens(HARBOUR)
     request = harness.add("one", [*ids, 1, 2, 3])
     harness.run_until(request, RequestStatus.RUNNING)

@@ -40,7 +40,9 @@ class Promotion:
 
     def is_over(self) -> bool:
         """Whether nothing more is written for it."""
-        return all(load.is_over() for load, _ in self.loads)
+        for load, _ in self.loads:
+            load.expire()
+        return all(load.is_over for load, _ in self.loads)
 
     def failed(self) -> list[Load]:
         return [load for load, _ in self.loads if load.error is not None]
@@ -98,7 +100,7 @@ class Promoter:
         for source, rows in wanted.items():
             load = Load(self._order(job.job_id, source, rows), self.max_seconds, _nobody_waits)
             promotion.loads.append((load, [chunk.key for chunk, _ in rows]))
-            load.start(self.target, self.pool)
+            load.start(self.target, self.pool.submit)
         return promotion
 
     def avoid(self, load: Load) -> None:
