@@ -25,7 +25,7 @@ Submit = Callable[[Callable[[], None]], Any]
 
 @dataclass(frozen=True)
 class Target:
-    """What loads read from and write to. ``is_all``: this worker has all layers of the model."""
+    """What loads read from and write to. ``is_all``: this worker has all layers of the model; ``threads`` decode."""
 
     store: Store
     layers: Mapping[int, Layer]
@@ -33,6 +33,7 @@ class Target:
     rank: int = 0
     n_ranks: int = 1
     is_all: bool = True
+    threads: int = 1
 
 
 class Load:
@@ -85,7 +86,7 @@ class Load:
         with target.store.using(self.order.found.document):
             parts = self.order.found.open(target.store)
         refuse_other_layers(parts, target)
-        pending = steps(parts, self.order.tokens)
+        pending = steps(parts, self.order.tokens, target.threads)
         self._steps_left = len(pending)
         for step in pending:
             submit(partial(self._run, partial(self._carry_out, step, target)))

@@ -58,6 +58,7 @@ class WorkerSide:
                 get_tensor_model_parallel_rank(),
                 get_tensor_model_parallel_world_size(),
                 is_all=self.config.parallel_config.pipeline_parallel_size == 1,
+                threads=self.settings.threads,
             )
             engine_model(self.config).provide_embedding()
             wait([self._pool.submit(warm_up, store, self.settings.variant)], WARM_UP_SECONDS)
