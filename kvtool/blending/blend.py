@@ -77,7 +77,7 @@ def blend(
     options = BlendOptions(recompute, policy)
     parts = listed(names)
     layout = lay_out(store, parts, model, variant=variant, separator=separator)
-    record = new_record(store, parts, layout, variant=variant, separator=separator, **asdict(options))
+    record = new_record(parts, layout, variant=variant, separator=separator, **asdict(options))
     prefix = shared_prefix(layout, store, model)
     questions = [question] if isinstance(question, str) else question or []
     question_ids = [question_tokens(model, prefix, each) for each in questions]

@@ -58,7 +58,8 @@ def listed(parts: str | Part | Iterable[Part]) -> list[Part]:
 class Placed:
     """A cached segment whose tokens begin at index ``start`` of the prompt.
 
-    ``position`` is that of its first token, where it is not ``start``.
+    ``position`` is that of its first token, where it is not ``start``. ``part`` counts what was laid out, from 0, and
+    ``identity`` is the segment's, as its document's manifest has it; a prefix is no part.
     """
 
     document: str
@@ -66,6 +67,8 @@ class Placed:
     artifact: Artifact
     start: int
     position: int | None = None
+    part: int | None = None
+    identity: str = ""
 
     @property
     def stop(self) -> int:
@@ -222,7 +225,10 @@ def _pieces(
                 better = exact_name(chosen)
             if better != chosen and _has(store, document, segment, better):
                 chosen = better
-            yield Placed(cached.name, chosen, store.open(cached.name, chosen, segment), 0)
+            # All of one manifest: it may be replaced meanwhile.
+            artifact = store.open_artifact(store.variant_of(document, segment, chosen))
+            identity = document.segments[segment].identity
+            yield Placed(cached.name, chosen, artifact, 0, part=n, identity=identity)
 
 
 def _has(store: Store, document: Document, segment: int, variant: str) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from kvtool.blending.layout import Cached, Layout, Part, Text
-from kvtool.errors import ArtifactError, StoreError
+from kvtool.errors import ArtifactError, KvtoolError, StoreError
 from kvtool.store.base import Store
 from kvtool.store.headers import headers_of
 from kvtool.store.manifest import RAW, Document
@@ -18,6 +20,9 @@ SOURCE = "blend"
 """The entry of an artifact's ``source`` that has the record."""
 
 CHANGED, MISSING = "has changed since", "is no longer in the store"
+OUTDATED, UNREADABLE = "is out of date itself", "cannot be read"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,12 @@ class BlendRecord:
         parts = ({k: v for k, v in part.items() if v not in (None, ())} for part in body["parts"])
         return {**body, "parts": [{**part, **_listed(part)} for part in parts]}
 
-    def outdated(self, store: Store) -> dict[str, str]:
-        """The documents that are not those that were blended, and why."""
+    def outdated(self, store: Store, known: dict[str, str | None] | None = None) -> dict[str, str]:
+        """The documents that are not those that were blended, or are blends that are out of date themselves, and why.
+
+        ``known`` says what is wrong with the parts that were looked at already.
+        """
+        known = {} if known is None else known
         found: dict[str, str] = {}
         for part in self.parts:
             if part.document is None:
@@ -89,7 +98,22 @@ class BlendRecord:
                 found[part.document] = MISSING
             elif not part.is_of(store[part.document]):
                 found[part.document] = CHANGED
+            elif fault := _fault(store, part.document, known):
+                found[part.document] = fault
         return found
+
+
+def _fault(store: Store, name: str, known: dict[str, str | None]) -> str | None:
+    """What is wrong with a blend; None for one that is as its documents are, and for any other document."""
+    if name not in known:
+        # Until it is known: no blend is made of itself.
+        known[name] = OUTDATED
+        try:
+            record = record_of(store, name)
+            known[name] = OUTDATED if record and record.outdated(store, known) else None
+        except KvtoolError:
+            known[name] = UNREADABLE
+    return known[name]
 
 
 def _listed(part: dict[str, Any]) -> dict[str, Any]:
@@ -128,8 +152,32 @@ def outdated_blends(store: Store, names: Iterable[str]) -> Iterator[StoreError]:
             yield StoreError(name, f"is a blend, and {reason}", "kvtool blend makes it again")
 
 
+def sources_of(store: Store, names: Iterable[str]) -> set[str]:
+    """``names``, and those of all documents that the blends among them were made of, also by way of other blends."""
+    found, new = set[str](), set(names)
+    while new:
+        found |= new
+        records = [record_of(store, name) for name in new if name in store]
+        new = {name for record in records if record for name in record.documents} - found
+    return found
+
+
+def log_outdated(store: Store, names: Iterable[str]) -> None:
+    """Warns of each of ``names`` that is a blend out of date, or of which that cannot be told: once in the log."""
+    for name in dict.fromkeys(names):
+        try:
+            for warning in outdated_blends(store, [name]):
+                _warn_once(str(store), store[name].segments[0].identity, str(warning))
+        except KvtoolError as error:
+            _warn_once(str(store), "", str(error))
+
+
+@lru_cache(256)
+def _warn_once(store: str, identity: str, warning: str) -> None:
+    _log.warning("%s", warning)
+
+
 def new_record(
-    store: Store,
     parts: Sequence[Part],
     layout: Layout,
     *,
@@ -138,22 +186,19 @@ def new_record(
     policy: str,
     recompute: float,
 ) -> BlendRecord:
-    """The record of ``layout``, which ``parts`` of ``store`` were laid out to."""
-    recorded = tuple(_parts(store, parts, layout))
+    """The record of ``layout``, which ``parts`` were laid out to."""
+    recorded = tuple(_recorded(part, n, layout) for n, part in enumerate(parts))
     return BlendRecord(recorded, variant, separator, policy, float(recompute))
 
 
-def _parts(store: Store, parts: Sequence[Part], layout: Layout) -> Iterator[BlendedPart]:
-    placed = iter(layout.after_prefix)
-    for part in parts:
-        if isinstance(part, Text):
-            yield BlendedPart(text=part.text)
-            continue
-        cached = Cached(part) if isinstance(part, str) else part
-        segments = store[cached.name].segments
-        chosen = segments if cached.segment is None else [segments[cached.segment]]
-        blended = tuple(
-            BlendedSegment(segment.identity, one.variant, one.artifact.digest)
-            for segment, one in zip(chosen, placed, strict=False)
-        )
-        yield BlendedPart(cached.name, cached.variant, cached.segment, blended)
+def _recorded(part: Part, n: int, layout: Layout) -> BlendedPart:
+    if isinstance(part, Text):
+        return BlendedPart(text=part.text)
+    cached = Cached(part) if isinstance(part, str) else part
+    # As they were laid out: by now, the store may have others.
+    segments = tuple(
+        BlendedSegment(one.identity, one.variant, one.artifact.digest)
+        for one in layout.after_prefix
+        if one.part == n
+    )
+    return BlendedPart(cached.name, cached.variant, cached.segment, segments)

@@ -11,10 +11,10 @@ from typing import Any
 
 from kvtool.artifact.identity import segment_identity
 from kvtool.blending.blend import BlendOptions, blend
-from kvtool.blending.cache import kept_side_by_side, made_entry
+from kvtool.blending.cache import kept_side_by_side, made_entry, refuse_own_name
 from kvtool.blending.layout import Layout, Part, lay_out, listed
 from kvtool.blending.policies import policy_of
-from kvtool.blending.record import BlendRecord, new_record, record_of
+from kvtool.blending.record import BlendRecord, new_record, outdated_blends, record_of
 from kvtool.errors import KvtoolError, StoreError, UsageError
 from kvtool.model.chat_template import SEPARATOR
 from kvtool.model.model import Model
@@ -77,16 +77,19 @@ def save_blend(
     """Blends ``parts`` of ``store`` and stores the result there as the document ``name``, unless it is there already.
 
     A blend of the same order whose documents have changed since is made again. Anything else of that name is left alone
-    unless ``replace``. Raises ``StoreError`` then, ``UsageError`` for what needs no blending or cannot be stored, and what
-    ``kvtool.blend`` raises; all before the model runs.
+    unless ``replace``. Raises ``StoreError`` then and for a part that is a blend out of date, ``UsageError`` for what needs no
+    blending or cannot be stored, and what ``kvtool.blend`` raises; all before the model runs. Raises ``StoreError`` too if
+    another has stored something of that name meanwhile.
     """
     started = time.monotonic()
     store, parts = writable(store), listed(parts)
     store.check_name(name)
     layout = lay_out(store, parts, model, variant=variant, separator=separator)
+    refuse_own_name(name, store, layout)
     _refuse_pointless(name, layout, options)
+    for error in outdated_blends(store, layout.documents):
+        raise error
     record = new_record(
-        store,
         parts,
         layout,
         variant=variant,
@@ -104,7 +107,7 @@ def save_blend(
             return SavedBlend(
                 name, str(store), record, tokens, nbytes, 0, seconds, is_unchanged=True, dry_run=dry_run
             )
-        outdated = _outdated(store, existing, before, record, replace)
+        outdated = _outdated(store, existing, before, record, model, replace)
     if dry_run:
         seconds = time.monotonic() - started
         return SavedBlend(name, str(store), record, tokens, 0, 0, seconds, outdated=outdated, dry_run=True)
@@ -119,7 +122,8 @@ def save_blend(
         separator=separator,
         trace=trace,
     )
-    document = cache.save(store, name, model, replace=existing is not None)
+    assert cache.record
+    document, record = cache.save_over(existing, store, name, model), cache.record
     nbytes, seconds = document.nbytes(RAW), time.monotonic() - started
     return SavedBlend(name, str(store), record, tokens, nbytes, cache.recomputed, seconds, outdated=outdated)
 
@@ -161,10 +165,16 @@ def _recorded(store: LocalStore, name: str) -> BlendRecord | None:
 
 
 def _outdated(
-    store: LocalStore, existing: Document, before: BlendRecord | None, record: BlendRecord, replace: bool
+    store: LocalStore,
+    existing: Document,
+    before: BlendRecord | None,
+    record: BlendRecord,
+    model: Model,
+    replace: bool,
 ) -> tuple[str, ...]:
     """The documents that have changed since ``existing`` was blended. Raises ``StoreError`` for what may not be replaced."""
-    if before and before.order == record.order:
+    is_of_model = existing.model["fingerprint"] == model.fingerprint
+    if before and before.order == record.order and (is_of_model or replace):
         return tuple(before.outdated(store))
     if not replace:
         what = "a document of its own"
@@ -172,6 +182,8 @@ def _outdated(
             what = (
                 f"a blend of {', '.join(before.documents)}, or made otherwise" if before else "another blend"
             )
+        if not is_of_model:
+            what = f"the cache of another model, {existing.model['name']}"
         raise StoreError(
             existing.name, f"is in the store already, as {what}", "choose another name, or --replace"
         )

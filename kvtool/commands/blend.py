@@ -65,7 +65,7 @@ def run(
     It is loaded at once, as any other document is. What is there already is skipped, and a blend whose documents have changed
     since is made again.
     """
-    inputs = _inputs(settings, [*doc, save])
+    inputs = _inputs(settings, doc, save)
     options_given = [variant, recompute, policy, separator]
     command = Repeatable(
         "blend", settings, inputs, documents=doc, save=save, options=options_given, replace=replace
@@ -101,20 +101,25 @@ def run(
     if trace is not None:
         timeline.write(trace)
     output.emit(saved.to_json(), render(saved), as_json)
-    if not dry_run and (after := _inputs(settings, [*doc, save])):
+    if not dry_run and (after := _inputs(settings, doc, save)):
         again = saved.repeated()
         command.remember(after, {save: after["entries"][save]}, again.to_json(), render(again))
 
 
-def _inputs(settings: Settings, names: Sequence[str]) -> dict[str, Any] | None:
-    """The model's files, and what the store holds of these names, as JSON; None where any cannot be read."""
+def _inputs(settings: Settings, docs: Sequence[str], save: str) -> dict[str, Any] | None:
+    """The model's files, and what the store holds of ``docs`` and ``save``, as JSON.
+
+    None where any cannot be read, and for a blend of blends, which goes by documents that are not named.
+    """
     from kvtool.model.locate import model_state
     from kvtool.store.catalog.local import LocalCatalog
 
     try:
         catalog = LocalCatalog(settings.store)
-        known = (name if name in catalog else name.rpartition("@")[0] for name in names)
+        known = (name if name in catalog else name.rpartition("@")[0] for name in [*docs, save])
         held = {name: catalog[name] for name in known if name in catalog}
+        if any(one.is_blend for name, one in held.items() if name != save):
+            return None
         return {
             "model": model_state(settings.model, settings.adapter),
             "entries": {name: catalog.state(one, one.every_variant) for name, one in held.items()},

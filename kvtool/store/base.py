@@ -72,11 +72,11 @@ class Store(Catalog):
     def size(self, name: str, variant: str = RAW) -> int:
         """Bytes of the variant's files: every segment's artifact, whole."""
         document = self[name]
-        return sum(self._variant(document, i, variant).nbytes for i in range(len(document.segments)))
+        return sum(self.variant_of(document, i, variant).nbytes for i in range(len(document.segments)))
 
     def open(self, name: str, variant: str = RAW, segment: int = 0) -> Artifact:
         """The artifact of one segment, its header checked."""
-        return self.open_artifact(self._variant(self[name], segment, variant))
+        return self.open_artifact(self.variant_of(self[name], segment, variant))
 
     def read(self, name: str, variant: str = RAW, segment: int = 0) -> KV:
         """One segment's KV, every byte checked, without its prefix; needs no model."""
@@ -94,7 +94,7 @@ class Store(Catalog):
         """The artifacts that one segment's cache is loaded from: its prefix, if it has one, and itself."""
         document = self[name]
         parts = [document.prefix_artifact] if document.prefix_artifact else []
-        return [self.open_artifact(part) for part in (*parts, self._variant(document, segment, variant))]
+        return [self.open_artifact(part) for part in (*parts, self.variant_of(document, segment, variant))]
 
     def prefix(self, name: str, model: Model) -> Prefix:
         """The prefix that ``name`` was prefilled under, as it is stored.
@@ -124,19 +124,25 @@ class Store(Catalog):
             artifacts |= {identity: variant for identity, variant in raw.items() if self.holds(variant)}
         return artifacts
 
-    def _variant(self, document: Document, segment: int, variant: str) -> Variant:
+    def variant_of(self, document: Document, segment: int, variant: str) -> Variant:
+        """A segment's artifact, as ``document`` names it. Raises ``StoreError`` if there is none."""
         if not 0 <= segment < len(document.segments):
             count = f"it has {len(document.segments)}, counted from 0"
             raise StoreError(document.name, f"has no segment {segment}", count)
         variants = document.segments[segment].variants
         if variant not in variants:
             remedy = _how_to_make(document.name, variant)
-            raise StoreError(document.name, f"has no variant {variant!r}, only {', '.join(variants)}", remedy)
+            reason = f"has no variant {variant[:80]!r}, only {', '.join(variants)}"
+            raise VariantMissing(document.name, reason, remedy)
         if not self.holds(variants[variant]):
             file = f"{self}/{artifact_file(variants[variant].artifact)}"
             reason = f"its artifact {file} is missing"
             raise StoreError(document.name, reason, "run the same prefill or compress again")
         return variants[variant]
+
+
+class VariantMissing(StoreError):
+    """A variant that the document has not, the ``subject``."""
 
 
 def store_class(root: str | Path) -> type[Store]:

@@ -38,6 +38,14 @@ def run(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Listen on this port; 0 is any that is free.")
     ] = 8500,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Answer to this host name, such as proxy.example, beside addresses, localhost and --host. Give it again for "
+            "each further one.",
+        ),
+    ] = None,
     log: Annotated[
         Log, typer.Option(help="Write a line for each request to stderr, in this format.")
     ] = Log.plain,
@@ -57,28 +65,29 @@ def run(
 
     try:
         from kvtool.server.http import logs
+        from kvtool.server.http.cross_site import read_names
         from kvtool.server.http.server import Server, listen
         from kvtool.server.proxy.app import create_proxy
         from kvtool.server.proxy.engine import Engine
         from kvtool.server.proxy.prompts import Prompts
     except ModuleNotFoundError as error:
         raise ModelError("connector proxy", f"needs {error.name}", "pip install 'kvtool[serve]'") from error
-    behind = Engine(engine)
+    names = [host.lower(), *read_names(allow_host or [])]
+    engine_after = Engine(engine)
     model = load_model(settings)
     prompts = Prompts(open_store(settings.store, existing=True), model)
-    is_local = is_loopback(host)
     listening = listen(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
     def started() -> None:
         output.note(
-            f"{model.name} over {address(settings.store)}, before {behind.url}: {url}/v1 (Ctrl+C stops)"
+            f"{model.name} over {address(settings.store)}, before {engine_after.url}: {url}/v1 (Ctrl+C stops)"
         )
-        if not is_local:
+        if not is_loopback(host):
             output.note("whoever reaches this address may name the store's documents; the engine checks keys")
 
     logs.set_up(as_json=log is Log.json)
-    app = create_proxy(behind, prompts, names_are_checked=is_local)
+    app = create_proxy(engine_after, prompts, names)
     server = Server(app, drain=drain, on_ready=started, on_drain=lambda: None)
     # uvicorn, once it has shut down, raises again what it was stopped by.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

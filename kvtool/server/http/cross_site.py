@@ -15,6 +15,7 @@ from kvtool.errors import UsageError
 from kvtool.server.http.errors import ApiError
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*\\]+")
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9])?")
 _READS = frozenset({"GET", "HEAD"})
 
 
@@ -26,6 +27,15 @@ def read_origins(values: Sequence[str]) -> tuple[str, ...]:
             expected = "expected scheme://host or scheme://host:port, such as https://chat.example"
             raise UsageError(f"--allow-origin {value}", "is not the origin of a page", expected)
     return origins
+
+
+def read_names(values: Sequence[str]) -> tuple[str, ...]:
+    """Host names in lower case. Raises ``UsageError`` for a value that is none."""
+    for value in values:
+        if not _NAME.fullmatch(value.lower()):
+            expected = "expected one without scheme and port, such as proxy.example"
+            raise UsageError(f"--allow-host {value}", "is no host name", expected)
+    return tuple(value.lower() for value in values)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class CrossSiteGuard:
 
     With ``names_are_checked``, ``Host`` must be an address or a name that no other site can have: a site can give its own
     name the address of this machine, and its requests are then of the same origin (DNS rebinding). They carry no token, so
-    that a server with tokens need not look.
+    that a server with tokens need not look. ``names`` are those that are allowed beside.
     """
 
     def __init__(
@@ -56,9 +66,11 @@ class CrossSiteGuard:
         open_paths: Collection[str],
         names_are_checked: bool,
         remedies: Remedies = Remedies(),
+        names: Collection[str] = (),
     ) -> None:
         self.app, self.origins, self.open_paths = app, frozenset(origins), frozenset(open_paths)
         self.names_are_checked, self.remedies = names_are_checked, remedies
+        self.names = frozenset(names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (refusal := self._refusal(Request(scope))):
@@ -68,7 +80,7 @@ class CrossSiteGuard:
 
     def _refusal(self, request: Request) -> ApiError | None:
         host = request.headers.get("host", "")
-        if self.names_are_checked and not _is_local_name(_host_name(host)):
+        if self.names_are_checked and not self._may_be_asked_as(_host_name(host)):
             reason = "is a name that another site may have given this machine"
             remedy = f"ask by address or as localhost, or {self.remedies.name}"
             return ApiError(403, f"Host {host[:80]!r}: {reason}; {remedy}", code="cross_site")
@@ -81,6 +93,9 @@ class CrossSiteGuard:
         origin = request.headers.get("origin", "a page of another site")
         message = f"{origin[:80]}: is another site, whose pages may not use this server"
         return ApiError(403, f"{message}; {self.remedies.page}", code="cross_site")
+
+    def _may_be_asked_as(self, name: str) -> bool:
+        return name in self.names or _is_local_name(name)
 
     def _is_cross_site(self, request: Request, host: str) -> bool:
         origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")

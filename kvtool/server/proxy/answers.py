@@ -121,17 +121,23 @@ class _understood:
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The data of server-sent events as they come, [DONE] included. Raises ``ApiError`` for one that is too large."""
-    rest, data = b"", list[bytes]()
+    rest = bytearray()
+    data: bytearray | None = None
     async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > limits.ENGINE_BYTES:
+        rest += chunk
+        if b"\n" in chunk:
+            # Each byte is looked at twice, however long a line is.
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                text = line.removesuffix(b"\r")
+                if text.startswith(b"data:"):
+                    # In one piece: many short lines would be many objects.
+                    data = bytearray() if data is None else data
+                    data += text.removeprefix(b"data:").removeprefix(b" ") + b"\n"
+                elif not text and data is not None:
+                    yield bytes(data[:-1])
+                    data = None
+        if len(rest) + len(data or b"") > limits.ENGINE_BYTES:
             raise ApiError(502, f"an event of the engine is larger than {limits.ENGINE_BYTES:,} bytes")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line.removeprefix(b"data:").removeprefix(b" "))
-            elif not line and data:
-                yield b"\n".join(data)
-                data = []
-    if data:
-        yield b"\n".join(data)
+    if data is not None:
+        yield bytes(data[:-1])

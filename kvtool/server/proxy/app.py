@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any
@@ -30,8 +30,10 @@ from kvtool.server.proxy.bodies import engine_body, is_over_documents, refuse_un
 from kvtool.server.proxy.engine import Engine, authorization
 from kvtool.server.proxy.prompts import EnginePrompt, Prompts
 from kvtool.server.proxy.relay import passed_on, streamed_chat, unless_gone, whole_chat
-from kvtool.server.runtime.errors import respond
+from kvtool.server.runtime.errors import document_missing, respond
 from kvtool.server.runtime.request import Prompt
+from kvtool.store.catalog.catalog import DocumentMissing
+from kvtool.store.trust.signatures import NotSigned
 
 COMPLETIONS = "/v1/completions"
 
@@ -42,13 +44,11 @@ SCHEMAS: Mapping[str, type[AnyRequest]] = MappingProxyType(
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
-_REMEDIES = Remedies(
-    "start the proxy with --host and the address that it is asked at", "ask it from a program"
-)
+_REMEDIES = Remedies("start the proxy with --allow-host", "ask it from a program")
 
 
-def create_proxy(engine: Engine, prompts: Prompts, *, names_are_checked: bool = True) -> Starlette:
-    """An ASGI application in front of ``engine``."""
+def create_proxy(engine: Engine, prompts: Prompts, names: Collection[str] = ()) -> Starlette:
+    """An ASGI application in front of ``engine``, which may be asked by address, as localhost, and by ``names``."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -58,15 +58,16 @@ def create_proxy(engine: Engine, prompts: Prompts, *, names_are_checked: bool = 
 
     app = Starlette(
         routes=[Route("/{path:path}", answer, methods=METHODS)],
-        exception_handlers={KvtoolError: respond, ApiError: respond},
+        exception_handlers={KvtoolError: _respond, ApiError: _respond},
         middleware=[
             Middleware(Logged, metrics=Metrics()),
             Middleware(
                 CrossSiteGuard,
                 origins=(),
                 open_paths=(),
-                names_are_checked=names_are_checked,
+                names_are_checked=True,
                 remedies=_REMEDIES,
+                names=names,
             ),
             Middleware(BodyLimits, seconds=limits.REQUEST_SECONDS, streamed={}),
         ],
@@ -76,8 +77,15 @@ def create_proxy(engine: Engine, prompts: Prompts, *, names_are_checked: bool = 
     return app
 
 
+async def _respond(request: Request, error: Exception) -> Response:
+    # GET /v1/documents is the engine's to answer.
+    if isinstance(error, (DocumentMissing, NotSigned)):
+        error = document_missing(str(error.subject), "kvtool ls shows what is there")
+    return await respond(request, error)
+
+
 async def answer(request: Request) -> Response:
-    schema = SCHEMAS.get(request.url.path) if request.method == "POST" else None
+    schema = SCHEMAS.get(request.scope["path"]) if request.method == "POST" else None
     body = await request.body()
     if schema is None or not is_over_documents(_parsed(body)):
         return await unless_gone(request, lambda: _pass_on(request, body))
@@ -98,9 +106,10 @@ def _parsed(body: bytes) -> Any:
 
 async def _pass_on(request: Request, body: bytes) -> Response:
     engine: Engine = request.app.state.engine
-    path = (request.scope.get("raw_path") or request.url.path.encode()).decode("latin-1")
-    query = request.scope["query_string"].decode("latin-1")
-    target = f"{path}?{query}" if query else path
+    # As it was sent: decoded, another path may be meant.
+    path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    query: bytes = request.scope["query_string"]
+    target = path + b"?" + query if query else path
     return passed_on(engine, await engine.send(request.method, target, request.headers.raw, content=body))
 
 
@@ -110,7 +119,7 @@ async def _answer_over_documents(request: Request, asked: AnyRequest) -> Respons
     names = refuse_unsupported(asked)
     made = await run_in_threadpool(_made, prompts, names, asked.to_prompts())
     body = engine_body(asked, made, prompts.model.context)
-    response = await engine.send("POST", COMPLETIONS, authorization(request.headers), json=body)
+    response = await engine.send("POST", COMPLETIONS.encode(), authorization(request.headers), json=body)
     if response.is_success and isinstance(asked, ChatRequest):
         return await _chat(engine, response, asked)
     return passed_on(engine, response)

@@ -52,7 +52,7 @@ class Blends:
     def of(self, documents: Sequence[Cached], token_ids: Sequence[int]) -> FoundBlend | None:
         """The blend of exactly ``documents``, as they are now, that ``token_ids`` begin with.
 
-        Of several, the one of which most was recomputed.
+        Of several, the one of which most was recomputed; where there is none, the first of ``documents`` if that is a blend.
         """
         self.follow()
         names = [
@@ -61,7 +61,7 @@ class Blends:
             if known.record and _is_of(known.record, documents)
         ]
         found = (self._usable(name, token_ids) for name in names)
-        return max(filter(None, found), default=None)
+        return max(filter(None, found), default=None) or self._usable(documents[0].name, token_ids)
 
     def follow(self) -> None:
         """Looks for what the store has gained or lost, or has that looked for in the background."""
@@ -102,10 +102,9 @@ class Blends:
     def _usable(self, name: str, token_ids: Sequence[int]) -> FoundBlend | None:
         """The blend, if it is of the documents that the store has now, and its tokens begin the prompt."""
         try:
-            record = record_of(self.store, name)
-            if record is None or record.outdated(self.store):
+            document, record = self.store[name], record_of(self.store, name)
+            if not document.is_blend or (record and record.outdated(self.store)):
                 return None
-            document = self.store[name]
             variant = next(iter(document.variants))
             ids = [token for part in self.store.parts(name, variant) for token in part.token_ids.tolist()]
         except (KvtoolError, StopIteration) as error:
@@ -113,7 +112,7 @@ class Blends:
             return None
         if len(document.segments) > 1 or list(token_ids[: len(ids)]) != ids:
             return None
-        return FoundBlend(record.recompute, name, document.segments[0].identity)
+        return FoundBlend(record.recompute if record else 0.0, name, document.segments[0].identity)
 
 
 def _is_of(record: BlendRecord, documents: Sequence[Cached]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kvtool.connectors.blend_salt import blend_salt
 from kvtool.server.http.errors import ApiError
 from kvtool.server.openai.schemas import AnyRequest, ChatRequest, CompletionRequest
 from kvtool.server.proxy.prompts import EnginePrompt
@@ -52,7 +53,8 @@ def engine_body(request: AnyRequest, prompts: Sequence[EnginePrompt], context: i
     cache of prefixes would give a blend's blocks to later prompts with the same tokens, as if these had been prefilled:
     ``cache_salt`` keeps them to requests of the same blend.
     """
-    body = {field: getattr(request, field) for field in PASSED if field in request.model_fields_set}
+    # Without those that are null, which not every engine takes for left out.
+    body = {field: value for field in PASSED if (value := getattr(request, field)) is not None}
     if request.stream_options is not None:
         body["stream_options"] = {"include_usage": request.wants_usage}
     if request.n_logprobs is not None:
@@ -63,7 +65,7 @@ def engine_body(request: AnyRequest, prompts: Sequence[EnginePrompt], context: i
         named: dict[str, Any] = {"documents": request.documents, "blend": None}
     else:
         named = {"documents": request.documents, "blend": blend.name}
-        body["cache_salt"] = f"kvtool blend {blend.identity}"
+        body["cache_salt"] = blend_salt(blend.identity)
     return {
         **body,
         "prompt": ids[0] if len(ids) == 1 else ids,

@@ -1,4 +1,4 @@
-"""The engine behind the proxy, as an HTTP client sees it."""
+"""The engine after the proxy, as an HTTP client sees it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from kvtool.server.http.errors import ApiError
 
 CONNECT_SECONDS = 5.0
 
+_TIMEOUT = httpx2.Timeout(None, connect=CONNECT_SECONDS)
+"""An answer may take long to begin."""
+
 _log = logging.getLogger(__name__)
 
 _HOP_BY_HOP = frozenset(
     {
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer"),
+        *("proxy-authenticate", "proxy-authorization"),
         *("transfer-encoding", "upgrade", "host", "content-length", "expect", "date", "server"),
     }
 )
@@ -30,22 +34,32 @@ class Engine:
 
     def __init__(self, url: str) -> None:
         self.url = _checked(url)
-        # An answer may take long to begin. Addresses of proxies in the environment are for other servers than this one.
-        timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
+        self._base = httpx2.URL(self.url)
         bounds = httpx2.Limits(max_connections=limits.CONNECTIONS, max_keepalive_connections=64)
-        self._client = httpx2.AsyncClient(timeout=timeout, limits=bounds, trust_env=False)
+        # No client: it would keep cookies, and give those of one client to all others. Addresses of proxies in the environment
+        # are for other servers than this one.
+        self._transport = httpx2.AsyncHTTPTransport(limits=bounds, trust_env=False)
 
     async def send(
-        self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]] = (), **content: Any
+        self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]] = (), **content: Any
     ) -> httpx2.Response:
-        """Sends a request, ``path`` with its query; the caller closes the answer. Raises ``ApiError`` if there is none."""
+        """Sends a request; the caller closes the answer.
+
+        ``target`` is path and query, sent as they are: they decide nothing of whom the request goes to. Raises ``ApiError`` for
+        what cannot be sent, and if there is no answer.
+        """
+        if not target.startswith(b"/"):
+            raise ApiError(400, "the request's path: expected one that begins with /")
         passed = without_hop_by_hop(headers)
         if not any(name.lower() == b"accept-encoding" for name, _ in passed):
             # By default it would be one that the client may not know.
             passed.append((b"accept-encoding", b"identity"))
-        request = self._client.build_request(method, self.url + path, headers=passed, **content)
+        extensions = {"timeout": _TIMEOUT.as_dict(), "target": self._base.raw_path.rstrip(b"/") + target}
+        request = httpx2.Request(method, self._base, headers=passed, extensions=extensions, **content)
         try:
-            return await self._client.send(request, stream=True)
+            return await self._transport.handle_async_request(request)
+        except httpx2.LocalProtocolError as error:
+            raise ApiError(400, "the request: its path or its headers cannot be passed on") from error
         except httpx2.TransportError as error:
             raise self._unreachable(error) from error
 
@@ -70,7 +84,7 @@ class Engine:
             ) from error
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._transport.aclose()
 
     def _unreachable(self, error: Exception) -> ApiError:
         _log.warning("the engine at %s cannot be reached: %s", self.url, error or type(error).__name__)
@@ -79,7 +93,11 @@ class Engine:
 
 
 def without_hop_by_hop(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, value in headers if name.decode("latin-1").lower() not in _HOP_BY_HOP]
+    """``headers`` without those of one connection: the known ones, and those that ``Connection`` names."""
+    named = [(name.decode("latin-1").lower(), (name, value)) for name, value in headers]
+    listed = ",".join(value.decode("latin-1") for name, (_, value) in named if name == "connection")
+    dropped = _HOP_BY_HOP | {token.strip().lower() for token in listed.split(",")}
+    return [header for name, header in named if name not in dropped]
 
 
 def authorization(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -94,8 +112,12 @@ def _checked(url: str) -> str:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL:
         parsed = httpx2.URL("")
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or parsed.query:
+    if parsed.scheme not in ("http", "https") or not parsed.host or _has_more(parsed):
         raise UsageError(
             "--engine", "is no address of a server", "expected one such as http://localhost:8000"
         )
     return url.rstrip("/").removesuffix("/v1")
+
+
+def _has_more(url: httpx2.URL) -> bool:
+    return bool(url.userinfo or url.query or url.fragment)

@@ -18,11 +18,12 @@ from kvtool.model.fingerprint import digest_tokenizer
 from kvtool.model.model import Model
 from kvtool.server.http.errors import ApiError
 from kvtool.server.proxy.blends import Blends, FoundBlend
-from kvtool.server.runtime.errors import document_missing
 from kvtool.server.runtime.request import Prompt
 from kvtool.server.runtime.request_plan import lay_out_documents, prefix_before
 from kvtool.store.base import Store
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.headers import headers_of
+from kvtool.store.manifest import RAW
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Prompts:
         self, documents: Sequence[Cached], prompt: Prompt, prefix: Prefix, is_moved: bool
     ) -> EnginePrompt:
         before = prefix if is_moved else None
-        layout = lay_out_documents(self.store, documents, self.model, prefix=before, refuse=self._refuse)
+        placed = [self._readable(document) for document in documents]
+        layout = lay_out_documents(self.store, placed, self.model, prefix=before, refuse=self._refuse)
         question = prompt.tokens_after(self.model, prefix)
         if not question:
             raise ApiError(400, f"{prompt.field}: expected at least one token", param=prompt.field)
@@ -72,8 +74,15 @@ class Prompts:
         try:
             self.store.check_name(name)
         except StoreError:
-            raise document_missing(name) from None
+            raise DocumentMissing(name, "is no name of a document") from None
         return chosen_document(self.store, name)
+
+    def _readable(self, document: Cached) -> Cached:
+        """``document`` in a variant that the store has: any has the same tokens."""
+        variants = self.store[document.name].variants
+        if document.variant or RAW in variants or not variants:
+            return document
+        return Cached(document.name, variants[0])
 
     @cached_property
     def _identity(self) -> dict[str, str]:

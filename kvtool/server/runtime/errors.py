@@ -9,6 +9,7 @@ from kvtool.errors import KvtoolError, UsageError
 from kvtool.server.http.errors import ApiError, server_failed
 from kvtool.server.runtime.cache_memory import Busy, TooLarge
 from kvtool.store.backends.backend import Unreachable
+from kvtool.store.base import VariantMissing
 from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.room.quota import QuotaReached
 from kvtool.store.trust.signatures import NotSigned
@@ -28,6 +29,9 @@ def api_error(error: BaseException) -> ApiError:
         case DocumentMissing() | NotSigned():
             # What nobody trusted has signed is not there for anybody. The log of the store's keeper says more.
             return document_missing(str(error.subject))
+        case VariantMissing():
+            message = f"{error.subject}: {error.reason}; name one of these after @, or none"
+            return ApiError(404, message, param="documents", code="variant_not_found")
         case Busy():
             return ApiError(503, str(error), code="overloaded", Retry_After="1")
         case Unreachable():
@@ -55,8 +59,8 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
     return shown.response()
 
 
-def document_missing(name: str) -> ApiError:
-    message = f"{name or 'the empty name'}: there is no such document; GET /v1/documents lists them"
+def document_missing(name: str, remedy: str = "GET /v1/documents lists them") -> ApiError:
+    message = f"{name or 'the empty name'}: there is no such document; {remedy}"
     return ApiError(404, message, param="documents", code="document_not_found")
 
 

@@ -13,6 +13,7 @@ from kvtool.artifact.load import refuse_mismatch
 from kvtool.artifact.read import Artifact
 from kvtool.blending.blend import BlendOptions
 from kvtool.blending.layout import Cached, Layout, lay_out
+from kvtool.blending.record import log_outdated
 from kvtool.errors import ArtifactError, MismatchError, StoreError
 from kvtool.model.chat_template import SEPARATOR, Prefix, prints_time
 from kvtool.model.model import Model
@@ -71,10 +72,13 @@ def lay_out_documents(
     prefix: Prefix | None = None,
     refuse: Callable[[Artifact, Model], None] = refuse_mismatch,
 ) -> Layout:
-    """The places of ``documents`` in a prompt, after their own prefix or ``prefix``. ``refuse`` is as of ``lay_out``."""
+    """The places of ``documents`` in a prompt, after their own prefix or ``prefix``. ``refuse`` is as of ``lay_out``.
+
+    Blends among them that are out of date are named in the log: their text may be an old one.
+    """
     token_ids = None if prefix is None else prefix.token_ids
     try:
-        return lay_out(
+        layout = lay_out(
             store,
             documents,
             model,
@@ -86,6 +90,8 @@ def lay_out_documents(
     except MismatchError as error:
         message = "documents: they were prefilled by another model, or places of their tokens are not known; name others"
         raise ApiError(400, message, param="documents") from error
+    log_outdated(store, layout.documents)
+    return layout
 
 
 class Planner:

@@ -31,6 +31,7 @@ class FakeEngine:
                 Route("/v1/chat/completions", self.other, methods=["POST"]),
                 Route("/v1/models", self.other),
                 Route("/metrics", self.metrics),
+                Route("/echo/{path:path}", self.echo, methods=["GET", "DELETE"]),
             ]
         )
 
@@ -40,6 +41,7 @@ class FakeEngine:
             {
                 "method": request.method,
                 "path": request.url.path,
+                "raw_path": request.scope["raw_path"],
                 "query": request.url.query,
                 "headers": dict(request.headers),
                 "data": data,
@@ -51,6 +53,13 @@ class FakeEngine:
     async def other(self, request: Request) -> Response:
         await self.note(request)
         return JSONResponse({"path": request.url.path}, headers={"x-engine": "yes"})
+
+    async def echo(self, request: Request) -> Response:
+        """Sets the cookie that is asked for, and names a header of its own as one of this connection."""
+        await self.note(request)
+        headers = {"x-engine": "yes", "set-cookie": request.headers.get("x-cookie", "none")}
+        named = request.headers.get("x-connection")
+        return Response("", headers=headers | ({"connection": named, named: "1"} if named else {}))
 
     async def metrics(self, request: Request) -> Response:
         await self.note(request)

@@ -20,6 +20,7 @@ from kvtool.server.http.errors import ApiError
 from kvtool.server.proxy.prompts import Prompts
 from kvtool.server.runtime.request import ConversationPrompt, TextPrompt, TokenPrompt
 from kvtool.server.runtime.service import Service
+from kvtool.store.catalog.catalog import DocumentMissing
 from kvtool.store.local import LocalStore
 from tests.server.asking import QUESTION, THREE
 from tests.server.runtime.test_request_plan import planned
@@ -88,7 +89,7 @@ def test_another_tokenizer_is_refused(
 def test_missing_documents_and_empty_questions_are_named(prompts: Prompts) -> None:
     with pytest.raises(kvtool.KvtoolError, match="is not in the store"):
         prompts.after(["docs/d.txt"], ASKED)
-    with pytest.raises(ApiError, match="there is no such document"):
+    with pytest.raises(DocumentMissing, match="is no name of a document"):
         prompts.after(["../kv-store"], ASKED)
     with pytest.raises(ApiError, match="prompt: expected at least one token"):
         prompts.after(THREE, TextPrompt(""))
@@ -112,7 +113,7 @@ def test_the_blend_of_exactly_these_documents_is_found(
     stored = documents.load("ab", served).token_ids.tolist()
     assert made.token_ids[: len(stored)] == stored
     assert len(stored) == made.document_tokens
-    for names in ([b, a], [a], [a, b, c], [a, b, b], ["ab"], [f"{a}@kivi", b]):
+    for names in ([b, a], [a], [a, b, c], [a, b, b], [c, "ab"], [f"{a}@kivi", b]):
         if "@" in names[0]:
             kvtool.compress(documents, recipe="kivi", bits=4)
         assert prompts.after(names, ASKED).blend is None
@@ -161,6 +162,50 @@ def test_one_that_is_out_of_date_or_broken_is_not_taken(
     Path(THREE[0]).write_text(before)
     documents.path_of(documents["abc"].segments[0].variants["raw"]).unlink()
     assert blend_of(prompts) is None
+
+
+def test_a_blend_that_is_named_first_is_loaded_by_its_own_name(
+    prompts: Prompts, documents: LocalStore, served: kvtool.Model
+) -> None:
+    a, b, c = THREE
+    save_blend("ab", [a, b], served, documents)
+    for names in (["ab"], ["ab", c]):
+        blend = prompts.after(names, ASKED).blend
+        assert blend
+        assert (blend.name, blend.identity) == ("ab", documents["ab"].segments[0].identity)
+    save_blend("abc", ["ab", c], served, documents)
+    assert (found := prompts.after(["ab", c], ASKED).blend)
+    assert found.name == "abc"
+
+
+def test_an_old_blend_is_said_and_not_loaded(
+    prompts: Prompts, documents: LocalStore, served: kvtool.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its own name, whose text the request asks for, and by way of another blend."""
+    a, b, c = THREE
+    save_blend("ab", [a, b], served, documents)
+    save_blend("abc", ["ab", c], served, documents)
+    assert prompts.after(["ab"], ASKED).blend
+    assert not caplog.messages
+    Path(a).write_text("Eight ships.")
+    kvtool.prefill(["docs"], model=served, store=documents)
+    for _ in range(2):
+        for names in (["ab"], ["ab", c], ["abc"]):
+            assert prompts.after(names, ASKED).blend is None
+    assert caplog.messages == [
+        f"ab: is a blend, and {a} has changed since; kvtool blend makes it again",
+        "abc: is a blend, and ab is out of date itself; kvtool blend makes it again",
+    ]
+
+
+def test_tokens_are_those_of_any_variant(
+    prompts: Prompts, documents: LocalStore, served: kvtool.Model
+) -> None:
+    before = prompts.after(THREE, ASKED)
+    kvtool.compress(documents, recipe="kivi", bits=4)
+    for name in THREE:
+        documents.commit(documents[name].with_variants(["kivi"]))
+    assert prompts.after(THREE, ASKED) == before
 
 
 def test_a_compressed_blend_without_its_raw_cache_is_found(

@@ -13,8 +13,10 @@ from starlette.testclient import TestClient
 
 import kvtool
 from kvtool.blending.save import save_blend
+from kvtool.connectors.blend_salt import blend_salt
 from kvtool.model.conversation import Message
 from kvtool.server.proxy.app import create_proxy
+from kvtool.server.proxy.bodies import PASSED
 from kvtool.server.proxy.engine import Engine
 from kvtool.server.proxy.prompts import Prompts
 from kvtool.server.runtime.request import ConversationPrompt, TextPrompt
@@ -90,9 +92,19 @@ def test_a_stored_blend_is_named(
     body = engine.requests[0]["body"]
     assert body["kv_transfer_params"] == {"kvtool": {"documents": TWO, "blend": "both"}}
     # Blocks that are filled from a blend are never those of a plain prompt with the same tokens.
-    assert body["cache_salt"] == f"kvtool blend {documents['both'].segments[0].identity}"
+    assert body["cache_salt"] == blend_salt(documents["both"].segments[0].identity)
     stored = documents.load("both", served).token_ids.tolist()
     assert body["prompt"][: len(stored)] == stored
+
+
+def test_what_is_null_is_left_out(proxy: httpx.Client, engine: FakeEngine) -> None:
+    """vLLM's completions refuse null for some of these."""
+    given: dict[str, Any] = {"seed": 0, "top_k": 0, "ignore_eos": False}
+    nulls = dict.fromkeys(field for field in PASSED if field not in given | {"model": ""})
+    posted(proxy, completion_body(**given, **nulls, max_tokens=None, logprobs=None), "/v1/completions")
+    body = engine.requests[0]["body"]
+    assert body.keys() == {"model", "prompt", "max_tokens", "kv_transfer_params", *given}
+    assert body.items() >= {**given, "max_tokens": 16}.items()
 
 
 def test_completions_are_passed_back_as_they_are(
@@ -176,7 +188,21 @@ def test_all_else_is_passed_on_unchanged(proxy: httpx.Client, engine: FakeEngine
 @pytest.mark.parametrize(
     ("path", "body", "status", "param", "says"),
     [
-        ("chat/completions", {"documents": ["docs/d.txt"]}, 404, "documents", "no such document"),
+        (
+            "chat/completions",
+            {"documents": ["docs/d.txt"]},
+            404,
+            "documents",
+            "no such document; kvtool ls shows",
+        ),
+        ("chat/completions", {"documents": ["../kv"]}, 404, "documents", "no such document; kvtool ls shows"),
+        (
+            "completions",
+            {"documents": ["docs/a.txt@nope"]},
+            404,
+            "documents",
+            "has no variant 'nope', only raw;",
+        ),
         ("chat/completions", {"documents": "docs/a.txt"}, 400, "documents", "valid array"),
         ("chat/completions", {"documents": TWO, "tools": [{}]}, 400, "tools", "not supported"),
         ("chat/completions", {"documents": TWO, "use_cache": False}, 400, "use_cache", "engine's to decide"),
@@ -270,7 +296,7 @@ def test_pages_of_other_sites_and_large_bodies_are_refused(
     error = proxy.post("/v1/completions", json=completion_body(), headers=page)
     assert (error.status_code, "ask it from a program" in error.text) == (403, True)
     renamed = proxy.get("/v1/models", headers={"host": "evil.example"})
-    assert (renamed.status_code, "--host" in renamed.text) == (403, True)
+    assert (renamed.status_code, "--allow-host" in renamed.text) == (403, True)
     monkeypatch.setattr("kvtool.limits.REQUEST_BYTES", 50)
     assert proxy.post("/v1/completions", json=completion_body()).status_code == 413
     assert not engine.requests
