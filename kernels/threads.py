@@ -53,12 +53,31 @@ def background_pool(workers: int, name: str) -> ThreadPoolExecutor:
     The threads' names begin with ``name``.
     """
     with _restored():
-        pool = ThreadPoolExecutor(workers, name, torch.set_num_threads, (1,))
+        pool = ThreadPoolExecutor(workers, name, _begin_with_one)
         started = threading.Barrier(workers + 1)
         for _ in range(workers):
             pool.submit(started.wait)
         started.wait()
     return pool
+
+
+def background_thread(run: Callable[[], None], name: str) -> threading.Thread:
+    """Starts a thread that computes with one thread, while the caller goes on with all of its own.
+
+    A process that ends does not wait for it.
+    """
+    is_set = threading.Event()
+
+    def begin() -> None:
+        _begin_with_one()
+        is_set.set()
+        run()
+
+    with _restored():
+        thread = threading.Thread(target=begin, name=name, daemon=True)
+        thread.start()
+        is_set.wait()
+    return thread
 
 
 def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
@@ -77,6 +96,13 @@ def one_thread_each(call: Callable[..., T], *items: Iterable[Any]) -> list[T]:
     """``call`` of each of ``items``, on all of torch's threads, each of them by one: the same whatever their number."""
     with thread_pool() as pool:
         return list(pool.map(call, *items))
+
+
+def _begin_with_one() -> None:
+    """Sets the number of threads of a thread that goes on while others compute with more."""
+    # A thread that was never asked would take over, at its first computation, the number that was set last.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 @contextmanager

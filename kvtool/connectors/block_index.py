@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -60,23 +61,22 @@ class BlockIndex(Followed):
         super().__init__(store, in_background=True)
         self.choose, self.chain, self.block_size = choose, chain, block_size
         self._lock = threading.Lock()
-        self._keys: dict[str, list[tuple[Hashable, Block]]] = {}
-        self._blocks: dict[Hashable, list[Block]] = {}
+        self._keys: dict[str, list[tuple[Source, Sequence[Hashable]]]] = {}
+        self._sources: dict[Hashable, dict[Source, int]] = {}
 
     def find(self, keys: Sequence[Hashable], skip: Callable[[Source], bool]) -> list[Block | None]:
         """A block for each of ``keys``, which follow each other; from as few sources as may be, none that ``skip`` names."""
         self.follow()
-        with self._lock:
-            candidates = [list(self._blocks.get(key, ())) for key in keys]
         found: list[Block | None] = []
-        source = None
-        # The source of a later block has the earlier ones too.
-        for blocks in reversed(candidates):
-            usable = [block for block in blocks if not skip(block.source)]
-            same = [block for block in usable if block.source == source]
-            block = next(iter(same or usable), None)
-            source = block.source if block else None
-            found.append(block)
+        source: Source | None = None
+        skipped = cache(skip)
+        with self._lock:
+            # The source of a later block has the earlier ones too.
+            for key in reversed(keys):
+                numbers = self._sources.get(key, {})
+                if source not in numbers:
+                    source = next((one for one in numbers if not skipped(one)), None)
+                found.append(None if source is None else self._block(source, numbers[source]))
         return found[::-1]
 
     def add(self, document: Document) -> None:
@@ -91,20 +91,21 @@ class BlockIndex(Followed):
                 continue
             ids = np.concatenate([part.token_ids.numpy() for part in parts]).tolist()
             source = Source(document.name, tuple(v.artifact for v in variants), len(ids), variants)
-            size = self.block_size
-            entries = [
-                (key, Block(source, range(n * size, (n + 1) * size)))
-                for n, key in enumerate(self.chain(ids[: len(ids) // size * size]))
-            ]
+            keys = self.chain(ids[: len(ids) // self.block_size * self.block_size])
             with self._lock:
-                self._keys.setdefault(document.name, []).extend(entries)
-                for key, block in entries:
-                    self._blocks.setdefault(key, []).append(block)
+                self._keys.setdefault(document.name, []).append((source, keys))
+                for number, key in enumerate(keys):
+                    self._sources.setdefault(key, {})[source] = number
 
     def forget(self, name: str) -> None:
         """Leaves a document's blocks out."""
         with self._lock:
-            for key, block in self._keys.pop(name, ()):
-                self._blocks[key].remove(block)
-                if not self._blocks[key]:
-                    del self._blocks[key]
+            for source, keys in self._keys.pop(name, ()):
+                for key in keys:
+                    numbers = self._sources.get(key, {})
+                    numbers.pop(source, None)
+                    if not numbers:
+                        self._sources.pop(key, None)
+
+    def _block(self, source: Source, number: int) -> Block:
+        return Block(source, range(number * self.block_size, (number + 1) * self.block_size))

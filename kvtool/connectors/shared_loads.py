@@ -12,8 +12,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from kvtool.connectors.daemon_pool import DaemonPool
 from kvtool.errors import KvtoolError
-from kvtool.kernels.threads import background_pool
 
 AVOIDED_SECONDS = 60.0
 """For which what could not be loaded is not tried again."""
@@ -26,45 +26,63 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Bounds:
-    """What loads may take: ``nbytes`` for all results that are kept, ``seconds`` for one load, ``threads`` for all of them."""
+    """What loads may take: ``nbytes`` for all results, ``seconds`` for one load, ``threads`` for all of them."""
 
     nbytes: int
     seconds: float
     threads: int = 2
 
 
+@dataclass(frozen=True)
+class _Loading(Generic[V]):
+    future: Future[V | None]
+    began: float
+    until: float
+
+
 class SharedLoads(Generic[K, V]):
-    """The results of ``load`` by key, those used last: ``size`` says how many bytes one takes.
+    """The results of ``load`` by key, those used last.
+
+    ``size`` says how many bytes the result of a key takes, before it is loaded. Results that are kept and those that are being
+    loaded stay within the bound together; one that a caller still reads when another takes its place is not counted.
 
     Whoever asks for what is being loaded waits for that load. Any error of it, or a load that takes longer than its bound, is
     one line in the log, and None for all who asked.
     """
 
-    def __init__(self, load: Callable[[K], V], size: Callable[[V], int], bounds: Bounds) -> None:
+    def __init__(self, load: Callable[[K], V], size: Callable[[K], int], bounds: Bounds) -> None:
         self.load, self.size, self.bounds = load, size, bounds
-        self._pool = background_pool(bounds.threads, "loads")
+        self._pool = DaemonPool(bounds.threads, "loads")
         self._lock = threading.Lock()
-        self._results: OrderedDict[K, V] = OrderedDict()
-        self._nbytes = 0
-        self._loading: dict[K, tuple[Future[V | None], float]] = {}
+        self._has_room = threading.Condition(self._lock)
+        self._results: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._kept = self._reserved = 0
+        self._loading: dict[K, _Loading[V]] = {}
         self._avoided: dict[K, float] = {}
         self._is_closed = False
 
-    def get(self, key: K) -> V | None:
-        """The result for ``key``, once it is loaded. Waits no longer than a load may take, and raises nothing."""
+    def get(self, key: K, until: float | None = None) -> V | None:
+        """The result for ``key``, once it is loaded. Raises nothing.
+
+        Waits no longer than a load may take, nor past the moment ``until`` of ``time.monotonic``.
+        """
+        latest = time.monotonic() + self.bounds.seconds
+        until = latest if until is None else min(until, latest)
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)
-                return self._results[key]
+                return self._results[key][0]
             if self._is_closed or self._is_avoided(key):
                 return None
-            if key not in self._loading:
-                self._loading[key] = self._pool.submit(self._run, key), time.monotonic()
-            future, began = self._loading[key]
+            try:
+                loading = self._loading.get(key) or self._started(key, until)
+            except RuntimeError:
+                return None  # The process ends.
         try:
-            return future.result(max(0.0, began + self.bounds.seconds - time.monotonic()))
+            return loading.future.result(max(0.0, min(until, loading.until) - time.monotonic()))
         except FutureTimeout:
-            self._avoid(key, f"it was not loaded within {self.bounds.seconds:g} seconds")
+            if until >= loading.until:
+                self._give_up(key, loading)
             return None
         except CancelledError:
             return None
@@ -78,7 +96,7 @@ class SharedLoads(Generic[K, V]):
         """Frees all results."""
         with self._lock:
             self._results.clear()
-            self._nbytes = 0
+            self._kept = 0
 
     def close(self) -> None:
         """Frees all results, and starts no more loads; does not wait for those that run."""
@@ -89,37 +107,63 @@ class SharedLoads(Generic[K, V]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all results that are kept."""
-        return self._nbytes
+        """Bytes of all results that are kept, and of those that are being loaded."""
+        return self._kept + self._reserved
 
-    def _run(self, key: K) -> V | None:
+    def _started(self, key: K, until: float) -> _Loading[V]:
+        self._loading[key] = _Loading(self._pool.submit(self._run, key, until), time.monotonic(), until)
+        return self._loading[key]
+
+    def _run(self, key: K, until: float) -> V | None:
+        reserved = 0
         try:
+            reserved = self._reserve(self.size(key), until)
             result = self.load(key)
         except Exception as error:
             # Whatever it is, the engine goes on without.
             reason = str(error) if isinstance(error, KvtoolError) else f"{type(error).__name__}: {error}"
             self._avoid(key, reason)
-            with self._lock:
-                self._loading.pop(key, None)
+            with self._has_room:
+                self._end(key, reserved)
             return None
-        with self._lock:
-            self._loading.pop(key, None)
+        with self._has_room:
+            self._end(key, reserved)
             self._avoided.pop(key, None)
             if not self._is_closed:
-                self._keep(key, result)
+                self._results[key] = result, reserved
+                self._kept += reserved
         return result
 
-    def _keep(self, key: K, result: V) -> None:
-        self._results[key] = result
-        self._nbytes += self.size(result)
-        while self._nbytes > self.bounds.nbytes:
-            _, oldest = self._results.popitem(last=False)
-            self._nbytes -= self.size(oldest)
+    def _reserve(self, nbytes: int, until: float) -> int:
+        """Makes room for ``nbytes``, by freeing what was used longest ago. Waits for other loads if they take all the rest."""
+        with self._has_room:
+            seconds = max(0.0, until - time.monotonic())
+            if not self._has_room.wait_for(lambda: self._reserved + nbytes <= self.bounds.nbytes, seconds):
+                raise TimeoutError("other loads take all the memory")
+            self._reserved += nbytes
+            while self.nbytes > self.bounds.nbytes:
+                _, (_, freed) = self._results.popitem(last=False)
+                self._kept -= freed
+        return nbytes
+
+    def _end(self, key: K, reserved: int) -> None:
+        self._loading.pop(key, None)
+        self._reserved -= reserved
+        self._has_room.notify_all()
+
+    def _give_up(self, key: K, loading: _Loading[V]) -> None:
+        self._avoid(key, f"it was not loaded within {loading.until - loading.began:.2g} seconds")
+        self._pool.give_up(loading.future)
+        with self._lock:
+            # One that had not begun never will; one that runs may still come, for whoever asks later.
+            if loading.future.cancelled() and self._loading.get(key) is loading:
+                del self._loading[key]
 
     def _avoid(self, key: K, reason: str) -> None:
         with self._lock:
-            is_known = self._is_avoided(key)
-            self._avoided[key] = time.monotonic() + AVOIDED_SECONDS
+            is_known, now = self._is_avoided(key), time.monotonic()
+            self._avoided = {key: until for key, until in self._avoided.items() if until > now}
+            self._avoided[key] = now + AVOIDED_SECONDS
         if not is_known:
             _log.warning("%s is not loaded: %s", key, reason)
 

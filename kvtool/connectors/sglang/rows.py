@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kvtool.artifact.read import Artifact
+from kvtool.connectors.daemon_pool import DaemonPool
 from kvtool.connectors.reading import LayerSpan, Step, steps
 from kvtool.connectors.sglang.pages import Pages
 from kvtool.errors import MismatchError
-from kvtool.kernels.threads import thread_pool
 
 
 def rows_nbytes(pages: Pages, n_tokens: int) -> int:
@@ -40,7 +40,7 @@ def decode(parts: Sequence[Artifact], pages: Pages, *, in_pairs: bool = True, th
     needed = [
         step for step in steps(parts, range(n_tokens)) if any(layer in pages.layers for layer in step.layers)
     ]
-    with thread_pool(threads) as pool:
+    with DaemonPool(threads, "decoding") as pool:
         list(pool.map(fill, needed))
     return rows
 

@@ -1,10 +1,12 @@
 """Pages by SGLang's keys, out of a kvtool store. Needs no sglang.
 
-No call raises, none waits longer than a load may take, and what cannot be served is a miss with a line in the log.
+No call raises, and none waits longer than ``max_load_seconds``, however many segments it needs. What cannot be served is a
+miss with a line in the log.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +44,7 @@ class Tier:
         usable = Usable(store, engine.model, settings.variant)
         self.index = BlockIndex(store, usable, engine.chain, pages.n_tokens)
         bounds = Bounds(settings.memory, settings.max_load_seconds, settings.threads)
-        self.loads: SharedLoads[Source, Tensor] = SharedLoads(self._load, lambda rows: rows.nbytes, bounds)
+        self.loads: SharedLoads[Source, Tensor] = SharedLoads(self._load, self._size, bounds)
 
     def held(self, keys: Sequence[str]) -> int:
         """How many of the first ``keys`` the store has."""
@@ -54,9 +56,10 @@ class Tier:
 
         The others may hold anything.
         """
+        until = time.monotonic() + self.settings.max_load_seconds
         blocks = self.index.find(keys, self.loads.is_avoided)
         for n, (block, place) in enumerate(zip(blocks, places, strict=True)):
-            if block is None or (rows := self.loads.get(block.source)) is None:
+            if block is None or (rows := self.loads.get(block.source, until)) is None:
                 return n
             place.copy_(rows[:, :, block.tokens.start : block.tokens.stop])
         return len(places)
@@ -65,11 +68,14 @@ class Tier:
         """Frees decoded segments, and loads no more."""
         self.loads.close()
 
-    def _load(self, source: Source) -> Tensor:
+    def _size(self, source: Source) -> int:
         nbytes = rows_nbytes(self.pages, source.n_tokens)
         if nbytes > self.settings.memory:
             reason = f"has {nbytes} bytes of keys and values, more than kvtool.memory_gib"
             raise UsageError(source.document, reason, f"raise it in {WHERE}")
+        return nbytes
+
+    def _load(self, source: Source) -> Tensor:
         with self.store.using(source.document):
             parts = source.open(self.store)
             return decode(parts, self.pages, in_pairs=self.engine.in_pairs, threads=self.settings.threads)

@@ -15,13 +15,14 @@ import torch
 
 import kvtool
 from kvtool.connectors import shared_loads
+from kvtool.connectors.reading import Step
 from kvtool.connectors.sglang.pages import Pages, Shard
 from kvtool.connectors.sglang.settings import Settings
 from kvtool.connectors.sglang.tier import Tier
 from kvtool.store import prefix_index
 from kvtool.store.local import LocalStore
 from kvtool.store.open import open_store
-from tests.connectors.sglang.pools import PAGE, chain, engine_of, expected_rows, pages_of, token_ids
+from tests.connectors.sglang.pools import N_PAGES, PAGE, chain, engine_of, expected_rows, pages_of, token_ids
 
 NAME = "long.txt"
 LAYOUTS = ["layer_first", "page_first", "page_first_direct", "page_head"]
@@ -257,6 +258,35 @@ def test_a_slow_store_is_a_miss_after_its_time(
     while tier.held(keys) < len(keys) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert read_pages(tier, keys)[0] == len(keys)
+
+
+def test_one_call_waits_no_longer_than_one_load_may_take(make: Callable[..., Tier], store: LocalStore) -> None:
+    tier, keys = make(), [key for name in (NAME, "other.txt") for key in chain(token_ids(store, name))]
+    waited: dict[str, float] = {}
+    get = tier.loads.get
+    tier.loads.get = lambda source, until: (waited.setdefault(source.document, until), get(source, until))[1]
+    latest = time.monotonic() + tier.settings.max_load_seconds
+    own = pages_of(tiny_of(tier))
+    places = [own.at(n % N_PAGES * PAGE) for n in range(len(keys))]
+    assert tier.read(keys, places) == len(keys)
+    first, second = waited.values()
+    assert latest <= first == second <= time.monotonic() + tier.settings.max_load_seconds
+
+
+def test_no_thread_that_reads_for_it_keeps_the_process_from_ending(
+    make: Callable[..., Tier], store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come, hangs = threading.Event(), threading.Event()
+    monkeypatch.setattr(Step, "spans", lambda step: (hangs.set(), come.wait(10), [])[2])
+    tier, keys = make(max_load_seconds=0.05, threads=3), chain(token_ids(store, NAME))
+    before = set(threading.enumerate())
+    tier.loads.clear()
+    assert read_pages(tier, keys)[0] == 0
+    assert hangs.wait(10)
+    hung = set(threading.enumerate()) - before
+    assert len(hung) > 1
+    assert all(thread.daemon for thread in hung)
+    come.set()
 
 
 def test_what_is_asked_for_at_once_is_loaded_once(make: Callable[..., Tier], store: LocalStore) -> None:

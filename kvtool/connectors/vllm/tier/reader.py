@@ -11,6 +11,7 @@ from typing import Any
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.kv_offload.tiering.base import JobResult
 
+from kvtool.connectors.daemon_pool import DaemonPool
 from kvtool.connectors.usable import Usable
 from kvtool.connectors.vllm.engine import engine_model
 from kvtool.connectors.vllm.load import Load, Target
@@ -23,7 +24,6 @@ from kvtool.connectors.vllm.tier.promotion import Promoter, Promotion
 from kvtool.connectors.vllm.worker import WARM_UP_SECONDS
 from kvtool.connectors.warm_up import warm_up
 from kvtool.errors import KvtoolError, UsageError
-from kvtool.kernels.threads import background_pool
 from kvtool.store.open import open_store
 from kvtool.store.remote import RemoteStore
 
@@ -93,7 +93,7 @@ class Reader:
         function = get_hash_fn_by_name(engine.config.cache_config.prefix_caching_hash_algo)
         hashing = Hashing(function, engine.spec.config.cache.tokens_per_hash)
         blocks = HashedBlocks(store, Usable(store, model, self.settings.variant), hashing)
-        pool = background_pool(self.settings.threads, "kvtool-tier")
+        pool = DaemonPool(self.settings.threads, "kvtool-tier")
         wait([pool.submit(warm_up, store, self.settings.variant)], WARM_UP_SECONDS)
         blocks.follow(START_SECONDS)
         return Promoter(
