@@ -132,7 +132,7 @@ class Store(Catalog):
         variants = document.segments[segment].variants
         if variant not in variants:
             remedy = _how_to_make(document.name, variant)
-            reason = f"has no variant {variant[:80]!r}, only {', '.join(variants)}"
+            reason = f"has no variant {variant!r}, only {', '.join(variants)}"
             raise VariantMissing(document.name, reason, remedy)
         if not self.holds(variants[variant]):
             file = f"{self}/{artifact_file(variants[variant].artifact)}"

@@ -119,6 +119,22 @@ def test_it_is_out_of_date_once_a_document_changes_and_then_made_again(cli: Cli,
     assert "out of date: docs/b.md is no longer in the store" in cli("show", "both").stdout
 
 
+def test_a_blend_of_an_old_blend_is_never_there_already(cli: Cli, store: Store) -> None:
+    blended(cli)
+    outer = ("blend", "both", "c.txt", "--save", "all")
+    for _ in range(2):
+        cli(*outer)
+    Path("docs/a.md").write_text("The green apple costs two.")
+    cli("prefill", "docs/a.md")
+    assert "both: is a blend, and docs/a.md has changed since" in error_of(cli(*outer, code=FAILED))
+    ask = ("ask", "What?", "--doc", "all", "--max-tokens", "1")
+    assert "warning: all: is a blend, and both is out of date itself" in cli(*ask).stderr
+    assert json.loads(cli("verify", "--json").stdout)["outdated"] == {"all": ["both"], "both": ["docs/a.md"]}
+    blended(cli)
+    assert "both had changed since the last time" in cli(*outer).stderr
+    assert "warning" not in cli(*ask).stderr
+
+
 def test_a_name_that_is_taken_is_left_alone(cli: Cli, store: Store) -> None:
     blended(cli)
     before = store["both"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 import kvtool
 from kvtool.blending.layout import Cached
+from kvtool.blending.save import save_blend
 from kvtool.engines.sampling import Sampling
 from kvtool.model.conversation import Message
 from kvtool.server.http.errors import ApiError
@@ -19,6 +22,7 @@ from kvtool.server.runtime.request import ConversationPrompt, Request, TokenProm
 from kvtool.server.runtime.request_plan import RequestPlan
 from kvtool.server.runtime.service import Service
 from kvtool.store.local import LocalStore
+from tests.server.asking import chat
 
 
 @contextmanager
@@ -62,6 +66,35 @@ def test_a_document_alone_is_loaded(service: Service, documents: LocalStore, ser
     rest = len(plan.token_ids) - len(cached)
     assert source.nbytes == service.caches.token_bytes * 2 * (rest + 12)
     assert (source.documents, source.variant, plan.max_tokens) == (("docs/a.txt",), "raw", 12)
+
+
+def test_an_old_blend_is_named_in_the_log(
+    service: Service, documents: LocalStore, served: kvtool.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_blend("both", ["docs/a.txt", "docs/b.txt"], served, documents)
+    planned(service, "both")
+    assert not caplog.messages
+    for text in ("Eight ships.", "Nine ships."):
+        Path("docs/a.txt").write_text(text)
+        kvtool.prefill(["docs"], model=served, store=documents)
+        for _ in range(2):
+            planned(service, "both")
+            planned(service, "docs/a.txt", "both")
+        # Each time that it gets old, and not with each request.
+        old = "both: is a blend, and docs/a.txt has changed since; kvtool blend makes it again"
+        assert caplog.messages == [old]
+        caplog.clear()
+        save_blend("both", ["docs/a.txt", "docs/b.txt"], served, documents)
+        planned(service, "both")
+        assert not caplog.messages
+
+
+def test_a_variant_that_is_missing_is_the_clients_mistake(client: TestClient) -> None:
+    error = chat(client, documents=["docs/a.txt@nope"], status=404)["error"]
+    assert (error["param"], error["code"]) == ("documents", "variant_not_found")
+    assert (
+        error["message"] == "docs/a.txt: has no variant 'nope', only raw; name one of these after @, or none"
+    )
 
 
 def test_several_are_blended(service: Service) -> None:
