@@ -58,7 +58,7 @@ def run(
     """Take requests with documents by name, as kvtool's server does, for an engine such as vLLM.
 
     The documents, the text between them and the question become token ids, for which kvtool's connector in the engine finds the
-    caches. A stored blend of exactly these documents is named to it. All other requests are passed on as they are.
+    caches. A stored blend of exactly these documents is named to it. All other requests are passed on.
     """
     from kvtool.store.layout import address
     from kvtool.store.open import open_store

@@ -35,16 +35,18 @@ def running(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 def test_it_runs_before_an_engine_until_it_is_stopped(tiny_dir: Path) -> None:
     engine = FakeEngine()
+    hosts = ("--allow-host", "a.example", "--allow-host", "B.example")
     with (
         listen(engine.app) as url,
-        running("--model", str(tiny_dir), "--engine", url, "--log", "json") as (proxy, process),
+        running("--model", str(tiny_dir), "--engine", url, "--log", "json", *hosts) as (proxy, process),
         httpx.Client(base_url=proxy) as client,
     ):
         body = {"model": "served", "prompt": "What?", "documents": ["docs/a.md", "c.txt"]}
         assert client.post("/v1/completions", json=body).json()["id"] == "cmpl-1"
         asked = engine.requests[0]["body"]
         assert asked["kv_transfer_params"]["kvtool"] == {"documents": body["documents"], "blend": None}
-        assert client.get("/v1/models").json() == {"path": "/v1/models"}
+        for host, status in (("a.example", 200), ("b.example", 200), ("c.example", 403)):
+            assert client.get("/v1/models", headers={"host": host}).status_code == status
         process.terminate()
         _, log = process.communicate(timeout=30)
     assert process.returncode == 0
@@ -57,6 +59,7 @@ def test_it_runs_before_an_engine_until_it_is_stopped(tiny_dir: Path) -> None:
     [
         (("--engine", "localhost:8000"), USAGE, "expected one such as http://localhost:8000"),
         (("--engine", "http://a:b@c"), USAGE, "--engine: is no address of a server"),
+        (("--allow-host", "http://a.example"), USAGE, "expected one without scheme and port"),
         (("--store", "missing"), FAILED, "there is no store"),
         (("--model", "missing"), FAILED, "no such directory"),
     ],
