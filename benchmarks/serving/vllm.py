@@ -54,8 +54,8 @@ The others have the connector, and load the variant.
 
 ## Beside kvtool's own server
 
-The same prompts: documents of 1,024 tokens with raw caches, and a question. One client asks, or several at a time; answers have 32
-tokens. Memory is what the server's processes hold. vLLM has several, and 1 GiB for blocks.
+The same prompts: documents of 1,024 tokens with raw caches, and a question. One client asks, or several at a time. Answers have
+32 tokens. Memory is what the server's processes hold. vLLM has several, and 1 GiB for blocks.
 
 {}
 """
