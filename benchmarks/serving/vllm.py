@@ -1,6 +1,6 @@
 """vLLM over a store's caches: time to first token with the connector, without it, and over its own warm prefix cache.
 
-python -m benchmarks vllm [--repeats 5] [--tokens 2048 4096] [--variants raw kivi klt] [--clients 1 16]
+python -m benchmarks vllm [--repeats 5] [--tokens 2048 4096] [--variants raw kivi klt] [--clients 1 16] [--write PAGE]
 
 `make engines` makes vLLM's environment. All servers run at once, each asked in its turn, and the ratios are those of medians.
 Then the same prompts go to kvtool's own server and to vLLM with the connector, from one client and from several at a time:
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import httpx
 import psutil
@@ -35,6 +36,30 @@ CONTEXT = 8192
 SHARED_TOKENS = 1024
 """Of each document that the servers are asked about side by side."""
 
+Row: TypeAlias = list[object]
+FIRST = ["tokens", "vLLM", "s to first token", "without / this"]
+BESIDE = ["server", "clients", "s to first token", "tokens a second", "MB"]
+PAGE = """# vLLM over a store's caches
+
+Made by `python -m benchmarks vllm --write docs/results/vllm.md`: {}. The model is SmolLM2-135M in bfloat16, vLLM its build for
+CPUs.
+
+## First token
+
+Seconds to the first token of an answer about a document of so many tokens: medians of one run, in which all servers take turns.
+"without" is vLLM without the connector, which has not seen the document. "own prefix cache" is the same server, asked once more.
+The others have the connector, and load the variant.
+
+{}
+
+## Beside kvtool's own server
+
+The same prompts: documents of 1,024 tokens with raw caches, and a question. One client asks, or several at a time. Answers have
+32 tokens. Memory is what the server's processes hold. vLLM has several, and 1 GiB for blocks.
+
+{}
+"""
+
 
 def main(argv: Sequence[str]) -> None:
     parser = make_parser(__doc__)
@@ -42,20 +67,28 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 4096])
     parser.add_argument("--variants", nargs="+", default=["raw", "kivi", "klt"])
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 16])
+    parser.add_argument("--write", type=Path, help="the page that shows the results")
     arguments = parser.parse_args(argv)
     model = kvtool.load_model(dtype=DTYPE)
     print(machine(), flush=True)
+    first: list[Row] = []
     for tokens in arguments.tokens:
         with tempfile.TemporaryDirectory() as folder:
-            _first_tokens(Path(folder), model, tokens, arguments.repeats, arguments.variants)
+            rows = _first_tokens(Path(folder), model, tokens, arguments.repeats, arguments.variants)
+        print_table(FIRST, rows)
+        first += rows
+    beside: list[Row] = []
     if arguments.clients:
         with tempfile.TemporaryDirectory() as folder:
-            _side_by_side(Path(folder), model, arguments.clients)
+            beside = _side_by_side(Path(folder), model, arguments.clients)
+        print_table(BESIDE, beside)
+    if arguments.write:
+        arguments.write.write_text(PAGE.format(machine(), _markdown(FIRST, first), _markdown(BESIDE, beside)))
 
 
 def _first_tokens(
     folder: Path, model: kvtool.Model, tokens: int, repeats: int, variants: Sequence[str]
-) -> None:
+) -> list[Row]:
     store, prompts = _prompts(folder, model, repeats + 1, tokens, variants)
     seconds: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -75,18 +108,17 @@ def _first_tokens(
         for variant, engine in engines.items():
             if (loads := engine.metrics().get("loads", 0)) != len(prompts):
                 raise SystemExit(f"{variant}: {loads:g} of {len(prompts)} documents were loaded")
-    # The first of each is a warm-up.
+    # The first of each warms up.
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    rows = [
+    return [
         [tokens, name, f"{median:.3f}", f"{medians['without'] / median:.1f}"]
         for name, median in medians.items()
     ]
-    print_table(["tokens", "vLLM", "s to first token", "without / this"], rows)
 
 
-def _side_by_side(folder: Path, model: kvtool.Model, clients: Sequence[int]) -> None:
+def _side_by_side(folder: Path, model: kvtool.Model, clients: Sequence[int]) -> list[Row]:
     store, prompts = _prompts(folder, model, max(clients), SHARED_TOKENS, ["raw"])
-    rows: list[list[object]] = []
+    rows: list[Row] = []
     for n_clients in clients:
         with served("--store", str(store), "--dtype", DTYPE, "--variant", "raw") as (process, url):
             name = httpx.get(f"{url}/models").json()["data"][0]["id"]
@@ -94,7 +126,12 @@ def _side_by_side(folder: Path, model: kvtool.Model, clients: Sequence[int]) -> 
             rows.append(["kvtool", n_clients, *_asked(engine, prompts, n_clients)])
         with serve(model.directory, folder, dtype=DTYPE, context=CONTEXT, store=str(store)) as engine:
             rows.append(["vLLM", n_clients, *_asked(engine, prompts, n_clients)])
-    print_table(["server", "clients", "s to first token", "tokens a second", "MB"], rows)
+    return rows
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Row]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _asked(engine: Engine, prompts: Sequence[Sequence[int]], n_clients: int) -> list[str]:
