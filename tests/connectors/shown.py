@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-FILE = "KVTOOL_TESTS_SHOWN"
+FILE = "TESTS_SHOWN"
 """The environment variable that names the file for the notes; without it, none are made."""
 
 ANSWERS, CLASSES = "answers", "values"

@@ -32,7 +32,7 @@ class Layer:
     block_size: int
 
     def slots(self, tokens: range, block_ids: Sequence[int]) -> Tensor:
-        """Where each of ``tokens`` lies, [T] int64; -1 for those that the layer's window has left behind."""
+        """Where each of ``tokens`` lies, [T] int64; -1 for those that are out of the layer's window."""
         positions = torch.arange(tokens.start, tokens.stop)
         ids = torch.tensor(block_ids, dtype=torch.int64)
         blocks = ids[positions // self.block_size]
