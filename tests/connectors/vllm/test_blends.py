@@ -64,6 +64,10 @@ def test_a_blend_is_loaded_by_its_documents_and_by_nothing_else(
         first = chat(documents=SETS[0])
         assert cached(first) == blended
         assert first["choices"][0]["message"]["content"] == expected
+        # By its own name, too: vLLM has its whole blocks by now, for all requests of this blend.
+        named = chat(documents=["set"])
+        assert tokens[0] < cached(named) <= blended
+        assert named["choices"][0]["message"]["content"] == expected
         # In another order there is no blend: the first document alone is loaded.
         assert cached(chat(documents=SETS[1])) == tokens[1]
         # The same tokens without a name get no block of the blend.
