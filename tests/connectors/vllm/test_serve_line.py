@@ -67,7 +67,7 @@ def test_documents_are_counted_by_what_loads_them(
     [
         ({}, "names no store"),
         ({"store": ""}, "store ''"),
-        ({"store": "kv", "varient": "klt"}, "varient"),
+        ({"store": "kv", "kind": "klt"}, "kind"),
         ({"store": "kv", "min_tokens": 0}, "min_tokens 0"),
         ({"store": "kv", "min_tokens": True}, "min_tokens True"),
         ({"store": "kv", "threads": 1.5}, "threads 1.5"),
