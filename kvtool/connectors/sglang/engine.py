@@ -2,8 +2,9 @@
 
 Relied on, in sglang 0.5.23: in each of its processes ``runtime_context.get_model()`` has what was decided about the model, by
 the names of the server's arguments. When weights are replaced under a version's name, ``get_serving().weight_version`` changes;
-when they are loaded from a disk, ``model_path`` and ``load_format`` say from which and how. ``mem_cache.utils.get_hash_str(ids, None, page_size)`` gives the keys of pages for requests without a namespace. A request
-with one (an adapter, a cache salt) has other keys, and so finds nothing here.
+when they are loaded from a disk, ``model_path`` and ``load_format`` say from which and how.
+``mem_cache.utils.get_hash_str(ids, None, page_size)`` gives the keys of pages for requests without a namespace. A request with
+one (an adapter, a cache salt) has other keys, and so finds nothing here.
 """
 
 from __future__ import annotations

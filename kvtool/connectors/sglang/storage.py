@@ -126,7 +126,9 @@ class KvtoolStorage(HiCacheStorage):
 
     def _usable(self) -> Tier | None:
         if self._tier and (now := weights()) != self._weights:
-            changed = ", ".join(f"{name} {value}" for name, value in now.items() if value != self._weights[name])
+            changed = ", ".join(
+                f"{name} {value}" for name, value in now.items() if value != self._weights[name]
+            )
             self._give_up(f"SGLang's weights were replaced: {changed}")
         return self._tier
 

@@ -19,11 +19,11 @@ from kvtool.connectors.lmcache import known_chunks
 from kvtool.connectors.lmcache.chunk import ChunkKey, unpack
 from kvtool.connectors.lmcache.known_chunks import HashChunks
 from kvtool.connectors.lmcache.options import SerdeOptions
-from kvtool.connectors.lmcache.piece import Piece
 from kvtool.errors import StoreError, UsageError
 from kvtool.store.backends.backend import Unreachable
 from kvtool.store.headers import segment_headers
 from kvtool.store.local import LocalStore
+from tests.connectors.lmcache.pieces import piece_of
 
 CHUNK = 16
 FINE = {"step": 0.001, "power": 0.0}
@@ -57,8 +57,8 @@ def options(store: LocalStore, **more: Any) -> SerdeOptions:
 
 def chunks(store: LocalStore, document: str, variant: str = "raw") -> list[tuple[ChunkKey, Tensor]]:
     """A document's chunks as an engine that has computed them hands them over, with LMCache's name of the model."""
-    piece = Piece(document, store.parts(document, variant), CHUNK)
-    kv, name = piece.kv(), store[document].model["name"]
+    piece = piece_of(store, document, variant, chunk=CHUNK)
+    kv, name = piece.kv(store), store[document].model["name"]
     keys = [ChunkKey(chunk_hash, name) for chunk_hash in hash_by("blake3", CHUNK)(piece.token_ids)]
     return list(zip(keys, kv.split(CHUNK, dim=2), strict=True))
 

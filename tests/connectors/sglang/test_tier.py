@@ -260,7 +260,9 @@ def test_a_slow_store_is_a_miss_after_its_time(
     assert read_pages(tier, keys)[0] == len(keys)
 
 
-def test_one_call_waits_no_longer_than_one_load_may_take(make: Callable[..., Tier], store: LocalStore) -> None:
+def test_one_call_waits_no_longer_than_one_load_may_take(
+    make: Callable[..., Tier], store: LocalStore
+) -> None:
     tier, keys = make(), [key for name in (NAME, "other.txt") for key in chain(token_ids(store, name))]
     waited: dict[str, float] = {}
     get = tier.loads.get
