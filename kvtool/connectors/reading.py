@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from kvtool.artifact.load import refuse_gaps
 from kvtool.artifact.read import Artifact
 from kvtool.codecs.rope import Rope, value_ropes
 from kvtool.errors import MismatchError
+
+CHUNK = 1024
+"""Tokens that klt's coder decodes together: a piece that has some of them decodes them all."""
 
 
 @dataclass(frozen=True)
@@ -76,24 +80,34 @@ class Step:
         ]
 
 
-def steps(parts: Sequence[Artifact], tokens: range) -> list[Step]:
+def steps(parts: Sequence[Artifact], tokens: range, threads: int = 1) -> list[Step]:
     """What gives all keys and values of the positions ``tokens``, first layers first.
 
-    ``parts`` are a prefix and a segment, or a segment alone. Raises ``MismatchError`` if they do not follow each other, or if
-    one of them has lost tokens.
+    ``parts`` are a prefix and a segment, or a segment alone. Layers that are coded together are split by tokens, where that keeps
+    more of ``threads`` busy. Raises ``MismatchError`` if the parts do not follow each other, or if one of them has lost tokens.
     """
     refuse_gaps(parts)
     for part in parts:
         if part.contents.geometry.is_pruned:
             raise MismatchError(part.path, "has lost tokens, and an engine's blocks hold every one")
-    return sorted(_steps(parts, tokens), key=lambda step: (step.layers.start, step.start))
+    return sorted(
+        _steps(parts, tokens, threads), key=lambda step: (step.layers.start, step.start, step.tokens.start)
+    )
 
 
-def _steps(parts: Sequence[Artifact], tokens: range) -> Iterator[Step]:
+def _steps(parts: Sequence[Artifact], tokens: range, threads: int) -> Iterator[Step]:
     start = 0
     for part in parts:
-        size = part.contents.geometry.n_tokens
+        size, groups = part.contents.geometry.n_tokens, part.contents.groups
         inside = range(max(tokens.start - start, 0), min(tokens.stop - start, size))
         if inside:
-            yield from (Step(part, start, group, inside) for group in part.contents.groups)
+            pieces = split(inside, -(-threads // len(groups)))
+            yield from (Step(part, start, group, piece) for group in groups for piece in pieces)
         start += size
+
+
+def split(tokens: range, pieces: int) -> list[range]:
+    """``tokens`` in as many pieces at most, of about the same size, cut at multiples of ``CHUNK``."""
+    cuts = {(tokens.start + len(tokens) * n // pieces) // CHUNK * CHUNK for n in range(1, pieces)}
+    bounds = [tokens.start, *sorted(cut for cut in cuts if tokens.start < cut < tokens.stop), tokens.stop]
+    return [range(*pair) for pair in pairwise(bounds)]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import kvtool
-from kvtool.connectors.reading import steps
+from kvtool.connectors import reading
+from kvtool.connectors.reading import CHUNK, split, steps
 from kvtool.connectors.warm_up import warm_up
 from kvtool.errors import MismatchError
 from kvtool.store.local import LocalStore
@@ -67,3 +68,29 @@ def test_every_decoder_is_warm(variants: LocalStore) -> None:
     assert sorted(warm_up(variants, None)) == ["cachegen", "kivi", "raw"]
     assert warm_up(variants, "kivi") == ["kivi"]
     assert warm_up(variants, "missing") == []
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    "tokens", [range(5), range(100, 1500), range(3000), range(1024, 5000), range(2047, 2049)]
+)
+def test_tokens_are_split_into_whole_chunks(tokens: range, pieces: int) -> None:
+    parts = split(tokens, pieces)
+    assert [token for part in parts for token in part] == list(tokens)
+    assert 1 <= len(parts) <= pieces
+    assert all(part.start % CHUNK == 0 for part in parts[1:])
+    if len(tokens) >= 2 * CHUNK and pieces > 1:
+        assert len(parts) > 1
+
+
+def test_split_steps_give_the_same_values(variants: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "CHUNK", 8)
+    parts = variants.parts(NAME, "cachegen")
+    n_tokens = sum(len(part.token_ids) for part in parts)
+    found = steps(parts, range(n_tokens), threads=64)
+    assert len(found) > len(steps(parts, range(n_tokens)))
+    for step in found:
+        for span in step.spans():
+            assert torch.equal(
+                span.keys, whole(variants, "cachegen", span.layer, "keys")[:, span.start : span.stop]
+            )

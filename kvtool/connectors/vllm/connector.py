@@ -19,10 +19,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
-from kvtool.connectors.vllm.engine import refuse_unsuited
 from kvtool.connectors.vllm.metrics import KvtoolPromMetrics, KvtoolStats
 from kvtool.connectors.vllm.orders import Faults, Orders
 from kvtool.connectors.vllm.settings import Settings
+from kvtool.connectors.vllm.unsuited import refuse_unsuited
 
 if TYPE_CHECKING:
     from kvtool.connectors.vllm.scheduler import SchedulerSide

@@ -5,27 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from kvtool.artifact.read import Artifact
+from kvtool.connectors.daemon_pool import DaemonPool
 from kvtool.connectors.reading import Step, steps
 from kvtool.connectors.vllm.layers import Layer
 from kvtool.connectors.vllm.orders import LoadOrder
 from kvtool.errors import KvtoolError, MismatchError
 from kvtool.store.base import Store
 
-Submit = Callable[[Callable[[], None]], Any]
+Submit: TypeAlias = Callable[[Callable[[], None]], "Future[Any]"]
 """Has a thread call something."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What loads read from and write to. ``is_all``: this worker has all layers of the model."""
+    """What loads read from and write to. ``is_all``: this worker has all layers of the model; ``threads`` decode."""
 
     store: Store
     layers: Mapping[int, Layer]
@@ -33,6 +35,7 @@ class Target:
     rank: int = 0
     n_ranks: int = 1
     is_all: bool = True
+    threads: int = 1
 
 
 class Load:
@@ -56,13 +59,19 @@ class Load:
         self._writing = threading.Lock()
         self._is_over = False
         self._steps_left = 0
+        self._calls: list[Future[Any]] = []
 
     @property
     def is_over(self) -> bool:
         return self._is_over
 
     def start(self, target: Target, submit: Submit) -> None:
-        submit(partial(self._run, partial(self._open, target, submit)))
+        self._calls.append(submit(partial(self._run, partial(self._open, target, submit))))
+
+    def give_up(self, pool: DaemonPool) -> None:
+        """Lets the pool replace the threads that this load holds. It is over."""
+        for call in self._calls:
+            pool.give_up(call)
 
     def expire(self) -> None:
         """Ends the load if its time is up."""
@@ -85,10 +94,11 @@ class Load:
         with target.store.using(self.order.found.document):
             parts = self.order.found.open(target.store)
         refuse_other_layers(parts, target)
-        pending = steps(parts, self.order.tokens)
+        pending = steps(parts, self.order.tokens, target.threads)
         self._steps_left = len(pending)
-        for step in pending:
-            submit(partial(self._run, partial(self._carry_out, step, target)))
+        self._calls += [
+            submit(partial(self._run, partial(self._carry_out, step, target))) for step in pending
+        ]
 
     def _carry_out(self, step: Step, target: Target) -> None:
         spans = step.spans() if any(index in target.layers for index in step.layers) else []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Mapping
-from concurrent.futures import wait
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from vllm.distributed.parallel_state import (
     get_tensor_model_parallel_world_size,
 )
 
+from kvtool.connectors.daemon_pool import DaemonPool
 from kvtool.connectors.vllm.engine import engine_model
 from kvtool.connectors.vllm.layers import Layer, layers_by_index
 from kvtool.connectors.vllm.load import Load, Target
@@ -22,8 +24,8 @@ from kvtool.connectors.vllm.orders import Faults, Orders
 from kvtool.connectors.vllm.settings import Settings
 from kvtool.connectors.warm_up import warm_up
 from kvtool.errors import KvtoolError
-from kvtool.kernels.threads import background_pool
 from kvtool.store.open import open_store
+from kvtool.system.cores import process_cores, use_cores
 
 WARM_UP_SECONDS = 60.0
 """For which the engine's start waits at most until decoders are compiled; later starts find them on disk."""
@@ -44,7 +46,8 @@ class WorkerSide:
         self._loads: dict[str, Load] = {}
         self._faults: set[str] = set()
         self._changed = threading.Condition()
-        self._pool = background_pool(settings.threads, "kvtool")
+        self._pool = DaemonPool(settings.threads, "kvtool")
+        self._cores = process_cores()
         self._target: Target | None = None
 
     def register(self, kv_caches: Mapping[str, Tensor]) -> None:
@@ -58,9 +61,10 @@ class WorkerSide:
                 get_tensor_model_parallel_rank(),
                 get_tensor_model_parallel_world_size(),
                 is_all=self.config.parallel_config.pipeline_parallel_size == 1,
+                threads=self.settings.threads,
             )
             engine_model(self.config).provide_embedding()
-            wait([self._pool.submit(warm_up, store, self.settings.variant)], WARM_UP_SECONDS)
+            wait([self._submit(partial(warm_up, store, self.settings.variant))], WARM_UP_SECONDS)
         except Exception as error:
             # Whatever it is, the engine starts, and prefills.
             reason = str(error) if isinstance(error, KvtoolError) else f"{type(error).__name__}: {error}"
@@ -73,7 +77,7 @@ class WorkerSide:
             if self._target is None:
                 load.cancel("its layers have no place here", is_at_fault=True)
             else:
-                load.start(self._target, self._pool.submit)
+                load.start(self._target, self._submit)
 
     def results(self, finished: Collection[str], *, is_idle: bool) -> tuple[set[str], set[str]]:
         """The requests whose loads are over, and those of them that failed. Nothing is written for them any more.
@@ -96,6 +100,7 @@ class WorkerSide:
                 self.counts.add(loads=1, bytes=load.nbytes, seconds=load.seconds)
                 continue
             failed.add(key)
+            load.give_up(self._pool)
             if load.is_at_fault:
                 self._faults.add(key)
             if key not in finished:
@@ -112,6 +117,15 @@ class WorkerSide:
         for load in self._loads.values():
             load.cancel("the engine stops")
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, call: Callable[[], object]) -> Future[object]:
+        """Has a thread call something, on any of the process's cores: vLLM on a CPU binds the thread that made it to one."""
+
+        def run() -> object:
+            use_cores(self._cores)
+            return call()
+
+        return self._pool.submit(run)
 
     def _is_any_over(self) -> bool:
         return any(load.is_over for load in self._loads.values())

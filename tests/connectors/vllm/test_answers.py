@@ -108,6 +108,7 @@ def test_compressed_variants_answer_as_kvtool_does(embedded_case: Case, tmp_path
     assert all(answer.cached for answer in answers)
     for document, prompt, answer in zip(documents, prompts, answers, strict=True):
         own = own_answer(made, document, prompt, variant)
+        assert len(own) == ANSWER_TOKENS or own[-1] == made.model.tokenizer.eos_token_id
         if (first := first_difference(own, answer.token_ids)) is not None:
             gap = logit_gap(
                 made, document, prompt, variant, own[:first], (own[first], answer.token_ids[first])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +24,11 @@ from kvtool.blending.blend import blend
 from kvtool.connectors.blend_salt import blend_salt
 from kvtool.connectors.reading import LayerSpan
 from kvtool.connectors.vllm import worker
-from kvtool.connectors.vllm.engine import engine_model, refuse_unsuited
+from kvtool.connectors.vllm.engine import engine_model
 from kvtool.connectors.vllm.layers import Layer
 from kvtool.connectors.vllm.orders import Faults
 from kvtool.connectors.vllm.scheduler import plain_tokens
+from kvtool.connectors.vllm.unsuited import refuse_unsuited
 from kvtool.errors import ModelError, UsageError
 from kvtool.store.local import LocalStore
 from tests.connectors.vllm.conftest import Case
@@ -206,3 +209,9 @@ def test_a_model_that_is_not_the_one_in_its_directory(
     assert engine_model(changed(config, {"model_config": {"use_mla": False}})).model.dtype_name == "float32"
     with pytest.raises(ModelError, match=named):
         engine_model(changed(config, changes))
+
+
+def test_the_class_is_imported_without_numba() -> None:
+    code = "import sys; from kvtool.connectors.vllm import KvtoolConnector; print('llvmlite' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
