@@ -19,7 +19,7 @@ from kvtool.artifact.store_key import new_store_key
 from kvtool.cli import app
 from kvtool.connectors.lmcache.push import push_to_lmcache
 from kvtool.connectors.lmcache.server_state import Address, ServerState
-from kvtool.errors import StoreError, UsageError
+from kvtool.errors import StoreError
 from kvtool.store.encrypt import encrypt
 from kvtool.store.local import LocalStore
 from tests.connectors.lmcache.conftest import FakeServer
@@ -315,41 +315,6 @@ def test_a_server_of_another_kind_is_refused(answer: Any, server: FakeServer) ->
 def test_nothing_listens() -> None:
     with pytest.raises(StoreError, match="does not answer"):
         ServerState.read(Address("127.0.0.1", 1, 1))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "lmcache://", "lmcache://host", "lmcache://host:many", "lmcache://host:5555/model", "lmcache://host:5555?htp=1",
-        "lmcache://host:5555?http=x", "lmcache://host:5555?model", "http://host:5555",
-    ],
-)  # fmt: skip
-def test_an_address_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="lmcache://HOST:PORT"):
-        Address.parse(text)
-
-
-@pytest.mark.parametrize(
-    "options", ["salt=s3cret&htp=1", "salt=&s3cret", "salt=x&s3cret=1", "http=s3cret", "s3cret"]
-)
-def test_an_error_about_an_address_leaves_its_options_out(options: str) -> None:
-    for beginning in (
-        "lmcache://host:5555?",
-        "lmcache://host?",
-        "lmcache://host:many?",
-        "lmcache://host:5555/m?",
-    ):
-        with pytest.raises(UsageError) as refused:
-            Address.parse(beginning + options)
-        assert "s3cret" not in str(refused.value)
-        assert "host" in str(refused.value)
-
-
-def test_an_address_names_ports_model_and_salt() -> None:
-    address = Address.parse("lmcache://[::1]:5555?http=9000&model=org/m%20x&salt=s")
-    assert address == Address("::1", 5555, 9000, "org/m x", "s")
-    assert (address.requests_url, address.http_url) == ("tcp://[::1]:5555", "http://[::1]:9000")
-    assert Address.parse("lmcache://h:5555").http_port == 8080
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lmcache") is not None, reason="LMCache is installed")

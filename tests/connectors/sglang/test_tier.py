@@ -15,6 +15,7 @@ import torch
 
 import kvtool
 from kvtool.connectors import shared_loads
+from kvtool.connectors.block_index import Source
 from kvtool.connectors.reading import Step
 from kvtool.connectors.sglang.pages import Pages, Shard
 from kvtool.connectors.sglang.settings import Settings
@@ -261,12 +262,18 @@ def test_a_slow_store_is_a_miss_after_its_time(
 
 
 def test_one_call_waits_no_longer_than_one_load_may_take(
-    make: Callable[..., Tier], store: LocalStore
+    make: Callable[..., Tier], store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tier, keys = make(), [key for name in (NAME, "other.txt") for key in chain(token_ids(store, name))]
     waited: dict[str, float] = {}
     get = tier.loads.get
-    tier.loads.get = lambda source, until: (waited.setdefault(source.document, until), get(source, until))[1]
+
+    def noted(source: Source, until: float | None = None) -> Any:
+        assert until is not None
+        waited.setdefault(source.document, until)
+        return get(source, until)
+
+    monkeypatch.setattr(tier.loads, "get", noted)
     latest = time.monotonic() + tier.settings.max_load_seconds
     own = pages_of(tiny_of(tier))
     places = [own.at(n % N_PAGES * PAGE) for n in range(len(keys))]
