@@ -88,6 +88,9 @@ def test_a_shared_block_is_found_and_forgotten_without_a_look_at_every_document(
     found = index.find(chain(tokens(0))[:SHARED], skip)
     assert {str(block.source) for block in found if block} == {"d2"}
     assert asked == {"d0": 1, "d1": 1, "d2": 1}
+    asked.clear()
+    assert index.find(chain(tokens(0)), lambda source: not skip(source) or True) == [None] * (SHARED + 2)
+    assert set(asked.values()) == {1}
 
     compared: list[object] = []
     equal = Source.__eq__

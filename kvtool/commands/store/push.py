@@ -77,6 +77,7 @@ def _to_lmcache(
     as_json: bool,
 ) -> int:
     from kvtool.connectors.lmcache.push import push_to_lmcache, remarks
+    from kvtool.connectors.lmcache.server_state import Address
     from kvtool.errors import UsageError
 
     if replace:
@@ -91,7 +92,9 @@ def _to_lmcache(
             dry_run=dry_run,
             on_progress=show(bar),
         )
-    code = finish(report, "push", url=url, store=store, to=url, as_json=as_json)
+    # Without its options: a salt may be a secret.
+    shown = str(Address.parse(url))
+    code = finish(report, "push", url=shown, store=store, to=shown, as_json=as_json)
     for line in remarks(report) if report.copied else []:
         output.note(line)
     return code

@@ -2,78 +2,82 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from kvtool.connectors.lmcache.chunk import ChunkKey
 from kvtool.connectors.lmcache.layout import ChunkTokens
-from kvtool.errors import KvtoolError
 from kvtool.store.base import Store
-from kvtool.store.headers import headers_of
+from kvtool.store.headers import segment_headers
 from kvtool.store.manifest import Document
-
-FRESH = 5.0
-"""Seconds for which the store is believed to have no other documents."""
+from kvtool.store.prefix_index import Followed
 
 HashChunks = Callable[[Sequence[int]], Sequence[bytes]]
 """LMCache's hashes of the whole chunks that token ids begin with, each over all tokens up to its end."""
 
-_log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Hashing:
+    """How the server hashes: ``chunks`` of ``size`` tokens each."""
+
+    chunks: HashChunks
+    size: int = 256
 
 
-@dataclass
-class KnownChunks:
+class KnownChunks(Followed):
     """The chunks of ``store``'s documents that the model of ``fingerprint`` made, which LMCache calls ``model_name``.
 
-    A prompt that begins as a document does, its prefix included, has the same chunks. ``hash_chunks`` hashes them as the
-    server does, ``chunk_size`` tokens each.
+    A prompt that begins as a document does, its prefix included, has the same chunks. It follows the store in the background: no
+    chunk waits for it.
     """
 
-    store: Store
-    fingerprint: str
-    model_name: str
-    hash_chunks: HashChunks
-    chunk_size: int = 256
-    _chunks: dict[bytes, ChunkTokens] = field(default_factory=dict, init=False, repr=False)
-    _seen: dict[str, Document] = field(default_factory=dict, init=False, repr=False)
-    _looked: float = field(default=-math.inf, init=False, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    def __init__(self, store: Store, fingerprint: str, model_name: str, hashing: Hashing) -> None:
+        super().__init__(store, in_background=True)
+        self.fingerprint, self.model_name, self.hashing = fingerprint, model_name, hashing
+        self._lock = threading.Lock()
+        self._hashes: dict[str, set[bytes]] = {}
+        self._chunks: dict[bytes, dict[str, ChunkTokens]] = {}
 
     def find(self, key: ChunkKey) -> ChunkTokens | None:
-        """The tokens of a chunk; None for one that no document has, or that is another model's."""
+        """The tokens of a chunk; None for one that no document has, as far as is known, or that is another model's."""
         if key.model_name != self.model_name:
             return None
+        self.follow()
         with self._lock:
-            if key.chunk_hash not in self._chunks and time.monotonic() - self._looked >= FRESH:
-                self._follow()
-            return self._chunks.get(key.chunk_hash)
+            return next(iter(self._chunks.get(key.chunk_hash, {}).values()), None)
 
-    def _follow(self) -> None:
-        for name in self.store:
-            try:
-                document = self.store[name]
-                if self._seen.get(name) != document:
-                    self._seen[name] = document
-                    if document.model["fingerprint"] == self.fingerprint:
-                        self._add(document)
-            except KvtoolError as error:
-                _log.warning("chunks of %s are unknown: %s", name, error)
-        self._looked = time.monotonic()
+    def look_through(self, seconds: float) -> None:
+        """Looks through the store for the first time, for so long at most; goes on in the background."""
+        until = time.monotonic() + seconds
+        self.follow()
+        while not self.is_complete and time.monotonic() < until:
+            time.sleep(0.01)
 
-    def _add(self, document: Document) -> None:
-        for index in range(len(document.segments)):
-            parts = headers_of(self.store).parts(document.name, document.variants[0], index)
+    def add(self, document: Document) -> None:
+        """Takes a document's chunks in."""
+        if document.model["fingerprint"] != self.fingerprint:
+            return
+        for segment in document.segments:
+            parts = segment_headers(self.store, document, segment, document.variants[0])
             rope = dict(parts[-1].contents.rope)
-            self._add_tokens(torch.cat([part.token_ids for part in parts]), rope)
+            token_ids = torch.cat([part.token_ids for part in parts])
+            hashes = self.hashing.chunks(token_ids.tolist())
+            with self._lock:
+                for number, chunk_hash in enumerate(hashes):
+                    start = number * self.hashing.size
+                    tokens = ChunkTokens(token_ids[start : start + self.hashing.size], start, rope)
+                    self._hashes.setdefault(document.name, set()).add(chunk_hash)
+                    self._chunks.setdefault(chunk_hash, {})[document.name] = tokens
 
-    def _add_tokens(self, token_ids: Tensor, rope: dict[str, object]) -> None:
-        for number, chunk_hash in enumerate(self.hash_chunks(token_ids.tolist())):
-            start = number * self.chunk_size
-            self._chunks[chunk_hash] = ChunkTokens(token_ids[start : start + self.chunk_size], start, rope)
+    def forget(self, name: str) -> None:
+        """Leaves out the chunks that no other document has."""
+        with self._lock:
+            for chunk_hash in self._hashes.pop(name, ()):
+                documents = self._chunks[chunk_hash]
+                del documents[name]
+                if not documents:
+                    del self._chunks[chunk_hash]

@@ -9,13 +9,16 @@ from typing import Any
 from kvtool.codecs import Calibration, Pipeline, recipe
 from kvtool.codecs.recipe import WINDOWS
 from kvtool.connectors.lmcache.coder import Coder
-from kvtool.connectors.lmcache.known_chunks import HashChunks, KnownChunks
+from kvtool.connectors.lmcache.known_chunks import HashChunks, Hashing, KnownChunks
 from kvtool.errors import UsageError
 from kvtool.store.base import Store
 from kvtool.store.open import open_store
 
 DEFAULTS: Mapping[str, Any] = {"power": 0.0, **dict.fromkeys(WINDOWS, 0)}
 """Parameters of recipes that differ here: a chunk's last tokens are not a document's, and nobody knows the attention to them."""
+
+START_SECONDS = 10.0
+"""For which the server's start waits at most until the store's documents are known."""
 
 MakeHash = Callable[[str, int], HashChunks]
 """LMCache's hashes by an algorithm's name, and the tokens of a chunk."""
@@ -76,8 +79,9 @@ class SerdeOptions:
         store = open_store(self.store, existing=True)
         calibration = self._calibration(store, found.calibration)
         name, heads = _model_of(store, calibration.model)
-        hashes = make_hash(self.hash_algorithm, self.chunk_size)
-        known = KnownChunks(store, calibration.model, self.model or name, hashes, self.chunk_size)
+        hashing = Hashing(make_hash(self.hash_algorithm, self.chunk_size), self.chunk_size)
+        known = KnownChunks(store, calibration.model, self.model or name, hashing)
+        known.look_through(START_SECONDS)
         return Coder(
             _pipeline(self.recipe, self.parameters, calibration),
             _pipeline(self.otherwise, {}),

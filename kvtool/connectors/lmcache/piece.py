@@ -15,16 +15,29 @@ from kvtool.artifact.read import Artifact
 from kvtool.connectors.engine_model import EngineModel
 from kvtool.connectors.lmcache.server_state import Layout
 from kvtool.connectors.reading import steps
-from kvtool.errors import MismatchError
+from kvtool.errors import MismatchError, StoreError
+from kvtool.store.base import Store
+from kvtool.store.headers import segment_headers
+from kvtool.store.manifest import Document, Segment, Variant
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A segment after its prefix, ``parts``. Of its tokens, LMCache takes those in whole chunks."""
+    """A segment after its prefix: ``variants``, and ``parts``, their headers. LMCache takes its tokens in whole chunks."""
 
     document: str
+    variants: Sequence[Variant]
     parts: Sequence[Artifact]
     chunk_size: int
+
+    @classmethod
+    def of(cls, store: Store, document: Document, segment: Segment, variant: str, chunk_size: int) -> Piece:
+        """Raises ``StoreError`` for a variant that there is not, and for artifacts of another model than the manifest says."""
+        if variant not in segment.variants:
+            reason = f"has no variant {variant!r}, only {', '.join(segment.variants)}"
+            raise StoreError(document.name, reason, "kvtool ls shows those of every document")
+        parts = segment_headers(store, document, segment, variant)
+        return cls(document.name, document.artifacts_of(segment, variant), parts, chunk_size)
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -42,12 +55,12 @@ class Piece:
             self.n_tokens * sum(layer.token_elements for layer in geometry.layers) * geometry.dtype.itemsize
         )
 
-    def kv(self) -> Tensor:
+    def kv(self, store: Store) -> Tensor:
         """``[2, L, T, H · D]`` of the tokens in whole chunks. Raises ``KvtoolError`` for bytes that are not what was written."""
         sizes = self.parts[0].contents.geometry
         heads, channels = sizes.layers[0].keys
         kv = torch.empty(2, len(sizes.layers), self.n_tokens, heads * channels, dtype=sizes.dtype)
-        for step in steps(self.parts, range(self.n_tokens)):
+        for step in steps([store.open_artifact(variant) for variant in self.variants], range(self.n_tokens)):
             for span in step.spans():
                 for plane, side in zip(kv, (span.keys, span.values), strict=True):
                     plane[span.layer, span.start : span.stop] = side.transpose(0, 1).flatten(1)
@@ -64,6 +77,8 @@ class Piece:
             if difference := _difference(part, layout):
                 remedy = "prefill it with the model that is served, in its dtype"
                 raise MismatchError(self.document, f"{difference} of {layout.model} in LMCache", remedy)
+        # Refuses what has lost tokens, and parts that do not follow each other.
+        steps(self.parts, range(self.n_tokens))
 
 
 def refuse_other_model(document: str, made_by: Mapping[str, Any], name: str, layout: Layout) -> None:

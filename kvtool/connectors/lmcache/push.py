@@ -63,7 +63,7 @@ class _Push:
     dry_run: bool
     on_progress: Callable[[Report], None]
     sessions: dict[str, Session] = field(default_factory=dict)
-    checked: set[str] = field(default_factory=set)
+    checked: set[tuple[str, str]] = field(default_factory=set)
 
     def run(self, names: Sequence[str], variant: str | None) -> LmcacheReport:
         report = LmcacheReport(dry_run=self.dry_run, chunk_size=self.state.chunk_size)
@@ -93,7 +93,7 @@ class _Push:
         report.left_out += sum(len(piece.token_ids) - piece.n_tokens for piece in pieces)
         report.nbytes_total += sum(piece.nbytes for piece in missing)
         for piece in [] if self.dry_run else missing:
-            session.store(piece.kv(), piece.token_ids[: piece.n_tokens])
+            session.store(piece.kv(self.store), piece.token_ids[: piece.n_tokens])
             if (held := session.held(piece.token_ids)) < piece.n_tokens:
                 reason = f"{self.address} holds {held} of its {piece.n_tokens} tokens after all were sent"
                 raise StoreError(name, reason, "is its memory too small (--l1-size-gb)? Its log says more")
@@ -103,15 +103,14 @@ class _Push:
 
     def _pieces(self, document: Document, variant: str | None, layout: Layout) -> Iterator[Piece]:
         chosen = variant or (RAW if RAW in document.variants else max(document.variants, key=document.nbytes))
-        for index in range(len(document.segments)):
-            piece = Piece(
-                document.name, self.store.parts(document.name, chosen, index), self.state.chunk_size
-            )
+        for segment in document.segments:
+            piece = Piece.of(self.store, document, segment, chosen, self.state.chunk_size)
             piece.refuse_unfit(layout)
-            made_by = piece.parts[-1].meta["model"]
-            if made_by["fingerprint"] not in self.checked:
+            key = document.model["fingerprint"], layout.model
+            if key not in self.checked:
+                made_by = piece.parts[-1].meta["model"]
                 refuse_other_model(document.name, made_by, document.model["name"], layout)
-                self.checked.add(made_by["fingerprint"])
+                self.checked.add(key)
             yield piece
 
     def _session(self, model: str) -> Session:

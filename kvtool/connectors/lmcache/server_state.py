@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -18,6 +18,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from kvtool import limits
 from kvtool.errors import StoreError, UsageError
+from kvtool.store.backends.backend import without_secrets
 
 SECONDS = 10.0
 """Silence after which a server is given up."""
@@ -39,20 +40,30 @@ class Address:
     port: int
     http_port: int = 8080
     model: str | None = None
-    salt: str = ""
+    salt: str = field(default="", repr=False)
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Raises ``UsageError``, naming what is wrong."""
+        """Raises ``UsageError``, naming what is wrong, but nothing of what stands after the ``?``: it may be a salt."""
+        shown = without_secrets(text)
         try:
             url = urlsplit(text)
-            given = dict(parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query)))
-            host, port, http = url.hostname, url.port, int(given.pop("http", "8080"))
+            host, port = url.hostname, url.port
         except ValueError as error:
-            raise UsageError(text, f"is no address ({error})", EXPECTED) from None
-        model, salt = given.pop("model", None), given.pop("salt", "")
-        if url.scheme != "lmcache" or not host or not port or url.path.strip("/") or url.fragment or given:
-            raise UsageError(text, "is no address of an LMCache server", EXPECTED)
+            raise UsageError(shown, f"is no address ({error})", EXPECTED) from None
+        if url.scheme != "lmcache" or not host or not port or url.path.strip("/") or url.fragment:
+            raise UsageError(shown, "is no address of an LMCache server", EXPECTED)
+        try:
+            given = dict(parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query)))
+            http, model, salt = (
+                int(given.pop("http", "8080")),
+                given.pop("model", None),
+                given.pop("salt", ""),
+            )
+        except ValueError:
+            raise UsageError(shown, "has after its ? what is no option", EXPECTED) from None
+        if given:
+            raise UsageError(shown, "has an unknown option after its ?", EXPECTED)
         return cls(host, port, http, model, salt)
 
     def __str__(self) -> str:
@@ -83,6 +94,9 @@ class Layout:
     dtype: str
     world_size: int = 1
 
+    def __str__(self) -> str:
+        return f"{self.layers} layers of {self.heads} x {self.channels} {self.dtype}"
+
 
 @dataclass(frozen=True)
 class ServerState:
@@ -100,14 +114,7 @@ class ServerState:
             settings, engines = config["mp"], status["cache_context_meta"]
             chunk_size = int(settings["chunk_size"])
             mode, shared = str(settings["supported_transfer_mode"]), str(settings.get("shm_name", ""))
-            layouts: dict[str, Layout] = {}
-            unfit: dict[str, str] = {}
-            for engine in engines.values():
-                name = str(engine["model_name"])
-                try:
-                    layouts[name] = _layout(name, engine)
-                except _Unfit as error:
-                    unfit[name] = str(error)
+            layouts, unfit = _layouts(engines)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"answers otherwise than LMCache 0.5.6 does ({type(error).__name__}: {error})"
             raise StoreError(address, reason, "is it an LMCache server?") from error
@@ -117,7 +124,7 @@ class ServerState:
         if not shared:
             remedy = "start it with --shm-name NAME: without shared memory LMCache would be sent pickles"
             raise StoreError(address, "shares no memory", remedy)
-        return cls(chunk_size, layouts, {name: why for name, why in unfit.items() if name not in layouts})
+        return cls(chunk_size, layouts, unfit)
 
     def layout(self, address: Address, name: str) -> Layout:
         """The layout of the model that is meant. Raises ``StoreError`` if no engine has registered it, or it is unfit."""
@@ -134,6 +141,27 @@ class ServerState:
 
 class _Unfit(Exception):
     pass
+
+
+def _layouts(engines: Mapping[str, Any]) -> tuple[dict[str, Layout], dict[str, str]]:
+    """The layouts by the models' names, and why there is none for a name.
+
+    LMCache's key leaves the layout out. So all engines of a name must have the same one.
+    """
+    layouts: dict[str, Layout] = {}
+    unfit: dict[str, str] = {}
+    for engine in engines.values():
+        name = str(engine["model_name"])
+        try:
+            layout = _layout(name, engine)
+            if layouts.setdefault(name, layout) != layout:
+                raise _Unfit(
+                    f"engines of that name lay caches out in different ways ({layouts[name]} and {layout}), and would read one "
+                    "another's; give each a name of its own"
+                )
+        except _Unfit as error:
+            unfit.setdefault(name, str(error))
+    return {name: layout for name, layout in layouts.items() if name not in unfit}, unfit
 
 
 def _layout(name: str, engine: Mapping[str, Any]) -> Layout:

@@ -1,17 +1,20 @@
 """What SGLang has loaded, asked of SGLang itself.
 
 Relied on, in sglang 0.5.23: in each of its processes ``runtime_context.get_model()`` has what was decided about the model, by
-the names of the server's arguments, and ``get_serving().weight_version`` changes when weights are replaced under a version's
-name. ``mem_cache.utils.get_hash_str(ids, None, page_size)`` gives the keys of pages for requests without a namespace. A request
-with one (an adapter, a cache salt) has other keys, and so finds nothing here.
+the names of the server's arguments. When weights are replaced under a version's name, ``get_serving().weight_version`` changes;
+when they are loaded from a disk, ``model_path`` and ``load_format`` say from which and how.
+``mem_cache.utils.get_hash_str(ids, None, page_size)`` gives the keys of pages for requests without a namespace. A request with
+one (an adapter, a cache salt) has other keys, and so finds nothing here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from sglang.srt.environ import envs
 from sglang.srt.mem_cache.utils import get_hash_str
 from sglang.srt.runtime_context import get_model, get_serving
 
@@ -22,6 +25,24 @@ from kvtool.errors import MismatchError, ModelError
 
 _LATENT = ("deepseek_v2", "deepseek_v3")
 """Models with latent attention of which ``deepseek_v2.py`` of SGLang makes all: it reads ``rope_interleave``."""
+
+_USUAL: Mapping[str, tuple[Any, ...]] = {
+    "kv_cache_dtype": ("auto",),
+    # Those that read the safetensors files which kvtool hashes.
+    "load_format": ("auto", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer"),
+    "weight_cache_mode": ("off",),
+    "checkpoint_engine_wait_weights_before_ready": (False,),
+    "custom_weight_loader": (None, []),
+    "download_dir": (None,),
+    "modelopt_quant": (None,),
+    "modelopt_checkpoint_restore_path": (None,),
+    "quantize_and_serve": (False,),
+    "rl_quant_profile": (None,),
+    "model_config_parser": ("auto", "hf"),
+    "json_model_override_args": (None, "", "{}"),
+    "decrypted_config_file": (None,),
+}
+"""With these arguments, the model is the one in its directory, and its cache is of its own dtype."""
 
 
 def engine(pages: Pages) -> Engine:
@@ -39,27 +60,25 @@ def page_hashes(token_ids: Sequence[int], page_size: int) -> list[str]:
     return list(get_hash_str(list(token_ids), None, page_size)) if token_ids else []
 
 
-def weight_version() -> Any:
-    """Changes when SGLang's weights do, if whoever replaced them gave a version."""
-    return get_serving().weight_version
+def weights() -> Mapping[str, Any]:
+    """What changes when SGLang's weights do, as far as it says so: those that come from another process may leave no trace."""
+    model = get_model()
+    return {
+        "weight_version": get_serving().weight_version,
+        "model_path": model.model_path,
+        "load_format": model.load_format,
+    }
 
 
 def refuse_unsuited(loaded: Any) -> None:
     """Raises ``ModelError`` for a server whose model is not the one in its directory, or whose cache is of another dtype."""
-    usual: dict[str, tuple[Any, ...]] = {
-        "kv_cache_dtype": ("auto",),
-        "json_model_override_args": (None, "", "{}"),
-        "modelopt_quant": (None,),
-        "rl_quant_profile": (None,),
-        "decrypted_config_file": (None,),
-    }
-    odd = {
-        field: value for field, expected in usual.items() if (value := getattr(loaded, field)) not in expected
-    }
-    if loaded.load_format == "dummy":
-        odd["load_format"] = "dummy"
-    for field, value in odd.items():
-        raise ModelError(loaded.model_path, f"no store has caches for {field} {value}")
+    for field, expected in _USUAL.items():
+        if (value := getattr(loaded, field)) not in expected:
+            raise ModelError(loaded.model_path, f"no store has caches for {field} {value}")
+    if envs.SGLANG_USE_MODELSCOPE.get() and not Path(loaded.model_path).exists():
+        raise ModelError(
+            loaded.model_path, "comes from ModelScope, where kvtool does not look", "name its directory"
+        )
 
 
 def has_pairs(model: EngineModel, pages: Pages) -> bool:

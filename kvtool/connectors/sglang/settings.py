@@ -17,9 +17,9 @@ _GIB = 1024 * MIB
 class Settings:
     """Where pages come from.
 
-    ``store`` is a directory, a server's URL or a bucket; ``variant`` as in ``connectors.usable``. Decoded segments stay in
-    ``memory_gib`` of memory, in each of SGLang's processes, and there ``threads`` read and decode. A segment that is not loaded
-    after ``max_load_seconds`` is a miss.
+    ``store`` is a directory, a server's URL or a bucket; ``variant`` as in ``connectors.usable``. Decoded segments, those being
+    loaded included, stay in ``memory_gib`` of memory, in each of SGLang's processes. There ``threads`` of them are loaded at
+    once, and each is decoded by as many threads. What is not loaded ``max_load_seconds`` after it was asked for is a miss.
     """
 
     store: str

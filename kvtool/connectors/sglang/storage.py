@@ -22,7 +22,7 @@ from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 from torch import Tensor
 
-from kvtool.connectors.sglang.engine import engine, weight_version
+from kvtool.connectors.sglang.engine import engine, weights
 from kvtool.connectors.sglang.pages import Pages, Shard
 from kvtool.connectors.sglang.settings import Settings
 from kvtool.connectors.sglang.tier import Tier
@@ -45,8 +45,8 @@ class KvtoolStorage(HiCacheStorage):
         super().register_mem_pool_host(mem_pool_host)
         self.close()
         try:
+            self._weights = weights()
             self._tier = self._opened(mem_pool_host)
-            self._weight_version = weight_version()
             self._tier.index.follow()
         except Exception as error:
             self._give_up(error)
@@ -125,8 +125,11 @@ class KvtoolStorage(HiCacheStorage):
         return Tier(self.store, engine(pages), pages, self.settings)
 
     def _usable(self) -> Tier | None:
-        if self._tier and (version := weight_version()) != self._weight_version:
-            self._give_up(f"SGLang's weights were replaced: weight_version {version}")
+        if self._tier and (now := weights()) != self._weights:
+            changed = ", ".join(
+                f"{name} {value}" for name, value in now.items() if value != self._weights[name]
+            )
+            self._give_up(f"SGLang's weights were replaced: {changed}")
         return self._tier
 
     def _give_up(self, reason: object) -> None:

@@ -56,8 +56,8 @@ class Tier:
 
         The others may hold anything.
         """
-        until = time.monotonic() + self.settings.max_load_seconds
         blocks = self.index.find(keys, self.loads.is_avoided)
+        until = time.monotonic() + self.settings.max_load_seconds
         for n, (block, place) in enumerate(zip(blocks, places, strict=True)):
             if block is None or (rows := self.loads.get(block.source, until)) is None:
                 return n

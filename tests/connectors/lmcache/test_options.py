@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ from blake3 import blake3
 from torch import Tensor
 
 import kvtool
+from kvtool.connectors.lmcache import known_chunks
 from kvtool.connectors.lmcache.chunk import ChunkKey, unpack
 from kvtool.connectors.lmcache.known_chunks import HashChunks
 from kvtool.connectors.lmcache.options import SerdeOptions
-from kvtool.connectors.lmcache.piece import Piece
-from kvtool.errors import UsageError
+from kvtool.errors import StoreError, UsageError
+from kvtool.store.backends.backend import Unreachable
+from kvtool.store.headers import segment_headers
 from kvtool.store.local import LocalStore
+from tests.connectors.lmcache.pieces import piece_of
 
 CHUNK = 16
 FINE = {"step": 0.001, "power": 0.0}
@@ -52,8 +57,8 @@ def options(store: LocalStore, **more: Any) -> SerdeOptions:
 
 def chunks(store: LocalStore, document: str, variant: str = "raw") -> list[tuple[ChunkKey, Tensor]]:
     """A document's chunks as an engine that has computed them hands them over, with LMCache's name of the model."""
-    piece = Piece(document, store.parts(document, variant), CHUNK)
-    kv, name = piece.kv(), store[document].model["name"]
+    piece = piece_of(store, document, variant, chunk=CHUNK)
+    kv, name = piece.kv(store), store[document].model["name"]
     keys = [ChunkKey(chunk_hash, name) for chunk_hash in hash_by("blake3", CHUNK)(piece.token_ids)]
     return list(zip(keys, kv.split(CHUNK, dim=2), strict=True))
 
@@ -100,22 +105,80 @@ def test_chunks_that_no_document_has_are_kept_as_they_are(calibrated: LocalStore
         assert torch.equal(out, chunk)
 
 
-def test_a_document_that_comes_later_is_found(
-    calibrated: LocalStore, tiny: kvtool.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kvtool.connectors.lmcache.known_chunks.FRESH", 0.0)
+@pytest.fixture
+def changing(calibrated: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
+    """A copy of the store, in the working directory, whose changes are looked for each time."""
+    monkeypatch.setattr("kvtool.store.prefix_index.FRESH", 0.0)
     monkeypatch.chdir(tmp_path)
-    store = LocalStore(shutil.copytree(str(calibrated), tmp_path / "kv-store"))
-    coder = options(store).coder(hash_by)
+    return LocalStore(shutil.copytree(str(calibrated), tmp_path / "kv-store"))
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it never comes to that"
+        time.sleep(0.005)
+
+
+def test_documents_that_come_and_go_are_followed(changing: LocalStore, tiny: kvtool.Model) -> None:
+    coder = options(changing).coder(hash_by)
     assert coder.find(ChunkKey(b"\x02" * 32, tiny.name)) is None
-    Path("late.md").write_text("The ferry to the island leaves at noon.")
-    assert not kvtool.prefill("late.md", model=tiny, store=store).problems
-    (key, _), *_ = chunks(store, "late.md")
+    # Two documents of one text: their chunks are known as long as one of them is there.
+    for name in ("late.md", "same.md"):
+        Path(name).write_text("The ferry to the island leaves at noon.")
+    assert not kvtool.prefill(["late.md", "same.md"], model=tiny, store=changing).problems
+    (key, _), *_ = chunks(changing, "late.md")
+    ids = torch.cat([part.token_ids for part in changing.parts("late.md")]).tolist()
+    until(lambda: coder.find(key))
     found = coder.find(key)
     assert found is not None
-    assert (
-        found.token_ids.tolist() == torch.cat([p.token_ids for p in store.parts("late.md")]).tolist()[:CHUNK]
-    )
+    assert found.token_ids.tolist() == ids[:CHUNK]
+    known = coder.find.__self__
+    until(lambda: {"late.md", "same.md"} <= known._documents.keys())
+    changing.remove("late.md")
+    until(lambda: coder.find(key) and "late.md" not in known._documents)
+    changing.remove("same.md")
+    until(lambda: coder.find(key) is None)
+
+
+def test_while_the_store_cannot_be_reached_chunks_are_coded_without_waiting(
+    changing: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder = options(changing).coder(hash_by)
+    (key, chunk), *_ = chunks(changing, "docs/a.md")
+    come, asked = threading.Event(), threading.Event()
+
+    def hang(store: LocalStore) -> Iterator[str]:
+        asked.set()
+        come.wait(30)
+        raise Unreachable("http://store", "cannot be reached")
+
+    monkeypatch.setattr(LocalStore, "__iter__", hang)
+    until(lambda: coder.find(key) is not None and asked.is_set())
+    # It hangs now. Known tokens stay known, and others are coded otherwise.
+    other = ChunkKey(b"\x02" * 32, key.model_name)
+    for _ in range(2):
+        assert unpack(coder.encode(chunk, key), key)[1]["tokens_known"] is True
+        assert unpack(coder.encode(chunk, other), other)[1]["tokens_known"] is False
+        # And now each look at it fails.
+        come.set()
+
+
+def test_a_document_that_could_not_be_read_is_found_later(
+    changing: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = [StoreError("docs/a.md", "network hiccup")] * 2
+
+    def headers(*given: Any) -> Any:
+        if fails and given[1].name == "docs/a.md":
+            raise fails.pop()
+        return segment_headers(*given)
+
+    monkeypatch.setattr(known_chunks, "segment_headers", headers)
+    coder = options(changing).coder(hash_by)
+    (key, _), *_ = chunks(changing, "docs/a.md")
+    until(lambda: coder.find(key))
+    assert not fails
 
 
 @pytest.mark.parametrize(

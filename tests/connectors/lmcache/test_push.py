@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from kvtool.artifact.store_key import new_store_key
 from kvtool.cli import app
 from kvtool.connectors.lmcache.push import push_to_lmcache
 from kvtool.connectors.lmcache.server_state import Address, ServerState
-from kvtool.errors import StoreError, UsageError
+from kvtool.errors import StoreError
 from kvtool.store.encrypt import encrypt
 from kvtool.store.local import LocalStore
 from tests.connectors.lmcache.conftest import FakeServer
@@ -146,14 +147,100 @@ def test_weights_of_a_served_directory_are_compared(
     assert "was made by another model: weights is" in str(problem)
 
 
+def test_weights_are_compared_for_every_name(
+    store: LocalStore,
+    server: FakeServer,
+    sessions: type[FakeSession],
+    tmp_path: Path,
+    make_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The same model's documents, of which one calls it by the name of a directory that holds another by now.
+    other = str(make_model(tmp_path / "other", seed=1))
+    entry = LocalStore.__getitem__
+
+    def named(own: LocalStore, name: str) -> Any:
+        document = entry(own, name)
+        model = {**document.model, "name": other if name == "docs/a.md" else "tiny"}
+        return replace(document, model=model)
+
+    monkeypatch.setattr(LocalStore, "__getitem__", named)
+    for name in ("tiny", other):
+        server.serve(name)
+    report = push_to_lmcache(store, server.address, ["c.txt", "docs/a.md"])
+    assert report.copied == ["c.txt"]
+    assert "docs/a.md: was made by another model: weights is" in str(report.problems[0])
+
+
+@pytest.mark.parametrize("changed", ["prefix", "segment"])
+def test_artifacts_of_another_model_than_the_manifest_says_are_refused(
+    changed: str,
+    store: LocalStore,
+    server: FakeServer,
+    sessions: type[FakeSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.serve("tiny")
+    prefix, open_artifact = store["c.txt"].prefix_artifact, LocalStore.open_artifact
+    assert prefix is not None
+
+    def opened(own: LocalStore, variant: Any) -> Any:
+        artifact = open_artifact(own, variant)
+        if (variant.artifact == prefix.artifact) is not (changed == "prefix"):
+            return artifact
+        model = {**artifact.meta["model"], "fingerprint": "0" * 64}
+        return replace(artifact, meta={**artifact.meta, "model": model})
+
+    monkeypatch.setattr(LocalStore, "open_artifact", opened)
+    report = push_to_lmcache(store, server.address, ["c.txt"])
+    assert "has artifacts of another model than its manifest says" in str(report.problems[0])
+    assert not sessions.kept
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"dtype": "torch.bfloat16"},
+        {"engine_kv_concrete_shape": "2 x [64, 2, 4, 16, 8]"},
+        {"is_mla": True},
+        {"world_size": 2},
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_engines_of_one_name_must_have_one_layout(
+    others: dict[str, Any],
+    is_first: bool,
+    store: LocalStore,
+    server: FakeServer,
+    sessions: type[FakeSession],
+) -> None:
+    for changes in (others, {}) if is_first else ({}, others):
+        server.serve("tiny", **changes)
+    report = push_to_lmcache(store, server.address, ["c.txt"])
+    assert "takes no caches of tiny" in str(report.problems[0])
+    assert not sessions.kept
+
+
+def test_engines_of_one_name_and_layout_share_what_is_pushed(
+    store: LocalStore, server: FakeServer, sessions: type[FakeSession]
+) -> None:
+    server.serve("tiny")
+    server.serve("tiny", engine_kv_concrete_shape="2 x [8, 2, 2, 16, 8]")
+    assert push_to_lmcache(store, server.address, ["c.txt"]).copied == ["c.txt"]
+
+
 def test_what_no_prefill_gives_is_refused(
     store: LocalStore, server: FakeServer, sessions: type[FakeSession], tiny: kvtool.Model
 ) -> None:
     server.serve("tiny")
     kvtool.compress(store, "c.txt", recipe="streaming-llm", model=tiny)
     assert not kvtool.prefill(["docs", "c.txt"], model=tiny, store=store, neighbours=1).problems
-    pruned = push_to_lmcache(store, server.address, ["c.txt"], variant="streaming-llm").problems[0]
-    assert "has lost tokens" in str(pruned)
+    for dry_run in (True, False):
+        pruned = push_to_lmcache(store, server.address, ["c.txt"], variant="streaming-llm", dry_run=dry_run)
+        assert "has lost tokens" in str(pruned.problems[0])
+        assert pruned.copied == []
+    missing = push_to_lmcache(store, server.address, ["c.txt"], variant="none").problems[0]
+    assert "has no variant 'none', only averaged, raw" in str(missing)
     averaged = push_to_lmcache(store, server.address, ["c.txt"], variant="averaged").problems[0]
     assert "is not what a prefill of its tokens gives" in str(averaged)
     assert not sessions.kept
@@ -230,25 +317,6 @@ def test_nothing_listens() -> None:
         ServerState.read(Address("127.0.0.1", 1, 1))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "lmcache://", "lmcache://host", "lmcache://host:many", "lmcache://host:5555/model", "lmcache://host:5555?htp=1",
-        "lmcache://host:5555?http=x", "lmcache://host:5555?model", "http://host:5555",
-    ],
-)  # fmt: skip
-def test_an_address_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="lmcache://HOST:PORT"):
-        Address.parse(text)
-
-
-def test_an_address_names_ports_model_and_salt() -> None:
-    address = Address.parse("lmcache://[::1]:5555?http=9000&model=org/m%20x&salt=s")
-    assert address == Address("::1", 5555, 9000, "org/m x", "s")
-    assert (address.requests_url, address.http_url) == ("tcp://[::1]:5555", "http://[::1]:9000")
-    assert Address.parse("lmcache://h:5555").http_port == 8080
-
-
 @pytest.mark.skipif(importlib.util.find_spec("lmcache") is not None, reason="LMCache is installed")
 def test_without_lmcache_the_command_says_what_to_install(store: LocalStore, server: FakeServer) -> None:
     server.serve("tiny")
@@ -269,6 +337,18 @@ def test_the_command_says_what_lmcaches_key_leaves_out(
     refused = CliRunner().invoke(app, ["push", server.address, "--replace"])
     assert refused.exit_code == 2
     assert "LMCache replaces nothing" in refused.stderr
+
+
+def test_the_command_does_not_print_the_salt(
+    store: LocalStore, server: FakeServer, sessions: type[FakeSession]
+) -> None:
+    server.serve("tiny")
+    for options in ([], ["--json"], ["--dry-run"], ["--json", "--dry-run"], ["--variant", "none"]):
+        result = CliRunner().invoke(app, ["push", f"{server.address}&salt=s3cret", "c.txt", *options])
+        assert result.exit_code == (1 if "none" in options else 0), result.output
+        assert "s3cret" not in result.stdout + result.stderr + repr(result.exception)
+    assert {salt for _, salt, _ in sessions.kept} == {"s3cret"}
+    assert "s3cret" not in repr(Address.parse(f"{server.address}&salt=s3cret"))
 
 
 def test_an_encrypted_store_is_not_decrypted_unasked(

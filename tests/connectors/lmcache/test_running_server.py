@@ -6,9 +6,11 @@ tensors. Everything else is LMCache's: the server, its shared memory, its SDK, i
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.request import urlopen
 from uuid import uuid4
 
 import pytest
@@ -25,9 +27,9 @@ from lmcache.v1.multiprocess.transport.factory import RequestClientFactory
 from typer.testing import CliRunner
 
 from kvtool.cli import app
-from kvtool.connectors.lmcache.piece import Piece
 from kvtool.connectors.lmcache.push import push_to_lmcache
 from kvtool.store.local import LocalStore
+from tests.connectors.lmcache.pieces import piece_of
 from tests.connectors.lmcache.running import CHUNK, FINE, Server
 from tests.connectors.shown import shown
 
@@ -100,7 +102,7 @@ def worker() -> Iterator[Callable[..., Worker]]:
 
 
 def tokens_of(store: LocalStore, document: str) -> list[int]:
-    return Piece(document, store.parts(document), CHUNK).token_ids
+    return piece_of(store, document, chunk=CHUNK).token_ids
 
 
 def test_a_pushed_document_is_found_by_its_tokens(
@@ -127,6 +129,9 @@ def test_a_pushed_document_is_found_by_its_tokens(
     assert engine.load([5, *ids]) == 0
     assert engine.load(ids, "tenant") == 0
 
+    # Nothing that was looked up is kept from being evicted.
+    assert push_to_lmcache(documents, running.address, dry_run=True).unchanged == ["a.md", "b.md"]
+    assert locked(running) == 0
     again = push_to_lmcache(documents, running.address)
     assert (again.copied, again.unchanged) == ([], ["a.md", "b.md"])
     salted = push_to_lmcache(documents, f"{running.address}&salt=tenant", ["a.md"])
@@ -143,8 +148,8 @@ def test_the_sdks_own_retrieve_gives_what_was_pushed(
     url, http_url = f"tcp://127.0.0.1:{running.port}", f"http://127.0.0.1:{running.http_port}"
     context = kvcache.connect(url, http_url, "tiny", 20.0)
     try:
-        piece = Piece("b.md", documents.parts("b.md"), CHUNK)
-        assert torch.equal(context.retrieve(piece.token_ids, "sdk"), piece.kv())
+        piece = piece_of(documents, "b.md", chunk=CHUNK)
+        assert torch.equal(context.retrieve(piece.token_ids, "sdk"), piece.kv(documents))
     finally:
         context.close()
 
@@ -169,7 +174,7 @@ def test_pushed_documents_are_stored_by_klt_and_outlive_the_server(
     ids = tokens_of(documents, "b.md")
     whole = len(ids) // CHUNK * CHUNK
     assert engine.load(ids) == whole
-    raw, variant = (Piece("b.md", documents.parts("b.md", name), CHUNK).kv() for name in ("raw", "klt"))
+    raw, variant = (piece_of(documents, "b.md", name, chunk=CHUNK).kv(documents) for name in ("raw", "klt"))
     for layer in range(LAYERS):
         for number in range(2):
             loaded = engine.side(layer, number, whole).transpose(0, 1).flatten(1)
@@ -207,6 +212,12 @@ def test_nothing_is_sent_as_a_pickle(
     report = push_to_lmcache(documents, f"{running.address}&salt=pickles", ["a.md"])
     assert "sends pickles" in str(report.problems[0])
     assert len(running.files) == before
+
+
+def locked(server: Server) -> int:
+    with urlopen(f"http://127.0.0.1:{server.http_port}/status", timeout=20) as answer:
+        status = json.load(answer)
+    return int(status["storage_manager"]["l1_manager"]["read_locked_count"])
 
 
 def missing(*_: Any, **__: Any) -> None:

@@ -41,10 +41,10 @@ from lmcache.v1.multiprocess.token_hasher import TokenHasher
 
 from kvtool.connectors.lmcache import serde
 from kvtool.connectors.lmcache.chunk import unpack
-from kvtool.connectors.lmcache.piece import Piece
 from kvtool.connectors.lmcache.plugin import Adapter
 from kvtool.errors import UsageError
 from kvtool.store.local import LocalStore
+from tests.connectors.lmcache.pieces import piece_of
 from tests.connectors.lmcache.running import CHUNK, FINE
 from tests.connectors.shown import shown
 
@@ -235,10 +235,10 @@ def chunks_of(
     store: LocalStore, document: str, variant: str = "raw", model: str = "tiny"
 ) -> dict[ObjectKey, torch.Tensor]:
     """A document's chunks, by the keys that LMCache gives them."""
-    piece = Piece(document, store.parts(document, variant), CHUNK)
+    piece = piece_of(store, document, variant, chunk=CHUNK)
     hashes = TokenHasher(CHUNK, "blake3").compute_chunk_hashes(piece.token_ids)
     keys = [ObjectKey(each, model, 0x01000100) for each in hashes]
-    return dict(zip(keys, piece.kv().split(CHUNK, dim=2), strict=True))
+    return dict(zip(keys, piece.kv(store).split(CHUNK, dim=2), strict=True))
 
 
 def layout_of(chunks: dict[ObjectKey, torch.Tensor]) -> MemoryLayoutDesc:

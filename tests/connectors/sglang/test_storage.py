@@ -148,7 +148,19 @@ REFUSED: dict[str, dict[str, Any]] = {
     "dtype": {"dtype": torch.float16},
     "kv_cache_dtype": {"args": {"kv_cache_dtype": "fp8_e4m3"}},
     "quantization": {"args": {"quantization": "fp8"}},
-    "load_format": {"args": {"load_format": "dummy"}},
+    "load_format dummy": {"args": {"load_format": "dummy"}},
+    "load_format presharded": {"args": {"load_format": "presharded"}},
+    "load_format sharded_state": {"args": {"load_format": "sharded_state"}},
+    "load_format pt": {"args": {"load_format": "pt"}},
+    "load_format flash_rl": {"args": {"load_format": "flash_rl"}},
+    "load_format private": {"args": {"load_format": "private"}},
+    "weight_cache_mode client": {"args": {"weight_cache_mode": "client"}},
+    "checkpoint_engine_wait_weights_before_ready": {
+        "args": {"checkpoint_engine_wait_weights_before_ready": True}
+    },
+    "custom_weight_loader": {"args": {"custom_weight_loader": ["package.load"]}},
+    "modelopt_checkpoint_restore_path": {"args": {"modelopt_checkpoint_restore_path": "/elsewhere"}},
+    "download_dir": {"args": {"download_dir": "/elsewhere"}},
     "json_model_override_args": {"args": {"json_model_override_args": '{"rope_theta": 5}'}},
     "heads": {"heads": 3},
     "rope_type": {"name": "dynamic", "store": "tiny-kv"},
@@ -176,13 +188,21 @@ def test_another_model_is_a_miss_and_one_line_that_names_the_field(
     assert field in line
 
 
-def test_weights_that_are_replaced_end_it(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("field", ["weight_version", "model_path", "load_format"])
+def test_weights_that_are_replaced_end_it(serve: Serve, caplog: pytest.LogCaptureFixture, field: str) -> None:
     served = serve()
     ids = token_ids(served.store, name_of(served.store))
     assert served.fetch(ids)[1] > 0
-    get_context().override("test", weight_version="second")
+    # As SGLang's model runner and scheduler do.
+    get_context().override("test", **{field: "second"})
     assert served.fetch(ids) == (0, 0)
-    assert [r for r in caplog.records if "weight_version second" in r.message]
+    assert [r for r in caplog.records if f"{field} second" in r.message]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "fastsafetensors", "instanttensor", "runai_streamer"])
+def test_other_ways_to_read_the_same_files_are_served(serve: Serve, kind: str) -> None:
+    served = serve(args={"load_format": kind})
+    assert served.fetch(token_ids(served.store, name_of(served.store)))[1] > 0
 
 
 def test_a_model_with_other_state_than_keys_and_values_is_a_miss(serve: Serve) -> None:
