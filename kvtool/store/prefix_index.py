@@ -109,6 +109,7 @@ class Followed(ABC):
         self._documents: dict[str, Document] = {}
         self._committed: dict[str, float] = {}
         self._refreshed = self._tried = -math.inf
+        self._is_failing = False
 
     @abstractmethod
     def add(self, document: Document) -> None:
@@ -138,9 +139,12 @@ class Followed(ABC):
     def _follow_in_background(self) -> None:
         try:
             self._refresh()
+            self._is_failing = False
         except Exception as error:
-            # Whatever it is, the next pass comes.
-            _log.warning("what a store holds is looked up in what is known so far: %s", error)
+            # Whatever it is, the next pass comes. It is said once, until a pass succeeds.
+            if not self._is_failing:
+                _log.warning("what a store holds is looked up in what is known so far: %s", error)
+            self._is_failing = True
         finally:
             self._tried = time.monotonic()
             self._refreshing.release()
