@@ -24,6 +24,7 @@ FORMATS: Mapping[str, Format] = {
     "manifest": Format(1, "manifests/docs/guide.md.json"),
     "store": Format(1, "kvtool-store.json"),
     "lock": Format(1, "kvtool.lock"),
+    "chunk": Format(1, "chunks that LMCache stores by kvtool's serde"),
     "evaluation": Format(1, "kvtool eval --json", is_read=False),
     "break-even": Format(1, "kvtool bench --json", is_read=False),
     "recommendation": Format(1, "kvtool recommend --json", is_read=False),

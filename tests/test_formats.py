@@ -20,6 +20,7 @@ OWNERS = {
     "manifest": "kvtool.store.manifest",
     "store": "kvtool.store.layout",
     "lock": "kvtool.pipeline.lock",
+    "chunk": "kvtool.connectors.lmcache.chunk",
     "evaluation": "kvtool.evaluation.result",
     "break-even": "kvtool.breakeven.result",
     "recommendation": "kvtool.recommendation.choose",
