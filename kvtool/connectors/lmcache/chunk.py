@@ -19,10 +19,11 @@ from torch import Tensor
 
 from kvtool.codecs import CodecError
 from kvtool.codecs.format import container
+from kvtool.formats import FORMATS
 
 MAGIC = b"KVTCHNK1"
 FRAME_BYTES = len(MAGIC) + 8 + 32
-FORMAT = 1
+FORMAT = FORMATS["chunk"].number
 
 
 @dataclass(frozen=True)
