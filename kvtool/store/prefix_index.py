@@ -136,6 +136,13 @@ class Followed(ABC):
         if self._is_older_than(fresh) and self._refreshing.acquire(blocking=False):
             threading.Thread(target=self._follow_in_background, name="prefixes", daemon=True).start()
 
+    def look_through(self, seconds: float) -> None:
+        """Looks through the store for the first time, for so long at most; goes on in the background."""
+        until = time.monotonic() + seconds
+        self.follow()
+        while not self.is_complete and time.monotonic() < until:
+            time.sleep(0.01)
+
     def _follow_in_background(self) -> None:
         try:
             self._refresh()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,13 +48,6 @@ class KnownChunks(Followed):
         self.follow()
         with self._lock:
             return next(iter(self._chunks.get(key.chunk_hash, {}).values()), None)
-
-    def look_through(self, seconds: float) -> None:
-        """Looks through the store for the first time, for so long at most; goes on in the background."""
-        until = time.monotonic() + seconds
-        self.follow()
-        while not self.is_complete and time.monotonic() < until:
-            time.sleep(0.01)
 
     def add(self, document: Document) -> None:
         """Takes a document's chunks in."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,20 +11,10 @@ from kvtool.blending.record import BlendRecord, record_of
 from kvtool.errors import KvtoolError
 from kvtool.store.base import Store
 from kvtool.store.headers import headers_of
-from kvtool.store.remote import RemoteStore
-
-FRESH = 2.0
-"""Seconds for which it is believed which blends there are."""
+from kvtool.store.manifest import Document
+from kvtool.store.prefix_index import Followed
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A document that was looked at: when it had been committed, and its record if it is a blend."""
-
-    committed: float
-    record: BlendRecord | None
 
 
 @dataclass(frozen=True, order=True)
@@ -39,15 +26,22 @@ class FoundBlend:
     identity: str
 
 
-class Blends:
-    """The blends of ``store``. It follows the store, ``FRESH`` seconds late, a remote one in the background."""
+class Blends(Followed):
+    """The blends of a store that have a record, by name."""
 
     def __init__(self, store: Store) -> None:
-        self.store = headers_of(store)
-        self.in_background = isinstance(store, RemoteStore)
-        self._refreshing = threading.Lock()
-        self._known: dict[str, _Known] = {}
-        self._refreshed = -math.inf
+        super().__init__(store)
+        self.headers = headers_of(store)
+        self._records: dict[str, BlendRecord] = {}
+
+    def add(self, document: Document) -> None:
+        """Takes a document in if it is a blend with a record."""
+        if record := record_of(self.headers, document.name):
+            self._records[document.name] = record
+
+    def forget(self, name: str) -> None:
+        """Leaves a document out."""
+        self._records.pop(name, None)
 
     def of(self, documents: Sequence[Cached], token_ids: Sequence[int]) -> FoundBlend | None:
         """The blend of exactly ``documents``, as they are now, that ``token_ids`` begin with.
@@ -55,58 +49,18 @@ class Blends:
         Of several, the one of which most was recomputed; where there is none, the first of ``documents`` if that is a blend.
         """
         self.follow()
-        names = [
-            name
-            for name, known in list(self._known.items())
-            if known.record and _is_of(known.record, documents)
-        ]
+        names = [name for name, record in list(self._records.items()) if _is_of(record, documents)]
         found = (self._usable(name, token_ids) for name in names)
         return max(filter(None, found), default=None) or self._usable(documents[0].name, token_ids)
-
-    def follow(self) -> None:
-        """Looks for what the store has gained or lost, or has that looked for in the background."""
-        if time.monotonic() - self._refreshed < FRESH:
-            return
-        if not self.in_background:
-            with self._refreshing:
-                if time.monotonic() - self._refreshed >= FRESH:
-                    self._refresh()
-        elif self._refreshing.acquire(blocking=False):
-            threading.Thread(target=self._refresh_and_release, name="blends").start()
-
-    def _refresh_and_release(self) -> None:
-        try:
-            self._refresh()
-        except KvtoolError as error:
-            _log.warning("blends are looked up among those that are known so far: %s", error)
-        finally:
-            self._refreshing.release()
-
-    def _refresh(self) -> None:
-        names = set(self.store)
-        for name in self._known.keys() - names:
-            self._known.pop(name, None)
-        for name in names:
-            if not threading.main_thread().is_alive():
-                return
-            try:
-                committed = self.store.committed(name)
-                before = self._known.get(name)
-                if before is None or before.committed != committed:
-                    self._known[name] = _Known(committed, record_of(self.store, name))
-            except (KvtoolError, OSError):
-                # What is broken, or was removed just now, is not found.
-                self._known.pop(name, None)
-        self._refreshed = time.monotonic()
 
     def _usable(self, name: str, token_ids: Sequence[int]) -> FoundBlend | None:
         """The blend, if it is of the documents that the store has now, and its tokens begin the prompt."""
         try:
-            document, record = self.store[name], record_of(self.store, name)
-            if not document.is_blend or (record and record.outdated(self.store)):
+            document, record = self.headers[name], record_of(self.headers, name)
+            if not document.is_blend or (record and record.outdated(self.headers)):
                 return None
             variant = next(iter(document.variants))
-            ids = [token for part in self.store.parts(name, variant) for token in part.token_ids.tolist()]
+            ids = [token for part in self.headers.parts(name, variant) for token in part.token_ids.tolist()]
         except (KvtoolError, StopIteration) as error:
             _log.warning("blend %s was not used: %s", name, error)
             return None

@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 import kvtool
-from kvtool.server.proxy import blends
 from kvtool.server.proxy.app import create_proxy
 from kvtool.server.proxy.engine import Engine
 from kvtool.server.proxy.prompts import Prompts
+from kvtool.store import prefix_index
 from kvtool.store.local import LocalStore
 from tests.server.proxy.engine import FakeEngine
 
@@ -20,7 +20,7 @@ from tests.server.proxy.engine import FakeEngine
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store is looked at for every request."""
-    monkeypatch.setattr(blends, "FRESH", 0.0)
+    monkeypatch.setattr(prefix_index, "FRESH", 0.0)
 
 
 @pytest.fixture

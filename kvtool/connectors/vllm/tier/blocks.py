@@ -9,7 +9,6 @@ not found.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,10 +61,7 @@ class HashedBlocks:
 
     def follow(self, seconds: float) -> None:
         """Looks through the store for the first time, for so long at most; goes on in the background."""
-        until = time.monotonic() + seconds
-        self._index.follow()
-        while not self._index.is_complete and time.monotonic() < until:
-            time.sleep(0.01)
+        self._index.look_through(seconds)
 
     def _of(self, none_hash: bytes) -> BlockIndex:
         chain = partial(self.hashing.chain, none_hash)
