@@ -36,6 +36,11 @@ class KvtoolError(Exception):
         return {"subject": subject, "reason": self.reason, "remedy": self.remedy, "message": str(self)}
 
 
+def described(error: Exception) -> str:
+    """An error in one line of a log: one that is not kvtool's own with its kind."""
+    return str(error) if isinstance(error, KvtoolError) else f"{type(error).__name__}: {error}"
+
+
 def first_line(error: BaseException) -> str:
     """What a library says is wrong, without the advice after it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

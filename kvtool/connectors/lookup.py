@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtool.artifact.read import Artifact
+from kvtool.connectors.avoided import Avoided
 from kvtool.connectors.engine_model import EngineModel
 from kvtool.connectors.usable import Usable
 from kvtool.model.locate import model_files
@@ -18,9 +18,6 @@ from kvtool.store.base import Store
 from kvtool.store.manifest import Variant
 from kvtool.store.prefix_index import Match, PrefixIndex
 from kvtool.system.files import file_state
-
-AVOIDED_SECONDS = 60.0
-"""For which a cache that could not be loaded is not found again."""
 
 ADAPTERS_AT_MOST = 32
 """Those used last, of which it is known what a store has for them."""
@@ -62,17 +59,14 @@ class Lookup:
     store: Store
     model: EngineModel
     variant: str | None = None
-    _avoided: dict[tuple[str, ...], float] = field(default_factory=dict, init=False)
+    _avoided: Avoided[tuple[str, ...]] = field(default_factory=Avoided, init=False)
 
     def __post_init__(self) -> None:
         self.index = PrefixIndex(self.store, Usable(self.store, self.model, self.variant), in_background=True)
 
     def follow(self, seconds: float) -> None:
         """Looks through the store for the first time, for so long at most; goes on in the background."""
-        until = time.monotonic() + seconds
-        self.index.follow()
-        while not self.index.is_complete and time.monotonic() < until:
-            time.sleep(0.01)
+        self.index.look_through(seconds)
 
     def longest(self, token_ids: Sequence[int]) -> CachedPrefix | None:
         """The cache that has the most of a prompt's first tokens."""
@@ -84,15 +78,13 @@ class Lookup:
 
     def avoid(self, found: CachedPrefix) -> None:
         """Finds it no more for a while: it could not be loaded."""
-        now = time.monotonic()
-        self._avoided = {source: until for source, until in self._avoided.items() if until > now}
-        self._avoided[found.source] = now + AVOIDED_SECONDS
+        self._avoided.add(found.source)
 
     def _unless_avoided(self, match: Match | None) -> CachedPrefix | None:
         if match is None:
             return None
         found = CachedPrefix.of(match)
-        return None if time.monotonic() < self._avoided.get(found.source, 0.0) else found
+        return None if found.source in self._avoided else found
 
 
 class Lookups:

@@ -12,11 +12,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from kvtool.connectors.avoided import Avoided
 from kvtool.connectors.daemon_pool import DaemonPool
-from kvtool.errors import KvtoolError
-
-AVOIDED_SECONDS = 60.0
-"""For which what could not be loaded is not tried again."""
+from kvtool.errors import described
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -58,7 +56,7 @@ class SharedLoads(Generic[K, V]):
         self._results: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._kept = self._reserved = 0
         self._loading: dict[K, _Loading[V]] = {}
-        self._avoided: dict[K, float] = {}
+        self._avoided: Avoided[K] = Avoided()
         self._is_closed = False
 
     def get(self, key: K, until: float | None = None) -> V | None:
@@ -72,7 +70,7 @@ class SharedLoads(Generic[K, V]):
             if key in self._results:
                 self._results.move_to_end(key)
                 return self._results[key][0]
-            if self._is_closed or self._is_avoided(key):
+            if self._is_closed or key in self._avoided:
                 return None
             try:
                 loading = self._loading.get(key) or self._started(key, until)
@@ -90,7 +88,7 @@ class SharedLoads(Generic[K, V]):
     def is_avoided(self, key: K) -> bool:
         """Whether a load failed, or took too long, a moment ago."""
         with self._lock:
-            return self._is_avoided(key)
+            return key in self._avoided
 
     def clear(self) -> None:
         """Frees all results."""
@@ -121,14 +119,13 @@ class SharedLoads(Generic[K, V]):
             result = self.load(key)
         except Exception as error:
             # Whatever it is, the engine goes on without.
-            reason = str(error) if isinstance(error, KvtoolError) else f"{type(error).__name__}: {error}"
-            self._avoid(key, reason)
+            self._avoid(key, described(error))
             with self._has_room:
                 self._end(key, reserved)
             return None
         with self._has_room:
             self._end(key, reserved)
-            self._avoided.pop(key, None)
+            self._avoided.discard(key)
             if not self._is_closed:
                 self._results[key] = result, reserved
                 self._kept += reserved
@@ -161,11 +158,7 @@ class SharedLoads(Generic[K, V]):
 
     def _avoid(self, key: K, reason: str) -> None:
         with self._lock:
-            is_known, now = self._is_avoided(key), time.monotonic()
-            self._avoided = {key: until for key, until in self._avoided.items() if until > now}
-            self._avoided[key] = now + AVOIDED_SECONDS
+            is_known = key in self._avoided
+            self._avoided.add(key)
         if not is_known:
             _log.warning("%s is not loaded: %s", key, reason)
-
-    def _is_avoided(self, key: K) -> bool:
-        return time.monotonic() < self._avoided.get(key, 0.0)

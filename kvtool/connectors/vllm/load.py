@@ -18,7 +18,7 @@ from kvtool.connectors.daemon_pool import DaemonPool
 from kvtool.connectors.reading import Step, steps
 from kvtool.connectors.vllm.layers import Layer
 from kvtool.connectors.vllm.orders import LoadOrder
-from kvtool.errors import KvtoolError, MismatchError
+from kvtool.errors import MismatchError, described
 from kvtool.store.base import Store
 
 Submit: TypeAlias = Callable[[Callable[[], None]], "Future[Any]"]
@@ -120,11 +120,9 @@ class Load:
             return
         try:
             work()
-        except KvtoolError as error:
-            self.cancel(str(error), is_at_fault=True)
         except Exception as error:
             # Whatever it is, the engine goes on, and prefills.
-            self.cancel(f"{type(error).__name__}: {error}", is_at_fault=True)
+            self.cancel(described(error), is_at_fault=True)
 
     def _end(self, error: str | None, is_at_fault: bool) -> bool:
         """Whether it was not over before."""

@@ -13,7 +13,7 @@ from kvtool.connectors.vllm.engine import applies_adapters_whole, attends_to_loa
 from kvtool.connectors.vllm.metrics import Counts
 from kvtool.connectors.vllm.orders import LoadOrder, Orders
 from kvtool.connectors.vllm.settings import Settings
-from kvtool.errors import KvtoolError
+from kvtool.errors import KvtoolError, described
 from kvtool.store.open import open_store
 
 START_SECONDS = 10.0
@@ -116,7 +116,7 @@ class SchedulerSide:
             return self._search(request)
         except Exception as error:
             # Whatever a request brings, the engine goes on.
-            _log.warning("nothing is loaded for a request: %s: %s", type(error).__name__, error)
+            _log.warning("nothing is loaded for a request: %s", described(error))
             return None
 
     def _search(self, request: Any) -> CachedPrefix | None:

@@ -23,7 +23,7 @@ from kvtool.connectors.vllm.metrics import Counts
 from kvtool.connectors.vllm.orders import Faults, Orders
 from kvtool.connectors.vllm.settings import Settings
 from kvtool.connectors.warm_up import warm_up
-from kvtool.errors import KvtoolError
+from kvtool.errors import described
 from kvtool.store.open import open_store
 from kvtool.system.cores import process_cores, use_cores
 
@@ -67,8 +67,7 @@ class WorkerSide:
             wait([self._submit(partial(warm_up, store, self.settings.variant))], WARM_UP_SECONDS)
         except Exception as error:
             # Whatever it is, the engine starts, and prefills.
-            reason = str(error) if isinstance(error, KvtoolError) else f"{type(error).__name__}: {error}"
-            _log.error("no cache is loaded: %s", reason)
+            _log.error("no cache is loaded: %s", described(error))
 
     def start(self, orders: Orders) -> None:
         for order in orders.loads:

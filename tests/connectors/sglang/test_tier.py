@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import kvtool
-from kvtool.connectors import shared_loads
+from kvtool.connectors import avoided
 from kvtool.connectors.block_index import Source
 from kvtool.connectors.reading import Step
 from kvtool.connectors.sglang.pages import Pages, Shard
@@ -345,7 +345,7 @@ def test_memory_is_bounded(
 def test_a_failure_is_tried_again_after_a_while(
     make: Callable[..., Tier], store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_loads, "AVOIDED_SECONDS", 0.0)
+    monkeypatch.setattr(avoided, "AVOIDED_SECONDS", 0.0)
     tier, keys = make(variant="raw"), chain(token_ids(store, NAME))
     path = store.open(NAME).path
     data = path.read_bytes()

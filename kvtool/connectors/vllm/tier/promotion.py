@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
@@ -12,8 +11,8 @@ from typing import Any
 from vllm.v1.kv_offload.base import get_offload_block_hash, get_offload_group_idx
 from vllm.v1.kv_offload.tiering.base import JobResult
 
+from kvtool.connectors.avoided import Avoided
 from kvtool.connectors.block_index import Source
-from kvtool.connectors.lookup import AVOIDED_SECONDS
 from kvtool.connectors.vllm.load import Load, Target
 from kvtool.connectors.vllm.orders import LoadOrder
 from kvtool.connectors.vllm.tier.blocks import HashedBlocks
@@ -71,11 +70,11 @@ class Promoter:
     chunk_tokens: Sequence[int]
     max_seconds: float
     pool: Executor
-    _avoided: dict[Source, float] = field(default_factory=dict, init=False)
+    _avoided: Avoided[Source] = field(default_factory=Avoided, init=False)
 
     def find(self, keys: Sequence[Any]) -> list[Chunk | None]:
         """A key is the hash of the last block in a chunk, and the group of layers."""
-        found = self.blocks.find([get_offload_block_hash(key) for key in keys], self._is_avoided)
+        found = self.blocks.find([get_offload_block_hash(key) for key in keys], self._avoided.__contains__)
         chunks: list[Chunk | None] = []
         for key, block in zip(keys, found, strict=True):
             group = get_offload_group_idx(key)
@@ -106,10 +105,7 @@ class Promoter:
     def avoid(self, load: Load) -> None:
         """Does not find for a while what a load was to take: it could not be loaded."""
         assert isinstance(load.order.found, Source)
-        self._avoided[load.order.found] = time.monotonic() + AVOIDED_SECONDS
-
-    def _is_avoided(self, source: Source) -> bool:
-        return time.monotonic() < self._avoided.get(source, 0.0)
+        self._avoided.add(load.order.found)
 
     def _order(self, job_id: int, source: Source, rows: Collection[tuple[Chunk, int]]) -> LoadOrder:
         start = min(chunk.tokens.start for chunk, _ in rows)

@@ -271,7 +271,7 @@ def test_calls_in_any_order(
 
     monkeypatch.setattr(Step, "spans", spans)
     # So that what could not be loaded is found again within a run.
-    monkeypatch.setattr("kvtool.connectors.vllm.tier.promotion.AVOIDED_SECONDS", LOAD_SECONDS)
+    monkeypatch.setattr("kvtool.connectors.avoided.AVOIDED_SECONDS", LOAD_SECONDS)
     machine = type("Machine", (Calls,), {"ground": ground})
     # A run that fails is not repeated for a shorter one: what threads do cannot be repeated.
     few = settings(
