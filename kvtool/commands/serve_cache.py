@@ -25,6 +25,12 @@ class Log(StrEnum):
     json = "json"
 
 
+LogFormat = Annotated[Log, typer.Option(help="Write a line for each request to stderr, in this format.")]
+Drain = Annotated[
+    float, typer.Option(min=0, help="Give running answers this many seconds to finish at SIGTERM.")
+]
+
+
 @with_settings(ModelFlags)
 def run(
     host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
@@ -74,12 +80,8 @@ def run(
     no_caches: Annotated[
         bool, typer.Option("--no-caches", help="Prefill every request in full, to compare with.")
     ] = False,
-    log: Annotated[
-        Log, typer.Option(help="Write a line for each request to stderr, in this format.")
-    ] = Log.plain,
-    drain: Annotated[
-        float, typer.Option(min=0, help="Give running answers this many seconds to finish at SIGTERM.")
-    ] = 30.0,
+    log: LogFormat = Log.plain,
+    drain: Drain = 30.0,
     *,
     settings: Settings,
 ) -> None:

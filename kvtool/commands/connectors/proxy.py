@@ -10,7 +10,7 @@ import typer
 
 from kvtool.commands import output
 from kvtool.commands.options import StoreFlags, load_model, with_settings
-from kvtool.commands.serve_cache import Log, is_loopback
+from kvtool.commands.serve_cache import Drain, Log, LogFormat, is_loopback
 from kvtool.errors import ModelError
 
 if TYPE_CHECKING:
@@ -46,12 +46,8 @@ def run(
             "each further one.",
         ),
     ] = None,
-    log: Annotated[
-        Log, typer.Option(help="Write a line for each request to stderr, in this format.")
-    ] = Log.plain,
-    drain: Annotated[
-        float, typer.Option(min=0, help="Give running answers this many seconds to finish at SIGTERM.")
-    ] = 30.0,
+    log: LogFormat = Log.plain,
+    drain: Drain = 30.0,
     *,
     settings: Settings,
 ) -> None:
