@@ -59,6 +59,8 @@ class EngineModel:
     ) -> EngineModel:
         """The model at a directory, or that of a hub id's ``revision`` on this machine.
 
+        ``quantization`` is the engine's setting, which a checkpoint that was saved quantized gives by its config.
+
         Raises ``ModelError`` for one that is not there, that kvtool would refuse to load, or of which an engine might load
         other files than are hashed.
         """
@@ -70,7 +72,8 @@ class EngineModel:
         model = Model(directory, name=name, device="cpu", dtype=dtype)
         _refuse_changing_rotations(model)
         _refuse_other_weights(model)
-        return cls(model, quantization)
+        is_saved_so = getattr(model.config, "quantization_config", None) is not None
+        return cls(model, None if is_saved_so else quantization)
 
     def with_adapter(self, directory: Path) -> EngineModel:
         """The model with the adapter of a request."""

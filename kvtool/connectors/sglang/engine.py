@@ -51,7 +51,12 @@ def engine(pages: Pages) -> Engine:
     refuse_unsuited(loaded)
     # With kv_cache_dtype "auto", the model computes in the dtype that it is cached in.
     dtype = str(pages.pool.dtype).removeprefix("torch.")
-    model = _model(loaded, dtype)
+    model = EngineModel.at(
+        loaded.model_path, dtype=dtype, revision=loaded.revision, quantization=loaded.quantization
+    )
+    # Now, while the files are those that SGLang loads.
+    model.take_fingerprint()
+    model.provide_embedding()
     return Engine(model, partial(page_hashes, page_size=pages.n_tokens), has_pairs(model, pages))
 
 
@@ -90,11 +95,3 @@ def has_pairs(model: EngineModel, pages: Pages) -> bool:
     if pages.is_latent and config.model_type not in _LATENT:
         raise MismatchError(name, f"has latent attention of another kind ({config.model_type})")
     return bool(getattr(config, "rope_interleave", True))
-
-
-def _model(loaded: Any, dtype: str) -> EngineModel:
-    model = EngineModel.at(loaded.model_path, dtype=dtype, revision=loaded.revision)
-    # A checkpoint that was saved quantized says so in its config, which has a digest.
-    is_saved_so = getattr(model.model.config, "quantization_config", None) is not None
-    quantization = None if is_saved_so else loaded.quantization
-    return EngineModel(model.model, quantization)

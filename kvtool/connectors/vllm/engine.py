@@ -27,12 +27,9 @@ def engine_model(config: Any) -> EngineModel:
         raise ModelError(
             model.model, "comes from ModelScope, where kvtool does not look", "name its directory"
         )
-    # A checkpoint that was saved quantized says so in its config, which has a digest.
-    is_saved_so = getattr(model.hf_config, "quantization_config", None) is not None
-    quantization = None if is_saved_so else model.quantization
     dtype = str(model.dtype).removeprefix("torch.")
     loaded = EngineModel.at(
-        model.model, dtype=dtype, revision=model.revision or "main", quantization=quantization
+        model.model, dtype=dtype, revision=model.revision or "main", quantization=model.quantization
     )
     if model.use_mla and not getattr(loaded.model.text_config, "rope_interleave", True):
         raise ModelError(

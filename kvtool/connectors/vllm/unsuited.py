@@ -31,9 +31,15 @@ def refuse_unsuited(config: Any) -> None:
         if (size := getattr(parallel, field, 1)) > 1:
             reason = "spreads the tokens of a block over several GPUs, which the connector cannot do yet"
             raise UsageError(f"{field} {size}", reason, "leave it at 1")
-    if config.speculative_config is not None and config.speculative_config.method not in _WITHOUT_CACHE:
+    if drafts_with_model(config):
         raise UsageError(
             f"speculative_config method {config.speculative_config.method!r}",
             "drafts with a model whose cache no store holds",
             f"take {' or '.join(_WITHOUT_CACHE)}",
         )
+
+
+def drafts_with_model(config: Any) -> bool:
+    """Whether tokens are guessed ahead by a model, which has a cache of its own."""
+    speculative = config.speculative_config
+    return speculative is not None and speculative.method not in _WITHOUT_CACHE

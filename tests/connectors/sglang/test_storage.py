@@ -18,6 +18,8 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_hash_str, get_storage_hash_str
 from sglang.srt.runtime_context import get_context
 
+from kvtool.codecs.klt import embeddings
+from kvtool.model import embedding
 from kvtool.store.local import LocalStore
 from tests.connectors.sglang.pools import chain, expected_rows, token_ids
 from tests.connectors.sglang.servers import PAGE, Served
@@ -254,3 +256,15 @@ def test_zeroed_keys_and_values_are_told_apart(serve: Serve) -> None:
     n_pages = served.fetch(ids)[1]
     rows = torch.zeros_like(expected_rows(served.store, name_of(served.store)))
     assert not torch.equal(served.rows(n_pages), flat_pages(rows, "layer_first", n_pages))
+
+
+def test_klt_is_decoded_where_kvtool_never_ran_the_model(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVTOOL_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(embedding, "_known", {})
+    monkeypatch.setattr(embeddings, "_finders", [embedding.find])
+    served = serve(variant="klt")
+    ids = token_ids(served.store, name_of(served.store))
+    n_pages = len(ids) // PAGE
+    assert served.fetch(ids) == (n_pages, n_pages)

@@ -25,6 +25,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode, MLAAttent
 from kvtool.connectors.reading import LayerSpan
 from kvtool.connectors.vllm.layers import rank_heads
 from kvtool.connectors.vllm.tier.engine import Engine
+from kvtool.connectors.vllm.unsuited import drafts_with_model
 from kvtool.errors import MismatchError, UsageError
 
 LAYOUT = "LBNHC"
@@ -191,8 +192,7 @@ def _settings(engine: Engine) -> Iterator[tuple[str, object, object]]:
         # The workers then refuse to start with a layer whose pages they cannot merge.
         yield "canonical_layout: is_parallelism_agnostic", parallel.is_parallelism_agnostic, True
         yield "canonical_layout: groups of layers", len(groups), 1
-    speculative = engine.config.speculative_config
-    yield "draft model:", getattr(speculative, "draft_model_config", None) is not None, False
+    yield "draft model:", drafts_with_model(engine.config), False
     yield "offloaded groups", [group.group_id for group in offloading.groups], list(range(len(groups)))
     page = groups[0].kv_cache_spec.page_size_bytes
     for index, group in enumerate(groups):

@@ -89,6 +89,8 @@ class Reader:
         layers: Mapping[int, Any] = layers_of(engine, self.memory)
         sizes = {layer.group: layer.chunk_tokens for layer in layers.values()}
         model = engine_model(engine.config)
+        # Now, while the files are those that the engine loads.
+        model.take_fingerprint()
         model.provide_embedding()
         function = get_hash_fn_by_name(engine.config.cache_config.prefix_caching_hash_algo)
         hashing = Hashing(function, engine.spec.config.cache.tokens_per_hash)
